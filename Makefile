@@ -1,0 +1,71 @@
+# Debian builds Boost.Python, which Caffe needs, for its own interpreter only: .venv is made with that one. For another
+# that has a libboost_pythonXY, say PYTHON=/path/to/python3 with every make command.
+PYTHON = /usr/bin/python3
+RUNS ?= 3
+
+SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-python-dev libboost-thread-dev \
+  libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev ninja-build protobuf-compiler \
+  python3-dev python3-venv
+
+# .venv is complete when it holds the stamp of what it is made from. It has absolute paths in it, so where it lies counts.
+RECIPE := $(addprefix caffe-build/,CMakeLists.txt build_wheel.py pyproject.toml sdist.txt)
+STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /etc/os-release; } | sha256sum | cut -c 1-16)
+
+# A caffe of the user's own must not come before ours.
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help setup system-packages models test lint reproduce figures bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with ionn and Caffe in it (Caffe is compiled once per user)
+
+# Runs every time: dpkg-query takes milliseconds, and apt-get is called only for what is missing.
+system-packages:
+	@installed=$$(dpkg-query --show --showformat '$${db:Status-Status}:$${Package} ' $(SYSTEM_PACKAGES) 2>/dev/null); \
+	missing=; \
+	for package in $(SYSTEM_PACKAGES); do \
+	  case " $$installed" in *" installed:$$package "*) ;; *) missing="$$missing $$package" ;; esac; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	install="apt-get update && apt-get install --yes --no-install-recommends$$missing"; \
+	if [ "$$(id -u)" = 0 ]; then as_root=; \
+	elif sudo -n true 2>/dev/null; then as_root='sudo -n'; \
+	else printf 'Debian packages are missing. Run this line as root, then make again:\n%s\n' "$$install" >&2; exit 1; fi; \
+	echo "Installing Debian packages:$$missing"; \
+	$$as_root env DEBIAN_FRONTEND=noninteractive sh -c "$$install" </dev/null
+
+$(STAMP): | system-packages
+	@echo "Making .venv with $(PYTHON)"
+	@$(PYTHON) -m venv --clear .venv
+	@wheel=$$(.venv/bin/python caffe-build/build_wheel.py) && \
+	  echo "Installing ionn and what it needs into .venv" && \
+	  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$$wheel" --editable '.[test]'
+	@.venv/bin/python -c 'import caffe'
+	@touch $@
+
+models: setup ## build the weights in models/ (seeded, always the same)
+	@.venv/bin/python models/build_models.py
+
+test: models ## run the tests
+	.venv/bin/python -m pytest
+
+lint: setup ## ruff, and mypy on the package
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy
+
+reproduce: models ## run the paper's experiment into results/; RUNS=10 for as many runs as the paper
+	.venv/bin/python bench/reproduce.py --runs $(RUNS)
+
+figures: setup ## draw the figures again from the traces in results/
+	.venv/bin/ionn figures
+
+bench: models ## run the benchmarks of this project's own claims
+	.venv/bin/python bench/run_all.py
+
+clean: ## remove what make built here; results/ and the wheel in the user's cache stay
+	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	for record in models/*.json; do rm -f "$${record%.json}.caffemodel" "$$record"; done
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""python bench/alexnet.py --runs 3"""
+
+from per_model import main
+
+main("alexnet")

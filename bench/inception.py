@@ -1,0 +1,5 @@
+"""python bench/inception.py --runs 3"""
+
+from per_model import main
+
+main("inception")

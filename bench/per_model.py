@@ -1,0 +1,36 @@
+"""The live experiment on one model, all three algorithms: what bench/alexnet.py and its siblings run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ionn import harness
+from ionn.errors import IonnError
+from ionn.figures import draw_figures
+from ionn.report import terminal_summary
+from ionn.trace import Trace
+
+
+def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
+    """`runs` live runs of each of the paper's algorithms; finished ones in `results` are kept."""
+    subject = harness.prepare_live(model, dilation=dilation, results=results)
+    return harness.run_live_all(subject, harness.ALGORITHMS, runs, dilation=dilation, results=results)
+
+
+def main(model: str) -> None:
+    parser = argparse.ArgumentParser(description=f"The paper's experiment on {model}: three algorithms, live.")
+    parser.add_argument("--runs", type=int, default=1, help="runs of each algorithm (default: %(default)s)")
+    parser.add_argument("--dilation", type=float, default=1.0, help="slow link and client down by this factor")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of traces (default: %(default)s)")
+    arguments = parser.parse_args()
+    try:
+        traces = live(model, arguments.runs, arguments.dilation, arguments.results)
+        print(terminal_summary(traces))
+        for path in draw_figures(arguments.results, arguments.results / "figures"):
+            print(path)
+    except IonnError as error:
+        sys.exit(f"bench/{model}.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; finished runs are kept, run again to continue")

@@ -1,0 +1,74 @@
+"""The paper's section 4, whole: the virtual set, live runs of every model, Figures 5-7 and the report.
+
+Finished live runs in the results folder are kept: interrupt it and run it again, it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from per_model import live
+
+from ionn import harness
+from ionn.costs import load_costs
+from ionn.errors import IonnError
+from ionn.figures import draw_figures
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.plan import make_plan
+from ionn.report import terminal_summary, write_report
+from ionn.summary import load_results
+
+MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
+# Section 4.4 compares these; a plan is timed over as many repetitions, and the fastest counts.
+PLANNERS = (*harness.ALGORITHMS, "original-0.0001")
+REPETITIONS = 5
+
+
+def write_plans(results: Path) -> None:
+    """results/plans.json: the plan of every model and algorithm for the paper's testbed, with its planning time."""
+    client, server = load_costs(harness.CLIENT), load_costs(harness.SERVER)
+    plans = []
+    for model in MODELS:
+        network = Network.load(model)
+        graph = ExecutionGraph.from_network(network, client, server, harness.MBPS)
+        for algorithm in PLANNERS:
+            made = [make_plan(network, graph, algorithm, harness.MBPS) for _ in range(REPETITIONS)]
+            plans.append(min(made, key=lambda plan: plan.planning_ms).to_json())
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "plans.json").write_text(json.dumps({"plans": plans}))
+
+
+def reproduce(runs: int, results: Path) -> None:
+    started = time.monotonic()
+    write_plans(results)
+    for model in MODELS:
+        harness.run_virtual_all(model, harness.ALGORITHMS, results=results)
+    for model in MODELS:
+        live(model, runs, 1.0, results)
+    figures = draw_figures(results, results / "figures")
+    report = write_report(results, figures)
+    print(terminal_summary(load_results(results)))
+    print(f"{len(figures)} figure files in {results / 'figures'}, report in {report}")
+    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1, help="live runs of each model and algorithm (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    arguments = parser.parse_args()
+    try:
+        reproduce(arguments.runs, arguments.results)
+    except IonnError as error:
+        sys.exit(f"reproduce: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; finished runs are kept, run again to continue")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""python bench/resnet.py --runs 3"""
+
+from per_model import main
+
+main("resnet")

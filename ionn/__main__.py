@@ -1,0 +1,3 @@
+from ionn.cli import main
+
+main()

@@ -1,0 +1,262 @@
+"""Weights in Caffe's own file format: read without copying, write in pieces.
+
+A caffemodel is a serialised `NetParameter`: per layer its name and its blobs, each blob a shape and its floats in one
+packed run. So a file can be indexed by walking the few bytes between the floats, and a file can be written as small
+headers with the floats of existing arrays in between. Field numbers: message `NetParameter` and below in caffe.proto.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from ionn.errors import InputError
+from ionn.network import Layer, Network
+from ionn.proto import caffe_pb2
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
+
+# (layer field, its name field, its blobs field): today's layers, and those of files before 2014 ("V1").
+_LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
+
+
+class _NotIndexable(Exception):
+    """Valid protobuf, perhaps, but its floats are not in one packed run."""
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+    """The fields of a message: number, wire type, and the value of a varint or the bytes of anything else."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == _VARINT:
+            value, at = _varint(data, at)
+            yield number, wire_type, value
+            continue
+        if wire_type == _BYTES:
+            size, at = _varint(data, at)
+        elif wire_type in (_FIXED32, _FIXED64):
+            size = 4 if wire_type == _FIXED32 else 8
+        else:
+            raise IndexError(f"wire type {wire_type}")
+        if at + size > len(data):
+            raise IndexError("truncated")
+        yield number, wire_type, data[at : at + size]
+        at += size
+
+
+def _blob(data: memoryview) -> Floats:
+    legacy = [1, 1, 1, 1]
+    is_legacy = False
+    shape: list[int] = []
+    floats = np.zeros(0, np.float32)
+    for number, wire_type, value in _fields(data):
+        if number == 7 and isinstance(value, memoryview):
+            for _, dim_type, dims in _fields(value):
+                if isinstance(dims, memoryview) and dim_type == _BYTES:
+                    at = 0
+                    while at < len(dims):
+                        dim, at = _varint(dims, at)
+                        shape.append(dim)
+                elif isinstance(dims, int):
+                    shape.append(dims)
+        elif number == 5 and wire_type == _BYTES and isinstance(value, memoryview):
+            if floats.size:
+                raise _NotIndexable
+            floats = np.frombuffer(value, np.dtype("<f4"))
+        elif number in (5, 8):
+            raise _NotIndexable
+        elif 1 <= number <= 4 and isinstance(value, int):
+            legacy[number - 1] = value
+            is_legacy = True
+    dims = tuple(legacy) if is_legacy and not shape else tuple(shape)
+    if math.prod(dims) != floats.size:
+        raise IndexError("a blob's floats do not fill its shape")
+    return floats.reshape(dims)
+
+
+def _index(data: memoryview) -> dict[str, tuple[Floats, ...]]:
+    layers: dict[str, tuple[Floats, ...]] = {}
+    for number, _, layer in _fields(data):
+        if number not in _LAYER_FIELDS or not isinstance(layer, memoryview):
+            continue
+        name_field, blobs_field = _LAYER_FIELDS[number]
+        name, blobs = "", []
+        for field, _, value in _fields(layer):
+            if field == name_field and isinstance(value, memoryview):
+                name = bytes(value).decode()
+            elif field == blobs_field and isinstance(value, memoryview):
+                blobs.append(_blob(value))
+        layers[name] = tuple(blobs)
+    return layers
+
+
+def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
+    """The slow way, for files whose floats are doubles or not packed."""
+    net = caffe_pb2.NetParameter.FromString(data)
+    layers = {}
+    for layer in [*net.layers, *net.layer]:
+        blobs = []
+        for blob in layer.blobs:
+            values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
+            shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+            blobs.append(values.reshape(shape))
+        layers[layer.name] = tuple(blobs)
+    return layers
+
+
+def read(path: Path) -> dict[str, tuple[Floats, ...]]:
+    """The blobs of every layer in a caffemodel, as float32 arrays that are views of the mapped file.
+
+    Raises InputError if the file cannot be read or is not a caffemodel.
+    """
+    try:
+        with path.open("rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such caffemodel; 'make models' builds those of the five models") from None
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise InputError(f"{path}: cannot read the caffemodel: {error}") from error
+    try:
+        try:
+            layers = _index(data)
+        except _NotIndexable:
+            layers = _decode(bytes(data))
+    except (IndexError, ValueError, DecodeError) as error:
+        raise InputError(f"{path}: not a caffemodel, or damaged ({error})") from error
+    if not layers:
+        raise InputError(f"{path}: not a caffemodel, it holds no layers")
+    return layers
+
+
+def _same_shape(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    # Files before 2014 store every blob with four dimensions; Caffe accepts them padded with ones in front.
+    return stored == wanted or (len(stored) == 4 and (1,) * (4 - len(wanted)) + wanted == stored)
+
+
+def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:
+    """The weights of `network` from a caffemodel: layer name -> blobs in the shapes that Caffe wants.
+
+    Raises InputError where the file does not fit: Caffe itself would leave a missing layer at zero and say nothing.
+    """
+    stored = read(path)
+    weights = {}
+    for layer in network.layers:
+        if not layer.weight_shapes:
+            continue
+        blobs = stored.get(layer.name)
+        if blobs is None:
+            raise InputError(f"{path}: no weights for layer '{layer.name}' of {network.name}; give its own caffemodel")
+        shapes = tuple(blob.shape for blob in blobs)
+        if len(shapes) != len(layer.weight_shapes) or not all(map(_same_shape, shapes, layer.weight_shapes)):
+            raise InputError(
+                f"{path}: weights of layer '{layer.name}' have shapes {list(shapes)}, "
+                f"{network.name} wants {list(layer.weight_shapes)}; give its own caffemodel"
+            )
+        weights[layer.name] = tuple(
+            blob.reshape(shape) for blob, shape in zip(blobs, layer.weight_shapes, strict=True)
+        )
+    return weights
+
+
+@dataclass(frozen=True)
+class BlobSpan:
+    """Where the floats of a layer's blob lie in a serialised caffemodel, in bytes."""
+
+    layer: str
+    blob: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Serialised:
+    """A caffemodel as pieces that follow one another: headers, and the floats of the arrays it was made from."""
+
+    pieces: tuple[memoryview, ...]
+    blobs: tuple[BlobSpan, ...]
+    size: int
+
+    def chunks(self, chunk_bytes: int, start: int = 0) -> Iterator[tuple[int, list[memoryview]]]:
+        """Consecutive (offset, parts) of at most `chunk_bytes` bytes, from byte `start` on."""
+        parts: list[memoryview] = []
+        offset, filled, skip = start, 0, start
+        for whole in self.pieces:
+            piece = whole[skip:]
+            skip = max(0, skip - len(whole))
+            while len(piece):
+                part = piece[: chunk_bytes - filled]
+                parts.append(part)
+                filled += len(part)
+                piece = piece[len(part) :]
+                if filled == chunk_bytes:
+                    yield offset, parts
+                    offset, parts, filled = offset + filled, [], 0
+        if parts:
+            yield offset, parts
+
+    def tobytes(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _prefix(number: int, size: int) -> bytes:
+    return _encode_varint(number << 3 | _BYTES) + _encode_varint(size)
+
+
+def serialise(name: str, layers: Iterable[Layer], weights: dict[str, Sequence[Floats]]) -> Serialised:
+    """A caffemodel of the given layers that have weights. The floats are not copied."""
+    pieces: list[memoryview] = []
+    blobs: list[BlobSpan] = []
+    size = 0
+
+    def put(data: bytes | memoryview) -> None:
+        nonlocal size
+        pieces.append(memoryview(data))
+        size += len(data)
+
+    put(caffe_pb2.NetParameter(name=name).SerializeToString())
+    for layer in layers:
+        if not layer.weight_shapes:
+            continue
+        heads, arrays = [], []
+        for array in weights[layer.name]:
+            shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=array.shape)).SerializeToString()
+            head = shape + _prefix(5, array.nbytes)
+            heads.append(_prefix(7, len(head) + array.nbytes) + head)
+            arrays.append(array)
+        label = caffe_pb2.LayerParameter(name=layer.name, type=layer.type).SerializeToString()
+        put(_prefix(100, len(label) + sum(len(h) + a.nbytes for h, a in zip(heads, arrays, strict=True))) + label)
+        for index, (head, array) in enumerate(zip(heads, arrays, strict=True)):
+            put(head)
+            blobs.append(BlobSpan(layer.name, index, size, array.nbytes))
+            put(memoryview(array.reshape(-1)).cast("B"))
+    return Serialised(tuple(pieces), tuple(blobs), size)

@@ -1,0 +1,321 @@
+"""The command line. Results go to standard output, progress and logs to standard error.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input (one line says what and what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ionn.errors import InputError, IonnError, ServerUnreachableError
+
+if TYPE_CHECKING:
+    from ionn.plan import Plan
+    from ionn.trace import Trace
+
+SERVE_AT = "tcp://127.0.0.1:7675"
+LINK_AT = "tcp://127.0.0.1:7676"
+COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
+
+
+def main() -> None:
+    """The entry point: turns our errors into one line and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.Abort:  # Ctrl-C
+        sys.stderr.write("ionn: interrupted\n")
+        sys.exit(130)
+    except click.ClickException as error:
+        sys.stderr.write(f"ionn: {error.format_message()}\n")
+        sys.exit(2)
+    except (InputError, ServerUnreachableError) as error:
+        sys.stderr.write(f"ionn: {error}\n")
+        sys.exit(2)
+    except IonnError as error:
+        sys.stderr.write(f"ionn: {error}\n")
+        sys.exit(1)
+    except BrokenPipeError:  # whoever read our output has enough
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click decorators as one, so that commands share theirs."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+model_argument = options(click.argument("model"))
+weights_argument = click.argument("weights", required=False)
+mbps_option = click.option("--mbps", default=80.0, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way.")
+algorithm_option = click.option("--algorithm", default="recursive-efficiency", show_default=True, help="The planner.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+client_option = click.option(
+    "--client", default="odroid-xu4", show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."
+)
+results_option = click.option(
+    "--results", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of traces and figures."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ionn")
+def cli() -> None:
+    """Incremental offloading of neural networks: plan which layers of a Caffe model to upload to an edge server first,
+    upload them while queries run, and measure what that is worth.
+
+    MODEL is alexnet, inception, resnet, googlenet, mobilenet, or the path of a .prototxt.
+    """
+
+
+@cli.command()
+@model_argument
+@weights_argument
+@options(algorithm_option, mbps_option, client_option)
+@click.option("--server", default="gtx1080ti", show_default=True, metavar="COSTS", help=f"The server: {COSTS_HELP}.")
+@json_option
+def plan(
+    model: str, weights: str | None, algorithm: str, mbps: float, client: str, server: str, as_json: bool
+) -> None:
+    """Print the partitions of MODEL in upload order, with the latency expected after each.
+
+    Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
+    """
+    from ionn.costs import load_costs
+    from ionn.graph import ExecutionGraph, checked_mbps
+    from ionn.network import Network
+    from ionn.plan import make_plan
+    from ionn.planners import get_planner
+
+    checked_mbps(mbps)
+    get_planner(algorithm)
+    network = Network.load(model)
+    if weights is not None:
+        from ionn.caffemodel import read_weights
+
+        read_weights(Path(weights), network)
+    graph = ExecutionGraph.from_network(network, load_costs(client), load_costs(server), mbps)
+    made = make_plan(network, graph, algorithm, mbps)
+    click.echo(json.dumps(made.to_json()) if as_json else _plan_text(made))
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = [
+        f"{plan.model}, {plan.algorithm}, {plan.mbps:g} Mbps: {len(plan.partitions)} partitions, "
+        f"latency {plan.local_ms:.1f} ms at the client alone, {plan.best_ms:.1f} ms at best",
+        f"{'':>3} {'MB':>8} {'upload s':>9} {'since start s':>14} {'latency ms':>11}  stages",
+    ]
+    elapsed_ms = 0.0
+    for partition in plan.partitions:
+        elapsed_ms += partition.upload_ms
+        lines.append(
+            f"{partition.index + 1:>3} {partition.bytes / 1e6:>8.2f} {partition.upload_ms / 1e3:>9.2f} "
+            f"{elapsed_ms / 1e3:>14.2f} {partition.latency_ms:>11.1f}  {' '.join(partition.stage_names)}"
+        )
+    if not plan.partitions:
+        lines.append("nothing is worth offloading")
+    return "\n".join(lines)
+
+
+@cli.command()
+@model_argument
+@weights_argument
+@options(algorithm_option, mbps_option, client_option)
+@click.option("--server", metavar="COSTS", help=f"The server, by default this machine (live) or gtx1080ti: {COSTS_HELP}.")
+@click.option("--testbed", type=click.Choice(["live", "virtual"]), default="live", show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
+@click.option("--connect", metavar="ADDRESS", help="Live: use the server at tcp://HOST:PORT; start none, and no link.")
+@click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
+@click.option("--results", type=click.Path(path_type=Path), help="Keep traces in this folder; finished runs are not run again.")
+@json_option
+def run(
+    model: str,
+    weights: str | None,
+    algorithm: str,
+    mbps: float,
+    client: str,
+    server: str | None,
+    testbed: str,
+    runs: int,
+    seed: int,
+    dilation: float,
+    connect: str | None,
+    noise: float,
+    results: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the experiment: upload MODEL while queries run one after another.
+
+    The live testbed starts a server and a link on this machine, or uses the server given by --connect; the virtual one
+    computes the run.
+
+    Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
+    """
+    from ionn import harness
+
+    harness.check_algorithm(algorithm)
+    if testbed == "live":
+        subject = harness.prepare_live(model, weights, client, server, mbps, dilation, results)
+        traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, seed)
+    else:
+        traces = harness.run_virtual_all(
+            model, [algorithm], runs, client, server or harness.SERVER, mbps, noise, seed, results
+        )
+    click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
+    faults = [trace.info.environment["fault"] for trace in traces if "fault" in trace.info.environment]
+    if faults:
+        raise ServerUnreachableError(f"{faults[0]}; the queries ran at the client")
+
+
+def _runs_json(traces: list[Trace]) -> dict[str, Any]:
+    info = traces[0].info
+    return {
+        "model": info.model,
+        "algorithm": info.algorithm,
+        "testbed": info.testbed,
+        "mbps": info.mbps,
+        "dilation": info.dilation,
+        "client": info.client,
+        "server": info.server,
+        "runs": [_run_json(trace) for trace in traces],
+    }
+
+
+def _run_json(trace: Trace) -> dict[str, Any]:
+    equal = [query.bit_equal for query in trace.queries if query.bit_equal is not None]
+    return {
+        "run": trace.info.run,
+        "connected": "fault" not in trace.info.environment,
+        "partitions": len(trace.partitions),
+        "queries": len(trace.queries),
+        "queries_before_upload": trace.queries_before_upload,
+        "upload_s": trace.upload_s,
+        "first_ms": trace.queries[0].latency_ms,
+        "last_ms": trace.queries[-1].latency_ms,
+        "mean_ms": sum(query.latency_ms for query in trace.queries) / len(trace.queries),
+        "bit_equal": all(equal) if equal else None,
+        "overruns": sum(query.overruns for query in trace.queries),
+        "overrun_ms": sum(query.overrun_ms for query in trace.queries),
+    }
+
+
+def _runs_text(traces: list[Trace]) -> str:
+    info = traces[0].info
+    lines = [
+        f"{info.model}, {info.algorithm}, {info.testbed} testbed, {info.mbps:g} Mbps, client {info.client}, "
+        f"server {info.server}",
+        f"{'run':>3} {'partitions':>10} {'queries before':>14} {'upload s':>8} {'first ms':>8} {'last ms':>8} "
+        f"{'overruns':>8}  outputs",
+    ]
+    for trace in traces:
+        row = _run_json(trace)
+        outputs = {True: "bit-equal", False: "DIFFER", None: "not computed"}[row["bit_equal"]]
+        lines.append(
+            f"{row['run']:>3} {row['partitions']:>10} {row['queries_before_upload']:>14} {row['upload_s']:>8.2f} "
+            f"{row['first_ms']:>8.1f} {row['last_ms']:>8.1f} {row['overruns']:>8}  {outputs}"
+        )
+    return "\n".join(lines)
+
+
+@cli.command()
+@click.option("--bind", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="tcp://HOST:PORT; port 0: any.")
+@click.option("--sessions", type=click.IntRange(1), default=16, show_default=True, help="Clients at once.")
+@click.option("--idle-s", default=60.0, show_default=True, help="A session that is silent this long ends.")
+@click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
+def serve(bind: str, sessions: int, idle_s: float, verbose: bool) -> None:
+    """Be the edge server. Prints its address when clients may connect; runs until SIGTERM or Ctrl-C.
+
+    Example: ionn serve --bind tcp://127.0.0.1:7675
+    """
+    from ionn.link import parse_address
+    from ionn.server import Server
+
+    _log(verbose)
+    parse_address(bind, listen=True)
+    Server(bind, sessions_max=sessions, idle_s=idle_s).serve(click.echo)
+
+
+@cli.command()
+@click.option("--listen", default=LINK_AT, show_default=True, metavar="ADDRESS", help="Where clients connect; port 0: any.")
+@click.option("--to", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="Where the server is.")
+@mbps_option
+@click.option("--verbose", "-v", is_flag=True, help="Log connections.")
+def link(listen: str, to: str, mbps: float, verbose: bool) -> None:
+    """Be the network: forward TCP between any two ends at a capped rate, each direction for itself.
+
+    80 Mbps are 80,000,000 bits of payload per second. Connections share it equally. Prints its address when ready.
+
+    Example: ionn link --listen tcp://127.0.0.1:7676 --to tcp://127.0.0.1:7675 --mbps 80
+    """
+    from ionn.link import format_address, parse_address, serve_link
+
+    _log(verbose)
+    serve_link(
+        parse_address(listen, listen=True),
+        parse_address(to),
+        mbps,
+        lambda address: click.echo(f"tcp://{format_address(address)}"),
+    )
+
+
+def _log(verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(name)s %(message)s")
+
+
+@cli.command()
+@model_argument
+@weights_argument
+@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Forward passes to average.")
+@click.option("--save", type=click.Path(path_type=Path), help="Save the profile; use it as --client or --server COSTS.")
+@json_option
+def profile(model: str, weights: str | None, runs: int, save: Path | None, as_json: bool) -> None:
+    """Measure the latency of every layer of MODEL on this machine.
+
+    Example: ionn profile alexnet --save alexnet-here.json
+    """
+    from ionn import engine, harness, live
+    from ionn.caffemodel import read_weights
+    from ionn.network import Network
+
+    network = Network.load(model)
+    blobs = read_weights(harness.weights_path(model, weights), network)
+    measured = live.profile_network(network, engine.load_network(network, blobs), runs)
+    if save is not None:
+        measured.save(save)
+    layer_ms = measured.layer_ms(network)
+    if as_json:
+        click.echo(json.dumps({"model": network.name, "layers": {la.name: ms for la, ms in zip(network.layers, layer_ms, strict=True)}}))
+        return
+    for layer, ms in zip(network.layers, layer_ms, strict=True):
+        click.echo(f"{layer.index:>4} {layer.name} {ms:.4f}")
+
+
+@cli.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures; by default RESULTS/figures.")
+def figures(results: Path, out: Path | None) -> None:
+    """Draw Figures 5-7 and write the report, from the traces in RESULTS alone.
+
+    Example: ionn figures --results results
+    """
+    from ionn.figures import draw_figures
+    from ionn.report import write_report
+
+    for path in draw_figures(results, out or results / "figures"):
+        click.echo(path)
+    click.echo(write_report(results))

@@ -1,0 +1,152 @@
+"""Caffe. The only module that touches pycaffe: nets that run stage by stage, and the time that layers take."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+
+from ionn.caffemodel import Floats
+from ionn.network import Network
+from ionn.partition import PartialNet, extract_net
+
+# One thread at both ends: with more, OpenBLAS may split a product differently from call to call, and the two ends would
+# compete for cores whenever both compute.
+BLAS_THREADS = 1
+
+
+def load_caffe() -> Any:
+    """Caffe, configured for this process. The first call loads it, 0.5 s."""
+    # Both are read when the libraries load, so they must be set before.
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(BLAS_THREADS))
+    import caffe
+
+    caffe.set_mode_cpu()
+    return caffe
+
+
+class StageNet:
+    """A `caffe.Net` of a run of stages that can execute any part of that run.
+
+    Attributes: `first`, `last`, the stages it holds, both included.
+    """
+
+    def __init__(self, partial: PartialNet) -> None:
+        """Build the net, its weights all zero. A net that Caffe rejects ends the process: check it before."""
+        caffe = load_caffe()
+        with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:
+            file.write(partial.prototxt)
+            file.flush()
+            self._net = caffe.Net(file.name, caffe.TEST)
+        position = {name: index for index, name in enumerate(self._net._layer_names)}
+        ends = [position[stage.last_layer] for stage in partial.stages]
+        begins = [0, *(end + 1 for end in ends[:-1])]
+        self.first, self.last = partial.stages[0].index, partial.stages[-1].index
+        self._layers = {
+            stage.index: range(begin, end + 1)
+            for stage, begin, end in zip(partial.stages, begins, ends, strict=True)
+        }
+        self._outputs = {stage.index: stage.outputs for stage in partial.stages}
+        self._input = partial.input
+
+    def blob_bytes(self) -> dict[tuple[str, int], memoryview]:
+        """The writable bytes of every weight blob, by layer name and the blob's number in that layer."""
+        return {
+            (name, index): memoryview(blob.data.reshape(-1)).cast("B")
+            for name, blobs in self._net.params.items()
+            for index, blob in enumerate(blobs)
+        }
+
+    def load(self, weights: Mapping[str, Sequence[Floats]]) -> None:
+        """Copy the weights of every layer that has some."""
+        for name, blobs in self._net.params.items():
+            for blob, values in zip(blobs, weights[name], strict=True):
+                blob.data[...] = values
+
+    def input_shape(self, stage: int) -> tuple[int, ...]:
+        """The shape of the blob before a stage."""
+        return tuple(self._net.blobs[self._input_of(stage)].data.shape)
+
+    def _input_of(self, stage: int) -> str:
+        return self._input if stage == self.first else self._outputs[stage - 1][0]
+
+    def put(self, stage: int, data: Floats) -> None:
+        """Set the blob before a stage."""
+        self._net.blobs[self._input_of(stage)].data[...] = data
+
+    def layers(self, first: int, last: int) -> range:
+        """The indices of the layers of stages `first`..`last` in this net."""
+        return range(self._layers[first].start, self._layers[last].stop)
+
+    def run_layer(self, layer: int) -> None:
+        self._net._forward(layer, layer)
+
+    def run(self, first: int, last: int) -> tuple[float, ...]:
+        """Run stages `first`..`last` on what `put` left before `first`; the time each took in ms."""
+        stage_ms = []
+        for stage in range(first, last + 1):
+            layers = self._layers[stage]
+            start = time.perf_counter()
+            self._net._forward(layers.start, layers.stop - 1)
+            stage_ms.append((time.perf_counter() - start) * 1e3)
+        return tuple(stage_ms)
+
+    def outputs(self, stage: int) -> list[Floats]:
+        """The blobs that a stage hands on. They are views: the next run overwrites them."""
+        return [self._net.blobs[name].data for name in self._outputs[stage]]
+
+
+def load_network(network: Network, weights: Mapping[str, Sequence[Floats]]) -> StageNet:
+    """The whole network with its weights."""
+    net = StageNet(extract_net(network, 0, len(network.stages) - 1))
+    net.load(weights)
+    return net
+
+
+def forward(net: StageNet, data: Floats) -> list[Floats]:
+    """The outputs of the whole net for one input, as copies."""
+    net.put(net.first, data)
+    net.run(net.first, net.last)
+    return [output.copy() for output in net.outputs(net.last)]
+
+
+def time_layers(
+    net: StageNet, runs: int, data: Floats | None = None, progress: Callable[[], None] = lambda: None
+) -> Floats:
+    """The mean time of every layer over `runs` forward passes (after one more to warm up), in ms, shape (layers,)."""
+    layers = net.layers(net.first, net.last)
+    if data is not None:
+        net.put(net.first, data)
+    elapsed = np.zeros((runs + 1, len(layers)))
+    for run in range(runs + 1):
+        for layer in layers:
+            start = time.perf_counter()
+            net.run_layer(layer)
+            elapsed[run, layer] = (time.perf_counter() - start) * 1e3
+        progress()
+    return elapsed[1:].mean(axis=0)
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers depend on."""
+    import google.protobuf
+    import zmq
+
+    caffe = load_caffe()
+    return {
+        "caffe": caffe.__version__,
+        "numpy": np.__version__,
+        "protobuf": google.protobuf.__version__,
+        "pyzmq": zmq.__version__,
+    }
+
+
+def prototxt_of(network: Network) -> str:
+    """The network as text, as Caffe would be given it."""
+    return str(text_format.MessageToString(network.param))

@@ -1,0 +1,25 @@
+"""The exceptions of ionn, by whose fault it was. Each message is one line that names the culprit and what to do."""
+
+
+class IonnError(Exception):
+    """Base of all errors that ionn raises on purpose."""
+
+
+class InputError(IonnError):
+    """What the user gave (a file, a name, a number) cannot be used. The command line ends with exit code 2."""
+
+
+class ServerError(IonnError):
+    """The server refused or failed a request; `code` is the short machine-readable reason of the wire protocol."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ServerUnreachableError(IonnError):
+    """No server answered at the address, or it stopped answering."""
+
+
+class ProtocolError(IonnError):
+    """The peer sent bytes that the protocol does not allow."""

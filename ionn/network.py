@@ -1,0 +1,333 @@
+"""A Caffe model's structure: its layers exactly as `caffe.Net` lists them, and its chain of stages.
+
+Reading a prototxt follows Caffe: legacy input fields become an Input layer, layers are filtered for phase TEST, and a
+Split layer follows every top that several layers consume. `Network.layers` then equals what `caffe.Net` lists: names,
+types, bottoms, tops and shapes.
+
+A stage is what a plan moves: the layers between two cut points. A layer is a cut point if every path from the input to
+an output, or to a dead end such as Silence, passes it, if it has one top, and if no later layer overwrites that top in
+place. Hence conv + in-place ReLU are one stage, and an inception module or a residual block is one stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from ionn.errors import InputError
+from ionn.layers import Shape, essential, infer, label
+from ionn.proto import caffe_pb2
+
+_PROTOTXT = Path(__file__).resolve().parent.parent / "prototxt"
+_FLOAT_BYTES = 4
+
+
+def _bytes(shapes: Iterable[Shape]) -> int:
+    return sum(map(math.prod, shapes)) * _FLOAT_BYTES
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as `caffe.Net` lists it. `operations` are defined in `ionn.layers`; shapes include the batch.
+
+    `param` is the LayerParameter that Caffe gets, without what does not compute (see `ionn.layers.essential`).
+    """
+
+    index: int
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    bottom_shapes: tuple[Shape, ...]
+    top_shapes: tuple[Shape, ...]
+    weight_shapes: tuple[Shape, ...]
+    operations: int
+    param: Any = field(repr=False, compare=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        return _bytes(self.weight_shapes)
+
+    @property
+    def input_bytes(self) -> int:
+        return _bytes(self.bottom_shapes)
+
+    @property
+    def output_bytes(self) -> int:
+        return _bytes(self.top_shapes)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers `first_layer`..`last_layer` (indices into `Network.layers`, both included), moved as one.
+
+    `name` is its output blob (of the last stage: its first output), `inputs` its input blob; the first stage's is the
+    network's input. A `pinned` stage stays at the client: the input stage, and a last stage without weights.
+    """
+
+    index: int
+    name: str
+    first_layer: int
+    last_layer: int
+    layers: tuple[str, ...]
+    inputs: str
+    input_shape: Shape
+    outputs: tuple[str, ...]
+    output_shapes: tuple[Shape, ...]
+    weight_bytes: int
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model's layers and stages. `outputs` are the tops that no layer consumes, in Caffe's order (by name).
+
+    `param` is the NetParameter without Split layers (Caffe inserts them again) and without what does not compute. Give
+    this to Caffe, never the text it was read from: only what is in it has been checked.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    stages: tuple[Stage, ...]
+    input: str
+    input_shape: Shape
+    outputs: tuple[str, ...]
+    param: Any = field(repr=False, compare=False)
+
+    @classmethod
+    def load(cls, model: str) -> Network:
+        """Read a model by name (prototxt/NAME.prototxt of the checkout) or from a path that ends in .prototxt.
+
+        Raises InputError if there is no such model or file, or if it is not a network that ionn can run.
+        """
+        if model.endswith(".prototxt"):
+            path = Path(model)
+        else:
+            known = {path.stem: path for path in sorted(_PROTOTXT.glob("*.prototxt"))}
+            if model not in known:
+                names = ", ".join(known) or "none"
+                raise InputError(f"unknown model {model!r}; use one of {names}, or a path that ends in .prototxt")
+            path = known[model]
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the model: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not a prototxt: it is not UTF-8 text") from error
+        return _build(text, path.stem, str(path))
+
+    @classmethod
+    def from_text(cls, text: str, name: str) -> Network:
+        """Read a model from the text of a prototxt. Raises InputError, naming `name`, if ionn cannot run it."""
+        return _build(text, name, name)
+
+
+def _build(text: str, name: str, source: str) -> Network:
+    net = _parse(text, source)
+    try:
+        params = _test_phase(net)
+        layers = _infer_layers(_insert_splits(params))
+        stages = _stages(layers)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    param = caffe_pb2.NetParameter(name=net.name or name, layer=params)
+    return Network(name, layers, stages, layers[0].tops[0], layers[0].top_shapes[0], stages[-1].outputs, param)
+
+
+def _parse(text: str, source: str) -> Any:
+    net = caffe_pb2.NetParameter()
+    try:
+        # Half a surrogate pair, which is no character, would break the parser.
+        text_format.Parse(text.encode("utf-8", "replace"), net)
+    except text_format.ParseError as error:
+        reason = " ".join(str(error).partition(" : ")[2].split())[-200:]  # it may quote a long line first
+        raise InputError(f"{source}:{error.GetLine()}:{error.GetColumn()}: {reason}") from error
+    if missing := net.FindInitializationErrors():
+        raise InputError(f"{source}: {missing[0]} is missing")
+    return net
+
+
+def _test_phase(net: Any) -> list[Any]:
+    """The layers of a NetParameter that take part in phase TEST, each reduced to what computes."""
+    if net.layers:
+        raise InputError("the old 'layers' format; convert it with Caffe's upgrade_net_proto_text")
+    chosen = [*_legacy_input(net), *(layer for layer in net.layer if _included(layer, set(net.state.stage)))]
+    for layer in chosen:
+        if layer.phase == caffe_pb2.TRAIN and layer.HasField("phase"):
+            raise InputError(f"{label(layer)}: it has phase TRAIN; remove the phase")
+        if layer.loss_weight:
+            raise InputError(f"{label(layer)}: it has a loss_weight, which is for training; remove it")
+        if layer.blobs:
+            raise InputError(f"{label(layer)}: it has weights in the prototxt; move them to the caffemodel")
+    return [essential(layer) for layer in chosen]
+
+
+def _legacy_input(net: Any) -> list[Any]:
+    """The Input layer that Caffe makes of the fields `input` and `input_shape` or `input_dim`."""
+    if not net.input:
+        return []
+    if len(net.input) != 1 or (len(net.input_shape), len(net.input_dim)) not in ((1, 0), (0, 4)):
+        raise InputError("give one 'input' with one 'input_shape' or four 'input_dim', or an Input layer")
+    layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
+    layer.input_param.shape.add(dim=net.input_shape[0].dim if net.input_shape else net.input_dim)
+    return [layer]
+
+
+def _included(layer: Any, stages: set[str]) -> bool:
+    """Caffe's FilterNet for phase TEST at level 0."""
+    if layer.include and layer.exclude:
+        raise InputError(f"{label(layer)}: give either include or exclude rules, not both")
+
+    def meets(rule: Any) -> bool:
+        return (
+            (not rule.HasField("phase") or rule.phase == caffe_pb2.TEST)
+            and (not rule.HasField("min_level") or rule.min_level <= 0)
+            and (not rule.HasField("max_level") or rule.max_level >= 0)
+            and stages.issuperset(rule.stage)
+            and stages.isdisjoint(rule.not_stage)
+        )
+
+    return any(map(meets, layer.include)) if layer.include else not any(map(meets, layer.exclude))
+
+
+def _insert_splits(params: Sequence[Any]) -> list[Any]:
+    """Add a Split layer after every top that is consumed more than once, with Caffe's names and order."""
+    producer: dict[str, tuple[int, int]] = {}  # blob -> the (layer, top) that wrote it last
+    sources: list[list[tuple[int, int]]] = []  # per layer and bottom
+    for index, param in enumerate(params):
+        for blob in param.bottom:
+            if blob not in producer:
+                raise InputError(f"{label(param)}: no layer before it makes its bottom {blob!r}")
+        sources.append([producer[blob] for blob in param.bottom])
+        producer.update((blob, (index, top)) for top, blob in enumerate(param.top))
+    uses = Counter(source for bottoms in sources for source in bottoms)
+    taken: Counter[tuple[int, int]] = Counter()
+    result = []
+    for index, param in enumerate(params):
+        layer = caffe_pb2.LayerParameter()
+        layer.CopyFrom(param)
+        for bottom, source in enumerate(sources[index]):
+            if uses[source] > 1:
+                layer.bottom[bottom] = f"{_split_name(params, source)}_{taken[source]}"
+                taken[source] += 1
+        result.append(layer)
+        for top, blob in enumerate(param.top):
+            count = uses[index, top]
+            if count > 1:
+                name = _split_name(params, (index, top))
+                tops = [f"{name}_{use}" for use in range(count)]
+                result.append(caffe_pb2.LayerParameter(name=name, type="Split", bottom=[blob], top=tops))
+    return result
+
+
+def _split_name(params: Sequence[Any], source: tuple[int, int]) -> str:
+    layer, top = source
+    return f"{params[layer].top[top]}_{params[layer].name}_{top}_split"
+
+
+def _infer_layers(params: Sequence[Any]) -> tuple[Layer, ...]:
+    """Shapes, weights and operations of every layer; checks what Caffe checks when it connects them."""
+    inputs = [param for param in params if param.type == "Input"]
+    if not inputs:
+        raise InputError("it has no Input layer; add one that gives the input's shape")
+    if len(inputs) > 1 or len(inputs[0].top) != 1 or inputs[0] is not params[0]:
+        raise InputError("it must start with its only Input layer, which has one top")
+    layers: list[Layer] = []
+    names: set[str] = set()
+    shapes: dict[str, Shape] = {}
+    for index, param in enumerate(params):
+        bottoms, tops = tuple(param.bottom), tuple(param.top)
+        if not param.name or param.name in names:
+            raise InputError(f"{label(param)}: give every layer a name of its own")
+        names.add(param.name)
+        bottom_shapes = tuple(shapes[blob] for blob in bottoms)
+        result = infer(param, bottom_shapes)
+        for position, (blob, shape) in enumerate(zip(tops, result.tops, strict=True)):
+            if blob in shapes and blob not in bottoms[position : position + 1]:
+                raise InputError(f"{label(param)}: its top {blob!r} was made before, and it cannot work on it in place")
+            shapes[blob] = shape
+        layers.append(
+            Layer(
+                index,
+                param.name,
+                param.type,
+                bottoms,
+                tops,
+                bottom_shapes,
+                result.tops,
+                result.weights,
+                result.operations,
+                param,
+            )
+        )
+    return tuple(layers)
+
+
+def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
+    """Cut the layers into the chain."""
+    ends, outputs = _cut_points(layers)
+    if not outputs:
+        raise InputError("it has no output: a layer consumes every top")
+    if len(ends) < 2:
+        raise InputError("it has nothing to offload: no layer follows its input, or all work on it in place")
+    shapes = {blob: shape for layer in layers for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)}
+    blob = layers[0].tops[0]
+    first = 0
+    stages = []
+    for index, last in enumerate(ends):
+        final = index == len(ends) - 1
+        inside = layers[first : last + 1]
+        weight_bytes = sum(layer.weight_bytes for layer in inside)
+        tops = outputs if final else layers[last].tops
+        stages.append(
+            Stage(
+                index=index,
+                name=tops[0],
+                first_layer=first,
+                last_layer=last,
+                layers=tuple(layer.name for layer in inside),
+                inputs=blob,
+                input_shape=shapes[blob],
+                outputs=tops,
+                output_shapes=tuple(shapes[top] for top in tops),
+                weight_bytes=weight_bytes,
+                pinned=index == 0 or final and weight_bytes == 0,
+            )
+        )
+        blob, first = tops[0], last + 1
+    return tuple(stages)
+
+
+def _cut_points(layers: Sequence[Layer]) -> tuple[list[int], tuple[str, ...]]:
+    """The indices of the stages' last layers (the last layer always is one), and the network's outputs.
+
+    Layers are in topological order and all of them lie on a path from the input to the sink: so a layer dominates the
+    sink exactly if no blob made before it is used after it. The sink uses what no layer consumes.
+    """
+    sink = len(layers)
+    maker: dict[str, int] = {}  # blob not consumed yet -> the layer that made it
+    last_use = [sink if not layer.tops else 0 for layer in layers]
+    overwritten = [False] * len(layers)
+    for layer in layers:
+        for position, blob in enumerate(layer.bottoms):
+            made = maker.pop(blob)
+            last_use[made] = max(last_use[made], layer.index)
+            overwritten[made] |= blob in layer.tops[position : position + 1]
+        maker.update((blob, layer.index) for blob in layer.tops)
+    for made in maker.values():
+        last_use[made] = sink
+    ends = []
+    furthest = 0
+    for layer in layers:
+        if furthest <= layer.index and len(layer.tops) == 1 and not overwritten[layer.index]:
+            ends.append(layer.index)
+        furthest = max(furthest, last_use[layer.index])
+    if ends[-1:] != [sink - 1]:
+        ends.append(sink - 1)
+    return ends, tuple(sorted(maker))

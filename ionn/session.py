@@ -1,0 +1,176 @@
+"""A live session of the experiment: queries computed by real Caffe, here and at a server, on the wall clock."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ionn import engine
+from ionn.caffemodel import Floats
+from ionn.client import SILENCE_S, Client, Uploader
+from ionn.engine import StageNet
+from ionn.errors import ProtocolError, ServerError, ServerUnreachableError
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.pacing import run_paced
+from ionn.partition import Partition
+from ionn.trace import PartitionRecord, QueryRecord, Segment
+
+# How often a session that waits reports its progress.
+PROGRESS_S = 0.2
+SERVER_FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
+
+
+class LiveSession:
+    """Implements `experiment.Session`.
+
+    `net` is the client's own copy of the network and `layer_ms` (layers,) the pace of its layers, already dilated, or
+    None to run them as fast as this machine does. `stages[i]` are the stages of `partitions[i]`. `inputs` are taken in
+    turn, and every output is compared with `net`'s own forward. Without a `client`, or once its server fails, every
+    stage runs here.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        net: StageNet,
+        graph: ExecutionGraph,
+        layer_ms: Sequence[float] | None,
+        inputs: Sequence[Floats],
+        client: Client | None,
+        partitions: Sequence[Partition],
+        stages: Sequence[Sequence[int]],
+        on_progress: Callable[[LiveSession], None] = lambda session: None,
+    ) -> None:
+        self._network = network
+        self._net = net
+        self._graph = graph
+        self._layer_ms = layer_ms
+        self._inputs = inputs
+        self._expected = [engine.forward(net, data) for data in inputs]
+        self._client = client
+        self._partitions = partitions
+        self._stages = stages
+        self._on_progress = on_progress
+        self.last_query: QueryRecord | None = None
+        self._uploader: Uploader | None = None
+        self._start_s = 0.0
+        self._queries = 0
+        # What each stage took at each side, for `measured_ms`.
+        self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
+        self.fault: Exception | None = None
+        self.silence_s = SILENCE_S
+
+    @property
+    def uploaded_bytes(self) -> int:
+        return self._uploader.sent_bytes if self._uploader else 0
+
+    def now_s(self) -> float:
+        return time.monotonic() - self._start_s
+
+    def start_upload(self) -> None:
+        self._start_s = time.monotonic()
+        if self._client is not None and self._partitions:
+            self._uploader = self._client.start_upload(self._partitions, self.now_s)
+
+    def wait_for_first_partition(self) -> None:
+        if self._uploader is None:
+            return
+        while not self._uploader.wait_ready(1, timeout_s=PROGRESS_S) and self._uploader.is_alive():
+            self._on_progress(self)
+
+    def uploaded(self) -> bool:
+        """Whether nothing more will arrive: all partitions are usable, or the server is lost."""
+        if self._uploader is None or self._client is None:
+            return True
+        if self._uploader.error is not None:
+            self._server_lost(self._uploader.error)
+            return True
+        return self._uploader.ready == len(self._partitions)
+
+    def _server_lost(self, error: Exception | None) -> None:
+        self.fault = self.fault or error
+        self._client = None
+
+    def query(self, raised_s: float | None = None) -> QueryRecord:
+        index, self._queries = self._queries, self._queries + 1
+        which = index % len(self._inputs)
+        start_s = self.now_s()
+        segments, outputs, overruns, overrun_ms = self._execute(self._inputs[which])
+        end_s = self.now_s()
+        equal = all(
+            np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
+            for got, wanted in zip(outputs, self._expected[which], strict=True)
+        )
+        fallback = self.fault is not None
+        record = QueryRecord(
+            index, start_s if raised_s is None else raised_s, start_s, end_s,
+            tuple(segments), overruns, overrun_ms, equal, fallback,
+        )  # fmt: skip
+        self.last_query = record
+        self._on_progress(self)
+        return record
+
+    def _execute(self, data: Floats) -> tuple[list[Segment], list[Floats], int, float]:
+        last_stage = len(self._network.stages) - 1
+        ready = self._uploader.ready if self._uploader and self._client else 0
+        uploaded = [stage for stages in self._stages[:ready] for stage in stages]
+        segments: list[Segment] = []
+        overruns, overrun_ms = 0, 0.0
+        outputs = [data]
+        position = 0
+        for first, last in (*self._graph.route(uploaded), (last_stage + 1, last_stage)):
+            if position < first:
+                segment, outputs, over, over_ms = self._run_here(position, first - 1, outputs[0])
+                segments.append(segment)
+                overruns, overrun_ms = overruns + over, overrun_ms + over_ms
+            if first <= last:
+                try:
+                    segment, outputs = self._run_there(first, last, outputs[0])
+                except SERVER_FAULTS as error:
+                    self._server_lost(error)
+                    segment, outputs, over, over_ms = self._run_here(first, last_stage, outputs[0])
+                    return [*segments, segment], outputs, overruns + over, overrun_ms + over_ms
+                segments.append(segment)
+            position = last + 1
+        return segments, outputs, overruns, overrun_ms
+
+    def _run_here(self, first: int, last: int, data: Floats) -> tuple[Segment, list[Floats], int, float]:
+        began = time.perf_counter()
+        self._net.put(first, data)
+        if self._layer_ms is None:
+            overruns, overrun_ms = 0, 0.0
+            stage_ms = self._net.run(first, last)
+        else:
+            layers = self._net.layers(first, last)
+            paced = run_paced(self._net.run_layer, layers, [self._layer_ms[layer] for layer in layers])
+            overruns, overrun_ms = paced.overruns, paced.overrun_ms
+            ends = np.cumsum([len(self._net.layers(stage, stage)) for stage in range(first, last + 1)])
+            stage_ms = tuple(float(ms.sum()) for ms in np.split(np.array(paced.layer_ms), ends[:-1]))
+        segment = self._segment("client", first, last, stage_ms, began)
+        return segment, self._net.outputs(last), overruns, overrun_ms
+
+    def _run_there(self, first: int, last: int, data: Floats) -> tuple[Segment, list[Floats]]:
+        if self._client is None:
+            raise ServerUnreachableError("the server is lost")
+        began = time.perf_counter()
+        outputs, result = self._client.run(first, last, data, self.silence_s)
+        return self._segment("server", first, last, result.stage_ms, began), outputs
+
+    def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
+        for stage, ms in zip(range(first, last + 1), stage_ms, strict=True):
+            self._observed[where][stage].append(ms)
+        return Segment(where, first, last, sum(stage_ms), (time.perf_counter() - began) * 1e3, stage_ms)
+
+    def measured_ms(self, where: str) -> dict[int, float]:
+        """The mean time in ms that each stage took at "client" or "server" in this session, where it ran there."""
+        return {stage: float(np.mean(times)) for stage, times in self._observed[where].items()}
+
+    def finish(self) -> list[PartitionRecord]:
+        if self._uploader is None:
+            return []
+        names = [tuple(self._network.stages[stage].name for stage in stages) for stages in self._stages]
+        return self._uploader.records(names)

@@ -1,0 +1,215 @@
+"""Traces: what one run of the experiment recorded, as plain data on disk.
+
+A trace is one file of JSON lines: a `run` line (who, what, with which settings), a `partition` line per upload, a
+`query` line per query, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds since
+the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers see the
+undilated experiment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ionn.errors import InputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PartitionRecord:
+    """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it."""
+
+    index: int
+    stages: tuple[str, ...]
+    bytes: int
+    start_s: float
+    end_s: float
+    ready_s: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of stages `first`..`last` (indices, both included) that one side executed in one go.
+
+    `compute_ms` is the time its layers took there (a paced client's waits included), `total_ms` includes the transfers
+    to and from a server. `stage_ms` is `compute_ms` stage by stage, where it was measured.
+    """
+
+    where: str  # "client" or "server"
+    first: int
+    last: int
+    compute_ms: float
+    total_ms: float
+    stage_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueryRecord:
+    """One query. `raised_s` <= `start_s`: the first query waits for the first partition before it executes.
+
+    `overruns` counts layers that took longer than the pace allows, `overrun_ms` is by how much in total.
+    `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `fallback`: the
+    server failed meanwhile, and the client completed the query alone.
+    """
+
+    index: int
+    raised_s: float
+    start_s: float
+    end_s: float
+    segments: tuple[Segment, ...]
+    overruns: int = 0
+    overrun_ms: float = 0.0
+    bit_equal: bool | None = None
+    fallback: bool = False
+
+    @property
+    def latency_ms(self) -> float:
+        return (self.end_s - self.start_s) * 1e3
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """The settings of a run. `plan` is `Plan.to_json()`. `graph` are the costs that predict the run, undilated: in a live
+    run those measured while it went on, in a virtual one those given."""
+
+    testbed: str  # "virtual" or "live"
+    model: str
+    algorithm: str
+    run: int
+    mbps: float
+    seed: int
+    dilation: float
+    client: str
+    server: str
+    plan: dict[str, Any]
+    graph: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trace:
+    info: RunInfo
+    partitions: tuple[PartitionRecord, ...]
+    queries: tuple[QueryRecord, ...]
+
+    @property
+    def upload_s(self) -> float:
+        """When the last partition became usable; 0 for an empty plan."""
+        return max((p.ready_s for p in self.partitions), default=0.0)
+
+    @property
+    def queries_before_upload(self) -> int:
+        """Queries that ended before the whole plan was uploaded (paper, section 4.3)."""
+        return sum(q.end_s <= self.upload_s for q in self.queries)
+
+    def partitions_per_half(self) -> tuple[int, int]:
+        """Partitions whose upload ends in the first and in the second half of the upload time (paper, Fig. 5)."""
+        first = sum(p.end_s <= self.upload_s / 2 for p in self.partitions)
+        return first, len(self.partitions) - first
+
+    def save(self, path: Path) -> None:
+        """Write the trace; the file appears under its name only when complete.
+
+        Raises InputError where it cannot be written (disk full, no permission); nothing half-written stays behind.
+        """
+        part = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("w", encoding="utf-8") as out:
+                for record in self._records():
+                    out.write(json.dumps(record) + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(path)
+        except OSError as error:
+            try:
+                part.unlink(missing_ok=True)
+            except OSError:
+                pass  # the first error is the one to report
+            raise InputError(f"{path}: cannot write the trace: {error.strerror}; earlier runs are kept") from error
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        yield {"record": "run", "schema": SCHEMA, **dataclasses.asdict(self.info)}
+        for partition in self.partitions:
+            yield {"record": "partition", **dataclasses.asdict(partition)}
+        for query in self.queries:
+            yield {"record": "query", **dataclasses.asdict(query)}
+        yield {"record": "end"}
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Read a trace, with all times divided by its dilation. Raises InputError if it is not a complete trace."""
+        info: RunInfo | None = None
+        partitions: list[PartitionRecord] = []
+        queries: list[QueryRecord] = []
+        complete = False
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    record = json.loads(line)
+                    kind = record.pop("record")
+                    if kind == "run":
+                        if record.pop("schema") != SCHEMA:
+                            raise InputError(f"{path}: written by another version of ionn; delete it and run again")
+                        info = RunInfo(**record)
+                    elif kind == "partition":
+                        partitions.append(PartitionRecord(**{**record, "stages": tuple(record["stages"])}))
+                    elif kind == "query":
+                        segments = tuple(
+                            Segment(**{**segment, "stage_ms": tuple(segment["stage_ms"])})
+                            for segment in record["segments"]
+                        )
+                        queries.append(QueryRecord(**{**record, "segments": segments}))
+                    complete = kind == "end"
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
+        if info is None or not complete:
+            raise InputError(f"{path}: an interrupted run; delete it and run again")
+        return cls(info, tuple(partitions), tuple(queries))._undilated()
+
+    def _undilated(self) -> Trace:
+        k = self.info.dilation
+        if k == 1:
+            return self
+        partitions = tuple(
+            dataclasses.replace(p, start_s=p.start_s / k, end_s=p.end_s / k, ready_s=p.ready_s / k)
+            for p in self.partitions
+        )
+        queries = tuple(
+            dataclasses.replace(
+                q,
+                raised_s=q.raised_s / k,
+                start_s=q.start_s / k,
+                end_s=q.end_s / k,
+                overrun_ms=q.overrun_ms / k,
+                segments=tuple(
+                    dataclasses.replace(
+                        s,
+                        compute_ms=s.compute_ms / k,
+                        total_ms=s.total_ms / k,
+                        stage_ms=tuple(ms / k for ms in s.stage_ms),
+                    )
+                    for s in q.segments
+                ),
+            )
+            for q in self.queries
+        )
+        return Trace(self.info, partitions, queries)
+
+
+def trace_path(results: Path, testbed: str, model: str, algorithm: str, run: int) -> Path:
+    """Where a run's trace lives: results/traces/TESTBED/MODEL/ALGORITHM/run-NN.jsonl."""
+    return results / "traces" / testbed / model / algorithm / f"run-{run:02d}.jsonl"
+
+
+def load_traces(results: Path) -> list[Trace]:
+    """All complete traces below results/traces, in path order."""
+    return [Trace.load(path) for path in sorted((results / "traces").glob("*/*/*/run-*.jsonl"))]

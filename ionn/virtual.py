@@ -1,0 +1,148 @@
+"""The virtual testbed: the experiment on a simulated clock, over a fluid link.
+
+The uplink carries at most two flows, the upload (partitions back to back) and one query's features; while both are
+active each has half the rate (max-min fair). The downlink is separate. A partition is usable once the server has loaded
+it; it loads one partition at a time, while the link goes on with the next. A query fixes its route when it starts.
+
+Work on the link is measured in ms at its full rate, so the bandwidth itself does not occur here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from bisect import bisect_right
+from itertools import groupby
+from typing import NamedTuple
+
+from ionn.experiment import run_experiment
+from ionn.graph import ExecutionGraph
+from ionn.trace import PartitionRecord, QueryRecord, RunInfo, Segment, Trace
+
+
+def run_virtual(info: RunInfo, noise: float = 0.0) -> Trace:
+    """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic.
+
+    `noise` multiplies each segment's compute time by a lognormal factor of mean 1 (`noise` is the standard deviation of
+    its logarithm) drawn from `info.seed` and `info.run`; the trace's environment records it. Raises InputError for a
+    graph that `ExecutionGraph.to_json` did not write.
+    """
+    info = dataclasses.replace(info, environment={**info.environment, "noise": noise})
+    return run_experiment(VirtualSession(info, noise), info)
+
+
+class _Hop(NamedTuple):
+    """A segment of a route: features go up, it computes, results come down (neither for a segment at the client)."""
+
+    where: str
+    first: int
+    last: int
+    up_ms: float
+    compute_ms: float
+    down_ms: float
+
+
+class VirtualSession:
+    """A `Session` of the experiment on a simulated clock, in ms."""
+
+    def __init__(self, info: RunInfo, noise: float = 0.0) -> None:
+        self._graph = graph = ExecutionGraph.from_json(info.graph)
+        self._partitions = info.plan["partitions"]
+        index = {name: stage for stage, name in enumerate(graph.stages)}
+        self._stages = [[index[name] for name in partition["stages"]] for partition in self._partitions]
+        self._load_ms = [float(graph.load_ms[stages].sum()) for stages in self._stages]
+        self._unsent_ms = [float((graph.upload_ms - graph.load_ms)[stages].sum()) for stages in self._stages]
+        self._end_ms: list[float] = []  # of the partitions that have left the link
+        self._ready_ms: list[float] = []  # of the same; known as soon as the last byte has arrived
+        self._now_ms = 0.0
+        self._routes: dict[int, list[_Hop]] = {}
+        self._queries = 0
+        self._noise = noise
+        self._random = random.Random(f"{info.seed}/{info.run}")
+
+    def start_upload(self) -> None:
+        self._advance(0.0)
+
+    def wait_for_first_partition(self) -> None:
+        if self._stages:
+            if not self._ready_ms:
+                self._advance(self._now_ms + self._unsent_ms[0])
+            self._advance(self._ready_ms[0])
+
+    def uploaded(self) -> bool:
+        return self._usable() == len(self._stages)
+
+    def query(self, raised_s: float | None = None) -> QueryRecord:
+        start_s = self._now_ms / 1e3
+        segments: list[Segment] = []
+        for hop in self._route(self._usable()):
+            began_ms = self._now_ms
+            self._send_features(hop.up_ms)
+            compute_ms = hop.compute_ms * self._random.lognormvariate(-(self._noise**2) / 2, self._noise)
+            self._advance(self._now_ms + compute_ms + hop.down_ms)
+            segments.append(Segment(hop.where, hop.first, hop.last, compute_ms, self._now_ms - began_ms))
+        self._queries += 1
+        return QueryRecord(
+            index=self._queries - 1,
+            raised_s=start_s if raised_s is None else raised_s,
+            start_s=start_s,
+            end_s=self._now_ms / 1e3,
+            segments=tuple(segments),
+        )
+
+    def finish(self) -> list[PartitionRecord]:
+        start_ms = [0.0, *self._end_ms]
+        return [
+            PartitionRecord(
+                index=index,
+                stages=tuple(self._partitions[index]["stages"]),
+                bytes=self._partitions[index]["bytes"],
+                start_s=start_ms[index] / 1e3,
+                end_s=end_ms / 1e3,
+                ready_s=self._ready_ms[index] / 1e3,
+            )
+            for index, end_ms in enumerate(self._end_ms)
+        ]
+
+    def _usable(self) -> int:
+        """How many partitions queries may use now; they become usable in plan order."""
+        return bisect_right(self._ready_ms, self._now_ms)
+
+    def _route(self, usable: int) -> list[_Hop]:
+        if usable not in self._routes:
+            self._routes[usable] = self._hops([stage for stages in self._stages[:usable] for stage in stages])
+        return self._routes[usable]
+
+    def _hops(self, uploaded: list[int]) -> list[_Hop]:
+        graph = self._graph
+        offloaded = {stage for first, last in graph.route(uploaded) for stage in range(first, last + 1)}
+        hops: list[_Hop] = []
+        for at_server, group in groupby(range(len(graph.stages)), offloaded.__contains__):
+            run = list(group)
+            first, last = run[0], run[-1]
+            if at_server:
+                up_ms, down_ms = float(graph.up_ms[first]), float(graph.down_ms[last + 1])
+                hops.append(_Hop("server", first, last, up_ms, float(graph.server_ms[run].sum()), down_ms))
+            else:
+                hops.append(_Hop("client", first, last, 0.0, float(graph.client_ms[run].sum()), 0.0))
+        return hops
+
+    def _send_features(self, work_ms: float) -> None:
+        while work_ms > 0 and len(self._end_ms) < len(self._stages):
+            shared_ms = min(work_ms, self._unsent_ms[len(self._end_ms)])
+            self._advance(self._now_ms + 2 * shared_ms, upload_rate=0.5)
+            work_ms -= shared_ms
+        self._advance(self._now_ms + work_ms)
+
+    def _advance(self, until_ms: float, upload_rate: float = 1.0) -> None:
+        """Move the clock to `until_ms` while the upload, if it has not ended, goes on at a share of the link's rate."""
+        for index in range(len(self._end_ms), len(self._stages)):
+            end_ms = self._now_ms + self._unsent_ms[index] / upload_rate
+            if end_ms > until_ms:
+                sent_ms = (until_ms - self._now_ms) * upload_rate
+                self._unsent_ms[index] = max(0.0, self._unsent_ms[index] - sent_ms)  # rounding must not leave a debt
+                break
+            self._now_ms = end_ms
+            self._end_ms.append(end_ms)
+            self._ready_ms.append(max([end_ms, *self._ready_ms[-1:]]) + self._load_ms[index])
+        self._now_ms = until_ms

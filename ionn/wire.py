@@ -1,0 +1,351 @@
+"""The bytes on the wire: every message between client and server, and the rules of receiving a partition.
+
+A message is a ZeroMQ multipart: one frame of JSON (`{"type": ..., fields}`), then raw frames where the message carries
+bytes (a chunk's weights, a query's input, a result's outputs). A client holds two connections, so that a query never
+queues behind weights: `control` for queries and `upload` for partitions. Nothing here knows sockets.
+
+    control   client: Hello, Query, Ping, Bye              server: Welcome, Result, Pong, Error
+    upload    client: Hello(session), PartitionHeader,     server: Welcome, Ack, Ready, Error
+                      Chunk, PartitionEnd
+
+Flow control is by credit: the sender never has more than `WINDOW_BYTES` of unacknowledged weights under way, which
+bounds the memory that a client can occupy at the server and in the sockets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from ionn.caffemodel import BlobSpan
+from ionn.errors import ProtocolError
+from ionn.partition import PartialNet, StageCut
+
+PROTOCOL = 1
+
+# A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
+CHUNK_BYTES = 128 * 1024
+# 0.4 s of an 80 Mbps link: the upload goes on while Caffe holds the GIL at either end.
+WINDOW_BYTES = 4 * 1024 * 1024
+# The largest control frame: the prototxt of a thousand layers is a tenth of this.
+HEADER_BYTES_MAX = 4 * 1024 * 1024
+
+M = TypeVar("M", bound="Message")
+
+
+class Message:
+    """Base of all messages. `type` names it on the wire; `payload` are the raw frames that follow the JSON frame."""
+
+    type: ClassVar[str]
+    payload: Sequence[Any] = ()
+
+    def frames(self) -> list[Any]:
+        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "payload"}  # type: ignore[arg-type]
+        return [json.dumps({"type": self.type, **body}, default=asdict).encode(), *self.payload]
+
+
+@dataclass(frozen=True)
+class Hello(Message):
+    """First on every connection. `session` is empty on the control connection, and its Welcome's on the upload one."""
+
+    type: ClassVar[str] = "hello"
+    protocol: int
+    role: str
+    session: str = ""
+
+
+@dataclass(frozen=True)
+class Welcome(Message):
+    """The server takes part. `costs` is its cost model (JSON as `costs` saves it), empty if it was never calibrated."""
+
+    type: ClassVar[str] = "welcome"
+    protocol: int
+    session: str
+    costs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PartitionHeader(Message):
+    """What is about to arrive: the nets to build, and where in `size` bytes of caffemodel their floats lie."""
+
+    type: ClassVar[str] = "partition"
+    partition: int
+    nets: tuple[PartialNet, ...]
+    blobs: tuple[BlobSpan, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Chunk(Message):
+    """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and their CRC-32."""
+
+    type: ClassVar[str] = "chunk"
+    partition: int
+    offset: int
+    crc32: int
+    payload: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class PartitionEnd(Message):
+    """All chunks were sent; the SHA-256 of the whole caffemodel in hexadecimal."""
+
+    type: ClassVar[str] = "end"
+    partition: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Ack(Message):
+    """The server holds the first `received` bytes of the partition."""
+
+    type: ClassVar[str] = "ack"
+    partition: int
+    received: int
+
+
+@dataclass(frozen=True)
+class Ready(Message):
+    """The partition is complete, its digest is right, and queries may use it."""
+
+    type: ClassVar[str] = "ready"
+    partition: int
+
+
+@dataclass(frozen=True)
+class Query(Message):
+    """Run stages `first`..`last` on the payload: float32, little endian, in the shape of the boundary before `first`."""
+
+    type: ClassVar[str] = "query"
+    query: int
+    first: int
+    last: int
+    payload: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Result(Message):
+    """The outputs of a Query, a payload frame for each of `shapes`, and the time each stage took."""
+
+    type: ClassVar[str] = "result"
+    query: int
+    shapes: tuple[tuple[int, ...], ...]
+    stage_ms: tuple[float, ...]
+    payload: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Error(Message):
+    """A request failed. `code` is one of the `ERROR_*` names below; `query` or `partition` says which, else -1."""
+
+    type: ClassVar[str] = "error"
+    code: str
+    message: str
+    query: int = -1
+    partition: int = -1
+
+
+@dataclass(frozen=True)
+class Ping(Message):
+    type: ClassVar[str] = "ping"
+
+
+@dataclass(frozen=True)
+class Pong(Message):
+    type: ClassVar[str] = "pong"
+
+
+@dataclass(frozen=True)
+class Bye(Message):
+    """The client ends its session; the server frees it."""
+
+    type: ClassVar[str] = "bye"
+
+
+ERROR_PROTOCOL = "protocol"  # the message is not understood or not allowed now
+ERROR_VERSION = "version"  # the peer speaks another protocol version
+ERROR_SESSION = "session"  # no such session, or it has ended
+ERROR_PARTITION = "partition"  # the partition cannot be accepted
+ERROR_QUERY = "query"  # the query cannot be run
+ERROR_BUSY = "busy"  # the server has no room for another session
+
+_MESSAGES: dict[str, type[Message]] = {
+    cls.type: cls
+    for cls in (
+        Hello, Welcome, PartitionHeader, Chunk, PartitionEnd, Ack, Ready, Query, Result, Error, Ping, Pong, Bye,
+    )
+}  # fmt: skip
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a natural number")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{value!r} is not a string")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(_text(item) for item in _list(value))
+
+
+def _list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise ValueError(f"{value!r} is not a list")
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise ValueError(f"{value!r} is not an object")
+    return value
+
+
+def _id(value: Any) -> int:
+    return -1 if value == -1 else _natural(value)
+
+
+def _net(value: Any) -> PartialNet:
+    net = _object(value)
+    stages = tuple(
+        StageCut(_natural(stage["index"]), _text(stage["last_layer"]), _names(stage["outputs"]))
+        for stage in map(_object, _list(net["stages"]))
+    )
+    if not stages:
+        raise ValueError("a net without stages")
+    if any(stage.index != stages[0].index + at for at, stage in enumerate(stages)):
+        raise ValueError("a net's stages are not adjacent")
+    return PartialNet(_text(net["prototxt"]), _text(net["input"]), stages)
+
+
+def _blob_span(value: Any) -> BlobSpan:
+    span = _object(value)
+    return BlobSpan(
+        _text(span["layer"]), _natural(span["blob"]), _natural(span["offset"]), _natural(span["size"])
+    )
+
+
+def _stage_ms(value: Any) -> float:
+    if type(value) not in (int, float) or not value >= 0:
+        raise ValueError(f"{value!r} is not a time")
+    return float(value)
+
+
+# How each field is read from JSON. A field means the same in every message, so one table serves all.
+_READERS = {
+    "protocol": _natural,
+    "role": _text,
+    "session": _text,
+    "costs": _object,
+    "partition": _id,
+    "query": _id,
+    "nets": lambda value: tuple(map(_net, _list(value))),
+    "blobs": lambda value: tuple(map(_blob_span, _list(value))),
+    "size": _natural,
+    "offset": _natural,
+    "crc32": _natural,
+    "sha256": _text,
+    "received": _natural,
+    "first": _natural,
+    "last": _natural,
+    "shapes": lambda value: tuple(tuple(map(_natural, _list(shape))) for shape in _list(value)),
+    "stage_ms": lambda value: tuple(map(_stage_ms, _list(value))),
+    "code": _text,
+    "message": _text,
+}
+
+
+def decode(frames: Sequence[Any]) -> Message:
+    """The message in these frames (bytes, or objects with a `buffer`).
+
+    Raises ProtocolError for anything that is not a valid message, and nothing else.
+    """
+    if not frames:
+        raise ProtocolError("an empty message")
+    buffers = [memoryview(getattr(frame, "buffer", frame)) for frame in frames]
+    if len(buffers[0]) > HEADER_BYTES_MAX:
+        raise ProtocolError(f"a header of {len(buffers[0])} bytes; the limit is {HEADER_BYTES_MAX}")
+    try:
+        body = _object(json.loads(bytes(buffers[0])))
+        cls = _MESSAGES[_text(body.pop("type"))]
+        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        values = {name: _READERS[name](value) for name, value in body.items() if name in known}
+        if "payload" in known:
+            values["payload"] = tuple(buffers[1:])
+        elif len(buffers) > 1:
+            raise ValueError(f"'{cls.type}' carries no payload")
+        return cls(**values)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ProtocolError(f"not a message of protocol {PROTOCOL}: {error!s:.200}") from error
+
+
+def make_chunk(partition: int, offset: int, parts: Sequence[memoryview]) -> Chunk:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return Chunk(partition, offset, crc, tuple(parts))
+
+
+class PartitionReceiver:
+    """Takes the chunks of one partition in order and puts the floats where they belong.
+
+    `targets` holds, for each of the header's blobs, the writable bytes of that blob in its net. Every method raises
+    ProtocolError for what the protocol does not allow and leaves the receiver as it was.
+    """
+
+    def __init__(self, header: PartitionHeader, targets: Sequence[memoryview]) -> None:
+        end = 0
+        for span, target in zip(header.blobs, targets, strict=True):
+            if span.offset < end or span.offset + span.size > header.size:
+                raise ProtocolError(f"blob {span.blob} of layer '{span.layer}' lies outside the partition")
+            if span.size != len(target):
+                raise ProtocolError(f"blob {span.blob} of layer '{span.layer}' has the wrong size")
+            end = span.offset + span.size
+        self._spans = header.blobs
+        self._targets = targets
+        self._next = 0
+        self._digest = hashlib.sha256()
+        self._size = header.size
+        self.received = 0
+
+    def take(self, chunk: Chunk) -> None:
+        """Copy the floats of the next chunk into place."""
+        size = sum(len(part) for part in chunk.payload)
+        if chunk.offset != self.received or not 0 < size <= self._size - self.received:
+            raise ProtocolError(f"chunk at byte {chunk.offset} (+{size}) where byte {self.received} is expected")
+        if make_chunk(chunk.partition, chunk.offset, chunk.payload).crc32 != chunk.crc32:
+            raise ProtocolError(f"chunk at byte {chunk.offset} is damaged")
+        for part in chunk.payload:
+            self._digest.update(part)
+            self._copy(part)
+            self.received += len(part)
+
+    def _copy(self, part: memoryview) -> None:
+        begin, end = self.received, self.received + len(part)
+        source = np.frombuffer(part, np.uint8)
+        while self._next < len(self._spans):
+            span = self._spans[self._next]
+            low, high = max(begin, span.offset), min(end, span.offset + span.size)
+            if low < high:
+                target = np.frombuffer(self._targets[self._next], np.uint8)
+                target[low - span.offset : high - span.offset] = source[low - begin : high - begin]
+            if end < span.offset + span.size:
+                return
+            self._next += 1
+
+    def finish(self, end: PartitionEnd) -> None:
+        """Check that everything arrived and is what was sent."""
+        if self.received != self._size:
+            raise ProtocolError(f"the partition ends at byte {self.received} of {self._size}")
+        if self._digest.hexdigest() != end.sha256:
+            raise ProtocolError("the partition's digest is wrong")

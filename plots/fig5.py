@@ -1,0 +1,8 @@
+"""Draw Figure 5: python plots/fig5.py [RESULTS [OUT]]."""
+
+from script import main
+
+from ionn.figures import fig5
+
+if __name__ == "__main__":
+    main(fig5)

@@ -1,0 +1,8 @@
+"""Draw Figure 6: python plots/fig6.py [RESULTS [OUT]]."""
+
+from script import main
+
+from ionn.figures import fig6
+
+if __name__ == "__main__":
+    main(fig6)

@@ -1,0 +1,8 @@
+"""Draw Figure 7: python plots/fig7.py [RESULTS [OUT]]."""
+
+from script import main
+
+from ionn.figures import fig7
+
+if __name__ == "__main__":
+    main(fig7)

@@ -1,0 +1,73 @@
+"""A small network that has everything a plan meets: in-place layers, a Split, a wide inner product, a softmax."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ionn.network import Network
+
+os.environ.setdefault("GLOG_minloglevel", "2")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+TINY = """
+name: "tiny"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 24 dim: 24 } } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param { num_output: 8 kernel_size: 3
+        weight_filler { type: "xavier" } } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "left" type: "Convolution" bottom: "conv1" top: "left" convolution_param { num_output: 6 kernel_size: 1 } }
+layer { name: "right" type: "Convolution" bottom: "conv1" top: "right"
+        convolution_param { num_output: 6 kernel_size: 3 pad: 1 } }
+layer { name: "join" type: "Eltwise" bottom: "left" bottom: "right" top: "join" }
+layer { name: "pool" type: "Pooling" bottom: "join" top: "pool" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+layer { name: "fc1" type: "InnerProduct" bottom: "pool" top: "fc1" inner_product_param { num_output: 400 } }
+layer { name: "relu2" type: "ReLU" bottom: "fc1" top: "fc1" }
+layer { name: "fc2" type: "InnerProduct" bottom: "fc1" top: "fc2" inner_product_param { num_output: 10 } }
+layer { name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Network:
+    return Network.from_text(TINY, "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny: Network) -> dict[str, tuple[np.ndarray, ...]]:
+    rng = np.random.default_rng(7)
+    return {
+        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.1 for shape in layer.weight_shapes)
+        for layer in tiny.layers
+        if layer.weight_shapes
+    }
+
+
+@pytest.fixture
+def tiny_files(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], tmp_path: Path) -> Path:
+    """tiny.prototxt, with tiny.caffemodel beside it."""
+    from ionn.caffemodel import serialise
+
+    path = tmp_path / "tiny.prototxt"
+    path.write_text(TINY)
+    path.with_suffix(".caffemodel").write_bytes(serialise("tiny", tiny.layers, tiny_weights).tobytes())
+    return path
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A server process of its own; its address."""
+    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0

@@ -1,0 +1,150 @@
+"""The command line as a user meets it: processes, exit codes, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def ionn(*arguments: str | Path, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ionn", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def test_plan_json_is_what_people_script_against() -> None:
+    done = ionn("plan", "alexnet", "--algorithm", "recursive-efficiency", "--mbps", "80", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    plan = json.loads(done.stdout)
+    assert set(plan) == {"model", "algorithm", "mbps", "local_ms", "best_ms", "partitions", "planning_ms"}
+    assert (plan["model"], plan["algorithm"], plan["mbps"]) == ("alexnet", "recursive-efficiency", 80)
+    for partition in plan["partitions"]:
+        assert set(partition) == {"stages", "layers", "bytes", "upload_ms", "latency_ms"}
+    assert sum(partition["bytes"] for partition in plan["partitions"]) == 243_860_896
+    latencies = [plan["local_ms"], *(partition["latency_ms"] for partition in plan["partitions"])]
+    assert latencies == sorted(latencies, reverse=True)
+    assert latencies[-1] == plan["best_ms"]
+    assert plan["partitions"][0]["layers"][:3] == ["conv1", "relu1", "norm1"]
+
+
+def test_run_json_is_what_people_script_against() -> None:
+    done = ionn("run", "alexnet", "--testbed", "virtual", "--algorithm", "original", "--runs", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {"model", "algorithm", "testbed", "runs"} <= set(result)
+    assert len(result["runs"]) == 2
+    for run in result["runs"]:
+        assert {"queries_before_upload", "upload_s", "first_ms", "last_ms", "bit_equal", "overruns"} <= set(run)
+        assert run["bit_equal"] is None
+        assert run["queries_before_upload"] > 0
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    top = ionn("--help")
+    assert top.returncode == 0
+    commands = [line.split()[0] for line in top.stdout.split("Commands:")[1].strip().splitlines()]
+    assert {"plan", "run", "serve", "link", "figures", "profile"} <= set(commands)
+    for command in commands:
+        done = ionn(command, "--help")
+        assert done.returncode == 0
+        assert f"Example: ionn {command}" in done.stdout
+
+
+@pytest.fixture
+def broken(tiny_files: Path) -> Path:
+    """A folder of files with one mistake each, and a sound model `tiny`."""
+    folder = tiny_files.parent
+    text = tiny_files.read_text()
+    (folder / "malformed.prototxt").write_text(text.replace("layer {", "layer ((", 1))
+    (folder / "unknown_type.prototxt").write_text(text.replace('"Softmax"', '"Sofmax"'))
+    (folder / "impossible.prototxt").write_text(text.replace("kernel_size: 2", "kernel_size: 99"))
+    (folder / "short.csv").write_text("layer,ms\ndata,1\n")
+    (folder / "words.txt").write_text("0 data fast\n")
+    return folder
+
+
+# What is given, and what the one line must name.
+BAD_INPUT = {
+    "missing prototxt": (["plan", "no/such.prototxt"], ["no/such.prototxt"]),
+    "malformed prototxt": (["plan", "{}/malformed.prototxt"], ["malformed.prototxt:3:7"]),
+    "unknown layer type": (["plan", "{}/unknown_type.prototxt"], ["prob", "Sofmax"]),
+    "impossible layer": (["plan", "{}/impossible.prototxt"], ["pool"]),
+    "unknown model": (["plan", "alexnut"], ["alexnut", "alexnet"]),
+    "unknown algorithm": (["plan", "alexnet", "--algorithm", "orignal"], ["orignal", "original"]),
+    "unknown algorithm, run": (["run", "{}/tiny.prototxt", "--algorithm", "x"], ["x", "original"]),
+    "bandwidth 0": (["plan", "alexnet", "--mbps", "0"], ["0"]),
+    "bandwidth negative": (["run", "{}/tiny.prototxt", "--mbps", "-1"], ["-1"]),
+    "bandwidth not a number": (["plan", "alexnet", "--mbps", "nan"], ["nan"]),
+    "link bandwidth": (["link", "--mbps", "0", "--listen", "127.0.0.1:0"], ["0"]),
+    "unknown device": (["plan", "alexnet", "--client", "odroid"], ["odroid", "odroid-xu4"]),
+    "missing column": (["plan", "alexnet", "--client", "{}/short.csv:nope"], ["short.csv", "nope"]),
+    "profile of another net": (["plan", "alexnet", "--client", "{}/short.csv:ms"], ["short.csv", "alexnet"]),
+    "unreadable profile": (["plan", "alexnet", "--server", "{}/words.txt"], ["words.txt", "fast"]),
+    "missing caffemodel": (["run", "{}/tiny.prototxt", "{}/no.caffemodel"], ["no.caffemodel"]),
+    "caffemodel of another net": (["run", "alexnet", "{}/tiny.caffemodel"], ["tiny.caffemodel", "conv1"]),
+    "garbage address": (["serve", "--bind", "nowhere"], ["nowhere", "HOST:PORT"]),
+    "no traces": (["figures", "--results", "{}/none"], ["none"]),
+    "no such option": (["plan", "alexnet", "--mpbs", "8"], ["--mpbs"]),
+    "no such command": (["plna", "alexnet"], ["plna"]),
+    "dilation": (["run", "{}/tiny.prototxt", "--dilation", "0.5"], ["0.5"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT, ids=list(BAD_INPUT))
+def test_bad_input_is_one_clear_line_and_exit_code_2(case: str, broken: Path) -> None:
+    arguments, names = BAD_INPUT[case]
+    done = ionn(*(argument.replace("{}", str(broken)) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("ionn: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for name in names:
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize("command", [["serve", "--bind"], ["link", "--listen"]])
+def test_port_in_use(command: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        done = ionn(*command, address)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert address.removeprefix("tcp://") in done.stderr
+
+
+def test_disk_full_keeps_what_was_written(tiny_files: Path, tmp_path: Path) -> None:
+    """The virtual testbed writes a trace for each run; a small limit on file size stands in for a full disk."""
+    results = tmp_path / "results"
+    assert ionn("run", tiny_files, "--testbed", "virtual", "--results", results).returncode == 0
+    (kept,) = results.rglob("run-01.jsonl")
+    before = kept.read_bytes()
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) - 10},) * 2)"
+    code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from ionn.cli import main; main()"
+    command = ["run", str(tiny_files), "--testbed", "virtual", "--results", str(results), "--runs", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
+    assert kept.read_bytes() == before
+    assert [path.name for path in results.rglob("*.jsonl*")] == ["run-01.jsonl"]
+
+
+def test_profile_can_be_used_as_costs(tiny_files: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "here.json"
+    assert ionn("profile", tiny_files, "--runs", "2", "--save", saved).returncode == 0
+    plan = ionn("plan", tiny_files, "--client", saved, "--server", saved, "--json")
+    assert plan.returncode == 0, plan.stderr
+    # Nothing is gained at a server that is no faster than the client.
+    assert json.loads(plan.stdout)["partitions"] == []
+    text = tmp_path / "here.txt"
+    text.write_text(ionn("profile", tiny_files, "--runs", "2").stdout)
+    assert ionn("plan", tiny_files, "--client", text, "--server", saved).returncode == 0

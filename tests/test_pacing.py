@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ionn.pacing import (
+    MAX_CATCH_UP_S,
+    MAX_QUANTUM_BYTES,
+    MIN_QUANTUM_BYTES,
+    OVERRUN_TOLERANCE_MS,
+    LinkPacer,
+    PacedResult,
+    WallClock,
+    run_paced,
+)
+
+BYTES_PER_S = 10_000_000  # 80 Mbps
+
+
+def test_idle_link_gives_no_credit() -> None:
+    pacer = LinkPacer(80)
+    assert pacer.transmit(4_000, now_s=5.0, waited=False) == pytest.approx(5.0004)
+    assert pacer.transmit(1_000, now_s=9.0, waited=False) == pytest.approx(9.0001)
+
+
+def test_busy_link_makes_up_for_late_wakes() -> None:
+    pacer = LinkPacer(80)
+    arrival_s = pacer.transmit(4_000, now_s=0.0, waited=False)
+    for _ in range(1_000):
+        arrival_s = pacer.transmit(4_000, now_s=arrival_s + 0.003, waited=True)
+    assert arrival_s == pytest.approx(1_001 * 4_000 / BYTES_PER_S)
+
+
+def test_long_stall_is_made_up_for_in_part_only() -> None:
+    pacer = LinkPacer(80)
+    pacer.transmit(4_000, now_s=0.0, waited=False)
+    assert pacer.transmit(4_000, now_s=7.0, waited=True) == pytest.approx(7.0 - MAX_CATCH_UP_S + 0.0004)
+
+
+def test_bytes_that_came_while_the_link_was_busy_wait() -> None:
+    pacer = LinkPacer(80)
+    pacer.transmit(4_000, now_s=0.0, waited=False)
+    assert pacer.transmit(1_000, now_s=0.0001, waited=False) == pytest.approx(0.0005)
+
+
+@given(st.lists(st.tuples(st.integers(1, 8_000), st.floats(0, 0.05), st.booleans()), min_size=1, max_size=200))
+def test_never_one_percent_over_the_cap_in_any_second(wakes: list[tuple[int, float, bool]]) -> None:
+    """Whatever the sizes, and however late or idle the link: a second delivers at most 1 % too many bytes."""
+    pacer = LinkPacer(0.8)  # so slow that the wakes span many seconds
+    now_s, delivered = 0.0, []
+    for size_bytes, delay_s, waited in wakes:
+        now_s = max(now_s, pacer.transmit(size_bytes, now_s, waited)) + delay_s
+        delivered.append((now_s, size_bytes))
+    for begin_s, first_bytes in delivered:
+        window = [size for time_s, size in delivered if begin_s <= time_s <= begin_s + 1]
+        assert sum(window) - first_bytes <= 1.01 * 100_000 + 1
+
+
+@pytest.mark.parametrize(
+    ("mbps", "alone", "expected_bytes"),
+    [
+        (80, False, 4_000),
+        (80, True, 8_000),
+        (1, False, MIN_QUANTUM_BYTES),
+        (1_000, False, 50_000),
+        (1e12, True, MAX_QUANTUM_BYTES),
+    ],
+)
+def test_quantum(mbps: float, alone: bool, expected_bytes: int) -> None:
+    assert LinkPacer(mbps).quantum_bytes(alone) == expected_bytes
+
+
+class FakeClock:
+    """A clock that only moves when told to; every wait ends `overshoot_ms` too late."""
+
+    def __init__(self, overshoot_ms: float = 0.0) -> None:
+        self.time_s = 100.0
+        self.overshoot_s = overshoot_ms / 1e3
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def wait_until(self, time_s: float) -> None:
+        if time_s > self.time_s:
+            self.time_s = time_s + self.overshoot_s
+
+
+def run(compute_ms: list[float], target_ms: list[float], overshoot_ms: float = 0.0) -> tuple[PacedResult, list[float]]:
+    """The result, and when each layer began, in ms."""
+    clock = FakeClock(overshoot_ms)
+    begins_ms = []
+
+    def run_layer(layer: int) -> None:
+        begins_ms.append(round((clock.time_s - 100) * 1e3, 6))
+        clock.time_s += compute_ms[layer] / 1e3
+
+    return run_paced(run_layer, range(len(compute_ms)), target_ms, clock), begins_ms
+
+
+def approx(overruns: int, overrun_ms: float, compute_ms: float, layer_ms: list[float]) -> PacedResult:
+    values = (pytest.approx(value, abs=1e-6) for value in (overrun_ms, compute_ms, sum(layer_ms), tuple(layer_ms)))
+    return PacedResult(overruns, *values)
+
+
+def test_layers_take_their_targets() -> None:
+    result, begins_ms = run([1, 2, 0.5], target_ms=[5, 2, 3])
+    assert begins_ms == [0, 5, 7]
+    assert result == approx(overruns=0, overrun_ms=0, compute_ms=3.5, layer_ms=[5, 2, 3])
+
+
+def test_late_waits_do_not_add_up() -> None:
+    result, begins_ms = run([1, 1, 1], target_ms=[2, 2, 2], overshoot_ms=0.3)
+    assert begins_ms == [0, 2.3, 4.3]
+    assert result == approx(overruns=0, overrun_ms=0, compute_ms=3, layer_ms=[2.3, 2, 2])
+
+
+def test_overrun_is_recorded_and_delays_what_follows() -> None:
+    result, begins_ms = run([1, 5, 1], target_ms=[2, 3, 2])
+    assert begins_ms == [0, 2, 7]
+    assert result == approx(overruns=1, overrun_ms=2, compute_ms=7, layer_ms=[2, 5, 2])
+
+
+def test_late_wait_before_an_overrun_is_made_up_for_after_it() -> None:
+    result, begins_ms = run([1, 5, 1], target_ms=[2, 3, 2], overshoot_ms=0.3)
+    assert begins_ms == [0, 2.3, 7.3]
+    assert result == approx(overruns=1, overrun_ms=2, compute_ms=7, layer_ms=[2.3, 5, 2])
+
+
+def test_overruns_of_tiny_layers_are_recorded_but_not_counted() -> None:
+    late_ms = OVERRUN_TOLERANCE_MS * 0.9
+    layer_ms = [0.001 + late_ms] * 100
+    result, _ = run(layer_ms, target_ms=[0.001] * 100)
+    assert result == approx(overruns=0, overrun_ms=100 * late_ms, compute_ms=sum(layer_ms), layer_ms=layer_ms)
+
+
+def test_no_layers() -> None:
+    assert run([], []) == (approx(0, 0, 0, []), [])
+
+
+def test_runs_the_given_layers_in_order() -> None:
+    ran: list[int] = []
+    run_paced(ran.append, [7, 3, 5], [0, 0, 0], FakeClock())
+    assert ran == [7, 3, 5]
+
+
+def test_as_many_targets_as_layers() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        run_paced(lambda layer: None, [1, 2], [1.0], FakeClock())
+
+
+@pytest.mark.parametrize("wait_s", [-1, 0, 0.00005, 0.003])
+def test_wall_clock_never_returns_early(wait_s: float) -> None:
+    clock = WallClock()
+    time_s = clock.now_s() + wait_s
+    clock.wait_until(time_s)
+    assert clock.now_s() >= time_s
+    assert abs(clock.now_s() - time.monotonic()) < 60  # the clock that traces are recorded with

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ionn.costs import Profile
+from ionn.errors import InputError
+from ionn.graph import ExecutionGraph
+from ionn.plan import make_plan
+from ionn.planners import PLANNERS
+
+MBPS = 8.0  # a byte takes a microsecond
+
+
+@pytest.fixture
+def tiny_graph(tiny):
+    """The client takes 1 ms for the first layer, 2 for the second, and so on; the server a quarter of that."""
+    client_ms = np.arange(1.0, len(tiny.layers) + 1)
+    client = Profile.of(tiny, client_ms)
+    server = Profile.of(tiny, client_ms / 4, load_ms=client_ms / 8)
+    return ExecutionGraph.from_network(tiny, client, server, MBPS)
+
+
+def test_graph_of_a_network(tiny, tiny_graph):
+    # data | conv1 relu1 split left right join | pool | fc1 relu2 | fc2 | prob
+    assert tiny_graph.stages == ("data", "conv1", "join", "pool", "fc1", "fc2", "prob")
+    layer_numbers = [(1,), (2, 3), (4, 5, 6, 7), (8,), (9, 10), (11,), (12,)]
+    client_ms = [sum(numbers) for numbers in layer_numbers]
+    weights = [0, (27 + 1) * 8, (8 + 1) * 6 + (72 + 1) * 6, 0, (6 * 11 * 11 + 1) * 400, 401 * 10, 0]
+    blobs = [3 * 24 * 24, 3 * 24 * 24, 8 * 22 * 22, 6 * 22 * 22, 6 * 11 * 11, 400, 10, 10]
+    assert tiny_graph.client_ms.tolist() == client_ms
+    assert tiny_graph.server_ms.tolist() == [ms / 4 for ms in client_ms]
+    assert tiny_graph.load_ms.tolist() == [ms / 8 for ms in client_ms]
+    assert tiny_graph.upload_ms == pytest.approx(
+        [floats * 4 / 1000 + ms / 8 for floats, ms in zip(weights, client_ms, strict=True)], abs=1e-7
+    )
+    assert tiny_graph.up_ms == pytest.approx([floats * 4 / 1000 for floats in blobs], abs=1e-7)
+    assert tiny_graph.down_ms.tolist() == tiny_graph.up_ms.tolist()
+    assert tiny_graph.offloadable.tolist() == [False, True, True, True, True, True, False]
+
+
+def test_bandwidth_scales_transfers_and_weights_but_not_loading(tiny):
+    costs = Profile.of(tiny, np.ones(len(tiny.layers)), load_ms=3.0)
+    slow, fast = (ExecutionGraph.from_network(tiny, costs, costs, mbps) for mbps in (10, 80))
+    assert slow.up_ms == pytest.approx(8 * fast.up_ms, abs=1e-6)
+    assert slow.upload_ms - slow.load_ms == pytest.approx(8 * (fast.upload_ms - fast.load_ms), abs=1e-6)
+    assert slow.load_ms.tolist() == fast.load_ms.tolist()
+
+
+@pytest.mark.parametrize("algorithm", PLANNERS)
+def test_plan_describes_the_planner_s_partitions(tiny, tiny_graph, algorithm):
+    plan = make_plan(tiny, tiny_graph, algorithm, MBPS)
+    assert [list(partition.stages) for partition in plan.partitions] == PLANNERS[algorithm](tiny_graph)
+    assert plan.partitions
+    assert plan.local_ms == sum(range(1, 13))
+    assert plan.best_ms == plan.partitions[-1].latency_ms < plan.local_ms
+    assert plan.planning_ms > 0
+    uploaded = []
+    for index, partition in enumerate(plan.partitions):
+        uploaded += partition.stages
+        stages = [tiny.stages[i] for i in partition.stages]
+        assert partition.index == index
+        assert partition.stage_names == tuple(stage.name for stage in stages)
+        assert partition.layers == tuple(
+            layer.name for stage in stages for layer in tiny.layers[stage.first_layer : stage.last_layer + 1]
+        )
+        assert partition.bytes == sum(layer.weight_bytes for layer in tiny.layers if layer.name in partition.layers)
+        assert partition.upload_ms == sum(tiny_graph.upload_ms[i] for i in partition.stages)
+        assert partition.latency_ms == tiny_graph.latency_ms(uploaded)
+
+
+def test_json(tiny, tiny_graph):
+    plan = make_plan(tiny, tiny_graph, "recursive-efficiency", MBPS)
+    document = json.loads(json.dumps(plan.to_json()))
+    keys = ["model", "algorithm", "mbps", "local_ms", "best_ms", "partitions", "planning_ms"]
+    assert list(document) == keys
+    assert [document[key] for key in keys[:5]] == ["tiny", "recursive-efficiency", MBPS, plan.local_ms, plan.best_ms]
+    first, expected = document["partitions"][0], plan.partitions[0]
+    assert first == {
+        "stages": list(expected.stage_names),
+        "layers": list(expected.layers),
+        "bytes": expected.bytes,
+        "upload_ms": expected.upload_ms,
+        "latency_ms": expected.latency_ms,
+    }
+    assert len(document["partitions"]) == len(plan.partitions)
+
+
+def test_nothing_worth_offloading(tiny):
+    costs = Profile.of(tiny, np.ones(len(tiny.layers)))
+    plan = make_plan(tiny, ExecutionGraph.from_network(tiny, costs, costs, MBPS), "efficiency", MBPS)
+    assert plan.partitions == ()
+    assert plan.best_ms == plan.local_ms == len(tiny.layers)
+
+
+@pytest.mark.parametrize("mbps", [0.0, -80.0, math.nan, math.inf])
+def test_bandwidth_must_be_positive(tiny, tiny_graph, mbps):
+    costs = Profile.of(tiny, np.ones(len(tiny.layers)))
+    with pytest.raises(InputError, match=r"bandwidth .* Mbps: give a positive number"):
+        ExecutionGraph.from_network(tiny, costs, costs, mbps)
+    with pytest.raises(InputError, match="bandwidth"):
+        make_plan(tiny, tiny_graph, "efficiency", mbps)
+
+
+def test_bandwidth_too_small_to_count_with(tiny):
+    costs = Profile.of(tiny, np.ones(len(tiny.layers)))
+    with pytest.raises(InputError, match="not finite"):
+        ExecutionGraph.from_network(tiny, costs, costs, 1e-310)
+
+
+def test_unknown_algorithm(tiny, tiny_graph):
+    with pytest.raises(InputError, match="unknown algorithm"):
+        make_plan(tiny, tiny_graph, "orginal", MBPS)

@@ -1,0 +1,263 @@
+"""A real server process, spoken to over real sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket as sockets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import zmq
+
+from ionn import engine, wire
+from ionn.client import Client
+from ionn.errors import InputError, ServerError, ServerUnreachableError
+from ionn.network import Network
+from ionn.partition import Partition, extract
+from ionn.wire import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
+
+Weights = dict[str, tuple[np.ndarray, ...]]
+WAIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def data() -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((1, 3, 24, 24)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def blobs(tiny: Network, tiny_weights: Weights, data: np.ndarray) -> list[np.ndarray]:
+    """The blob before every stage in a local forward pass, and the output."""
+    net = engine.load_network(tiny, tiny_weights)
+    net.put(0, data)
+    found = [data]
+    for stage in range(len(tiny.stages)):
+        net.run(stage, stage)
+        found.append(net.outputs(stage)[0].copy())
+    return found
+
+
+def upload(client: Client, partitions: list[Partition]) -> None:
+    uploader = client.start_upload(partitions, time.monotonic)
+    assert uploader.wait_ready(len(partitions), WAIT_S), uploader.error
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[Client]:
+    client = Client(server)
+    yield client
+    client.close()
+
+
+def test_queries_run_across_partitions(
+    client: Client, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
+) -> None:
+    """Whatever run of uploaded stages is asked for, over whatever partitions: bit-equal to the local forward."""
+    offloadable = [stage.index for stage in tiny.stages if not stage.pinned]
+    upload(client, [extract(tiny, stages, tiny_weights) for stages in ([2], [1, 3], offloadable[3:])])
+    for first in offloadable:
+        for last in range(first, offloadable[-1] + 1):
+            outputs, result = client.run(first, last, blobs[first])
+            np.testing.assert_array_equal(outputs[0], blobs[last + 1])
+            assert len(result.stage_ms) == last - first + 1
+
+
+def test_sessions_do_not_see_each_other(
+    server: str, client: Client, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
+) -> None:
+    other = Client(server)
+    try:
+        doubled = {name: tuple(blob * 2 for blob in blobs) for name, blobs in tiny_weights.items()}
+        upload(client, [extract(tiny, [1, 2], tiny_weights)])
+        with pytest.raises(ServerError, match="stage 1 is not uploaded"):
+            other.run(1, 1, blobs[1])
+        upload(other, [extract(tiny, [1], doubled)])
+        np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
+        assert not np.array_equal(other.run(1, 1, blobs[1])[0][0], blobs[2])
+    finally:
+        other.close()
+
+
+def test_a_failed_query_leaves_the_session_as_it_was(
+    client: Client, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
+) -> None:
+    upload(client, [extract(tiny, [1], tiny_weights)])
+    for first, last, data in ((2, 2, blobs[2]), (1, 2, blobs[1]), (1, 1, blobs[1][:, :2]), (2, 1, blobs[1])):
+        with pytest.raises(ServerError):
+            client.run(first, last, data)
+    np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
+
+
+def test_too_many_sessions_are_refused(server: str) -> None:
+    clients = [Client(server) for _ in range(3)]
+    try:
+        with pytest.raises(ServerError, match="3 sessions already"):
+            Client(server)
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_closed_session_leaves_no_process(server: str, tiny: Network, tiny_weights: Weights) -> None:
+    def workers() -> int:
+        return sum(
+            1
+            for process in psutil.Process().children(recursive=True)
+            if process.status() != psutil.STATUS_ZOMBIE and "forkserver" in " ".join(process.cmdline())
+        )
+
+    idle = workers()
+    client = Client(server)
+    upload(client, [extract(tiny, [1], tiny_weights)])
+    assert workers() > idle or idle == 0
+    client.close()
+    deadline = time.monotonic() + WAIT_S
+    while workers() > max(idle, 1) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert workers() <= max(idle, 1)
+
+
+class Raw:
+    """A connection that sends what no Client would."""
+
+    def __init__(self, address: str) -> None:
+        self.context = zmq.Context()
+        self.address = address
+        self.control = self.connect()
+        self.welcome = self.ask(self.control, wire.Hello(PROTOCOL, "control"))
+
+    def connect(self) -> zmq.Socket[Any]:
+        socket = self.context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.connect(self.address)
+        return socket
+
+    def ask(self, socket: zmq.Socket[Any], *messages: Message | list[bytes]) -> Message:
+        """Send the messages; the answer to the last."""
+        for message in messages:
+            socket.send_multipart(message.frames() if isinstance(message, Message) else message)
+        assert socket.poll(WAIT_S * 1e3), "no answer"
+        return decode(socket.recv_multipart())
+
+
+@pytest.fixture
+def raw(server: str) -> Iterator[Raw]:
+    raw = Raw(server)
+    yield raw
+    raw.context.destroy(linger=0)
+
+
+def messages(partition: Partition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+    model = partition.caffemodel
+    return (
+        PartitionHeader(index, partition.nets, model.blobs, model.size),
+        [make_chunk(index, offset, parts) for offset, parts in model.chunks(200_000)],
+        PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest()),
+    )
+
+
+def test_another_protocol_version_is_told(server: str, raw: Raw) -> None:
+    answer = raw.ask(raw.connect(), wire.Hello(PROTOCOL + 1, "control"))
+    assert isinstance(answer, wire.Error)
+    assert answer.code == wire.ERROR_VERSION
+    assert f"speaks protocol {PROTOCOL}, the client {PROTOCOL + 1}" in answer.message
+
+
+def test_a_client_that_meets_another_version_says_so() -> None:
+    """A server of the future, played by a socket."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    command = [sys.executable, "-c", f"from ionn.client import Client; Client('tcp://127.0.0.1:{port}')"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert router.poll(WAIT_S * 1e3)
+        identity, *_ = router.recv_multipart()
+        router.send_multipart([identity, *wire.Error(wire.ERROR_VERSION, "the server speaks protocol 9").frames()])
+        _, stderr = process.communicate(timeout=WAIT_S)
+        assert "InputError" in stderr
+        assert "protocol 9" in stderr
+    finally:
+        process.kill()
+        context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("frames", [[b""], [b"junk"], [b'{"type": "ack"}'], [b'{"type": "ready", "partition": 1}']])
+def test_junk_gets_an_error_and_the_session_goes_on(raw: Raw, frames: list[bytes]) -> None:
+    assert isinstance(raw.ask(raw.control, frames), wire.Error)
+    assert isinstance(raw.ask(raw.connect(), frames), wire.Error)
+    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+
+
+def test_only_a_complete_partition_is_used(
+    raw: Raw, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
+) -> None:
+    header, chunks, end = messages(extract(tiny, [1], tiny_weights))
+    query = wire.Query(1, 1, 1, (blobs[1].tobytes(),))
+
+    assert raw.ask(raw.control, header) == wire.Ack(0, 0)
+    assert isinstance(raw.ask(raw.control, query), wire.Error)
+    assert raw.ask(raw.control, chunks[0]) == wire.Ack(0, header.size)
+    assert isinstance(raw.ask(raw.control, query), wire.Error)
+    wrong = raw.ask(raw.control, PartitionEnd(0, "0" * 64))
+    assert isinstance(wrong, wire.Error)
+    assert "digest" in wrong.message
+    assert isinstance(raw.ask(raw.control, query), wire.Error)
+
+    for message in (header, *chunks):
+        raw.ask(raw.control, message)
+    assert raw.ask(raw.control, end) == wire.Ready(0)
+    assert isinstance(raw.ask(raw.control, query), wire.Result)
+    again = raw.ask(raw.control, header)
+    assert isinstance(again, wire.Error)
+    assert "stage 1 was uploaded before" in again.message
+
+
+def test_weights_must_be_all_there(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
+    header, _, _ = messages(extract(tiny, [1], tiny_weights))
+    for blobs in (header.blobs[:-1], (), (*header.blobs, header.blobs[0])):
+        answer = raw.ask(raw.control, PartitionHeader(0, header.nets, blobs, header.size))
+        assert isinstance(answer, wire.Error), blobs
+        assert answer.partition == 0
+
+
+def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
+    header, _, _ = messages(extract(tiny, [1], tiny_weights))
+    net = header.nets[0]
+    for old, new in (("kernel_size: 3", "kernel_size: 300"), ('"Convolution"', '"Python"'), ("layer {", "layer {{")):
+        nets = (type(net)(net.prototxt.replace(old, new), net.input, net.stages),)
+        answer = raw.ask(raw.control, PartitionHeader(0, nets, header.blobs, header.size))
+        assert isinstance(answer, wire.Error), new
+    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+
+
+def test_a_killed_session_process_is_reported(server: str, client: Client, blobs: list[np.ndarray]) -> None:
+    servers = [p for p in psutil.Process().children() if "serve" in p.cmdline()]
+    workers = {p.pid for server in servers for p in server.children(recursive=True)}
+    # The youngest is the session's process; the others are the fork server's.
+    os.kill(max(workers), signal.SIGKILL)
+    with pytest.raises((ServerError, ServerUnreachableError), match="process ended|not answered"):
+        client.run(1, 1, blobs[1], timeout_s=WAIT_S)
+    Client(server).close()
+
+
+def test_nobody_listens() -> None:
+    with sockets.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ServerUnreachableError, match=f"tcp://127.0.0.1:{port}: no server there"):
+        Client(f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "tcp://", "tcp://x:99999", "tcp://127.0.0.1:0"])
+def test_garbage_addresses(address: str) -> None:
+    with pytest.raises(InputError, match="address|port"):
+        Client(address)

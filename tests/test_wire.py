@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ionn import wire
+from ionn.caffemodel import BlobSpan
+from ionn.errors import ProtocolError
+from ionn.network import Network
+from ionn.partition import PartialNet, StageCut, extract
+from ionn.wire import Chunk, PartitionEnd, PartitionHeader, PartitionReceiver, decode, make_chunk
+
+NET = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)), StageCut(4, "prob", ("a", "b"))))
+MESSAGES = [
+    wire.Hello(1, "control"),
+    wire.Hello(1, "upload", "token"),
+    wire.Welcome(1, "token", {"kind": "cost-model"}),
+    PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
+    Chunk(2, 1000, 77, (b"abc", b"d")),
+    PartitionEnd(2, "ff"),
+    wire.Ack(2, 12),
+    wire.Ready(2),
+    wire.Query(1, 2, 3, (b"\0" * 8,)),
+    wire.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
+    wire.Error(wire.ERROR_QUERY, "no", query=4),
+    wire.Ping(),
+    wire.Pong(),
+    wire.Bye(),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_survives_the_wire(message: wire.Message) -> None:
+    assert decode(message.frames()) == message
+
+
+def test_every_message_type_is_in_the_table() -> None:
+    assert {type(message) for message in MESSAGES} == set(wire.Message.__subclasses__())
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_anything_else_is_a_protocol_error(message: wire.Message, data: st.DataObject) -> None:
+    """A mutated message decodes to a message or raises ProtocolError, never anything else."""
+    head, *payload = message.frames()
+    body = json.loads(head)
+    name = data.draw(st.sampled_from(sorted(body)))
+    junk = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=5,
+    )
+    if data.draw(st.booleans()):
+        del body[name]
+    else:
+        body[name] = data.draw(junk)
+    try:
+        decoded = decode([json.dumps(body).encode(), *payload])
+    except ProtocolError:
+        return
+    assert isinstance(decoded, wire.Message)
+
+
+@pytest.mark.parametrize("frames", [[], [b""], [b"\xff"], [b"[]"], [b"{}"], [b'{"type": "no"}'], [b'{"type": []}']])
+def test_junk_frames(frames: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        decode(frames)
+
+
+class Sent:
+    """A partition of the tiny network, as messages, and the blobs it is to fill."""
+
+    def __init__(self, network: Network, weights: dict[str, tuple[np.ndarray, ...]], chunk_bytes: int) -> None:
+        partition = extract(network, [1, 2, 4], weights)
+        self.model = partition.caffemodel
+        self.header = PartitionHeader(0, partition.nets, self.model.blobs, self.model.size)
+        self.chunks = [make_chunk(0, offset, parts) for offset, parts in self.model.chunks(chunk_bytes)]
+        self.end = PartitionEnd(0, hashlib.sha256(self.model.tobytes()).hexdigest())
+        self.blobs = [np.zeros_like(weights[span.layer][span.blob]) for span in self.model.blobs]
+        self.wanted = [weights[span.layer][span.blob] for span in self.model.blobs]
+        targets = [memoryview(blob.reshape(-1)).cast("B") for blob in self.blobs]
+        self.receiver = PartitionReceiver(self.header, targets)
+
+
+@pytest.fixture(params=[997, 10**6])
+def sent(request: pytest.FixtureRequest, tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> Sent:
+    return Sent(tiny, tiny_weights, request.param)
+
+
+def test_chunks_fill_the_blobs(sent: Sent) -> None:
+    for chunk in sent.chunks:
+        sent.receiver.take(chunk)
+    sent.receiver.finish(sent.end)
+
+    assert sent.receiver.received == sent.model.size
+    for blob, wanted in zip(sent.blobs, sent.wanted, strict=True):
+        np.testing.assert_array_equal(blob, wanted)
+
+
+def test_bad_chunks_are_refused_and_change_nothing(sent: Sent) -> None:
+    first = sent.chunks[0]
+    payload = b"".join(first.payload)
+    bad = [
+        dataclasses.replace(first, crc32=first.crc32 ^ 1),
+        dataclasses.replace(first, payload=(payload[:-1],)),
+        dataclasses.replace(first, payload=(bytes([payload[0] ^ 1]) + payload[1:],)),
+        dataclasses.replace(first, offset=1),
+        dataclasses.replace(first, payload=()),
+        make_chunk(0, 0, [memoryview(bytes(sent.model.size + 1))]),
+        *sent.chunks[1:],
+    ]
+    for chunk in bad:
+        with pytest.raises(ProtocolError):
+            sent.receiver.take(chunk)
+    sent.receiver.take(first)
+    with pytest.raises(ProtocolError, match="expected"):
+        sent.receiver.take(first)
+    for chunk in sent.chunks[1:]:
+        sent.receiver.take(chunk)
+    sent.receiver.finish(sent.end)
+
+
+def test_an_incomplete_partition_does_not_finish(sent: Sent) -> None:
+    for chunk in sent.chunks[:-1]:
+        sent.receiver.take(chunk)
+    with pytest.raises(ProtocolError, match="ends at byte"):
+        sent.receiver.finish(sent.end)
+
+
+def test_a_wrong_digest_does_not_finish(sent: Sent) -> None:
+    for chunk in sent.chunks:
+        sent.receiver.take(chunk)
+    with pytest.raises(ProtocolError, match="digest"):
+        sent.receiver.finish(PartitionEnd(0, "0" * 64))
+
+
+@pytest.mark.parametrize("change", [{"offset": 10**9}, {"size": 4}, {"offset": 0}])
+def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, int]) -> None:
+    spans = list(sent.header.blobs)
+    spans[-1] = dataclasses.replace(spans[-1], **change)
+    header = dataclasses.replace(sent.header, blobs=tuple(spans))
+    with pytest.raises(ProtocolError, match="blob"):
+        PartitionReceiver(header, [memoryview(blob.reshape(-1)).cast("B") for blob in sent.blobs])
