@@ -109,7 +109,7 @@ def bulk(bed: Bed, pairs: list[Pair], duration_s: float = BULK_S) -> tuple[list[
 def window_mbps(arrivals: Arrivals) -> list[float]:
     """The rate over every window of WINDOW_S that begins with an arrival."""
     times = [time_s for time_s, _ in arrivals]
-    rates = []
+    rates: list[float] = []
     for time_s, total in arrivals:
         if time_s + WINDOW_S > times[-1]:
             return rates
@@ -141,7 +141,7 @@ def ping(pair: Pair) -> list[float]:
 
 
 def row(measure: str, unit: str, limit: float, ours: float) -> None:
-    print(f"{measure:52} | {limit:8.2f} {unit:4} | {ours:8.2f} {unit:4} | {ours / limit:6.3f}", flush=True)
+    print(f"{measure:56} | {limit:8.2f} {unit:4} | {ours:8.2f} {unit:4} | {ours / limit:6.3f}", flush=True)
 
 
 def rate_rows(name: str, mbps: float, arrivals: Arrivals) -> None:
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mbps", type=float, default=MBPS)
     mbps: float = parser.parse_args().mbps
-    print(f"{'measure':52} | {'limit':13} | {'ours':13} | ratio")
+    print(f"{'measure':56} | {'limit':13} | {'ours':13} | ratio")
     with link(mbps) as bed:
         (up,), cpu_percent = bulk(bed, [bed.connect()])
         rate_rows("uplink", mbps, up)

@@ -59,7 +59,9 @@ def reproduce(runs: int, results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=1, help="live runs of each model and algorithm (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=1, help="live runs of each model and algorithm (default: %(default)s)"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"))
     arguments = parser.parse_args()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,10 @@ def _blob(data: memoryview) -> Floats:
         elif 1 <= number <= 4 and isinstance(value, int):
             legacy[number - 1] = value
             is_legacy = True
-    dims = tuple(legacy) if is_legacy and not shape else tuple(shape)
-    if math.prod(dims) != floats.size:
+    dimensions = tuple(legacy) if is_legacy and not shape else tuple(shape)
+    if math.prod(dimensions) != floats.size:
         raise IndexError("a blob's floats do not fill its shape")
-    return floats.reshape(dims)
+    return floats.reshape(dimensions)
 
 
 def _index(data: memoryview) -> dict[str, tuple[Floats, ...]]:
@@ -119,7 +119,9 @@ def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
         blobs = []
         for blob in layer.blobs:
             values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
-            shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+            shape = (
+                tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+            )
             blobs.append(values.reshape(shape))
         layers[layer.name] = tuple(blobs)
     return layers
@@ -173,9 +175,7 @@ def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:
                 f"{path}: weights of layer '{layer.name}' have shapes {list(shapes)}, "
                 f"{network.name} wants {list(layer.weight_shapes)}; give its own caffemodel"
             )
-        weights[layer.name] = tuple(
-            blob.reshape(shape) for blob, shape in zip(blobs, layer.weight_shapes, strict=True)
-        )
+        weights[layer.name] = tuple(blob.reshape(shape) for blob, shape in zip(blobs, layer.weight_shapes, strict=True))
     return weights
 
 
@@ -232,7 +232,7 @@ def _prefix(number: int, size: int) -> bytes:
     return _encode_varint(number << 3 | _BYTES) + _encode_varint(size)
 
 
-def serialise(name: str, layers: Iterable[Layer], weights: dict[str, Sequence[Floats]]) -> Serialised:
+def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence[Floats]]) -> Serialised:
     """A caffemodel of the given layers that have weights. The floats are not copied."""
     pieces: list[memoryview] = []
     blobs: list[BlobSpan] = []
@@ -258,5 +258,5 @@ def serialise(name: str, layers: Iterable[Layer], weights: dict[str, Sequence[Fl
         for index, (head, array) in enumerate(zip(heads, arrays, strict=True)):
             put(head)
             blobs.append(BlobSpan(layer.name, index, size, array.nbytes))
-            put(memoryview(array.reshape(-1)).cast("B"))
+            put(array.reshape(-1).view(np.uint8).data)
     return Serialised(tuple(pieces), tuple(blobs), size)

@@ -59,14 +59,20 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 model_argument = options(click.argument("model"))
 weights_argument = click.argument("weights", required=False)
-mbps_option = click.option("--mbps", default=80.0, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way.")
+mbps_option = click.option(
+    "--mbps", default=80.0, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
+)
 algorithm_option = click.option("--algorithm", default="recursive-efficiency", show_default=True, help="The planner.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(
     "--client", default="odroid-xu4", show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."
 )
 results_option = click.option(
-    "--results", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of traces and figures."
+    "--results",
+    default="results",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of traces and figures.",
 )
 
 
@@ -86,9 +92,7 @@ def cli() -> None:
 @options(algorithm_option, mbps_option, client_option)
 @click.option("--server", default="gtx1080ti", show_default=True, metavar="COSTS", help=f"The server: {COSTS_HELP}.")
 @json_option
-def plan(
-    model: str, weights: str | None, algorithm: str, mbps: float, client: str, server: str, as_json: bool
-) -> None:
+def plan(model: str, weights: str | None, algorithm: str, mbps: float, client: str, server: str, as_json: bool) -> None:
     """Print the partitions of MODEL in upload order, with the latency expected after each.
 
     Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
@@ -133,14 +137,20 @@ def _plan_text(plan: Plan) -> str:
 @model_argument
 @weights_argument
 @options(algorithm_option, mbps_option, client_option)
-@click.option("--server", metavar="COSTS", help=f"The server, by default this machine (live) or gtx1080ti: {COSTS_HELP}.")
+@click.option(
+    "--server",
+    metavar="COSTS",
+    help=f"The server; by default what it sends (live) or gtx1080ti (virtual): {COSTS_HELP}.",
+)
 @click.option("--testbed", type=click.Choice(["live", "virtual"]), default="live", show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
 @click.option("--connect", metavar="ADDRESS", help="Live: use the server at tcp://HOST:PORT; start none, and no link.")
 @click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
-@click.option("--results", type=click.Path(path_type=Path), help="Keep traces in this folder; finished runs are not run again.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="Keep traces in this folder; finished runs are not run again."
+)
 @json_option
 def run(
     model: str,
@@ -166,11 +176,14 @@ def run(
     Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
     """
     from ionn import harness
+    from ionn.graph import checked_mbps
+    from ionn.planners import get_planner
 
-    harness.check_algorithm(algorithm)
+    get_planner(algorithm)
+    checked_mbps(mbps)
     if testbed == "live":
-        subject = harness.prepare_live(model, weights, client, server, mbps, dilation, results)
-        traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, seed)
+        subject = harness.prepare_live(model, weights, client)
+        traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed)
     else:
         traces = harness.run_virtual_all(
             model, [algorithm], runs, client, server or harness.SERVER, mbps, noise, seed, results
@@ -235,22 +248,27 @@ def _runs_text(traces: list[Trace]) -> str:
 @click.option("--bind", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="tcp://HOST:PORT; port 0: any.")
 @click.option("--sessions", type=click.IntRange(1), default=16, show_default=True, help="Clients at once.")
 @click.option("--idle-s", default=60.0, show_default=True, help="A session that is silent this long ends.")
+@click.option("--costs", metavar="FILE", help="Send these costs to clients: a file of ionn calibrate or ionn profile.")
 @click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
-def serve(bind: str, sessions: int, idle_s: float, verbose: bool) -> None:
+def serve(bind: str, sessions: int, idle_s: float, costs: str | None, verbose: bool) -> None:
     """Be the edge server. Prints its address when clients may connect; runs until SIGTERM or Ctrl-C.
 
     Example: ionn serve --bind tcp://127.0.0.1:7675
     """
-    from ionn.link import parse_address
+    from ionn.costs import load_costs
+    from ionn.link import format_address, parse_address
     from ionn.server import Server
 
     _log(verbose)
-    parse_address(bind, listen=True)
-    Server(bind, sessions_max=sessions, idle_s=idle_s).serve(click.echo)
+    address = f"tcp://{format_address(parse_address(bind, listen=True))}"
+    sent = load_costs(costs).to_json() if costs is not None else None
+    Server(address, sent, sessions_max=sessions, idle_s=idle_s).serve(click.echo)
 
 
 @cli.command()
-@click.option("--listen", default=LINK_AT, show_default=True, metavar="ADDRESS", help="Where clients connect; port 0: any.")
+@click.option(
+    "--listen", default=LINK_AT, show_default=True, metavar="ADDRESS", help="Where clients connect; port 0: any."
+)
 @click.option("--to", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="Where the server is.")
 @mbps_option
 @click.option("--verbose", "-v", is_flag=True, help="Log connections.")
@@ -299,7 +317,14 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
         measured.save(save)
     layer_ms = measured.layer_ms(network)
     if as_json:
-        click.echo(json.dumps({"model": network.name, "layers": {la.name: ms for la, ms in zip(network.layers, layer_ms, strict=True)}}))
+        click.echo(
+            json.dumps(
+                {
+                    "model": network.name,
+                    "layers": {la.name: ms for la, ms in zip(network.layers, layer_ms, strict=True)},
+                }
+            )
+        )
         return
     for layer, ms in zip(network.layers, layer_ms, strict=True):
         click.echo(f"{layer.index:>4} {layer.name} {ms:.4f}")
@@ -316,6 +341,6 @@ def figures(results: Path, out: Path | None) -> None:
     from ionn.figures import draw_figures
     from ionn.report import write_report
 
-    for path in draw_figures(results, out or results / "figures"):
+    drawn = draw_figures(results, out or results / "figures")
+    for path in (*drawn, write_report(results, drawn)):
         click.echo(path)
-    click.echo(write_report(results))

@@ -93,7 +93,7 @@ class Client:
             sockets.create_connection((host, port), timeout=CONNECT_S).close()
         except OSError as error:
             raise ServerUnreachableError(f"{address}: no server there ({error.strerror or error})") from error
-        self._address = address
+        self.address = address
         self._context: zmq.Context[Any] = zmq.Context()
         self._queries = 0
         self._uploader: Uploader | None = None
@@ -108,7 +108,7 @@ class Client:
 
     def start_upload(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> Uploader:
         """Upload the partitions in order, in a thread of its own; `now_s` is the clock of the records."""
-        self._uploader = Uploader(self._context, self._address, self._session, partitions, now_s)
+        self._uploader = Uploader(self._context, self.address, self._session, partitions, now_s)
         self._uploader.start()
         return self._uploader
 

@@ -47,10 +47,16 @@ _FLOAT_BYTES = 4
 # stride 1 that have fast algorithms. Max pooling branches on its data.
 FEATURES: dict[str, tuple[str, ...]] = {
     "Convolution": (
-        *("operations", "weight_bytes", "column_bytes", "output_bytes", "im2col_bytes", "constant"),
-        *("depth", "depth_3x3"),
+        "operations",
+        "weight_bytes",
+        "column_bytes",
+        "output_bytes",
+        "im2col_bytes",
+        "constant",
+        "depth",
+        "depth_3x3",
     ),
-    "InnerProduct": ("weight_bytes", "constant", "depth"),
+    "InnerProduct": ("weight_bytes", "constant"),
     "Pooling": ("operations", "max_operations", "constant", "input_bytes"),
 }
 DEFAULT_FEATURES = ("operations", "constant", "large_bytes")
@@ -121,6 +127,9 @@ class Costs(Protocol):
 
     def load_ms(self, network: Network) -> Milliseconds:
         """The time to load each layer at a server once its weights have arrived; 0 where that is not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `costs_from_json` reads."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +276,7 @@ def _label(layer: LayerTime | Layer | None) -> str:
 def _check_number(value: object, where: str) -> None:
     # The comparison is false for NaN, and exact for integers that no float can hold.
     if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= sys.float_info.max):
-        raise InputError(f"{where} is {value!r}; it must be a number, finite and not negative")
+        raise InputError(f"{where} is {value!r:.40}; it must be a number, finite and not negative")
 
 
 def device_names() -> list[str]:
@@ -289,7 +298,7 @@ def load_costs(spec: str) -> Costs:
         return _from_csv(Path(file), column)
     if spec.lower().endswith(".csv"):
         raise InputError(f"{spec}: name the column that holds the times in ms, as in {spec}:COLUMN")
-    if Path(spec).exists():
+    if os.path.exists(spec):
         return _from_text(Path(spec))
     close = difflib.get_close_matches(spec, known, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]}?" if close else ""
@@ -303,8 +312,10 @@ def costs_from_json(document: object, source: str) -> CostModel | Profile:
     """
     try:
         match document:
-            case {"kind": "cost-model" | "profile", "schema": schema} if schema != SCHEMA:
-                raise InputError(f"written by another version of ionn (schema {schema!r}); measure again")
+            case {"kind": "cost-model" | "profile", **rest} if rest.get("schema") != SCHEMA:
+                raise InputError("written by another version of ionn; measure again")
+            case {"machine": dict(machine)} if not all(isinstance(value, str) for value in machine.values()):
+                raise InputError("machine: not an object of texts")
             case {
                 "kind": "cost-model",
                 "name": str(name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import tempfile
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from google.protobuf import text_format
+from numpy.typing import NDArray
 
 from ionn.caffemodel import Floats
 from ionn.network import Network
@@ -49,8 +50,7 @@ class StageNet:
         begins = [0, *(end + 1 for end in ends[:-1])]
         self.first, self.last = partial.stages[0].index, partial.stages[-1].index
         self._layers = {
-            stage.index: range(begin, end + 1)
-            for stage, begin, end in zip(partial.stages, begins, ends, strict=True)
+            stage.index: range(begin, end + 1) for stage, begin, end in zip(partial.stages, begins, ends, strict=True)
         }
         self._outputs = {stage.index: stage.outputs for stage in partial.stages}
         self._input = partial.input
@@ -118,7 +118,7 @@ def forward(net: StageNet, data: Floats) -> list[Floats]:
 
 def time_layers(
     net: StageNet, runs: int, data: Floats | None = None, progress: Callable[[], None] = lambda: None
-) -> Floats:
+) -> NDArray[np.float64]:
     """The mean time of every layer over `runs` forward passes (after one more to warm up), in ms, shape (layers,)."""
     layers = net.layers(net.first, net.last)
     if data is not None:
@@ -130,23 +130,10 @@ def time_layers(
             net.run_layer(layer)
             elapsed[run, layer] = (time.perf_counter() - start) * 1e3
         progress()
-    return elapsed[1:].mean(axis=0)
+    mean_ms: NDArray[np.float64] = elapsed[1:].mean(axis=0)
+    return mean_ms
 
 
 def versions() -> dict[str, str]:
     """The versions that a run's numbers depend on."""
-    import google.protobuf
-    import zmq
-
-    caffe = load_caffe()
-    return {
-        "caffe": caffe.__version__,
-        "numpy": np.__version__,
-        "protobuf": google.protobuf.__version__,
-        "pyzmq": zmq.__version__,
-    }
-
-
-def prototxt_of(network: Network) -> str:
-    """The network as text, as Caffe would be given it."""
-    return str(text_format.MessageToString(network.param))
+    return {name: importlib.metadata.version(name) for name in ("caffe", "numpy", "protobuf", "pyzmq")}

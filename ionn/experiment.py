@@ -37,8 +37,13 @@ def run_experiment(session: Session, info: RunInfo) -> Trace:
     session.start_upload()
     session.wait_for_first_partition()
     queries: list[QueryRecord] = []
-    while not session.uploaded():
+
+    def query() -> None:
+        # The first one was raised with the upload, whenever it could start.
         queries.append(session.query(raised_s=None if queries else 0.0))
+
+    while not session.uploaded():
+        query()
     for _ in range(QUERIES_AFTER_UPLOAD):
-        queries.append(session.query())
+        query()
     return Trace(info, tuple(session.finish()), tuple(queries))

@@ -52,7 +52,6 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
-    "pdf.fonttype": 42,
     "figure.dpi": 100,
     "savefig.dpi": 200,
 }
@@ -159,7 +158,7 @@ def _latency_line(axes: Axes, row: SummaryRow, style: dict[str, Any]) -> None:
         axes.fill_between(times, mean - spread, mean + spread, **band)
     label = f"{row.algorithm}: {row.queries.count()} queries before the upload ended at {row.upload_s.text()} s"
     point = {"marker": style["marker"], "markevery": [0], "markersize": 4 + 1.5 * style["width"]}
-    axes.step(times, mean, where="post", linewidth=style["width"], label=label, **look, **point)
+    axes.step(times, mean, where="post", linewidth=style["width"], label=label, clip_on=False, **look, **point)
     axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
 
 

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from ionn.costs import Costs
     from ionn.network import Network
 
-FLOAT_BYTES = 4
+_FLOAT_BYTES = 4
 
-# All times are multiples of 2^-24 ms (0.06 ns). Sums of such numbers are exact in float64 up to six days, so that stages
-# which gain nothing are ties, and stay ties, whatever the order of summation.
-GRID_PER_MS = 2.0**24
+# All times are multiples of 2^-24 ms (0.06 ns). Sums of such numbers are exact in float64 up to six days, so what gains
+# nothing is a tie in whatever order it is summed.
+_GRID_PER_MS = 2.0**24
 
 
 def checked_mbps(mbps: float) -> float:
@@ -58,7 +58,7 @@ def runs_of(stages: Iterable[int]) -> list[tuple[int, int]]:
 
 @np.errstate(over="ignore")  # what is not finite is an InputError, not a warning
 def _on_grid(ms: ArrayLike) -> NDArray[np.float64]:
-    return np.rint(np.asarray(ms, dtype=np.float64) * GRID_PER_MS) / GRID_PER_MS
+    return np.rint(np.asarray(ms, dtype=np.float64) * _GRID_PER_MS) / _GRID_PER_MS
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class ExecutionGraph:
         load_ms = np.add.reduceat(server.load_ms(network), starts)
         weight_bytes = np.array([stage.weight_bytes for stage in network.stages])
         blobs = [[stage.input_shape] for stage in network.stages] + [network.stages[-1].output_shapes]
-        transfer_ms = np.array([sum(map(math.prod, shapes)) * FLOAT_BYTES for shapes in blobs]) / bytes_per_ms
+        transfer_ms = np.array([sum(map(math.prod, shapes)) * _FLOAT_BYTES for shapes in blobs]) / bytes_per_ms
         return cls(
             stages=tuple(stage.name for stage in network.stages),
             client_ms=np.add.reduceat(client.layer_ms(network), starts),

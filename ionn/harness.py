@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ionn.costs import Costs, load_costs
+from ionn.costs import load_costs
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph, checked_mbps
 from ionn.network import Network
-
-ROOT = Path(__file__).resolve().parent.parent
-from ionn.plan import Plan, make_plan
-from ionn.planners import get_planner
+from ionn.plan import make_plan
 from ionn.trace import RunInfo, Trace, trace_path
 
 if TYPE_CHECKING:
     from ionn.live import Subject
     from ionn.session import LiveSession
 
+ROOT = Path(__file__).resolve().parent.parent
 CLIENT = "odroid-xu4"
 SERVER = "gtx1080ti"
 MBPS = 80.0
 ALGORITHMS = ("original", "efficiency", "recursive-efficiency")
 # Forward passes that this machine is timed over.
 PROFILE_RUNS = 20
+# The costs that a server started for a results folder sends: what `ionn calibrate` wrote there.
+SERVER_COSTS = "server.json"
 
 
 def weights_path(model: str, weights: str | None) -> Path:
@@ -38,45 +40,16 @@ def weights_path(model: str, weights: str | None) -> Path:
     return ROOT / "models" / f"{model}.caffemodel"
 
 
-def prepare_live(
-    model: str,
-    weights: str | None = None,
-    client: str = CLIENT,
-    server: str | None = None,
-    mbps: float = MBPS,
-    dilation: float = 1.0,
-    results: Path | None = None,
-) -> Subject:
-    """Load a model and settle both sides' costs for live runs. `server` None: time this machine, or take what was
-    timed for `results` before. Raises InputError."""
+def prepare_live(model: str, weights: str | None = None, client: str = CLIENT) -> Subject:
+    """Load a model and the device that its client is paced to. Raises InputError."""
     from ionn import engine, live
     from ionn.caffemodel import read_weights
-    from ionn.costs import Profile
 
-    checked_mbps(mbps)
-    if not dilation >= 1:
-        raise InputError(f"dilation {dilation:g}: give a number from 1 on")
     network = Network.load(model)
     blobs = read_weights(weights_path(model, weights), network)
-    client_costs = load_costs(client)
-    pace_ms = client_costs.layer_ms(network)
-    net = engine.load_network(network, blobs)
-    server_costs: Costs
-    saved = results / "profiles" / f"{network.name}.json" if results else None
-    if server is not None:
-        server_costs = load_costs(server)
-    elif saved is not None and saved.exists():
-        server_costs = load_costs(str(saved))
-    else:
-        with _bar(PROFILE_RUNS + 1, "pass", f"{network.name}: timing this machine") as bar:
-            profile = live.profile_network(network, net, PROFILE_RUNS, lambda: bar.update())
-        if saved is not None:
-            profile.save(saved)
-        server_costs = profile
-    server_costs = live.Scaled(server_costs, dilation)
-    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps)
-    del pace_ms
-    return live.Subject(network, blobs, net, client_costs, graph, (client_costs.name, server_costs.name))
+    costs = load_costs(client)
+    costs.layer_ms(network)  # refuses a profile of another network before anything is built
+    return live.Subject(network, blobs, engine.load_network(network, blobs), costs)
 
 
 def run_live_all(
@@ -87,56 +60,77 @@ def run_live_all(
     dilation: float = 1.0,
     results: Path | None = None,
     connect: str | None = None,
+    server: str | None = None,
     seed: int = 0,
 ) -> list[Trace]:
     """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
 
     With `results`, a finished run's trace is kept there and not run again. `connect` is the address of a server that
-    runs already; else a server and a link are started here.
+    runs already; else a server and a link are started here. `server` are the costs to plan with; by default those that
+    the server sends. A server started here sends what `results` holds as server.json, else a profile of this machine.
     """
     from ionn import live
 
-    plans = [make_plan(subject.network, subject.graph, algorithm, mbps) for algorithm in algorithms]
-    wanted = [(run, plan) for run in range(1, runs + 1) for plan in plans]
+    checked_mbps(mbps)
+    if not dilation >= 1:
+        raise InputError(f"dilation {dilation:g}: give a number from 1 on")
+    costs = None if server is None else load_costs(server)
+    network = subject.network
     traces: dict[tuple[int, str], Trace] = {}
     folder = "live" if dilation == 1 else f"live-dilation{dilation:g}"
-
-    def path(run: int, plan: Plan) -> Path | None:
-        return trace_path(results, folder, subject.network.name, plan.algorithm, run) if results else None
-
-    for run, plan in wanted:
-        where = path(run, plan)
-        if where is not None and where.exists():
-            traces[run, plan.algorithm] = _finished(where, subject, plan, mbps, dilation)
-    missing = [(run, plan) for run, plan in wanted if (run, plan.algorithm) not in traces]
-    if missing:
+    wanted = [(run, algorithm) for run in range(1, runs + 1) for algorithm in algorithms]
+    paths = {
+        (run, algorithm): trace_path(results, folder, network.name, algorithm, run)
+        for run, algorithm in wanted
+        if results is not None
+    }
+    for key, path in paths.items():
+        if path.exists():
+            traces[key] = _finished(path, subject, mbps, dilation)
+    if len(traces) < len(wanted):
         with contextlib.ExitStack() as stack:
-            address = connect or stack.enter_context(live.testbed(mbps / dilation))
-            for run, plan in missing:
-                title = f"{subject.network.name} {plan.algorithm} run {run}/{runs}"
-                size = sum(partition.bytes for partition in plan.partitions)
-                with _bar(size, "B", title) as bar:
-
-                    def show(session: LiveSession, bar: _Bar = bar) -> None:
-                        bar.update(session.uploaded_bytes - bar.n)
-                        if session.last_query is not None:
-                            bar.set_postfix_str(f"query {session.last_query.latency_ms:.0f} ms", refresh=False)
-
-                    trace = live.run_live(subject, plan, address, run, mbps, dilation, seed, show)
-                where = path(run, plan)
-                if where is not None:
-                    trace.save(where)
-                    trace = Trace.load(where)
-                traces[run, plan.algorithm] = trace
-    return [traces[run, plan.algorithm] for run, plan in wanted]
+            if connect is None:
+                sent = None if server is not None else _server_costs(subject, results, stack)
+                connect = stack.enter_context(live.start_testbed(mbps / dilation, sent))
+            link = live.Link(connect, mbps, dilation)
+            for run, algorithm in wanted:
+                if (run, algorithm) in traces:
+                    continue
+                with _bar(None, "B", f"{network.name} {algorithm} run {run}/{runs}") as bar:
+                    trace = live.run_live(subject, algorithm, link, run, costs, seed, functools.partial(_show, bar))
+                if results is not None:
+                    trace.save(paths[run, algorithm])
+                    trace = Trace.load(paths[run, algorithm])
+                traces[run, algorithm] = trace
+    return [traces[key] for key in wanted]
 
 
-def _finished(path: Path, subject: Subject, plan: Plan, mbps: float, dilation: float) -> Trace:
+def _finished(path: Path, subject: Subject, mbps: float, dilation: float) -> Trace:
     trace = Trace.load(path)
     info = trace.info
-    if (info.mbps, info.dilation, info.client) != (mbps, dilation, subject.names[0]):
+    if (info.mbps, info.dilation, info.client) != (mbps, dilation, subject.client.name):
         raise InputError(f"{path}: a run with other settings; choose another results folder, or remove it")
     return trace
+
+
+def _server_costs(subject: Subject, results: Path | None, stack: contextlib.ExitStack) -> Path:
+    """The file of costs that a server on this machine sends."""
+    if results is not None and (results / SERVER_COSTS).exists():
+        return results / SERVER_COSTS
+    from ionn import live
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with _bar(PROFILE_RUNS + 1, "pass", f"{subject.network.name}: timing this machine") as bar:
+        profile = live.profile_network(subject.network, subject.net, PROFILE_RUNS, bar.update)
+    profile.save(folder / SERVER_COSTS)
+    return folder / SERVER_COSTS
+
+
+def _show(bar: Any, session: LiveSession) -> None:
+    bar.total = session.total_bytes
+    bar.update(session.uploaded_bytes - bar.n)
+    if session.last_query is not None:
+        bar.set_postfix_str(f"query {session.last_query.latency_ms:.0f} ms", refresh=False)
 
 
 def run_virtual_all(
@@ -171,25 +165,10 @@ def run_virtual_all(
     return traces
 
 
-class _Bar:
-    """What the harness uses of tqdm's bar."""
-
-    n: int
-
-    def update(self, n: int = 1) -> None: ...
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
-
-
 @contextlib.contextmanager
-def _bar(total: int, unit: str, title: str) -> Iterator[_Bar]:
+def _bar(total: int | None, unit: str, title: str) -> Iterator[Any]:
+    """A progress bar on standard error, where that is a terminal."""
     from tqdm import tqdm
 
-    # `disable=None`: no bar where standard error is not a terminal.
     with tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=title, disable=None, leave=False) as bar:
         yield bar
-
-
-def check_algorithm(name: str) -> str:
-    """The name, if it is an algorithm's. Raises InputError."""
-    get_planner(name)
-    return name

@@ -1,6 +1,6 @@
 """The layer types that ionn offloads, and what each makes of its inputs: one table, layer type -> rule.
 
-A rule derives the shapes of the top blobs and weight blobs, and the operation count, from the layer's parameters and the
+A rule derives the shapes of the top and weight blobs, and the operation count, from the layer's parameters and the
 shapes of its bottom blobs, exactly as Caffe's LayerSetUp and Reshape do. It refuses whatever Caffe would answer with a
 failed CHECK (which aborts the process), a division by zero or a read outside of a blob: a server runs strangers' nets
 only after this table has accepted them.
@@ -9,9 +9,9 @@ The table is an allow-list. Its layers compute from their bottoms alone: no file
 no memory access that depends on the values of a blob.
 
 Operations count the multiply-adds of Convolution, Deconvolution and InnerProduct. For other layers they count the
-elements read: output elements times window (Pooling, LRN) or times bottoms (Eltwise), input elements for reductions, and
-output elements for the rest. Layers that only share their bottom's memory (Split, Flatten, Reshape), Input and Silence
-have none. Batch is included everywhere.
+elements read: output elements times window (Pooling, LRN) or times bottoms (Eltwise), input elements of reductions,
+and output elements of the rest. Layers that only share their bottom's memory (Split, Flatten, Reshape), Input and
+Silence have none. The batch is included everywhere.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def infer(layer: Any, bottom_shapes: Sequence[Shape]) -> Inferred:
     try:
         rule = LAYER_TYPES.get(layer.type)
         if rule is None:
-            raise _Refused(_REASONS.get(layer.type, "Caffe has no such layer type"))
+            raise _Refused(REASONS.get(layer.type, "Caffe has no such layer type"))
         _check_blobs(rule, layer)
         result = rule.infer(getattr(layer, rule.param, None), bottom_shapes, len(layer.top))
         for shape in result.tops + result.weights:
@@ -111,7 +111,7 @@ def _check_blobs(rule: Rule, layer: Any) -> None:
             wanted = f"{least}" if least == most else f"at least {least}" if most == math.inf else f"{least} to {most}"
             raise _Refused(f"takes {wanted} {kind} blobs, not {len(names)}")
     in_place = [top for bottom, top in zip(layer.bottom, layer.top, strict=False) if bottom == top]
-    if in_place and not (rule.in_place and layer.bottom[0] == layer.top[0] and len(in_place) == 1):
+    if in_place and not rule.in_place:
         raise _Refused(f"cannot work in place on {in_place[0]!r}; give its top a name of its own")
 
 
@@ -248,7 +248,7 @@ def _pooling(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     for name in ("pad", "stride"):
         both = p.HasField(f"{name}_h") and p.HasField(f"{name}_w")
         neither = not (p.HasField(f"{name}_h") or p.HasField(f"{name}_w"))
-        _need(neither or both and not p.HasField(name), f"give either {name} or both {name}_h and {name}_w")
+        _need(neither or (both and not p.HasField(name)), f"give either {name} or both {name}_h and {name}_w")
     pad = (p.pad_h, p.pad_w) if p.HasField("pad_h") else (p.pad, p.pad)
     stride = (p.stride_h, p.stride_w) if p.HasField("stride_h") else (p.stride, p.stride)
     _need(all(1 <= s <= MAX_COUNT for s in stride), "stride must be at least 1 and below 2^31")
@@ -270,7 +270,9 @@ def _pooled(sizes: Shape, kernel: Shape, stride: Shape, pad: Shape, ceil: bool =
     for size, k, s, p in zip(sizes, kernel, stride, pad, strict=True):
         _need(k >= 1, "its kernel must be at least 1")
         _need(p < k, f"its pad of {p} must be smaller than its kernel of {k}")
-        _need(k < _MAX_POOLED and size + 2 * p < _MAX_POOLED, f"its kernel and padded input must be below {_MAX_POOLED}")
+        _need(
+            k < _MAX_POOLED and size + 2 * p < _MAX_POOLED, f"its kernel and padded input must be below {_MAX_POOLED}"
+        )
         free = size + 2 * p - k
         pooled = (-(-free // s) if ceil else free // s) + 1
         if any(pad) and (pooled - 1) * s >= size + p:
@@ -385,7 +387,7 @@ def _per_channel(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 def _mvn(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     shape = bottoms[0]
     _need(len(shape) <= 4, f"takes an input of at most 4 axes, not {_text(shape)}")
-    return Inferred(((shape + (1, 1, 1, 1))[:4],), operations=math.prod(shape))
+    return Inferred(((*shape, 1, 1, 1, 1)[:4],), operations=math.prod(shape))
 
 
 def _softmax(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
@@ -627,7 +629,7 @@ LAYER_TYPES: dict[str, Rule] = {
 }
 
 # Why Caffe's other layer types are not in the table.
-_REASONS = {
+REASONS = {
     name: reason
     for reason, names in {
         "it reads or writes files; remove it from the deploy prototxt": (

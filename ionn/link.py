@@ -14,6 +14,7 @@ Linux only (epoll).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -35,6 +36,10 @@ Address = tuple[str, int]
 
 SOCKET_BUFFER_BYTES = 256 * 1024
 """Of each socket of the link. Less than a few of loopback's 64 KiB segments would slow TCP down."""
+
+LINK_NICENESS = -10
+"""A network does not wait for the processors of the machines at its ends. Needs root; without it, a busy machine may
+hold the link up now and then."""
 
 _IN = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -71,6 +76,8 @@ def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Addre
     """
     if not (math.isfinite(mbps) and mbps > 0):
         raise InputError(f"{mbps} Mbps: a link needs a finite rate above 0")
+    with contextlib.suppress(PermissionError):
+        os.nice(LINK_NICENESS)
     handlers = {signum: signal.signal(signum, signal.default_int_handler) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         with _listen(listen) as listener:
@@ -187,7 +194,7 @@ class _Link:
         if arrival_s == math.inf:
             return self._epoll.poll()
         timeout_s = arrival_s - time.monotonic()
-        # epoll.poll counts its timeout in whole milliseconds.
+        # Not with epoll alone: it counts in whole milliseconds.
         if timeout_s > 0 and not select.select((self._epoll,), (), (), timeout_s)[0]:
             return []
         return self._epoll.poll(0)

@@ -11,21 +11,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ionn import engine
 from ionn.caffemodel import Floats
 from ionn.client import Client
-from ionn.costs import Costs, Profile
+from ionn.costs import Costs, Milliseconds, Profile, costs_from_json
 from ionn.engine import StageNet
-from ionn.errors import InputError, IonnError, ServerUnreachableError
+from ionn.errors import InputError, IonnError, ProtocolError, ServerError, ServerUnreachableError
 from ionn.experiment import run_experiment
 from ionn.graph import ExecutionGraph
 from ionn.images import natural_images
 from ionn.network import Network
 from ionn.partition import extract
-from ionn.plan import Plan
+from ionn.plan import make_plan
 from ionn.session import LiveSession
 from ionn.trace import RunInfo, Trace
 
@@ -37,31 +38,35 @@ _STOP_S = 5.0
 
 
 @contextlib.contextmanager
-def _process(*arguments: str) -> Iterator[str]:
+def process(*arguments: str) -> Iterator[str]:
     """Run `ionn ARGUMENTS` beside this process; the address it announces on its standard output."""
     command = [sys.executable, "-m", "ionn", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
     try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
+        assert child.stdout is not None
+        address = child.stdout.readline().strip()
         if not address:
-            raise IonnError(f"'ionn {' '.join(arguments)}' ended before it was ready (exit code {process.wait()})")
+            raise IonnError(f"'ionn {' '.join(arguments)}' ended before it was ready (exit code {child.wait()})")
         yield address
     finally:
-        process.terminate()
+        child.terminate()
         try:
-            process.wait(_STOP_S)
+            child.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            child.kill()
+            child.wait()
 
 
 @contextlib.contextmanager
-def testbed(mbps: float) -> Iterator[str]:
-    """A server and a link of `mbps` in front of it, for as long as the context lasts: the address clients connect to."""
+def start_testbed(mbps: float, costs: Path | None = None) -> Iterator[str]:
+    """A server and a link of `mbps` in front of it, for as long as the context lasts: the address clients connect to.
+
+    `costs` is the file of the cost model or profile that the server sends to its clients.
+    """
+    told = [] if costs is None else ["--costs", str(costs)]
     with (
-        _process("serve", "--bind", "tcp://127.0.0.1:0") as server,
-        _process("link", "--listen", "tcp://127.0.0.1:0", "--to", server, "--mbps", str(mbps)) as link,
+        process("serve", "--bind", "tcp://127.0.0.1:0", *told) as server,
+        process("link", "--listen", "tcp://127.0.0.1:0", "--to", server, "--mbps", str(mbps)) as link,
     ):
         yield link
 
@@ -89,7 +94,12 @@ def machine() -> dict[str, str]:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return {"cpu": model, "cores": str(os.cpu_count()), "system": platform.platform(), "python": platform.python_version()}
+    return {
+        "cpu": model,
+        "cores": str(os.cpu_count()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def environment() -> dict[str, str]:
@@ -108,64 +118,73 @@ class Scaled:
     def name(self) -> str:
         return self.costs.name if self.factor == 1 else f"{self.costs.name} / {self.factor:g}"
 
-    def layer_ms(self, network: Network) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def layer_ms(self, network: Network) -> Milliseconds:
         return self.costs.layer_ms(network) / self.factor
 
-    def load_ms(self, network: Network) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def load_ms(self, network: Network) -> Milliseconds:
         return self.costs.load_ms(network) / self.factor
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.costs.to_json(), "divided_by": self.factor}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a live run is about: a network with its weights, loaded at the client, and the costs of both sides.
-
-    `client` is the device that the client is paced to (None: not paced, it runs as this machine does, and `graph` holds
-    this machine's costs).
-    """
+    """What live runs are about: a network with its weights, loaded at the client, and the device it is paced to."""
 
     network: Network
     weights: Mapping[str, Sequence[Floats]]
     net: StageNet
-    client: Costs | None
-    graph: ExecutionGraph
-    names: tuple[str, str]  # of the client's and the server's costs
+    client: Costs
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where the server is reached and over what: `mbps` undilated; link and client are slowed down by `dilation`."""
+
+    address: str
+    mbps: float
+    dilation: float = 1.0
 
 
 def run_live(
     subject: Subject,
-    plan: Plan,
-    address: str,
-    run: int,
-    mbps: float,
-    dilation: float = 1.0,
+    algorithm: str,
+    link: Link,
+    run: int = 1,
+    server: Costs | None = None,
     seed: int = 0,
     progress: Callable[[LiveSession], None] = lambda session: None,
 ) -> Trace:
-    """One run of the experiment against the server at `address`.
+    """One run of the experiment: connect, plan with the costs that the server sends (or with `server`), upload, query.
 
-    `mbps` is the undilated bandwidth that the plan was made for. Without a server the queries run at the client, and
-    the trace's environment says so under "fault".
+    Without a server the queries run at the client, and the trace's environment says so under "fault". Raises InputError
+    where the server's costs are not known.
     """
     network = subject.network
     client: Client | None = None
     fault: Exception | None = None
     try:
-        client = Client(address)
-    except InputError:
-        raise
-    except IonnError as error:
+        client = Client(link.address)
+        if server is None:
+            server = _sent_costs(client)
+    except (ServerError, ServerUnreachableError, ProtocolError) as error:
         fault = error
-    layer_ms = None if subject.client is None else (subject.client.layer_ms(network) * dilation).tolist()
-    partitions = [extract(network, partition.stages, dict(subject.weights)) for partition in plan.partitions]
     try:
+        # Without a server there is nothing to gain at it, and the plan is empty.
+        costs = subject.client if server is None or client is None else Scaled(server, link.dilation)
+        graph = ExecutionGraph.from_network(network, subject.client, costs, link.mbps)
+        plan = make_plan(network, graph, algorithm, link.mbps)
+        stages = [partition.stages for partition in plan.partitions]
         session = LiveSession(
-            network, subject.net, subject.graph, layer_ms, query_inputs(network, seed), client, partitions,
-            [partition.stages for partition in plan.partitions], progress,
+            network, subject.net, graph, (subject.client.layer_ms(network) * link.dilation).tolist(),
+            query_inputs(network, seed), client, [extract(network, part, subject.weights) for part in stages], stages,
+            progress,
         )  # fmt: skip
         info = RunInfo(
-            testbed="live", model=network.name, algorithm=plan.algorithm, run=run, mbps=mbps, seed=seed,
-            dilation=dilation, client=subject.names[0], server=subject.names[1], plan=plan.to_json(),
-            graph={}, environment=dict(environment()),
+            testbed="live", model=network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
+            dilation=link.dilation, client=subject.client.name, server=costs.name, plan=plan.to_json(), graph={},
+            environment=dict(environment()),
         )  # fmt: skip
         trace = run_experiment(session, info)
     finally:
@@ -174,8 +193,17 @@ def run_live(
     fault = fault or session.fault
     if fault is not None:
         info.environment["fault"] = str(fault)
-    measured = _measured(subject.graph, session, dilation)
+    measured = _measured(graph, session, link.dilation)
     return dataclasses.replace(trace, info=dataclasses.replace(info, graph=measured.to_json()))
+
+
+def _sent_costs(client: Client) -> Costs:
+    if not client.costs:
+        raise InputError(
+            f"{client.address}: the server sends no cost model; start it with 'ionn serve --costs FILE' "
+            "(ionn calibrate writes one), or give --server COSTS"
+        )
+    return costs_from_json(client.costs, client.address)
 
 
 def _measured(graph: ExecutionGraph, session: LiveSession, dilation: float) -> ExecutionGraph:
@@ -185,9 +213,3 @@ def _measured(graph: ExecutionGraph, session: LiveSession, dilation: float) -> E
         for stage, ms in session.measured_ms(where).items():
             stage_ms[stage] = ms / dilation
     return dataclasses.replace(graph, client_ms=costs["client"], server_ms=costs["server"])
-
-
-def lost_server(trace: Trace) -> ServerUnreachableError | None:
-    """The error of a run that had to go on without its server."""
-    fault = trace.info.environment.get("fault")
-    return None if fault is None else ServerUnreachableError(f"{fault}; the queries ran at the client")

@@ -297,7 +297,7 @@ def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
                 outputs=tops,
                 output_shapes=tuple(shapes[top] for top in tops),
                 weight_bytes=weight_bytes,
-                pinned=index == 0 or final and weight_bytes == 0,
+                pinned=index == 0 or (final and weight_bytes == 0),
             )
         )
         blob, first = tops[0], last + 1

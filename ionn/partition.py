@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf import text_format
 
@@ -65,7 +66,7 @@ def extract_net(network: Network, first: int, last: int) -> PartialNet:
     return PartialNet(text_format.MessageToString(net), stages[0].inputs, stage_cuts(network, first, last))
 
 
-def _strip_training(layer: caffe_pb2.LayerParameter) -> None:
+def _strip_training(layer: Any) -> None:
     for descriptor, value in layer.ListFields():
         if descriptor.name.endswith("_param") and descriptor.message_type is not None:
             for field, _ in value.ListFields():
@@ -75,7 +76,7 @@ def _strip_training(layer: caffe_pb2.LayerParameter) -> None:
         layer.ClearField(name)
 
 
-def extract(network: Network, stages: Sequence[int], weights: dict[str, Sequence[Floats]]) -> Partition:
+def extract(network: Network, stages: Sequence[int], weights: Mapping[str, Sequence[Floats]]) -> Partition:
     """The partition of the given stage indices (ascending)."""
     nets = tuple(extract_net(network, first, last) for first, last in runs_of(stages))
     layers = [

@@ -32,11 +32,16 @@ class Partition:
 
 @dataclass(frozen=True)
 class Plan:
-    """Partitions in upload order. `local_ms` and `best_ms`: latency with nothing and with everything uploaded."""
+    """Partitions in upload order.
+
+    `model_bytes` are all weights of the network, uploaded or not. `local_ms` and `best_ms`: latency with nothing and
+    with everything uploaded.
+    """
 
     model: str
     algorithm: str
     mbps: float
+    model_bytes: int
     local_ms: float
     best_ms: float
     partitions: tuple[Partition, ...]
@@ -47,6 +52,7 @@ class Plan:
             "model": self.model,
             "algorithm": self.algorithm,
             "mbps": self.mbps,
+            "model_bytes": self.model_bytes,
             "local_ms": self.local_ms,
             "best_ms": self.best_ms,
             "partitions": [
@@ -94,6 +100,7 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
         model=network.name,
         algorithm=algorithm,
         mbps=mbps,
+        model_bytes=sum(stage.weight_bytes for stage in network.stages),
         local_ms=graph.latency_ms(()),
         best_ms=graph.latency_ms(range(len(graph.stages))),
         partitions=tuple(partitions),

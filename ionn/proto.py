@@ -11,8 +11,8 @@ _NAME = "caffe.proto.caffe_pb2"
 
 
 def _load() -> ModuleType:
-    # `from caffe.proto import caffe_pb2` would load the whole engine (caffe/__init__.py). The module is registered under
-    # its own name, so that a later `import caffe` finds it: the messages may be defined only once in a process.
+    # `from caffe.proto import caffe_pb2` would load the whole engine (caffe/__init__.py). The module is registered
+    # under its own name, so that a later `import caffe` finds it: the messages may be defined only once in a process.
     if _NAME in sys.modules:
         return sys.modules[_NAME]
     package = importlib.util.find_spec("caffe")

@@ -167,7 +167,13 @@ def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Sec
             header,
             lines(checked),
         ),
-        Section("Claims that are not checked", "With the reason.", header, lines(v for v in verdicts if not v.checked), detail=True),
+        Section(
+            "Claims that are not checked",
+            "With the reason.",
+            header,
+            lines(v for v in verdicts if not v.checked),
+            detail=True,
+        ),
     )
 
 
@@ -303,7 +309,9 @@ def _environments(rows: Sequence[SummaryRow]) -> Section:
         for name in distinct(name for fact in facts for name in fact):
             values = distinct(str(fact[name]) for fact in facts if name in fact)
             lines.append((where.slug, name, "; ".join(values)))
-    return Section("Where the runs were made", "As the traces record it.", ("testbed", "what", "value"), tuple(lines), detail=True)
+    return Section(
+        "Where the runs were made", "As the traces record it.", ("testbed", "what", "value"), tuple(lines), detail=True
+    )
 
 
 def _planning_ms(run: Iterable[Plan], listed: Iterable[Plan]) -> PlanningTimes:

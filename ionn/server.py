@@ -37,7 +37,7 @@ from ionn.wire import (
 
 log = logging.getLogger(__name__)
 
-# A frame carries at most a chunk, a control header or a feature map; the largest feature map of the five models is 3 MB.
+# A frame carries at most a chunk, a control header or a feature map; the five models' largest feature map is 3 MB.
 FRAME_BYTES_MAX = max(CHUNK_BYTES, 64 * 1024 * 1024)
 # How often the front looks for sessions that went silent.
 _HOUSEKEEPING_MS = 1000

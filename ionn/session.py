@@ -65,6 +65,11 @@ class LiveSession:
         self.silence_s = SILENCE_S
 
     @property
+    def total_bytes(self) -> int:
+        """Of all partitions."""
+        return sum(partition.caffemodel.size for partition in self._partitions)
+
+    @property
     def uploaded_bytes(self) -> int:
         return self._uploader.sent_bytes if self._uploader else 0
 

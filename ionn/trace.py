@@ -8,6 +8,7 @@ undilated experiment.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -75,8 +76,8 @@ class QueryRecord:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The settings of a run. `plan` is `Plan.to_json()`. `graph` are the costs that predict the run, undilated: in a live
-    run those measured while it went on, in a virtual one those given."""
+    """The settings of a run. `plan` is `Plan.to_json()`. `graph` are the costs that predict the run, undilated: those
+    measured during a live run, those given to a virtual one."""
 
     testbed: str  # "virtual" or "live"
     model: str
@@ -128,10 +129,8 @@ class Trace:
                 os.fsync(out.fileno())
             part.replace(path)
         except OSError as error:
-            try:
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 part.unlink(missing_ok=True)
-            except OSError:
-                pass  # the first error is the one to report
             raise InputError(f"{path}: cannot write the trace: {error.strerror}; earlier runs are kept") from error
 
     def _records(self) -> Iterator[dict[str, Any]]:

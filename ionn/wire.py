@@ -120,7 +120,7 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Query(Message):
-    """Run stages `first`..`last` on the payload: float32, little endian, in the shape of the boundary before `first`."""
+    """Run stages `first`..`last` on the payload: the blob before `first` as float32, little endian."""
 
     type: ClassVar[str] = "query"
     query: int
@@ -230,9 +230,7 @@ def _net(value: Any) -> PartialNet:
 
 def _blob_span(value: Any) -> BlobSpan:
     span = _object(value)
-    return BlobSpan(
-        _text(span["layer"]), _natural(span["blob"]), _natural(span["offset"]), _natural(span["size"])
-    )
+    return BlobSpan(_text(span["layer"]), _natural(span["blob"]), _natural(span["offset"]), _natural(span["size"]))
 
 
 def _stage_ms(value: Any) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from ionn import engine
+from ionn.caffemodel import Floats
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
 from ionn.network import Network
@@ -135,8 +135,10 @@ class SessionState:
             raise ProtocolError(f"a query has one payload frame, not {len(query.payload)}")
         shape = self._owner[query.first].input_shape(query.first)
         if len(query.payload[0]) != 4 * int(np.prod(shape)):
-            raise ProtocolError(f"the input of stage {query.first} has {len(query.payload[0])} bytes, not {shape} floats")
-        outputs: list[engine.Floats] = [np.frombuffer(query.payload[0], "<f4").reshape(shape)]
+            raise ProtocolError(
+                f"the input of stage {query.first} has {len(query.payload[0])} bytes, not {shape} floats"
+            )
+        outputs: list[Floats] = [np.frombuffer(query.payload[0], "<f4").reshape(shape)]
         stage_ms: tuple[float, ...] = ()
         stage = query.first
         while stage <= query.last:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# One thread is as quick here, and the machine's other cores stay free. The result is the same with any number.
+# One thread leaves the other cores free; the weights are the same with any number.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("GLOG_minloglevel", "2")
 

@@ -22,7 +22,8 @@ layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim:
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param { num_output: 8 kernel_size: 3
         weight_filler { type: "xavier" } } }
 layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
-layer { name: "left" type: "Convolution" bottom: "conv1" top: "left" convolution_param { num_output: 6 kernel_size: 1 } }
+layer { name: "left" type: "Convolution" bottom: "conv1" top: "left"
+        convolution_param { num_output: 6 kernel_size: 1 } }
 layer { name: "right" type: "Convolution" bottom: "conv1" top: "right"
         convolution_param { num_output: 6 kernel_size: 3 pad: 1 } }
 layer { name: "join" type: "Eltwise" bottom: "left" bottom: "right" top: "join" }

@@ -21,7 +21,16 @@ def test_plan_json_is_what_people_script_against() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     plan = json.loads(done.stdout)
-    assert set(plan) == {"model", "algorithm", "mbps", "local_ms", "best_ms", "partitions", "planning_ms"}
+    assert set(plan) == {
+        "model",
+        "algorithm",
+        "mbps",
+        "model_bytes",
+        "local_ms",
+        "best_ms",
+        "partitions",
+        "planning_ms",
+    }
     assert (plan["model"], plan["algorithm"], plan["mbps"]) == ("alexnet", "recursive-efficiency", 80)
     for partition in plan["partitions"]:
         assert set(partition) == {"stages", "layers", "bytes", "upload_ms", "latency_ms"}

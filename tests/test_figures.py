@@ -38,7 +38,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
 
 def test_each_testbed_has_its_figures_as_png_and_pdf(results: Path):
     paths = draw_figures(results, results / "figures")
-    stems = {name.format(testbed) for name in ("fig5-{}", "fig6-{}", "fig7-{}-alexnet") for testbed in ("virtual", "live")}
+    stems = {
+        name.format(testbed) for name in ("fig5-{}", "fig6-{}", "fig7-{}-alexnet") for testbed in ("virtual", "live")
+    }
     assert {path.name for path in paths} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
     assert set((results / "figures").iterdir()) == set(paths)
     for path in paths:
@@ -54,6 +56,8 @@ def test_each_testbed_has_its_figures_as_png_and_pdf(results: Path):
 def test_equal_traces_give_equal_bytes(tmp_path: Path):
     one, two = ([path.read_bytes() for path in fig5(summary([make_trace()]), tmp_path / name)] for name in "ab")
     assert one == two
+    assert b"Software" not in one[0]
+    assert b"CreationDate" not in one[1]
 
 
 def test_fig5_stacks_the_halves(drawn: list, tmp_path: Path):
@@ -91,6 +95,13 @@ def test_fig7_draws_mean_and_spread_of_several_runs(drawn: list, tmp_path: Path)
     assert drawn[0].lines[0].get_ydata()[0] == pytest.approx(2000)
     assert len(drawn[0].collections) == 1
     assert "2 runs, mean ± std" in drawn[0].texts[0].get_text()
+
+
+def test_fig7_of_runs_that_never_execute_at_the_same_time_and_of_an_empty_plan(tmp_path: Path):
+    apart = [make_trace(), make_trace(run=2, ends_s=(60.0, 61.0))]
+    empty = make_trace(model="tiny", ends_s=(), sizes=(), latencies_ms=FIVE_FAST)
+    assert len(fig7(summary([*apart, empty]), tmp_path)) == 4
+    assert len(fig5(summary([empty]), tmp_path) + fig6(summary([empty]), tmp_path)) == 4
 
 
 def test_titles_tell_the_testbeds_apart(drawn: list, tmp_path: Path):

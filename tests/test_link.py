@@ -244,10 +244,11 @@ def test_unreachable_target_closes_the_connection_and_says_so_once(start: Callab
         target: Address = unused.getsockname()
     link = start(FAST_MBPS, to=target)
     for _ in range(3):
-        with link.client() as client, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), link.client() as client:
             client.recv(1)
     with socket.create_server(target) as server, link.client() as client:
-        server.accept()[0].sendall(b"here")
+        with server.accept()[0] as connection:
+            connection.sendall(b"here")
         assert client.recv(100) == b"here"
     returncode, stderr = link.stop()
     assert returncode == 0

@@ -16,7 +16,9 @@ import pytest
 
 from ionn import harness
 from ionn.client import Client
+from ionn.costs import load_costs
 from ionn.experiment import QUERIES_AFTER_UPLOAD
+from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.partition import extract
 from ionn.session import LiveSession
@@ -37,7 +39,7 @@ def slow_client(tiny: Network, tmp_path: Path) -> str:
 @pytest.fixture
 def traces(tiny_files: Path, slow_client: str, tmp_path: Path) -> list[Trace]:
     results = tmp_path / "results"
-    subject = harness.prepare_live(str(tiny_files), client=slow_client, mbps=MBPS, results=results)
+    subject = harness.prepare_live(str(tiny_files), client=slow_client)
     return harness.run_live_all(subject, ["original", "recursive-efficiency"], 1, mbps=MBPS, results=results)
 
 
@@ -65,7 +67,7 @@ def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) 
 def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
     results = tmp_path / "results"
     kept = {path: path.stat().st_mtime_ns for path in results.rglob("run-01.jsonl")}
-    subject = harness.prepare_live(str(tiny_files), client=slow_client, mbps=MBPS, results=results)
+    subject = harness.prepare_live(str(tiny_files), client=slow_client)
     more = harness.run_live_all(subject, ["original"], 2, mbps=MBPS, results=results)
 
     assert [trace.info.run for trace in more] == [1, 2]
@@ -77,8 +79,9 @@ def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_clie
 def test_a_server_that_dies_costs_no_query(
     number: int, server: str, tiny: Network, tiny_files: Path, tiny_weights: Weights, slow_client: str
 ) -> None:
-    subject = harness.prepare_live(str(tiny_files), client=slow_client, mbps=MBPS)
+    subject = harness.prepare_live(str(tiny_files), client=slow_client)
     stages = [[1], [2, 3], [4]]
+    graph = ExecutionGraph.from_network(tiny, subject.client, load_costs("gtx1080ti"), MBPS)
     (process,) = [p for p in psutil.Process().children() if "serve" in p.cmdline()]
     client = Client(server)
 
@@ -88,7 +91,7 @@ def test_a_server_that_dies_costs_no_query(
             process.wait(10)
 
     session = LiveSession(
-        tiny, subject.net, subject.graph, [0.0] * len(tiny.layers),
+        tiny, subject.net, graph, [0.0] * len(tiny.layers),
         harness_inputs(tiny), client, [extract(tiny, s, tiny_weights) for s in stages], stages, kill_after_two,
     )  # fmt: skip
     session.silence_s = 2.0
@@ -118,7 +121,9 @@ def test_ctrl_c_keeps_finished_runs_and_leaves_nothing_running(
         sys.executable, "-m", "ionn", "run", str(tiny_files), "--algorithm", "original", "--runs", "50",
         "--client", slow_client, "--mbps", str(MBPS), "--results", str(results),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 60
         while len(list(results.rglob("run-*.jsonl"))) < 1 and time.monotonic() < deadline:
@@ -158,9 +163,9 @@ def test_without_a_server_queries_run_at_the_client(tiny_files: Path, slow_clien
 def test_an_empty_plan_runs_locally(tiny_files: Path, tmp_path: Path, tiny: Network) -> None:
     fast = tmp_path / "fast.txt"
     fast.write_text("".join(f"{layer.index} {layer.name} 0.01\n" for layer in tiny.layers))
-    subject = harness.prepare_live(str(tiny_files), client=str(fast), server="odroid-xu4", mbps=MBPS)
+    subject = harness.prepare_live(str(tiny_files), client=str(fast))
 
-    (trace,) = harness.run_live_all(subject, ["recursive-efficiency"], 1, mbps=MBPS)
+    (trace,) = harness.run_live_all(subject, ["recursive-efficiency"], 1, mbps=MBPS, server="odroid-xu4")
 
     assert trace.partitions == ()
     assert trace.queries_before_upload == 0

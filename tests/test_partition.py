@@ -53,9 +53,7 @@ def test_a_partition_of_several_runs_has_a_net_for_each(tiny: Network, tiny_weig
 
     assert [[stage.index for stage in net.stages] for net in partition.nets] == [[1], [3, 4]]
     layers = {span.layer for span in partition.caffemodel.blobs}
-    assert layers == {
-        layer for stage in (1, 3, 4) for layer in tiny.stages[stage].layers if layer in tiny_weights
-    }
+    assert layers == {layer for stage in (1, 3, 4) for layer in tiny.stages[stage].layers if layer in tiny_weights}
 
 
 def test_any_part_of_a_net_can_run(tiny: Network, tiny_weights: Weights, data: np.ndarray) -> None:

@@ -244,7 +244,7 @@ def test_a_killed_session_process_is_reported(server: str, client: Client, blobs
     workers = {p.pid for server in servers for p in server.children(recursive=True)}
     # The youngest is the session's process; the others are the fork server's.
     os.kill(max(workers), signal.SIGKILL)
-    with pytest.raises((ServerError, ServerUnreachableError), match="process ended|not answered"):
+    with pytest.raises((ServerError, ServerUnreachableError), match=r"process ended|not answered"):
         client.run(1, 1, blobs[1], timeout_s=WAIT_S)
     Client(server).close()
 
@@ -259,5 +259,5 @@ def test_nobody_listens() -> None:
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "tcp://", "tcp://x:99999", "tcp://127.0.0.1:0"])
 def test_garbage_addresses(address: str) -> None:
-    with pytest.raises(InputError, match="address|port"):
+    with pytest.raises(InputError, match=r"address|port"):
         Client(address)

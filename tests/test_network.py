@@ -1,0 +1,427 @@
+"""Networks and their chains of stages: layers against Caffe, cut points against brute force."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ionn.errors import InputError
+from ionn.network import Layer, Network
+
+caffe = pytest.importorskip("caffe")
+
+PROFILES = Path(__file__).resolve().parent.parent.parent / "shared" / "reference" / "profiles"
+PAPER_MODELS = ["alexnet", "googlenet", "inception", "mobilenet", "resnet"]
+
+
+def layer(kind: str, name: str, bottoms: str = "", tops: str | None = None, params: str = "") -> str:
+    """A layer in prototxt; its top is its name unless given otherwise."""
+    blobs = [f'bottom: "{blob}"' for blob in bottoms.split()]
+    blobs += [f'top: "{blob}"' for blob in (name if tops is None else tops).split()]
+    return f'layer {{ name: "{name}" type: "{kind}" {" ".join(blobs)} {params} }}\n'
+
+
+def conv(name: str, bottom: str, outputs: int = 4, more: str = "", params: str = "") -> str:
+    return layer("Convolution", name, bottom, None, f"convolution_param {{ num_output: {outputs} {more} }} {params}")
+
+
+def relu(blob: str) -> str:
+    return layer("ReLU", f"relu_{blob}", blob, blob)
+
+
+DATA = layer("Input", "data", params="input_param { shape { dim: 1 dim: 4 dim: 8 dim: 8 } }")
+ONE = "kernel_size: 1"
+
+ALEXNET_LIKE = (
+    DATA
+    + conv("conv1", "data", 6, "kernel_size: 3 stride: 2")
+    + relu("conv1")
+    + layer("LRN", "norm1", "conv1")
+    + layer("Pooling", "pool1", "norm1", None, "pooling_param { kernel_size: 2 stride: 2 }")
+    + conv("conv2", "pool1", 8, "kernel_size: 3 pad: 1 group: 2")
+    + relu("conv2")
+    + layer("InnerProduct", "fc", "conv2", None, "inner_product_param { num_output: 10 }")
+    + relu("fc")
+    + layer("Dropout", "drop", "fc", "fc")
+    + layer("InnerProduct", "score", "fc", None, "inner_product_param { num_output: 5 }")
+    + layer("Softmax", "prob", "score")
+)
+INCEPTION_LIKE = (
+    DATA
+    + conv("a", "data", 4, ONE)
+    + relu("a")
+    + conv("left", "a", 2, ONE)
+    + relu("left")
+    + conv("reduce", "a", 2, ONE)
+    + conv("right", "reduce", 3, "kernel_size: 3 pad: 1")
+    + layer("Pooling", "pool", "a", None, "pooling_param { kernel_size: 3 stride: 1 pad: 1 }")
+    + layer("Concat", "output", "left right pool")
+    + layer("Pooling", "global", "output", None, "pooling_param { pool: AVE global_pooling: true }")
+)
+RESIDUAL = (
+    DATA
+    + conv("a", "data", 4, ONE)
+    + conv("b", "a", 4, ONE)
+    + layer("BatchNorm", "bn_b", "b", "b")
+    + layer("Scale", "scale_b", "b", "b", "scale_param { bias_term: true }")
+    + relu("b")
+    + layer("Eltwise", "sum", "a b")
+    + layer("ReLU", "relu_sum", "sum", "sum")
+    + conv("c", "sum", 2, ONE)
+)
+IN_PLACE_CHAIN = (
+    DATA
+    + layer("Power", "mean", "data", "data", "power_param { shift: -1 }")
+    + conv("a", "data", 4, ONE)
+    + layer("BatchNorm", "bn", "a", "a")
+    + layer("Scale", "scale", "a", "a")
+    + relu("a")
+    + layer("ReLU", "b", "a")
+    + layer("Dropout", "drop", "b", "b")
+)
+TWO_OUTPUTS = (
+    DATA
+    + conv("a", "data", 4, ONE)
+    + conv("b", "a", 4, ONE)
+    + conv("z", "b", 4, ONE)
+    + conv("c", "b", 3, ONE)
+    + layer("Softmax", "y", "c")
+)
+DEAD_ENDS = (
+    DATA
+    + conv("a", "data", 4, ONE)
+    + layer("Pooling", "pool", "a", "pool mask", "pooling_param { kernel_size: 2 stride: 2 }")
+    + layer("Slice", "slice", "pool", "s1 s2")
+    + layer("Silence", "quiet", "s2 mask", "")
+    + conv("b", "s1", 4, ONE)
+)
+UNCUTTABLE = (
+    DATA
+    + conv("left", "data", 4, ONE)
+    + conv("right", "data", 4, ONE)
+    + layer("Eltwise", "first", "left right")
+    + layer("Eltwise", "sum", "data first")
+)
+TWICE_THE_SAME = DATA + conv("a", "data", 4, ONE) + layer("Eltwise", "twice", "a a") + layer("Softmax", "prob", "twice")
+LEGACY_DIM = 'input: "x" input_dim: 1 input_dim: 4 input_dim: 8 input_dim: 8\n' + conv("a", "x", 4, ONE)
+LEGACY_SHAPE = 'input: "x" input_shape { dim: 1 dim: 4 dim: 8 dim: 8 }\n' + conv("a", "x", 4, ONE)
+PHASES = (
+    'state { stage: "small" level: 7 }'
+    + layer("Input", "train", "", "data", "include { phase: TRAIN } input_param { shape { dim: 9 dim: 4 } }")
+    + DATA
+    + conv("a", "data", 4, ONE, "exclude { phase: TRAIN }")
+    + conv("b", "a", 4, ONE, "exclude { phase: TEST }")
+    + conv("c", "a", 4, ONE, 'include { phase: TRAIN } include { phase: TEST stage: "small" not_stage: "large" }')
+    + conv("d", "c", 4, ONE, 'include { stage: "large" }')
+    + conv("e", "c", 4, ONE, "include { min_level: 1 }")
+    + conv("f", "c", 4, ONE, "include { max_level: 0 }")
+    + conv("g", "c", 4, ONE, 'include { not_stage: "small" }')
+    + conv("h", "c", 4, ONE, "include { max_level: -1 }")
+)
+TRAINING_FIELDS = (
+    DATA
+    + conv("a", "data", 4, ONE + ' weight_filler { type: "xavier" }', 'param { name: "w" lr_mult: 0 }')
+    + layer("BatchNorm", "bn", "a", "a", "param { lr_mult: 0 } param { lr_mult: 0 } param { lr_mult: 0 }")
+    + conv("b", "a", 4, ONE, 'param { name: "w" lr_mult: 0 } propagate_down: false')
+)
+
+NETS = {
+    "alexnet-like": ALEXNET_LIKE,
+    "inception-like": INCEPTION_LIKE,
+    "residual": RESIDUAL,
+    "in-place chain": IN_PLACE_CHAIN,
+    "two outputs": TWO_OUTPUTS,
+    "dead ends": DEAD_ENDS,
+    "uncuttable": UNCUTTABLE,
+    "twice the same": TWICE_THE_SAME,
+    "legacy input_dim": LEGACY_DIM,
+    "legacy input_shape": LEGACY_SHAPE,
+    "phases": PHASES,
+    "training fields": TRAINING_FIELDS,
+}
+
+
+def assert_as_caffe(network: Network, text: str, folder: Path) -> None:
+    path = folder / "net.prototxt"
+    path.write_text(text)
+    net = caffe.Net(str(path), caffe.TEST)
+    assert [layer.name for layer in network.layers] == list(net._layer_names)
+    assert [layer.type for layer in network.layers] == [layer.type for layer in net.layers]
+    for ours, theirs in zip(network.layers, net.layers, strict=True):
+        assert list(ours.bottoms) == net.bottom_names[ours.name]
+        assert list(ours.tops) == net.top_names[ours.name]
+        assert ours.bottom_shapes == tuple(tuple(net.blobs[blob].data.shape) for blob in ours.bottoms)
+        assert ours.top_shapes == tuple(tuple(net.blobs[blob].data.shape) for blob in ours.tops)
+        assert ours.weight_shapes == tuple(tuple(blob.data.shape) for blob in theirs.blobs)
+    assert list(network.outputs) == net.outputs
+    assert [network.input] == net.inputs
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_layers_are_those_of_caffe(name: str, tmp_path: Path) -> None:
+    network = Network.from_text(NETS[name], name)
+    assert_as_caffe(network, NETS[name], tmp_path)
+    assert_as_caffe(network, text_format.MessageToString(network.param), tmp_path)
+
+
+@pytest.mark.parametrize("model", PAPER_MODELS)
+def test_paper_models_are_those_of_the_published_profiles(model: str) -> None:
+    profile = PROFILES / f"{model}.csv"
+    if not profile.exists():
+        pytest.skip("the published profiles are not beside this checkout")
+    with profile.open(newline="") as file:
+        published = [
+            (row["layer"], row["type"], row["output_shape"], row["weight_bytes"]) for row in csv.DictReader(file)
+        ]
+    layers = Network.load(model).layers
+    ours = [(la.name, la.type, "x".join(map(str, la.top_shapes[0])), str(la.weight_bytes)) for la in layers]
+    assert ours == published
+
+
+def stages(text: str) -> list[str]:
+    """The stages as "name: layers", pinned ones in brackets."""
+    network = Network.from_text(text, "net")
+    lines = [f"{stage.name}: {' '.join(stage.layers)}" for stage in network.stages]
+    return [f"[{line}]" if stage.pinned else line for line, stage in zip(lines, network.stages, strict=True)]
+
+
+def test_in_place_layers_belong_to_the_layer_they_overwrite() -> None:
+    assert stages(ALEXNET_LIKE) == [
+        "[data: data]",
+        "conv1: conv1 relu_conv1",
+        "norm1: norm1",
+        "pool1: pool1",
+        "conv2: conv2 relu_conv2",
+        "fc: fc relu_fc drop",
+        "score: score",
+        "[prob: prob]",
+    ]
+
+
+def test_an_inception_module_is_one_stage() -> None:
+    assert stages(INCEPTION_LIKE) == [
+        "[data: data]",
+        "a: a relu_a",
+        "output: a_relu_a_0_split left relu_left reduce right pool output",
+        "[global: global]",
+    ]
+
+
+def test_a_residual_block_is_one_stage() -> None:
+    assert stages(RESIDUAL) == [
+        "[data: data]",
+        "a: a",
+        "sum: a_a_0_split b bn_b scale_b relu_b sum relu_sum",
+        "c: c",
+    ]
+
+
+def test_layers_in_place_on_the_input_stay_with_it() -> None:
+    assert stages(IN_PLACE_CHAIN) == ["[data: data mean]", "a: a bn scale relu_a", "[b: b drop]"]
+
+
+def test_the_last_stage_holds_all_outputs() -> None:
+    network = Network.from_text(TWO_OUTPUTS, "net")
+    assert stages(TWO_OUTPUTS) == ["[data: data]", "a: a", "b: b", "y: b_b_0_split z c y"]
+    last = network.stages[-1]
+    assert network.outputs == last.outputs == ("y", "z")
+    assert last.output_shapes == ((1, 3, 8, 8), (1, 4, 8, 8))
+
+
+def test_dead_ends_are_not_cut_off() -> None:
+    assert stages(DEAD_ENDS) == ["[data: data]", "a: a", "b: pool slice quiet b"]
+
+
+def test_a_net_that_cannot_be_cut_is_one_stage_after_its_input() -> None:
+    assert stages(UNCUTTABLE) == ["[data: data]", "sum: data_data_0_split left right first sum"]
+
+
+def test_stage_boundaries() -> None:
+    network = Network.from_text(INCEPTION_LIKE, "net")
+    first, a, module, last = network.stages
+    assert (first.first_layer, first.last_layer, first.inputs, first.weight_bytes) == (0, 0, "data", 0)
+    assert (a.inputs, a.input_shape, a.outputs, a.output_shapes) == ("data", (1, 4, 8, 8), ("a",), ((1, 4, 8, 8),))
+    assert (module.first_layer, module.last_layer, module.inputs) == (3, 9, "a")
+    assert module.weight_bytes == 4 * (4 * 2 + 2 + 4 * 2 + 2 + 2 * 3 * 9 + 3)
+    assert (last.inputs, last.input_shape, last.output_shapes) == ("output", (1, 9, 8, 8), ((1, 9, 1, 1),))
+    assert [stage.index for stage in network.stages] == [0, 1, 2, 3]
+
+
+def test_bytes_of_a_layer() -> None:
+    a = Network.from_text(INCEPTION_LIKE, "net").layers[1]
+    assert (a.input_bytes, a.output_bytes, a.weight_bytes) == (4 * 256, 4 * 256, 4 * (16 + 4))
+    assert a.operations == 256 * 4
+
+
+def test_a_thousand_stages() -> None:
+    text = DATA + conv("c0", "data", 4, ONE)
+    for i in range(1, 700):
+        text += conv(f"c{i}", f"c{i - 1}", 4, ONE) + relu(f"c{i}")
+    network = Network.from_text(text, "deep")
+    assert len(network.layers) == 1400
+    assert [stage.name for stage in network.stages] == ["data", *(f"c{i}" for i in range(700))]
+
+
+BAD = [
+    ("", "no Input layer"),
+    ("layer {", 'bad:1:7: Expected "}".'),
+    ('name: "n"\nlayer { kind: "x" }', "bad:2:9: "),
+    ('layers { name: "a" type: RELU }', "upgrade_net_proto_text"),
+    (layer("Unsqueeze", "a", "", "b", "unsqueeze_param {}"), "layer[0].unsqueeze_param.dim is missing"),
+    ('input: "x"\n' + conv("a", "x", 4, ONE), "one 'input_shape' or four 'input_dim'"),
+    ('input: "x" input_dim: 1\n' + conv("a", "x", 4, ONE), "one 'input_shape' or four 'input_dim'"),
+    ('input: "x" input: "y" input_shape { dim: 1 }' + relu("x"), "give one 'input'"),
+    (DATA + layer("Input", "more", "", "m", "input_param { shape { dim: 1 } }") + relu("m"), "only Input layer"),
+    (layer("Input", "data", "", "a b", "input_param { shape { dim: 1 } }") + relu("a"), "only Input layer"),
+    (DATA + relu("lost"), "'relu_lost' of type 'ReLU': no layer before it makes its bottom 'lost'"),
+    (conv("a", "data", 4, ONE) + DATA, "no layer before it makes its bottom 'data'"),
+    (DATA + conv("a", "data", 4, ONE) + layer("ReLU", "b", "data", "a"), "its top 'a' was made before"),
+    (DATA + conv("a", "data", 4, ONE) + layer("Slice", "s", "a", "b b"), "its top 'b' was made before"),
+    # `a` is consumed twice, so Caffe puts a Split before the ReLU, which then is not in place any more.
+    (DATA + conv("a", "data", 4, ONE) + conv("b", "a", 4, ONE) + relu("a"), "its top 'a' was made before"),
+    (DATA + conv("a", "data", 4, ONE) + layer("ReLU", "a", "a", "b"), "a name of its own"),
+    (DATA + layer("ReLU", "", "data", "b"), "a name of its own"),
+    (DATA + layer("ReLU", "a", "data", None, "include {} exclude {}"), "include or exclude"),
+    (DATA + layer("Dropout", "a", "data", None, "phase: TRAIN"), "phase TRAIN"),
+    (DATA + layer("ReLU", "a", "data", None, "loss_weight: 1"), "loss_weight"),
+    (DATA + conv("a", "data", 4, ONE, "blobs { data: 1 }"), "move them to the caffemodel"),
+    (DATA + conv("a", "data", 4, "kernel_size: 9"), "'a' of type 'Convolution': its kernel of 9"),
+    (DATA + layer("SoftmaxWithLoss", "loss", "data data"), "for training"),
+    (DATA + layer("HDF5Output", "out", "data data", "", 'hdf5_output_param { file_name: "x" }'), "files"),
+    (DATA + layer("Silence", "quiet", "data", ""), "it has no output"),
+    (DATA, "nothing to offload"),
+    (DATA + relu("data"), "nothing to offload"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_bad_networks_are_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Network.from_text(text, "bad")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("bad:")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError):
+        Network.from_text("name: '\ud800' \x00", "bad")
+
+
+def test_load_by_name_and_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(ALEXNET_LIKE)
+    assert Network.load(str(path)) == Network.from_text(ALEXNET_LIKE, "net")
+    assert Network.load("alexnet").name == "alexnet"
+
+
+def test_load_errors_name_the_model_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown model 'alexnett'; use one of alexnet, .*, or a path"):
+        Network.load("alexnett")
+    with pytest.raises(InputError, match=r"missing\.prototxt: cannot read the model: No such file"):
+        Network.load(str(tmp_path / "missing.prototxt"))
+    binary = tmp_path / "binary.prototxt"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"binary\.prototxt: not a prototxt"):
+        Network.load(str(binary))
+    binary.write_text("layer {\n  nme: 1\n}")
+    with pytest.raises(InputError, match=r"binary\.prototxt:2:3: .*nme"):
+        Network.load(str(binary))
+
+
+@st.composite
+def random_nets(draw: st.DrawFn) -> str:
+    """Nets that Caffe accepts: any wiring of convolutions, in-place layers, sums, slices, masks and dead ends."""
+    text = DATA
+    used: dict[str, bool] = {"data": False}  # blob -> whether a layer consumes it
+
+    def pick(blobs: list[str]) -> str:
+        blob = draw(st.sampled_from(blobs[-4:]))
+        used[blob] = True
+        return blob
+
+    for index in range(draw(st.integers(0, 14))):
+        name, blobs = f"l{index}", list(used)
+        unused = [blob for blob in blobs if not used[blob]]
+        kind = draw(st.sampled_from(["conv", "conv", "in place", "sum", "concat", "slice", "pool", "silence"]))
+        tops = [name]
+        if kind == "in place" and unused:
+            # In place on a blob that nothing else consumes: it is a new version of the blob, not consumed yet.
+            blob = draw(st.sampled_from(unused))
+            text += layer("ReLU", name, blob, blob)
+            continue
+        if kind == "silence":
+            text += layer("Silence", name, pick(blobs), "")
+            continue
+        if kind in ("sum", "concat"):
+            bottoms = [pick(blobs) for _ in range(draw(st.integers(2, 3)))]
+            text += layer("Concat", f"{name}_all", " ".join(bottoms)) if kind == "concat" else ""
+            text += conv(name, f"{name}_all", 4, ONE) if kind == "concat" else layer("Eltwise", name, " ".join(bottoms))
+        elif kind == "slice":
+            tops = [f"{name}_1", f"{name}_2"]
+            text += layer("Slice", f"{name}_cut", pick(blobs), f"{name}_left {name}_right")
+            text += conv(tops[0], f"{name}_left", 4, ONE) + conv(tops[1], f"{name}_right", 4, ONE)
+        elif kind == "pool":
+            tops = [name, f"{name}_mask"]
+            text += layer("Pooling", name, pick(blobs), " ".join(tops), "pooling_param { kernel_size: 3 pad: 1 }")
+        else:
+            text += conv(name, pick(blobs), 4, ONE)
+        used.update(dict.fromkeys(tops, False))
+    return text + conv("end", pick(list(used)), 4, ONE)
+
+
+def brute_force_ends(layers: tuple[Layer, ...]) -> list[int]:
+    """The cut points by definition: without the layer, no path leads from the input to the sink."""
+    sink = len(layers)
+    edges: dict[int, set[int]] = {layer.index: set() for layer in layers}
+    version: dict[str, int] = {}
+    consumed: set[tuple[str, int]] = set()
+    for layer in layers:
+        for blob in layer.bottoms:
+            edges[version[blob]].add(layer.index)
+            consumed.add((blob, version[blob]))
+        version.update(dict.fromkeys(layer.tops, layer.index))
+        if not layer.tops:
+            edges[layer.index].add(sink)
+    for layer in layers:
+        if any((top, layer.index) not in consumed for top in layer.tops):
+            edges[layer.index].add(sink)
+
+    def reaches_sink(without: int) -> bool:
+        seen, todo = set(), [0] if without else []
+        while todo:
+            node = todo.pop()
+            if node != without and node not in seen:
+                seen.add(node)
+                todo.extend(edges.get(node, ()))
+        return sink in seen
+
+    overwritten = {(top, layer.index) for layer in layers for top in layer.tops if version[top] != layer.index}
+    ends = [
+        layer.index
+        for layer in layers
+        if not reaches_sink(layer.index) and len(layer.tops) == 1 and (layer.tops[0], layer.index) not in overwritten
+    ]
+    return sorted({*ends, sink - 1})
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=random_nets())
+def test_random_nets(text: str, tmp_path: Path) -> None:
+    network = Network.from_text(text, "random")
+    assert_as_caffe(network, text, tmp_path)
+    stages = network.stages
+    assert [stage.last_layer for stage in stages] == brute_force_ends(network.layers)
+    assert [stage.first_layer for stage in stages] == [0, *(stage.last_layer + 1 for stage in stages[:-1])]
+    assert len({stage.name for stage in stages}) == len(stages)
+    consumers: dict[str, Any] = {blob: layer for layer in network.layers for blob in layer.bottoms}
+    for before, after in itertools.pairwise(stages):
+        assert before.outputs == (after.inputs,)
+        assert after.first_layer <= consumers[after.inputs].index <= after.last_layer

@@ -1,0 +1,268 @@
+"""The report: verdicts, predictions and tables that follow from the traces."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from runs import FIVE_FAST, make_trace
+
+from ionn.claims import CLAIMS, Evidence, Verdict, interval_of_largest_difference, judge
+from ionn.costs import load_costs
+from ionn.errors import InputError
+from ionn.figures import draw_figures
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.plan import make_plan
+from ionn.report import make_report, terminal_summary, write_report
+from ionn.summary import summary
+from ionn.trace import RunInfo, Trace, trace_path
+from ionn.validation import predict, validate
+from ionn.virtual import run_virtual
+
+REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
+needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"{REFERENCE} is not here")
+ALGORITHMS = ("original", "efficiency", "recursive-efficiency")
+
+
+@pytest.fixture(scope="module")
+def alexnet() -> list[Trace]:
+    """AlexNet's runs on the paper's testbed, by the devices' cost models."""
+    return alexnet_runs("odroid-xu4", "gtx1080ti")
+
+
+def alexnet_runs(client_spec: str, server_spec: str) -> list[Trace]:
+    network = Network.load("alexnet")
+    client, server = load_costs(client_spec), load_costs(server_spec)
+    graph = ExecutionGraph.from_network(network, client, server, 80)
+    traces = []
+    for algorithm in ALGORITHMS:
+        plan = make_plan(network, graph, algorithm, 80)
+        info = RunInfo(
+            "virtual", "alexnet", algorithm, 1, 80.0, 0, 1.0, client.name, server.name, plan.to_json(), graph.to_json()
+        )
+        traces.append(run_virtual(info))
+    return traces
+
+
+def as_live(trace: Trace, **changes: object) -> Trace:
+    return dataclasses.replace(trace, info=dataclasses.replace(trace.info, testbed="live", server="cpu", **changes))
+
+
+def verdict(traces: list[Trace], text: str) -> Verdict:
+    (claim,) = [claim for claim in CLAIMS if text in claim.text]
+    return judge(claim, Evidence.of(summary(traces), {}))
+
+
+MORE = "recursive-efficiency over original: queries before"
+
+
+def runs_with_queries(original: int, recursive: int, **info: object) -> list[Trace]:
+    """Runs that complete as many queries before the upload ends, 3 s after the first arrival."""
+    return [
+        make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), **info)
+        for name, n in (("original", original), ("recursive-efficiency", recursive))
+    ]
+
+
+def test_verdicts_on_numbers():
+    assert verdict(runs_with_queries(60, 93), MORE).verdict == "supported"
+    found = verdict(runs_with_queries(60, 70), MORE)
+    assert (found.virtual, found.live, found.verdict) == ("+17%", "-", "not supported on the virtual testbed")
+    assert verdict(runs_with_queries(60, 93), "AlexNet, original: queries").verdict == "supported"
+    assert verdict(runs_with_queries(64, 93), "AlexNet, original: queries").verdict.startswith("not supported")
+
+
+def test_a_live_run_counts_only_where_the_server_is_far_faster_than_the_client():
+    virtual = runs_with_queries(60, 93)
+    undilated = verdict(virtual + runs_with_queries(60, 66, testbed="live"), MORE)
+    assert (undilated.live, undilated.verdict) == ("+10%", "supported")
+    dilated = verdict(virtual + runs_with_queries(60, 66, testbed="live", dilation=8.0), MORE)
+    assert (dilated.live, dilated.verdict) == ("+10% (dilation 8)", "not supported on the live testbed, dilation 8")
+    assert verdict(virtual + runs_with_queries(60, 85, testbed="live", dilation=8.0), MORE).verdict == "supported"
+
+
+@pytest.mark.parametrize("other", [{"mbps": 40.0}, {"server": "cpu"}, {"client": "fast-phone"}])
+def test_runs_unlike_the_papers_are_not_judged(other: dict[str, object]):
+    found = verdict(runs_with_queries(60, 93, **other), MORE)
+    assert found.verdict == "not checked: no virtual run of odroid-xu4 and gtx1080ti at 80 Mbps"
+
+
+def test_missing_runs_are_named():
+    assert verdict([make_trace()], MORE).verdict == ("not checked: no virtual run of AlexNet with recursive-efficiency")
+
+
+def test_verdicts_on_partitions():
+    whole = make_trace(ends_s=(4.0,), sizes=(4_000,), latencies_ms=FIVE_FAST)
+    finer = make_trace("recursive-efficiency", ends_s=(1.0, 2.0, 3.0, 4.0), sizes=(1_000,) * 4)
+    found = verdict([make_trace(), finer], "AlexNet, recursive-efficiency: more partitions")
+    assert (found.virtual, found.verdict) == ("1 + 1 → 2 + 2", "supported")
+    assert verdict([whole, finer], "AlexNet, recursive-efficiency: largest").virtual == "100% → 25%"
+    one_stage = verdict([make_trace(model="inception")], "Inception, original")
+    assert (one_stage.virtual, one_stage.verdict) == ("stage1 alone", "supported")
+
+
+def test_latencies_that_differ_clearly_or_not():
+    def runs(model: str, efficiency_ms: float, recursive_ms: float) -> list[Trace]:
+        return [
+            make_trace(name, (ms,) * 9, model=model)
+            for name, ms in zip(ALGORITHMS, (500.0, efficiency_ms, recursive_ms), strict=True)
+        ]
+
+    assert verdict(runs("resnet", 500, 400), "ResNet: mean latency").verdict == "supported"
+    assert verdict(runs("resnet", 500, 480), "ResNet: mean latency").verdict.startswith("not supported")
+    assert verdict(runs("mobilenet", 500, 480), "MobileNet: mean latency").verdict == "supported"
+    found = verdict(runs("mobilenet", 500, 400), "MobileNet: mean latency")
+    assert (found.virtual, found.verdict) == ("+0%, -20%", "not supported on the virtual testbed")
+
+
+def test_interval_of_the_largest_difference():
+    old, new = summary(
+        [
+            make_trace("original", (1000.0,) * 10, ends_s=(1.0, 9.0)),
+            make_trace("recursive-efficiency", (1000.0, 800.0, 200.0, 200.0, 800.0, *[1000.0] * 5), ends_s=(1.0, 9.0)),
+        ]
+    )
+    assert interval_of_largest_difference(old, new) == pytest.approx((2.8, 3.2))
+
+
+@needs_reference
+def test_every_number_of_the_paper_is_a_claim():
+    with (REFERENCE / "paper.csv").open() as lines:
+        stated = list(csv.DictReader(lines))
+    numbers = [row for row in stated if row["value"][0].isdigit()]
+    assert len(numbers) > 10
+    for row in numbers:
+        shown = {claim.paper for claim in CLAIMS if claim.section == row["section"]}
+        unit = {"percent": "%", "seconds": " s", "ms": " ms"}.get(row["unit"], "")
+        assert shown & {row["value"] + unit, f"+{row['value']}{unit}"}, row
+    assert {claim.section for claim in CLAIMS} == {row["section"] for row in stated}
+
+
+def test_a_virtual_run_predicts_itself(alexnet: list[Trace]):
+    live = as_live(alexnet[2])
+    checked = validate(live)
+    assert checked.predicted.queries == live.queries
+    assert checked.query_error == checked.latency_error == 0
+
+
+def test_prediction_errors():
+    graph = ExecutionGraph(
+        stages=("stage0", "stage1"),
+        client_ms=[137.5, 0.0],
+        server_ms=[500.0, 500.0],
+        upload_ms=[1000.0, 3000.0],
+        load_ms=[0.0, 0.0],
+        up_ms=[10.0] * 3,
+        down_ms=[10.0] * 3,
+        offloadable=[True, True],
+    )
+    live = make_trace(latencies_ms=(125.0,) * 29, testbed="live", graph=graph.to_json())
+    checked = validate(live)
+    assert checked.latency_error == pytest.approx(0.1)
+    assert live.queries_before_upload == 24
+    assert checked.query_error == pytest.approx((21 - 24) / 24)
+
+
+def test_a_live_trace_without_its_costs_is_named():
+    with pytest.raises(InputError, match="run 1 of alexnet, original, live: its trace lacks the costs"):
+        predict(make_trace(testbed="live"))
+
+
+class Page(HTMLParser):
+    """Cells per table row, and the sources of the images."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[int]] = []
+        self.images: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append(0)
+        elif tag in ("td", "th"):
+            self.tables[-1][-1] += 1
+        elif tag == "img":
+            self.images.append(dict(attributes)["src"] or "")
+
+
+def test_the_report_shows_tables_and_figures(alexnet: list[Trace], tmp_path: Path):
+    odd = "an <odd> | name"
+    for trace in [*alexnet, *(as_live(trace, environment={"cpu": odd}) for trace in alexnet)]:
+        trace.save(trace_path(tmp_path, trace.info.testbed, "alexnet", trace.info.algorithm, 1))
+    figures = draw_figures(tmp_path, tmp_path / "figures")
+    path = write_report(tmp_path, figures)
+    assert path == tmp_path / "report.md"
+    text, page = path.read_text(), (tmp_path / "report.html").read_text()
+
+    assert "| AlexNet | recursive-efficiency | 1 | " in text
+    assert "an <odd> \\| name" in text
+    assert "an &lt;odd&gt; | name" in page
+    shown = [figure for figure in figures if figure.suffix == ".png"]
+    for figure in shown:
+        assert f"({figure.relative_to(tmp_path)})" in text
+    html = Page(page)
+    assert len(html.tables) == text.count("| --- |\n")
+    assert all(len(set(table)) == 1 for table in html.tables)
+    images = [base64.b64decode(image.removeprefix("data:image/png;base64,")) for image in html.images]
+    assert images == [figure.read_bytes() for figure in shown]
+
+    write_report(tmp_path)
+    assert sorted(html.images) == sorted(Page((tmp_path / "report.html").read_text()).images)
+
+
+@needs_reference
+def test_published_latencies_support_the_main_claims():
+    profile = REFERENCE / "profiles" / "alexnet.csv"
+    alexnet = alexnet_runs(f"{profile}:odroid_xu4_ms", f"{profile}:gtx1080ti_ms")
+    for text in ("AlexNet, original: queries", "AlexNet, recursive-efficiency: queries", MORE, "queries per second"):
+        assert verdict(alexnet, text).verdict == "supported"
+
+
+def test_the_terminal_gets_what_was_checked(alexnet: list[Trace]):
+    text = terminal_summary(alexnet)
+    assert "supported" in text
+    assert "not checked:" not in text
+    assert "Model validation" not in text
+    claims = text.split("Summary: virtual testbed, 80 Mbps")[0].splitlines()
+    column = next(line for line in claims if line.startswith("claim")).index("paper (section)")
+    assert all(line[column - 1] == " " for line in claims if line.startswith("AlexNet"))
+
+
+def test_gains_against_original():
+    (section,) = [part for part in make_report(runs_with_queries(60, 93)).sections if part.title.startswith("Change")]
+    assert section.rows == (("virtual", "AlexNet", "recursive-efficiency", "+55.0%", "+55.0%", "-35.3%"),)
+
+
+def test_planning_times_and_the_fine_steps(tmp_path: Path):
+    trace = make_trace("efficiency")
+    trace.save(trace_path(tmp_path, "virtual", "alexnet", "efficiency", 1))
+    fine = {**trace.info.plan, "algorithm": "original-0.0001", "planning_ms": 90.0}
+    plans = tmp_path / "plans.json"
+    for partitions, same in ((fine["partitions"], "yes"), (fine["partitions"][::-1], "NO")):
+        plans.write_text(json.dumps({"plans": [{**fine, "partitions": partitions}]}))
+        assert f"| AlexNet | 0.50 | 90.00 | {same} |" in write_report(tmp_path).read_text()
+    for broken in ("{", "[]", '{"plans": [{"model": "alexnet"}]}'):
+        plans.write_text(broken)
+        with pytest.raises(InputError, match=r"plans\.json: not a list of plans"):
+            write_report(tmp_path)
+
+
+def test_faults_are_told():
+    traces = [
+        make_trace(bit_equal=False),
+        make_trace("efficiency", testbed="live", environment={"fault": "no answer"}),
+    ]
+    (section,) = [part for part in make_report(traces).sections if part.title == "Runs with faults"]
+    assert section.rows == (
+        ("virtual alexnet original 1", "9 queries with an output that differs from the local one"),
+        ("live alexnet efficiency 1", "left out of all tables and figures: no answer"),
+    )
