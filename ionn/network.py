@@ -159,7 +159,7 @@ def _test_phase(net: Any) -> list[Any]:
         raise InputError("the old 'layers' format; convert it with Caffe's upgrade_net_proto_text")
     chosen = [*_legacy_input(net), *(layer for layer in net.layer if _included(layer, set(net.state.stage)))]
     for layer in chosen:
-        if layer.phase == caffe_pb2.TRAIN and layer.HasField("phase"):
+        if layer.HasField("phase") and layer.phase != caffe_pb2.TEST:
             raise InputError(f"{label(layer)}: it has phase TRAIN; remove the phase")
         if layer.loss_weight:
             raise InputError(f"{label(layer)}: it has a loss_weight, which is for training; remove it")

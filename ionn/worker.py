@@ -6,7 +6,7 @@ is the session without sockets; `run` connects it to the server's front process.
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -156,7 +156,8 @@ class SessionState:
 def run(endpoint: str, name: bytes) -> None:
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process; the server ends us
-    parent = os.getppid()
+    server = multiprocessing.parent_process()  # not our parent in the system's sense: that is the fork server
+    assert server is not None
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.identity = name
@@ -166,7 +167,7 @@ def run(endpoint: str, name: bytes) -> None:
     state = SessionState()
     while True:
         if not socket.poll(_ORPHAN_CHECK_MS):
-            if os.getppid() != parent:
+            if not server.is_alive():
                 break
             continue
         identity, *frames = socket.recv_multipart(copy=False)
