@@ -67,7 +67,7 @@ class Layer:
 class Stage:
     """Layers `first_layer`..`last_layer` (indices into `Network.layers`, both included), moved as one.
 
-    `name` is its output blob (of the last stage: its first output), `inputs` its input blob; the first stage's is the
+    `name` is its output blob (of the last stage: its first output), `input` its input blob; the first stage's is the
     network's input. A `pinned` stage stays at the client: the input stage, and a last stage without weights.
     """
 
@@ -76,7 +76,7 @@ class Stage:
     first_layer: int
     last_layer: int
     layers: tuple[str, ...]
-    inputs: str
+    input: str
     input_shape: Shape
     outputs: tuple[str, ...]
     output_shapes: tuple[Shape, ...]
@@ -292,7 +292,7 @@ def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
                 first_layer=first,
                 last_layer=last,
                 layers=tuple(layer.name for layer in inside),
-                inputs=blob,
+                input=blob,
                 input_shape=shapes[blob],
                 outputs=tops,
                 output_shapes=tuple(shapes[top] for top in tops),

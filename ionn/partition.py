@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from google.protobuf import text_format
 
@@ -50,30 +49,18 @@ def stage_cuts(network: Network, first: int, last: int) -> tuple[StageCut, ...]:
 
 def extract_net(network: Network, first: int, last: int) -> PartialNet:
     """The net of stages `first`..`last`: an Input layer of the boundary's shape, then the layers as the user wrote them
-    (Caffe inserts the Split layers again), without fillers, which would only cost time: the weights are copied in."""
+    (Caffe inserts the Split layers again)."""
     stages = network.stages[first : last + 1]
     begin, end = stages[0].first_layer, stages[-1].last_layer
     net = caffe_pb2.NetParameter(name=f"{network.name}[{stages[0].name}..{stages[-1].name}]")
     if network.layers[begin].type != "Input":
-        boundary = net.layer.add(name=f"{stages[0].inputs}/boundary", type="Input", top=[stages[0].inputs])
+        boundary = net.layer.add(name=f"{stages[0].input}/boundary", type="Input", top=[stages[0].input])
         boundary.input_param.shape.add(dim=stages[0].input_shape)
     names = {layer.name for layer in network.layers[begin : end + 1] if layer.type != "Split"}
     for layer in network.param.layer:
         if layer.name in names:
-            copy = net.layer.add()
-            copy.CopyFrom(layer)
-            _strip_training(copy)
-    return PartialNet(text_format.MessageToString(net), stages[0].inputs, stage_cuts(network, first, last))
-
-
-def _strip_training(layer: Any) -> None:
-    for descriptor, value in layer.ListFields():
-        if descriptor.name.endswith("_param") and descriptor.message_type is not None:
-            for field, _ in value.ListFields():
-                if field.message_type is not None and field.message_type.name == "FillerParameter":
-                    value.ClearField(field.name)
-    for name in ("blobs", "param", "include", "exclude", "propagate_down", "loss_weight"):
-        layer.ClearField(name)
+            net.layer.add().CopyFrom(layer)
+    return PartialNet(text_format.MessageToString(net), stages[0].input, stage_cuts(network, first, last))
 
 
 def extract(network: Network, stages: Sequence[int], weights: Mapping[str, Sequence[Floats]]) -> Partition:

@@ -6,6 +6,7 @@ is the session without sockets; `run` connects it to the server's front process.
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+from google.protobuf import text_format
 
 from ionn.caffemodel import Floats
 from ionn.engine import StageNet
@@ -96,7 +98,9 @@ class SessionState:
                     raise ProtocolError(f"stage {stage.index} is not in its net")
             if checked.input != partial.input:
                 raise ProtocolError(f"the net's input is '{checked.input}', not '{partial.input}'")
-            nets.append(StageNet(partial))
+            # And Caffe is given what was read, not the text: that may say more than was checked.
+            prototxt = text_format.MessageToString(checked.param)
+            nets.append(StageNet(dataclasses.replace(partial, prototxt=prototxt)))
         blobs_bytes = {key: data for net in nets for key, data in net.blob_bytes().items()}
         sent = [(span.layer, span.blob) for span in header.blobs]
         if len(sent) != len(blobs_bytes) or set(sent) != set(blobs_bytes):

@@ -246,11 +246,11 @@ def test_a_net_that_cannot_be_cut_is_one_stage_after_its_input() -> None:
 def test_stage_boundaries() -> None:
     network = Network.from_text(INCEPTION_LIKE, "net")
     first, a, module, last = network.stages
-    assert (first.first_layer, first.last_layer, first.inputs, first.weight_bytes) == (0, 0, "data", 0)
-    assert (a.inputs, a.input_shape, a.outputs, a.output_shapes) == ("data", (1, 4, 8, 8), ("a",), ((1, 4, 8, 8),))
-    assert (module.first_layer, module.last_layer, module.inputs) == (3, 9, "a")
+    assert (first.first_layer, first.last_layer, first.input, first.weight_bytes) == (0, 0, "data", 0)
+    assert (a.input, a.input_shape, a.outputs, a.output_shapes) == ("data", (1, 4, 8, 8), ("a",), ((1, 4, 8, 8),))
+    assert (module.first_layer, module.last_layer, module.input) == (3, 9, "a")
     assert module.weight_bytes == 4 * (4 * 2 + 2 + 4 * 2 + 2 + 2 * 3 * 9 + 3)
-    assert (last.inputs, last.input_shape, last.output_shapes) == ("output", (1, 9, 8, 8), ((1, 9, 1, 1),))
+    assert (last.input, last.input_shape, last.output_shapes) == ("output", (1, 9, 8, 8), ((1, 9, 1, 1),))
     assert [stage.index for stage in network.stages] == [0, 1, 2, 3]
 
 
@@ -423,5 +423,5 @@ def test_random_nets(text: str, tmp_path: Path) -> None:
     assert len({stage.name for stage in stages}) == len(stages)
     consumers: dict[str, Any] = {blob: layer for layer in network.layers for blob in layer.bottoms}
     for before, after in itertools.pairwise(stages):
-        assert before.outputs == (after.inputs,)
-        assert after.first_layer <= consumers[after.inputs].index <= after.last_layer
+        assert before.outputs == (after.input,)
+        assert after.first_layer <= consumers[after.input].index <= after.last_layer
