@@ -6,19 +6,20 @@ DEPENDENCIES = [
     "click>=8.1,<9",  # the command line
     "matplotlib>=3.9,<4",  # figures; 3.9 is the first for numpy 2
     "numpy>=2,<3",  # the Caffe wheel is built against numpy 2
-    "protobuf>=4.21,<8",  # Caffe's messages: Debian's protoc 3.21 generates code for 4.21, known to run with 7.36
+    "protobuf>=4.21.1,<8",  # Caffe's messages; Debian's protoc 3.21 generates code for 4.21, which 7.36 still runs
     "pyzmq>=25,<28",  # the wire between client and server
     "scikit-image>=0.24,<1",  # the photographs it bundles, as inputs; pycaffe imports it too
     "scipy>=1.13,<2",  # non-negative least squares, for the device cost models
     "tqdm>=4.65,<5",  # the progress bar
 ]
 TEST_DEPENDENCIES = [
-    "hypothesis>=6.100,<7",
-    "mypy==2.4.*",  # this and ruff change their verdicts from release to release
-    "opencv-python-headless>=4.10,<5",  # reads prototxt + caffemodel without Caffe: an independent judge, until 5
+    "hypothesis>=6.100,<7",  # properties over generated inputs
+    "mypy==2.4.*",  # types; pinned like ruff, as their verdicts change from release to release
+    "opencv-python-headless>=4.10.0.84,<5",  # reads caffemodels without Caffe, an independent judge; 5 no longer does
+    "psutil>=5.9,<8",  # finds the processes that a run started
     "pytest>=8,<10",
-    "pytest-timeout>=2.3,<3",
-    "ruff==0.17.*",
+    "pytest-timeout>=2.3.1,<3",  # no test may hang
+    "ruff==0.17.*",  # lint and format
 ]
 
 setup(

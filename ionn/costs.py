@@ -44,7 +44,9 @@ _FLOAT_BYTES = 4
 # Caffe convolves by im2col and a matrix product per group. A product costs its operations plus a share per element of
 # each matrix, since both operands are packed and the result is written: that is why flat and narrow products are slow.
 # A GPU is rarely filled by one layer; there the length of each sum (`depth`) counts, less so for the 3x3 kernels of
-# stride 1 that have fast algorithms. Max pooling branches on its data.
+# stride 1 that have fast algorithms. A product with one column (an inner product of batch 1) is all packing, and small
+# ones are spared it; rows that are whole pages apart compete for the same cache lines while they are packed. Pooling
+# looks up its blobs anew for every plane, and max pooling branches on its data, least predictably where a window begins.
 FEATURES: dict[str, tuple[str, ...]] = {
     "Convolution": (
         "operations",
@@ -56,14 +58,18 @@ FEATURES: dict[str, tuple[str, ...]] = {
         "depth",
         "depth_3x3",
     ),
-    "InnerProduct": ("weight_bytes", "constant"),
-    "Pooling": ("operations", "max_operations", "constant", "input_bytes"),
+    "InnerProduct": ("weight_bytes", "constant", "packed_bytes", "page_rows_bytes"),
+    "Pooling": ("operations", "max_operations", "constant", "input_bytes", "planes", "max_output_bytes"),
 }
 DEFAULT_FEATURES = ("operations", "constant", "large_bytes")
 _ALL_FEATURES = {"filters", *DEFAULT_FEATURES}.union(*FEATURES.values())
 
 # Blobs beyond this do not stay in the caches of a small core, which slows down layers that do little per element.
 _LARGE_BYTES = 512 * 1024
+
+# OpenBLAS multiplies without packing up to this many multiply-adds, where it has kernels for small matrices.
+_SMALL_PRODUCT = 100**3
+_PAGE_BYTES = 4096
 
 # A type without coefficients of its own costs what a similar type does.
 _SIMILAR = {"Deconvolution": "Convolution"}
@@ -74,10 +80,13 @@ def features(layer: Layer) -> dict[str, float]:
 
     All types: `constant` (1), `operations` (as `ionn.layers` defines them), `weight_bytes`, `input_bytes`,
     `output_bytes`, and `large_bytes` (input and output bytes, where they exceed 512 KiB and the layer touches them).
-    Max pooling: `max_operations`, its operations. Convolution, Deconvolution and InnerProduct: `depth`, the
-    multiply-adds per output element. Convolution and Deconvolution: `filters` (output channels), `column_bytes` (the
-    matrix that the weights are multiplied with), `im2col_bytes` (the same where Caffe has to build that matrix: not for
-    a 1x1 kernel of stride 1 without padding), and for 3x3 kernels of stride 1 `depth_3x3` in place of `depth`.
+    Pooling: `planes` (channels, of all images) and, of max pooling, `max_operations` and `max_output_bytes`, its
+    operations and output bytes. InnerProduct: `packed_bytes`, its weight bytes unless the product is small, and
+    `page_rows_bytes`, the same where the rows of the weights are whole pages of 4 KiB. Convolution, Deconvolution and
+    InnerProduct: `depth`, the multiply-adds per output element. Convolution and Deconvolution: `filters` (output
+    channels), `column_bytes` (the matrix that the weights are multiplied with), `im2col_bytes` (the same where Caffe
+    has to build that matrix: not for a 1x1 kernel of stride 1 without padding), and for 3x3 kernels of stride 1
+    `depth_3x3` in place of `depth`.
     """
     blob_bytes = float(layer.input_bytes + layer.output_bytes)
     values = {
@@ -88,8 +97,14 @@ def features(layer: Layer) -> dict[str, float]:
         "output_bytes": float(layer.output_bytes),
         "large_bytes": blob_bytes if layer.operations and blob_bytes > _LARGE_BYTES else 0.0,
     }
-    if layer.type == "Pooling" and layer.param.pooling_param.pool == caffe_pb2.PoolingParameter.MAX:
-        values["max_operations"] = float(layer.operations)
+    if layer.type == "Pooling":
+        values["planes"] = float(math.prod(layer.bottom_shapes[0][:2]))
+        if layer.param.pooling_param.pool == caffe_pb2.PoolingParameter.MAX:
+            values |= {"max_operations": values["operations"], "max_output_bytes": values["output_bytes"]}
+    if layer.type == "InnerProduct" and layer.operations > _SMALL_PRODUCT:
+        values["packed_bytes"] = values["weight_bytes"]
+        if layer.weight_shapes[0][1] * _FLOAT_BYTES % _PAGE_BYTES == 0:
+            values["page_rows_bytes"] = values["weight_bytes"]
     if layer.type in ("Convolution", "Deconvolution", "InnerProduct"):
         values["depth"] = layer.operations * _FLOAT_BYTES / layer.output_bytes
     if layer.type in ("Convolution", "Deconvolution"):

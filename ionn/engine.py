@@ -116,21 +116,27 @@ def forward(net: StageNet, data: Floats) -> list[Floats]:
     return [output.copy() for output in net.outputs(net.last)]
 
 
+def time_pass(net: StageNet, clock: Callable[[], float] = time.perf_counter) -> NDArray[np.float64]:
+    """The time of every layer in one forward pass, in ms by a `clock` of seconds, shape (layers,)."""
+    elapsed = []
+    for layer in net.layers(net.first, net.last):
+        start = clock()
+        net.run_layer(layer)
+        elapsed.append((clock() - start) * 1e3)
+    return np.array(elapsed)
+
+
 def time_layers(
     net: StageNet, runs: int, data: Floats | None = None, progress: Callable[[], None] = lambda: None
 ) -> NDArray[np.float64]:
     """The mean time of every layer over `runs` forward passes (after one more to warm up), in ms, shape (layers,)."""
-    layers = net.layers(net.first, net.last)
     if data is not None:
         net.put(net.first, data)
-    elapsed = np.zeros((runs + 1, len(layers)))
-    for run in range(runs + 1):
-        for layer in layers:
-            start = time.perf_counter()
-            net.run_layer(layer)
-            elapsed[run, layer] = (time.perf_counter() - start) * 1e3
+    passes = []
+    for _ in range(runs + 1):
+        passes.append(time_pass(net))
         progress()
-    mean_ms: NDArray[np.float64] = elapsed[1:].mean(axis=0)
+    mean_ms: NDArray[np.float64] = np.mean(passes[1:], axis=0)
     return mean_ms
 
 

@@ -1,0 +1,99 @@
+"""The plans of all five models and three algorithms for the latencies that IONN's authors published, layer by layer.
+
+    python bench/published_plans.py [PROFILES]
+
+PROFILES holds MODEL.csv files with the columns layer, odroid_xu4_ms and gtx1080ti_ms; they are not part of this project.
+A model without published server latencies is planned with the fitted device model, and marked. Load times at the server
+are the authors' functions, as in the device model gtx1080ti.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ionn import harness
+from ionn.costs import Costs, Milliseconds, load_costs
+from ionn.errors import IonnError
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.plan import make_plan
+from ionn.trace import RunInfo
+from ionn.virtual import run_virtual
+
+MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
+
+
+@dataclass(frozen=True)
+class WithLoads:
+    """Published layer latencies, with the load times of a device model."""
+
+    published: Costs
+    device: Costs
+
+    @property
+    def name(self) -> str:
+        return self.published.name
+
+    def layer_ms(self, network: Network) -> Milliseconds:
+        return self.published.layer_ms(network)
+
+    def load_ms(self, network: Network) -> Milliseconds:
+        return self.device.load_ms(network)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.published.to_json()
+
+
+def published_graph(model: str, profiles: Path) -> tuple[Network, ExecutionGraph, str]:
+    network = Network.load(model)
+    table = profiles / f"{model}.csv"
+    device = load_costs(harness.SERVER)
+    note = ""
+    try:
+        server: Costs = WithLoads(load_costs(f"{table}:gtx1080ti_ms"), device)
+    except IonnError:
+        server, note = device, "*"
+    return (
+        network,
+        ExecutionGraph.from_network(network, load_costs(f"{table}:odroid_xu4_ms"), server, harness.MBPS),
+        note,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(__file__).resolve().parents[2] / "shared" / "reference" / "profiles"
+    parser.add_argument("profiles", nargs="?", type=Path, default=default)
+    profiles = parser.parse_args().profiles
+    print(
+        f"{'model':<11} {'algorithm':<21} {'partitions':>10} {'halves':>7} {'largest':>8} {'queries':>7} {'upload s':>8}"
+    )
+    for model in MODELS:
+        try:
+            network, graph, note = published_graph(model, profiles)
+        except IonnError as error:
+            sys.exit(f"published_plans: {error}")
+        for algorithm in harness.ALGORITHMS:
+            plan = make_plan(network, graph, algorithm, harness.MBPS)
+            info = RunInfo(
+                testbed="virtual", model=model, algorithm=algorithm, run=1, mbps=harness.MBPS, seed=0, dilation=1.0,
+                client="published", server="published", plan=plan.to_json(), graph=graph.to_json(),
+            )  # fmt: skip
+            trace = run_virtual(info)
+            largest = max(plan.partitions, key=lambda partition: partition.bytes)
+            halves = "+".join(map(str, trace.partitions_per_half()))
+            print(
+                f"{model + note:<11} {algorithm:<21} {len(plan.partitions):>10} {halves:>7} "
+                f"{largest.bytes / plan.model_bytes:>8.1%} {trace.queries_before_upload:>7} {trace.upload_s:>8.2f}"
+            )
+            for partition in plan.partitions:
+                print(f"    {partition.bytes / 1e6:>8.2f} MB  {' '.join(partition.stage_names)}")
+    print("* no published server latencies: planned with the device model gtx1080ti")
+
+
+if __name__ == "__main__":
+    main()
