@@ -2,8 +2,7 @@
 
     python bench/published_plans.py [PROFILES]
 
-PROFILES holds MODEL.csv files with the columns layer, odroid_xu4_ms and gtx1080ti_ms; they are not part of this project.
-A model without published server latencies is planned with the fitted device model, and marked. Load times at the server
+PROFILES holds MODEL.csv files with the columns layer, odroid_xu4_ms and gtx1080ti_ms, which are not part of ionn. A model without published server latencies is planned with the fitted device model, and marked. Load times at the server
 are the authors' functions, as in the device model gtx1080ti.
 """
 
@@ -69,9 +68,8 @@ def main() -> None:
     default = Path(__file__).resolve().parents[2] / "shared" / "reference" / "profiles"
     parser.add_argument("profiles", nargs="?", type=Path, default=default)
     profiles = parser.parse_args().profiles
-    print(
-        f"{'model':<11} {'algorithm':<21} {'partitions':>10} {'halves':>7} {'largest':>8} {'queries':>7} {'upload s':>8}"
-    )
+    columns = f"{'partitions':>10} {'halves':>7} {'largest':>8} {'queries':>7} {'upload s':>8}"
+    print(f"{'model':<11} {'algorithm':<21} {columns}")
     for model in MODELS:
         try:
             network, graph, note = published_graph(model, profiles)
