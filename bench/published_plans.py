@@ -2,7 +2,8 @@
 
     python bench/published_plans.py [PROFILES]
 
-PROFILES holds MODEL.csv files with the columns layer, odroid_xu4_ms and gtx1080ti_ms, which are not part of ionn. A model without published server latencies is planned with the fitted device model, and marked. Load times at the server
+PROFILES holds MODEL.csv files with the columns layer, odroid_xu4_ms and gtx1080ti_ms, which are not part of ionn.
+A model without published server latencies is planned with the fitted device model, and marked. Load times at the server
 are the authors' functions, as in the device model gtx1080ti.
 """
 
