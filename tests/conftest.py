@@ -10,8 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ionn.network import Network
+
+# A busy machine is slow at times; that says nothing about the code.
+settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ionn")
 
 os.environ.setdefault("GLOG_minloglevel", "2")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -75,9 +75,10 @@ def test_plan_describes_the_planner_s_partitions(tiny, tiny_graph, algorithm):
 def test_json(tiny, tiny_graph):
     plan = make_plan(tiny, tiny_graph, "recursive-efficiency", MBPS)
     document = json.loads(json.dumps(plan.to_json()))
-    keys = ["model", "algorithm", "mbps", "local_ms", "best_ms", "partitions", "planning_ms"]
+    keys = ["model", "algorithm", "mbps", "model_bytes", "local_ms", "best_ms", "partitions", "planning_ms"]
     assert list(document) == keys
-    assert [document[key] for key in keys[:5]] == ["tiny", "recursive-efficiency", MBPS, plan.local_ms, plan.best_ms]
+    scalars = ["tiny", "recursive-efficiency", MBPS, plan.model_bytes, plan.local_ms, plan.best_ms]
+    assert [document[key] for key in keys[:6]] == scalars
     first, expected = document["partitions"][0], plan.partitions[0]
     assert first == {
         "stages": list(expected.stage_names),
