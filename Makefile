@@ -1,7 +1,7 @@
 # Debian builds Boost.Python, which Caffe needs, for its own interpreter only: .venv is made with that one. For another
 # that has a libboost_pythonXY, say PYTHON=/path/to/python3 with every make command.
 PYTHON = /usr/bin/python3
-RUNS ?= 3
+RUNS ?= 1
 
 SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-python-dev libboost-thread-dev \
   libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev ninja-build protobuf-compiler \

@@ -15,6 +15,7 @@ from ionn.trace import Trace
 
 def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
     """`runs` live runs of each of the paper's algorithms; finished ones in `results` are kept."""
+    harness.calibrate_server(results)
     subject = harness.prepare_live(model)
     return harness.run_live_all(subject, harness.ALGORITHMS, runs, dilation=dilation, results=results)
 

@@ -331,6 +331,25 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
 
 
 @cli.command()
+@click.option(
+    "--save", default="server.json", show_default=True, type=click.Path(path_type=Path), help="The file to write."
+)
+def calibrate(save: Path) -> None:
+    """Fit this machine's cost model, as a server does when it is installed, and show how well it predicts the five
+    models. Takes under a minute; let nothing else run.
+
+    Example: ionn calibrate --save server.json
+    """
+    from ionn import calibrate, harness
+
+    with harness.bar(calibrate.PASSES + 1, "pass", "calibrating") as progress:
+        calibration = calibrate.calibrate(progress=progress.update)
+    calibration.model.save(save)
+    click.echo(calibration.quality.table())
+    click.echo(f"saved {save}; 'ionn serve --costs {save}' sends it to clients")
+
+
+@cli.command()
 @results_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures; by default RESULTS/figures.")
 def figures(results: Path, out: Path | None) -> None:

@@ -29,6 +29,8 @@ ALGORITHMS = ("original", "efficiency", "recursive-efficiency")
 PROFILE_RUNS = 20
 # The costs that a server started for a results folder sends: what `ionn calibrate` wrote there.
 SERVER_COSTS = "server.json"
+# And how well they predict what was measured.
+CALIBRATION = "calibration.txt"
 
 
 def weights_path(model: str, weights: str | None) -> Path:
@@ -96,8 +98,10 @@ def run_live_all(
             for run, algorithm in wanted:
                 if (run, algorithm) in traces:
                     continue
-                with _bar(None, "B", f"{network.name} {algorithm} run {run}/{runs}") as bar:
-                    trace = live.run_live(subject, algorithm, link, run, costs, seed, functools.partial(_show, bar))
+                with bar(None, "B", f"{network.name} {algorithm} run {run}/{runs}") as progress:
+                    trace = live.run_live(
+                        subject, algorithm, link, run, costs, seed, functools.partial(_show, progress)
+                    )
                 if results is not None:
                     trace.save(paths[run, algorithm])
                     trace = Trace.load(paths[run, algorithm])
@@ -113,6 +117,18 @@ def _finished(path: Path, subject: Subject, mbps: float, dilation: float) -> Tra
     return trace
 
 
+def calibrate_server(results: Path) -> None:
+    """Calibrate this machine for the servers that are started for `results`, unless that was done before."""
+    if (results / SERVER_COSTS).exists():
+        return
+    from ionn import calibrate
+
+    with bar(calibrate.PASSES + 1, "pass", "calibrating this machine") as progress:
+        calibration = calibrate.calibrate(progress=progress.update)
+    calibration.model.save(results / SERVER_COSTS)
+    (results / CALIBRATION).write_text(calibration.quality.table() + "\n")
+
+
 def _server_costs(subject: Subject, results: Path | None, stack: contextlib.ExitStack) -> Path:
     """The file of costs that a server on this machine sends."""
     if results is not None and (results / SERVER_COSTS).exists():
@@ -120,17 +136,17 @@ def _server_costs(subject: Subject, results: Path | None, stack: contextlib.Exit
     from ionn import live
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    with _bar(PROFILE_RUNS + 1, "pass", f"{subject.network.name}: timing this machine") as bar:
-        profile = live.profile_network(subject.network, subject.net, PROFILE_RUNS, bar.update)
+    with bar(PROFILE_RUNS + 1, "pass", f"{subject.network.name}: timing this machine") as progress:
+        profile = live.profile_network(subject.network, subject.net, PROFILE_RUNS, progress.update)
     profile.save(folder / SERVER_COSTS)
     return folder / SERVER_COSTS
 
 
-def _show(bar: Any, session: LiveSession) -> None:
-    bar.total = session.total_bytes
-    bar.update(session.uploaded_bytes - bar.n)
+def _show(progress: Any, session: LiveSession) -> None:
+    progress.total = session.total_bytes
+    progress.update(session.uploaded_bytes - progress.n)
     if session.last_query is not None:
-        bar.set_postfix_str(f"query {session.last_query.latency_ms:.0f} ms", refresh=False)
+        progress.set_postfix_str(f"query {session.last_query.latency_ms:.0f} ms", refresh=False)
 
 
 def run_virtual_all(
@@ -166,9 +182,9 @@ def run_virtual_all(
 
 
 @contextlib.contextmanager
-def _bar(total: int | None, unit: str, title: str) -> Iterator[Any]:
+def bar(total: int | None, unit: str, title: str) -> Iterator[Any]:
     """A progress bar on standard error, where that is a terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=title, disable=None, leave=False) as bar:
-        yield bar
+    with tqdm(total=total, unit=unit, unit_scale=unit == "B", desc=title, disable=None, leave=False) as progress:
+        yield progress

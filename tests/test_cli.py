@@ -57,7 +57,7 @@ def test_every_command_has_help_with_an_example() -> None:
     top = ionn("--help")
     assert top.returncode == 0
     commands = [line.split()[0] for line in top.stdout.split("Commands:")[1].strip().splitlines()]
-    assert {"plan", "run", "serve", "link", "figures", "profile"} <= set(commands)
+    assert {"plan", "run", "serve", "link", "figures", "profile", "calibrate"} <= set(commands)
     for command in commands:
         done = ionn(command, "--help")
         assert done.returncode == 0
