@@ -44,6 +44,9 @@ class WithLoads:
     def load_ms(self, network: Network) -> Milliseconds:
         return self.device.load_ms(network)
 
+    def fixed_ms(self, network: Network) -> Milliseconds:
+        return self.published.fixed_ms(network)
+
     def to_json(self) -> dict[str, Any]:
         return self.published.to_json()
 

@@ -71,6 +71,10 @@ _LARGE_BYTES = 512 * 1024
 _SMALL_PRODUCT = 100**3
 _PAGE_BYTES = 4096
 
+# Features that do not shrink when only some output channels are computed: where they are the input's, unrolled or not.
+_FIXED = {"Convolution": ("constant", "column_bytes", "im2col_bytes", "packed_bytes", "depth", "depth_3x3")}
+_DEFAULT_FIXED = ("constant",)
+
 # A type without coefficients of its own costs what a similar type does.
 _SIMILAR = {"Deconvolution": "Convolution"}
 
@@ -132,7 +136,7 @@ def _convolution_features(layer: Layer, depth: float) -> dict[str, float]:
 
 
 class Costs(Protocol):
-    """What the layers of a network cost on a device. Both methods return float64 (len(network.layers),), in ms."""
+    """What the layers of a network cost on a device. All methods return float64 (len(network.layers),), in ms."""
 
     @property
     def name(self) -> str: ...
@@ -142,6 +146,10 @@ class Costs(Protocol):
 
     def load_ms(self, network: Network) -> Milliseconds:
         """The time to load each layer at a server once its weights have arrived; 0 where that is not known."""
+
+    def fixed_ms(self, network: Network) -> Milliseconds:
+        """The part of `layer_ms` that stays when a layer computes only some of its output channels; 0 where that is not
+        known."""
 
     def to_json(self) -> dict[str, Any]:
         """What `costs_from_json` reads."""
@@ -180,10 +188,20 @@ class CostModel:
     def load_ms(self, network: Network) -> Milliseconds:
         return np.array([_sum(self.loads.get(layer.type, {}), layer) for layer in network.layers], dtype=np.float64)
 
+    def fixed_ms(self, network: Network) -> Milliseconds:
+        return np.array([self._predict_fixed(layer) for layer in network.layers], dtype=np.float64)
+
     def predict(self, layer: Layer) -> float:
         """The time of one layer's forward pass, in ms."""
+        return _sum(self._coefficients(layer), layer)
+
+    def _predict_fixed(self, layer: Layer) -> float:
+        fixed = _FIXED.get(layer.type, _DEFAULT_FIXED)
+        return _sum({name: value for name, value in self._coefficients(layer).items() if name in fixed}, layer)
+
+    def _coefficients(self, layer: Layer) -> Coefficients:
         similar = self.layers.get(_SIMILAR.get(layer.type, ""), self.default)
-        return _sum(self.layers.get(layer.type, similar), layer)
+        return self.layers.get(layer.type, similar)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -260,6 +278,9 @@ class Profile:
     def load_ms(self, network: Network) -> Milliseconds:
         self._check_fits(network)
         return np.array([layer.load_ms for layer in self.layers], dtype=np.float64)
+
+    def fixed_ms(self, network: Network) -> Milliseconds:
+        return np.zeros(len(network.layers))
 
     def _check_fits(self, network: Network) -> None:
         for index, (mine, theirs) in enumerate(zip_longest(self.layers, network.layers)):

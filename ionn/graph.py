@@ -12,20 +12,24 @@ nodes 1 and 2 of the next stage:
 
 Nodes 2 and 3 need no state of their own: after each stage the data is at the client (4) or at the server (3), so the
 fastest path is a Viterbi search with two states per stage. A query starts and ends at the client.
+
+A stage of which only some channels are uploaded has four more edges, on which both sides work: see `ionn.slicing`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ionn.errors import InputError
+from ionn.slicing import Cut, Piece, Slice, Split, find_cuts, stage_of
 
 if TYPE_CHECKING:
     from ionn.costs import Costs
@@ -61,13 +65,24 @@ def _on_grid(ms: ArrayLike) -> NDArray[np.float64]:
     return np.rint(np.asarray(ms, dtype=np.float64) * _GRID_PER_MS) / _GRID_PER_MS
 
 
+class Leg(NamedTuple):
+    """Stages `first`..`last`, both included, of a path that run at one place: "client", "server", or one stage at
+    "both". `from_server`: their input is at the server when they start; `to_server`: their output stays there."""
+
+    where: str
+    first: int
+    last: int
+    from_server: bool
+    to_server: bool
+
+
 @dataclass(frozen=True, eq=False)
 class ExecutionGraph:
     """Costs of a chain of n stages between one client and one server. Times in ms, finite and not negative.
 
     `upload_ms` is the upload overhead: the weights' time on the link plus `load_ms`, the server's time to load them.
     `up_ms` and `down_ms` are the transfers of the blob at boundary i, before stage i; boundary n is the outputs.
-    A stage that is not `offloadable` never runs at the server.
+    A stage that is not `offloadable` never runs at the server. `cuts` are the stages that can be uploaded in slices.
 
     Raises InputError for costs that are negative, not finite, or of the wrong number.
     """
@@ -80,6 +95,7 @@ class ExecutionGraph:
     up_ms: NDArray[np.float64]  # (n + 1,)
     down_ms: NDArray[np.float64]  # (n + 1,)
     offloadable: NDArray[np.bool_]  # (n,)
+    cuts: Sequence[Cut] = ()
 
     def __post_init__(self) -> None:
         n = len(self.stages)
@@ -95,6 +111,12 @@ class ExecutionGraph:
         arrays["offloadable"] = np.array(self.offloadable, dtype=np.bool_)
         if arrays["offloadable"].shape != (n,):
             raise InputError(f"execution graph: offloadable needs {n} flags, not {arrays['offloadable'].shape}")
+        for cut in self.cuts:
+            known = 0 <= cut.stage < n
+            if not (known and cut.client_fixed_ms <= self.client_ms[cut.stage]) or (
+                cut.server_fixed_ms > self.server_ms[cut.stage]
+            ):
+                raise InputError(f"execution graph: {cut} is not of one of its {n} stages, or has more than its times")
         for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
@@ -112,6 +134,7 @@ class ExecutionGraph:
         weight_bytes = np.array([stage.weight_bytes for stage in network.stages])
         blobs = [[stage.input_shape] for stage in network.stages] + [network.stages[-1].output_shapes]
         transfer_ms = np.array([sum(map(math.prod, shapes)) * _FLOAT_BYTES for shapes in blobs]) / bytes_per_ms
+        fixed_ms = [np.add.reduceat(side.fixed_ms(network), starts).tolist() for side in (client, server)]
         return cls(
             stages=tuple(stage.name for stage in network.stages),
             client_ms=np.add.reduceat(client.layer_ms(network), starts),
@@ -121,6 +144,7 @@ class ExecutionGraph:
             up_ms=transfer_ms,
             down_ms=transfer_ms,
             offloadable=np.array([not stage.pinned for stage in network.stages]),
+            cuts=find_cuts(network, *fixed_ms),
         )
 
     def shortest_path(self, overhead_ms: ArrayLike) -> frozenset[int]:
@@ -128,16 +152,62 @@ class ExecutionGraph:
 
         Among equally fast paths, the one with the fewest stages at the server (its set is part of all the others').
         """
-        _, at_server = self._fastest((self._server_ms + _on_grid(overhead_ms)).tolist())
-        return frozenset(at_server)
+        return frozenset(self._fastest((self._server_ms + _on_grid(overhead_ms)).tolist())[1])
 
-    def latency_ms(self, uploaded: Iterable[int]) -> float:
-        """Latency of the fastest path that uses only `uploaded` stages at the server."""
-        return self._fastest(self._only(uploaded))[0]
+    def latency_ms(self, uploaded: Iterable[Piece]) -> float:
+        """Latency of the fastest path that uses only what is `uploaded` at the server."""
+        return self._fastest(*self._only(uploaded))[0]
 
-    def route(self, uploaded: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    def route(self, uploaded: Iterable[Piece]) -> tuple[tuple[int, int], ...]:
         """The server segments (first, last), both included, of the path that `latency_ms` measures."""
-        return tuple(runs_of(self._fastest(self._only(uploaded))[1]))
+        return tuple((leg.first, leg.last) for leg in self.legs(uploaded) if leg.where == "server")
+
+    def legs(self, uploaded: Iterable[Piece]) -> tuple[Leg, ...]:
+        """The path that `latency_ms` measures, from the first stage to the last."""
+        _, at_server, at_both = self._fastest(*self._only(uploaded))
+        chosen = set(at_server)
+
+        def place(stage: int) -> tuple[str, int]:
+            return ("both", stage) if stage in at_both else ("server" if stage in chosen else "client", -1)
+
+        legs: list[Leg] = []
+        for (where, _), run in groupby(range(len(self.stages)), place):
+            first, *others = run
+            last = others[-1] if others else first
+            _, stays_before = at_both.get(first - 1, (False, False))
+            ends = at_both.get(first, (stays_before, last + 1 in at_both) if where == "server" else (False, False))
+            legs.append(Leg(where, first, last, *ends))
+        return tuple(legs)
+
+    def split(self, stage: int, channels: int) -> Split:
+        """What a stage costs while `channels` of its channels, not all of them, are at the server."""
+        cut = self._cut[stage]
+        share = channels / cut.channels
+        times_ms = (
+            cut.client_fixed_ms + (1 - share) * (self.client_ms[stage] - cut.client_fixed_ms),
+            cut.server_fixed_ms + share * (self.server_ms[stage] - cut.server_fixed_ms),
+            self.up_ms[stage],
+            self.down_ms[stage],
+            (1 - share) * self.up_ms[stage + 1],
+            share * self.down_ms[stage + 1],
+        )
+        return Split(*_on_grid(times_ms).tolist())
+
+    def share(self, piece: Piece) -> float:
+        """The part of its stage's channels that a piece has: 1 for a whole stage."""
+        return (piece.end - piece.begin) / self._cut[piece.stage].channels if isinstance(piece, Slice) else 1.0
+
+    def overhead_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
+        """The upload overhead of pieces, and the part of it that is the server's time to load them."""
+        upload_ms = load_ms = 0.0
+        for piece in pieces:
+            stage = stage_of(piece)
+            extra_ms = self._cut[stage].slice_ms if isinstance(piece, Slice) else 0.0
+            whole_ms = np.array([self.upload_ms[stage], self.load_ms[stage]])
+            piece_upload_ms, piece_load_ms = _on_grid(self.share(piece) * whole_ms + extra_ms).tolist()
+            upload_ms += piece_upload_ms
+            load_ms += piece_load_ms
+        return upload_ms, load_ms
 
     def forced_ms(self, at_server: Iterable[int]) -> float:
         """Latency with exactly these stages at the server; infinite if one of them is not offloadable."""
@@ -147,13 +217,16 @@ class ExecutionGraph:
         return float(stages_ms + transfers_ms)
 
     def to_json(self) -> dict[str, list[Any]]:
-        return {field.name: list(np.asarray(getattr(self, field.name)).tolist()) for field in fields(self)}
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cuts"}
+        lists = {name: list(np.asarray(values).tolist()) for name, values in arrays.items()}
+        return {**lists, "cuts": [asdict(cut) for cut in self.cuts]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ExecutionGraph:
         """The graph that `to_json` wrote. Raises InputError for anything else."""
         try:
-            return cls(**{**data, "stages": tuple(data["stages"])})
+            cuts = tuple(Cut(**cut) for cut in data.get("cuts", ()))
+            return cls(**{**data, "stages": tuple(data["stages"]), "cuts": cuts})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"execution graph: not written by ionn ({error}); run again") from error
 
@@ -166,31 +239,62 @@ class ExecutionGraph:
         """(client_ms, up_ms, down_ms) of each stage and the boundary before it."""
         return list(zip(self.client_ms.tolist(), self.up_ms.tolist(), self.down_ms.tolist(), strict=False))
 
-    def _only(self, uploaded: Iterable[int]) -> list[float]:
-        server_ms = [math.inf] * len(self.stages)
-        for stage in uploaded:
-            server_ms[stage] = float(self._server_ms[stage])
-        return server_ms
+    @cached_property
+    def _cut(self) -> dict[int, Cut]:
+        return {cut.stage: cut for cut in self.cuts}
 
-    def _fastest(self, server_ms: list[float]) -> tuple[float, list[int]]:
-        """Latency and server stages (last first) of the fastest path; at a tie, the data comes from the client."""
+    def _only(self, uploaded: Iterable[Piece]) -> tuple[list[float], dict[int, Split]]:
+        """Times at the server of the uploaded stages, infinite for the others, and the stages uploaded in part."""
+        server_ms = [math.inf] * len(self.stages)
+        channels: dict[int, int] = {}
+        for piece in uploaded:
+            if isinstance(piece, Slice):
+                channels[piece.stage] = channels.get(piece.stage, 0) + piece.end - piece.begin
+            else:
+                server_ms[piece] = float(self._server_ms[piece])
+        splits: dict[int, Split] = {}
+        for stage, count in channels.items():
+            if count >= self._cut[stage].channels:
+                server_ms[stage] = float(self._server_ms[stage])
+            elif self.offloadable[stage]:
+                splits[stage] = self.split(stage, count)
+        return server_ms, splits
+
+    def _fastest(
+        self, server_ms: list[float], splits: Mapping[int, Split] | None = None
+    ) -> tuple[float, list[int], dict[int, tuple[bool, bool]]]:
+        """The fastest path: its latency, its stages at the server (last first), and its stages at both, with where
+        their input is and where their output goes (True: the server). At a tie, the data comes from the client."""
         at_client, at_server = 0.0, math.inf  # fastest ways to have the data there
         came_down: list[bool] = []
         stayed_up: list[bool] = []
+        joined: set[tuple[int, bool]] = set()  # stages at both on the fastest way to have the data at the server or not
         for (client_ms, up_ms, down_ms), executed_ms in zip(self._client_side, server_ms, strict=True):
             down, up = at_server + down_ms, at_client + up_ms
             comes_down, stays_up = down < at_client, at_server < up
+            here = (down if comes_down else at_client) + client_ms
+            there = (at_server if stays_up else up) + executed_ms
+            if splits and (stage := len(came_down)) in splits:
+                split = splits[stage]
+                for from_server, start in ((False, at_client), (True, at_server)):
+                    if (end := split.end_ms(from_server, False, start)) < here:
+                        here, comes_down = end, from_server
+                        joined.add((stage, False))
+                    if (end := split.end_ms(from_server, True, start)) < there:
+                        there, stays_up = end, from_server
+                        joined.add((stage, True))
             came_down.append(comes_down)
             stayed_up.append(stays_up)
-            at_client = (down if comes_down else at_client) + client_ms
-            at_server = (at_server if stays_up else up) + executed_ms
+            at_client, at_server = here, there
         down = at_server + float(self.down_ms[-1])
-        here = down < at_client
+        up_there = down < at_client
         stages: list[int] = []
+        at_both: dict[int, tuple[bool, bool]] = {}
         for stage in reversed(range(len(server_ms))):
-            if here:
+            before = stayed_up[stage] if up_there else came_down[stage]
+            if (stage, up_there) in joined:
+                at_both[stage] = before, up_there
+            elif up_there:
                 stages.append(stage)
-                here = stayed_up[stage]
-            else:
-                here = came_down[stage]
-        return min(at_client, down), stages
+            up_there = before
+        return min(at_client, down), stages, at_both

@@ -124,6 +124,9 @@ class Scaled:
     def load_ms(self, network: Network) -> Milliseconds:
         return self.costs.load_ms(network) / self.factor
 
+    def fixed_ms(self, network: Network) -> Milliseconds:
+        return self.costs.fixed_ms(network) / self.factor
+
     def to_json(self) -> dict[str, Any]:
         return {**self.costs.to_json(), "divided_by": self.factor}
 
@@ -175,6 +178,8 @@ def run_live(
         costs = subject.client if server is None or client is None else Scaled(server, link.dilation)
         graph = ExecutionGraph.from_network(network, subject.client, costs, link.mbps)
         plan = make_plan(network, graph, algorithm, link.mbps)
+        if any(partition.slices for partition in plan.partitions):
+            raise InputError(f"{algorithm}: slices of a layer run on the virtual testbed only; add --testbed virtual")
         stages = [partition.stages for partition in plan.partitions]
         session = LiveSession(
             network, subject.net, graph, (subject.client.layer_ms(network) * link.dilation).tolist(),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from ionn.graph import ExecutionGraph
+from ionn.slicing import TILE, Piece, Slice
 
 
 def chain(
@@ -17,6 +18,7 @@ def chain(
     down: Sequence[float] | None = None,
     load: Sequence[float] | None = None,
     pinned: Sequence[int] = (),
+    cuts: Sequence[dict[str, float]] = (),
 ) -> ExecutionGraph:
     """Stages A, B, C ...; `upload` includes `load` (none by default); `down` is like `up` by default."""
     n = len(client)
@@ -30,8 +32,23 @@ def chain(
             "up_ms": up,
             "down_ms": up if down is None else down,
             "offloadable": [i not in pinned for i in range(n)],
+            "cuts": cuts,
         }
     )
+
+
+def cut(
+    stage: int, tiles: int, least: int = 1, client_fixed: float = 0.0, server_fixed: float = 0.0, slice_ms: float = 0.0
+) -> dict[str, float]:
+    """A stage of `tiles` x TILE channels, with at least `least` tiles in a slice."""
+    return {
+        "stage": stage,
+        "channels": tiles * TILE,
+        "least": least * TILE,
+        "client_fixed_ms": client_fixed,
+        "server_fixed_ms": server_fixed,
+        "slice_ms": slice_ms,
+    }
 
 
 WORKED_EXAMPLE = chain(client=[10, 19, 16, 5], server=[3, 3, 4, 3], upload=[8, 8, 16, 8], up=[4, 3, 4, 8, 2])
@@ -48,6 +65,29 @@ def chains(draw: st.DrawFn, most_stages: int, ms: st.SearchStrategy[float], load
     upload = [wire_ms + load_ms for wire_ms, load_ms in zip(times(n), load, strict=True)]
     pinned = [i for i in range(n) if draw(st.integers(0, 5)) == 0]
     return chain(times(n), times(n), upload, times(n + 1), times(n + 1), load, pinned)
+
+
+@st.composite
+def cut_chains(draw: st.DrawFn, graphs: st.SearchStrategy[ExecutionGraph], most_tiles: int = 6) -> ExecutionGraph:
+    """Chains of which some stages can be cut into two or more slices."""
+    graph = draw(graphs)
+    cuts = []
+    for stage in draw(st.sets(st.integers(0, len(graph.stages) - 1))):
+        fixed = [draw(st.sampled_from([0.0, 0.5, 1.0])) * ms[stage] for ms in (graph.client_ms, graph.server_ms)]
+        tiles = draw(st.integers(2, most_tiles))
+        cuts.append(cut(stage, tiles, draw(st.integers(1, tiles // 2)), *fixed, draw(st.sampled_from([0.0, 0.5, 2.0]))))
+    return ExecutionGraph.from_json({**graph.to_json(), "cuts": cuts})
+
+
+@st.composite
+def uploads(draw: st.DrawFn, graph: ExecutionGraph) -> list[Piece]:
+    """Some stages of a graph, in part where they can be cut."""
+    stages = draw(st.sets(st.integers(0, len(graph.stages) - 1)))
+    pieces: list[Piece] = [stage for stage in stages if draw(st.booleans())]
+    for each in graph.cuts:
+        if each.stage in stages.difference(pieces):
+            pieces.append(Slice(each.stage, 0, TILE * draw(st.integers(1, each.channels // TILE - 1))))
+    return pieces
 
 
 SMALL_INTEGERS = st.integers(0, 6).map(float)  # many ties, many stages without upload overhead
