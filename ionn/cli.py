@@ -17,7 +17,7 @@ import click
 from ionn.errors import InputError, IonnError, ServerUnreachableError
 
 if TYPE_CHECKING:
-    from ionn.plan import Plan
+    from ionn.plan import Partition, Plan
     from ionn.trace import Trace
 
 SERVE_AT = "tcp://127.0.0.1:7675"
@@ -126,11 +126,16 @@ def _plan_text(plan: Plan) -> str:
         elapsed_ms += partition.upload_ms
         lines.append(
             f"{partition.index + 1:>3} {partition.bytes / 1e6:>8.2f} {partition.upload_ms / 1e3:>9.2f} "
-            f"{elapsed_ms / 1e3:>14.2f} {partition.latency_ms:>11.1f}  {' '.join(partition.stage_names)}"
+            f"{elapsed_ms / 1e3:>14.2f} {partition.latency_ms:>11.1f}  {_stages_text(partition)}"
         )
     if not plan.partitions:
         lines.append("nothing is worth offloading")
     return "\n".join(lines)
+
+
+def _stages_text(partition: Partition) -> str:
+    parts = {name: f"[{begin}:{end}]" for name, (begin, end) in partition.slices.items()}
+    return " ".join(name + parts.get(name, "") for name in partition.stage_names)
 
 
 @cli.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ionn.graph import ExecutionGraph, checked_mbps
 from ionn.planners import get_planner
+from ionn.slicing import Piece, Slice, stage_of
 
 if TYPE_CHECKING:
     from ionn.network import Network
@@ -15,19 +16,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Partition:
-    """One upload: `stages` of the chain (sorted; several runs are possible) with the `layers` they consist of.
+    """One upload: stages of the chain or slices of them (`pieces`, sorted by stage; several runs are possible), with
+    the `layers` they consist of.
 
     `bytes` are weights, `upload_ms` is their upload overhead; `latency_ms` is a query's when this partition and all
     before it are usable.
     """
 
     index: int
-    stages: tuple[int, ...]
+    pieces: tuple[Piece, ...]
     stage_names: tuple[str, ...]
     layers: tuple[str, ...]
     bytes: int
     upload_ms: float
     latency_ms: float
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The indices of the stages that are in it, with some or all of their channels."""
+        return tuple(map(stage_of, self.pieces))
+
+    @property
+    def slices(self) -> dict[str, tuple[int, int]]:
+        """The output channels (begin, end) of the stages that are in it with some of their channels only."""
+        pieces = zip(self.stage_names, self.pieces, strict=True)
+        return {name: (piece.begin, piece.end) for name, piece in pieces if isinstance(piece, Slice)}
+
+    def to_json(self) -> dict[str, Any]:
+        """`slices` is there only if it is not empty."""
+        return {
+            "stages": list(self.stage_names),
+            "layers": list(self.layers),
+            "bytes": self.bytes,
+            "upload_ms": self.upload_ms,
+            "latency_ms": self.latency_ms,
+        } | ({"slices": {name: list(channels) for name, channels in self.slices.items()}} if self.slices else {})
 
 
 @dataclass(frozen=True)
@@ -55,16 +78,7 @@ class Plan:
             "model_bytes": self.model_bytes,
             "local_ms": self.local_ms,
             "best_ms": self.best_ms,
-            "partitions": [
-                {
-                    "stages": list(partition.stage_names),
-                    "layers": list(partition.layers),
-                    "bytes": partition.bytes,
-                    "upload_ms": partition.upload_ms,
-                    "latency_ms": partition.latency_ms,
-                }
-                for partition in self.partitions
-            ],
+            "partitions": [partition.to_json() for partition in self.partitions],
             "planning_ms": self.planning_ms,
         }
 
@@ -77,22 +91,22 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
     checked_mbps(mbps)
     planner = get_planner(algorithm)
     started = time.perf_counter()
-    stages_in_order = planner(graph)
+    pieces_in_order = planner(graph)
     planning_ms = (time.perf_counter() - started) * 1e3
 
     partitions: list[Partition] = []
-    uploaded: set[int] = set()
-    for index, indices in enumerate(stages_in_order):
-        uploaded.update(indices)
-        stages = [network.stages[i] for i in indices]
+    uploaded: list[Piece] = []
+    for index, pieces in enumerate(pieces_in_order):
+        uploaded += pieces
+        stages = [network.stages[stage_of(piece)] for piece in pieces]
         partitions.append(
             Partition(
                 index=index,
-                stages=tuple(indices),
+                pieces=tuple(pieces),
                 stage_names=tuple(stage.name for stage in stages),
                 layers=tuple(layer for stage in stages for layer in stage.layers),
-                bytes=sum(stage.weight_bytes for stage in stages),
-                upload_ms=float(graph.upload_ms[indices].sum()),
+                bytes=sum(round(graph.share(p) * stage.weight_bytes) for p, stage in zip(pieces, stages, strict=True)),
+                upload_ms=graph.overhead_ms(pieces)[0],
                 latency_ms=graph.latency_ms(uploaded),
             )
         )

@@ -39,10 +39,11 @@ class Segment:
     """A run of stages `first`..`last` (indices, both included) that one side executed in one go.
 
     `compute_ms` is the time its layers took there (a paced client's waits included), `total_ms` includes the transfers
-    to and from a server. `stage_ms` is `compute_ms` stage by stage, where it was measured.
+    to and from a server. `stage_ms` is `compute_ms` stage by stage, where it was measured. One stage may run at "both",
+    some of its channels at each; `compute_ms` is then that of the side that took longer.
     """
 
-    where: str  # "client" or "server"
+    where: str  # "client", "server" or "both"
     first: int
     last: int
     compute_ms: float

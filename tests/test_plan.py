@@ -9,8 +9,10 @@ import pytest
 from ionn.costs import Profile
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
+from ionn.network import Network
 from ionn.plan import make_plan
 from ionn.planners import PLANNERS
+from ionn.slicing import Slice, stage_of
 
 MBPS = 8.0  # a byte takes a microsecond
 
@@ -88,6 +90,42 @@ def test_json(tiny, tiny_graph):
         "latency_ms": expected.latency_ms,
     }
     assert len(document["partitions"]) == len(plan.partitions)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Network:
+    """A stage with weights for 25 slices, next to one without any."""
+    return Network.from_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 32 dim: 8 dim: 8 } } }'
+        'layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" pooling_param { kernel_size: 1 } }'
+        'layer { name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 13000 } }'
+        'layer { name: "relu" type: "ReLU" bottom: "fc" top: "fc" }'
+        'layer { name: "sum" type: "Reduction" bottom: "fc" top: "sum" }',
+        "wide",
+    )
+
+
+def test_slices_in_a_plan(wide):
+    client, server = (Profile.of(wide, [0, ms, 40 * ms, ms, ms]) for ms in (10.0, 0.1))
+    graph = ExecutionGraph.from_network(wide, client, server, MBPS)
+    plan = make_plan(wide, graph, "sliced-efficiency", MBPS)
+    pieces = PLANNERS["sliced-efficiency"](graph)
+    assert [list(partition.pieces) for partition in plan.partitions] == pieces
+    sliced = [partition for partition in plan.partitions if partition.slices]
+    assert len(sliced) > 1
+    for partition in plan.partitions:
+        assert partition.stages == tuple(map(stage_of, partition.pieces))
+        slices = {wide.stages[p.stage].name: (p.begin, p.end) for p in partition.pieces if isinstance(p, Slice)}
+        assert partition.slices == slices
+        document = json.loads(json.dumps(partition.to_json()))
+        assert document.get("slices", {}) == {name: list(channels) for name, channels in slices.items()}
+        assert document["stages"] == list(partition.stage_names)
+    for partition in sliced:
+        ((begin, end),) = partition.slices.values()
+        assert partition.bytes == (2048 + 1) * 4 * (end - begin)
+        assert partition.layers == ("fc", "relu")
+        assert partition.upload_ms == graph.overhead_ms(partition.pieces)[0]
+    assert sum(partition.bytes for partition in plan.partitions) == plan.model_bytes
 
 
 def test_nothing_worth_offloading(tiny):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate
+import operator
+from collections.abc import Sequence
+from itertools import accumulate, permutations
 
 import numpy as np
 import pytest
-from chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain, chains
+from chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain, chains, cut, cut_chains
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +15,8 @@ from ionn.errors import InputError
 from ionn.graph import ExecutionGraph, runs_of
 from ionn.planners import PLANNERS, get_planner
 from ionn.planners.efficiency import Candidates
+from ionn.planners.optimal import MOST_STAGES, area, least_area
+from ionn.slicing import TILE, Piece, Slice
 
 A, B, C, D = range(4)
 
@@ -177,6 +181,138 @@ def test_stages_without_upload_overhead_come_at_once():
 def test_ties_go_to_the_earlier_then_to_the_shorter():
     graph = chain([3, 3, 3], [1, 1, 1], [4, 4, 4], [0, 0, 0, 0])
     assert PLANNERS["efficiency"](graph) == [[0], [1], [2]]
+
+
+# --- Slices ---------------------------------------------------------------------------------------------------------
+
+
+@given(cut_chains(chains(7, SMALL_INTEGERS) | chains(7, DECIMALS)))
+def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(graph):
+    plan = iter(PLANNERS["sliced-efficiency"](graph))
+    uploaded: list[Piece] = []
+    for stages in PLANNERS["recursive-efficiency"](graph):
+        before_ms, after_ms = graph.latency_ms(uploaded), graph.latency_ms(uploaded + stages)
+        pieces = next(plan)
+        slices = [piece for piece in pieces if isinstance(piece, Slice)]
+        if not slices:
+            assert pieces == stages
+        else:
+            # One stage goes up in slices, the others with the first. Each makes queries faster, the last one too.
+            (slice_,) = slices
+            (cut,) = (cut for cut in graph.cuts if cut.stage == slice_.stage)
+            assert sorted([slice_.stage, *(p for p in pieces if p != slice_)]) == stages
+            end, present = 0, list(uploaded)
+            while True:
+                assert slice_.begin == end
+                end = slice_.end
+                assert end - slice_.begin >= cut.least
+                assert end % TILE == 0
+                present += pieces
+                latency_ms = graph.latency_ms(present)
+                assert after_ms <= latency_ms < before_ms
+                assert (latency_ms == after_ms) == (end == cut.channels)
+                if end == cut.channels:
+                    break
+                before_ms = latency_ms
+                (slice_,) = pieces = next(plan)
+        uploaded += stages
+    assert next(plan, None) is None
+
+
+@given(cut_chains(chains(7, DECIMALS)))
+def test_slices_that_cost_nothing_never_add_to_the_area(graph):
+    cuts = [{**each, "slice_ms": 0.0} for each in graph.to_json()["cuts"]]
+    graph = ExecutionGraph.from_json({**graph.to_json(), "cuts": cuts})
+    whole, sliced = (area(graph, PLANNERS[name](graph)) for name in ("recursive-efficiency", "sliced-efficiency"))
+    assert sliced <= whole + 1e-9
+
+
+@settings(max_examples=30)
+@given(st.integers(10, 500), st.integers(1000, 20_000), st.integers(0, 500), st.integers(1, 200))
+def test_the_number_of_slices_is_the_best(gain, upload, rest, slice_ms):
+    """Of all numbers of equal slices of A, while B, which is less efficient, has to wait."""
+    graph = chain([gain, rest], [0, 0], [upload, 10**9], [0, 0, 0], cuts=[cut(0, tiles=40, slice_ms=slice_ms)])
+
+    def loss(partitions: list[list[Piece]]) -> float:
+        """Area of A's upload and what waits for it, beyond that of saving all the while."""
+        times_ms = [graph.overhead_ms(pieces)[0] for pieces in partitions]
+        latencies_ms = [graph.latency_ms(pieces) for pieces in accumulate([[], *partitions[:-1]])]
+        return sum(map(operator.mul, times_ms, latencies_ms)) - upload * (gain / 2 + rest)
+
+    best = loss([[0]])
+    for number in range(2, 41):
+        ends = graph.cuts[0].ends(number)
+        best = min(best, loss([[Slice(0, begin, end)] for begin, end in zip([0, *ends], ends, strict=False)]))
+    chosen = [pieces for pieces in PLANNERS["sliced-efficiency"](graph) if pieces != [1]]
+    assert loss(chosen) <= 1.1 * best
+
+
+def test_slices_of_alexnets_last_layers_shape():
+    """A slow inner product behind stages at the server: each slice saves its share, the last one the transfers too."""
+    graph = chain([9, 100], [1, 1], [1, 1000], [1, 2, 2], cuts=[cut(1, tiles=40, least=8, slice_ms=1)])
+    plan = PLANNERS["sliced-efficiency"](graph)
+    assert plan == [[0], *([Slice(1, begin * TILE, (begin + 8) * TILE)] for begin in range(0, 40, 8))]
+    uploaded = list(accumulate(plan))
+    assert [graph.latency_ms(pieces) for pieces in uploaded] == [104, 84, 64, 44, 24, 5]
+
+
+def test_what_saves_more_than_its_upload_takes_is_not_cut():
+    cuts = [cut(0, tiles=40)]
+    assert PLANNERS["sliced-efficiency"](chain([100], [0], [99], [0, 0], cuts=cuts)) == [[0]]
+    assert len(PLANNERS["sliced-efficiency"](chain([100], [0], [101], [0, 0], cuts=cuts))) == 40
+
+
+def test_slices_that_would_be_slower_than_the_stage_at_the_server_wait_for_the_rest():
+    # Half at each side takes 50. A server of half the speed of the client needs 40 for all.
+    graph = chain([100], [40], [900], [0, 0], cuts=[cut(0, tiles=4)])
+    assert PLANNERS["sliced-efficiency"](graph) == [
+        [Slice(0, 0, TILE)],
+        [Slice(0, TILE, 2 * TILE)],
+        [Slice(0, 96, 192)],
+    ]
+
+
+# --- The best order -------------------------------------------------------------------------------------------------
+
+
+def area_by_definition(graph: ExecutionGraph, order: Sequence[int]) -> float:
+    return sum(graph.latency_ms(order[:k]) * graph.upload_ms[stage] for k, stage in enumerate(order)) / 1e3
+
+
+@given(chains(5, SMALL_INTEGERS) | chains(5, DECIMALS))
+def test_optimal_has_the_least_area_of_all_orders(graph):
+    stages = graph.shortest_path(np.zeros(len(graph.stages)))
+    least = min(area_by_definition(graph, order) for order in permutations(stages))
+    plan = PLANNERS["optimal"](graph)
+    assert area(graph, plan) == pytest.approx(least)
+    assert all(sum(graph.upload_ms[stage] > 0 for stage in partition) <= 1 for partition in plan)
+    assert least_area(graph) <= least * (1 + 1e-9)
+
+
+@given(chains(8, DECIMALS))
+def test_no_planner_of_whole_stages_has_less_area(graph):
+    areas = [area(graph, PLANNERS[name](graph)) for name in ("original", "efficiency", "recursive-efficiency")]
+    assert area(graph, PLANNERS["optimal"](graph)) <= min(areas) * (1 + 1e-9) + 1e-9
+
+
+def test_worked_example_is_planned_in_the_best_order():
+    assert PLANNERS["optimal"](WORKED_EXAMPLE) == PLANNERS["recursive-efficiency"](WORKED_EXAMPLE)
+    assert area(WORKED_EXAMPLE, PLANNERS["optimal"](WORKED_EXAMPLE)) * 1e3 == 50 * 8 + 41 * 8 + 35 * 16 + 27 * 8
+
+
+def test_the_bound_counts_every_instant_by_itself():
+    # Alone, B saves most per time. In the first 3 only A fits; with 4 B; with 7 both.
+    graph = chain([10, 20], [0, 0], [3, 4], [0, 0, 0])
+    assert least_area(graph) * 1e3 == pytest.approx(30 * 3 + 20 * 1 + 10 * 3, rel=1e-3)
+    assert area(graph, PLANNERS["optimal"](graph)) * 1e3 == 30 * 4 + 10 * 3
+
+
+def test_too_many_stages_to_order_are_an_input_error():
+    n = MOST_STAGES + 1
+    graph = chain([9] * n, [1] * n, [1] * n, [0] * (n + 1))
+    with pytest.raises(InputError, match=f"optimal: {n} stages to order"):
+        PLANNERS["optimal"](graph)
+    assert least_area(graph) > 0
 
 
 def test_unknown_algorithm_names_the_known():

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
-from chains import WORKED_EXAMPLE, chain, chains
-from hypothesis import given
+from chains import WORKED_EXAMPLE, chain, chains, cut
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ionn.costs import load_costs
@@ -16,12 +17,20 @@ from ionn.experiment import QUERIES_AFTER_UPLOAD
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.planners import PLANNERS
+from ionn.slicing import TILE, Piece, Slice, stage_of
 from ionn.trace import RunInfo, Segment, Trace
 from ionn.virtual import run_virtual
 
 
-def run_info(graph: ExecutionGraph, plan: list[list[int]], run: int = 1, seed: int = 0) -> RunInfo:
-    partitions = [{"stages": [graph.stages[i] for i in stages], "bytes": 100 + stages[0]} for stages in plan]
+def run_info(graph: ExecutionGraph, plan: list[list[Piece]], run: int = 1, seed: int = 0) -> RunInfo:
+    partitions = [
+        {
+            "stages": [graph.stages[stage_of(piece)] for piece in pieces],
+            "slices": {graph.stages[p.stage]: [p.begin, p.end] for p in pieces if isinstance(p, Slice)},
+            "bytes": 100 + stage_of(pieces[0]),
+        }
+        for pieces in plan
+    ]
     return RunInfo(
         testbed="virtual",
         model="chain",
@@ -95,38 +104,92 @@ def test_weightless_partitions_take_no_time():
     assert queries[0] == (0, 0, 2 + 1 + 1 + 18)
 
 
-def ticks(graph: ExecutionGraph, plan: list[list[int]]) -> Iterator[tuple[str, int, int]]:
+def split_run(plan: list[list[Piece]]) -> Trace:
+    """Of three stages; A and C have no weights, B's second half takes 100 to upload."""
+    graph = chain([20, 20, 20], [2, 2, 2], [0, 200, 0], [3, 4, 6, 4], cuts=[cut(1, tiles=2)])
+    return run_virtual(run_info(graph, plan))
+
+
+FIRST, SECOND = Slice(1, 0, TILE), Slice(1, TILE, 2 * TILE)
+
+
+def test_both_sides_compute_while_features_share_the_uplink():
+    first, *_ = split_run([[FIRST], [SECOND]]).queries
+    # The features take 8 of the 10 that the client computes its half; 1 at the server and 3 down make 12.
+    assert first.segments == (
+        Segment("client", 0, 0, 20, 20),
+        Segment("both", 1, 1, 10, pytest.approx(12)),
+        Segment("client", 2, 2, 20, pytest.approx(20)),
+    )
+    joined_at_server = split_run([[FIRST, 2], [SECOND]]).queries[0]
+    # The client's half goes up in 6 when it is computed.
+    assert joined_at_server.segments[1:] == (
+        Segment("both", 1, 1, 10, pytest.approx(16)),
+        Segment("server", 2, 2, 2, pytest.approx(2 + 4)),
+    )
+    from_server = split_run([[0, FIRST], [SECOND]]).queries[0]
+    assert from_server.segments == (
+        Segment("server", 0, 0, 2, pytest.approx(6 + 2)),
+        Segment("both", 1, 1, 10, pytest.approx(4 + 10)),
+        Segment("client", 2, 2, 20, pytest.approx(20)),
+    )
+    between = split_run([[0, FIRST, 2], [SECOND]]).queries[0]
+    assert between.segments[1] == Segment("both", 1, 1, 10, pytest.approx(4 + 10 + 6))
+
+
+def test_a_stage_is_one_at_the_server_when_its_slices_are_there():
+    trace = split_run([[0, FIRST], [SECOND, 2]])
+    assert [(p.stages, round(p.end_s * 1e3)) for p in trace.partitions[:1]] == [(("A", "B"), 100)]
+    assert trace.queries[-1].segments == (Segment("server", 0, 2, 6, pytest.approx(3 + 6 + 4)),)
+
+
+class Task:
+    """Something that a query does: `ms` are left of it. `what` is "up" where it takes the uplink."""
+
+    def __init__(self, what: str, ms: float, *waits_for: Task) -> None:
+        self.what, self.ms, self.waits_for = what, ms, waits_for
+
+    @property
+    def ready(self) -> bool:
+        return all(task.done for task in self.waits_for)
+
+    @property
+    def done(self) -> bool:
+        return self.ms <= 0 and self.ready
+
+
+def ticks(graph: ExecutionGraph, plan: list[list[Piece]]) -> Iterator[tuple[str, int, int]]:
     """The same testbed ticking by 1 ms: yields ("ready", index, ms) and ("query", start ms, end ms) as they happen.
 
     With whole numbers as costs every event falls on a tick, even if the link is halved.
     """
-    unsent = [sum(graph.upload_ms[i] - graph.load_ms[i] for i in stages) for stages in plan]
+    overheads = [graph.overhead_ms(pieces) for pieces in plan]
+    unsent = [upload_ms - load_ms for upload_ms, load_ms in overheads]
     loading: list[float] = []
     usable = now = after = 0
-    query: list[list] | None = None  # what is left to do of the current query: [kind, ms]
+    query: list[Task] = []
     started = 0
     while True:
         while unsent and unsent[0] <= 0:
             unsent.pop(0)
-            loading.append(sum(graph.load_ms[i] for i in plan[usable + len(loading)]))
+            loading.append(overheads[usable + len(loading)][1])
         while loading and loading[0] <= 0:
             loading.pop(0)
             yield "ready", usable, now
             usable += 1
-        while query and query[0][1] <= 0:
-            query.pop(0)
-        if query == []:
+        if query and all(task.done for task in query):
             yield "query", started, now
-            query = None
-        if query is None and (usable or not plan):
+            query = []
+        if not query and (usable or not plan):
             after += usable == len(plan)
             if after > QUERIES_AFTER_UPLOAD:
                 return
-            query, started = todo(graph, [i for stages in plan[:usable] for i in stages]), now
+            query, started = tasks(graph, [piece for pieces in plan[:usable] for piece in pieces]), now
             continue
-        sending = bool(query) and query[0][0] == "up"
-        if query:
-            query[0][1] -= 0.5 if sending and unsent else 1
+        running = [task for task in query if task.ms > 0 and task.ready]
+        sending = any(task.what == "up" for task in running)
+        for task in running:
+            task.ms -= 0.5 if task.what == "up" and unsent else 1
         if loading:
             loading[0] -= 1
         if unsent:
@@ -134,32 +197,63 @@ def ticks(graph: ExecutionGraph, plan: list[list[int]]) -> Iterator[tuple[str, i
         now += 1
 
 
-def todo(graph: ExecutionGraph, uploaded: list[int]) -> list[list]:
-    at_server = {i for first, last in graph.route(uploaded) for i in range(first, last + 1)}
-    steps = []
-    for i in range(len(graph.stages) + 1):
-        if i in at_server and i - 1 not in at_server:
-            steps.append(["up", graph.up_ms[i]])
-        if i not in at_server and i - 1 in at_server:
-            steps.append(["down", graph.down_ms[i]])
-        if i < len(graph.stages):
-            steps.append(["compute", graph.server_ms[i] if i in at_server else graph.client_ms[i]])
-    return steps
+def tasks(graph: ExecutionGraph, uploaded: list[Piece]) -> list[Task]:
+    """What a query does, leg by leg."""
+    todo = [Task("start", 0)]
+
+    def then(what: str, ms: float) -> None:
+        todo.append(Task(what, ms, todo[-1]))
+
+    for leg in graph.legs(uploaded):
+        last, end = todo[-1], leg.last + 1
+        if leg.where == "client":
+            then("compute", sum(graph.client_ms[leg.first : end]))
+        elif leg.where == "server":
+            if not leg.from_server:
+                then("up", graph.up_ms[leg.first])
+            then("compute", sum(graph.server_ms[leg.first : end]))
+            if not leg.to_server:
+                then("down", graph.down_ms[end])
+        else:
+            channels = sum(p.end - p.begin for p in uploaded if isinstance(p, Slice) and p.stage == leg.first)
+            split = graph.split(leg.first, channels)
+            moved = Task("down", split.input_down_ms, last) if leg.from_server else Task("up", split.input_up_ms, last)
+            client = Task("compute", split.client_ms, moved if leg.from_server else last)
+            server = Task("compute", split.server_ms, last if leg.from_server else moved)
+            if leg.to_server:
+                returned = Task("up", split.output_up_ms, client, moved)
+            else:
+                returned = Task("down", split.output_down_ms, server, moved)
+            todo += [moved, client, server, returned, Task("join", 0, client, server, returned)]
+    return todo
 
 
 @st.composite
-def graphs_and_plans(draw: st.DrawFn) -> tuple[ExecutionGraph, list[list[int]]]:
-    """Slow clients (never 0 ms: the query loop would not end); the plan uploads stages in any order and grouping."""
-    graph = draw(chains(5, st.integers(0, 9), loads=True))
-    graph = dataclasses.replace(graph, client_ms=4 * graph.client_ms + 1)
-    order = draw(st.permutations(range(len(graph.stages))))
-    cuts = [0, *sorted(draw(st.sets(st.integers(1, len(order)))))]
-    return graph, [sorted(order[first:end]) for first, end in pairwise(cuts)]
+def graphs_and_plans(draw: st.DrawFn) -> tuple[ExecutionGraph, list[list[Piece]]]:
+    """Slow clients (never 0 ms: the query loop would not end); the plan uploads stages, some of them in two halves, in
+    any order and grouping. Times are even, so that those of halves are whole."""
+    graph = draw(chains(5, st.integers(0, 9).map(lambda ms: 2 * ms), loads=True))
+    n = len(graph.stages)
+    cuts = [cut(stage, tiles=2, slice_ms=draw(st.integers(0, 2))) for stage in draw(st.sets(st.integers(0, n - 1)))]
+    graph = ExecutionGraph.from_json({**graph.to_json(), "client_ms": list(4 * graph.client_ms + 2), "cuts": cuts})
+    halved = {each.stage for each in graph.cuts}
+    pieces: list[Piece] = [stage for stage in range(n) if stage not in halved]
+    for stage in halved:
+        pieces += [Slice(stage, 0, TILE), Slice(stage, TILE, 2 * TILE)]
+    order = draw(st.permutations(pieces))
+    cuts = [0, *sorted(draw(st.sets(st.integers(1, len(order))))), len(order)]
+    plan = []
+    for first, end in pairwise(sorted(set(cuts))):
+        stages = Counter(map(stage_of, order[first:end]))
+        plan.append([p if stages[stage_of(p)] == 1 else stage_of(p) for p in order[first:end]])
+        plan[-1] = sorted(set(plan[-1]), key=stage_of)
+    return graph, plan
 
 
 @given(graphs_and_plans())
 def test_events_equal_a_simulation_in_ticks(graph_and_plan):
     graph, plan = graph_and_plan
+    event(str({leg.where for uploaded in accumulate(plan) for leg in graph.legs(uploaded)}))
     partitions, queries = log(run_virtual(run_info(graph, plan)))
     events = list(ticks(graph, plan))
     assert [ready for _, _, ready in partitions] == [ms for kind, _, ms in events if kind == "ready"]

@@ -1,4 +1,7 @@
-"""The planners: functions from an execution graph to partitions in upload order, each a sorted list of stages.
+"""The planners: functions from an execution graph to partitions in upload order, each a list of stages, sorted.
+
+A planner may upload a stage in slices: partitions then hold a `Slice` in place of the stage, and the slices of a stage
+come in the order of its channels.
 
 Every planner uploads exactly the stages that the fastest path uses once uploading costs nothing (the optimal state); a
 graph with nothing worth offloading has an empty plan.
@@ -7,20 +10,25 @@ graph with nothing worth offloading has an empty plan.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
 from ionn.planners.efficiency import efficiency, recursive_efficiency
+from ionn.planners.optimal import optimal
 from ionn.planners.original import original, original_fine
+from ionn.planners.sliced import sliced_efficiency
+from ionn.slicing import Piece
 
-Planner = Callable[[ExecutionGraph], list[list[int]]]
+Planner = Callable[[ExecutionGraph], Sequence[Sequence[Piece]]]
 
 PLANNERS: dict[str, Planner] = {
     "original": original,
     "original-0.0001": original_fine,
     "efficiency": efficiency,
     "recursive-efficiency": recursive_efficiency,
+    "sliced-efficiency": sliced_efficiency,
+    "optimal": optimal,
 }
 
 
