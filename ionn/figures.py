@@ -1,7 +1,8 @@
 """Figures 5, 6 and 7 of the paper, drawn from traces on disk. One style for all; readable in gray.
 
 `draw_figures` draws everything; `fig5`, `fig6` and `fig7` draw one. Each set of conditions (testbed, bandwidth,
-dilation) has figures of its own, as PNG and PDF. The same traces give the same bytes.
+dilation) has figures of its own, as PNG and PDF. Runs with slices below the layer are not among the paper's: they have
+further figures, whose names end in "-sliced". The same traces give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ionn.errors import InputError
 from ionn.summary import (
     ALGORITHMS,
+    SLICED,
     Stat,
     SummaryRow,
     common_times,
@@ -56,6 +58,7 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 200,
 }
 Bar = Callable[["Axes", float, float, SummaryRow, dict[str, Any]], None]
+_Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
 
 def draw_figures(results: Path, out: Path) -> list[Path]:
@@ -80,8 +83,7 @@ def fig6(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
 def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """Latency of the queries over time, a figure per model: fig7-CONDITIONS-MODEL."""
     paths = []
-    for (where, model), group in groupby(rows, key=lambda row: (row.conditions, row.model)):
-        members = list(group)
+    for (where, model, suffix), members in _groups(rows, lambda row: (row.conditions, row.model)):
         styles = _styles(members)
         with _figure(6.8, 4.4) as (figure, axes):
             for row in members:
@@ -92,8 +94,19 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             key = "marker: the first query starts; thin line: the upload ends"
             figure.legend(loc="outside lower center", title=key)
             _title(axes, f"{model_title(model)}: query latency during the upload", members)
-            paths += _save(figure, out / f"fig7-{where.slug}-{model}")
+            paths += _save(figure, out / f"fig7-{where.slug}-{model}{suffix}")
     return paths
+
+
+def _groups(rows: Sequence[SummaryRow], key: Callable[[SummaryRow], tuple[Any, ...]]) -> Iterator[_Group]:
+    """The rows by what they are about, one figure each: those of the paper's algorithms, then, with "-sliced" at the
+    end of the key, all algorithms of the models that ran with slices."""
+    subjects = {(row.conditions, row.model) for row in rows if row.algorithm == SLICED}
+    paper = [row for row in rows if row.algorithm != SLICED]
+    sliced = [row for row in rows if (row.conditions, row.model) in subjects]
+    for suffix, chosen in (("", paper), ("-sliced", sliced)):
+        for about, members in groupby(chosen, key):
+            yield (*about, suffix), list(members)
 
 
 def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str, bar: Bar) -> list[Path]:
@@ -101,8 +114,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
     from matplotlib.ticker import MaxNLocator
 
     paths = []
-    for where, group in groupby(rows, key=lambda row: row.conditions):
-        members = list(group)
+    for (where, suffix), members in _groups(rows, lambda row: (row.conditions,)):
         models = distinct(row.model for row in members)
         styles = _styles(members)
         width = 0.84 / len(styles)
@@ -120,7 +132,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
             handles = _legend_handles(styles, halves=bar is _halves_bar)
             axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
             _title(axes, title, members)
-            paths += _save(figure, stem.with_name(f"{stem.name}-{where.slug}"))
+            paths += _save(figure, stem.with_name(f"{stem.name}-{where.slug}{suffix}"))
     return paths
 
 

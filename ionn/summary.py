@@ -23,7 +23,8 @@ MODELS = {
     "googlenet": "GoogLeNet",
     "mobilenet": "MobileNet",
 }
-ALGORITHMS = (BASELINE, "efficiency", "recursive-efficiency", "sliced-efficiency")
+SLICED = "sliced-efficiency"
+ALGORITHMS = (BASELINE, "efficiency", "recursive-efficiency", SLICED)
 
 Grid = NDArray[np.float64]
 

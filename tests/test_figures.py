@@ -117,9 +117,27 @@ def test_algorithms_look_alike_in_every_figure_and_unlike_each_other(drawn: list
     names = ["original", "efficiency", "recursive-efficiency", "sliced-efficiency", "mine"]
     fig6(summary(map(make_trace, names)), tmp_path)
     fig6(summary(map(make_trace, names[1:3])), tmp_path)
-    looks = [[(bar.get_facecolor(), bar.get_hatch()) for bar in plot.patches] for plot in drawn]
-    assert looks[0][1:3] == looks[1]
-    assert len(set(looks[0])) == len({hatch for _, hatch in looks[0]}) == len(names)
+    papers, all_of_them, two = [[(bar.get_facecolor(), bar.get_hatch()) for bar in plot.patches] for plot in drawn]
+    assert two == all_of_them[1:3] == papers[1:3]
+    assert len(set(all_of_them)) == len({hatch for _, hatch in all_of_them}) == len(names)
+
+
+def test_slices_have_figures_of_their_own_beside_the_papers(drawn: list, tmp_path: Path):
+    names = ["original", "recursive-efficiency", "sliced-efficiency"]
+    traces = [*map(make_trace, names), make_trace("original", model="resnet")]
+    paths = fig7(summary(traces), tmp_path)
+    assert [len(plot.lines) for plot in drawn] == [2 * 2, 2 * 1, 2 * 3]  # a latency and an end of the upload each
+    assert not paths
+
+
+def test_slices_are_in_the_names_of_their_figures(tmp_path: Path):
+    rows = summary(map(make_trace, ("original", "sliced-efficiency")))
+    names = [path.name for draw in (fig5, fig6, fig7) for path in draw(rows, tmp_path) if path.suffix == ".png"]
+    assert names == [
+        f"{stem}{end}.png"
+        for stem in ("fig5-virtual", "fig6-virtual", "fig7-virtual-alexnet")
+        for end in ("", "-sliced")
+    ]
 
 
 def test_matplotlib_is_imported_only_to_draw():
