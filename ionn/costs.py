@@ -42,11 +42,12 @@ _FLOAT_BYTES = 4
 # The features that the time of a layer type is fitted over, the most telling first; other types use DEFAULT_FEATURES.
 #
 # Caffe convolves by im2col and a matrix product per group. A product costs its operations plus a share per element of
-# each matrix, since both operands are packed and the result is written: that is why flat and narrow products are slow.
-# A GPU is rarely filled by one layer; there the length of each sum (`depth`) counts, less so for the 3x3 kernels of
-# stride 1 that have fast algorithms. A product with one column (an inner product of batch 1) is all packing, and small
-# ones are spared it; rows that are whole pages apart compete for the same cache lines while they are packed. Pooling
-# looks up its blobs anew for every plane, and max pooling branches on its data, least predictably where a window begins.
+# each matrix, since large operands are packed (copied in the order of use) and the result is written: that is why flat
+# and narrow products are slow, and the many small ones of a depthwise convolution less so. A GPU is rarely filled by
+# one layer; there the length of each sum (`depth`) counts, less so for the 3x3 kernels of stride 1 that have fast
+# algorithms. An inner product of batch 1 is all packing, slower where the rows of its weights are whole pages apart and
+# compete for the same cache lines. Pooling looks up its blobs anew for every plane, and max pooling branches on its
+# data, least predictably where a window begins.
 FEATURES: dict[str, tuple[str, ...]] = {
     "Convolution": (
         "operations",
@@ -57,8 +58,9 @@ FEATURES: dict[str, tuple[str, ...]] = {
         "constant",
         "depth",
         "depth_3x3",
+        "packed_bytes",
     ),
-    "InnerProduct": ("weight_bytes", "constant", "packed_bytes", "page_rows_bytes"),
+    "InnerProduct": ("weight_bytes", "constant", "packed_bytes", "page_rows_bytes", "uncached_bytes"),
     "Pooling": ("operations", "max_operations", "constant", "input_bytes", "planes", "max_output_bytes"),
 }
 DEFAULT_FEATURES = ("operations", "constant", "large_bytes")
@@ -66,6 +68,8 @@ _ALL_FEATURES = {"filters", *DEFAULT_FEATURES}.union(*FEATURES.values())
 
 # Blobs beyond this do not stay in the caches of a small core, which slows down layers that do little per element.
 _LARGE_BYTES = 512 * 1024
+# Nor do weights beyond this in those of a server.
+_CACHE_BYTES = 32 * 1024 * 1024
 
 # OpenBLAS multiplies without packing up to this many multiply-adds, where it has kernels for small matrices.
 _SMALL_PRODUCT = 100**3
@@ -84,12 +88,13 @@ def features(layer: Layer) -> dict[str, float]:
 
     All types: `constant` (1), `operations` (as `ionn.layers` defines them), `weight_bytes`, `input_bytes`,
     `output_bytes`, and `large_bytes` (input and output bytes, where they exceed 512 KiB and the layer touches them).
-    Pooling: `planes` (channels, of all images) and, of max pooling, `max_operations` and `max_output_bytes`, its
-    operations and output bytes. InnerProduct: `packed_bytes`, its weight bytes unless the product is small, and
-    `page_rows_bytes`, the same where the rows of the weights are whole pages of 4 KiB. Convolution, Deconvolution and
-    InnerProduct: `depth`, the multiply-adds per output element. Convolution and Deconvolution: `filters` (output
-    channels), `column_bytes` (the matrix that the weights are multiplied with), `im2col_bytes` (the same where Caffe
-    has to build that matrix: not for a 1x1 kernel of stride 1 without padding), and for 3x3 kernels of stride 1
+    Pooling: `planes` (channels of all images) and, of max pooling, `max_operations` and `max_output_bytes`, its
+    operations and output bytes. Convolution, Deconvolution and InnerProduct: `depth`, the multiply-adds per output
+    element, and `packed_bytes`, the larger operand of their products unless these are small: the weights of an
+    InnerProduct, the columns of a convolution. InnerProduct: `page_rows_bytes`, the same where the rows of the weights
+    are whole pages of 4 KiB, and `uncached_bytes`, what exceeds 32 MiB. Convolution and Deconvolution: `filters`
+    (output channels), `column_bytes` (the matrix that the weights are multiplied with), `im2col_bytes` (the same where
+    Caffe has to build that matrix: not for a 1x1 kernel of stride 1 without padding), and for 3x3 kernels of stride 1
     `depth_3x3` in place of `depth`.
     """
     blob_bytes = float(layer.input_bytes + layer.output_bytes)
@@ -107,6 +112,7 @@ def features(layer: Layer) -> dict[str, float]:
             values |= {"max_operations": values["operations"], "max_output_bytes": values["output_bytes"]}
     if layer.type == "InnerProduct" and layer.operations > _SMALL_PRODUCT:
         values["packed_bytes"] = values["weight_bytes"]
+        values["uncached_bytes"] = max(0.0, values["weight_bytes"] - _CACHE_BYTES)
         if layer.weight_shapes[0][1] * _FLOAT_BYTES % _PAGE_BYTES == 0:
             values["page_rows_bytes"] = values["weight_bytes"]
     if layer.type in ("Convolution", "Deconvolution", "InnerProduct"):
@@ -126,9 +132,11 @@ def _convolution_features(layer: Layer, depth: float) -> dict[str, float]:
     column_bytes = columns * p.group * math.prod(weights[1:]) * _FLOAT_BYTES
     needs_im2col = math.prod(kernel) > 1 or stride > 1 or pad > 0
     fast = kernel == (3, 3) and stride == 1
+    small = layer.operations <= _SMALL_PRODUCT * p.group * layer.bottom_shapes[0][0]
     return {
         "filters": float(p.num_output),
         "column_bytes": column_bytes,
+        "packed_bytes": 0.0 if small else column_bytes,
         "im2col_bytes": column_bytes if needs_im2col else 0.0,
         "depth": 0.0 if fast else depth,
         "depth_3x3": depth if fast else 0.0,

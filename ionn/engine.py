@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import itertools
 import os
 import tempfile
 import time
@@ -20,16 +22,47 @@ from ionn.partition import PartialNet, extract_net
 # compete for cores whenever both compute.
 BLAS_THREADS = 1
 
+# On Zen 4 (AMD, family 19h with AVX-512) OpenBLAS 0.3.21 takes its kernels for Intel's Cooper Lake; those for AVX2 are
+# up to 20 % faster there (bench/blas.py).
+_ZEN4_KERNELS = "Haswell"
+
+
+def set_environment() -> None:
+    """Set what Caffe's libraries read when they load, but for what the user has set. `load_caffe` does it too."""
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(BLAS_THREADS))
+    if _is_zen4():
+        os.environ.setdefault("OPENBLAS_CORETYPE", _ZEN4_KERNELS)
+
+
+def _is_zen4() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            first_cpu = itertools.takewhile(str.strip, lines)
+            values = {name.strip(): value.split() for name, _, value in (line.partition(":") for line in first_cpu)}
+    except OSError:
+        return False
+    return (
+        values.get("vendor_id") == ["AuthenticAMD"]
+        and values.get("cpu family") == ["25"]
+        and "avx512f" in values.get("flags", ())
+    )
+
 
 def load_caffe() -> Any:
     """Caffe, configured for this process. The first call loads it, 0.5 s."""
-    # Both are read when the libraries load, so they must be set before.
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(BLAS_THREADS))
+    set_environment()
     import caffe
 
     caffe.set_mode_cpu()
     return caffe
+
+
+def blas() -> str:
+    """What Caffe's OpenBLAS is and which kernels it uses: results may differ in the last bits between two of these."""
+    library = ctypes.CDLL(load_caffe()._caffe.__file__)  # finds the symbols of the libraries it is linked to
+    library.openblas_get_config.restype = ctypes.c_char_p
+    return str(library.openblas_get_config().decode())
 
 
 class StageNet:
@@ -142,4 +175,5 @@ def time_layers(
 
 def versions() -> dict[str, str]:
     """The versions that a run's numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in ("caffe", "numpy", "protobuf", "pyzmq")}
+    packages = {name: importlib.metadata.version(name) for name in ("caffe", "numpy", "protobuf", "pyzmq")}
+    return {**packages, "blas": blas()}

@@ -78,6 +78,7 @@ def test_features_of_a_convolution_are_the_sizes_of_its_matrix_product(tiny: Net
 def test_features_of_other_layers(tiny: Network) -> None:
     by_name = {layer.name: features(layer) for layer in tiny.layers}
     assert by_name["pool"]["max_operations"] == by_name["pool"]["operations"] == 2 * 2 * 2 * 4
+    assert (by_name["pool"]["planes"], by_name["pool"]["max_output_bytes"]) == (2, 4 * 2 * 2 * 2)
     # A deconvolution multiplies 2 input channels at 2x2 positions into columns of 3 channels x 2 x 2.
     assert by_name["grow"]["column_bytes"] == 4 * (3 * 4) * 4
     assert by_name["fc"]["depth"] == 3 * 4 * 4
@@ -85,6 +86,18 @@ def test_features_of_other_layers(tiny: Network) -> None:
     assert "depth" not in by_name["relu"]
     alexnet = {layer.name: features(layer)["large_bytes"] for layer in Network.load("alexnet").layers}
     assert (alexnet["relu1"], alexnet["relu5"]) == (2 * 4 * 96 * 55 * 55, 0)
+
+
+def test_only_the_operands_of_large_products_are_packed() -> None:
+    alexnet, mobilenet = (
+        {layer.name: features(layer) for layer in Network.load(name).layers} for name in ("alexnet", "mobilenet")
+    )
+    assert alexnet["conv2"]["packed_bytes"] == alexnet["conv2"]["column_bytes"] == 4 * (5 * 5 * 96) * 27 * 27
+    fc6 = 4 * 4096 * (9216 + 1)
+    assert (alexnet["fc6"]["packed_bytes"], alexnet["fc6"]["page_rows_bytes"]) == (fc6, fc6)
+    assert (alexnet["fc6"]["uncached_bytes"], alexnet["fc8"]["uncached_bytes"]) == (fc6 - 2**25, 0)
+    # A depthwise convolution is many small products.
+    assert (mobilenet["conv2_1/dw"]["packed_bytes"], mobilenet["conv2_1/sep"]["packed_bytes"]) == (0, 4 * 32 * 112**2)
 
 
 def test_a_model_predicts_by_type_by_similar_type_and_by_default(tiny: Network) -> None:

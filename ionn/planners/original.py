@@ -11,6 +11,8 @@ from ionn.graph import ExecutionGraph
 HALVING = (*(0.5**k for k in range(7)), 0.0)
 FINE_STEPS = 10_000  # section 4.4 lowers the factor by 0.0001 at a time
 
+Stages = frozenset[int]
+
 
 def original(graph: ExecutionGraph) -> list[list[int]]:
     """Penalty factors 1, 1/2, ..., 1/64, 0."""
@@ -24,14 +26,18 @@ def original_fine(graph: ExecutionGraph) -> list[list[int]]:
 
 def _plan(graph: ExecutionGraph, factors: Sequence[float]) -> list[list[int]]:
     """One partition per factor whose shortest path brings new stages to the server. The last factor is 0."""
-    missing = graph.shortest_path(np.zeros(len(graph.stages)))
-    plan: list[list[int]] = []
-    for factor in factors:
-        if not missing:
-            break
-        # What is uploaded has no overhead any more. Counting it changes nothing: as the factor falls, the path keeps
-        # every server-side stage that it has, so it pays that overhead either way.
-        if partition := sorted(graph.shortest_path(factor * graph.upload_ms) & missing):
-            plan.append(partition)
-            missing = missing.difference(partition)
-    return plan
+
+    # What is uploaded has no overhead any more. Counting it changes nothing: as the factor falls, the path keeps every
+    # server-side stage that it has, so it pays that overhead either way. For the same reason, where two factors have
+    # the same path, all between them have it too.
+    def partitions(before: int, until: int, uploaded: Stages, in_the_end: Stages) -> list[list[int]]:
+        """Those of the factors after index `before` up to index `until`."""
+        if uploaded == in_the_end:
+            return []
+        if until - before == 1:
+            return [sorted(in_the_end - uploaded)]
+        middle = (before + until) // 2
+        by_then = uploaded | (graph.shortest_path(factors[middle] * graph.upload_ms) & in_the_end)
+        return partitions(before, middle, uploaded, by_then) + partitions(middle, until, by_then, in_the_end)
+
+    return partitions(-1, len(factors) - 1, frozenset(), graph.shortest_path(np.zeros(len(graph.stages))))

@@ -1,0 +1,137 @@
+"""Which OpenBLAS kernels compute the five models fastest on this CPU, and what a second thread gains. About a minute.
+
+The limit is the fastest of all kernels that the CPU supports with one thread; ours are those that `ionn.engine` chooses.
+Each candidate is a process of its own that holds all five models; they take turns forward by forward, and the median
+of the turns counts. Kernels and thread counts differ in the last bits of their results, which is why both ends of a
+session must use the same; the raw results say which candidates agree.
+
+    python bench/blas.py            # the table; OPENBLAS_CORETYPE=X and OPENBLAS_NUM_THREADS=N then overrule the engine
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import support
+
+from ionn import engine, harness, live
+from ionn.caffemodel import read_weights
+from ionn.network import Network
+
+TURNS = 7
+# Within so much of the fastest, a choice is as good: medians of loaded machines scatter by this.
+TOLERANCE = 1.03
+# Kernels of x86-64 and the CPU flags they need. Zen's are Haswell's.
+KERNELS = {
+    "Sandybridge": {"avx"},
+    "Haswell": {"avx2", "fma"},
+    "SkylakeX": {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"},
+    "Cooperlake": {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl", "avx512_bf16"},
+}
+OURS, TWO_THREADS = "ours", "ours, 2 threads"
+
+
+def cpu_flags() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def candidates() -> dict[str, dict[str, str]]:
+    """The environment of each candidate."""
+    kernels = {name: {"OPENBLAS_CORETYPE": name} for name, needed in KERNELS.items() if needed <= cpu_flags()}
+    return {OURS: {}, **kernels, TWO_THREADS: {"OPENBLAS_NUM_THREADS": "2"}}
+
+
+def worker() -> None:
+    """Load the models, then answer each model's name with the time of a forward in ms and the output's digest."""
+    nets = {}
+    for model in support.MODELS:
+        network = Network.load(model)
+        net = engine.load_network(network, read_weights(harness.weights_path(model, None), network))
+        nets[model] = net, live.query_inputs(network, seed=0)[0]
+        engine.forward(*nets[model])
+    print(json.dumps(engine.blas()), flush=True)
+    for line in sys.stdin:
+        net, data = nets[line.strip()]
+        net.put(net.first, data)
+        began = time.perf_counter()
+        net.run(net.first, net.last)
+        forward_ms = (time.perf_counter() - began) * 1e3
+        digest = hashlib.sha256(b"".join(output.tobytes() for output in net.outputs(net.last))).hexdigest()
+        print(json.dumps([forward_ms, digest[:16]]), flush=True)
+
+
+class Candidate:
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        self.blas = self._answer()
+        self.forward_ms: dict[str, list[float]] = {model: [] for model in support.MODELS}
+        self.digests: dict[str, str] = {}
+
+    def _answer(self) -> object:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def turn(self, model: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{model}\n")
+        self._process.stdin.flush()
+        forward_ms, self.digests[model] = self._answer()
+        self.forward_ms[model].append(forward_ms)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def started() -> Iterator[dict[str, Candidate]]:
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for name, environment in candidates().items():
+            running[name] = Candidate(environment)
+            stack.callback(running[name].close)
+        yield running
+
+
+def rows() -> list[support.Row]:
+    with started() as running:
+        for _ in range(TURNS):
+            for model in support.MODELS:
+                for candidate in running.values():
+                    candidate.turn(model)
+    result: list[support.Row] = []
+    for name, candidate in running.items():
+        support.keep(
+            f"forward, {name}", blas=candidate.blas, forward_ms=candidate.forward_ms, digests=candidate.digests
+        )
+    for model in support.MODELS:
+        medians_ms = {name: statistics.median(each.forward_ms[model]) for name, each in running.items()}
+        two_ms, ours_ms = medians_ms.pop(TWO_THREADS), medians_ms[OURS]
+        fastest = min(medians_ms, key=lambda name: medians_ms[name])
+        result += [
+            (f"forward of {model}, 1 thread, 3 % above the fastest kernels ({fastest})",
+             TOLERANCE * medians_ms[fastest], ours_ms, "ms"),
+            (f"forward of {model}, 2 threads against 1", ours_ms, two_ms, "ms"),
+        ]  # fmt: skip
+    return result
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["worker"]:
+        worker()
+    else:
+        support.main(rows)

@@ -1,0 +1,274 @@
+"""Install latency: from the last byte of a partition at the server to READY and to the first query on it. About 30 s.
+
+Every partition of the five models' plans and of one with fc6 (151 MB) cut by itself, two ways: a session alone, fed in
+this process with the bytes of the real messages; and a real server over an unthrottled connection, timed at the client
+from sending the last chunk, when all before it are acknowledged. A partition's time is the median over ROUNDS sessions.
+Memory: the anonymous resident memory of the server's two processes (front and session) at its peak, looked at after
+every chunk, less what they had before the upload, as a multiple of the weights. No queries run in that session: feature
+maps need memory of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import support
+import zmq
+
+from ionn import harness, live
+from ionn.caffemodel import read_weights
+from ionn.network import Network
+from ionn.partition import Partition, extract
+from ionn.wire import (
+    CHUNK_BYTES,
+    PROTOCOL,
+    WINDOW_BYTES,
+    Ack,
+    Bye,
+    Chunk,
+    Hello,
+    Message,
+    PartitionEnd,
+    PartitionHeader,
+    Query,
+    Ready,
+    Result,
+    Welcome,
+    decode,
+    make_chunk,
+)
+from ionn.worker import SessionState
+
+ROUNDS = 4
+QUERIES = 4  # on every new partition
+READY_MS = 2.0
+MEMORY = 1.15
+# What may come before a partition without its READY being 2 ms later for it.
+PARTITIONS = 40
+
+
+def messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+    model = partition.caffemodel
+    digest = hashlib.sha256()
+    for piece in model.pieces:
+        digest.update(piece)
+    chunks = [make_chunk(index, offset, parts) for offset, parts in model.chunks(CHUNK_BYTES)]
+    return PartitionHeader(index, partition.nets, model.blobs, model.size), chunks, PartitionEnd(index, digest.hexdigest())
+
+
+class Alone:
+    """A session without sockets. Messages come in as the bytes that the socket would deliver."""
+
+    peak_bytes = 0
+    watch_memory = False
+
+    def __init__(self) -> None:
+        self._state = SessionState()
+
+    def _handle(self, message: Message) -> tuple[Message, float]:
+        frames = [bytes(frame) for frame in message.frames()]
+        began = time.perf_counter()
+        (reply,) = self._state.handle(decode(frames))
+        reply.frames()
+        return reply, (time.perf_counter() - began) * 1e3
+
+    def install(self, header: PartitionHeader, chunks: Sequence[Chunk], end: PartitionEnd) -> float:
+        """The time in ms from the last chunk to READY."""
+        for message in (header, *chunks[:-1]):
+            assert isinstance(self._handle(message)[0], Ack)
+        reply, last_ms = self._handle(chunks[-1])
+        ready, end_ms = self._handle(end)
+        assert isinstance(reply, Ack)
+        assert isinstance(ready, Ready)
+        return last_ms + end_ms
+
+    def query(self, query: Query) -> tuple[float, float]:
+        """The time in ms from a query to its result, and that of its layers."""
+        result, ms = self._handle(query)
+        assert isinstance(result, Result)
+        return ms, sum(result.stage_ms)
+
+    def close(self) -> None:
+        pass
+
+
+class Connected:
+    """A session at a real server, as a client sees it."""
+
+    def __init__(self, address: str) -> None:
+        self.watch_memory = False
+        before = descendants(os.getpid())
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._control = self._connect(address, Hello(PROTOCOL, "control"))
+        self._upload = self._connect(address, Hello(PROTOCOL, "upload", self._session))
+        # The server's front process, and the session's, which is new.
+        self._pids = [pid for pid in descendants(os.getpid()) if pid not in before or "\0serve\0" in command(pid)]
+        self._idle_bytes = self._memory_bytes()
+        self.peak_bytes = 0
+
+    def _connect(self, address: str, hello: Hello) -> zmq.Socket[Any]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.connect(address)
+        socket.send_multipart(hello.frames())
+        welcome = self._receive(socket)
+        assert isinstance(welcome, Welcome)
+        self._session = welcome.session
+        return socket
+
+    def _receive(self, socket: zmq.Socket[Any]) -> Message:
+        assert socket.poll(30_000), "the server does not answer"
+        return decode(socket.recv_multipart(copy=False))
+
+    def install(self, header: PartitionHeader, chunks: Sequence[Chunk], end: PartitionEnd) -> float:
+        self._upload.send_multipart(header.frames())
+        assert isinstance(self._receive(self._upload), Ack)
+        sent = received = 0
+        for chunk in chunks[:-1]:
+            self._upload.send_multipart(chunk.frames(), copy=False)
+            sent += sum(map(len, chunk.payload))
+            while sent - received > WINDOW_BYTES - CHUNK_BYTES:
+                received = self._acknowledged()
+        while received < sent:
+            received = self._acknowledged()
+        began = time.perf_counter()
+        self._upload.send_multipart(chunks[-1].frames(), copy=False)
+        self._upload.send_multipart(end.frames())
+        self._acknowledged()
+        assert isinstance(self._receive(self._upload), Ready)
+        return (time.perf_counter() - began) * 1e3
+
+    def _acknowledged(self) -> int:
+        ack = self._receive(self._upload)
+        assert isinstance(ack, Ack), ack
+        if self.watch_memory:
+            self.peak_bytes = max(self.peak_bytes, self._memory_bytes() - self._idle_bytes)
+        return ack.received
+
+    def query(self, query: Query) -> tuple[float, float]:
+        began = time.perf_counter()
+        self._control.send_multipart(query.frames(), copy=False)
+        result = self._receive(self._control)
+        assert isinstance(result, Result)
+        return (time.perf_counter() - began) * 1e3, sum(result.stage_ms)
+
+    def _memory_bytes(self) -> int:
+        return sum(anonymous_bytes(pid) for pid in self._pids)
+
+    def close(self) -> None:
+        self._control.send_multipart(Bye().frames())
+        self._context.destroy(linger=200)
+
+
+def descendants(pid: int) -> set[int]:
+    children: set[int] = set()
+    with contextlib.suppress(OSError):  # it has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children.update(map(int, (task / "children").read_text().split()))
+    return children.union(*map(descendants, children))
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Resident memory of a process that is not a file's (RssAnon)."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One partition's times in ms: medians over the rounds."""
+
+    model: str
+    index: int
+    bytes: int
+    ready_ms: float
+    overhead_ms: float  # of the first query, its layers' time excluded
+    warm_up_ms: float  # by how much the first query takes longer than the next ones
+
+
+def measure(model: str, connect: Callable[[], Alone | Connected]) -> tuple[list[Measured], float]:
+    """Every partition of a model's plan, and the server's peak memory as a multiple of the weights."""
+    network, _, plan = support.paper_plan(model)
+    weights = read_weights(harness.weights_path(model, None), network)
+    uploads = [messages(part.index, extract(network, part.stages, weights)) for part in plan.partitions]
+    ready_ms: list[list[float]] = [[] for _ in uploads]
+    query_ms: list[list[list[tuple[float, float]]]] = [[] for _ in uploads]
+    peak = 0.0
+    for round_ in range(ROUNDS):
+        session = connect()
+        session.watch_memory = round_ == 0
+        for part, upload in zip(plan.partitions, uploads, strict=True):
+            ready_ms[part.index].append(session.install(*upload))
+            if not session.watch_memory:
+                query = first_run(network, part.stages)
+                query_ms[part.index].append([session.query(query) for _ in range(QUERIES)])
+        peak = max(peak, session.peak_bytes / sum(part.bytes for part in plan.partitions))
+        session.close()
+    measured = [
+        Measured(
+            model, part.index, part.bytes,
+            statistics.median(ready_ms[part.index]),
+            statistics.median(total - layers for (total, layers), *_ in query_ms[part.index]),
+            statistics.median(
+                first - statistics.median(total for total, _ in later) for (first, _), *later in query_ms[part.index]
+            ),
+        )
+        for part in plan.partitions
+    ]  # fmt: skip
+    return measured, peak
+
+
+def first_run(network: Network, stages: Sequence[int]) -> Query:
+    """A query for the first run of adjacent stages."""
+    first = last = stages[0]
+    while last + 1 in stages:
+        last += 1
+    return Query(0, first, last, (np.zeros(network.stages[first].input_shape, "<f4"),))
+
+
+def rows() -> list[support.Row]:
+    result: list[support.Row] = []
+    alone = [part for model in support.MODELS for part in measure(model, Alone)[0]]
+    result += install_rows("a session alone", alone)
+    with live.process("serve", "--bind", "tcp://127.0.0.1:0") as server:
+        served = [(measure(model, lambda: Connected(server)), model) for model in support.MODELS]
+    result += install_rows("at a server", [part for (parts, _), _ in served for part in parts])
+    peaks = {model: peak for (_, peak), model in served}
+    support.keep("peak memory of the server", times_the_weights=peaks)
+    result += [
+        (f"peak memory of the server, {model}", MEMORY, peak, "weights")
+        for model, peak in sorted(peaks.items(), key=lambda item: item[1])[:: len(peaks) - 1]
+    ]
+    return result
+
+
+def install_rows(where: str, parts: Sequence[Measured]) -> list[support.Row]:
+    for part in parts:
+        support.keep(f"install latency, {where}", **dataclasses.asdict(part))
+    worst = max(parts, key=lambda part: part.ready_ms)
+    largest = max(parts, key=lambda part: part.bytes)
+    first = max(parts, key=lambda part: part.overhead_ms)
+    slope_ms = float(np.polyfit([part.index for part in parts], [part.ready_ms for part in parts], 1)[0])
+    return [
+        (f"READY, {where}, slowest of {len(parts)} partitions ({worst.model})", READY_MS, worst.ready_ms, "ms"),
+        (f"READY, {where}, {largest.bytes / 1e6:.0f} MB ({largest.model})", READY_MS, largest.ready_ms, "ms"),
+        (f"READY, {where}, later by each partition before", READY_MS / PARTITIONS, slope_ms, "ms"),
+        (f"first query on a partition, {where}, beyond its layers, slowest", READY_MS, first.overhead_ms, "ms"),
+    ]
+
+
+if __name__ == "__main__":
+    support.main(rows)

@@ -1,0 +1,126 @@
+"""How much of the link's 80 Mbps an upload uses, alone and while queries run. About a minute.
+
+Bytes are counted behind the link by bench/tap.py; an upload's time is from its start to the READY of the last
+partition, as the client sees it, and the link is charged for all of it. Features are the inputs of the queries' server
+segments that ended in that time. With a client that is not paced Caffe never rests, and holds the GIL most of the time:
+the hardest case for the upload thread beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import support
+
+from ionn import harness, live
+from ionn.client import Client
+from ionn.experiment import run_experiment
+from ionn.live import Subject
+from ionn.partition import extract
+from ionn.session import LiveSession
+from ionn.trace import RunInfo, Trace
+
+IDLE_SHARE = 0.985
+BUSY_SHARE = 0.98
+BYTES_PER_S = harness.MBPS * 1e6 / 8
+WINDOW_S = 1.0
+STEP_S = 0.05
+
+
+def idle_upload_s(subject: Subject, address: str) -> tuple[float, int]:
+    """Upload a model while nothing else happens: the time, and the bytes of weights."""
+    _, _, plan = support.paper_plan(subject.network.name)
+    parts = [extract(subject.network, part.stages, subject.weights) for part in plan.partitions]
+    client = Client(address)
+    try:
+        began = time.monotonic()
+        uploader = client.start_upload(parts, time.monotonic)
+        assert uploader.wait_ready(len(parts), timeout_s=300), uploader.error
+        return time.monotonic() - began, sum(part.bytes for part in plan.partitions)
+    finally:
+        client.close()
+
+
+def busy_upload(subject: Subject, address: str, paced: bool) -> Trace:
+    """The experiment: upload while a closed loop of queries runs."""
+    network, graph, plan = support.paper_plan(subject.network.name)
+    layer_ms: Sequence[float] | None = subject.client.layer_ms(network).tolist() if paced else None
+    stages = [part.stages for part in plan.partitions]
+    parts = [extract(network, indices, subject.weights) for indices in stages]
+    inputs = live.query_inputs(network, seed=0)
+    client = Client(address)
+    try:
+        session = LiveSession(network, subject.net, graph, layer_ms, inputs, client, parts, stages)
+        info = RunInfo(
+            testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=harness.MBPS, seed=0, dilation=1.0,
+            client=subject.client.name if paced else "not paced", server="", plan=plan.to_json(), graph=graph.to_json(),
+        )  # fmt: skip
+        return run_experiment(session, info)
+    finally:
+        client.close()
+
+
+def feature_bytes(subject: Subject, trace: Trace) -> int:
+    """What the queries that ended during the upload sent to the server."""
+    stages = subject.network.stages
+    return sum(
+        4 * math.prod(stages[segment.first].input_shape)
+        for query in trace.queries
+        if query.end_s <= trace.upload_s
+        for segment in query.segments
+        if segment.where == "server"
+    )
+
+
+def rates_mbps(times_s: np.ndarray, bytes_up: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
+    """The rate in every window of WINDOW_S between two times, in steps of STEP_S."""
+    begins = np.arange(start_s, end_s - WINDOW_S, STEP_S)
+    crossed = np.interp(begins + WINDOW_S, times_s, bytes_up) - np.interp(begins, times_s, bytes_up)
+    return crossed * 8 / 1e6 / WINDOW_S
+
+
+def measure(subject: Subject, mode: str) -> list[support.Row]:
+    """`mode` is "idle", "paced" or "not paced"."""
+    name = f"{subject.network.name}, " + ("no queries" if mode == "idle" else f"queries, client {mode}")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "bytes"
+        with (
+            live.process("serve", "--bind", "tcp://127.0.0.1:0") as server,
+            support.tap(server, output) as tapped,
+            live.process("link", "--listen", "tcp://127.0.0.1:0", "--to", tapped, "--mbps", str(harness.MBPS)) as link,
+        ):
+            if mode == "idle":
+                upload_s, weights = idle_upload_s(subject, link)
+                features, limit = 0, IDLE_SHARE
+            else:
+                trace = busy_upload(subject, link, paced=mode == "paced")
+                upload_s, weights = trace.upload_s, sum(part.bytes for part in trace.partitions)
+                features, limit = feature_bytes(subject, trace), BUSY_SHARE
+        times_s, bytes_up = np.loadtxt(output).T
+    share = (weights + features) / (BYTES_PER_S * upload_s)
+    # The rates while weights crossed, without the partial windows at both ends.
+    rates = rates_mbps(times_s, bytes_up, times_s[np.searchsorted(bytes_up, 100_000)], times_s[np.searchsorted(bytes_up, weights)])
+    support.keep(
+        f"link use, {name}", upload_s=upload_s, weight_bytes=weights, feature_bytes=features,
+        bytes_behind_the_link=int(bytes_up[-1]), window_mbps=[round(rate, 2) for rate in rates.tolist()],
+    )  # fmt: skip
+    carried = "weights" if mode == "idle" else "weights and features"
+    return [
+        (f"{carried} per 80 Mbps x upload time, {name}, at least", limit, share, ""),
+        (f"lowest rate in any second, {name}, at least", limit * harness.MBPS, float(rates.min()), "Mbps"),
+        (f"highest rate in any second, {name}", 1.01 * harness.MBPS, float(rates.max()), "Mbps"),
+    ]
+
+
+def rows() -> list[support.Row]:
+    resnet, alexnet = harness.prepare_live("resnet"), harness.prepare_live("alexnet")
+    return [*measure(resnet, "idle"), *measure(resnet, "not paced"), *measure(alexnet, "paced")]
+
+
+if __name__ == "__main__":
+    support.main(rows)

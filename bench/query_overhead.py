@@ -1,0 +1,111 @@
+"""Query overhead: what an offloaded query takes beyond its bytes on the link and its layers. About 50 s.
+
+A chain of 41 convolutions whose input is an image (602 KB): 40 run at a server, uploaded as 1 partition or as 40, and
+the last one at the client. The overhead is the query's latency less payload bytes / link rate and the times of the
+layers at both ends. The two sessions take turns, query by query, so that whatever drifts on this machine meets both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import numpy as np
+import support
+
+from ionn import engine, live
+from ionn.client import Client
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.partition import extract
+from ionn.session import LiveSession
+
+SERVER_STAGES = 40
+PARTITIONS = (1, 40)
+CHANNELS = 8
+WARM_UP = 5
+MEDIAN_MS = 2.0
+P99_MS = 6.0
+# What is between the two processes, its rate in Mbps, and the number of queries in each session.
+LINKS = (("loopback", None, 500), ("80 Mbps", 80.0, 300))
+
+
+def chain() -> Network:
+    """The input, `SERVER_STAGES` convolutions for the server and one for the client."""
+    lines = [
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 224 dim: 224 } } }'
+    ]
+    bottom = "data"
+    for index in range(SERVER_STAGES + 1):
+        top, stride = f"conv{index}", 8 if index == 0 else 1
+        lines.append(
+            f'layer {{ name: "{top}" type: "Convolution" bottom: "{bottom}" top: "{top}" convolution_param '
+            f"{{ num_output: {CHANNELS} kernel_size: 3 pad: 1 stride: {stride} }} }}"
+        )
+        bottom = top
+    return Network.from_text("\n".join(lines), "chain")
+
+
+def session(network: Network, address: str, partitions: int, stack: contextlib.ExitStack) -> LiveSession:
+    """A session with stages 1..40 uploaded, whose fastest route runs them there and the last stage here."""
+    rng = np.random.default_rng(0)
+    weights = {
+        layer.name: tuple(0.1 * rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
+        for layer in network.layers
+        if layer.weight_shapes
+    }
+    stages = [part.tolist() for part in np.array_split(np.arange(1, SERVER_STAGES + 1), partitions)]
+    n = len(network.stages)
+    graph = ExecutionGraph(
+        stages=tuple(stage.name for stage in network.stages),
+        client_ms=np.full(n, 100.0), server_ms=np.ones(n), upload_ms=np.ones(n), load_ms=np.zeros(n),
+        up_ms=np.ones(n + 1), down_ms=np.ones(n + 1), offloadable=np.array([not stage.pinned for stage in network.stages]),
+    )  # fmt: skip
+    client = Client(address)
+    stack.callback(client.close)
+    made = LiveSession(
+        network, engine.load_network(network, weights), graph, None, live.query_inputs(network, seed=0), client,
+        [extract(network, part, weights) for part in stages], stages,
+    )  # fmt: skip
+    made.start_upload()
+    while not made.uploaded():
+        time.sleep(0.01)
+    return made
+
+
+def overheads_ms(network: Network, mbps: float | None, queries: int) -> dict[int, list[float]]:
+    """The overhead of every query, by the number of partitions."""
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(live.process("serve", "--bind", "tcp://127.0.0.1:0"))
+        if mbps is not None:
+            through = ("--to", address, "--mbps", str(mbps))
+            address = stack.enter_context(live.process("link", "--listen", "tcp://127.0.0.1:0", *through))
+        sessions = {count: session(network, address, count, stack) for count in PARTITIONS}
+        up, down = network.stages[1].input_shape, network.stages[SERVER_STAGES + 1].input_shape
+        link_ms = 0.0 if mbps is None else 4 * (np.prod(up) + np.prod(down)) * 8 / mbps / 1e3
+        result: dict[int, list[float]] = {count: [] for count in PARTITIONS}
+        for _ in range(WARM_UP + queries):
+            for count, made in sessions.items():
+                query = made.query()
+                assert [part.where for part in query.segments] == ["client", "server", "client"], made.fault
+                assert query.bit_equal
+                result[count].append(query.latency_ms - sum(part.compute_ms for part in query.segments) - link_ms)
+    return {count: overhead_ms[WARM_UP:] for count, overhead_ms in result.items()}
+
+
+def rows() -> list[support.Row]:
+    network = chain()
+    result: list[support.Row] = []
+    for link, mbps, queries in LINKS:
+        for count, overhead_ms in overheads_ms(network, mbps, queries).items():
+            name = f"{link}, {count} partition{'s' if count > 1 else ''}"
+            support.keep(f"query overhead, {name}", overhead_ms=[round(ms, 3) for ms in overhead_ms])
+            result += [
+                (f"query overhead, {name}, median", MEDIAN_MS, float(np.median(overhead_ms)), "ms"),
+                (f"query overhead, {name}, 99 %", P99_MS, float(np.percentile(overhead_ms, 99)), "ms"),
+            ]
+    return result
+
+
+if __name__ == "__main__":
+    support.main(rows)

@@ -1,0 +1,73 @@
+"""What the benchmarks share: their rows, the raw numbers behind them, and the processes they start."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ionn import harness
+from ionn.costs import load_costs
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.plan import Plan, make_plan
+
+MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
+ALGORITHM = "recursive-efficiency"
+
+Row = tuple[str, float, float, str]  # measure, limit, ours, unit
+
+# The raw numbers of this process, in the order they were measured; bench/run_all.py writes them to results/bench/.
+raw: list[dict[str, Any]] = []
+
+
+def keep(measure: str, **numbers: Any) -> None:
+    """Remember the raw numbers behind a row."""
+    raw.append({"measure": measure, **numbers})
+
+
+def met(measure: str, limit: float, ours: float) -> bool:
+    """A limit is an upper one unless the measure says "at least"."""
+    return ours >= limit if "at least" in measure else ours <= limit
+
+
+def line(row: Row) -> str:
+    """A row of the table; "missed" where the limit is not kept."""
+    measure, limit, ours, unit = row
+    verdict = "" if met(measure, limit, ours) else "  missed"
+    ratio = ours / limit if limit else float("inf")
+    return f"{measure:<74} | {limit:>10.4g} | {ours:>10.4g} {unit:<7} | {ratio:>7.3f}{verdict}"
+
+
+HEAD = f"{'measure':<74} | {'limit':>10} | {'ours':>10} {'':<7} | {'ratio':>7}"
+
+
+def main(rows: Callable[[], list[Row]]) -> None:
+    """Run one benchmark as a script."""
+    print(HEAD)
+    for row in rows():
+        print(line(row))
+
+
+def paper_plan(model: str) -> tuple[Network, ExecutionGraph, Plan]:
+    """A model's recursive-efficiency plan for the paper's testbed."""
+    network = Network.load(model)
+    graph = ExecutionGraph.from_network(
+        network, load_costs(harness.CLIENT), load_costs(harness.SERVER), harness.MBPS
+    )
+    return network, graph, make_plan(network, graph, ALGORITHM, harness.MBPS)
+
+
+@contextlib.contextmanager
+def tap(server: str, output: Path) -> Iterator[str]:
+    """A tap (bench/tap.py) in front of `server` that writes to `output`: the address to connect to."""
+    command = [sys.executable, str(Path(__file__).with_name("tap.py")), server, str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()

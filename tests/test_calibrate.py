@@ -1,0 +1,148 @@
+"""Calibration: what the design spans, and that a quick one on this machine yields a usable model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ionn import calibrate, engine
+from ionn.costs import load_costs
+from ionn.errors import InputError
+from ionn.layers import essential
+from ionn.network import Layer, Network
+
+ONE_LAYER = """
+layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 64 dim: 20 dim: 20 }} }} }}
+layer {{ name: "layer" bottom: "data" top: "layer" {} }}
+"""
+
+
+def layers(networks: list[Network]) -> Iterator[Layer]:
+    return (layer for network in networks for layer in network.layers)
+
+
+@pytest.fixture(scope="module")
+def design() -> list[Network]:
+    return calibrate.design(calibrate.BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Network]:
+    return [Network.load(model) for model in calibrate.MODELS]
+
+
+@pytest.fixture(scope="module")
+def quick() -> calibrate.Calibration:
+    return calibrate.calibrate((), blocks=20, passes=1)
+
+
+# --- The design -----------------------------------------------------------------------------------------------------
+
+
+def test_the_design_is_always_the_same(design: list[Network]) -> None:
+    again = calibrate.design(calibrate.BLOCKS)
+    assert [network.param for network in again] == [network.param for network in design]
+
+
+def test_every_layer_type_of_the_models_is_timed(design: list[Network], models: list[Network]) -> None:
+    wanted = {layer.type for layer in layers(models)}
+    assert wanted <= {layer.type for layer in layers(design)}
+    assert wanted <= {layer.type for layer in layers(calibrate.design(20))}
+
+
+def test_no_layer_of_the_models_is_a_sample(design: list[Network], models: list[Network]) -> None:
+    def shape(layer: Layer) -> Any:
+        param = essential(layer.param)
+        for name in ("name", "bottom", "top"):
+            param.ClearField(name)
+        return param.SerializeToString(deterministic=True), layer.bottom_shapes, layer.weight_shapes
+
+    # Before the second layer there is the input, and what warms it; neither says anything about a model.
+    samples = {shape(layer) for layer in layers(design) if layer.index >= 2}
+    assert not samples & {shape(layer) for layer in layers(models)}
+
+
+def test_the_design_spans_what_cnns_have(design: list[Network], models: list[Network]) -> None:
+    def span(networks: list[Network], type_: str, size: str) -> tuple[int, int]:
+        sizes = [getattr(layer, size) for layer in layers(networks) if layer.type == type_]
+        return min(sizes), max(sizes)
+
+    for type_, size, reach in (
+        ("InnerProduct", "weight_bytes", 1.5),
+        ("Convolution", "operations", 3.0),
+        ("Convolution", "weight_bytes", 1.5),
+        ("ReLU", "operations", 1.5),
+        ("Pooling", "output_bytes", 1.5),
+    ):
+        (least, most), (low, high) = span(design, type_, size), span(models, type_, size)
+        assert least < low * reach, f"{type_}: {size}"
+        assert most > high / reach, f"{type_}: {size}"
+    convolutions = [layer for layer in layers(design) if layer.type == "Convolution"]
+    assert {layer.weight_shapes[0][2] for layer in convolutions} == {1, 3, 5, 7, 11}
+    assert any(layer.param.convolution_param.group == layer.bottom_shapes[0][1] for layer in convolutions)
+    assert any(1 < layer.param.convolution_param.group < layer.bottom_shapes[0][1] for layer in convolutions)
+
+
+# --- A quick calibration --------------------------------------------------------------------------------------------
+
+
+def test_every_layer_of_the_models_gets_a_time(quick: calibrate.Calibration, models: list[Network]) -> None:
+    for network in models:
+        ms = quick.model.layer_ms(network)
+        assert (ms > 0).all()
+        assert ms.sum() < 60_000
+        assert not quick.model.load_ms(network).any()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        'type: "Convolution" convolution_param {{ kernel_size: 3 num_output: {} }}',
+        'type: "Convolution" convolution_param {{ kernel_size: 1 num_output: {} }}',
+        'type: "InnerProduct" inner_product_param {{ num_output: {} }}',
+    ],
+)
+def test_more_operations_take_more_time(quick: calibrate.Calibration, layer: str) -> None:
+    networks = [Network.from_text(ONE_LAYER.format(layer.format(outputs)), "one") for outputs in (64, 256, 1024)]
+    times = [quick.model.layer_ms(network)[1] for network in networks]
+    assert 0 < times[0] < times[1] < times[2]
+
+
+def test_the_model_describes_the_machine_and_survives_a_file(quick: calibrate.Calibration, tmp_path: Path) -> None:
+    assert {"cpu", "caffe", "blas_threads"} <= quick.model.machine.keys()
+    quick.model.save(tmp_path / "server.json")
+    assert load_costs(str(tmp_path / "server.json")) == quick.model
+
+
+def test_a_network_is_measured_beside_and_compared(tiny: Network, tiny_files: Path) -> None:
+    calls: list[None] = []
+    result = calibrate.calibrate([str(tiny_files)], lambda: calls.append(None), blocks=3, passes=1)
+    (compared,) = result.quality.networks
+    assert (compared.network, result.quality.heavy.samples) == ("tiny", 5)
+    assert compared.predicted_ms == pytest.approx(result.model.layer_ms(tiny).sum())
+    assert compared.measured_ms > 0
+    assert len(calls) == 2
+
+
+def test_a_slow_machine_makes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "_BUDGET_S", 0.0)
+    calls: list[None] = []
+    calibrate.calibrate((), lambda: calls.append(None), blocks=3, passes=50)
+    assert len(calls) == 4
+
+
+def test_an_unknown_model_is_refused_before_anything_is_timed() -> None:
+    with pytest.raises(InputError, match="unknown model 'alexnett'"):
+        calibrate.calibrate(["alexnett"], lambda: pytest.fail("a pass was made"))
+
+
+def test_a_pass_times_every_layer_by_the_clock_it_is_given(
+    tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]
+) -> None:
+    ms = engine.time_pass(engine.load_network(tiny, tiny_weights), itertools.count().__next__)
+    assert ms.tolist() == [1000.0] * len(tiny.layers)
