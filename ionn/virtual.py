@@ -171,6 +171,7 @@ class VirtualSession:
 
 def _pieces(graph: ExecutionGraph, partition: dict[str, Any]) -> list[Piece]:
     """What a partition of `Plan.to_json` uploads."""
+    index = {name: stage for stage, name in enumerate(graph.stages)}
     slices = partition.get("slices", {})
-    indices = [(name, graph.stages.index(name)) for name in partition["stages"]]
-    return [Slice(index, *slices[name]) if name in slices else index for name, index in indices]
+    names = partition["stages"]
+    return [Slice(index[name], *slices[name]) if name in slices else index[name] for name in names]

@@ -41,6 +41,17 @@ def test_plan_json_is_what_people_script_against() -> None:
     assert plan["partitions"][0]["layers"][:3] == ["conv1", "relu1", "norm1"]
 
 
+def test_plan_shows_the_channels_of_slices() -> None:
+    done = ionn("plan", "alexnet", "--algorithm", "sliced-efficiency", "--json")
+    plan = json.loads(done.stdout)
+    assert sum(partition["bytes"] for partition in plan["partitions"]) == 243_860_896
+    slices = [partition["slices"]["fc6"] for partition in plan["partitions"] if "fc6" in partition["stages"]]
+    assert (slices[0][0], slices[-1][1]) == (0, 4096)
+    assert (
+        f" fc6[{slices[0][0]}:{slices[0][1]}]\n" in ionn("plan", "alexnet", "--algorithm", "sliced-efficiency").stdout
+    )
+
+
 def test_run_json_is_what_people_script_against() -> None:
     done = ionn("run", "alexnet", "--testbed", "virtual", "--algorithm", "original", "--runs", "2", "--json")
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
 The recursion of the paper (section 3.3) ends at a stage. Here a stage that can be cut is a partition of slices: its
 first slice goes first, and the rest of it is next, as after every recursion of the paper. So the bytes go up in the
-order of `recursive_efficiency`, only in smaller partitions, and no query is slower for it than with that plan.
+order of `recursive_efficiency`, only in smaller partitions: no plan is worse for it but by what the slices cost.
 
 How many slices is a matter of cost. A stage that saves `gain` when all of its `upload` is there saves, in `k` equal
 slices, a k-th of it after every k-th of the time. Against saving it evenly all the while, that loses gain x upload / 2k
@@ -38,9 +38,11 @@ def sliced_efficiency(graph: ExecutionGraph) -> list[list[Piece]]:
 def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_ms: float) -> list[list[Piece]]:
     """A partition as partitions, the stage with the largest upload that can be cut in slices."""
     cuts = [cut for cut in graph.cuts if cut.stage in stages]
+    if not cuts:
+        return [list(stages)]
     before_ms, after_ms = graph.latency_ms(uploaded), graph.latency_ms([*uploaded, *stages])
     # What saves more than it takes to upload is needed as a whole (paper, section 3.4).
-    if not cuts or before_ms - after_ms > graph.overhead_ms(stages)[0]:
+    if before_ms - after_ms > graph.overhead_ms(stages)[0]:
         return [list(stages)]
     cut = max(cuts, key=lambda cut: graph.upload_ms[cut.stage])
     others: list[Piece] = [stage for stage in stages if stage != cut.stage]
