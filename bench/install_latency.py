@@ -27,12 +27,12 @@ import zmq
 
 from ionn import harness, live
 from ionn.caffemodel import read_weights
+from ionn.limits import Limits
 from ionn.network import Network
 from ionn.partition import Partition, extract
 from ionn.wire import (
     CHUNK_BYTES,
     PROTOCOL,
-    WINDOW_BYTES,
     Ack,
     Bye,
     Chunk,
@@ -63,7 +63,8 @@ def messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[Ch
     for piece in model.pieces:
         digest.update(piece)
     chunks = [make_chunk(index, offset, parts) for offset, parts in model.chunks(CHUNK_BYTES)]
-    return PartitionHeader(index, partition.nets, model.blobs, model.size), chunks, PartitionEnd(index, digest.hexdigest())
+    header = PartitionHeader(index, partition.nets, model.blobs, model.size)
+    return header, chunks, PartitionEnd(index, digest.hexdigest())
 
 
 class Alone:
@@ -73,19 +74,22 @@ class Alone:
     watch_memory = False
 
     def __init__(self) -> None:
-        self._state = SessionState()
+        self._state = SessionState("", {}, Limits(), lambda text: None)
 
     def _handle(self, message: Message) -> tuple[Message, float]:
         frames = [bytes(frame) for frame in message.frames()]
         began = time.perf_counter()
-        (reply,) = self._state.handle(decode(frames))
+        reply = self._state.handle(decode(frames))
         reply.frames()
         return reply, (time.perf_counter() - began) * 1e3
 
     def install(self, header: PartitionHeader, chunks: Sequence[Chunk], end: PartitionEnd) -> float:
         """The time in ms from the last chunk to READY."""
         for message in (header, *chunks[:-1]):
-            assert isinstance(self._handle(message)[0], Ack)
+            reply, _ = self._handle(message)
+            assert isinstance(reply, Ack), reply
+        while self._state.warm_up():  # as a session does while chunks are under way
+            pass
         reply, last_ms = self._handle(chunks[-1])
         ready, end_ms = self._handle(end)
         assert isinstance(reply, Ack)
@@ -122,7 +126,7 @@ class Connected:
         socket.send_multipart(hello.frames())
         welcome = self._receive(socket)
         assert isinstance(welcome, Welcome)
-        self._session = welcome.session
+        self._session, self._window_bytes = welcome.session, welcome.window_bytes
         return socket
 
     def _receive(self, socket: zmq.Socket[Any]) -> Message:
@@ -136,7 +140,7 @@ class Connected:
         for chunk in chunks[:-1]:
             self._upload.send_multipart(chunk.frames(), copy=False)
             sent += sum(map(len, chunk.payload))
-            while sent - received > WINDOW_BYTES - CHUNK_BYTES:
+            while sent - received > self._window_bytes - CHUNK_BYTES:
                 received = self._acknowledged()
         while received < sent:
             received = self._acknowledged()

@@ -57,8 +57,9 @@ def busy_upload(subject: Subject, address: str, paced: bool) -> Trace:
     try:
         session = LiveSession(network, subject.net, graph, layer_ms, inputs, client, parts, stages)
         info = RunInfo(
-            testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=harness.MBPS, seed=0, dilation=1.0,
-            client=subject.client.name if paced else "not paced", server="", plan=plan.to_json(), graph=graph.to_json(),
+            testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=harness.MBPS, seed=0,
+            dilation=1.0, client=subject.client.name if paced else "not paced", server="", plan=plan.to_json(),
+            graph=graph.to_json(),
         )  # fmt: skip
         return run_experiment(session, info)
     finally:
@@ -86,7 +87,7 @@ def rates_mbps(times_s: np.ndarray, bytes_up: np.ndarray, start_s: float, end_s:
 
 def measure(subject: Subject, mode: str) -> list[support.Row]:
     """`mode` is "idle", "paced" or "not paced"."""
-    name = f"{subject.network.name}, " + ("no queries" if mode == "idle" else f"queries, client {mode}")
+    name = f"{subject.network.name}, " + ("idle" if mode == "idle" else f"querying ({mode})")
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bytes"
         with (
@@ -103,15 +104,16 @@ def measure(subject: Subject, mode: str) -> list[support.Row]:
                 features, limit = feature_bytes(subject, trace), BUSY_SHARE
         times_s, bytes_up = np.loadtxt(output).T
     share = (weights + features) / (BYTES_PER_S * upload_s)
-    # The rates while weights crossed, without the partial windows at both ends.
-    rates = rates_mbps(times_s, bytes_up, times_s[np.searchsorted(bytes_up, 100_000)], times_s[np.searchsorted(bytes_up, weights)])
+    # Features that cross count as weights here, so the windows end early rather than late.
+    begin, end = np.searchsorted(bytes_up, (100_000, weights))
+    rates = rates_mbps(times_s, bytes_up, times_s[begin], times_s[end])
     support.keep(
         f"link use, {name}", upload_s=upload_s, weight_bytes=weights, feature_bytes=features,
         bytes_behind_the_link=int(bytes_up[-1]), window_mbps=[round(rate, 2) for rate in rates.tolist()],
     )  # fmt: skip
     carried = "weights" if mode == "idle" else "weights and features"
     return [
-        (f"{carried} per 80 Mbps x upload time, {name}, at least", limit, share, ""),
+        (f"{carried} / 80 Mbps, {name}, at least", limit, share, ""),
         (f"lowest rate in any second, {name}, at least", limit * harness.MBPS, float(rates.min()), "Mbps"),
         (f"highest rate in any second, {name}", 1.01 * harness.MBPS, float(rates.max()), "Mbps"),
     ]

@@ -59,7 +59,8 @@ def session(network: Network, address: str, partitions: int, stack: contextlib.E
     graph = ExecutionGraph(
         stages=tuple(stage.name for stage in network.stages),
         client_ms=np.full(n, 100.0), server_ms=np.ones(n), upload_ms=np.ones(n), load_ms=np.zeros(n),
-        up_ms=np.ones(n + 1), down_ms=np.ones(n + 1), offloadable=np.array([not stage.pinned for stage in network.stages]),
+        up_ms=np.ones(n + 1), down_ms=np.ones(n + 1),
+        offloadable=np.array([not stage.pinned for stage in network.stages]),
     )  # fmt: skip
     client = Client(address)
     stack.callback(client.close)

@@ -17,6 +17,7 @@ from ionn.plan import make_plan
 from ionn.trace import RunInfo, Trace, trace_path
 
 if TYPE_CHECKING:
+    from ionn.keys import ClientKeys
     from ionn.live import Subject
     from ionn.session import LiveSession
 
@@ -64,12 +65,14 @@ def run_live_all(
     connect: str | None = None,
     server: str | None = None,
     seed: int = 0,
+    keys: ClientKeys | None = None,
 ) -> list[Trace]:
     """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
 
     With `results`, a finished run's trace is kept there and not run again. `connect` is the address of a server that
-    runs already; else a server and a link are started here. `server` are the costs to plan with; by default those that
-    the server sends. A server started here sends what `results` holds as server.json, else a profile of this machine.
+    runs already, and `keys` those for it; else a server and a link are started here. `server` are the costs to plan
+    with; by default those that the server sends. A server started here sends what `results` holds as server.json, else
+    a profile of this machine.
     """
     from ionn import live
 
@@ -94,7 +97,7 @@ def run_live_all(
             if connect is None:
                 sent = None if server is not None else _server_costs(subject, results, stack)
                 connect = stack.enter_context(live.start_testbed(mbps / dilation, sent))
-            link = live.Link(connect, mbps, dilation)
+            link = live.Link(connect, mbps, dilation, keys)
             for run, algorithm in wanted:
                 if (run, algorithm) in traces:
                     continue

@@ -24,6 +24,7 @@ from ionn.errors import InputError, IonnError, ProtocolError, ServerError, Serve
 from ionn.experiment import run_experiment
 from ionn.graph import ExecutionGraph
 from ionn.images import natural_images
+from ionn.keys import ClientKeys
 from ionn.network import Network
 from ionn.partition import extract
 from ionn.plan import make_plan
@@ -140,11 +141,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Link:
-    """Where the server is reached and over what: `mbps` undilated; link and client are slowed down by `dilation`."""
+    """Where the server is reached and over what: `mbps` undilated; link and client are slowed down by `dilation`.
+
+    `keys` are for a server that has keys.
+    """
 
     address: str
     mbps: float
     dilation: float = 1.0
+    keys: ClientKeys | None = None
 
 
 def run_live(
@@ -165,7 +170,7 @@ def run_live(
     client: Client | None = None
     fault: Exception | None = None
     try:
-        client = Client(link.address)
+        client = Client(link.address, link.keys)
         if server is None:
             server = _sent_costs(client)
     except (ServerError, ServerUnreachableError, ProtocolError) as error:

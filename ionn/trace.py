@@ -109,6 +109,12 @@ class Trace:
         """Queries that ended before the whole plan was uploaded (paper, section 4.3)."""
         return sum(q.end_s <= self.upload_s for q in self.queries)
 
+    @property
+    def queries_in_upload(self) -> float:
+        """Like `queries_before_upload`, and the part of the query under way when the upload ended that was over."""
+        parts = ((self.upload_s - q.start_s) / (q.end_s - q.start_s) for q in self.queries if q.end_s > q.start_s)
+        return sum(min(max(part, 0.0), 1.0) for part in parts)
+
     def partitions_per_half(self) -> tuple[int, int]:
         """Partitions whose upload ends in the first and in the second half of the upload time (paper, Fig. 5)."""
         first = sum(p.end_s <= self.upload_s / 2 for p in self.partitions)

@@ -78,7 +78,9 @@ class VirtualSession:
         for hop in self._route(self._usable()):
             began_ms = self._now_ms
             self._send_features(hop.up_ms)
-            compute_ms = hop.compute_ms * self._random.lognormvariate(-(self._noise**2) / 2, self._noise)
+            compute_ms = hop.compute_ms
+            if self._noise:
+                compute_ms *= self._random.lognormvariate(-(self._noise**2) / 2, self._noise)
             self._advance(self._now_ms + compute_ms + hop.down_ms)
             segments.append(Segment(hop.where, hop.first, hop.last, compute_ms, self._now_ms - began_ms))
         self._queries += 1
