@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -46,6 +47,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has enough
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        sys.stderr.write(f"ionn: {error.filename or 'output'}: {error.strerror}\n")
+        sys.exit(2)
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -59,7 +63,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-model_argument = options(click.argument("model"))
+model_argument = click.argument("model")
 weights_argument = click.argument("weights", required=False)
 mbps_option = click.option(
     "--mbps", default=80.0, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
@@ -205,7 +209,12 @@ def run(
     get_planner(algorithm)
     checked_mbps(mbps)
     keys = client_keys(key, server_key)
+    if testbed == "virtual" and (dilation != 1 or connect is not None):
+        raise InputError("--dilation and --connect are for the live testbed; leave them out")
+    if testbed == "live" and noise != 0:
+        raise InputError("--noise is for the virtual testbed; leave it out")
     if testbed == "live":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
         subject = harness.prepare_live(model, weights, client)
         traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
     else:

@@ -115,7 +115,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
             axes.grid(axis="x", visible=False)
             axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
             axes.set_ylabel(ylabel)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_xlim(-0.6, len(models) - 0.4)
             handles = _legend_handles(styles, halves=bar is _halves_bar)
             axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))

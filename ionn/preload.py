@@ -2,10 +2,12 @@
 
 import signal
 
-from ionn import engine, worker
+# Both may reach the whole process group, at any time. The fork server ends when the server does.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+from ionn import engine, worker  # noqa: E402
 
 __all__ = ["worker"]
 
 engine.load_caffe()
-# It may reach the whole process group. The fork server ends when the server does.
-signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -235,8 +235,8 @@ def _validation(live: Sequence[Validation]) -> Section:
     return Section(
         "Model validation: the virtual testbed predicts the live runs",
         "Each live run against the virtual testbed fed with the costs measured in that run. Queries: those before the "
-        "upload ended, and the part that was over of the one under way then. Latency error: |predicted - measured| over "
-        "time, relative to the mean measured latency, until the upload ends.",
+        "upload ended, and the part that was over of the one under way then. Latency error: |predicted - measured| "
+        "over time, relative to the mean measured latency, until the upload ends.",
         (
             "testbed", "model", "algorithm", "runs", "measured queries", "predicted", "error", "worst run",
             "latency error", "worst run",
@@ -272,8 +272,8 @@ def _planning(planning_ms: PlanningTimes, plans: Iterable[Plan]) -> Section:
 
     return Section(
         "Planning time in ms (section 4.4)",
-        "Of the planners, on this machine: as listed in plans.json, else the median over all runs. Last column:"
-        f" whether {FINE} has the plan of efficiency.",
+        "Of the planners, on this machine: the fastest of those in plans.json, else the median over all runs. Last "
+        f"column: whether {FINE} has the plan of efficiency.",
         ("model", *algorithms, "same plan"),
         tuple(
             (

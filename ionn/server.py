@@ -82,8 +82,8 @@ class _Connection:
 
 @dataclass
 class _Session:
-    """`user` is its client's public key, if there are keys. `hello` are the frames that started it, until its process is
-    up. `waiting` counts messages without a reply yet, `moved` is when the last reply came, and `heard` is when its
+    """`user` is its client's public key, if there are keys. `hello` are the frames that started it, until its process
+    is up. `waiting` counts messages without a reply yet, `moved` is when the last reply came, and `heard` is when its
     client last sent something."""
 
     token: str

@@ -49,6 +49,7 @@ class LiveSession:
         partitions: Sequence[Partition],
         stages: Sequence[Sequence[int]],
         on_progress: Callable[[LiveSession], None] = lambda session: None,
+        dilation: float = 1.0,
     ) -> None:
         self._network = network
         self._net = net
@@ -60,6 +61,7 @@ class LiveSession:
         self._partitions = partitions
         self._stages = stages
         self._on_progress = on_progress
+        self._dilation = dilation
         self.last_query: QueryRecord | None = None
         self._upload: Upload | None = None
         self._start_s = 0.0
@@ -169,7 +171,7 @@ class LiveSession:
         began = time.perf_counter()
         graph = self._graph
         expected_ms = graph.up_ms[first] + graph.server_ms[first : last + 1].sum() + graph.down_ms[last + 1]
-        deadline_s = Patience(query_s=self.silence_s).deadline_s(expected_ms)
+        deadline_s = Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
         outputs, result = self._client.run(first, last, data, deadline_s)
         shapes = tuple(output.shape for output in outputs)
         if shapes != self._network.stages[last].output_shapes or len(result.stage_ms) != last - first + 1:

@@ -163,6 +163,8 @@ class Trace:
                         if record.pop("schema") != SCHEMA:
                             raise InputError(f"{path}: written by another version of ionn; delete it and run again")
                         info = RunInfo(**record)
+                        if not (info.dilation >= 1 and info.mbps > 0 and isinstance(info.environment, dict)):
+                            raise ValueError("settings that no run has")
                     elif kind == "partition":
                         partitions.append(PartitionRecord(**{**record, "stages": tuple(record["stages"])}))
                     elif kind == "query":
@@ -174,13 +176,14 @@ class Trace:
                     complete = kind == "end"
         except OSError as error:
             raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
         if info is None or not complete:
             raise InputError(f"{path}: an interrupted run; delete it and run again")
-        return cls(info, tuple(partitions), tuple(queries))._undilated()
+        return cls(info, tuple(partitions), tuple(queries)).undilated()
 
-    def _undilated(self) -> Trace:
+    def undilated(self) -> Trace:
+        """The trace with all times divided by its dilation, as `load` returns it: a trace straight from a run."""
         k = self.info.dilation
         if k == 1:
             return self
