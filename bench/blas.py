@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import support
 
@@ -78,11 +79,11 @@ class Candidate:
             [sys.executable, __file__, "worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, **environment},
         )  # fmt: skip
-        self.blas = self._answer()
+        self.blas: str = self._answer()
         self.forward_ms: dict[str, list[float]] = {model: [] for model in support.MODELS}
         self.digests: dict[str, str] = {}
 
-    def _answer(self) -> object:
+    def _answer(self) -> Any:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
@@ -100,8 +101,10 @@ class Candidate:
 @contextlib.contextmanager
 def started() -> Iterator[dict[str, Candidate]]:
     with contextlib.ExitStack() as stack:
-        running = {}
+        running: dict[str, Candidate] = {}
         for name, environment in candidates().items():
+            if OURS in running and name in running[OURS].blas.split():
+                continue  # it is what the engine chooses
             running[name] = Candidate(environment)
             stack.callback(running[name].close)
         yield running

@@ -1,4 +1,4 @@
-"""Many clients at one server against as many bare pycaffe loops on the same cores. About a minute.
+"""Many clients at one server against as many bare pycaffe loops on the same cores. About 50 s.
 
 N sessions over unthrottled connections, each with weights of its own, raise queries as fast as they are answered; the
 server runs all of MobileNet but its input and output layers. The limit are N processes that do nothing but set the
@@ -27,7 +27,7 @@ from ionn.partition import extract, extract_net
 MODEL = "mobilenet"
 COUNTS = (1, 2, 4, 8)
 ROUNDS = 2
-TURN_S = 2.0
+TURN_S = 1.5
 RATE_SHARE = 0.9
 FAIRNESS = 0.7
 

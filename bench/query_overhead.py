@@ -27,7 +27,7 @@ WARM_UP = 5
 MEDIAN_MS = 2.0
 P99_MS = 6.0
 # What is between the two processes, its rate in Mbps, and the number of queries in each session.
-LINKS = (("loopback", None, 500), ("80 Mbps", 80.0, 300))
+LINKS = (("loopback", None, 500), ("80 Mbps", 80.0, 250))
 
 
 def chain() -> Network:

@@ -96,7 +96,7 @@ class Channel:
         return ServerUnreachableError(f"{self._address}: {reason}")
 
     def ask(self, message: Message, timeout_s: float, stopped: threading.Event | None = None) -> Message:
-        """Send a message and wait for the next one. ServerUnreachableError if none comes in time or before `stopped`."""
+        """Send a message and wait for the next. ServerUnreachableError if none comes in time or before `stopped`."""
         deadline = time.monotonic() + timeout_s
         self.send(message)
         while (left_s := deadline - time.monotonic()) > 0 and not (stopped and stopped.is_set()):

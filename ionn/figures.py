@@ -151,7 +151,7 @@ def _latency_line(axes: Axes, row: SummaryRow, style: dict[str, Any]) -> None:
     The line begins when the first query starts, after its wait for the first partition.
     """
     look = {"color": style["color"], "linestyle": style["line"]}
-    times = common_times(row.traces)
+    times = common_times(row.traces, last=max)
     mean, spread = mean_latency(row.traces, times)
     if len(row.traces) > 1:
         band = {"step": "post", "color": style["color"], "alpha": 0.2, "linewidth": 0}
