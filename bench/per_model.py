@@ -13,6 +13,13 @@ from ionn.report import terminal_summary
 from ionn.trace import Trace
 
 
+def at_least_1(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: give a number from 1 on")
+    return number
+
+
 def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
     """`runs` live runs of each of the paper's algorithms; finished ones in `results` are kept."""
     harness.calibrate_server(results)
@@ -22,7 +29,7 @@ def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
 
 def main(model: str) -> None:
     parser = argparse.ArgumentParser(description=f"The paper's experiment on {model}: three algorithms, live.")
-    parser.add_argument("--runs", type=int, default=1, help="runs of each algorithm (default: %(default)s)")
+    parser.add_argument("--runs", type=at_least_1, default=1, help="runs of each algorithm (default: %(default)s)")
     parser.add_argument("--dilation", type=float, default=1.0, help="slow link and client down by this factor")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of traces (default: %(default)s)")
     arguments = parser.parse_args()
@@ -32,6 +39,7 @@ def main(model: str) -> None:
         for path in draw_figures(arguments.results, arguments.results / "figures"):
             print(path)
     except IonnError as error:
-        sys.exit(f"bench/{model}.py: {error}")
+        sys.stderr.write(f"bench/{model}.py: {error}\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("interrupted; finished runs are kept, run again to continue")

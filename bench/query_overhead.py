@@ -27,7 +27,7 @@ WARM_UP = 5
 MEDIAN_MS = 2.0
 P99_MS = 6.0
 # What is between the two processes, its rate in Mbps, and the number of queries in each session.
-LINKS = (("loopback", None, 500), ("80 Mbps", 80.0, 300))
+LINKS = (("loopback", None, 500), ("80 Mbps", 80.0, 250))
 
 
 def chain() -> Network:
@@ -59,7 +59,8 @@ def session(network: Network, address: str, partitions: int, stack: contextlib.E
     graph = ExecutionGraph(
         stages=tuple(stage.name for stage in network.stages),
         client_ms=np.full(n, 100.0), server_ms=np.ones(n), upload_ms=np.ones(n), load_ms=np.zeros(n),
-        up_ms=np.ones(n + 1), down_ms=np.ones(n + 1), offloadable=np.array([not stage.pinned for stage in network.stages]),
+        up_ms=np.ones(n + 1), down_ms=np.ones(n + 1),
+        offloadable=np.array([not stage.pinned for stage in network.stages]),
     )  # fmt: skip
     client = Client(address)
     stack.callback(client.close)

@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-from per_model import live
+from per_model import at_least_1, live
 
 from ionn import harness
 from ionn.costs import load_costs
 from ionn.errors import IonnError
-from ionn.figures import draw_figures
+from ionn.figures import draw_figures, write_file
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.plan import make_plan
@@ -39,8 +39,7 @@ def write_plans(results: Path) -> None:
         for algorithm in PLANNERS:
             made = [make_plan(network, graph, algorithm, harness.MBPS) for _ in range(REPETITIONS)]
             plans.append(min(made, key=lambda plan: plan.planning_ms).to_json())
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "plans.json").write_text(json.dumps({"plans": plans}))
+    write_file(results / "plans.json", json.dumps({"plans": plans}).encode())
 
 
 def reproduce(runs: int, results: Path) -> None:
@@ -60,14 +59,15 @@ def reproduce(runs: int, results: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--runs", type=int, default=1, help="live runs of each model and algorithm (default: %(default)s)"
+        "--runs", type=at_least_1, default=1, help="live runs of each model and algorithm (default: %(default)s)"
     )
     parser.add_argument("--results", type=Path, default=Path("results"))
     arguments = parser.parse_args()
     try:
         reproduce(arguments.runs, arguments.results)
     except IonnError as error:
-        sys.exit(f"reproduce: {error}")
+        sys.stderr.write(f"reproduce: {error}\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("interrupted; finished runs are kept, run again to continue")
 

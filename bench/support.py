@@ -29,15 +29,16 @@ def keep(measure: str, **numbers: Any) -> None:
     raw.append({"measure": measure, **numbers})
 
 
-def met(measure: str, limit: float, ours: float) -> bool:
+def met(row: Row) -> bool:
     """A limit is an upper one unless the measure says "at least"."""
+    measure, limit, ours, _ = row
     return ours >= limit if "at least" in measure else ours <= limit
 
 
 def line(row: Row) -> str:
     """A row of the table; "missed" where the limit is not kept."""
     measure, limit, ours, unit = row
-    verdict = "" if met(measure, limit, ours) else "  missed"
+    verdict = "" if met(row) else "  missed"
     ratio = ours / limit if limit else float("inf")
     return f"{measure:<74} | {limit:>10.4g} | {ours:>10.4g} {unit:<7} | {ratio:>7.3f}{verdict}"
 
@@ -55,9 +56,7 @@ def main(rows: Callable[[], list[Row]]) -> None:
 def paper_plan(model: str) -> tuple[Network, ExecutionGraph, Plan]:
     """A model's recursive-efficiency plan for the paper's testbed."""
     network = Network.load(model)
-    graph = ExecutionGraph.from_network(
-        network, load_costs(harness.CLIENT), load_costs(harness.SERVER), harness.MBPS
-    )
+    graph = ExecutionGraph.from_network(network, load_costs(harness.CLIENT), load_costs(harness.SERVER), harness.MBPS)
     return network, graph, make_plan(network, graph, ALGORITHM, harness.MBPS)
 
 

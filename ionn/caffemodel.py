@@ -161,6 +161,8 @@ def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:
 
     Raises InputError where the file does not fit: Caffe itself would leave a missing layer at zero and say nothing.
     """
+    if not any(layer.weight_shapes for layer in network.layers):
+        return {}
     stored = read(path)
     weights = {}
     for layer in network.layers:

@@ -12,8 +12,8 @@ What is timed is the CPU time of the one thread that computes, and of several pa
 leave out what others on this machine took meanwhile. On an idle machine it is the time that elapses.
 
 By this model a server loads layers in no time. Building a layer's net does take time (0.1 ms, and 0.5 ms per MB of
-weights; bench/calibration.py measures it), but that happens when a partition's header arrives, while its weights are
-under way. They are copied as they come, faster than 1 Gbit/s, and after the last byte 0.1 ms is left to do.
+weights: bench/calibration.py), but that happens when a partition's header arrives, while its weights are under way.
+They are copied as they come, faster than 1 Gbit/s, and next to nothing is left to do then (bench/install_latency.py).
 """
 
 from __future__ import annotations

@@ -5,16 +5,21 @@ Exit codes: 0 done, 1 the run failed, 2 bad input (one line says what and what t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ionn.errors import InputError, IonnError, ServerUnreachableError
+from ionn.limits import Limits, option
 
 if TYPE_CHECKING:
     from ionn.plan import Partition, Plan
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 SERVE_AT = "tcp://127.0.0.1:7675"
 LINK_AT = "tcp://127.0.0.1:7676"
+# A network does not wait for the processors at its ends. Needs root; without it, a busy machine may hold the link up.
+LINK_NICENESS = -10
 COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
 
 
@@ -44,6 +51,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has enough
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        sys.stderr.write(f"ionn: {error.filename or 'output'}: {error.strerror}\n")
+        sys.exit(2)
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -57,7 +67,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-model_argument = options(click.argument("model"))
+model_argument = click.argument("model")
 weights_argument = click.argument("weights", required=False)
 mbps_option = click.option(
     "--mbps", default=80.0, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
@@ -74,6 +84,23 @@ results_option = click.option(
     type=click.Path(path_type=Path),
     help="Folder of traces and figures.",
 )
+
+
+key_option = click.option(
+    "--key", type=click.Path(path_type=Path), help="Our secret key, a file of ionn keygen: encrypt the connection."
+)
+server_key_option = click.option(
+    "--server-key", type=click.Path(path_type=Path), help="The public key of the server; with --key."
+)
+limit_options = options(
+    *(
+        click.option(
+            option(limit.name), type=type(limit.default), default=limit.default, show_default=True,
+            help=limit.metadata["reason"],
+        )
+        for limit in fields(Limits)
+    )
+)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -152,6 +179,7 @@ def _stages_text(partition: Partition) -> str:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
 @click.option("--connect", metavar="ADDRESS", help="Live: use the server at tcp://HOST:PORT; start none, and no link.")
+@options(key_option, server_key_option)
 @click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
 @click.option(
     "--results", type=click.Path(path_type=Path), help="Keep traces in this folder; finished runs are not run again."
@@ -169,6 +197,8 @@ def run(
     seed: int,
     dilation: float,
     connect: str | None,
+    key: Path | None,
+    server_key: Path | None,
     noise: float,
     results: Path | None,
     as_json: bool,
@@ -182,13 +212,20 @@ def run(
     """
     from ionn import harness
     from ionn.graph import checked_mbps
+    from ionn.keys import client_keys
     from ionn.planners import get_planner
 
     get_planner(algorithm)
     checked_mbps(mbps)
+    keys = client_keys(key, server_key)
+    if testbed == "virtual" and (dilation != 1 or connect is not None):
+        raise InputError("--dilation and --connect are for the live testbed; leave them out")
+    if testbed == "live" and noise != 0:
+        raise InputError("--noise is for the virtual testbed; leave it out")
     if testbed == "live":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
         subject = harness.prepare_live(model, weights, client)
-        traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed)
+        traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
     else:
         traces = harness.run_virtual_all(
             model, [algorithm], runs, client, server or harness.SERVER, mbps, noise, seed, results
@@ -251,23 +288,88 @@ def _runs_text(traces: list[Trace]) -> str:
 
 @cli.command()
 @click.option("--bind", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="tcp://HOST:PORT; port 0: any.")
-@click.option("--sessions", type=click.IntRange(1), default=16, show_default=True, help="Clients at once.")
-@click.option("--idle-s", default=60.0, show_default=True, help="A session that is silent this long ends.")
 @click.option("--costs", metavar="FILE", help="Send these costs to clients: a file of ionn calibrate or ionn profile.")
+@key_option
+@click.option(
+    "--allow", type=click.Path(path_type=Path), help="A file of the clients' public keys, one a line; with --key."
+)
+@click.option("--insecure", is_flag=True, help="Serve anybody who reaches a public address, unencrypted.")
+@click.option("--metrics", metavar="ADDRESS", help="Answer Prometheus at HOST:PORT; needs prometheus-client.")
 @click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
-def serve(bind: str, sessions: int, idle_s: float, costs: str | None, verbose: bool) -> None:
-    """Be the edge server. Prints its address when clients may connect; runs until SIGTERM or Ctrl-C.
+@click.option("--log-json", is_flag=True, help="Log in JSON, an object a line.")
+@limit_options
+def serve(
+    bind: str,
+    costs: str | None,
+    key: Path | None,
+    allow: Path | None,
+    insecure: bool,
+    metrics: str | None,
+    verbose: bool,
+    log_json: bool,
+    **limits: Any,
+) -> None:
+    """Be the edge server. Prints its address when clients may connect; runs until SIGTERM or Ctrl-C, which it obeys
+    when the queries that run have finished.
+
+    What clients may do is limited; each limit is an option below, with its reason.
 
     Example: ionn serve --bind tcp://127.0.0.1:7675
     """
     from ionn.costs import load_costs
+    from ionn.keys import server_keys
     from ionn.link import format_address, parse_address
+    from ionn.logs import log_to_stderr
+    from ionn.metrics import serve_metrics
     from ionn.server import Server
 
-    _log(verbose)
-    address = f"tcp://{format_address(parse_address(bind, listen=True))}"
+    log_to_stderr(verbose, log_json)
+    keys = server_keys(key, allow)
+    address = parse_address(bind, listen=True)
     sent = load_costs(costs).to_json() if costs is not None else None
-    Server(address, sent, sessions_max=sessions, idle_s=idle_s).serve(click.echo)
+    server = Server(f"tcp://{format_address(address)}", sent, Limits(**limits), keys, insecure)
+    if metrics is not None:
+        metrics_at = serve_metrics(parse_address(metrics, listen=True), server.counts)
+        click.echo(f"metrics at http://{format_address(metrics_at)}/metrics", err=True)
+    server.serve(click.echo)
+
+
+@cli.command()
+@click.argument("address", default=SERVE_AT)
+@options(key_option, server_key_option)
+@click.option("--timeout-s", default=2.0, show_default=True, help="How long the server may take to answer.")
+def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: float) -> None:
+    """Ask the server at ADDRESS whether it lives and takes another client. Exit code 0 if it does.
+
+    Example: ionn ping tcp://127.0.0.1:7675
+    """
+    from ionn.channel import ping as ask
+    from ionn.errors import ServerError
+    from ionn.keys import client_keys
+    from ionn.link import format_address, parse_address
+    from ionn.wire import ERROR_BUSY
+
+    address = f"tcp://{format_address(parse_address(address))}"
+    answer = ask(address, client_keys(key, server_key), timeout_s)
+    if not answer.room:
+        raise ServerError(ERROR_BUSY, f"{address}: the server lives, but takes no more than {answer.sessions} sessions")
+    click.echo(f"{address}: ready, {answer.sessions} sessions")
+
+
+@cli.command()
+@click.argument("name", type=click.Path(path_type=Path))
+def keygen(name: Path) -> None:
+    """Make a pair of keys: NAME.secret, to be kept, and NAME.public, for the other side.
+
+    A server is given its own secret key and the list of its clients' public keys, a client its own secret key and the
+    server's public key.
+
+    Example: ionn keygen phone
+    """
+    from ionn.keys import make_keys
+
+    for path in make_keys(name):
+        click.echo(path)
 
 
 @cli.command()
@@ -287,6 +389,8 @@ def link(listen: str, to: str, mbps: float, verbose: bool) -> None:
     from ionn.link import format_address, parse_address, serve_link
 
     _log(verbose)
+    with contextlib.suppress(PermissionError):
+        os.nice(LINK_NICENESS)
     serve_link(
         parse_address(listen, listen=True),
         parse_address(to),

@@ -1,256 +1,325 @@
-"""The client's half of a session: connect, upload partitions in the background, have stages run at the server."""
+"""The client's half of a session: connect, upload partitions, have stages run at the server, and stay connected.
+
+One thread per client does all but the queries: it uploads, asks for signs of life, and when the server is lost it
+connects again and goes on where it was. A query never waits for it: it fails at once while there is no server, and
+after its time-out when there is none any more.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import os
+import random
 import socket as sockets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import zmq
 
 from ionn.caffemodel import Floats
+from ionn.channel import Channel
 from ionn.errors import InputError, ProtocolError, ServerError, ServerUnreachableError
+from ionn.keys import ClientKeys
 from ionn.link import format_address, parse_address
 from ionn.partition import Partition
-from ionn.trace import PartitionRecord
+from ionn.upload import Upload
 from ionn.wire import (
-    CHUNK_BYTES,
-    ERROR_VERSION,
-    PROTOCOL,
-    WINDOW_BYTES,
-    Ack,
+    ERROR_CRASHED,
+    ERROR_DAMAGED,
+    ERROR_PARTITION,
+    ERROR_QUERY,
+    ERROR_SESSION,
+    ERROR_TAKEN,
     Bye,
-    Error,
-    Hello,
     Message,
-    PartitionEnd,
-    PartitionHeader,
+    Ping,
     Query,
-    Ready,
     Result,
     Welcome,
-    decode,
-    make_chunk,
 )
 
-# A server answers a hello in milliseconds once it runs, a second where it still loads Caffe.
-CONNECT_S = 10.0
-# The longest that a live server stays silent while an upload or a query is under way.
-SILENCE_S = 30.0
+# What may become of a connection; none of it is the caller's fault, and a query can run at the client instead.
+FAULTS = (ServerUnreachableError, ServerError, ProtocolError, InputError, zmq.ZMQError)
+# A model that crashes its session, or bytes that never arrive as they were sent, are given up after so many times.
+_SETBACKS_MAX = 3
 
 
-class _Channel:
-    """One connection to the server. Not for use by two threads."""
+@dataclass(frozen=True)
+class Patience:
+    """How long a client waits for what.
 
-    def __init__(self, context: zmq.Context[Any], address: str) -> None:
-        self._address = address
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.linger = 0
-        self.socket.sndhwm = 0  # what is under way is bounded by credit
-        self.socket.connect(address)
+    A query that runs at the server has `query_s` and ten times the latency that was expected. A server that is silent
+    for `heartbeat_s` is asked for a sign of life, and lost if it gives none within `silence_s`. It has `connect_s` to
+    answer a hello. After a loss the client connects again, after `retry_s` at first and `retry_max_s` at most.
+    """
 
-    def send(self, message: Message) -> None:
-        self.socket.send_multipart(message.frames(), copy=False)
+    query_s: float = 5.0
+    heartbeat_s: float = 1.0
+    silence_s: float = 5.0
+    connect_s: float = 5.0
+    retry_s: float = 0.25
+    retry_max_s: float = 5.0
 
-    def receive(self, timeout_s: float) -> Message:
-        """The next message. Raises ServerUnreachableError after `timeout_s`, ServerError for an Error."""
-        if not self.socket.poll(timeout_s * 1e3):
-            raise ServerUnreachableError(f"{self._address}: the server has not answered for {timeout_s:.0f} s")
-        message = decode(self.socket.recv_multipart(copy=False))
-        if isinstance(message, Error):
-            raise ServerError(message.code, f"{self._address}: {message.message}")
-        return message
+    def deadline_s(self, expected_ms: float) -> float:
+        return self.query_s + 10 * expected_ms / 1e3
 
-    def hello(self, role: str, session: str = "") -> Welcome:
-        self.send(Hello(PROTOCOL, role, session))
-        try:
-            message = self.receive(CONNECT_S)
-        except ServerError as error:
-            if error.code == ERROR_VERSION:
-                raise InputError(str(error)) from error
-            raise
-        if not isinstance(message, Welcome) or message.protocol != PROTOCOL:
-            raise ProtocolError(f"{self._address}: no ionn server, it answered a hello with '{message.type}'")
-        return message
+
+@dataclass
+class _Pulse:
+    """Whether the other end of a channel lives. `asked_s` is when it was first asked in vain."""
+
+    patience: Patience
+    heard_s: float = field(default_factory=time.monotonic)
+    asked_s: float | None = None
+    sent_s: float = 0.0
+
+    def beat(self, channel: Channel) -> None:
+        """Ask for a sign of life where one is due. Raises ServerUnreachableError where there was none for too long."""
+        now_s = time.monotonic()
+        if self.asked_s is not None and now_s - self.asked_s > self.patience.silence_s:
+            raise channel.unreachable(f"the server gave no sign of life for {self.patience.silence_s:g} s")
+        if now_s - max(self.heard_s, self.sent_s) >= self.patience.heartbeat_s:
+            channel.send(Ping())
+            self.sent_s = now_s
+            self.asked_s = self.asked_s or now_s
+
+    def heard(self) -> None:
+        self.heard_s, self.asked_s = time.monotonic(), None
+
+
+def _outputs(result: Result) -> list[Floats]:
+    try:
+        pairs = zip(result.payload, result.shapes, strict=True)
+        return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs]
+    except ValueError as error:
+        raise ProtocolError(f"a result that does not fit its shapes: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Connection:
+    """`welcome` is the upload channel's."""
+
+    control: Channel
+    upload: Channel
+    welcome: Welcome
+
+    def close(self) -> None:
+        self.control.close()
+        self.upload.close()
 
 
 class Client:
     """A session at a server.
 
-    Raises InputError for a malformed address or a server of another protocol version, ServerUnreachableError where no
-    server answers, ServerError where it refuses. Close it when done.
+    Raises InputError for a malformed address, a wrong key or a server of another protocol version,
+    ServerUnreachableError where no server answers, ServerError where it refuses. Close it when done.
+
+    `costs` is the server's cost model as JSON. `fault` tells why the server is not available, None while it is;
+    `lost_s` is since when (time.monotonic()).
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: ClientKeys | None = None, patience: Patience | None = None) -> None:
         host, port = parse_address(address)
-        address = f"tcp://{format_address((host, port))}"
+        self.address = f"tcp://{format_address((host, port))}"
+        self._keys = keys
+        self._patience = patience or Patience()
         try:
-            # ZeroMQ would go on trying for ever; a plain connection says at once that nobody listens.
-            sockets.create_connection((host, port), timeout=CONNECT_S).close()
+            # ZeroMQ does not say why it cannot connect.
+            sockets.create_connection((host, port), timeout=self._patience.connect_s).close()
         except OSError as error:
-            raise ServerUnreachableError(f"{address}: no server there ({error.strerror or error})") from error
-        self.address = address
-        self._context: zmq.Context[Any] = zmq.Context()
+            raise ServerUnreachableError(f"{self.address}: no server there ({error.strerror or error})") from error
+        self.costs: dict[str, Any] = {}
+        self.fault: Exception | None = None
+        self.lost_s = 0.0
+        self._session = ""
         self._queries = 0
-        self._uploader: Uploader | None = None
+        self._losses = 0  # in a row, and those that are the model's fault since something went well
+        self._setbacks = 0
+        self._most_ready = 0
+        self._upload: Upload | None = None
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._stopped = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._querying = threading.Lock()  # whoever holds it may use the control channel
         try:
-            self._channel = _Channel(self._context, address)
-            welcome = self._channel.hello("control")
+            self._connection: _Connection | None = self._connect()
         except BaseException:
             self._context.destroy(linger=0)
+            os.close(self._wake)
             raise
-        self._session = welcome.session
-        self.costs = welcome.costs
+        self._keeper = threading.Thread(target=self._keep, name="ionn client", daemon=True)
+        self._keeper.start()
 
-    def start_upload(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> Uploader:
-        """Upload the partitions in order, in a thread of its own; `now_s` is the clock of the records."""
-        self._uploader = Uploader(self._context, self.address, self._session, partitions, now_s)
-        self._uploader.start()
-        return self._uploader
+    def start_upload(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> Upload:
+        """Upload the partitions in order, in the background; `now_s` is the clock of the records. Once per client."""
+        if self._upload is not None:
+            raise ValueError("this client uploads already")
+        upload = Upload(partitions, now_s)
+        self._upload = upload
+        os.eventfd_write(self._wake, 1)
+        return upload
 
-    def run(self, first: int, last: int, data: Floats, timeout_s: float = SILENCE_S) -> tuple[list[Floats], Result]:
+    def run(self, first: int, last: int, data: Floats, timeout_s: float | None = None) -> tuple[list[Floats], Result]:
         """Have the server run stages `first`..`last` on `data`: the outputs, and what the server said about them.
 
-        Raises ServerUnreachableError, ServerError or ProtocolError; the session may then be beyond use.
+        Raises ServerUnreachableError, ServerError or ProtocolError. Unless the server just could not run this query
+        (ServerError with the code `query`), it is lost then, and is being connected to again.
         """
-        self._queries += 1
-        self._channel.send(Query(self._queries, first, last, (np.ascontiguousarray(data, "<f4"),)))
-        while True:
-            message = self._channel.receive(timeout_s)
+        deadline = time.monotonic() + (self._patience.query_s if timeout_s is None else timeout_s)
+        with self._querying:
+            connection = self._connection
+            if connection is None:
+                raise ServerUnreachableError(f"{self.address}: the server is lost ({self.fault})")
+            self._queries += 1
+            try:
+                connection.control.send(Query(self._queries, first, last, (np.ascontiguousarray(data, "<f4"),)))
+                result = self._result(connection.control, deadline)
+                outputs = _outputs(result)
+            except FAULTS as error:
+                if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
+                    self._lose(connection, error)
+                raise
+        self._setbacks = 0
+        return outputs, result
+
+    def _result(self, control: Channel, deadline: float) -> Result:
+        while (left_s := deadline - time.monotonic()) > 0:
+            message = control.receive(left_s)
             if isinstance(message, Result) and message.query == self._queries:
-                break
-        outputs = [
-            np.frombuffer(frame, "<f4").reshape(shape)
-            for frame, shape in zip(message.payload, message.shapes, strict=True)
-        ]
-        return outputs, message
+                return message
+        raise control.unreachable("the server has not answered a query in time")
 
     def close(self) -> None:
         """End the session; the server frees it."""
-        if self._uploader is not None:
-            self._uploader.stop()
-        self._channel.send(Bye())
+        self._stopped.set()
+        os.eventfd_write(self._wake, 1)
+        self._keeper.join()
+        if self._upload is not None:
+            self._upload.stop(self._upload.error)
+        if self._connection is not None:
+            self._connection.upload.close()
+            with contextlib.suppress(ServerUnreachableError):
+                self._connection.control.send(Bye())
         # Long enough to say goodbye to a live server, short where it is gone.
         self._context.destroy(linger=200)
+        os.close(self._wake)
 
+    def _lose(self, connection: _Connection | None, error: Exception) -> None:
+        """A connection is of no more use, and the thread shall make another. Called with the lock."""
+        if isinstance(error, ServerError):
+            if error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
+                self._session = ""
+            if error.code in (ERROR_CRASHED, ERROR_DAMAGED):
+                self._setbacks += 1
+        if self._upload is not None:
+            self._upload.pause()
+            if self._setbacks == _SETBACKS_MAX:
+                self._upload.stop(error)
+        if self.fault is None:
+            self.fault, self.lost_s = error, time.monotonic()
+        if self._connection is connection:
+            self._connection = None
+        os.eventfd_write(self._wake, 1)
 
-class Uploader(threading.Thread):
-    """Sends partitions within the server's credit.
+    # --- What the thread does -----------------------------------------------------------------------------------------
 
-    `ready` is the number of partitions that queries may use, `sent_bytes` the weights that arrived so far, `error` what
-    ended the upload early.
-    """
+    def _keep(self) -> None:
+        """Stay connected until told to stop."""
+        while not self._stopped.is_set():
+            connection = self._connection
+            try:
+                if connection is None:
+                    connection = self._connect()
+                    with self._querying:
+                        self._connection, self.fault = connection, None
+                self._tend(connection)
+            except FAULTS as error:
+                with self._querying:
+                    self._lose(connection, error)
+            if connection is not None and self._connection is not connection:
+                connection.close()
+            if self._connection is None:
+                # Not all clients of a server that comes back shall meet it at once.
+                wait_s = min(self._patience.retry_s * 2**self._losses, self._patience.retry_max_s)
+                self._losses += 1
+                self._stopped.wait(wait_s * random.uniform(0.5, 1.0))
 
-    def __init__(
-        self,
-        context: zmq.Context[Any],
-        address: str,
-        session: str,
-        partitions: Sequence[Partition],
-        now_s: Callable[[], float],
-    ) -> None:
-        super().__init__(name="upload", daemon=True)
-        self._context = context
-        self._address = address
-        self._session = session
-        self._partitions = partitions
-        self._now_s = now_s
-        self._changed = threading.Condition()
-        self._stopped = False
-        self._started_s = [0.0] * len(partitions)
-        self._ended_s = [0.0] * len(partitions)
-        self._ready_s: list[float] = []
-        self._under_way = 0
-        self._received = [0] * len(partitions)
-        self.error: Exception | None = None
+    def _connect(self) -> _Connection:
+        """Both channels, in the session so far if there is one and the server still has it."""
+        with contextlib.ExitStack() as opened:
+            control = Channel(self._context, self.address, self._keys)
+            opened.callback(control.close)
+            try:
+                welcome = self._hello(control, "control")
+            except ServerError as error:
+                if error.code != ERROR_SESSION or not self._session:
+                    raise
+                self._session = ""
+                welcome = self._hello(control, "control")
+            except ServerUnreachableError:
+                if control.greeted:  # the server lives, so it is the session's process that does not answer
+                    self._session = ""
+                raise
+            self._session, self.costs = welcome.session, welcome.costs or self.costs
+            upload = Channel(self._context, self.address, self._keys)
+            opened.callback(upload.close)
+            upload.wake_by(self._wake)
+            welcome = self._hello(upload, "upload")
+            opened.pop_all()
+        return _Connection(control, upload, welcome)
 
-    @property
-    def ready(self) -> int:
-        return len(self._ready_s)
+    def _hello(self, channel: Channel, role: str) -> Welcome:
+        return channel.hello(role, self._session, self._patience.connect_s, self._stopped)
 
-    @property
-    def sent_bytes(self) -> int:
-        return sum(self._received)
+    def _tend(self, connection: _Connection) -> None:
+        """Upload, and see that both channels live; until told to stop or the connection is lost."""
+        control, channel = _Pulse(self._patience), _Pulse(self._patience)
+        upload: Upload | None = None
+        while self._connection is connection and not self._stopped.is_set():
+            if upload is None and self._upload is not None:
+                upload = self._upload
+                upload.begin(connection.welcome)
+            outgoing = upload.next_message() if upload else None
+            if outgoing is not None:
+                connection.upload.send(outgoing)
+            incoming = self._receive(connection, upload, 0.0 if outgoing else self._patience.heartbeat_s / 4)
+            if incoming is not None:
+                channel.heard()
+            if self._querying.acquire(blocking=False):
+                try:
+                    while connection.control.receive(0) is not None:
+                        control.heard()
+                    control.beat(connection.control)
+                finally:
+                    self._querying.release()
+                channel.beat(connection.upload)
+            else:  # the server works on a query, which has a deadline
+                control.heard()
+                channel.heard()
 
-    def wait_ready(self, count: int, timeout_s: float) -> bool:
-        """Wait until `count` partitions are ready or the upload has ended; whether they are ready."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.ready >= count or self._stopped, timeout_s)
-        return self.ready >= count
-
-    def stop(self) -> None:
-        """End the thread, wherever it is, and wait for it."""
-        self._stopped = True
-        self.join()
-
-    def records(self, names: Sequence[tuple[str, ...]]) -> list[PartitionRecord]:
-        """What was uploaded; `names` are the stages of each partition."""
-        return [
-            PartitionRecord(
-                index, names[index], self._partitions[index].caffemodel.size,
-                self._started_s[index], self._ended_s[index], ready_s,
-            )
-            for index, ready_s in enumerate(self._ready_s)
-        ]  # fmt: skip
-
-    def run(self) -> None:
-        channel = _Channel(self._context, self._address)
+    def _receive(self, connection: _Connection, upload: Upload | None, timeout_s: float) -> Message | None:
+        """Take the next answer on the upload channel, if one comes in time."""
         try:
-            channel.hello("upload", self._session)
-            for index, partition in enumerate(self._partitions):
-                self._send(channel, index, partition)
-            while self.ready < len(self._partitions) and not self._stopped:
-                self._receive(channel)
-        except (ServerUnreachableError, ServerError, ProtocolError, InputError, zmq.ZMQError) as error:
-            self.error = error
-        finally:
-            channel.socket.close(linger=0)
-            with self._changed:
-                self._stopped = True
-                self._changed.notify_all()
-
-    def _send(self, channel: _Channel, index: int, partition: Partition) -> None:
-        model = partition.caffemodel
-        self._started_s[index] = self._now_s()
-        channel.send(PartitionHeader(index, partition.nets, model.blobs, model.size))
-        digest = hashlib.sha256()
-        for offset, parts in model.chunks(CHUNK_BYTES):
-            size = sum(map(len, parts))
-            while self._under_way + size > WINDOW_BYTES and not self._stopped:
-                self._receive(channel)
-            if self._stopped:
-                return
-            while channel.socket.poll(0):
-                self._receive(channel)
-            for part in parts:
-                digest.update(part)
-            channel.send(make_chunk(index, offset, parts))
-            self._under_way += size
-        channel.send(PartitionEnd(index, digest.hexdigest()))
-
-    def _receive(self, channel: _Channel) -> None:
-        deadline = time.monotonic() + SILENCE_S
-        while not channel.socket.poll(100):
-            if self._stopped:
-                return
-            if time.monotonic() > deadline:
-                raise ServerUnreachableError(f"{self._address}: the server has taken no bytes for {SILENCE_S:.0f} s")
-        message = channel.receive(0)
-        now_s = self._now_s()
-        if isinstance(message, Ack):
-            index = message.partition
-            self._under_way -= message.received - self._received[index]
-            self._received[index] = message.received
-            if message.received == self._partitions[index].caffemodel.size:
-                self._ended_s[index] = now_s
-                if index + 1 < len(self._partitions):
-                    # Its first chunks may have been queued long before, but the link turns to it only now.
-                    self._started_s[index + 1] = max(self._started_s[index + 1], now_s)
-        elif isinstance(message, Ready):
-            with self._changed:
-                self._ready_s.append(now_s)
-                self._changed.notify_all()
+            message = connection.upload.receive(timeout_s)
+        except ServerError as error:
+            if upload is None or error.code not in (ERROR_PARTITION, ERROR_DAMAGED):
+                raise
+            if error.code == ERROR_DAMAGED and upload.error is None:
+                raise
+            # The server will not have this partition; what was sent of it meanwhile is refused too.
+            upload.stop(upload.error or error)
+            return None
+        if message is None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            return None
+        self._losses = 0
+        if upload is not None:
+            upload.take(message)
+            if upload.ready > self._most_ready:
+                self._most_ready, self._setbacks = upload.ready, 0
+        return message

@@ -46,8 +46,8 @@ _FLOAT_BYTES = 4
 # and narrow products are slow, and the many small ones of a depthwise convolution less so. A GPU is rarely filled by
 # one layer; there the length of each sum (`depth`) counts, less so for the 3x3 kernels of stride 1 that have fast
 # algorithms. An inner product of batch 1 is all packing, slower where the rows of its weights are whole pages apart and
-# compete for the same cache lines. Pooling looks up its blobs anew for every plane, and max pooling branches on its
-# data, least predictably where a window begins.
+# compete for the same cache lines, and where they are many. Pooling looks up its blobs anew for every plane, and max
+# pooling branches on its data, least predictably where a window begins.
 FEATURES: dict[str, tuple[str, ...]] = {
     "Convolution": (
         "operations",
@@ -60,7 +60,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
         "depth_3x3",
         "packed_bytes",
     ),
-    "InnerProduct": ("weight_bytes", "constant", "packed_bytes", "page_rows_bytes", "uncached_bytes"),
+    "InnerProduct": ("weight_bytes", "constant", "packed_bytes", "page_rows_bytes", "extra_rows_bytes"),
     "Pooling": ("operations", "max_operations", "constant", "input_bytes", "planes", "max_output_bytes"),
 }
 DEFAULT_FEATURES = ("operations", "constant", "large_bytes")
@@ -68,12 +68,12 @@ _ALL_FEATURES = {"filters", *DEFAULT_FEATURES}.union(*FEATURES.values())
 
 # Blobs beyond this do not stay in the caches of a small core, which slows down layers that do little per element.
 _LARGE_BYTES = 512 * 1024
-# Nor do weights beyond this in those of a server.
-_CACHE_BYTES = 32 * 1024 * 1024
 
 # OpenBLAS multiplies without packing up to this many multiply-adds, where it has kernels for small matrices.
 _SMALL_PRODUCT = 100**3
+# Packing takes a piece of every row at a time: it misses the TLB where there are more rows, in pages of their own.
 _PAGE_BYTES = 4096
+_TLB_ROWS = 2048
 
 # Features that do not shrink when only some output channels are computed: where they are the input's, unrolled or not.
 _FIXED = {"Convolution": ("constant", "column_bytes", "im2col_bytes", "packed_bytes", "depth", "depth_3x3")}
@@ -92,10 +92,10 @@ def features(layer: Layer) -> dict[str, float]:
     operations and output bytes. Convolution, Deconvolution and InnerProduct: `depth`, the multiply-adds per output
     element, and `packed_bytes`, the larger operand of their products unless these are small: the weights of an
     InnerProduct, the columns of a convolution. InnerProduct: `page_rows_bytes`, the same where the rows of the weights
-    are whole pages of 4 KiB, and `uncached_bytes`, what exceeds 32 MiB. Convolution and Deconvolution: `filters`
-    (output channels), `column_bytes` (the matrix that the weights are multiplied with), `im2col_bytes` (the same where
-    Caffe has to build that matrix: not for a 1x1 kernel of stride 1 without padding), and for 3x3 kernels of stride 1
-    `depth_3x3` in place of `depth`.
+    are whole pages of 4 KiB, and `extra_rows_bytes`, the rows after the 2048th. Convolution and Deconvolution:
+    `filters` (output channels), `column_bytes` (the matrix that the weights are multiplied with), `im2col_bytes` (the
+    same where Caffe has to build that matrix: not for a 1x1 kernel of stride 1 without padding), and for 3x3 kernels of
+    stride 1 `depth_3x3` in place of `depth`.
     """
     blob_bytes = float(layer.input_bytes + layer.output_bytes)
     values = {
@@ -111,9 +111,10 @@ def features(layer: Layer) -> dict[str, float]:
         if layer.param.pooling_param.pool == caffe_pb2.PoolingParameter.MAX:
             values |= {"max_operations": values["operations"], "max_output_bytes": values["output_bytes"]}
     if layer.type == "InnerProduct" and layer.operations > _SMALL_PRODUCT:
+        rows, length = layer.weight_shapes[0]
         values["packed_bytes"] = values["weight_bytes"]
-        values["uncached_bytes"] = max(0.0, values["weight_bytes"] - _CACHE_BYTES)
-        if layer.weight_shapes[0][1] * _FLOAT_BYTES % _PAGE_BYTES == 0:
+        values["extra_rows_bytes"] = float(max(0, rows - _TLB_ROWS) * length * _FLOAT_BYTES)
+        if length * _FLOAT_BYTES % _PAGE_BYTES == 0:
             values["page_rows_bytes"] = values["weight_bytes"]
     if layer.type in ("Convolution", "Deconvolution", "InnerProduct"):
         values["depth"] = layer.operations * _FLOAT_BYTES / layer.output_bytes

@@ -6,7 +6,6 @@ import ctypes
 import importlib.metadata
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -65,6 +64,12 @@ def blas() -> str:
     return str(library.openblas_get_config().decode())
 
 
+def blas_threads() -> str:
+    """How many threads OpenBLAS was told to use."""
+    set_environment()
+    return os.environ["OPENBLAS_NUM_THREADS"]
+
+
 class StageNet:
     """A `caffe.Net` of a run of stages that can execute any part of that run.
 
@@ -74,10 +79,11 @@ class StageNet:
     def __init__(self, partial: PartialNet) -> None:
         """Build the net, its weights all zero. A net that Caffe rejects ends the process: check it before."""
         caffe = load_caffe()
-        with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:
+        # Caffe takes a path. A file in memory needs no folder, and nothing of it stays if Caffe aborts.
+        with open(os.memfd_create("prototxt"), "w", encoding="utf-8") as file:
             file.write(partial.prototxt)
             file.flush()
-            self._net = caffe.Net(file.name, caffe.TEST)
+            self._net = caffe.Net(f"/proc/self/fd/{file.fileno()}", caffe.TEST)
         position = {name: index for index, name in enumerate(self._net._layer_names)}
         ends = [position[stage.last_layer] for stage in partial.stages]
         begins = [0, *(end + 1 for end in ends[:-1])]

@@ -127,7 +127,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
             axes.grid(axis="x", visible=False)
             axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
             axes.set_ylabel(ylabel)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_xlim(-0.6, len(models) - 0.4)
             handles = _legend_handles(styles, halves=bar is _halves_bar)
             axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
@@ -163,7 +163,7 @@ def _latency_line(axes: Axes, row: SummaryRow, style: dict[str, Any]) -> None:
     The line begins when the first query starts, after its wait for the first partition.
     """
     look = {"color": style["color"], "linestyle": style["line"]}
-    times = common_times(row.traces)
+    times = common_times(row.traces, last=max)
     mean, spread = mean_latency(row.traces, times)
     if len(row.traces) > 1:
         band = {"step": "post", "color": style["color"], "alpha": 0.2, "linewidth": 0}

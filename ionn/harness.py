@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ionn.costs import load_costs
+from ionn.costs import Costs, load_costs
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph, checked_mbps
 from ionn.network import Network
@@ -17,6 +18,7 @@ from ionn.plan import make_plan
 from ionn.trace import RunInfo, Trace, trace_path
 
 if TYPE_CHECKING:
+    from ionn.keys import ClientKeys
     from ionn.live import Subject
     from ionn.session import LiveSession
 
@@ -27,6 +29,8 @@ MBPS = 80.0
 ALGORITHMS = ("original", "efficiency", "recursive-efficiency")
 # Forward passes that this machine is timed over.
 PROFILE_RUNS = 20
+# The standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
+NOISE_MAX = 1.0
 # The costs that a server started for a results folder sends: what `ionn calibrate` wrote there.
 SERVER_COSTS = "server.json"
 # And how well they predict what was measured.
@@ -64,17 +68,19 @@ def run_live_all(
     connect: str | None = None,
     server: str | None = None,
     seed: int = 0,
+    keys: ClientKeys | None = None,
 ) -> list[Trace]:
     """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
 
     With `results`, a finished run's trace is kept there and not run again. `connect` is the address of a server that
-    runs already; else a server and a link are started here. `server` are the costs to plan with; by default those that
-    the server sends. A server started here sends what `results` holds as server.json, else a profile of this machine.
+    runs already, and `keys` those for it; else a server and a link are started here. `server` are the costs to plan
+    with; by default those that the server sends. A server started here sends what `results` holds as server.json, else
+    a profile of this machine.
     """
     from ionn import live
 
     checked_mbps(mbps)
-    if not dilation >= 1:
+    if not 1 <= dilation < math.inf:
         raise InputError(f"dilation {dilation:g}: give a number from 1 on")
     costs = None if server is None else load_costs(server)
     network = subject.network
@@ -87,14 +93,15 @@ def run_live_all(
         if results is not None
     }
     for key, path in paths.items():
-        if path.exists():
-            traces[key] = _finished(path, subject, mbps, dilation)
+        if path.exists() and "fault" not in (trace := Trace.load(path)).info.environment:
+            _check_same(path, trace, subject, (mbps, dilation, seed), costs)
+            traces[key] = trace
     if len(traces) < len(wanted):
         with contextlib.ExitStack() as stack:
             if connect is None:
                 sent = None if server is not None else _server_costs(subject, results, stack)
                 connect = stack.enter_context(live.start_testbed(mbps / dilation, sent))
-            link = live.Link(connect, mbps, dilation)
+            link = live.Link(connect, mbps, dilation, keys)
             for run, algorithm in wanted:
                 if (run, algorithm) in traces:
                     continue
@@ -104,17 +111,24 @@ def run_live_all(
                     )
                 if results is not None:
                     trace.save(paths[run, algorithm])
-                    trace = Trace.load(paths[run, algorithm])
-                traces[run, algorithm] = trace
+                traces[run, algorithm] = trace.undilated()
     return [traces[key] for key in wanted]
 
 
-def _finished(path: Path, subject: Subject, mbps: float, dilation: float) -> Trace:
-    trace = Trace.load(path)
+def _check_same(
+    path: Path, trace: Trace, subject: Subject, settings: tuple[float, float, int], server: Costs | None
+) -> None:
+    """Raise InputError if the finished run in `path` is not one of this network with these settings."""
     info = trace.info
-    if (info.mbps, info.dilation, info.client) != (mbps, dilation, subject.client.name):
+    same = (
+        (info.mbps, info.dilation, info.seed) == settings
+        and info.client == subject.client.name
+        and (server is None or info.server == server.name)
+        and info.graph["stages"] == [stage.name for stage in subject.network.stages]
+        and info.plan["model_bytes"] == sum(stage.weight_bytes for stage in subject.network.stages)
+    )
+    if not same:
         raise InputError(f"{path}: a run with other settings; choose another results folder, or remove it")
-    return trace
 
 
 def calibrate_server(results: Path) -> None:
@@ -122,16 +136,18 @@ def calibrate_server(results: Path) -> None:
     if (results / SERVER_COSTS).exists():
         return
     from ionn import calibrate
+    from ionn.figures import write_file
 
     with bar(calibrate.PASSES + 1, "pass", "calibrating this machine") as progress:
         calibration = calibrate.calibrate(progress=progress.update)
     calibration.model.save(results / SERVER_COSTS)
-    (results / CALIBRATION).write_text(calibration.quality.table() + "\n")
+    write_file(results / CALIBRATION, calibration.quality.table().encode() + b"\n")
 
 
 def _server_costs(subject: Subject, results: Path | None, stack: contextlib.ExitStack) -> Path:
     """The file of costs that a server on this machine sends."""
     if results is not None and (results / SERVER_COSTS).exists():
+        load_costs(str(results / SERVER_COSTS))
         return results / SERVER_COSTS
     from ionn import live
 
@@ -163,6 +179,8 @@ def run_virtual_all(
     """Runs on the virtual testbed. They take milliseconds, so they are never resumed."""
     from ionn.virtual import run_virtual
 
+    if not 0 <= noise <= NOISE_MAX:
+        raise InputError(f"noise {noise:g}: give a number from 0 to {NOISE_MAX:g}")
     network = Network.load(model)
     client_costs, server_costs = load_costs(client), load_costs(server)
     graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps)
@@ -178,6 +196,10 @@ def run_virtual_all(
             if results is not None:
                 trace.save(trace_path(results, "virtual", network.name, algorithm, run))
             traces.append(trace)
+        if results is not None:
+            written = {trace_path(results, "virtual", network.name, algorithm, run) for run in range(1, runs + 1)}
+            for path in set(next(iter(written)).parent.glob("run-*.jsonl")) - written:
+                path.unlink()  # of other settings, perhaps: not to be averaged with these
     return traces
 
 

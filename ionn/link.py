@@ -14,7 +14,6 @@ Linux only (epoll).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import math
@@ -36,10 +35,6 @@ Address = tuple[str, int]
 
 SOCKET_BUFFER_BYTES = 256 * 1024
 """Of each socket of the link. Less than a few of loopback's 64 KiB segments would slow TCP down."""
-
-LINK_NICENESS = -10
-"""A network does not wait for the processors of the machines at its ends. Needs root; without it, a busy machine may
-hold the link up now and then."""
 
 _IN = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -76,8 +71,6 @@ def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Addre
     """
     if not (math.isfinite(mbps) and mbps > 0):
         raise InputError(f"{mbps} Mbps: a link needs a finite rate above 0")
-    with contextlib.suppress(PermissionError):
-        os.nice(LINK_NICENESS)
     handlers = {signum: signal.signal(signum, signal.default_int_handler) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         with _listen(listen) as listener:

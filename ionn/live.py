@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from ionn.errors import InputError, IonnError, ProtocolError, ServerError, Serve
 from ionn.experiment import run_experiment
 from ionn.graph import ExecutionGraph
 from ionn.images import natural_images
+from ionn.keys import ClientKeys
 from ionn.network import Network
 from ionn.partition import extract
 from ionn.plan import make_plan
@@ -44,6 +46,9 @@ def process(*arguments: str) -> Iterator[str]:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
     try:
         assert child.stdout is not None
+        readable, _, _ = select.select([child.stdout], [], [], _START_S)
+        if not readable:
+            raise IonnError(f"'ionn {' '.join(arguments)}' was not ready within {_START_S:.0f} s")
         address = child.stdout.readline().strip()
         if not address:
             raise IonnError(f"'ionn {' '.join(arguments)}' ended before it was ready (exit code {child.wait()})")
@@ -103,8 +108,8 @@ def machine() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """Host, versions and BLAS threads, as every trace records them."""
-    return {**machine(), **engine.versions(), "blas_threads": str(engine.BLAS_THREADS)}
+    """Host, versions and BLAS, as every trace records them."""
+    return {**machine(), **engine.versions(), "blas": engine.blas(), "blas_threads": engine.blas_threads()}
 
 
 @dataclass(frozen=True)
@@ -143,11 +148,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Link:
-    """Where the server is reached and over what: `mbps` undilated; link and client are slowed down by `dilation`."""
+    """Where the server is reached and over what: `mbps` undilated; link and client are slowed down by `dilation`.
+
+    `keys` are for a server that has keys.
+    """
 
     address: str
     mbps: float
     dilation: float = 1.0
+    keys: ClientKeys | None = None
 
 
 def run_live(
@@ -168,7 +177,7 @@ def run_live(
     client: Client | None = None
     fault: Exception | None = None
     try:
-        client = Client(link.address)
+        client = Client(link.address, link.keys)
         if server is None:
             server = _sent_costs(client)
     except (ServerError, ServerUnreachableError, ProtocolError) as error:
@@ -184,7 +193,7 @@ def run_live(
         session = LiveSession(
             network, subject.net, graph, (subject.client.layer_ms(network) * link.dilation).tolist(),
             query_inputs(network, seed), client, [extract(network, part, subject.weights) for part in stages], stages,
-            progress,
+            progress, link.dilation,
         )  # fmt: skip
         info = RunInfo(
             testbed="live", model=network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,

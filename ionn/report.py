@@ -222,11 +222,11 @@ def _validation(live: Sequence[Validation]) -> Section:
     for (where, model, algorithm), group in groupby(live, key=_subject):
         members = list(group)
         measured, predicted = (
-            Stat.of(getattr(each, side).queries_before_upload for each in members) for side in ("measured", "predicted")
+            Stat.of(getattr(each, side).queries_in_upload for each in members) for side in ("measured", "predicted")
         )
         lines.append(
             (
-                where, model, algorithm, str(len(members)), measured.count(), predicted.count(),
+                where, model, algorithm, str(len(members)), measured.text(), predicted.text(),
                 _percent(gain_percent(predicted, measured)),
                 _percent(_worst([each.query_error * 100 for each in members])),
                 *(_percent(of([each.latency_error * 100 for each in members]), "") for of in (_mean, _worst)),
@@ -234,9 +234,9 @@ def _validation(live: Sequence[Validation]) -> Section:
         )  # fmt: skip
     return Section(
         "Model validation: the virtual testbed predicts the live runs",
-        "Each live run against the virtual testbed fed with the costs measured in that run. Queries: those that"
-        " ended before the upload did. Latency error: |predicted - measured| over time, relative to the mean "
-        "measured latency, until the upload ends.",
+        "Each live run against the virtual testbed fed with the costs measured in that run. Queries: those before the "
+        "upload ended, and the part that was over of the one under way then. Latency error: |predicted - measured| "
+        "over time, relative to the mean measured latency, until the upload ends.",
         (
             "testbed", "model", "algorithm", "runs", "measured queries", "predicted", "error", "worst run",
             "latency error", "worst run",
@@ -252,8 +252,8 @@ def _validation_runs(live: Sequence[Validation]) -> Section:
         ("testbed", "model", "algorithm", "run", "measured queries", "predicted", "error", "latency error"),
         tuple(
             (
-                *_subject(each), str(each.measured.info.run), str(each.measured.queries_before_upload),
-                str(each.predicted.queries_before_upload), _percent(each.query_error * 100),
+                *_subject(each), str(each.measured.info.run), f"{each.measured.queries_in_upload:.1f}",
+                f"{each.predicted.queries_in_upload:.1f}", _percent(each.query_error * 100),
                 _percent(each.latency_error * 100, ""),
             )
             for each in live
@@ -272,8 +272,8 @@ def _planning(planning_ms: PlanningTimes, plans: Iterable[Plan]) -> Section:
 
     return Section(
         "Planning time in ms (section 4.4)",
-        "Of the planners, on this machine: as listed in plans.json, else the median over all runs. Last column:"
-        f" whether {FINE} has the plan of efficiency.",
+        "Of the planners, on this machine: the fastest of those in plans.json, else the median over all runs. Last "
+        f"column: whether {FINE} has the plan of efficiency.",
         ("model", *algorithms, "same plan"),
         tuple(
             (

@@ -1,20 +1,23 @@
 """The edge server: one front process that every client talks to, and a worker process per session.
 
-The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Workers
-are forked from a process that has loaded Caffe already: a session starts in milliseconds.
+The front never looks into a session's messages, it only counts and passes frames on, so the weights are not copied
+there. Workers are forked from a process that has loaded Caffe already: a session starts in milliseconds.
+
+A session outlives its connections: a client that comes back with the session's token within `idle_s` goes on with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import multiprocessing.forkserver
+import os
 import secrets
 import signal
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -22,159 +25,321 @@ import zmq
 
 from ionn import worker
 from ionn.errors import InputError, ProtocolError
+from ionn.folder import run_folder
+from ionn.keys import Doorkeeper, ServerKeys, is_loopback, user_of
+from ionn.limits import Limits, option
+from ionn.metrics import Counts
 from ionn.wire import (
-    CHUNK_BYTES,
     ERROR_BUSY,
+    ERROR_CRASHED,
+    ERROR_CREDIT,
+    ERROR_PROTOCOL,
     ERROR_SESSION,
+    ERROR_STOPPING,
+    ERROR_TAKEN,
     ERROR_VERSION,
     PROTOCOL,
     Error,
     Hello,
     Message,
-    Welcome,
+    Ping,
+    Pong,
     decode,
 )
 
 log = logging.getLogger(__name__)
 
-# A frame carries at most a chunk, a control header or a feature map; the five models' largest feature map is 3 MB.
-FRAME_BYTES_MAX = max(CHUNK_BYTES, 64 * 1024 * 1024)
-# How often the front looks for sessions that went silent.
-_HOUSEKEEPING_MS = 1000
+# How often the front looks for sessions that are silent or stuck.
+_TICK_MS = 250
+# The largest message without a session: a hello is a tenth of it.
+_HELLO_BYTES_MAX = 1024
+# How often connections are tried, so that those that died without a word are closed.
+_HEARTBEAT_MS = 5000
+# A client that does not read has this many messages waiting; 32 chunks fit the window.
+_UNREAD_MAX = 128
+_NOTE_BYTES = 512
+# What a process seems to end with when the fork server, which would know, was killed. It may live on.
+_FORK_SERVER_DIED = 255
+
+
+class _Refusal(Exception):
+    """A client's message is not accepted; the client is told why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.error = Error(code, message)
+
+
+@dataclass
+class _Connection:
+    """A client's connection in a session. `allowance` bytes may be under way to the session's process at once."""
+
+    identity: bytes
+    session: _Session
+    allowance: int
+    under_way: int = 0
 
 
 @dataclass
 class _Session:
+    """`user` is its client's public key, if there are keys. `hello` are the frames that started it, until its process
+    is up. `waiting` counts messages without a reply yet, `moved` is when the last reply came, and `heard` is when its
+    client last sent something."""
+
     token: str
-    name: bytes
+    user: str
     process: Any
-    clients: set[bytes]
-    up: bool
+    note: Any
+    hello: Sequence[Any]
     heard: float
+    moved: float
+    waiting: int = 0
+    connections: dict[str, _Connection] = field(default_factory=dict)  # by role
 
 
 class Server:
     """`ionn serve`. Construct it, then `serve()` until SIGTERM or SIGINT.
 
     `bind` is tcp://HOST:PORT (port 0: any free one; `address` says which). `costs` is the server's cost model as JSON,
-    sent to every client. Raises InputError if the address cannot be bound.
+    sent to every client. Raises InputError if the address cannot be bound, and for a public one where there are no
+    `keys`, unless that is wanted (`insecure`).
     """
 
     def __init__(
-        self, bind: str, costs: dict[str, Any] | None = None, sessions_max: int = 16, idle_s: float = 60.0
+        self,
+        bind: str,
+        costs: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        keys: ServerKeys | None = None,
+        insecure: bool = False,
     ) -> None:
         self._costs = costs or {}
-        self._sessions_max = sessions_max
-        self._idle_s = idle_s
+        self._limits = limits or Limits()
+        if keys is None and not is_loopback(bind):
+            if not insecure:
+                raise InputError(
+                    f"{bind}: a public address needs keys: give --key and --allow (ionn keygen makes keys), "
+                    "or --insecure to serve anybody"
+                )
+            log.warning("%s: anybody may connect, and everything is sent in the clear", bind)
+        self.counts = Counts()
         self._sessions: dict[str, _Session] = {}
-        self._by_client: dict[bytes, _Session] = {}
-        self._by_name: dict[bytes, _Session] = {}
-        self._next_housekeeping = 0.0
-        self._stopping = False
+        self._connections: dict[bytes, _Connection] = {}
+        self._stop_at: float | None = None
+        self._next_tick = 0.0
         self._context = zmq.Context()
         self._front = self._context.socket(zmq.ROUTER)
         self._front.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._front.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        self._front.setsockopt(zmq.MAXMSGSIZE, self._frame_bytes_max())
+        self._front.setsockopt(zmq.SNDHWM, _UNREAD_MAX)
+        self._front.setsockopt(zmq.RCVHWM, _UNREAD_MAX)
+        self._front.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        self._front.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(self._limits.idle_s * 1e3))
         self._front.setsockopt(zmq.LINGER, 0)
+        self._front.setsockopt(zmq.IPV6, "[" in bind)
+        self._doorkeeper: Doorkeeper | None = None
+        if keys is not None:
+            self._doorkeeper = Doorkeeper(self._context, keys, self._turned_away)
+            keys.apply(self._front)
         try:
             self._front.bind(bind)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise InputError(f"{bind}: cannot listen there: {error.strerror}; choose another address") from error
         self.address = self._front.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._folder = tempfile.TemporaryDirectory(prefix="ionn-")
-        self._endpoint = f"ipc://{self._folder.name}/workers"
         self._back = self._context.socket(zmq.ROUTER)
+        self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._back.setsockopt(zmq.LINGER, 0)
-        self._back.bind(self._endpoint)
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["ionn.preload"])
+        # What may become readable, a socket or a file descriptor, and what to do then.
+        self._handlers: dict[Any, Callable[[], object]] = {}
+        self._poller = zmq.Poller()
+
+    def _frame_bytes_max(self) -> int:
+        limits = self._limits
+        return int(max(limits.blob_mb * 1e6, limits.chunk_kb * 1e3, limits.header_kb * 1e3))
 
     def serve(self, ready: Callable[[str], None] = lambda address: None) -> None:
         """Serve until told to stop; `ready` is called with the address as soon as clients may connect."""
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._stop)
+        wake = os.eventfd(0, os.EFD_NONBLOCK)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            now = time.monotonic()
+            self._stop_at = now + self._limits.stop_s if self._stop_at is None else now
+            os.eventfd_write(wake, 1)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        self._folder = run_folder()
+        self._back.bind(worker.endpoint(self._folder))
         # The fork server loads Caffe while the first client is still on its way.
         multiprocessing.forkserver.ensure_running()
-        poller = zmq.Poller()
-        poller.register(self._front, zmq.POLLIN)
-        poller.register(self._back, zmq.POLLIN)
+        self._watch(wake, lambda: os.eventfd_read(wake))
+        self._watch(self._front, self._from_client)
+        self._watch(self._back, self._from_worker)
+        if self._doorkeeper is not None:
+            self._watch(self._doorkeeper.socket, self._doorkeeper.answer)
         ready(self.address)
+        log.info("ready", extra={"fields": {"address": self.address}})
         try:
-            while not self._stopping:
-                events = dict(poller.poll(_HOUSEKEEPING_MS))
-                if self._front in events:
-                    self._from_client()
-                if self._back in events:
-                    self._from_worker()
-                self._housekeeping()
+            while not self._stopped():
+                for source, _ in self._poller.poll(_TICK_MS):
+                    if source in self._handlers:
+                        self._handlers[source]()
+                self._tick()
         finally:
-            self._close()
+            for session in list(self._sessions.values()):
+                self._end(session, ERROR_STOPPING, "the server stops")
+            self._context.destroy(linger=200)
+            os.close(wake)
+        log.info("stopped")
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True
+    def _watch(self, source: Any, handler: Callable[[], object]) -> None:
+        self._handlers[source] = handler
+        self._poller.register(source, zmq.POLLIN)
 
-    def _close(self) -> None:
-        for session in list(self._sessions.values()):
-            self._end(session, "the server stops")
-        self._context.destroy(linger=200)
-        self._folder.cleanup()
+    def _stopped(self) -> bool:
+        """Whether it was told to stop, and what ran then has finished or had its time."""
+        if self._stop_at is None:
+            return False
+        return time.monotonic() >= self._stop_at or not any(s.waiting for s in self._sessions.values())
 
     def _from_client(self) -> None:
         identity, *frames = self._front.recv_multipart(copy=False)
         client = identity.bytes
-        session = self._by_client.get(client)
-        if session is None:
-            try:
-                message = decode(frames)
-            except ProtocolError as error:
-                self._reply(client, Error(ERROR_SESSION, str(error)))
-                return
-            self._welcome(client, message)
+        connection = self._connections.get(client)
+        try:
+            if connection is None:
+                connection = self._greet(client, frames)
+        except _Refusal as refusal:
+            self._refuse(client, refusal.error)
             return
-        session.heard = time.monotonic()
-        self._back.send_multipart([session.name, identity, *frames], copy=False)
+        if connection is not None:
+            self._pass_on(connection, identity, frames)
 
-    def _welcome(self, client: bytes, message: Message) -> None:
+    def _turned_away(self, who: str) -> None:
+        self.counts.refused["key"] += 1
+        log.warning("a key is not allowed", extra={"fields": {"client": who}})
+
+    def _refuse(self, client: bytes, error: Error) -> None:
+        self.counts.refused[error.code] += 1
+        self._reply(client, error)
+
+    def _greet(self, client: bytes, frames: Sequence[Any]) -> _Connection | None:
+        """Answer a message without a session; the connection, if the message is a hello to a running session."""
+        try:
+            message = decode(frames) if sum(map(len, frames)) <= _HELLO_BYTES_MAX else None
+        except ProtocolError as error:
+            raise _Refusal(ERROR_PROTOCOL, str(error)) from None
+        if isinstance(message, Ping):
+            room = len(self._sessions) < self._limits.sessions and self._stop_at is None
+            self._reply(client, Pong(len(self._sessions), room))
+            return None
         if not isinstance(message, Hello):
-            self._reply(client, Error(ERROR_SESSION, "no session: say hello first"))
-        elif message.protocol != PROTOCOL:
+            raise _Refusal(ERROR_SESSION, "no session: say hello first")
+        if message.protocol != PROTOCOL:
             versions = f"the server speaks protocol {PROTOCOL}, the client {message.protocol}"
-            self._reply(client, Error(ERROR_VERSION, f"{versions}; install the same version of ionn on both"))
-        elif message.role == "control":
-            if len(self._sessions) >= self._sessions_max:
-                self._reply(client, Error(ERROR_BUSY, f"the server has {self._sessions_max} sessions already"))
-                return
-            self._start(client)
-        elif message.role == "upload" and message.session in self._sessions:
-            session = self._sessions[message.session]
-            session.clients.add(client)
-            self._by_client[client] = session
-            self._reply(client, Welcome(PROTOCOL, session.token))
-        else:
-            self._reply(client, Error(ERROR_SESSION, f"no session for a connection of role '{message.role:.20}'"))
+            raise _Refusal(ERROR_VERSION, f"{versions}; install the same version of ionn on both")
+        if message.role not in ("control", "upload"):
+            raise _Refusal(ERROR_PROTOCOL, f"no connection has the role {message.role[:20]!r}")
+        if self._stop_at is not None:
+            raise _Refusal(ERROR_STOPPING, "the server stops")
+        if message.session:
+            session = self._sessions.get(message.session)
+            if session is None or session.user != user_of(frames[0]):
+                raise _Refusal(ERROR_SESSION, "no such session, or it has ended")
+            return self._connect(client, session, message.role)
+        if message.role != "control":
+            raise _Refusal(ERROR_SESSION, "a session begins with the connection of role 'control'")
+        self._connect(client, self._start(frames), message.role)
+        return None
 
-    def _start(self, client: bytes) -> None:
+    def _start(self, hello: Sequence[Any]) -> _Session:
+        """A session with a process of its own, which will answer the hello."""
+        if len(self._sessions) >= self._limits.sessions:
+            raise _Refusal(ERROR_BUSY, f"the server has {self._limits.sessions} sessions already")
         token = secrets.token_hex(16)
-        name = token.encode()
-        process = self._processes.Process(target=worker.run, args=(self._endpoint, name), daemon=True)
-        process.start()
-        session = _Session(token, name, process, {client}, False, time.monotonic())
-        self._sessions[token] = self._by_client[client] = self._by_name[name] = session
-        log.info("session %s started, process %d", token[:8], process.pid)
+        note = self._processes.RawArray("c", _NOTE_BYTES)
+        arguments = (self._folder, token, self._costs, self._limits, note)
+        process = self._processes.Process(target=worker.run, args=arguments, daemon=True)
+        try:
+            process.start()
+        except OSError as error:
+            raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error.strerror}") from error
+        now = time.monotonic()
+        session = self._sessions[token] = _Session(token, user_of(hello[0]), process, note, hello, heard=now, moved=now)
+        self._watch(process.sentinel, lambda: self._process_ended(session))
+        self.counts.sessions = len(self._sessions)
+        self.counts.started += 1
+        log.info("session started", extra={"fields": {"session": token[:8], "pid": process.pid}})
+        return session
+
+    def _connect(self, client: bytes, session: _Session, role: str) -> _Connection:
+        """Make a connection the session's only one of its role."""
+        former = session.connections.get(role)
+        if former is not None:
+            del self._connections[former.identity]
+            self._reply(former.identity, Error(ERROR_TAKEN, "the session went on over another connection"))
+        payload_bytes = self._limits.blob_mb * 1e6 if role == "control" else self._limits.window_kb * 1e3
+        connection = _Connection(client, session, int(payload_bytes + self._limits.header_kb * 1e3))
+        self._connections[client] = session.connections[role] = connection
+        return connection
+
+    def _pass_on(self, connection: _Connection, identity: Any, frames: Sequence[Any]) -> None:
+        """Hand a client's message to its session's process, or tell the client why not."""
+        session = connection.session
+        session.heard = now = time.monotonic()
+        size = sum(map(len, frames))
+        self.counts.messages += 1
+        self.counts.message_bytes += size
+        error = self._objection(connection, frames, size)
+        if error is None:
+            try:
+                self._back.send_multipart([session.token.encode(), identity, *frames], zmq.NOBLOCK, copy=False)
+            except zmq.Again:  # however small they are, more messages wait than a queue takes
+                error = Error(ERROR_CREDIT, "too many messages are under way")
+            except zmq.ZMQError:  # EHOSTUNREACH: the process has died, which the client is about to be told
+                return
+        if error is not None:
+            self._refuse(connection.identity, error)
+            return
+        connection.under_way += size
+        if not session.waiting:
+            session.moved = now
+        session.waiting += 1
+
+    def _objection(self, connection: _Connection, frames: Sequence[Any], size: int) -> Error | None:
+        limits = self._limits
+        if self._stop_at is not None:
+            return Error(ERROR_STOPPING, "the server stops")
+        if connection.session.hello:
+            return Error(ERROR_PROTOCOL, "wait for the welcome")
+        if len(frames) > limits.frames:
+            return Error(ERROR_PROTOCOL, f"{len(frames)} frames; the server's {option('frames')} is {limits.frames}")
+        if len(frames[0]) > limits.header_kb * 1e3:
+            most = f"the server's {option('header_kb')} is {limits.header_kb:g}"
+            return Error(ERROR_PROTOCOL, f"a header of {len(frames[0])} bytes; {most}")
+        if connection.under_way + size > connection.allowance:
+            return Error(ERROR_CREDIT, f"more than {connection.allowance} bytes are under way")
+        return None
 
     def _from_worker(self) -> None:
         name, identity, *frames = self._back.recv_multipart(copy=False)
-        session = self._by_name.get(name.bytes)
+        session = self._sessions.get(name.bytes.decode())
         if session is None:
             return
         if identity.bytes == worker.TO_FRONT:
-            # Only now can the worker be reached, so only now may the client go on.
-            session.up = True
-            for client in session.clients:
-                self._reply(client, Welcome(PROTOCOL, session.token, self._costs))
+            hello, session.hello = session.hello, ()
+            for waiting in session.connections.values():
+                self._pass_on(waiting, waiting.identity, hello)
             return
-        self._send(identity.bytes, [identity, *frames])
+        session.waiting -= 1
+        session.moved = time.monotonic()
+        connection = self._connections.get(identity.bytes)
+        if connection is not None:
+            connection.under_way -= int.from_bytes(frames[0].bytes)
+            self._send(identity.bytes, [identity, *frames[1:]])
 
     def _reply(self, client: bytes, message: Message) -> None:
         self._send(client, [client, *message.frames()])
@@ -182,29 +347,51 @@ class Server:
     def _send(self, client: bytes, frames: list[Any]) -> None:
         try:
             self._front.send_multipart(frames, zmq.NOBLOCK, copy=False)
-        except zmq.ZMQError:
+        except zmq.ZMQError as error:
             # EHOSTUNREACH: the client is gone. EAGAIN: it does not read. Its session ends when it stays silent.
-            log.warning("client %s cannot be reached", client.hex())
+            log.debug("client cannot be reached", extra={"fields": {"client": client.hex(), "error": error.strerror}})
 
-    def _housekeeping(self) -> None:
+    def _tick(self) -> None:
         now = time.monotonic()
-        if now < self._next_housekeeping:
+        if now < self._next_tick:
             return
-        self._next_housekeeping = now + _HOUSEKEEPING_MS / 1e3
+        self._next_tick = now + _TICK_MS / 1e3
         for session in list(self._sessions.values()):
-            if not session.process.is_alive():
-                code = session.process.exitcode
-                self._end(session, "" if code == 0 else f"the session's process ended with code {code}")
-            elif now - session.heard > self._idle_s:
-                self._end(session, f"nothing heard for {self._idle_s:.0f} s")
+            if now - session.heard > self._limits.idle_s:
+                self._end(session, ERROR_SESSION, f"nothing was heard of the client for {self._limits.idle_s:g} s")
+            elif (session.waiting or session.hello) and now - session.moved > self._limits.stall_s:
+                reason = f"the session's process was stuck for {self._limits.stall_s:g} s"
+                self._end(session, ERROR_CRASHED, reason + _while(session))
 
-    def _end(self, session: _Session, reason: str) -> None:
-        if reason:
-            log.warning("session %s: %s", session.token[:8], reason)
-            for client in session.clients:
-                self._reply(client, Error(ERROR_SESSION, reason))
-        for client in session.clients:
-            del self._by_client[client]
-        del self._sessions[session.token], self._by_name[session.name]
+    def _process_ended(self, session: _Session) -> None:
+        if session.process.is_alive():  # the event was for a descriptor that had this number before
+            return
+        code = session.process.exitcode
+        if code == 0:
+            self._end(session, ERROR_SESSION, "the client said goodbye")
+        else:
+            if code == _FORK_SERVER_DIED:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(session.process.pid, signal.SIGKILL)
+            how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
+            self._end(session, ERROR_CRASHED, f"the session's process {how}{_while(session)}")
+
+    def _end(self, session: _Session, code: str, reason: str) -> None:
+        log.info("session ended", extra={"fields": {"session": session.token[:8], "code": code, "reason": reason}})
+        for connection in session.connections.values():
+            self._reply(connection.identity, Error(code, reason))
+            del self._connections[connection.identity]
+        del self._sessions[session.token]
+        self.counts.sessions = len(self._sessions)
+        self.counts.ended[code] += 1
+        self._poller.unregister(session.process.sentinel)
+        del self._handlers[session.process.sentinel]
         session.process.kill()
         session.process.join()
+        session.process.close()
+
+
+def _while(session: _Session) -> str:
+    """What a session's process was doing when it ended."""
+    doing = session.note.value.decode(errors="replace")
+    return f" while {doing}" if doing else ""

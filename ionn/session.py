@@ -10,18 +10,20 @@ import numpy as np
 
 from ionn import engine
 from ionn.caffemodel import Floats
-from ionn.client import SILENCE_S, Client, Uploader
+from ionn.client import FAULTS, Client, Patience
 from ionn.engine import StageNet
-from ionn.errors import ProtocolError, ServerError, ServerUnreachableError
+from ionn.errors import ProtocolError
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.pacing import run_paced
 from ionn.partition import Partition
 from ionn.trace import PartitionRecord, QueryRecord, Segment
+from ionn.upload import Upload
 
 # How often a session that waits reports its progress.
 PROGRESS_S = 0.2
-SERVER_FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
+# How long a lost server may stay away before the upload counts as ended.
+GIVE_UP_S = 20.0
 
 
 class LiveSession:
@@ -29,8 +31,11 @@ class LiveSession:
 
     `net` is the client's own copy of the network and `layer_ms` (layers,) the pace of its layers, already dilated, or
     None to run them as fast as this machine does. `stages[i]` are the stages of `partitions[i]`. `inputs` are taken in
-    turn, and every output is compared with `net`'s own forward. Without a `client`, or once its server fails, every
-    stage runs here.
+    turn, and every output is compared with `net`'s own forward.
+
+    Stages run here where there is no `client`, and while its server is lost. A query that the server fails is completed
+    here; its record says so, as those of the queries that follow do until the server is back. `give_up_s` is how long
+    the experiment waits for that.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class LiveSession:
         partitions: Sequence[Partition],
         stages: Sequence[Sequence[int]],
         on_progress: Callable[[LiveSession], None] = lambda session: None,
+        dilation: float = 1.0,
     ) -> None:
         self._network = network
         self._net = net
@@ -55,14 +61,15 @@ class LiveSession:
         self._partitions = partitions
         self._stages = stages
         self._on_progress = on_progress
+        self._dilation = dilation
         self.last_query: QueryRecord | None = None
-        self._uploader: Uploader | None = None
+        self._upload: Upload | None = None
         self._start_s = 0.0
         self._queries = 0
         # What each stage took at each side, for `measured_ms`.
         self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
-        self.fault: Exception | None = None
-        self.silence_s = SILENCE_S
+        self.silence_s = Patience().query_s
+        self.give_up_s = GIVE_UP_S
 
     @property
     def total_bytes(self) -> int:
@@ -71,7 +78,14 @@ class LiveSession:
 
     @property
     def uploaded_bytes(self) -> int:
-        return self._uploader.sent_bytes if self._uploader else 0
+        return self._upload.sent_bytes if self._upload else 0
+
+    @property
+    def fault(self) -> Exception | None:
+        """Why the server is lost, or why it did not take the whole upload."""
+        if self._client is None:
+            return None
+        return self._client.fault or (self._upload.error if self._upload else None)
 
     def now_s(self) -> float:
         return time.monotonic() - self._start_s
@@ -79,49 +93,44 @@ class LiveSession:
     def start_upload(self) -> None:
         self._start_s = time.monotonic()
         if self._client is not None and self._partitions:
-            self._uploader = self._client.start_upload(self._partitions, self.now_s)
+            self._upload = self._client.start_upload(self._partitions, self.now_s)
 
     def wait_for_first_partition(self) -> None:
-        if self._uploader is None:
-            return
-        while not self._uploader.wait_ready(1, timeout_s=PROGRESS_S) and self._uploader.is_alive():
+        """Return when the first partition is ready, or when nobody knows when it will be."""
+        while self._upload is not None and not self._upload.ended and self.fault is None:
+            if self._upload.wait_ready(1, timeout_s=PROGRESS_S):
+                return
             self._on_progress(self)
 
     def uploaded(self) -> bool:
-        """Whether nothing more will arrive: all partitions are usable, or the server is lost."""
-        if self._uploader is None or self._client is None:
+        """Whether nothing more will arrive: all partitions are usable, or the server has been lost for too long."""
+        if self._upload is None or self._client is None or self._upload.ended:
             return True
-        if self._uploader.error is not None:
-            self._server_lost(self._uploader.error)
-            return True
-        return self._uploader.ready == len(self._partitions)
-
-    def _server_lost(self, error: Exception | None) -> None:
-        self.fault = self.fault or error
-        self._client = None
+        return self._client.fault is not None and time.monotonic() - self._client.lost_s > self.give_up_s
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
         index, self._queries = self._queries, self._queries + 1
         which = index % len(self._inputs)
         start_s = self.now_s()
-        segments, outputs, overruns, overrun_ms = self._execute(self._inputs[which])
+        lost = self._client is not None and self._client.fault is not None
+        segments, outputs, overruns, overrun_ms, failed = self._execute(self._inputs[which])
         end_s = self.now_s()
         equal = all(
             np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
             for got, wanted in zip(outputs, self._expected[which], strict=True)
         )
-        fallback = self.fault is not None
         record = QueryRecord(
             index, start_s if raised_s is None else raised_s, start_s, end_s,
-            tuple(segments), overruns, overrun_ms, equal, fallback,
+            tuple(segments), overruns, overrun_ms, equal, lost or failed,
         )  # fmt: skip
         self.last_query = record
         self._on_progress(self)
         return record
 
-    def _execute(self, data: Floats) -> tuple[list[Segment], list[Floats], int, float]:
+    def _execute(self, data: Floats) -> tuple[list[Segment], list[Floats], int, float, bool]:
+        """Segments, outputs, overruns, their ms, and whether the server failed the query."""
         last_stage = len(self._network.stages) - 1
-        ready = self._uploader.ready if self._uploader and self._client else 0
+        ready = self._upload.ready if self._upload else 0
         uploaded = [stage for stages in self._stages[:ready] for stage in stages]
         segments: list[Segment] = []
         overruns, overrun_ms = 0, 0.0
@@ -135,13 +144,12 @@ class LiveSession:
             if first <= last:
                 try:
                     segment, outputs = self._run_there(first, last, outputs[0])
-                except SERVER_FAULTS as error:
-                    self._server_lost(error)
+                except FAULTS:
                     segment, outputs, over, over_ms = self._run_here(first, last_stage, outputs[0])
-                    return [*segments, segment], outputs, overruns + over, overrun_ms + over_ms
+                    return [*segments, segment], outputs, overruns + over, overrun_ms + over_ms, True
                 segments.append(segment)
             position = last + 1
-        return segments, outputs, overruns, overrun_ms
+        return segments, outputs, overruns, overrun_ms, False
 
     def _run_here(self, first: int, last: int, data: Floats) -> tuple[Segment, list[Floats], int, float]:
         began = time.perf_counter()
@@ -159,10 +167,15 @@ class LiveSession:
         return segment, self._net.outputs(last), overruns, overrun_ms
 
     def _run_there(self, first: int, last: int, data: Floats) -> tuple[Segment, list[Floats]]:
-        if self._client is None:
-            raise ServerUnreachableError("the server is lost")
+        assert self._client is not None
         began = time.perf_counter()
-        outputs, result = self._client.run(first, last, data, self.silence_s)
+        graph = self._graph
+        expected_ms = graph.up_ms[first] + graph.server_ms[first : last + 1].sum() + graph.down_ms[last + 1]
+        deadline_s = Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
+        outputs, result = self._client.run(first, last, data, deadline_s)
+        shapes = tuple(output.shape for output in outputs)
+        if shapes != self._network.stages[last].output_shapes or len(result.stage_ms) != last - first + 1:
+            raise ProtocolError(f"{self._client.address}: a result that stages {first}..{last} do not have")
         return self._segment("server", first, last, result.stage_ms, began), outputs
 
     def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
@@ -175,7 +188,7 @@ class LiveSession:
         return {stage: float(np.mean(times)) for stage, times in self._observed[where].items()}
 
     def finish(self) -> list[PartitionRecord]:
-        if self._uploader is None:
+        if self._upload is None:
             return []
         names = [tuple(self._network.stages[stage].name for stage in stages) for stages in self._stages]
-        return self._uploader.records(names)
+        return self._upload.records(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,26 +196,35 @@ def _mean_latency_ms(trace: Trace) -> float:
     return sum(latencies) / len(latencies) if latencies else math.nan
 
 
-def common_times(traces: Sequence[Trace], end_s: float = math.inf) -> Grid:
+def common_times(
+    traces: Sequence[Trace], end_s: float = math.inf, last: Callable[[Iterable[float]], float] = min
+) -> Grid:
     """When a latency changes: (m,) seconds since the upload began, ascending, the last one an end.
 
-    The starts of all queries, within the time in which every trace executes queries and before `end_s`; empty if there
-    is no such time. Between two neighbouring times, `latency_at` of each trace is constant.
+    The starts of all queries, from when every trace executes queries until the first of them (or the `last`: max) ends,
+    and before `end_s`; empty if there is no such time. Between two neighbouring times, `latency_at` of each trace is
+    constant.
     """
     start_s = max(trace.queries[0].start_s for trace in traces)
-    end_s = min(end_s, *(trace.queries[-1].end_s for trace in traces))
+    end_s = min(end_s, last(trace.queries[-1].end_s for trace in traces))
     starts = {query.start_s for trace in traces for query in trace.queries if start_s <= query.start_s < end_s}
     return np.array([*sorted(starts), end_s]) if starts else np.array([])
 
 
 def latency_at(trace: Trace, times_s: Grid) -> Grid:
-    """Latency in ms of the query that is being executed at each of `times_s` (m,), none before the first query."""
+    """Latency in ms of the query that is being executed at each of `times_s` (m,), none before the first query; NaN
+    after the last one."""
     starts = np.array([query.start_s for query in trace.queries])
     latencies = np.array([query.latency_ms for query in trace.queries])
-    return latencies[np.searchsorted(starts, times_s, side="right") - 1]
+    over = np.asarray(times_s) > trace.queries[-1].end_s
+    return np.where(over, math.nan, latencies[np.searchsorted(starts, times_s, side="right") - 1])
 
 
 def mean_latency(traces: Sequence[Trace], times_s: Grid) -> tuple[Grid, Grid]:
-    """Mean and sample standard deviation (0 for one run) over runs of `latency_at`; each (m,), ms."""
+    """Mean and sample standard deviation (0 for one run) of `latency_at`, over the runs that still execute queries at
+    that time; each (m,), ms."""
     runs = np.array([latency_at(trace, times_s) for trace in traces])
-    return runs.mean(axis=0), runs.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(times_s))
+    count = (~np.isnan(runs)).sum(axis=0)
+    mean = np.nansum(runs, axis=0) / count
+    spread = np.sqrt(np.nansum((runs - mean) ** 2, axis=0) / np.maximum(count - 1, 1))
+    return mean, spread

@@ -110,6 +110,12 @@ class Trace:
         """Queries that ended before the whole plan was uploaded (paper, section 4.3)."""
         return sum(q.end_s <= self.upload_s for q in self.queries)
 
+    @property
+    def queries_in_upload(self) -> float:
+        """Like `queries_before_upload`, and the part of the query under way when the upload ended that was over."""
+        parts = ((self.upload_s - q.start_s) / (q.end_s - q.start_s) for q in self.queries if q.end_s > q.start_s)
+        return sum(min(max(part, 0.0), 1.0) for part in parts)
+
     def partitions_per_half(self) -> tuple[int, int]:
         """Partitions whose upload ends in the first and in the second half of the upload time (paper, Fig. 5)."""
         first = sum(p.end_s <= self.upload_s / 2 for p in self.partitions)
@@ -158,6 +164,8 @@ class Trace:
                         if record.pop("schema") != SCHEMA:
                             raise InputError(f"{path}: written by another version of ionn; delete it and run again")
                         info = RunInfo(**record)
+                        if not (info.dilation >= 1 and info.mbps > 0 and isinstance(info.environment, dict)):
+                            raise ValueError("settings that no run has")
                     elif kind == "partition":
                         partitions.append(PartitionRecord(**{**record, "stages": tuple(record["stages"])}))
                     elif kind == "query":
@@ -169,13 +177,14 @@ class Trace:
                     complete = kind == "end"
         except OSError as error:
             raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
         if info is None or not complete:
             raise InputError(f"{path}: an interrupted run; delete it and run again")
-        return cls(info, tuple(partitions), tuple(queries))._undilated()
+        return cls(info, tuple(partitions), tuple(queries)).undilated()
 
-    def _undilated(self) -> Trace:
+    def undilated(self) -> Trace:
+        """The trace with all times divided by its dilation, as `load` returns it: a trace straight from a run."""
         k = self.info.dilation
         if k == 1:
             return self

@@ -28,9 +28,12 @@ class Validation:
 
     @property
     def query_error(self) -> float:
-        """(predicted - measured) / measured queries before the upload ended; NaN if none was measured."""
-        measured = self.measured.queries_before_upload
-        return (self.predicted.queries_before_upload - measured) / measured if measured else math.nan
+        """(predicted - measured) / measured queries, as `Trace.queries_in_upload` counts; NaN if none was measured.
+
+        Whole queries would not do: of ten queries, the last may end just before the upload or just after.
+        """
+        measured = self.measured.queries_in_upload
+        return (self.predicted.queries_in_upload - measured) / measured if measured else math.nan
 
 
 def predict(trace: Trace) -> Trace:

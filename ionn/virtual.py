@@ -110,7 +110,7 @@ class VirtualSession:
         return max(split.client_ms, split.server_ms)
 
     def _factor(self) -> float:
-        return self._random.lognormvariate(-(self._noise**2) / 2, self._noise)
+        return self._random.lognormvariate(-(self._noise**2) / 2, self._noise) if self._noise else 1.0
 
     def finish(self) -> list[PartitionRecord]:
         start_ms = [0.0, *self._end_ms]

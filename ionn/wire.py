@@ -1,39 +1,34 @@
-"""The bytes on the wire: every message between client and server, and the rules of receiving a partition.
+"""The bytes on the wire: every message between client and server. docs/protocol.md shows them in use.
 
 A message is a ZeroMQ multipart: one frame of JSON (`{"type": ..., fields}`), then raw frames where the message carries
 bytes (a chunk's weights, a query's input, a result's outputs). A client holds two connections, so that a query never
 queues behind weights: `control` for queries and `upload` for partitions. Nothing here knows sockets.
 
     control   client: Hello, Query, Ping, Bye              server: Welcome, Result, Pong, Error
-    upload    client: Hello(session), PartitionHeader,     server: Welcome, Ack, Ready, Error
-                      Chunk, PartitionEnd
+    upload    client: Hello, PartitionHeader, Chunk,       server: Welcome, Ack, Ready, Pong, Error
+                      PartitionEnd, Ping
 
-Flow control is by credit: the sender never has more than `WINDOW_BYTES` of unacknowledged weights under way, which
-bounds the memory that a client can occupy at the server and in the sockets.
+Flow control is by credit: the sender never has more than the Welcome's `window_bytes` of unacknowledged weights under
+way, which bounds the memory that a client can occupy at the server and in the sockets.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-
 from ionn.caffemodel import BlobSpan
 from ionn.errors import ProtocolError
 from ionn.partition import PartialNet, StageCut
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
-# 0.4 s of an 80 Mbps link: the upload goes on while Caffe holds the GIL at either end.
-WINDOW_BYTES = 4 * 1024 * 1024
-# The largest control frame: the prototxt of a thousand layers is a tenth of this.
+# The largest JSON frame that is read at all; a server may set a lower limit.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 
 M = TypeVar("M", bound="Message")
@@ -52,7 +47,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Hello(Message):
-    """First on every connection. `session` is empty on the control connection, and its Welcome's on the upload one."""
+    """First on every connection. `session` is empty for a new session (role `control` only), else the Welcome's: on the
+    upload connection, and on both where a client comes back to its session. The role's former connection ends then."""
 
     type: ClassVar[str] = "hello"
     protocol: int
@@ -61,13 +57,26 @@ class Hello(Message):
 
 
 @dataclass(frozen=True)
+class Held:
+    """What the server holds of a partition: its first `received` bytes, and whether queries may use it."""
+
+    partition: int
+    received: int
+    ready: bool
+
+
+@dataclass(frozen=True)
 class Welcome(Message):
-    """The server takes part. `costs` is its cost model (JSON as `costs` saves it), empty if it was never calibrated."""
+    """The session's process answers. `costs` is the server's cost model (JSON as `costs` saves it), empty if it was
+    never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged."""
 
     type: ClassVar[str] = "welcome"
     protocol: int
     session: str
+    chunk_bytes: int
+    window_bytes: int
     costs: dict[str, Any] = field(default_factory=dict)
+    held: tuple[Held, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,12 +162,18 @@ class Error(Message):
 
 @dataclass(frozen=True)
 class Ping(Message):
+    """A heartbeat, which the session's process answers; without a session the server's front answers."""
+
     type: ClassVar[str] = "ping"
 
 
 @dataclass(frozen=True)
 class Pong(Message):
+    """Alive. From the front: how many `sessions` there are, and whether there is `room` for another."""
+
     type: ClassVar[str] = "pong"
+    sessions: int = 0
+    room: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,9 +186,14 @@ class Bye(Message):
 ERROR_PROTOCOL = "protocol"  # the message is not understood or not allowed now
 ERROR_VERSION = "version"  # the peer speaks another protocol version
 ERROR_SESSION = "session"  # no such session, or it has ended
-ERROR_PARTITION = "partition"  # the partition cannot be accepted
+ERROR_CRASHED = "crashed"  # the session's process died, and the session with it
+ERROR_TAKEN = "taken"  # another connection said hello in this one's place
+ERROR_PARTITION = "partition"  # the partition cannot be accepted; sending it again does not help
+ERROR_DAMAGED = "damaged"  # not the bytes that were expected: say hello again, and go on from what the server holds
+ERROR_CREDIT = "credit"  # more is under way than the server granted; the message was dropped
 ERROR_QUERY = "query"  # the query cannot be run
 ERROR_BUSY = "busy"  # the server has no room for another session
+ERROR_STOPPING = "stopping"  # the server stops
 
 _MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
@@ -233,6 +253,17 @@ def _blob_span(value: Any) -> BlobSpan:
     return BlobSpan(_text(span["layer"]), _natural(span["blob"]), _natural(span["offset"]), _natural(span["size"]))
 
 
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is not true or false")
+    return value
+
+
+def _held(value: Any) -> Held:
+    held = _object(value)
+    return Held(_natural(held["partition"]), _natural(held["received"]), _flag(held["ready"]))
+
+
 def _stage_ms(value: Any) -> float:
     if type(value) not in (int, float) or not value >= 0:
         raise ValueError(f"{value!r} is not a time")
@@ -245,6 +276,11 @@ _READERS = {
     "role": _text,
     "session": _text,
     "costs": _object,
+    "chunk_bytes": _natural,
+    "window_bytes": _natural,
+    "held": lambda value: tuple(map(_held, _list(value))),
+    "sessions": _natural,
+    "room": _flag,
     "partition": _id,
     "query": _id,
     "nets": lambda value: tuple(map(_net, _list(value))),
@@ -292,58 +328,3 @@ def make_chunk(partition: int, offset: int, parts: Sequence[memoryview]) -> Chun
     for part in parts:
         crc = zlib.crc32(part, crc)
     return Chunk(partition, offset, crc, tuple(parts))
-
-
-class PartitionReceiver:
-    """Takes the chunks of one partition in order and puts the floats where they belong.
-
-    `targets` holds, for each of the header's blobs, the writable bytes of that blob in its net. Every method raises
-    ProtocolError for what the protocol does not allow and leaves the receiver as it was.
-    """
-
-    def __init__(self, header: PartitionHeader, targets: Sequence[memoryview]) -> None:
-        end = 0
-        for span, target in zip(header.blobs, targets, strict=True):
-            if span.offset < end or span.offset + span.size > header.size:
-                raise ProtocolError(f"blob {span.blob} of layer '{span.layer}' lies outside the partition")
-            if span.size != len(target):
-                raise ProtocolError(f"blob {span.blob} of layer '{span.layer}' has the wrong size")
-            end = span.offset + span.size
-        self._spans = header.blobs
-        self._targets = targets
-        self._next = 0
-        self._digest = hashlib.sha256()
-        self._size = header.size
-        self.received = 0
-
-    def take(self, chunk: Chunk) -> None:
-        """Copy the floats of the next chunk into place."""
-        size = sum(len(part) for part in chunk.payload)
-        if chunk.offset != self.received or not 0 < size <= self._size - self.received:
-            raise ProtocolError(f"chunk at byte {chunk.offset} (+{size}) where byte {self.received} is expected")
-        if make_chunk(chunk.partition, chunk.offset, chunk.payload).crc32 != chunk.crc32:
-            raise ProtocolError(f"chunk at byte {chunk.offset} is damaged")
-        for part in chunk.payload:
-            self._digest.update(part)
-            self._copy(part)
-            self.received += len(part)
-
-    def _copy(self, part: memoryview) -> None:
-        begin, end = self.received, self.received + len(part)
-        source = np.frombuffer(part, np.uint8)
-        while self._next < len(self._spans):
-            span = self._spans[self._next]
-            low, high = max(begin, span.offset), min(end, span.offset + span.size)
-            if low < high:
-                target = np.frombuffer(self._targets[self._next], np.uint8)
-                target[low - span.offset : high - span.offset] = source[low - begin : high - begin]
-            if end < span.offset + span.size:
-                return
-            self._next += 1
-
-    def finish(self, end: PartitionEnd) -> None:
-        """Check that everything arrived and is what was sent."""
-        if self.received != self._size:
-            raise ProtocolError(f"the partition ends at byte {self.received} of {self._size}")
-        if self._digest.hexdigest() != end.sha256:
-            raise ProtocolError("the partition's digest is wrong")

@@ -1,140 +1,206 @@
 """One client's session at the server: the partial nets it uploaded, and the queries that run on them.
 
-Each session lives in a process of its own, because a net that Caffe rejects aborts the whole process. `SessionState`
-is the session without sockets; `run` connects it to the server's front process.
+Each session lives in a process of its own: a net that Caffe rejects after all aborts the process, and memory is limited
+per process. `SessionState` is the session without sockets; `run` connects it to the server's front process.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
+import resource
 import signal
-from collections.abc import Iterator
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zmq
-from google.protobuf import text_format
 
 from ionn.caffemodel import Floats
+from ionn.check import Usage, check_partition
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
-from ionn.network import Network
+from ionn.limits import Limits
+from ionn.receiver import PartitionReceiver
 from ionn.wire import (
+    ERROR_DAMAGED,
     ERROR_PARTITION,
     ERROR_PROTOCOL,
     ERROR_QUERY,
+    PROTOCOL,
     Ack,
     Bye,
     Chunk,
     Error,
+    Held,
+    Hello,
     Message,
     PartitionEnd,
     PartitionHeader,
-    PartitionReceiver,
     Ping,
     Pong,
     Query,
     Ready,
     Result,
+    Welcome,
     decode,
 )
 
 # What a worker says to the front process instead of a client's identity.
 TO_FRONT = b""
 UP = b"up"
+# How many bytes a worker uses to tell the front how large the message was that it answers.
+SIZE_BYTES = 8
 
 # How often a worker looks whether its server is still there.
 _ORPHAN_CHECK_MS = 1000
 
 
+class _Arriving:
+    """A partition whose weights are on their way into its nets."""
+
+    def __init__(self, header: PartitionHeader, limits: Limits, used: Usage) -> None:
+        checked = check_partition(header, limits, used)
+        self.layers = checked.layers
+        self.usage = checked.usage
+        self.nets = [StageNet(net) for net in checked.nets]
+        targets = {key: data for net in self.nets for key, data in net.blob_bytes().items()}
+        self.receiver = PartitionReceiver(header, [targets[span.layer, span.blob] for span in header.blobs])
+
+
 class SessionState:
-    """Handles a client's messages one by one; a message that fails leaves the session as it was."""
+    """Answers a client's messages one by one; a message that fails leaves the session as it was.
 
-    def __init__(self) -> None:
+    `note` is told what goes on, in words, before anything that may end the process.
+    """
+
+    def __init__(self, token: str, costs: dict[str, Any], limits: Limits, note: Callable[[str], None]) -> None:
+        self._limits = limits
+        self._note = note
+        chunk_bytes, window_bytes = int(limits.chunk_kb * 1e3), int(limits.window_kb * 1e3)
+        self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs)
+        self._held: dict[int, Held] = {}
+        self._arriving: dict[int, _Arriving] = {}
         self._owner: dict[int, StageNet] = {}
-        self._arriving: dict[int, tuple[PartitionReceiver, list[StageNet]]] = {}
+        self._layers: dict[int, str] = {}
+        self._usage: dict[int, Usage] = {}  # of every partition, arriving or held
+        self._cold: deque[tuple[StageNet, int]] = deque()
 
-    def handle(self, message: Message) -> Iterator[Message]:
-        """The replies to a message."""
+    def handle(self, message: Message) -> Message:
+        """The reply to a message."""
         match message:
-            case PartitionHeader():
-                yield from self._guarded(message.partition, self._begin, message)
-            case Chunk():
-                yield from self._guarded(message.partition, self._take, message)
-            case PartitionEnd():
-                yield from self._guarded(message.partition, self._finish, message)
+            case Hello():
+                arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())
+                return replace(self._welcome, held=(*self._held.values(), *arriving))
+            case PartitionHeader() | Chunk() | PartitionEnd():
+                return self._handle_partition(message)
             case Query():
-                try:
-                    yield self._run(message)
-                except ProtocolError as error:
-                    yield Error(ERROR_QUERY, str(error), query=message.query)
+                return self._handle_query(message)
             case Ping():
-                yield Pong()
-            case _:
-                yield Error(ERROR_PROTOCOL, f"'{message.type}' is not for a session")
+                return Pong()
+        return Error(ERROR_PROTOCOL, f"'{message.type}' is not for a session")
 
-    def _guarded(self, partition: int, step: Any, message: Message) -> Iterator[Message]:
+    def _handle_partition(self, message: PartitionHeader | Chunk | PartitionEnd) -> Message:
+        index = message.partition
         try:
-            yield step(message)
-        except (ProtocolError, InputError) as error:
-            self._arriving.pop(partition, None)
-            yield Error(ERROR_PARTITION, str(error), partition=partition)
+            match message:
+                case PartitionHeader():
+                    return self._begin(message)
+                case Chunk():
+                    return self._take(message)
+                case PartitionEnd():
+                    return self._finish(message)
+        except ProtocolError as error:
+            return Error(ERROR_DAMAGED, str(error), partition=index)
+        except InputError as error:
+            self._drop(index)
+            return Error(ERROR_PARTITION, str(error), partition=index)
+        except MemoryError:
+            self._drop(index)
+            return Error(ERROR_PARTITION, f"no memory for partition {index}", partition=index)
+
+    def _drop(self, index: int) -> None:
+        dropped = self._arriving.pop(index, None)
+        if dropped is not None:
+            del self._usage[index]
+            self._cold = deque((net, stage) for net, stage in self._cold if net not in dropped.nets)
 
     def _begin(self, header: PartitionHeader) -> Message:
-        if header.partition in self._arriving:
-            raise ProtocolError(f"partition {header.partition} is arriving already")
-        nets: list[StageNet] = []
-        for partial in header.nets:
-            taken = [stage.index for stage in partial.stages if stage.index in self._owner]
-            if taken:
-                raise ProtocolError(f"stage {taken[0]} was uploaded before")
-            # Our own reading of the net comes first: what it refuses would abort Caffe and this process.
-            checked = Network.from_text(partial.prototxt, f"partition {header.partition}")
-            names = {layer.name for layer in checked.layers}
-            blobs = {top for layer in checked.layers for top in layer.tops}
-            for stage in partial.stages:
-                if stage.last_layer not in names or not stage.outputs or not blobs.issuperset(stage.outputs):
-                    raise ProtocolError(f"stage {stage.index} is not in its net")
-            if checked.input != partial.input:
-                raise ProtocolError(f"the net's input is '{checked.input}', not '{partial.input}'")
-            # And Caffe is given what was read, not the text: that may say more than was checked.
-            prototxt = text_format.MessageToString(checked.param)
-            nets.append(StageNet(dataclasses.replace(partial, prototxt=prototxt)))
-        blobs_bytes = {key: data for net in nets for key, data in net.blob_bytes().items()}
-        sent = [(span.layer, span.blob) for span in header.blobs]
-        if len(sent) != len(blobs_bytes) or set(sent) != set(blobs_bytes):
-            odd = next(iter(set(sent) ^ set(blobs_bytes)), sent[0] if sent else ("", 0))
-            raise ProtocolError(f"blob {odd[1]} of layer '{odd[0]}' is sent and needed not once each")
-        targets = [blobs_bytes[key] for key in sent]
-        self._arriving[header.partition] = (PartitionReceiver(header, targets), nets)
-        return Ack(header.partition, 0)
+        index = header.partition
+        if index in self._arriving or index in self._held:
+            raise ProtocolError(f"partition {index} was announced before")
+        busy = {stage for part in self._arriving.values() for stage in part.layers}
+        for stage in (stage.index for net in header.nets for stage in net.stages):
+            if stage in self._owner or stage in busy:
+                raise ProtocolError(f"stage {stage} was uploaded before")
+        self._note(f"building partition {index}")
+        arriving = _Arriving(header, self._limits, sum(self._usage.values(), Usage()))
+        self._arriving[index] = arriving
+        self._usage[index] = arriving.usage
+        self._cold.extend((net, stage) for net in arriving.nets for stage in range(net.first, net.last + 1))
+        self._note_idle()
+        return Ack(index, 0)
 
-    def _receiver(self, partition: int) -> tuple[PartitionReceiver, list[StageNet]]:
-        if partition not in self._arriving:
-            raise ProtocolError(f"partition {partition} is not arriving")
-        return self._arriving[partition]
+    def warm_up(self) -> bool:
+        """Run a stage that has not run yet, on whatever its blobs hold; whether there was one.
+
+        Caffe maps memory when it is first used, which costs about as much as the layers do. In a moment without
+        messages, mostly while weights arrive, that costs nothing; the first query would wait for it.
+        """
+        if not self._cold:
+            return False
+        net, stage = self._cold.popleft()
+        net.run(stage, stage)
+        return True
+
+    def _part(self, index: int) -> _Arriving:
+        if index not in self._arriving:
+            raise ProtocolError(f"partition {index} is not arriving")
+        return self._arriving[index]
 
     def _take(self, chunk: Chunk) -> Message:
-        receiver, _ = self._receiver(chunk.partition)
+        receiver = self._part(chunk.partition).receiver
+        if sum(map(len, chunk.payload)) > self._welcome.chunk_bytes:
+            raise ProtocolError(f"a chunk of more than {self._welcome.chunk_bytes} bytes")
         receiver.take(chunk)
         return Ack(chunk.partition, receiver.received)
 
     def _finish(self, end: PartitionEnd) -> Message:
-        receiver, nets = self._receiver(end.partition)
-        receiver.finish(end)
-        del self._arriving[end.partition]
-        for net in nets:
-            for stage in range(net.first, net.last + 1):
-                self._owner[stage] = net
-        return Ready(end.partition)
+        index = end.partition
+        part = self._part(index)
+        try:
+            part.receiver.finish(end)
+        except ProtocolError:
+            if part.receiver.complete:
+                self._drop(index)
+            raise
+        del self._arriving[index]
+        self._held[index] = Held(index, part.receiver.received, True)
+        for net in part.nets:
+            self._owner.update(dict.fromkeys(range(net.first, net.last + 1), net))
+        self._layers.update(part.layers)
+        self._note_idle()
+        return Ready(index)
+
+    def _handle_query(self, query: Query) -> Message:
+        try:
+            return self._run(query)
+        except ProtocolError as error:
+            return Error(ERROR_QUERY, str(error), query=query.query)
+        except MemoryError:
+            return Error(ERROR_QUERY, "no memory for the query", query=query.query)
+        finally:
+            self._note_idle()
 
     def _run(self, query: Query) -> Result:
         if query.last < query.first:
             raise ProtocolError(f"stages {query.first}..{query.last} are not a run")
-        missing = [stage for stage in range(query.first, query.last + 1) if stage not in self._owner]
-        if missing:
-            raise ProtocolError(f"stage {missing[0]} is not uploaded")
+        missing = next((at for at in range(query.first, query.last + 1) if at not in self._owner), None)
+        if missing is not None:
+            raise ProtocolError(f"stage {missing} is not uploaded")
         if len(query.payload) != 1:
             raise ProtocolError(f"a query has one payload frame, not {len(query.payload)}")
         shape = self._owner[query.first].input_shape(query.first)
@@ -147,29 +213,64 @@ class SessionState:
         stage = query.first
         while stage <= query.last:
             net = self._owner[stage]
-            last = min(query.last, net.last)
             net.put(stage, outputs[0])
-            stage_ms += net.run(stage, last)
+            last = min(query.last, net.last)
+            for each in range(stage, last + 1):
+                self._note(f"running a query, {self._layers[each]}")
+                stage_ms += net.run(each, each)
             outputs = net.outputs(last)
             stage = last + 1
         # Copies: the socket sends later, and the next query overwrites the net's blobs.
         payload = tuple(np.array(output, "<f4", order="C") for output in outputs)
         return Result(query.query, tuple(p.shape for p in payload), stage_ms, payload)
 
+    def _note_idle(self) -> None:
+        waiting = ", ".join(
+            f"receiving partition {index} ({'; '.join(part.layers.values())})" for index, part in self._arriving.items()
+        )
+        self._note(waiting)
 
-def run(endpoint: str, name: bytes) -> None:
-    """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process; the server ends us
+
+def _restrain(limits: Limits) -> None:
+    """Have the system hold this process to its limits, and leave it to the server to end it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
+        signal.signal(number, signal.SIG_IGN)
+    used_pages = int(Path("/proc/self/statm").read_text().split()[5])
+    most = used_pages * resource.getpagesize() + int(limits.memory_mb * 1e6)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    # A core file of a dying session would delay the news of its death.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def endpoint(folder: str) -> str:
+    """Where the front process of the server with this folder speaks to its workers."""
+    return f"ipc://{folder}/workers"
+
+
+def run(folder: str, token: str, costs: dict[str, Any], limits: Limits, note: Any) -> None:
+    """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
+
+    `folder` is the server's; `note.value` are bytes shared with the front process, which reads there what the worker
+    was doing when it died.
+    """
+    _restrain(limits)
+    tempfile.tempdir = folder
     server = multiprocessing.parent_process()  # not our parent in the system's sense: that is the fork server
     assert server is not None
+
+    def tell(text: str) -> None:
+        note.value = text.encode()[: len(note) - 1]
+
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.identity = name
+    socket.identity = token.encode()
     socket.linger = 0
-    socket.connect(endpoint)
+    socket.connect(endpoint(folder))
     socket.send_multipart([TO_FRONT, UP])
-    state = SessionState()
+    state = SessionState(token, costs, limits, tell)
     while True:
+        if not socket.poll(0) and state.warm_up():
+            continue
         if not socket.poll(_ORPHAN_CHECK_MS):
             if not server.is_alive():
                 break
@@ -178,10 +279,11 @@ def run(endpoint: str, name: bytes) -> None:
         try:
             message = decode(frames)
         except ProtocolError as error:
-            socket.send_multipart([identity, *Error(ERROR_PROTOCOL, str(error)).frames()])
-            continue
-        if isinstance(message, Bye):
-            break
-        for reply in state.handle(message):
-            socket.send_multipart([identity, *reply.frames()], copy=False)
+            reply: Message = Error(ERROR_PROTOCOL, str(error))
+        else:
+            if isinstance(message, Bye):
+                break
+            reply = state.handle(message)
+        size = sum(map(len, frames)).to_bytes(SIZE_BYTES)
+        socket.send_multipart([identity, size, *reply.frames()], copy=False)
     context.destroy(linger=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,14 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ionn import engine
 from ionn.network import Network
 
 # A busy machine is slow at times; that says nothing about the code.
 settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ionn")
 
-os.environ.setdefault("GLOG_minloglevel", "2")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Some tests load Caffe by themselves, and its results are compared bit for bit with those of other processes.
+engine.set_environment()
 
 TINY = """
 name: "tiny"

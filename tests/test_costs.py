@@ -95,7 +95,7 @@ def test_only_the_operands_of_large_products_are_packed() -> None:
     assert alexnet["conv2"]["packed_bytes"] == alexnet["conv2"]["column_bytes"] == 4 * (5 * 5 * 96) * 27 * 27
     fc6 = 4 * 4096 * (9216 + 1)
     assert (alexnet["fc6"]["packed_bytes"], alexnet["fc6"]["page_rows_bytes"]) == (fc6, fc6)
-    assert (alexnet["fc6"]["uncached_bytes"], alexnet["fc8"]["uncached_bytes"]) == (fc6 - 2**25, 0)
+    assert (alexnet["fc6"]["extra_rows_bytes"], alexnet["fc8"]["extra_rows_bytes"]) == (4 * 2048 * 9216, 0)
     # A depthwise convolution is many small products.
     assert (mobilenet["conv2_1/dw"]["packed_bytes"], mobilenet["conv2_1/sep"]["packed_bytes"]) == (0, 4 * 32 * 112**2)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import operator
+import tracemalloc
 from collections.abc import Sequence
 from itertools import accumulate, permutations
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph, runs_of
 from ionn.planners import PLANNERS, get_planner
-from ionn.planners.efficiency import Candidates
+from ionn.planners.efficiency import Candidate, Candidates
 from ionn.planners.optimal import MOST_STAGES, area, least_area
 from ionn.slicing import TILE, Piece, Slice
 
@@ -79,7 +80,7 @@ def test_worked_example_efficiencies():
     candidates.upload(A, A)
     assert candidates.best(C, D) == (-16 / 24, C, D)
     assert candidates.best(D, D) == (1, D, D)
-    assert candidates.best_part(C, D) == (-8 / 16, C, C)
+    assert candidates.smallest_part(Candidate(-16 / 24, C, D)) == (-8 / 16, C, C)
     candidates.upload(C, C)
     assert candidates.best(D, D) == (-1, D, D)
 
@@ -100,11 +101,127 @@ EQUAL_SIDES = chain(
 )
 
 
+# Looking for the first part of A..H to upload, the planner weighs runs from D on in a part that ends before H. What it
+# learns there must not keep it from choosing longer ones later. Mirrored, the same goes for runs up to E.
+LOOKS_INSIDE = chain(
+    client=[1, 0, 6, 5, 0, 4, 3, 1],
+    server=[0, 0, 0, 0, 0, 0, 0, 0],
+    upload=[1, 4, 0, 0, 10, 0, 4, 1],
+    up=[0, 0, 12, 5, 0, 7, 0, 0, 0],
+    down=[0, 0, 0, 5, 10, 9, 2, 0, 0],
+)
+MIRRORED = chain(
+    client=[1, 3, 4, 0, 5, 6, 0, 1],
+    server=[0, 0, 0, 0, 0, 0, 0, 0],
+    upload=[1, 4, 0, 10, 0, 0, 4, 1],
+    up=[0, 0, 2, 9, 10, 5, 0, 0, 0],
+    down=[0, 0, 0, 7, 0, 5, 12, 0, 0],
+)
+
+
 @given(chains(7, SMALL_INTEGERS) | chains(7, DECIMALS), st.booleans())
 @example(EQUAL_SIDES, True)
+@example(LOOKS_INSIDE, True)
+@example(MIRRORED, True)
 def test_efficiency_plans_equal_the_definition(graph, recursive):
     planner = PLANNERS["recursive-efficiency" if recursive else "efficiency"]
     assert planner(graph) == plan_by_definition(graph, recursive)
+
+
+def weigh_all(graph: ExecutionGraph, uploaded: set[int], first: int, last: int) -> np.ndarray:
+    """[a, b] is the efficiency of the run first+a .. first+b, none of which is uploaded; -inf where b < a."""
+    stages, after = slice(first, last + 1), slice(first + 1, last + 2)
+    client_ms, server_ms, upload_ms = (
+        np.subtract.outer(sums[after], sums[stages]).T
+        for sums in (np.cumsum([0, *ms]) for ms in (graph.client_ms, graph.server_ms, graph.upload_ms))
+    )
+    before_ms, after_ms = -graph.up_ms[stages], -graph.down_ms[after]
+    if first - 1 in uploaded:
+        before_ms[0] = graph.down_ms[first]
+    if last + 1 in uploaded:
+        after_ms[-1] = graph.up_ms[last + 1]
+    gain_ms = client_ms - server_ms + before_ms[:, None] + after_ms
+    with np.errstate(divide="ignore", invalid="ignore"):
+        efficiencies = np.where((gain_ms == 0) & (upload_ms == 0), 0, gain_ms / upload_ms)
+    return np.where(np.tri(len(gain_ms), k=-1, dtype=bool), -np.inf, efficiencies)
+
+
+def exhaustive_plan(graph: ExecutionGraph, recursive: bool) -> list[list[int]]:
+    """Algorithm 1 with every candidate weighed before every choice."""
+    optimal = graph.shortest_path(np.zeros(len(graph.stages)))
+    plan = [sorted(initial)] if (initial := graph.shortest_path(graph.upload_ms)) else []
+    uploaded = set(initial)
+
+    def best(first: int, last: int, efficiencies: np.ndarray) -> tuple[float, int, int]:
+        a, b = divmod(int(efficiencies.argmax()), len(efficiencies))
+        return -efficiencies[a, b], first + a, first + b
+
+    while missing := optimal - uploaded:
+        _, first, last = min(best(*gap, weigh_all(graph, uploaded, *gap)) for gap in runs_of(missing))
+        while recursive:
+            efficiencies = weigh_all(graph, uploaded, first, last)
+            efficiencies[0, -1] = -np.inf
+            if efficiencies.max() <= 0:
+                break
+            _, first, last = best(first, last, efficiencies)
+        plan.append(list(range(first, last + 1)))
+        uploaded.update(plan[-1])
+    return plan
+
+
+def long_chain(seed: int, n: int) -> ExecutionGraph:
+    """Costs that are random, heavy-tailed, equal, or rise or fall along the chain; many are small whole numbers."""
+    random = np.random.default_rng(seed)
+    whole = random.random() < 0.6
+
+    def times(size: int, *scales: float) -> np.ndarray:
+        along, power = np.linspace(0, 1, size), random.choice([0.5, 1, 2])
+        spread = random.choice([random.uniform(0, 1, size), random.lognormal(0, 2, size), np.ones(size)])
+        shapes = (spread, along**power, 1 - along**power)
+        noise = 1 + random.choice([0, 1e-6, 1e-3, 0.1]) * random.uniform(-1, 1, size)
+        present = random.random(size) < random.choice([0.5, 1, 1, 1])
+        ms = random.choice(scales) * random.choice(shapes) * noise * present
+        return np.rint(ms) if whole else ms
+
+    up = times(n + 1, 0, 1, 2, 5, 20, n) + random.choice([0, 0, 20])
+    down = up if random.random() < 0.7 else times(n + 1, 0, 1, 5, 20, n)
+    client = times(n, 2, 5, 10) + random.choice([0, 1, 10])
+    return chain(client, times(n, 0, 1, 5), times(n, 3, 10, 100, 1e4), up, down)
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
+def test_efficiency_plans_equal_the_exhaustive_ones(seed, n, recursive):
+    graph = long_chain(seed, n)
+    planner = PLANNERS["recursive-efficiency" if recursive else "efficiency"]
+    assert planner(graph) == exhaustive_plan(graph, recursive)
+
+
+@pytest.mark.parametrize("falling", [True, False])
+def test_algorithm_1_is_not_followed_stage_by_stage(falling, monkeypatch):
+    """Before each of n uploads, it removes all stages but one from its candidate, one after another."""
+    n = 200
+    transfer = np.rint(n * n - np.arange(n + 1) ** 2)
+    graph = chain(np.full(n, 10 * n), np.ones(n), np.full(n, 10_000), transfer if falling else transfer[::-1])
+    weighed = []
+    efficiencies = Candidates._efficiencies
+    monkeypatch.setattr(Candidates, "_efficiencies", lambda *runs: weighed.append(runs) or efficiencies(*runs))
+    assert len(PLANNERS["recursive-efficiency"](graph)) == n
+    assert len(weighed) < 15 * n
+
+
+@pytest.mark.parametrize("algorithm", ["efficiency", "recursive-efficiency"])
+def test_planning_keeps_no_table_of_all_candidates(algorithm):
+    n = 1000
+    graph = chain(np.arange(n) % 7 + 9, np.ones(n), np.full(n, 1000), np.linspace(500, 1, n + 1))
+    tracemalloc.start()
+    try:
+        plan = PLANNERS[algorithm](graph)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, plan)) == n
+    assert peak_bytes < 8 * n * n / 8
 
 
 @given(chains(7, SMALL_INTEGERS) | chains(7, DECIMALS))
@@ -173,9 +290,10 @@ def test_stages_without_upload_overhead_come_at_once():
     graph = chain([9, 9, 9], [1, 1, 1], [40, 0, 40], [2, 20, 2, 2])
     # B alone would pay 20 + 2 to save 8; next to A it saves a transfer as well
     assert PLANNERS["efficiency"](graph) == [[0, 1], [2]]
-    assert Candidates(graph, [0]).best(1, 1) == (-math.inf, 1, 1)
-    assert Candidates(graph, []).best(1, 1) == (math.inf, 1, 1)
-    assert Candidates(chain([7], [4], [0], [1, 2]), []).best(0, 0) == (0, 0, 0)
+    with np.errstate(over="ignore"):
+        assert Candidates(graph, [0]).best(1, 1) == (-math.inf, 1, 1)
+        assert Candidates(graph, []).best(1, 1) == (math.inf, 1, 1)
+        assert Candidates(chain([7], [4], [0], [1, 2]), []).best(0, 0) == (0, 0, 0)
 
 
 def test_ties_go_to_the_earlier_then_to_the_shorter():

@@ -166,7 +166,8 @@ def test_prediction_errors():
     checked = validate(live)
     assert checked.latency_error == pytest.approx(0.1)
     assert live.queries_before_upload == 24
-    assert checked.query_error == pytest.approx((21 - 24) / 24)
+    assert checked.predicted.queries_before_upload == 21
+    assert checked.query_error == pytest.approx(125.0 / 137.5 - 1)
 
 
 def test_a_live_trace_without_its_costs_is_named():

@@ -14,13 +14,14 @@ from ionn.caffemodel import BlobSpan
 from ionn.errors import ProtocolError
 from ionn.network import Network
 from ionn.partition import PartialNet, StageCut, extract
-from ionn.wire import Chunk, PartitionEnd, PartitionHeader, PartitionReceiver, decode, make_chunk
+from ionn.receiver import PartitionReceiver
+from ionn.wire import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
 
 NET = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)), StageCut(4, "prob", ("a", "b"))))
 MESSAGES = [
     wire.Hello(1, "control"),
     wire.Hello(1, "upload", "token"),
-    wire.Welcome(1, "token", {"kind": "cost-model"}),
+    wire.Welcome(1, "token", 1000, 2000, {"kind": "cost-model"}, (wire.Held(0, 7, True),)),
     PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
     Chunk(2, 1000, 77, (b"abc", b"d")),
     PartitionEnd(2, "ff"),

@@ -1,0 +1,175 @@
+"""Keys: who may connect to a server, and that nobody else reads or changes what they say (CurveZMQ).
+
+A key is 40 characters (Z85). `ionn keygen NAME` writes NAME.secret, which stays where it is, and NAME.public. A server
+has its own secret key and the public keys of the clients that it allows; a client has its own and the server's public.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket as sockets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+
+from ionn.errors import InputError
+from ionn.link import parse_address
+
+# The first bytes of every ZMTP 3 connection, and how many follow them; then the mechanism's name is known.
+_SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+_GREETING_BYTES = 64
+
+
+@dataclass(frozen=True)
+class ClientKeys:
+    """A client's own secret key and the public key of the server it trusts."""
+
+    secret: str = field(repr=False)
+    server_public: str
+
+    def apply(self, socket: zmq.Socket[Any]) -> None:
+        """Encrypt a socket's connections; before it connects."""
+        socket.curve_secretkey = self.secret.encode()
+        socket.curve_publickey = zmq.curve_public(self.secret.encode())
+        socket.curve_serverkey = self.server_public.encode()
+
+
+@dataclass(frozen=True)
+class ServerKeys:
+    """A server's own secret key and the public keys of the clients it allows."""
+
+    secret: str = field(repr=False)
+    allowed: frozenset[str]
+
+    def apply(self, socket: zmq.Socket[Any]) -> None:
+        """Encrypt a socket's connections and take them from allowed clients only; before it binds."""
+        socket.curve_server = True
+        socket.curve_secretkey = self.secret.encode()
+        socket.zap_domain = b"ionn"
+
+
+class Doorkeeper:
+    """Answers ZeroMQ's question whether a client may connect (ZAP, RFC 27). Call `answer` when `socket` is readable."""
+
+    def __init__(self, context: zmq.Context[Any], keys: ServerKeys, refused: Callable[[str], None]) -> None:
+        self._allowed = keys.allowed
+        self._refused = refused
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.bind("inproc://zeromq.zap.01")
+
+    def answer(self) -> None:
+        asker, empty, version, request, _, address, _, _, *credentials = self.socket.recv_multipart()
+        key = z85.encode(credentials[0]).decode() if credentials else ""
+        if key in self._allowed:
+            verdict = [b"200", b"OK", key.encode(), b""]
+        else:
+            verdict = [b"400", b"this key is not allowed", b"", b""]
+            self._refused(f"{key} at {address.decode(errors='replace')}")
+        self.socket.send_multipart([asker, empty, version, request, *verdict])
+
+
+def user_of(frame: zmq.Frame) -> str:
+    """The public key of the client that sent a frame; empty where there are no keys."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach tcp://HOST:PORT. Raises InputError for an unknown host."""
+    host, port = parse_address(address, listen=True)
+    try:
+        found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{address}: unknown host; check its name") from error
+    return all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for *_, where in found)
+
+
+def make_keys(name: Path) -> tuple[Path, Path]:
+    """Write a new pair NAME.secret (for its owner's eyes only) and NAME.public. Raises InputError if one exists."""
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    paths = name.with_name(f"{name.name}.secret"), name.with_name(f"{name.name}.public")
+    for path, key, mode in ((paths[0], secret, 0o600), (paths[1], public, 0o644)):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        except FileExistsError:
+            raise InputError(f"{path}: exists already, and is not overwritten; choose another name") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot write the key: {error.strerror}") from error
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{key}\n")
+    return paths
+
+
+def read_key(path: Path) -> str:
+    """The key in a file of `make_keys`. Raises InputError."""
+    keys = list(read_keys(path))
+    if len(keys) != 1:
+        raise InputError(f"{path}: {len(keys)} keys where one is wanted; give a file of 'ionn keygen'")
+    return keys[0]
+
+
+def read_keys(path: Path) -> frozenset[str]:
+    """The keys in a file: one at the beginning of each line; what follows it, and lines that begin with '# ', are for
+    people. Raises InputError."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InputError(f"{path}: cannot read keys: {reason}; 'ionn keygen NAME' makes them") from error
+    keys = set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("# "):
+            continue
+        key = line.split()[0]
+        try:
+            valid = len(key) == 40 and len(z85.decode(key.encode())) == 32
+        except (ValueError, KeyError):
+            valid = False
+        if not valid:
+            raise InputError(f"{path}:{number}: not a key; 'ionn keygen NAME' makes keys")
+        keys.add(key)
+    return frozenset(keys)
+
+
+def client_keys(key: Path | None, server_key: Path | None) -> ClientKeys | None:
+    """A client's keys from its two files, none if neither is given. Raises InputError."""
+    if key is None and server_key is None:
+        return None
+    if key is None or server_key is None:
+        raise InputError("give both --key, the client's secret key, and --server-key, the server's public key")
+    return ClientKeys(read_key(key), read_key(server_key))
+
+
+def server_keys(key: Path | None, allow: Path | None) -> ServerKeys | None:
+    """A server's keys from its two files, none if neither is given. Raises InputError."""
+    if key is None and allow is None:
+        return None
+    if key is None or allow is None:
+        raise InputError("give both --key, the server's secret key, and --allow, the public keys of its clients")
+    return ServerKeys(read_key(key), read_keys(allow))
+
+
+def mechanism_of(address: str, timeout_s: float = 2.0) -> str:
+    """ "CURVE" if a live server at tcp://HOST:PORT has keys, "NULL" if it has none, empty if there is none.
+
+    ZeroMQ itself does not tell a wrong key from a dead server, because a server closes the connection of a client that
+    it does not understand without a word.
+    """
+    for mechanism in ("CURVE", "NULL"):
+        greeting = b""
+        with contextlib.suppress(OSError), sockets.create_connection(parse_address(address), timeout_s) as connection:
+            connection.sendall((_SIGNATURE + b"\x03\x00" + mechanism.encode()).ljust(_GREETING_BYTES, b"\0"))
+            while len(greeting) < _GREETING_BYTES and (data := connection.recv(_GREETING_BYTES - len(greeting))):
+                greeting += data
+        if greeting[12:32].rstrip(b"\0").decode(errors="replace") == mechanism:
+            return mechanism
+    return ""

@@ -1,0 +1,48 @@
+"""What a client may have the server do: every limit, its default and the reason for it.
+
+Each is an option of `ionn serve`, which shows the reasons. MB and kB are 10^6 and 10^3 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ionn.errors import InputError
+
+
+def _limit(default: Any, reason: str) -> Any:
+    return field(default=default, metadata={"reason": reason})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Raises InputError for a limit that is not a number above 0."""
+
+    sessions: int = _limit(16, "Clients at once: each has a process, and memory of its own.")
+    idle_s: float = _limit(60.0, "A client that is silent this long is gone; until then it may come back and go on.")
+    stall_s: float = _limit(30.0, "A session that works on one message this long is ended: queries take milliseconds.")
+    stop_s: float = _limit(5.0, "What runs when the server is told to stop gets this long to finish.")
+    layers: int = _limit(
+        2000, "Layers of a session's nets, four times ResNet-152's: each costs time to check and build."
+    )
+    batch: int = _limit(32, "First dimension of a net's input: it multiplies time and memory of every layer.")
+    blob_mb: float = _limit(32.0, "One blob, thus one input or output: five times the largest of the paper's models.")
+    weights_mb: float = _limit(1000.0, "Weights of a session: VGG-19 has 575 MB.")
+    memory_mb: float = _limit(2000.0, "All that a session allocates; its process cannot have more.")
+    chunk_kb: float = _limit(1000.0, "One chunk of weights: a query waits behind it.")
+    window_kb: float = _limit(4000.0, "Weights under way to a session: half a second of an 80 Mbps link.")
+    header_kb: float = _limit(1000.0, "The description of a partition: the prototxt of a thousand layers is 300 kB.")
+    frames: int = _limit(2000, "Frames of a message: a chunk of small blobs is many pieces.")
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{option(limit.name)} {value:g}: give a number above 0")
+
+
+def option(name: str) -> str:
+    """The option of `ionn serve` that sets a limit."""
+    return "--" + name.replace("_", "-")
