@@ -32,7 +32,7 @@ from ionn.virtual import run_virtual
 Times = NDArray[np.float64]
 
 EFFICIENCY = ("efficiency", "recursive-efficiency")
-MODEL_LIMITS_MS = {"recursive-efficiency": 1.0, "original-0.0001": 100.0}
+MODEL_LIMITS_MS = {"recursive-efficiency": 1.0, "sliced-efficiency": 3.0, "original-0.0001": 100.0}
 MODEL_REPETITIONS = 10
 CHAINS = ((1_000, 100.0, 5), (10_000, 3_000.0, 1))  # stages, limit in ms, repetitions
 MEMORY_LIMIT = 0.01  # of a table with the efficiency of every candidate

@@ -26,6 +26,7 @@ from ionn import harness, live
 BENCHES = (
     "startup",
     "planner_speed",
+    "optimality",
     "install_latency",
     "link_use",
     "query_overhead",

@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from ionn.errors import InputError
 from ionn.network import Layer, Network
 from ionn.proto import caffe_pb2
+from ionn.slicing import SMALL_PRODUCT
 
 SCHEMA = 1
 
@@ -69,8 +70,6 @@ _ALL_FEATURES = {"filters", *DEFAULT_FEATURES}.union(*FEATURES.values())
 # Blobs beyond this do not stay in the caches of a small core, which slows down layers that do little per element.
 _LARGE_BYTES = 512 * 1024
 
-# OpenBLAS multiplies without packing up to this many multiply-adds, where it has kernels for small matrices.
-_SMALL_PRODUCT = 100**3
 # Packing takes a piece of every row at a time: it misses the TLB where there are more rows, in pages of their own.
 _PAGE_BYTES = 4096
 _TLB_ROWS = 2048
@@ -110,7 +109,7 @@ def features(layer: Layer) -> dict[str, float]:
         values["planes"] = float(math.prod(layer.bottom_shapes[0][:2]))
         if layer.param.pooling_param.pool == caffe_pb2.PoolingParameter.MAX:
             values |= {"max_operations": values["operations"], "max_output_bytes": values["output_bytes"]}
-    if layer.type == "InnerProduct" and layer.operations > _SMALL_PRODUCT:
+    if layer.type == "InnerProduct" and layer.operations > SMALL_PRODUCT:
         rows, length = layer.weight_shapes[0]
         values["packed_bytes"] = values["weight_bytes"]
         values["extra_rows_bytes"] = float(max(0, rows - _TLB_ROWS) * length * _FLOAT_BYTES)
@@ -133,7 +132,7 @@ def _convolution_features(layer: Layer, depth: float) -> dict[str, float]:
     column_bytes = columns * p.group * math.prod(weights[1:]) * _FLOAT_BYTES
     needs_im2col = math.prod(kernel) > 1 or stride > 1 or pad > 0
     fast = kernel == (3, 3) and stride == 1
-    small = layer.operations <= _SMALL_PRODUCT * p.group * layer.bottom_shapes[0][0]
+    small = layer.operations <= SMALL_PRODUCT * p.group * layer.bottom_shapes[0][0]
     return {
         "filters": float(p.num_output),
         "column_bytes": column_bytes,

@@ -179,18 +179,19 @@ class ExecutionGraph:
         """What a stage costs while `channels` of its channels, not all of them, are at the server."""
         cut = self._cut[stage]
         share = channels / cut.channels
+        client_ms, server_ms = float(self.client_ms[stage]), float(self.server_ms[stage])
         # Measured times of the stage may be less than what a model predicts of them as fixed.
-        client_fixed_ms = min(cut.client_fixed_ms, self.client_ms[stage])
-        server_fixed_ms = min(cut.server_fixed_ms, self.server_ms[stage])
+        client_fixed_ms = min(cut.client_fixed_ms, client_ms)
+        server_fixed_ms = min(cut.server_fixed_ms, server_ms)
         times_ms = (
-            client_fixed_ms + (1 - share) * (self.client_ms[stage] - client_fixed_ms),
-            server_fixed_ms + share * (self.server_ms[stage] - server_fixed_ms),
-            self.up_ms[stage],
-            self.down_ms[stage],
-            (1 - share) * self.up_ms[stage + 1],
-            share * self.down_ms[stage + 1],
+            client_fixed_ms + (1 - share) * (client_ms - client_fixed_ms),
+            server_fixed_ms + share * (server_ms - server_fixed_ms),
+            float(self.up_ms[stage]),
+            float(self.down_ms[stage]),
+            (1 - share) * float(self.up_ms[stage + 1]),
+            share * float(self.down_ms[stage + 1]),
         )
-        return Split(*_on_grid(times_ms).tolist())
+        return Split(*(round(ms * _GRID_PER_MS) / _GRID_PER_MS for ms in times_ms))
 
     def share(self, piece: Piece) -> float:
         """The part of its stage's channels that a piece has: 1 for a whole stage."""
@@ -234,6 +235,10 @@ class ExecutionGraph:
         return np.where(self.offloadable, self.server_ms, math.inf)
 
     @cached_property
+    def _server_side(self) -> list[float]:
+        return list(map(float, self._server_ms))
+
+    @cached_property
     def _client_side(self) -> list[tuple[float, float, float]]:
         """(client_ms, up_ms, down_ms) of each stage and the boundary before it."""
         return list(zip(self.client_ms.tolist(), self.up_ms.tolist(), self.down_ms.tolist(), strict=False))
@@ -250,11 +255,11 @@ class ExecutionGraph:
             if isinstance(piece, Slice):
                 channels[piece.stage] = channels.get(piece.stage, 0) + piece.end - piece.begin
             else:
-                server_ms[piece] = float(self._server_ms[piece])
+                server_ms[piece] = self._server_side[piece]
         splits: dict[int, Split] = {}
         for stage, count in channels.items():
             if count >= self._cut[stage].channels:
-                server_ms[stage] = float(self._server_ms[stage])
+                server_ms[stage] = self._server_side[stage]
             elif self.offloadable[stage]:
                 splits[stage] = self.split(stage, count)
         return server_ms, splits

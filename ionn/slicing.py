@@ -31,11 +31,11 @@ from ionn.errors import InputError
 if TYPE_CHECKING:
     from ionn.network import Network, Stage
 
-# OpenBLAS has other kernels for products of up to this many multiply-adds. They round differently, so a slice is kept
-# larger: its channels are then bit for bit those of the whole stage. Smaller ones would gain little, and be slow.
+# For products of up to this many multiply-adds, OpenBLAS has kernels that do not pack, on some processors. They round
+# differently, so a slice is kept larger: its channels are then bit for bit those of the whole stage.
 SMALL_PRODUCT = 100**3
-# Slices begin at multiples of this: a multiple of the channels that any of OpenBLAS's x86 kernels computes at once.
-# What is left over is computed by other code, which may round differently.
+# Slices begin at multiples of this, a multiple of the channels that OpenBLAS's kernels for x86 compute at once (12 or
+# 16): what is left over is computed by other code, which may round differently.
 TILE = 48
 # What a slice takes beyond its share of the upload: the message that announces it, and a layer more to be loaded at the
 # server. 0.6 to 1 ms were measured live (a partition more for the same bytes), 0.7 to 1.3 ms is the constant part of
