@@ -56,7 +56,7 @@ from ionn.wire import (
 )
 from ionn.worker import SessionState
 
-ROUNDS = 4
+ROUNDS = 3
 QUERIES = 4  # on every new partition
 READY_MS = 2.0
 MEMORY = 1.15

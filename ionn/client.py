@@ -77,15 +77,18 @@ class _Pulse:
     asked_s: float | None = None
     sent_s: float = 0.0
 
-    def beat(self, channel: Channel) -> None:
-        """Ask for a sign of life where one is due. Raises ServerUnreachableError where there was none for too long."""
+    def beat(self, channel: Channel) -> bool:
+        """Ask for a sign of life if one is due; whether it was. Raises ServerUnreachableError if there was none for
+        too long."""
         now_s = time.monotonic()
         if self.asked_s is not None and now_s - self.asked_s > self.patience.silence_s:
             raise channel.unreachable(f"the server gave no sign of life for {self.patience.silence_s:g} s")
-        if now_s - max(self.heard_s, self.sent_s) >= self.patience.heartbeat_s:
+        due = now_s - max(self.heard_s, self.sent_s) >= self.patience.heartbeat_s
+        if due:
             channel.send(Ping())
             self.sent_s = now_s
             self.asked_s = self.asked_s or now_s
+        return due
 
     def heard(self) -> None:
         self.heard_s, self.asked_s = time.monotonic(), None
@@ -118,18 +121,18 @@ class Client:
     Raises InputError for a malformed address, a wrong key or a server of another protocol version,
     ServerUnreachableError where no server answers, ServerError where it refuses. Close it when done.
 
-    `costs` is the server's cost model as JSON. `fault` tells why the server is not available, None while it is;
-    `lost_s` is since when (time.monotonic()).
+    `costs` is the server's cost model as JSON, `patience` as given. `fault` tells why the server is not available, None
+    while it is; `lost_s` is since when (time.monotonic()).
     """
 
     def __init__(self, address: str, keys: ClientKeys | None = None, patience: Patience | None = None) -> None:
         host, port = parse_address(address)
         self.address = f"tcp://{format_address((host, port))}"
         self._keys = keys
-        self._patience = patience or Patience()
+        self.patience = patience or Patience()
         try:
             # ZeroMQ does not say why it cannot connect.
-            sockets.create_connection((host, port), timeout=self._patience.connect_s).close()
+            sockets.create_connection((host, port), timeout=self.patience.connect_s).close()
         except OSError as error:
             raise ServerUnreachableError(f"{self.address}: no server there ({error.strerror or error})") from error
         self.costs: dict[str, Any] = {}
@@ -169,7 +172,7 @@ class Client:
         Raises ServerUnreachableError, ServerError or ProtocolError. Unless the server just could not run this query
         (ServerError with the code `query`), it is lost then, and is being connected to again.
         """
-        deadline = time.monotonic() + (self._patience.query_s if timeout_s is None else timeout_s)
+        deadline = time.monotonic() + (self.patience.query_s if timeout_s is None else timeout_s)
         with self._querying:
             connection = self._connection
             if connection is None:
@@ -210,6 +213,8 @@ class Client:
 
     def _lose(self, connection: _Connection | None, error: Exception) -> None:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""
+        if self._connection is not connection:  # the other channel said so already
+            return
         if isinstance(error, ServerError):
             if error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
                 self._session = ""
@@ -221,8 +226,7 @@ class Client:
                 self._upload.stop(error)
         if self.fault is None:
             self.fault, self.lost_s = error, time.monotonic()
-        if self._connection is connection:
-            self._connection = None
+        self._connection = None
         os.eventfd_write(self._wake, 1)
 
     # --- What the thread does -----------------------------------------------------------------------------------------
@@ -244,7 +248,7 @@ class Client:
                 connection.close()
             if self._connection is None:
                 # Not all clients of a server that comes back shall meet it at once.
-                wait_s = min(self._patience.retry_s * 2**self._losses, self._patience.retry_max_s)
+                wait_s = min(self.patience.retry_s * 2**self._losses, self.patience.retry_max_s)
                 self._losses += 1
                 self._stopped.wait(wait_s * random.uniform(0.5, 1.0))
 
@@ -273,11 +277,11 @@ class Client:
         return _Connection(control, upload, welcome)
 
     def _hello(self, channel: Channel, role: str) -> Welcome:
-        return channel.hello(role, self._session, self._patience.connect_s, self._stopped)
+        return channel.hello(role, self._session, self.patience.connect_s, self._stopped)
 
     def _tend(self, connection: _Connection) -> None:
         """Upload, and see that both channels live; until told to stop or the connection is lost."""
-        control, channel = _Pulse(self._patience), _Pulse(self._patience)
+        control, channel = _Pulse(self.patience), _Pulse(self.patience)
         upload: Upload | None = None
         while self._connection is connection and not self._stopped.is_set():
             if upload is None and self._upload is not None:
@@ -286,7 +290,7 @@ class Client:
             outgoing = upload.next_message() if upload else None
             if outgoing is not None:
                 connection.upload.send(outgoing)
-            incoming = self._receive(connection, upload, 0.0 if outgoing else self._patience.heartbeat_s / 4)
+            incoming = self._receive(connection, upload, 0.0 if outgoing else self.patience.heartbeat_s / 4)
             if incoming is not None:
                 channel.heard()
             if self._querying.acquire(blocking=False):
@@ -296,7 +300,8 @@ class Client:
                     control.beat(connection.control)
                 finally:
                     self._querying.release()
-                channel.beat(connection.upload)
+                if channel.beat(connection.upload) and upload is not None:
+                    upload.pinged()
             else:  # the server works on a query, which has a deadline
                 control.heard()
                 channel.heard()

@@ -68,7 +68,7 @@ class LiveSession:
         self._queries = 0
         # What each stage took at each side, for `measured_ms`.
         self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
-        self.silence_s = Patience().query_s
+        self.silence_s = (client.patience if client else Patience()).query_s
         self.give_up_s = GIVE_UP_S
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ionn.errors import ProtocolError
 from ionn.partition import Partition
 from ionn.trace import PartitionRecord
-from ionn.wire import CHUNK_BYTES, Ack, Chunk, Message, PartitionEnd, PartitionHeader, Ready, Welcome, make_chunk
+from ionn.wire import CHUNK_BYTES, Ack, Chunk, Message, PartitionEnd, PartitionHeader, Pong, Ready, Welcome, make_chunk
 
 
 class Upload:
@@ -27,7 +27,9 @@ class Upload:
         self._ended_s = [0.0] * len(partitions)
         self._ready_s: list[float | None] = [None] * len(partitions)
         self._received = [0] * len(partitions)
+        self._whole: set[int] = set()
         self._under_way = self._window_bytes = 0
+        self._sent = self._answered = self._sent_before_ping = 0  # messages of this connection
         self._messages: Iterator[Message] = iter(())
         self._next: Message | None = None
         self._stopped = False
@@ -62,19 +64,20 @@ class Upload:
     def begin(self, welcome: Welcome) -> None:
         """A connection was made; the welcome says how much of what the server holds."""
         received = {held.partition: held.received for held in welcome.held}
-        whole = {held.partition for held in welcome.held if held.ready}
+        self._whole = {held.partition for held in welcome.held if held.ready}
         self._received = [received.get(index, 0) for index in range(len(self._partitions))]
         self._under_way, self._window_bytes = 0, welcome.window_bytes
+        self._sent = self._answered = self._sent_before_ping = 0
         chunk_bytes = max(1, min(CHUNK_BYTES, welcome.chunk_bytes, welcome.window_bytes))
-        self._messages = self._remaining(received, whole, chunk_bytes)
+        self._messages = iter(()) if self._stopped else self._remaining(received, chunk_bytes)
         self._next = None
-        ready = next((index for index in range(len(self._partitions)) if index not in whole), len(self._partitions))
-        self._set(ready)
+        self._count_ready()
 
     def pause(self) -> None:
         """The connection was lost: nothing is ready."""
         self._messages, self._next = iter(()), None
-        self._set(0)
+        self._whole = set()
+        self._count_ready()
 
     def stop(self, error: Exception | None = None) -> None:
         """Send nothing more, because of `error` if there is one. What is ready stays so."""
@@ -84,7 +87,15 @@ class Upload:
             self._stopped = True
             self._changed.notify_all()
 
-    def _set(self, ready: int) -> None:
+    def _count_ready(self) -> None:
+        """Those that are whole with all before them; after a loss a later one may be whole before an earlier one."""
+        ready = next(
+            (index for index in range(len(self._partitions)) if index not in self._whole), len(self._partitions)
+        )
+        now_s = self._now_s()
+        for index in range(ready):
+            self._ended_s[index] = self._ended_s[index] or now_s
+            self._ready_s[index] = self._ready_s[index] or now_s
         with self._changed:
             self.ready = ready
             self._changed.notify_all()
@@ -100,12 +111,17 @@ class Upload:
                 return None
             self._under_way += size
         self._next = None
+        self._sent += message is not None
         return message
 
-    def _remaining(self, received: dict[int, int], whole: set[int], chunk_bytes: int) -> Iterator[Message]:
+    def pinged(self) -> None:
+        """A ping follows what was sent so far. The server answers everything, in order."""
+        self._sent_before_ping = self._sent
+
+    def _remaining(self, received: dict[int, int], chunk_bytes: int) -> Iterator[Message]:
         for index, partition in enumerate(self._partitions):
             model = partition.caffemodel
-            if index in whole:
+            if index in self._whole:
                 continue
             start = received.get(index)
             if start is None:
@@ -122,7 +138,14 @@ class Upload:
 
     def take(self, message: Message) -> None:
         """An answer of the server. Raises ProtocolError for one to something that was not sent."""
+        if self._stopped:
+            return
         now_s = self._now_s()
+        if isinstance(message, Pong):
+            if self._answered < self._sent_before_ping:
+                raise ProtocolError("the server answers a ping, but not what was sent before")
+            return
+        self._answered += 1
         if isinstance(message, Ack):
             index = message.partition
             if not (
@@ -140,7 +163,8 @@ class Upload:
             if message.partition != self.ready:
                 raise ProtocolError(f"partition {message.partition} is ready, says the server, before {self.ready} is")
             self._ready_s[message.partition] = now_s
-            self._set(self.ready + 1)
+            self._whole.add(message.partition)
+            self._count_ready()
 
 
 def _without(parts: Sequence[memoryview], skip: int) -> list[memoryview]:

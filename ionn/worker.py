@@ -24,6 +24,7 @@ from ionn.check import Usage, check_partition
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
 from ionn.limits import Limits
+from ionn.partition import PartialNet, StageCut
 from ionn.receiver import PartitionReceiver
 from ionn.wire import (
     ERROR_DAMAGED,
@@ -54,6 +55,17 @@ TO_FRONT = b""
 UP = b"up"
 # How many bytes a worker uses to tell the front how large the message was that it answers.
 SIZE_BYTES = 8
+
+# A product large enough for OpenBLAS to use the buffer that it maps once, more than 100 MB.
+_PRODUCT = PartialNet(
+    """
+    layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 16 dim: 18 dim: 18 } } }
+    layer { name: "product" type: "Convolution" bottom: "data" top: "product"
+            convolution_param { num_output: 32 kernel_size: 3 } }
+    """,
+    "data",
+    (StageCut(0, "product", ("product",)),),
+)
 
 # How often a worker looks whether its server is still there.
 _ORPHAN_CHECK_MS = 1000
@@ -87,7 +99,7 @@ class SessionState:
         self._owner: dict[int, StageNet] = {}
         self._layers: dict[int, str] = {}
         self._usage: dict[int, Usage] = {}  # of every partition, arriving or held
-        self._cold: deque[tuple[StageNet, int]] = deque()
+        self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
         """The reply to a message."""
@@ -126,7 +138,7 @@ class SessionState:
         dropped = self._arriving.pop(index, None)
         if dropped is not None:
             del self._usage[index]
-            self._cold = deque((net, stage) for net, stage in self._cold if net not in dropped.nets)
+            self._cold = deque(cold for cold in self._cold if cold[0] not in dropped.nets)
 
     def _begin(self, header: PartitionHeader) -> Message:
         index = header.partition
@@ -140,7 +152,8 @@ class SessionState:
         arriving = _Arriving(header, self._limits, sum(self._usage.values(), Usage()))
         self._arriving[index] = arriving
         self._usage[index] = arriving.usage
-        self._cold.extend((net, stage) for net in arriving.nets for stage in range(net.first, net.last + 1))
+        for net in arriving.nets:
+            self._cold.extend((net, stage, arriving.layers[stage]) for stage in range(net.first, net.last + 1))
         self._note_idle()
         return Ack(index, 0)
 
@@ -152,8 +165,10 @@ class SessionState:
         """
         if not self._cold:
             return False
-        net, stage = self._cold.popleft()
+        net, stage, layers = self._cold.popleft()
+        self._note(f"trying {layers}")
         net.run(stage, stage)
+        self._note_idle()
         return True
 
     def _part(self, index: int) -> _Arriving:
@@ -235,6 +250,8 @@ def _restrain(limits: Limits) -> None:
     """Have the system hold this process to its limits, and leave it to the server to end it."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
         signal.signal(number, signal.SIG_IGN)
+    # First, because OpenBLAS tries for ever to get its buffer.
+    StageNet(_PRODUCT).run(0, 0)
     used_pages = int(Path("/proc/self/statm").read_text().split()[5])
     most = used_pages * resource.getpagesize() + int(limits.memory_mb * 1e6)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))

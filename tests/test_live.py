@@ -82,7 +82,8 @@ def test_a_server_that_dies_costs_no_query(
     subject = harness.prepare_live(str(tiny_files), client=slow_client)
     stages = [[1], [2, 3], [4]]
     graph = ExecutionGraph.from_network(tiny, subject.client, load_costs("gtx1080ti"), MBPS)
-    (process,) = [p for p in psutil.Process().children() if "serve" in p.cmdline()]
+    # Servers of other tests may run too: this test's is the youngest.
+    process = max((p for p in psutil.Process().children() if "serve" in p.cmdline()), key=lambda p: p.create_time())
     client = Client(server)
 
     def kill_after_two(session: LiveSession) -> None:

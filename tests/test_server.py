@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import socket as sockets
@@ -10,22 +9,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import zmq
+from raw import Raw, messages
 
 from ionn import engine, wire
 from ionn.client import Client
 from ionn.errors import InputError, ServerError, ServerUnreachableError
 from ionn.network import Network
 from ionn.partition import Partition, extract
-from ionn.wire import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
+from ionn.wire import PROTOCOL, PartitionEnd, PartitionHeader
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 WAIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """One server for all tests here: whatever is done to its sessions, it goes on."""
+    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+        assert process.wait(WAIT_S) == 0
 
 
 @pytest.fixture(scope="module")
@@ -96,72 +106,34 @@ def test_a_failed_query_leaves_the_session_as_it_was(
     np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
 
 
-def test_too_many_sessions_are_refused(server: str) -> None:
-    clients = [Client(server) for _ in range(3)]
-    try:
-        with pytest.raises(ServerError, match="3 sessions already"):
-            Client(server)
-    finally:
-        for client in clients:
-            client.close()
+def workers() -> set[int]:
+    """The sessions' processes: what the server's children, the fork server among them, have for children."""
+    servers = [process for process in psutil.Process().children() if "serve" in process.cmdline()]
+    return {
+        process.pid
+        for server in servers
+        for child in server.children()
+        for process in child.children()
+        if process.status() != psutil.STATUS_ZOMBIE
+    }
 
 
 def test_a_closed_session_leaves_no_process(server: str, tiny: Network, tiny_weights: Weights) -> None:
-    def workers() -> int:
-        return sum(
-            1
-            for process in psutil.Process().children(recursive=True)
-            if process.status() != psutil.STATUS_ZOMBIE and "forkserver" in " ".join(process.cmdline())
-        )
-
-    idle = workers()
+    before = workers()
     client = Client(server)
     upload(client, [extract(tiny, [1], tiny_weights)])
-    assert workers() > idle or idle == 0
+    (mine,) = workers() - before
     client.close()
     deadline = time.monotonic() + WAIT_S
-    while workers() > max(idle, 1) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert workers() <= max(idle, 1)
-
-
-class Raw:
-    """A connection that sends what no Client would."""
-
-    def __init__(self, address: str) -> None:
-        self.context = zmq.Context()
-        self.address = address
-        self.control = self.connect()
-        self.welcome = self.ask(self.control, wire.Hello(PROTOCOL, "control"))
-
-    def connect(self) -> zmq.Socket[Any]:
-        socket = self.context.socket(zmq.DEALER)
-        socket.linger = 0
-        socket.connect(self.address)
-        return socket
-
-    def ask(self, socket: zmq.Socket[Any], *messages: Message | list[bytes]) -> Message:
-        """Send the messages; the answer to the last."""
-        for message in messages:
-            socket.send_multipart(message.frames() if isinstance(message, Message) else message)
-        assert socket.poll(WAIT_S * 1e3), "no answer"
-        return decode(socket.recv_multipart())
+    while mine in workers() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert mine not in workers()
 
 
 @pytest.fixture
 def raw(server: str) -> Iterator[Raw]:
-    raw = Raw(server)
-    yield raw
-    raw.context.destroy(linger=0)
-
-
-def messages(partition: Partition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
-    model = partition.caffemodel
-    return (
-        PartitionHeader(index, partition.nets, model.blobs, model.size),
-        [make_chunk(index, offset, parts) for offset, parts in model.chunks(200_000)],
-        PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest()),
-    )
+    with Raw(server) as raw:
+        yield raw
 
 
 def test_another_protocol_version_is_told(server: str, raw: Raw) -> None:
@@ -239,13 +211,14 @@ def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tin
     assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
 
 
-def test_a_killed_session_process_is_reported(server: str, client: Client, blobs: list[np.ndarray]) -> None:
-    servers = [p for p in psutil.Process().children() if "serve" in p.cmdline()]
-    workers = {p.pid for server in servers for p in server.children(recursive=True)}
-    # The youngest is the session's process; the others are the fork server's.
-    os.kill(max(workers), signal.SIGKILL)
+def test_a_killed_session_process_is_reported(server: str, blobs: list[np.ndarray]) -> None:
+    before = workers()
+    client = Client(server)
+    (mine,) = workers() - before
+    os.kill(mine, signal.SIGKILL)
     with pytest.raises((ServerError, ServerUnreachableError), match=r"process was ended by signal 9 \(Killed\)"):
         client.run(1, 1, blobs[1], timeout_s=WAIT_S)
+    client.close()
     Client(server).close()
 
 

@@ -1,0 +1,95 @@
+"""The way to the server is blocked, cut or slow, at every phase."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from world import Server, Wire, World, at_server, bit_equal, recover, wait_for
+
+from ionn.client import FAULTS
+
+
+@pytest.fixture
+def wire(steady: Server) -> Iterator[Wire]:
+    wire = Wire(steady.address)
+    yield wire
+    wire.close()
+
+
+def test_a_blocked_way_while_connecting(wire: Wire, world: World) -> None:
+    wire.blocked = True
+    with pytest.raises(FAULTS, match="not answered"), world.client(wire.address):
+        pass
+    wire.blocked = False
+    world.check_health(wire.address)
+
+
+@pytest.mark.parametrize("fault", ["blocked", "reset"])
+@pytest.mark.parametrize("phase", ["first partition", "mid-partition", "mid-query", "between"])
+def test_a_way_that_fails(fault: str, phase: str, wire: Wire, world: World) -> None:
+    records = []
+    with world.client(wire.address) as (client, session):
+        wire.delay_s = 0.02 if "partition" in phase else 0.0
+        session.start_upload()
+        if phase == "mid-partition":
+            wait_for(lambda: session.uploaded_bytes > session.total_bytes / 3, "a third of the upload")
+        elif phase != "first partition":
+            wait_for(session.uploaded, "the upload")
+            records.append(session.query())
+        if fault == "blocked":
+            wire.blocked = True
+        elif phase == "mid-query":
+            wire.blocked = True
+            threading.Timer(0.2, wire.reset).start()
+        else:
+            wire.reset()
+        records += [session.query() for _ in range(4)]
+        if phase in ("mid-query", "between"):
+            assert any(record.fallback for record in records)
+        wire.blocked, wire.delay_s = False, 0.0
+        records += recover(session)
+        assert client.fault is None
+    assert bit_equal(records)
+
+
+def test_a_connection_that_comes_back_goes_on_with_the_same_session(wire: Wire, steady: Server, world: World) -> None:
+    """Nothing that the server has is sent again."""
+    with world.client(wire.address) as (client, session):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        records = [session.query()]
+        processes = steady.session_processes()
+        (ended_s, ready_s), *_ = [(record.end_s, record.ready_s) for record in session.finish()]
+        wire.reset()
+        wait_for(lambda: client.fault is not None, "the loss to be noticed")
+        records += recover(session)
+        assert steady.session_processes() == processes
+        assert (session.finish()[0].end_s, session.finish()[0].ready_s) == (ended_s, ready_s)
+    assert at_server(records[0])
+    assert bit_equal(records)
+
+
+def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, world: World) -> None:
+    """Cut again and again in the middle of a partition, an upload ends because each time it goes on."""
+    wire.delay_s = 0.02
+    with world.client(wire.address) as (client, session):
+        session.start_upload()
+        for share in (0.3, 0.5, 0.7):
+            wait_for(lambda share=share: session.uploaded_bytes > session.total_bytes * share, f"{share} of the upload")
+            wire.reset()
+            wait_for(lambda: client.fault is not None, "the loss to be noticed")
+            wait_for(lambda: client.fault is None, "the connection to be back")
+            assert session.uploaded_bytes > session.total_bytes * share
+        assert bit_equal(recover(session))
+        assert [record.bytes for record in session.finish()] == [p.caffemodel.size for p in world.partitions]
+
+
+def test_a_slow_way_is_not_a_fault(wire: Wire, world: World) -> None:
+    wire.delay_s = 0.05
+    with world.client(wire.address) as (client, session):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        assert bit_equal(recover(session))
+        assert client.fault is None

@@ -1,0 +1,403 @@
+"""One session misbehaves, with messages that no client sends: it gets an error that says why; nobody else notices."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import zmq
+from raw import Raw, messages
+from world import IMPATIENT, Server, World, at_server, bit_equal, recover, wait_for
+
+from ionn import wire
+from ionn.channel import ping
+from ionn.client import Client
+from ionn.errors import InputError, ServerError
+from ionn.network import Network
+from ionn.partition import Partition, extract
+from ionn.wire import PROTOCOL, PartitionHeader
+
+
+@pytest.fixture
+def raw(steady: Server) -> Iterator[Raw]:
+    with Raw(steady.address) as raw:
+        yield raw
+
+
+def error(raw: Raw, *sent: wire.Message | list[bytes]) -> wire.Error:
+    answer = raw.ask(raw.control, *sent)
+    assert isinstance(answer, wire.Error), answer
+    return answer
+
+
+def alive(raw: Raw) -> bool:
+    return isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+
+
+def send_all(raw: Raw, partition: Partition) -> None:
+    header, chunks, end = messages(partition)
+    for message in (header, *chunks, end):
+        assert not isinstance(raw.ask(raw.control, message), wire.Error)
+
+
+def net_header(text: str) -> PartitionHeader:
+    """The header of a partition that is a whole network."""
+    network = Network.from_text(text, "strange")
+    weights = {
+        layer.name: tuple(np.zeros(shape, np.float32) for shape in layer.weight_shapes) for layer in network.layers
+    }
+    return messages(extract(network, range(1, len(network.stages)), weights))[0]
+
+
+INPUT = 'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ {} }} }} }}'
+
+
+def input_layer(*shape: int) -> str:
+    return INPUT.format(" ".join(f"dim: {size}" for size in shape))
+
+
+def test_another_client_takes_the_session_over(steady: Server, world: World) -> None:
+    """Whoever has the token has the session. The first owner does not fight for it, but begins another one."""
+    with world.client(steady.address) as (client, session):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        records = [session.query()]
+        with Raw(steady.address) as thief:
+            welcome = thief.ask(thief.connect(), wire.Hello(PROTOCOL, "control", client._session))
+        assert isinstance(welcome, wire.Welcome)
+        assert [(held.partition, held.ready) for held in welcome.held] == [(0, True), (1, True), (2, True)]
+        wait_for(lambda: client.fault is not None or session.query().fallback, "the loss to be noticed")
+        records += recover(session)
+        assert client._session != welcome.session
+    assert bit_equal(records)
+
+
+def test_two_clients_with_one_identity(steady: Server, world: World) -> None:
+    """ZeroMQ lets only the first in. It is not disturbed."""
+    context = zmq.Context()
+    sockets = [context.socket(zmq.DEALER) for _ in range(2)]
+    try:
+        for socket in sockets:
+            socket.linger = 0
+            socket.identity = b"twin"
+            socket.connect(steady.address)
+            socket.send_multipart(wire.Hello(PROTOCOL, "control").frames())
+            socket.poll(1000)
+        assert isinstance(wire.decode(sockets[0].recv_multipart()), wire.Welcome)
+        assert not sockets[1].poll(100)
+        sockets[0].send_multipart(wire.Ping().frames())
+        assert sockets[0].poll(20_000)
+    finally:
+        context.destroy(linger=0)
+    world.check_health(steady.address)
+
+
+def test_a_partition_is_taken_once(raw: Raw, world: World) -> None:
+    header, chunks, end = messages(world.partitions[0])
+    send_all(raw, world.partitions[0])
+    renamed = dataclasses.replace(header, partition=7)
+    assert "announced before" in error(raw, header).message
+    assert "stage 1 was uploaded before" in error(raw, renamed).message
+    assert "not arriving" in error(raw, chunks[0]).message
+    assert "not arriving" in error(raw, end).message
+    query = wire.Query(1, 1, 1, (world.input_of(1).tobytes(),))
+    assert isinstance(raw.ask(raw.control, query), wire.Result)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_as_they_come(raw: Raw, world: World, value: float) -> None:
+    weights = {name: tuple(blob.copy() for blob in blobs) for name, blobs in world.weights.items()}
+    weights["conv1"][1][3] = value
+    header, chunks, _ = messages(extract(world.network, [1], weights))
+    assert raw.ask(raw.control, header) == wire.Ack(0, 0)
+    refused = error(raw, *chunks)
+    assert refused.code == wire.ERROR_PARTITION
+    assert "blob 1 of layer 'conv1' has weights that are not finite" in refused.message
+    assert "not arriving" in error(raw, chunks[0]).message
+
+
+def test_a_refused_partition_ends_the_upload_and_nothing_else(steady: Server, world: World) -> None:
+    weights = {name: tuple(blob.copy() for blob in blobs) for name, blobs in world.weights.items()}
+    weights["fc1"][0][5] = np.nan
+    with world.client(steady.address) as (client, session):
+        session._partitions = [world.partitions[0], extract(world.network, [2, 3, 4], weights), world.partitions[2]]
+        session.start_upload()
+        wait_for(session.uploaded, "the refusal")
+        assert isinstance(session.fault, ServerError)
+        assert "layer 'fc1' has weights that are not finite" in str(session.fault)
+        # What came before is still used.
+        wait_for(lambda: at_server(session.query()), "the first partition to be used")
+        assert client.fault is None
+
+
+PRODUCT = """
+layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 10000 } }
+"""
+LIMITS = {
+    "batch": (
+        input_layer(33, 3, 24, 24) + ' layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
+        "--batch is 32",
+    ),
+    "blob": (
+        input_layer(1, 3, 2000, 2000) + ' layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
+        "48.0 MB; the server's --blob-mb is 32",
+    ),
+    "weights": (
+        input_layer(1, 30_000) + PRODUCT,
+        "--weights-mb is 1000",
+    ),
+    "memory": (
+        input_layer(1, 64, 350, 350)
+        + "".join(
+            f' layer {{ name: "r{at}" type: "ReLU" bottom: "{"data" if at == 0 else f"r{at - 1}"}" top: "r{at}" }}'
+            for at in range(70)
+        ),
+        "--memory-mb is 2000",
+    ),
+    "layers": (
+        input_layer(1, 1)
+        + "".join(
+            f' layer {{ name: "r{at}" type: "ReLU" bottom: "{"data" if at == 0 else f"r{at - 1}"}" top: "r{at}" }}'
+            for at in range(2001)
+        ),
+        "--layers is 2000",
+    ),
+    "files": (
+        input_layer(1, 1)
+        + 'layer { name: "w" type: "HDF5Output" bottom: "data" hdf5_output_param { file_name: "/etc/passwd" } }',
+        "it reads or writes files",
+    ),
+    "code": (
+        input_layer(1, 1) + ' layer { name: "p" type: "Python" bottom: "data" top: "p" python_param { module: "os" } }',
+        "runs code",
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_what_a_net_may_be_is_limited(limit: str, raw: Raw, world: World) -> None:
+    text, reason = LIMITS[limit]
+    good = messages(world.partitions[0])[0]
+    nets = (dataclasses.replace(good.nets[0], prototxt=text),)
+    refused = error(raw, dataclasses.replace(good, nets=nets))
+    assert refused.code == wire.ERROR_PARTITION
+    assert reason in refused.message
+    assert "\n" not in refused.message
+    assert alive(raw)
+    assert raw.ask(raw.control, good) == wire.Ack(0, 0)
+
+
+def test_the_limits_are_the_sessions_not_the_partitions(raw: Raw) -> None:
+    """Many small partitions are not more than one large one."""
+    header = net_header(input_layer(1, 10_000) + PRODUCT)
+    stages = header.nets[0].stages
+    for index in range(2):
+        cuts = tuple(dataclasses.replace(stage, index=stage.index + 10 * index) for stage in stages)
+        nets = (dataclasses.replace(header.nets[0], stages=cuts),)
+        assert raw.ask(raw.control, dataclasses.replace(header, partition=index, nets=nets)) == wire.Ack(index, 0)
+    cuts = tuple(dataclasses.replace(stage, index=stage.index + 20) for stage in stages)
+    nets = (dataclasses.replace(header.nets[0], stages=cuts),)
+    assert "--weights-mb is 1000" in error(raw, dataclasses.replace(header, partition=2, nets=nets)).message
+
+
+def test_what_a_message_may_be_is_limited(raw: Raw, steady: Server, world: World) -> None:
+    header, chunks, _ = messages(world.partitions[1])
+    assert "--header-kb" in error(raw, [b" " * 1_100_000]).message
+    assert "--frames" in error(raw, [b"{}"] + [b""] * 3000).message
+    assert raw.ask(raw.control, header) == wire.Ack(1 - 1, 0)
+    large = wire.make_chunk(0, 0, [memoryview(bytes(1_000_001))])
+    assert "more than 1000000 bytes" in error(raw, large).message
+    assert raw.ask(raw.control, chunks[0]) == wire.Ack(0, 200_000)
+    # ZeroMQ itself does not take this one: the connection ends, and a Client would come back.
+    raw.control.send_multipart([b"{}", bytes(33_000_000)])
+    assert not raw.control.poll(500)
+    world.check_health(steady.address)
+
+
+@pytest.fixture
+def process(steady: Server, raw: Raw) -> int:
+    """The process of raw's session, the youngest of all."""
+    return max(steady.session_processes())
+
+
+def test_more_than_the_window_is_refused(raw: Raw, process: int, steady: Server, world: World) -> None:
+    upload = raw.connect()
+    assert isinstance(raw.ask(upload, wire.Hello(PROTOCOL, "upload", raw.session)), wire.Welcome)
+    os.kill(process, signal.SIGSTOP)
+    chunk = wire.make_chunk(0, 0, [memoryview(bytes(500_000))])
+    for _ in range(12):
+        upload.send_multipart(chunk.frames())
+    refused = raw.answer(upload)
+    assert isinstance(refused, wire.Error)
+    assert refused.code == wire.ERROR_CREDIT
+    world.check_health(steady.address)
+    os.kill(process, signal.SIGCONT)
+    wait_for(lambda: isinstance(raw.ask(upload, wire.Ping()), wire.Pong), "the session to go on")
+
+
+def test_a_flood_of_small_messages_holds_up_nobody(raw: Raw, process: int, steady: Server, world: World) -> None:
+    os.kill(process, signal.SIGSTOP)
+    for _ in range(20_000):
+        raw.control.send_multipart(wire.Ping().frames())
+    world.check_health(steady.address)
+    refused = raw.answer(raw.control)
+    assert isinstance(refused, wire.Error)
+    assert refused.code == wire.ERROR_CREDIT
+    os.kill(process, signal.SIGKILL)
+
+
+def test_a_client_that_reads_nothing_holds_up_nobody(raw: Raw, steady: Server, world: World) -> None:
+    send_all(raw, world.partitions[0])
+    query = wire.Query(1, 1, 1, (world.input_of(1).tobytes(),))
+    for _ in range(3000):
+        raw.control.send_multipart(query.frames())
+    world.check_health(steady.address)
+
+
+@pytest.fixture
+def small() -> Iterator[Server]:
+    """A server of tight limits."""
+    server = Server("--idle-s", "2", "--memory-mb", "100", "--stall-s", "2", "--sessions", "2")
+    yield server
+    code, said = server.stop()
+    assert code == 0, said
+    assert "Traceback" not in said
+
+
+LARGE = (
+    input_layer(1, 64, 310, 310)
+    + ' layer { name: "norm" type: "LRN" bottom: "data" top: "norm" lrn_param { norm_region: WITHIN_CHANNEL } }'
+)
+
+
+def test_out_of_memory_names_the_layers_and_ends_that_session_only(small: Server) -> None:
+    """LRN within channels holds four more blobs than it shows. Caffe aborts where it gets no memory."""
+    with Raw(small.address) as raw:
+        header, _, _ = messages(extract(Network.from_text(LARGE, "large"), [1], {}))
+        assert raw.ask(raw.control, header) == wire.Ack(0, 0)
+        died = raw.answer(raw.control)
+    assert isinstance(died, wire.Error)
+    assert died.code == wire.ERROR_CRASHED
+    assert "while trying layers 'norm' to 'norm'" in died.message
+    assert ping(small.address, timeout_s=20).sessions == 0
+
+
+def test_a_model_that_crashes_every_session_is_given_up(small: Server) -> None:
+    client = Client(small.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
+    try:
+        upload = client.start_upload([extract(Network.from_text(LARGE, "large"), [1], {})], time.monotonic)
+        wait_for(lambda: upload.error is not None, "it to give up")
+        assert isinstance(upload.error, ServerError)
+        assert upload.error.code == wire.ERROR_CRASHED
+        assert "'norm'" in str(upload.error)
+        wait_for(lambda: client.fault is None, "the connection to be back")
+        assert upload.ready == 0
+    finally:
+        client.close()
+
+
+def test_a_silent_session_ends(small: Server) -> None:
+    with Raw(small.address) as raw:
+        ended = raw.answer(raw.control)
+    assert isinstance(ended, wire.Error)
+    assert ended.code == wire.ERROR_SESSION
+    assert "nothing was heard of the client for 2 s" in ended.message
+    assert small.session_processes() == set()
+
+
+def test_a_full_server_says_so(small: Server) -> None:
+    clients = [Client(small.address, patience=dataclasses.replace(IMPATIENT, connect_s=20)) for _ in range(2)]
+    try:
+        assert not ping(small.address, timeout_s=20).room
+        with pytest.raises(ServerError, match="2 sessions already"):
+            Client(small.address)
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_session_that_is_gone_when_its_client_comes_back(small: Server, world: World) -> None:
+    """The client begins anew, and the upload with it."""
+    with Raw(small.address) as raw:
+        wait_for(lambda: small.session_processes() == set(), "the session to end")
+        answer = raw.ask(raw.connect(), wire.Hello(PROTOCOL, "control", raw.session))
+    assert isinstance(answer, wire.Error)
+    assert answer.code == wire.ERROR_SESSION
+    with world.client(small.address) as (client, session):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        (mine,) = small.session_processes()
+        os.kill(mine, signal.SIGKILL)
+        assert bit_equal(recover(session))
+        assert client.fault is None
+
+
+def test_the_fork_server_is_replaced(world: World) -> None:
+    server = Server()
+    world.check_health(server.address)
+    with world.client(server.address) as (_, session):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        forked = server.session_processes()
+        for process in server.helpers():
+            os.kill(process, signal.SIGKILL)
+        records = [session.query()]
+        wait_for(lambda: records.append(session.query()) or server.session_processes() - forked, "a new session")
+        records += recover(session)
+    wait_for(lambda: not any(map(_exists, forked)), "the orphan to be ended")
+    assert bit_equal(records)
+    assert server.stop()[0] == 0
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_sigterm_lets_a_running_query_finish(world: World) -> None:
+    server = Server()
+    with Raw(server.address) as raw:
+        send_all(raw, world.partitions[0])
+        (process,) = server.session_processes()
+        os.kill(process, signal.SIGSTOP)
+        raw.control.send_multipart(wire.Query(1, 1, 1, (world.input_of(1).tobytes(),)).frames())
+        time.sleep(0.3)
+        server.strike(signal.SIGTERM)
+        refused = raw.ask(raw.connect(), wire.Hello(PROTOCOL, "control"))
+        assert isinstance(refused, wire.Error)
+        assert refused.code == wire.ERROR_STOPPING
+        assert not ping(server.address, timeout_s=20).room
+        os.kill(process, signal.SIGCONT)
+        assert isinstance(raw.answer(raw.control), wire.Result)
+    code, said = server.stop()
+    assert code == 0
+    assert "stopped" in said
+
+
+def test_sigterm_ends_what_does_not_finish(world: World) -> None:
+    server = Server("--stop-s", "0.5")
+    with world.client(server.address) as (_, session):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        (process,) = server.session_processes()
+        os.kill(process, signal.SIGSTOP)
+        server.strike(signal.SIGTERM)
+        records = [session.query() for _ in range(3)]
+    assert server.stop()[0] == 0
+    assert bit_equal(records)
+    assert not _exists(process)
+
+
+def test_a_server_needs_sensible_limits() -> None:
+    from ionn.limits import Limits
+
+    with pytest.raises(InputError, match=r"--blob-mb 0: give a number above 0"):
+        Limits(blob_mb=0)

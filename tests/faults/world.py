@@ -1,0 +1,230 @@
+"""What the fault tests happen to: a server, a link, a client with a session, and connections that misbehave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import psutil
+
+from ionn import engine
+from ionn.channel import ping
+from ionn.client import Client, Patience
+from ionn.engine import StageNet
+from ionn.graph import ExecutionGraph
+from ionn.link import format_address, parse_address
+from ionn.network import Network
+from ionn.partition import Partition, extract
+from ionn.session import LiveSession
+from ionn.trace import QueryRecord
+
+Weights = dict[str, tuple[np.ndarray, ...]]
+# Long enough for a busy machine; nothing waits that long where all is well.
+WAIT_S = 30.0
+# Short times, so that a fault is noticed at once. A busy machine may mistake a slow answer for a fault: that costs a
+# local query, and no test minds.
+IMPATIENT = Patience(query_s=0.7, heartbeat_s=0.1, silence_s=0.7, connect_s=1.0, retry_s=0.05, retry_max_s=0.3)
+# The partitions of the tiny network; the second has nearly all of its 1.2 MB.
+STAGES = ([1], [2, 3, 4], [5])
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.005)
+
+
+class Process:
+    """`ionn ARGUMENTS`, where the first line that it prints is its address."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.arguments = arguments
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "ionn", *self.arguments]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
+        assert self._process.stdout is not None
+        self.address = self._process.stdout.readline().strip()
+        assert self.address, self._process.stderr.read() if self._process.stderr else ""
+
+    def strike(self, number: int) -> None:
+        os.kill(self.pid, number)
+        if number == signal.SIGKILL:
+            self._process.wait(WAIT_S)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> tuple[int, str]:
+        """End it as its user does; the exit code and what it said."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+        self._process.terminate()
+        _, said = self._process.communicate(timeout=WAIT_S)
+        return self._process.returncode, said
+
+
+class Server(Process):
+    def __init__(self, *options: str) -> None:
+        super().__init__("serve", "--bind", "tcp://127.0.0.1:0", "--verbose", *options)
+        self.arguments = ("serve", "--bind", self.address, "--verbose", *options)  # where it is when it starts again
+
+    def start(self) -> None:
+        """Return when Caffe is loaded too, which the first session waits for."""
+        super().start()
+        Client(self.address, patience=Patience(connect_s=WAIT_S)).close()
+
+    def session_processes(self) -> set[int]:
+        """The processes of sessions: what the fork server, the parent of them all, has for children."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return {
+                process.pid
+                for child in psutil.Process(self.pid).children()
+                for process in child.children()
+                if process.status() != psutil.STATUS_ZOMBIE
+            }
+        return set()
+
+    def helpers(self) -> set[int]:
+        """The fork server."""
+        return {child.pid for child in psutil.Process(self.pid).children() if child.children()}
+
+
+class Link(Process):
+    def __init__(self, to: str, mbps: float) -> None:
+        super().__init__("link", "--listen", "tcp://127.0.0.1:0", "--to", to, "--mbps", str(mbps))
+        self.arguments = ("link", "--listen", self.address, "--to", to, "--mbps", str(mbps))
+
+
+class Wire:
+    """A TCP connection's way to `to` that can be blocked, cut and slowed down."""
+
+    def __init__(self, to: str) -> None:
+        self._to = parse_address(to)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://{format_address(self._listener.getsockname())}"
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._stopped = False
+        self.blocked = False
+        self.delay_s = 0.0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            sources = [self._listener] if self.blocked else [self._listener, *self._pairs]
+            for source in select.select(sources, (), (), 0.02)[0]:
+                if source is self._listener:
+                    self._accept()
+                elif source in self._pairs:
+                    self._forward(source)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        try:
+            server = socket.create_connection(self._to, 1.0)
+        except OSError:
+            client.close()
+            return
+        self._pairs.update({client: server, server: client})
+
+    def _forward(self, source: socket.socket) -> None:
+        sink = self._pairs[source]
+        time.sleep(self.delay_s)
+        try:
+            data = source.recv(65536)
+            sink.sendall(data)
+        except OSError:
+            data = b""
+        if not data:
+            for end in (source, sink):
+                self._pairs.pop(end, None)
+                end.close()
+
+    def reset(self) -> None:
+        """Cut every connection, as a router that lost its table does."""
+        for end in list(self._pairs):
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._stopped = True
+        self._thread.join()
+        for end in (self._listener, *self._pairs):
+            end.close()
+
+
+class World:
+    """The tiny network at a client that is slower than any server, and what it computes alone."""
+
+    def __init__(self, network: Network, weights: Weights, graph: ExecutionGraph) -> None:
+        self.network = network
+        self.weights = weights
+        self.graph = graph
+        self.net: StageNet = engine.load_network(network, weights)
+        rng = np.random.default_rng(3)
+        self.inputs = [rng.standard_normal(network.input_shape).astype(np.float32) for _ in range(4)]
+        self.partitions: list[Partition] = [extract(network, stages, weights) for stages in STAGES]
+        self.bytes = sum(partition.caffemodel.size for partition in self.partitions)
+
+    def input_of(self, stage: int) -> np.ndarray:
+        """The blob before a stage, for the first input."""
+        self.net.put(0, self.inputs[0])
+        self.net.run(0, stage - 1)
+        return self.net.outputs(stage - 1)[0].copy()
+
+    def session(self, client: Client | None) -> LiveSession:
+        return LiveSession(self.network, self.net, self.graph, None, self.inputs, client, self.partitions, STAGES)
+
+    @contextlib.contextmanager
+    def client(self, address: str, patience: Patience = IMPATIENT) -> Iterator[tuple[Client, LiveSession]]:
+        client = Client(address, patience=patience)
+        try:
+            yield client, self.session(client)
+        finally:
+            client.close()
+
+    def check_health(self, address: str) -> None:
+        """A new client can upload everything and have it run, and what comes back is right."""
+        assert ping(address, timeout_s=WAIT_S).room
+        with self.client(address, Patience(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)) as (_, session):
+            session.start_upload()
+            wait_for(session.uploaded, "the upload")
+            assert session.fault is None
+            record = session.query()
+            assert at_server(record)
+            assert record.bit_equal
+
+
+def at_server(record: QueryRecord) -> bool:
+    return not record.fallback and any(segment.where == "server" for segment in record.segments)
+
+
+def recover(session: LiveSession) -> list[QueryRecord]:
+    """Query until the server, which is back, answers again with all partitions."""
+    records: list[QueryRecord] = []
+
+    def whole() -> bool:
+        records.append(session.query())
+        return session.uploaded() and at_server(records[-1])
+
+    wait_for(whole, f"the server to be used again ({session.fault})")
+    return records
+
+
+def bit_equal(records: Sequence[QueryRecord]) -> bool:
+    return all(record.bit_equal for record in records)

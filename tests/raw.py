@@ -1,0 +1,57 @@
+"""A connection that sends what no `Client` would."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import zmq
+
+from ionn import wire
+from ionn.partition import Partition
+from ionn.wire import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
+
+WAIT_S = 20.0
+
+
+class Raw:
+    """Connections to a server; `control` has said hello and was welcomed to `session`. Use it in a `with` statement."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._address = address
+
+    def __enter__(self) -> Raw:
+        self.control = self.connect()
+        welcome = self.ask(self.control, wire.Hello(PROTOCOL, "control"))
+        assert isinstance(welcome, wire.Welcome), welcome
+        self.session = welcome.session
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._context.destroy(linger=0)
+
+    def connect(self) -> zmq.Socket[Any]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.connect(self._address)
+        return socket
+
+    def ask(self, socket: zmq.Socket[Any], *messages: Message | list[bytes]) -> Message:
+        """Send messages; the next answer, to one message that is the answer to it."""
+        for message in messages:
+            socket.send_multipart(message.frames() if isinstance(message, Message) else message)
+        return self.answer(socket)
+
+    def answer(self, socket: zmq.Socket[Any]) -> Message:
+        assert socket.poll(WAIT_S * 1e3), "no answer"
+        return decode(socket.recv_multipart())
+
+
+def messages(partition: Partition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+    model = partition.caffemodel
+    return (
+        PartitionHeader(index, partition.nets, model.blobs, model.size),
+        [make_chunk(index, offset, parts) for offset, parts in model.chunks(200_000)],
+        PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest()),
+    )
