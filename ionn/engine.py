@@ -17,8 +17,8 @@ from ionn.caffemodel import Floats
 from ionn.network import Network
 from ionn.partition import PartialNet, extract_net
 
-# One thread at both ends: with more, OpenBLAS may split a product differently from call to call, and the two ends would
-# compete for cores whenever both compute.
+# One thread at both ends: another number sums in another order, so that results differ in the last bits, and on one
+# machine the two ends would compete for its cores.
 BLAS_THREADS = 1
 
 # On Zen 4 (AMD, family 19h with AVX-512) OpenBLAS 0.3.21 takes its kernels for Intel's Cooper Lake; those for AVX2 are
