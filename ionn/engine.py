@@ -93,6 +93,13 @@ class StageNet:
         }
         self._outputs = {stage.index: stage.outputs for stage in partial.stages}
         self._input = partial.input
+        self._views: dict[str, Floats] = {}
+
+    def _blob(self, name: str) -> Floats:
+        """A view of a blob. Kept, because pycaffe takes as long to make one as a small layer takes."""
+        if name not in self._views:
+            self._views[name] = self._net.blobs[name].data
+        return self._views[name]
 
     def blob_bytes(self) -> dict[tuple[str, int], memoryview]:
         """The writable bytes of every weight blob, by layer name and the blob's number in that layer."""
@@ -110,14 +117,14 @@ class StageNet:
 
     def input_shape(self, stage: int) -> tuple[int, ...]:
         """The shape of the blob before a stage."""
-        return tuple(self._net.blobs[self._input_of(stage)].data.shape)
+        return self._blob(self._input_of(stage)).shape
 
     def _input_of(self, stage: int) -> str:
         return self._input if stage == self.first else self._outputs[stage - 1][0]
 
     def put(self, stage: int, data: Floats) -> None:
         """Set the blob before a stage."""
-        self._net.blobs[self._input_of(stage)].data[...] = data
+        self._blob(self._input_of(stage))[...] = data
 
     def layers(self, first: int, last: int) -> range:
         """The indices of the layers of stages `first`..`last` in this net."""
@@ -138,7 +145,7 @@ class StageNet:
 
     def outputs(self, stage: int) -> list[Floats]:
         """The blobs that a stage hands on. They are views: the next run overwrites them."""
-        return [self._net.blobs[name].data for name in self._outputs[stage]]
+        return [self._blob(name) for name in self._outputs[stage]]
 
 
 def load_network(network: Network, weights: Mapping[str, Sequence[Floats]]) -> StageNet:

@@ -14,6 +14,7 @@ Linux only (epoll).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import math
@@ -35,6 +36,8 @@ Address = tuple[str, int]
 
 SOCKET_BUFFER_BYTES = 256 * 1024
 """Of each socket of the link. Less than a few of loopback's 64 KiB segments would slow TCP down."""
+
+_PR_SET_TIMERSLACK = 29
 
 _IN = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -78,6 +81,8 @@ def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Addre
             target = _resolve(to)
             if target[1][:2] == address:
                 raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
+            # Else the system adds 0.05 ms to every wait for an arrival.
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
             ready(address)
             _Link(listener, target, format_address(to), mbps).run()
     except KeyboardInterrupt:

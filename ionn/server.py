@@ -15,8 +15,9 @@ import multiprocessing.forkserver
 import os
 import secrets
 import signal
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -29,6 +30,7 @@ from ionn.folder import run_folder
 from ionn.keys import Doorkeeper, ServerKeys, is_loopback, user_of
 from ionn.limits import Limits, option
 from ionn.metrics import Counts
+from ionn.pipe import Pipe
 from ionn.wire import (
     ERROR_BUSY,
     ERROR_CRASHED,
@@ -58,6 +60,8 @@ _HEARTBEAT_MS = 5000
 # A client that does not read has this many messages waiting; 32 chunks fit the window.
 _UNREAD_MAX = 128
 _NOTE_BYTES = 512
+# A session's process has no more messages than this to answer, however small they are; 32 chunks fit the window.
+_WAITING_MAX = 1000
 # What a process seems to end with when the fork server, which would know, was killed. It may live on.
 _FORK_SERVER_DIED = 255
 
@@ -82,15 +86,14 @@ class _Connection:
 
 @dataclass
 class _Session:
-    """`user` is its client's public key, if there are keys. `hello` are the frames that started it, until its process
-    is up. `waiting` counts messages without a reply yet, `moved` is when the last reply came, and `heard` is when its
-    client last sent something."""
+    """`user` is its client's public key, if there are keys. `waiting` counts messages without a reply yet, `moved` is
+    when the last reply came, and `heard` is when its client last sent something."""
 
     token: str
     user: str
     process: Any
+    pipe: Pipe
     note: Any
-    hello: Sequence[Any]
     heard: float
     moved: float
     waiting: int = 0
@@ -147,9 +150,6 @@ class Server:
             self._context.destroy(linger=0)
             raise InputError(f"{bind}: cannot listen there: {error.strerror}; choose another address") from error
         self.address = self._front.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._back = self._context.socket(zmq.ROUTER)
-        self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._back.setsockopt(zmq.LINGER, 0)
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["ionn.preload"])
         # What may become readable, a socket or a file descriptor, and what to do then.
@@ -172,12 +172,10 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         self._folder = run_folder()
-        self._back.bind(worker.endpoint(self._folder))
         # The fork server loads Caffe while the first client is still on its way.
         multiprocessing.forkserver.ensure_running()
         self._watch(wake, lambda: os.eventfd_read(wake))
         self._watch(self._front, self._from_client)
-        self._watch(self._back, self._from_worker)
         if self._doorkeeper is not None:
             self._watch(self._doorkeeper.socket, self._doorkeeper.answer)
         ready(self.address)
@@ -198,6 +196,10 @@ class Server:
     def _watch(self, source: Any, handler: Callable[[], object]) -> None:
         self._handlers[source] = handler
         self._poller.register(source, zmq.POLLIN)
+
+    def _unwatch(self, source: Any) -> None:
+        if self._handlers.pop(source, None) is not None:
+            self._poller.unregister(source)
 
     def _stopped(self) -> bool:
         """Whether it was told to stop, and what ran then has finished or had its time."""
@@ -227,7 +229,7 @@ class Server:
         self._reply(client, error)
 
     def _greet(self, client: bytes, frames: Sequence[Any]) -> _Connection | None:
-        """Answer a message without a session; the connection, if the message is a hello to a running session."""
+        """Answer a message without a session, unless it is a hello: then its connection, whose session answers it."""
         try:
             message = decode(frames) if sum(map(len, frames)) <= _HELLO_BYTES_MAX else None
         except ProtocolError as error:
@@ -252,24 +254,27 @@ class Server:
             return self._connect(client, session, message.role)
         if message.role != "control":
             raise _Refusal(ERROR_SESSION, "a session begins with the connection of role 'control'")
-        self._connect(client, self._start(frames), message.role)
-        return None
+        return self._connect(client, self._start(user_of(frames[0])), message.role)
 
-    def _start(self, hello: Sequence[Any]) -> _Session:
-        """A session with a process of its own, which will answer the hello."""
+    def _start(self, user: str) -> _Session:
+        """A session with a process of its own."""
         if len(self._sessions) >= self._limits.sessions:
             raise _Refusal(ERROR_BUSY, f"the server has {self._limits.sessions} sessions already")
         token = secrets.token_hex(16)
         note = self._processes.RawArray("c", _NOTE_BYTES)
-        arguments = (self._folder, token, self._costs, self._limits, note)
-        process = self._processes.Process(target=worker.run, args=arguments, daemon=True)
         try:
-            process.start()
+            ours, theirs = socket.socketpair()
+            pipe = Pipe(ours, front=True, bytes_max=int(self._limits.memory_mb * 1e6))
+            arguments = (self._folder, theirs, token, self._costs, self._limits, note)
+            process = self._processes.Process(target=worker.run, args=arguments, daemon=True)
+            with theirs:
+                process.start()
         except OSError as error:
             raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error.strerror}") from error
         now = time.monotonic()
-        session = self._sessions[token] = _Session(token, user_of(hello[0]), process, note, hello, heard=now, moved=now)
+        session = self._sessions[token] = _Session(token, user, process, pipe, note, heard=now, moved=now)
         self._watch(process.sentinel, lambda: self._process_ended(session))
+        self._watch(pipe.fileno(), lambda: self._from_worker(session))
         self.counts.sessions = len(self._sessions)
         self.counts.started += 1
         log.info("session started", extra={"fields": {"session": token[:8], "pid": process.pid}})
@@ -294,16 +299,11 @@ class Server:
         self.counts.messages += 1
         self.counts.message_bytes += size
         error = self._objection(connection, frames, size)
-        if error is None:
-            try:
-                self._back.send_multipart([session.token.encode(), identity, *frames], zmq.NOBLOCK, copy=False)
-            except zmq.Again:  # however small they are, more messages wait than a queue takes
-                error = Error(ERROR_CREDIT, "too many messages are under way")
-            except zmq.ZMQError:  # EHOSTUNREACH: the process has died, which the client is about to be told
-                return
         if error is not None:
             self._refuse(connection.identity, error)
             return
+        with self._speaking(session):
+            session.pipe.send([identity, *frames])
         connection.under_way += size
         if not session.waiting:
             session.moved = now
@@ -313,8 +313,8 @@ class Server:
         limits = self._limits
         if self._stop_at is not None:
             return Error(ERROR_STOPPING, "the server stops")
-        if connection.session.hello:
-            return Error(ERROR_PROTOCOL, "wait for the welcome")
+        if connection.session.waiting >= _WAITING_MAX:
+            return Error(ERROR_CREDIT, f"more than {_WAITING_MAX} messages are under way")
         if len(frames) > limits.frames:
             return Error(ERROR_PROTOCOL, f"{len(frames)} frames; the server's {option('frames')} is {limits.frames}")
         if len(frames[0]) > limits.header_kb * 1e3:
@@ -324,22 +324,32 @@ class Server:
             return Error(ERROR_CREDIT, f"more than {connection.allowance} bytes are under way")
         return None
 
-    def _from_worker(self) -> None:
-        name, identity, *frames = self._back.recv_multipart(copy=False)
-        session = self._sessions.get(name.bytes.decode())
-        if session is None:
+    @contextlib.contextmanager
+    def _speaking(self, session: _Session) -> Iterator[None]:
+        """Use a session's pipe, and watch for what it waits for then."""
+        try:
+            yield
+        except (EOFError, OSError, ValueError) as error:  # the process ends, which its sentinel tells
+            self._unwatch(session.pipe.fileno())
+            if isinstance(error, ValueError):  # no worker of ours says that
+                session.process.kill()
             return
-        if identity.bytes == worker.TO_FRONT:
-            hello, session.hello = session.hello, ()
-            for waiting in session.connections.values():
-                self._pass_on(waiting, waiting.identity, hello)
+        self._poller.modify(session.pipe.fileno(), zmq.POLLIN | (zmq.POLLOUT if session.pipe.pending else 0))
+
+    def _from_worker(self, session: _Session) -> None:
+        frames = None
+        with self._speaking(session):
+            session.pipe.flush()
+            frames = session.pipe.receive()
+        if frames is None:
             return
+        identity, size, *reply = frames
         session.waiting -= 1
         session.moved = time.monotonic()
-        connection = self._connections.get(identity.bytes)
+        connection = self._connections.get(bytes(identity))
         if connection is not None:
-            connection.under_way -= int.from_bytes(frames[0].bytes)
-            self._send(identity.bytes, [identity, *frames[1:]])
+            connection.under_way -= int.from_bytes(size)
+            self._send(connection.identity, [connection.identity, *reply])
 
     def _reply(self, client: bytes, message: Message) -> None:
         self._send(client, [client, *message.frames()])
@@ -359,7 +369,7 @@ class Server:
         for session in list(self._sessions.values()):
             if now - session.heard > self._limits.idle_s:
                 self._end(session, ERROR_SESSION, f"nothing was heard of the client for {self._limits.idle_s:g} s")
-            elif (session.waiting or session.hello) and now - session.moved > self._limits.stall_s:
+            elif session.waiting and now - session.moved > self._limits.stall_s:
                 reason = f"the session's process was stuck for {self._limits.stall_s:g} s"
                 self._end(session, ERROR_CRASHED, reason + _while(session))
 
@@ -384,8 +394,9 @@ class Server:
         del self._sessions[session.token]
         self.counts.sessions = len(self._sessions)
         self.counts.ended[code] += 1
-        self._poller.unregister(session.process.sentinel)
-        del self._handlers[session.process.sentinel]
+        self._unwatch(session.process.sentinel)
+        self._unwatch(session.pipe.fileno())
+        session.pipe.close()
         session.process.kill()
         session.process.join()
         session.process.close()

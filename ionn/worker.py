@@ -6,18 +6,19 @@ per process. `SessionState` is the session without sockets; `run` connects it to
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import resource
+import select
 import signal
+import socket
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zmq
 
 from ionn.caffemodel import Floats
 from ionn.check import Usage, check_partition
@@ -25,6 +26,7 @@ from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
 from ionn.limits import Limits
 from ionn.partition import PartialNet, StageCut
+from ionn.pipe import Pipe
 from ionn.receiver import PartitionReceiver
 from ionn.wire import (
     ERROR_DAMAGED,
@@ -50,9 +52,6 @@ from ionn.wire import (
     decode,
 )
 
-# What a worker says to the front process instead of a client's identity.
-TO_FRONT = b""
-UP = b"up"
 # How many bytes a worker uses to tell the front how large the message was that it answers.
 SIZE_BYTES = 8
 
@@ -66,9 +65,6 @@ _PRODUCT = PartialNet(
     "data",
     (StageCut(0, "product", ("product",)),),
 )
-
-# How often a worker looks whether its server is still there.
-_ORPHAN_CHECK_MS = 1000
 
 
 class _Arriving:
@@ -102,7 +98,7 @@ class SessionState:
         self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
-        """The reply to a message."""
+        """The reply to a message. What it carries holds until the next query."""
         match message:
             case Hello():
                 arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())
@@ -235,9 +231,8 @@ class SessionState:
                 stage_ms += net.run(each, each)
             outputs = net.outputs(last)
             stage = last + 1
-        # Copies: the socket sends later, and the next query overwrites the net's blobs.
-        payload = tuple(np.array(output, "<f4", order="C") for output in outputs)
-        return Result(query.query, tuple(p.shape for p in payload), stage_ms, payload)
+        payload = tuple(np.ascontiguousarray(output, "<f4") for output in outputs)
+        return Result(query.query, tuple(p.shape for p in payload), tuple(round(ms, 4) for ms in stage_ms), payload)
 
     def _note_idle(self) -> None:
         waiting = ", ".join(
@@ -259,48 +254,38 @@ def _restrain(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def endpoint(folder: str) -> str:
-    """Where the front process of the server with this folder speaks to its workers."""
-    return f"ipc://{folder}/workers"
+def _answer(state: SessionState, frames: Sequence[Any]) -> Message | None:
+    """The reply to a client's message, None to its goodbye."""
+    try:
+        message = decode(frames)
+    except ProtocolError as error:
+        return Error(ERROR_PROTOCOL, str(error))
+    return None if isinstance(message, Bye) else state.handle(message)
 
 
-def run(folder: str, token: str, costs: dict[str, Any], limits: Limits, note: Any) -> None:
+def run(folder: str, sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, note: Any) -> None:
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
 
-    `folder` is the server's; `note.value` are bytes shared with the front process, which reads there what the worker
-    was doing when it died.
+    `folder` is the server's for temporary files, `sock` leads to its front process. `note.value` are bytes shared with
+    that, which reads there what the worker was doing when it died.
     """
     _restrain(limits)
     tempfile.tempdir = folder
-    server = multiprocessing.parent_process()  # not our parent in the system's sense: that is the fork server
-    assert server is not None
 
     def tell(text: str) -> None:
         note.value = text.encode()[: len(note) - 1]
 
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.identity = token.encode()
-    socket.linger = 0
-    socket.connect(endpoint(folder))
-    socket.send_multipart([TO_FRONT, UP])
+    pipe = Pipe(sock, front=False, bytes_max=int(limits.memory_mb * 1e6))
     state = SessionState(token, costs, limits, tell)
-    while True:
-        if not socket.poll(0) and state.warm_up():
-            continue
-        if not socket.poll(_ORPHAN_CHECK_MS):
-            if not server.is_alive():
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
+        while True:
+            if not select.select((pipe,), (), (), 0)[0] and state.warm_up():
+                continue
+            frames = pipe.receive()
+            assert frames is not None
+            identity, *message = frames
+            reply = _answer(state, message)
+            if reply is None:
                 break
-            continue
-        identity, *frames = socket.recv_multipart(copy=False)
-        try:
-            message = decode(frames)
-        except ProtocolError as error:
-            reply: Message = Error(ERROR_PROTOCOL, str(error))
-        else:
-            if isinstance(message, Bye):
-                break
-            reply = state.handle(message)
-        size = sum(map(len, frames)).to_bytes(SIZE_BYTES)
-        socket.send_multipart([identity, size, *reply.frames()], copy=False)
-    context.destroy(linger=0)
+            size = sum(map(len, message)).to_bytes(SIZE_BYTES)
+            pipe.send([identity, size, *reply.frames()])
