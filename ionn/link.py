@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ionn.errors import InputError
-from ionn.pacing import LinkPacer
+from ionn.pacing import SPIN_S, LinkPacer
 
 Address = tuple[str, int]
 
@@ -131,6 +131,7 @@ class _Direction:
         self.turns: deque[_Flow] = deque()
         self.crossing: tuple[_Flow, bytes] | None = None
         self.arrival_s = math.inf  # of the quantum that is crossing
+        self.last = False  # of its message, it seems: there was no more to read
 
 
 class _Flow:
@@ -187,11 +188,12 @@ class _Link:
             self._epoll.close()
 
     def _wait(self) -> list[tuple[int, int]]:
-        """Wait for events or the next arrival, whichever is first."""
-        arrival_s = min(self._up.arrival_s, self._down.arrival_s)
-        if arrival_s == math.inf:
+        """Wait for events or the next arrival, whichever is first. Somebody may wait for the last of a message: it is
+        not delivered a moment late, as sleeping until its arrival would."""
+        next_ = min(self._up, self._down, key=lambda direction: direction.arrival_s)
+        if next_.arrival_s == math.inf:
             return self._epoll.poll()
-        timeout_s = arrival_s - time.monotonic()
+        timeout_s = next_.arrival_s - time.monotonic() - (SPIN_S if next_.last else 0)
         # Not with epoll alone: it counts in whole milliseconds.
         if timeout_s > 0 and not select.select((self._epoll,), (), (), timeout_s)[0]:
             return []
@@ -260,8 +262,10 @@ class _Link:
             self._deliver(flow, data)
         while direction.turns:
             flow = direction.turns.popleft()
-            if data := self._read(flow, direction.pacer.quantum_bytes(alone=not direction.turns)):
+            limit = direction.pacer.quantum_bytes(alone=not direction.turns)
+            if data := self._read(flow, limit):
                 direction.crossing = flow, data
+                direction.last = len(data) < limit
                 direction.arrival_s = direction.pacer.transmit(len(data), now_s, waited)
                 return
             flow.busy = False

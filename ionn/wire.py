@@ -14,6 +14,7 @@ way, which bounds the memory that a client can occupy at the server and in the s
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Sequence
@@ -41,8 +42,13 @@ class Message:
     payload: Sequence[Any] = ()
 
     def frames(self) -> list[Any]:
-        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "payload"}  # type: ignore[arg-type]
+        body = {name: getattr(self, name) for name in _fields_of(self.type) if name != "payload"}
         return [json.dumps({"type": self.type, **body}, default=asdict).encode(), *self.payload]
+
+
+@functools.cache
+def _fields_of(type_: str) -> tuple[str, ...]:
+    return tuple(each.name for each in fields(_MESSAGES[type_]))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -312,7 +318,7 @@ def decode(frames: Sequence[Any]) -> Message:
     try:
         body = _object(json.loads(bytes(buffers[0])))
         cls = _MESSAGES[_text(body.pop("type"))]
-        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        known = _fields_of(cls.type)
         values = {name: _READERS[name](value) for name, value in body.items() if name in known}
         if "payload" in known:
             values["payload"] = tuple(buffers[1:])

@@ -7,6 +7,7 @@ per process. `SessionState` is the session without sockets; `run` connects it to
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 import select
 import signal
@@ -215,7 +216,7 @@ class SessionState:
         if len(query.payload) != 1:
             raise ProtocolError(f"a query has one payload frame, not {len(query.payload)}")
         shape = self._owner[query.first].input_shape(query.first)
-        if len(query.payload[0]) != 4 * int(np.prod(shape)):
+        if len(query.payload[0]) != 4 * math.prod(shape):
             raise ProtocolError(
                 f"the input of stage {query.first} has {len(query.payload[0])} bytes, not {shape} floats"
             )
