@@ -1,0 +1,88 @@
+"""OpenCV reads Caffe's formats with code of its own, and agrees with Caffe about every partition that is uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pytest
+
+from ionn import engine, harness, live
+from ionn.caffemodel import read_weights
+from ionn.costs import load_costs
+from ionn.engine import StageNet
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.partition import PartialNet, Partition, extract
+from ionn.plan import make_plan
+
+MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
+# Of the largest magnitude in a blob: the two sum in different orders.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Model:
+    """`net` holds the blobs of one forward pass. `extract` cuts out a partition of these stages."""
+
+    network: Network
+    net: StageNet
+    graph: ExecutionGraph
+    extract: Callable[[tuple[int, ...]], Partition]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> Model:
+    path = harness.weights_path(request.param, None)
+    if not path.exists():
+        pytest.skip(f"needs models/{request.param}.caffemodel: run 'make models'")
+    network = Network.load(request.param)
+    weights = read_weights(path, network)
+    net = engine.load_network(network, weights)
+    engine.forward(net, live.query_inputs(network, seed=0)[0])
+    costs = load_costs(harness.CLIENT), load_costs(harness.SERVER)
+    graph = ExecutionGraph.from_network(network, *costs, harness.MBPS)
+    return Model(network, net, graph, lambda stages: extract(network, stages, weights))
+
+
+@pytest.mark.parametrize("algorithm", ["recursive-efficiency", "original"])
+def test_partitions(model: Model, algorithm: str) -> None:
+    plan = make_plan(model.network, model.graph, algorithm, harness.MBPS)
+    offloadable = [stage.index for stage in model.network.stages if not stage.pinned]
+    assert sorted(stage for partition in plan.partitions for stage in partition.stages) == offloadable
+    for planned in plan.partitions:
+        partition = model.extract(planned.stages)
+        content = partition.caffemodel.tobytes()
+        for net in partition.nets:
+            assert difference(model, net, content) <= TOLERANCE, (planned.stages, net.stages)
+
+
+def test_a_wrong_weight_is_noticed(model: Model) -> None:
+    """The judge judges: bytes that are not the partition's weights give another output."""
+    stage = next(stage for stage in model.network.stages if stage.weight_bytes)
+    partition = model.extract((stage.index,))
+    content = bytearray(partition.caffemodel.tobytes())
+    span = partition.caffemodel.blobs[0]
+    floats = np.frombuffer(content, "<f4", span.size // 4, span.offset)
+    floats[...] = floats[::-1].copy()
+    assert difference(model, partition.nets[0], bytes(content)) > TOLERANCE
+
+
+def difference(model: Model, net: PartialNet, caffemodel: bytes) -> float:
+    """How far OpenCV's output of a net is from Caffe's, relative to its largest magnitude.
+
+    The input is the blob that Caffe has before the net's first stage. OpenCV names an output by its layer and not by
+    its blob, so a stage that hands on several blobs could not be asked for: no stage that these models upload does.
+    """
+    first, last = net.stages[0], net.stages[-1]
+    (expected,) = model.net.outputs(last.index)
+    (data,) = model.net.outputs(first.index - 1)
+    judge = cv2.dnn.readNetFromCaffe(
+        np.frombuffer(net.prototxt.encode(), np.uint8), np.frombuffer(caffemodel, np.uint8)
+    )
+    judge.setInput(data)
+    output = judge.forward(last.last_layer)
+    assert output.shape == expected.shape
+    return float(np.abs(output - expected).max() / np.abs(expected).max())
