@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ionn.errors import InputError
+from ionn.files import write_file
+from ionn.paper import SHOWN, SLICED, model_title
 from ionn.summary import (
-    ALGORITHMS,
-    SLICED,
     Stat,
     SummaryRow,
     common_times,
     distinct,
     load_results,
     mean_latency,
-    model_title,
     summary,
 )
 
@@ -177,7 +175,7 @@ def _latency_line(axes: Axes, row: SummaryRow, style: dict[str, Any]) -> None:
 def _styles(rows: Sequence[SummaryRow]) -> dict[str, dict[str, Any]]:
     """Per algorithm, in drawing order: its look, the same in every figure that has the same algorithms."""
     present = distinct(row.algorithm for row in rows)
-    known = [*ALGORITHMS, *(name for name in sorted(present) if name not in ALGORITHMS)]
+    known = [*SHOWN, *(name for name in sorted(present) if name not in SHOWN)]
     looks = {
         name: {
             "color": COLORS[i % len(COLORS)],
@@ -243,16 +241,3 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
         paths.append(stem.with_name(f"{stem.name}.{kind}"))
         write_file(paths[-1], drawn.getvalue())
     return paths
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when complete. Raises InputError where that is not possible."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the first error is the one to report
-            part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from error

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from ionn.errors import InputError
 from ionn.network import Layer, Network
+from ionn.paper import MODELS
 
 caffe = pytest.importorskip("caffe")
 
 PROFILES = Path(__file__).resolve().parent.parent.parent / "shared" / "reference" / "profiles"
-PAPER_MODELS = ["alexnet", "googlenet", "inception", "mobilenet", "resnet"]
 
 
 def layer(kind: str, name: str, bottoms: str = "", tops: str | None = None, params: str = "") -> str:
@@ -171,7 +171,7 @@ def test_layers_are_those_of_caffe(name: str, tmp_path: Path) -> None:
     assert_as_caffe(network, text_format.MessageToString(network.param), tmp_path)
 
 
-@pytest.mark.parametrize("model", PAPER_MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_paper_models_are_those_of_the_published_profiles(model: str) -> None:
     profile = PROFILES / f"{model}.csv"
     if not profile.exists():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
+from ionn.paper import EFFICIENCY, FINE, ORIGINAL, RECURSIVE, SLICED
 from ionn.planners.efficiency import efficiency, recursive_efficiency
 from ionn.planners.optimal import optimal
 from ionn.planners.original import original, original_fine
@@ -23,11 +24,11 @@ from ionn.slicing import Piece
 Planner = Callable[[ExecutionGraph], Sequence[Sequence[Piece]]]
 
 PLANNERS: dict[str, Planner] = {
-    "original": original,
-    "original-0.0001": original_fine,
-    "efficiency": efficiency,
-    "recursive-efficiency": recursive_efficiency,
-    "sliced-efficiency": sliced_efficiency,
+    ORIGINAL: original,
+    FINE: original_fine,
+    EFFICIENCY: efficiency,
+    RECURSIVE: recursive_efficiency,
+    SLICED: sliced_efficiency,
     "optimal": optimal,
 }
 
