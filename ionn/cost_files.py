@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import os
 from pathlib import Path
 
 from ionn.costs import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
-from ionn.errors import InputError
+from ionn.errors import InputError, did_you_mean
 
 _DEVICES = Path(__file__).with_name("devices")
 
@@ -35,9 +34,7 @@ def load_costs(spec: str) -> Costs:
         raise InputError(f"{spec}: name the column that holds the times in ms, as in {spec}:COLUMN")
     if os.path.exists(spec):
         return _from_text(Path(spec))
-    close = difflib.get_close_matches(spec, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"{spec}: no such file or device; devices are {', '.join(known)}{hint}")
+    raise InputError(f"{spec}: no such file or device; devices are {', '.join(known)}{did_you_mean(spec, known)}")
 
 
 def costs_from_json(document: object, source: str) -> CostModel | Profile:

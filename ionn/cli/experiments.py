@@ -12,12 +12,14 @@ import click
 from ionn.cli.options import (
     COSTS_HELP,
     algorithm_option,
+    chosen_algorithm,
     client_option,
     json_option,
     key_option,
     mbps_option,
     model_argument,
     options,
+    planner_option,
     results_option,
     server_key_option,
     weights_argument,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 @click.command()
 @model_argument
 @weights_argument
-@options(algorithm_option, mbps_option, client_option)
+@options(algorithm_option, planner_option, mbps_option, client_option)
 @click.option(
     "--server",
     metavar="COSTS",
@@ -52,6 +54,7 @@ def run(
     model: str,
     weights: str | None,
     algorithm: str,
+    planner: str | None,
     mbps: float,
     client: str,
     server: str | None,
@@ -77,9 +80,8 @@ def run(
     from ionn.graph import checked_mbps
     from ionn.keys import client_keys
     from ionn.paper import SERVER
-    from ionn.planners import get_planner
 
-    get_planner(algorithm)
+    algorithm = chosen_algorithm(algorithm, planner)
     checked_mbps(mbps)
     keys = client_keys(key, server_key)
     if testbed == "virtual" and (dilation != 1 or connect is not None):

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from ionn.errors import InputError
 from ionn.limits import Limits, option
-from ionn.paper import CLIENT, MBPS, RECURSIVE
+from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
 
 COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
 
@@ -26,12 +29,40 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-model_argument = click.argument("model")
+def _complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    names = [CompletionItem(model) for model in MODELS if model.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def _complete_algorithm(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from ionn.planners import PLANNERS
+
+    return [name for name in PLANNERS if name.startswith(incomplete)]
+
+
+def chosen_algorithm(algorithm: str, planner: str | None) -> str:
+    """The name of the planner that --algorithm or --planner gives. Raises InputError where there is none."""
+    from ionn.planners import add_planner, get_planner
+
+    if planner is None:
+        get_planner(algorithm)
+        return algorithm
+    if click.get_current_context().get_parameter_source("algorithm") is not ParameterSource.DEFAULT:
+        raise InputError("give either --algorithm or --planner, not both")
+    return add_planner(planner)
+
+
+model_argument = click.argument("model", shell_complete=_complete_model)
 weights_argument = click.argument("weights", required=False)
 mbps_option = click.option(
     "--mbps", default=MBPS, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
 )
-algorithm_option = click.option("--algorithm", default=RECURSIVE, show_default=True, help="The planner.")
+algorithm_option = click.option(
+    "--algorithm", default=RECURSIVE, show_default=True, shell_complete=_complete_algorithm, help="The planner."
+)
+planner_option = click.option(
+    "--planner", metavar="FILE.py:FUNCTION", help="A planner of your own, in place of --algorithm."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(
     "--client", default=CLIENT, show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."
