@@ -23,8 +23,8 @@ from typing import Any
 
 import support
 
-from ionn import engine, harness, live
-from ionn.caffemodel import read_weights
+from ionn import engine, live, paper
+from ionn.caffemodel import read_weights, weights_path
 from ionn.network import Network
 
 TURNS = 6
@@ -57,9 +57,9 @@ def candidates() -> dict[str, dict[str, str]]:
 def worker() -> None:
     """Load the models, then answer each model's name with the time of a forward in ms and the output's digest."""
     nets = {}
-    for model in support.MODELS:
+    for model in paper.MODELS:
         network = Network.load(model)
-        net = engine.load_network(network, read_weights(harness.weights_path(model, None), network))
+        net = engine.load_network(network, read_weights(weights_path(model, None), network))
         nets[model] = net, live.query_inputs(network, seed=0)[0]
         engine.forward(*nets[model])
     print(json.dumps(engine.blas()), flush=True)
@@ -80,7 +80,7 @@ class Candidate:
             env={**os.environ, **environment},
         )  # fmt: skip
         self.blas: str = self._answer()
-        self.forward_ms: dict[str, list[float]] = {model: [] for model in support.MODELS}
+        self.forward_ms: dict[str, list[float]] = {model: [] for model in paper.MODELS}
         self.digests: dict[str, str] = {}
 
     def _answer(self) -> Any:
@@ -113,7 +113,7 @@ def started() -> Iterator[dict[str, Candidate]]:
 def rows() -> list[support.Row]:
     with started() as running:
         for _ in range(TURNS):
-            for model in support.MODELS:
+            for model in paper.MODELS:
                 for name, candidate in running.items():
                     candidate.turn(model)
                     if name == TWO_THREADS:
@@ -123,7 +123,7 @@ def rows() -> list[support.Row]:
         support.keep(
             f"forward, {name}", blas=candidate.blas, forward_ms=candidate.forward_ms, digests=candidate.digests
         )
-    for model in support.MODELS:
+    for model in paper.MODELS:
         times_ms = {name: min(each.forward_ms[model]) for name, each in running.items()}
         del times_ms[TWO_THREADS]  # of interest, but no choice: docs/performance.md has the reasons
         fastest = min(times_ms, key=lambda name: times_ms[name])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import support
 
+from ionn import paper
 from ionn.calibrate import calibrate
 from ionn.engine import StageNet, load_caffe
 from ionn.network import Network
@@ -39,7 +40,7 @@ def rows() -> list[support.Row]:
 
 def prediction_rows() -> list[support.Row]:
     start_s = time.perf_counter()
-    result = calibrate(support.MODELS)
+    result = calibrate()
     took_s = time.perf_counter() - start_s
     quality = result.quality
     support.keep("calibration", model=result.model.to_json(), table=quality.table().splitlines())
@@ -56,10 +57,10 @@ def prediction_rows() -> list[support.Row]:
 
 def load_rows() -> list[support.Row]:
     load_caffe()
-    builds = [build for model in support.MODELS for build in measure_builds(model)]
+    builds = [build for model in paper.MODELS for build in measure_builds(model)]
     support.keep("building the stages' nets", stages=[vars(build) for build in builds])
     result = []
-    for model in support.MODELS:
+    for model in paper.MODELS:
         own = [build for build in builds if build.model == model]
         result.append((f"building the stages of {model}, one by one", link_ms(own), sum(b.ms for b in own), "ms"))
     slowest = max(builds, key=lambda build: build.ms)

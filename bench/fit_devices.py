@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ionn.costs import Coefficients, CostModel, load_costs
+from ionn.cost_files import load_costs
+from ionn.costs import Coefficients, CostModel
 from ionn.fitting import fit, fit_quality
 from ionn.network import Network
+from ionn.paper import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNIFICANT_DIGITS = 4
@@ -39,12 +41,12 @@ _SOURCE = "per-layer latencies published by the authors of IONN (ElasticDNN/IONN
 DEVICES = {
     "odroid-xu4": Device(
         "odroid_xu4_ms",
-        ("alexnet", "inception", "resnet", "googlenet", "mobilenet"),
+        tuple(MODELS),
         {"device": "Hardkernel Odroid XU4, the paper's client", "fitted_to": _SOURCE},
     ),
     "gtx1080ti": Device(
         "gtx1080ti_ms",
-        ("alexnet", "inception", "resnet", "googlenet"),
+        tuple(model for model in MODELS if model != "mobilenet"),
         {"device": "NVIDIA GTX 1080 Ti, the paper's server", "fitted_to": _SOURCE},
         # IONN's authors add the time to load a layer to its upload overhead: 0.7 ms + 0.003 ms x filters for a
         # convolution, 1.3 ms + 3e-7 ms x neurons x input bytes for an inner product. Neurons x inputs = operations.

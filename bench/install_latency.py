@@ -29,8 +29,8 @@ import numpy as np
 import support
 import zmq
 
-from ionn import engine, harness, live
-from ionn.caffemodel import read_weights
+from ionn import engine, live, paper
+from ionn.caffemodel import read_weights, weights_path
 from ionn.graph import runs_of
 from ionn.limits import Limits
 from ionn.network import Network
@@ -224,7 +224,7 @@ class Measured:
 def measure(model: str, connect: Callable[[], Alone | Connected]) -> tuple[list[Measured], int]:
     """Every partition of a model's plan, and the server's peak memory in bytes."""
     network, _, plan = support.paper_plan(model)
-    weights = read_weights(harness.weights_path(model, None), network)
+    weights = read_weights(weights_path(model, None), network)
     uploads = [messages(part.index, extract(network, part.stages, weights)) for part in plan.partitions]
     ready_ms: list[list[float]] = [[] for _ in uploads]
     query_ms: list[list[list[float]]] = [[] for _ in uploads]
@@ -260,10 +260,10 @@ def first_run(network: Network, stages: Sequence[int]) -> Query:
 
 def rows() -> list[support.Row]:
     result: list[support.Row] = []
-    alone = [part for model in support.MODELS for part in measure(model, Alone)[0]]
+    alone = [part for model in paper.MODELS for part in measure(model, Alone)[0]]
     result += install_rows("a session alone", alone)
     with live.process("serve", "--bind", "tcp://127.0.0.1:0") as server:
-        served = [(measure(model, lambda: Connected(server)), model) for model in support.MODELS]
+        served = [(measure(model, lambda: Connected(server)), model) for model in paper.MODELS]
     result += install_rows("at a server", [part for (parts, _), _ in served for part in parts])
     return result + [memory_row(model, sum(part.bytes for part in parts), peak) for (parts, peak), model in served]
 
@@ -281,7 +281,7 @@ def bare_bytes(model: str) -> int:
     """What Caffe occupies for the nets of a model's partitions when each of their stages has run."""
     network, _, plan = support.paper_plan(model)
     runs = [run for part in plan.partitions for run in runs_of(part.stages)]
-    weights = read_weights(harness.weights_path(model, None), network)
+    weights = read_weights(weights_path(model, None), network)
     engine.load_caffe()
     before = anonymous_bytes(os.getpid())
     nets = [engine.StageNet(extract_net(network, *run)) for run in runs]

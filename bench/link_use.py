@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import support
 
-from ionn import harness, live
+from ionn import harness, live, paper
 from ionn.client import Client
 from ionn.experiment import run_experiment
 from ionn.live import Subject
@@ -26,7 +26,7 @@ from ionn.trace import RunInfo, Trace
 
 IDLE_SHARE = 0.985
 QUERYING_SHARE = 0.98
-BYTES_PER_S = harness.MBPS * 1e6 / 8
+BYTES_PER_S = paper.MBPS * 1e6 / 8
 WINDOW_S = 1.0
 STEP_S = 0.05
 
@@ -55,7 +55,7 @@ def querying_upload(subject: Subject, address: str) -> Trace:
     try:
         session = LiveSession(network, subject.net, graph, None, inputs, client, parts, stages)
         info = RunInfo(
-            testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=harness.MBPS, seed=0,
+            testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=paper.MBPS, seed=0,
             dilation=1.0, client="not paced", server="", plan=plan.to_json(),
             graph=graph.to_json(),
         )  # fmt: skip
@@ -90,7 +90,7 @@ def measure(subject: Subject, querying: bool) -> list[support.Row]:
         with (
             live.process("serve", "--bind", "tcp://127.0.0.1:0") as server,
             support.tap(server, output) as tapped,
-            live.process("link", "--listen", "tcp://127.0.0.1:0", "--to", tapped, "--mbps", str(harness.MBPS)) as link,
+            live.process("link", "--listen", "tcp://127.0.0.1:0", "--to", tapped, "--mbps", str(paper.MBPS)) as link,
         ):
             if querying:
                 trace = querying_upload(subject, link)
@@ -111,8 +111,8 @@ def measure(subject: Subject, querying: bool) -> list[support.Row]:
     carried = "weights and features" if querying else "weights"
     return [
         (f"{carried} / 80 Mbps, {name}, at least", limit, share, ""),
-        (f"lowest rate in any second, {name}, at least", limit * harness.MBPS, float(rates.min()), "Mbps"),
-        (f"highest rate in any second, {name}", 1.01 * harness.MBPS, float(rates.max()), "Mbps"),
+        (f"lowest rate in any second, {name}, at least", limit * paper.MBPS, float(rates.min()), "Mbps"),
+        (f"highest rate in any second, {name}", 1.01 * paper.MBPS, float(rates.max()), "Mbps"),
     ]
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import support
 
-from ionn import engine, harness, live
-from ionn.caffemodel import Floats, read_weights
+from ionn import engine, live
+from ionn.caffemodel import Floats, read_weights, weights_path
 from ionn.client import Client
 from ionn.network import Network
 from ionn.partition import extract, extract_net
@@ -35,7 +35,7 @@ FAIRNESS = 0.7
 def subject(index: int) -> tuple[Network, dict[str, tuple[Floats, ...]], range, Floats]:
     """The network, the weights of process `index`, the stages that are computed and their input."""
     network = Network.load(MODEL)
-    stored = read_weights(harness.weights_path(MODEL, None), network)
+    stored = read_weights(weights_path(MODEL, None), network)
     weights = {name: tuple(blob * np.float32(1 + index / 100) for blob in blobs) for name, blobs in stored.items()}
     stages = [stage.index for stage in network.stages if not stage.pinned]
     return network, weights, range(stages[0], stages[-1] + 1), live.query_inputs(network, seed=0)[0]

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 
 import support
 
-from ionn import harness
-from ionn.costs import load_costs
+from ionn import paper
+from ionn.cost_files import load_costs
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
+from ionn.paper import SLICED, model_title
 from ionn.plan import make_plan
 from ionn.planners.optimal import area, least_area, optimal
-from ionn.summary import SLICED, largest_share, model_title
+from ionn.summary import largest_share
 from ionn.trace import RunInfo, Trace
 from ionn.virtual import run_virtual
 
-ALGORITHMS = (*harness.ALGORITHMS, SLICED, "optimal")
+ALGORITHMS = (*paper.SHOWN, "optimal")
 # Planning is timed over as many repetitions, and the fastest counts.
 REPETITIONS = 5
 ALEXNET_GAIN = 2.0  # over original
@@ -56,17 +57,17 @@ class Result:
 def measure(model: str) -> tuple[dict[str, Result], float, bool]:
     """What each algorithm makes of a model; the area to compare with, and whether an order with that area is known."""
     network = Network.load(model)
-    graph = ExecutionGraph.from_network(network, load_costs(harness.CLIENT), load_costs(harness.SERVER), harness.MBPS)
+    graph = ExecutionGraph.from_network(network, load_costs(paper.CLIENT), load_costs(paper.SERVER), paper.MBPS)
     results = {}
     for algorithm in ALGORITHMS:
         try:
-            plans = [make_plan(network, graph, algorithm, harness.MBPS) for _ in range(REPETITIONS)]
+            plans = [make_plan(network, graph, algorithm, paper.MBPS) for _ in range(REPETITIONS)]
         except InputError:  # too many stages for the best order
             continue
         plan = min(plans, key=lambda plan: plan.planning_ms)
         info = RunInfo(
-            testbed="virtual", model=model, algorithm=algorithm, run=1, mbps=harness.MBPS, seed=0, dilation=1.0,
-            client=harness.CLIENT, server=harness.SERVER, plan=plan.to_json(), graph=graph.to_json(),
+            testbed="virtual", model=model, algorithm=algorithm, run=1, mbps=paper.MBPS, seed=0, dilation=1.0,
+            client=paper.CLIENT, server=paper.SERVER, plan=plan.to_json(), graph=graph.to_json(),
         )  # fmt: skip
         pieces = [partition.pieces for partition in plan.partitions]
         results[algorithm] = Result(run_virtual(info), area(graph, pieces), plan.planning_ms)
@@ -96,7 +97,7 @@ def print_table(model: str, results: dict[str, Result], best: float, known: bool
 def rows() -> list[support.Row]:
     print(__doc__)
     results = {}
-    for model in support.MODELS:
+    for model in paper.MODELS:
         results[model], best, known = measure(model)
         print_table(model, results[model], best, known)
     print()
@@ -104,13 +105,13 @@ def rows() -> list[support.Row]:
     def gain(model: str, over: str) -> float:
         return results[model][SLICED].queries / results[model][over].queries
 
-    least_gain = min(gain(model, "recursive-efficiency") for model in support.MODELS)
+    least_gain = min(gain(model, paper.RECURSIVE) for model in paper.MODELS)
     return [
-        ("AlexNet, queries over those of original, at least", ALEXNET_GAIN, gain("alexnet", "original"), ""),
+        ("AlexNet, queries over those of original, at least", ALEXNET_GAIN, gain("alexnet", paper.ORIGINAL), ""),
         (
             "Inception, queries over those of recursive-efficiency, at least",
             INCEPTION_GAIN,
-            gain("inception", "recursive-efficiency"),
+            gain("inception", paper.RECURSIVE),
             "",
         ),
         ("any model, queries over those of recursive-efficiency, at least", 1.0, least_gain, ""),

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ionn import harness
+from ionn import harness, paper
 from ionn.errors import IonnError
 from ionn.figures import draw_figures
 from ionn.report import terminal_summary
@@ -24,7 +24,7 @@ def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
     """`runs` live runs of each of the paper's algorithms; finished ones in `results` are kept."""
     harness.calibrate_server(results)
     subject = harness.prepare_live(model)
-    return harness.run_live_all(subject, harness.ALGORITHMS, runs, dilation=dilation, results=results)
+    return harness.run_live_all(subject, paper.ALGORITHMS, runs, dilation=dilation, results=results)
 
 
 def main(model: str) -> None:

@@ -18,10 +18,10 @@ from collections.abc import Callable
 import numpy as np
 import support
 from numpy.typing import NDArray
-from support import MODELS, Row
+from support import Row
 
-from ionn import harness
-from ionn.costs import load_costs
+from ionn import harness, paper
+from ionn.cost_files import load_costs
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.plan import make_plan
@@ -31,8 +31,8 @@ from ionn.virtual import run_virtual
 
 Times = NDArray[np.float64]
 
-EFFICIENCY = ("efficiency", "recursive-efficiency")
-MODEL_LIMITS_MS = {"recursive-efficiency": 1.0, "sliced-efficiency": 3.0, "original-0.0001": 100.0}
+EFFICIENCY = (paper.EFFICIENCY, paper.RECURSIVE)
+MODEL_LIMITS_MS = {paper.RECURSIVE: 1.0, paper.SLICED: 3.0, paper.FINE: 100.0}
 MODEL_REPETITIONS = 10
 CHAINS = ((1_000, 100.0, 5), (10_000, 3_000.0, 1))  # stages, limit in ms, repetitions
 MEMORY_LIMIT = 0.01  # of a table with the efficiency of every candidate
@@ -96,9 +96,9 @@ def planning_row(subject: str, graph: ExecutionGraph, algorithm: str, limit_ms: 
 
 
 def model_rows() -> list[Row]:
-    client, server = load_costs(harness.CLIENT), load_costs(harness.SERVER)
-    networks = [Network.load(model) for model in MODELS]
-    graphs = [ExecutionGraph.from_network(network, client, server, harness.MBPS) for network in networks]
+    client, server = load_costs(paper.CLIENT), load_costs(paper.SERVER)
+    networks = [Network.load(model) for model in paper.MODELS]
+    graphs = [ExecutionGraph.from_network(network, client, server, paper.MBPS) for network in networks]
     return [
         planning_row(network.name, graph, algorithm, limit_ms, MODEL_REPETITIONS)
         for algorithm, limit_ms in MODEL_LIMITS_MS.items()
@@ -118,7 +118,7 @@ def chain_rows() -> list[Row]:
 def memory_row(n: int = 10_000) -> Row:
     graph = chains(n)["uniform"]
     tracemalloc.start()
-    get_planner("recursive-efficiency")(graph)
+    get_planner(paper.RECURSIVE)(graph)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return f"memory to plan {n:,} stages, uniform", MEMORY_LIMIT * n * n * 8 / 1e6, peak_bytes / 1e6, "MB"
@@ -131,16 +131,16 @@ def timed_row(measure: str, limit_s: float, work: Callable[[], None]) -> Row:
 
 
 def virtual_set() -> None:
-    for model in MODELS:
-        harness.run_virtual_all(model, harness.ALGORITHMS)
+    for model in paper.MODELS:
+        harness.run_virtual_all(model, paper.ALGORITHMS)
 
 
 def sweep(model: str = "alexnet") -> None:
     """Plan and run all three algorithms at every bandwidth."""
-    network, client, server = Network.load(model), load_costs(harness.CLIENT), load_costs(harness.SERVER)
+    network, client, server = Network.load(model), load_costs(paper.CLIENT), load_costs(paper.SERVER)
     for mbps in SWEEP_MBPS.tolist():
         costs = ExecutionGraph.from_network(network, client, server, mbps)
-        for algorithm in harness.ALGORITHMS:
+        for algorithm in paper.ALGORITHMS:
             info = RunInfo(
                 testbed="virtual",
                 model=model,
@@ -158,8 +158,8 @@ def sweep(model: str = "alexnet") -> None:
 
 
 def rows() -> list[Row]:
-    runs = f"{len(MODELS)} models x {len(harness.ALGORITHMS)} algorithms"
-    bandwidths = f"{len(SWEEP_MBPS):,} bandwidths x {len(harness.ALGORITHMS)} algorithms"
+    runs = f"{len(paper.MODELS)} models x {len(paper.ALGORITHMS)} algorithms"
+    bandwidths = f"{len(SWEEP_MBPS):,} bandwidths x {len(paper.ALGORITHMS)} algorithms"
     return [
         *model_rows(),
         *chain_rows(),

@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ionn import harness
-from ionn.costs import Costs, Milliseconds, load_costs
+from ionn import paper
+from ionn.cost_files import load_costs
+from ionn.costs import Costs, Milliseconds
 from ionn.errors import IonnError
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.plan import make_plan
 from ionn.trace import RunInfo
 from ionn.virtual import run_virtual
-
-MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class WithLoads:
 def published_graph(model: str, profiles: Path) -> tuple[Network, ExecutionGraph, str]:
     network = Network.load(model)
     table = profiles / f"{model}.csv"
-    device = load_costs(harness.SERVER)
+    device = load_costs(paper.SERVER)
     note = ""
     try:
         server: Costs = WithLoads(load_costs(f"{table}:gtx1080ti_ms"), device)
@@ -62,7 +61,7 @@ def published_graph(model: str, profiles: Path) -> tuple[Network, ExecutionGraph
         server, note = device, "*"
     return (
         network,
-        ExecutionGraph.from_network(network, load_costs(f"{table}:odroid_xu4_ms"), server, harness.MBPS),
+        ExecutionGraph.from_network(network, load_costs(f"{table}:odroid_xu4_ms"), server, paper.MBPS),
         note,
     )
 
@@ -74,15 +73,15 @@ def main() -> None:
     profiles = parser.parse_args().profiles
     columns = f"{'partitions':>10} {'halves':>7} {'largest':>8} {'queries':>7} {'upload s':>8}"
     print(f"{'model':<11} {'algorithm':<21} {columns}")
-    for model in MODELS:
+    for model in paper.MODELS:
         try:
             network, graph, note = published_graph(model, profiles)
         except IonnError as error:
             sys.exit(f"published_plans: {error}")
-        for algorithm in harness.ALGORITHMS:
-            plan = make_plan(network, graph, algorithm, harness.MBPS)
+        for algorithm in paper.ALGORITHMS:
+            plan = make_plan(network, graph, algorithm, paper.MBPS)
             info = RunInfo(
-                testbed="virtual", model=model, algorithm=algorithm, run=1, mbps=harness.MBPS, seed=0, dilation=1.0,
+                testbed="virtual", model=model, algorithm=algorithm, run=1, mbps=paper.MBPS, seed=0, dilation=1.0,
                 client="published", server="published", plan=plan.to_json(), graph=graph.to_json(),
             )  # fmt: skip
             trace = run_virtual(info)

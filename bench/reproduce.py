@@ -13,31 +13,31 @@ from pathlib import Path
 
 from per_model import at_least_1, live
 
-from ionn import harness
-from ionn.costs import load_costs
+from ionn import harness, paper
+from ionn.cost_files import load_costs
 from ionn.errors import IonnError
-from ionn.figures import draw_figures, write_file
+from ionn.figures import draw_figures
+from ionn.files import write_file
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.plan import make_plan
 from ionn.report import terminal_summary, write_report
-from ionn.summary import SLICED, load_results
+from ionn.summary import load_results
 
-MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
 # Section 4.4 compares these; a plan is timed over as many repetitions, and the fastest counts.
-PLANNERS = (*harness.ALGORITHMS, SLICED, "original-0.0001")
+PLANNERS = (*paper.SHOWN, paper.FINE)
 REPETITIONS = 5
 
 
 def write_plans(results: Path) -> None:
     """results/plans.json: the plan of every model and algorithm for the paper's testbed, with its planning time."""
-    client, server = load_costs(harness.CLIENT), load_costs(harness.SERVER)
+    client, server = load_costs(paper.CLIENT), load_costs(paper.SERVER)
     plans = []
-    for model in MODELS:
+    for model in paper.MODELS:
         network = Network.load(model)
-        graph = ExecutionGraph.from_network(network, client, server, harness.MBPS)
+        graph = ExecutionGraph.from_network(network, client, server, paper.MBPS)
         for algorithm in PLANNERS:
-            made = [make_plan(network, graph, algorithm, harness.MBPS) for _ in range(REPETITIONS)]
+            made = [make_plan(network, graph, algorithm, paper.MBPS) for _ in range(REPETITIONS)]
             plans.append(min(made, key=lambda plan: plan.planning_ms).to_json())
     write_file(results / "plans.json", json.dumps({"plans": plans}).encode())
 
@@ -45,9 +45,9 @@ def write_plans(results: Path) -> None:
 def reproduce(runs: int, results: Path) -> None:
     started = time.monotonic()
     write_plans(results)
-    for model in MODELS:
-        harness.run_virtual_all(model, (*harness.ALGORITHMS, SLICED), results=results)
-    for model in MODELS:
+    for model in paper.MODELS:
+        harness.run_virtual_all(model, paper.SHOWN, results=results)
+    for model in paper.MODELS:
         live(model, runs, 1.0, results)
     figures = draw_figures(results, results / "figures")
     report = write_report(results, figures)

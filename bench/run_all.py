@@ -17,11 +17,12 @@ import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import support
 
-from ionn import harness, live
+from ionn import live
 
 BENCHES = (
     "startup",
@@ -34,7 +35,8 @@ BENCHES = (
     "blas",
     "calibration",
 )
-RESULTS = harness.ROOT / "results" / "bench"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "bench"
 
 
 def measure(name: str) -> tuple[list[support.Row], list[dict[str, Any]]]:
@@ -51,7 +53,7 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit that is measured, "+" where files of it have changed since; empty outside a repository."""
-    command = ["git", "-C", str(harness.ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
     with contextlib.suppress(OSError):
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return ""

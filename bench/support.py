@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ionn import harness
-from ionn.costs import load_costs
+from ionn import paper
+from ionn.cost_files import load_costs
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.plan import Plan, make_plan
-
-MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
-ALGORITHM = "recursive-efficiency"
 
 Row = tuple[str, float, float, str]  # measure, limit, ours, unit
 
@@ -56,8 +53,8 @@ def main(rows: Callable[[], list[Row]]) -> None:
 def paper_plan(model: str) -> tuple[Network, ExecutionGraph, Plan]:
     """A model's recursive-efficiency plan for the paper's testbed."""
     network = Network.load(model)
-    graph = ExecutionGraph.from_network(network, load_costs(harness.CLIENT), load_costs(harness.SERVER), harness.MBPS)
-    return network, graph, make_plan(network, graph, ALGORITHM, harness.MBPS)
+    graph = ExecutionGraph.from_network(network, load_costs(paper.CLIENT), load_costs(paper.SERVER), paper.MBPS)
+    return network, graph, make_plan(network, graph, paper.RECURSIVE, paper.MBPS)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from ionn.errors import InputError
 from ionn.network import Layer, Network
 from ionn.proto import caffe_pb2
 
+_MODELS = Path(__file__).resolve().parent.parent / "models"
+
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
@@ -156,6 +158,15 @@ def _same_shape(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return stored == wanted or (len(stored) == 4 and (1,) * (4 - len(wanted)) + wanted == stored)
 
 
+def weights_path(model: str, weights: str | None) -> Path:
+    """Where a model's caffemodel is: as given, else models/NAME.caffemodel, else beside the .prototxt."""
+    if weights is not None:
+        return Path(weights)
+    if model.endswith(".prototxt"):
+        return Path(model).with_suffix(".caffemodel")
+    return _MODELS / f"{model}.caffemodel"
+
+
 def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:
     """The weights of `network` from a caffemodel: layer name -> blobs in the shapes that Caffe wants.
 
@@ -199,13 +210,11 @@ class Serialised:
     blobs: tuple[BlobSpan, ...]
     size: int
 
-    def chunks(self, chunk_bytes: int, start: int = 0) -> Iterator[tuple[int, list[memoryview]]]:
-        """Consecutive (offset, parts) of at most `chunk_bytes` bytes, from byte `start` on."""
+    def chunks(self, chunk_bytes: int) -> Iterator[tuple[int, list[memoryview]]]:
+        """Consecutive (offset, parts) of at most `chunk_bytes` bytes."""
         parts: list[memoryview] = []
-        offset, filled, skip = start, 0, start
-        for whole in self.pieces:
-            piece = whole[skip:]
-            skip = max(0, skip - len(whole))
+        offset = filled = 0
+        for piece in self.pieces:
             while len(piece):
                 part = piece[: chunk_bytes - filled]
                 parts.append(part)

@@ -26,14 +26,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ionn import engine, harness, live
-from ionn.caffemodel import Floats, read_weights
-from ionn.costs import CostModel, features
+from ionn import engine, live
+from ionn.caffemodel import Floats, read_weights, weights_path
+from ionn.costs import CostModel
 from ionn.engine import StageNet
+from ionn.features import features
 from ionn.fitting import FitQuality, fit, fit_quality
 from ionn.network import Network
+from ionn.paper import MODELS
 
-MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
 BLOCKS = 200
 PASSES = 10
 
@@ -86,7 +87,7 @@ class Calibration:
 
 
 def calibrate(
-    models: Sequence[str] = MODELS,
+    models: Sequence[str] = tuple(MODELS),
     progress: Callable[[], None] = lambda: None,
     blocks: int = BLOCKS,
     passes: int = PASSES,
@@ -100,7 +101,7 @@ def calibrate(
     end_s = time.monotonic() + _BUDGET_S
     networks = [Network.load(model) for model in models]
     nets = [
-        _load(network, read_weights(harness.weights_path(model, None), network), live.query_inputs(network, seed=0)[0])
+        _load(network, read_weights(weights_path(model, None), network), live.query_inputs(network, seed=0)[0])
         for model, network in zip(models, networks, strict=True)
     ]
     samples = design(blocks)

@@ -14,23 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ionn.summary import (
-    BASELINE,
-    MODELS,
-    PAPER_MBPS,
-    Conditions,
-    Stat,
-    SummaryRow,
-    common_times,
-    distinct,
-    mean_latency,
-    model_title,
-)
-
-PAPER_DEVICES = ("odroid-xu4", "gtx1080ti")  # client and server, by the names of their costs
-RECURSIVE = "recursive-efficiency"
-FINE = "original-0.0001"
-PAPER_ALGORITHMS = (BASELINE, "efficiency", RECURSIVE)
+from ionn.paper import ALGORITHMS, CLIENT, FINE, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER, model_title
+from ionn.summary import Conditions, Stat, SummaryRow, common_times, distinct, mean_latency
 
 COUNT_TOLERANCE = 0.12  # of the paper's number of queries
 GAIN_TOLERANCE = {"virtual": 5.0, "live": 15.0}  # percentage points
@@ -56,17 +41,16 @@ class Evidence:
         return [
             cls(where, {(row.model, row.algorithm): row for row in rows if row.conditions == where}, planning_ms)
             for where in distinct(row.conditions for row in rows)
-            if where.mbps == PAPER_MBPS
+            if where.mbps == MBPS
         ]
 
     @property
     def judged(self) -> bool:
         """Whether the runs are like the paper's: its devices, or its client and a server sped up by the dilation."""
-        client, server = PAPER_DEVICES
         infos = [trace.info for row in self.rows.values() for trace in row.traces]
         virtual = self.conditions.testbed == "virtual"
-        return all(client in _plain(info.client) for info in infos) and (
-            all(server in _plain(info.server) for info in infos) if virtual else self.conditions.dilation > 1
+        return all(CLIENT in _plain(info.client) for info in infos) and (
+            all(SERVER in _plain(info.server) for info in infos) if virtual else self.conditions.dilation > 1
         )
 
     def row(self, model: str, algorithm: str) -> SummaryRow:
@@ -110,7 +94,7 @@ class Verdict:
 def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     found: dict[str, list[str]] = {"virtual": [], "live": []}
     holds: dict[str, bool] = {}
-    missing = f"no virtual run of {' and '.join(PAPER_DEVICES)} at {PAPER_MBPS:g} Mbps"
+    missing = f"no virtual run of {CLIENT} and {SERVER} at {MBPS:g} Mbps"
     for each in evidence:
         where = each.conditions
         try:
@@ -150,7 +134,7 @@ def _queries(algorithm: str, paper: float) -> Claim:
 
 def _gain(what: str, of: Callable[[SummaryRow], Stat], paper: float) -> Claim:
     def check(evidence: Evidence) -> Finding:
-        new, old = (of(evidence.row("alexnet", algorithm)) for algorithm in (RECURSIVE, BASELINE))
+        new, old = (of(evidence.row("alexnet", algorithm)) for algorithm in (RECURSIVE, ORIGINAL))
         gain = gain_percent(new, old)
         return f"{gain:+.0f}%", abs(gain - paper) <= GAIN_TOLERANCE[evidence.conditions.testbed]
 
@@ -160,7 +144,7 @@ def _gain(what: str, of: Callable[[SummaryRow], Stat], paper: float) -> Claim:
 
 def _largest_difference(paper_from_s: float, paper_to_s: float) -> Claim:
     def check(evidence: Evidence) -> Finding:
-        old, new = (evidence.row("alexnet", algorithm) for algorithm in (BASELINE, RECURSIVE))
+        old, new = (evidence.row("alexnet", algorithm) for algorithm in (ORIGINAL, RECURSIVE))
         from_s, to_s = interval_of_largest_difference(old, new)
         overlap_s = min(to_s, paper_to_s) - max(from_s, paper_from_s)
         return f"{from_s:.0f}-{to_s:.0f} s", overlap_s >= (paper_to_s - paper_from_s) / 2
@@ -208,7 +192,7 @@ def _stage_list(stages: tuple[str, ...]) -> str:
 
 def _smaller(model: str, algorithm: str) -> Claim:
     def check(evidence: Evidence) -> Finding:
-        old, new = (evidence.row(model, name).largest_share.mean for name in (BASELINE, algorithm))
+        old, new = (evidence.row(model, name).largest_share.mean for name in (ORIGINAL, algorithm))
         return f"{old:.0%} → {new:.0%}", new < old
 
     return Claim(
@@ -229,7 +213,7 @@ def _more(model: str, algorithm: str, than: str) -> Claim:
 
 def _more_in_both_halves(model: str) -> Claim:
     def check(evidence: Evidence) -> Finding:
-        old, new = (evidence.row(model, algorithm) for algorithm in (BASELINE, RECURSIVE))
+        old, new = (evidence.row(model, algorithm) for algorithm in (ORIGINAL, RECURSIVE))
         shown = " → ".join(f"{row.first_half.count()} + {row.second_half.count()}" for row in (old, new))
         return shown, new.first_half.mean > old.first_half.mean and new.second_half.mean > old.second_half.mean
 
@@ -244,7 +228,7 @@ def _more_in_both_halves(model: str) -> Claim:
 
 def _benefit(model: str, clear: bool) -> Claim:
     def check(evidence: Evidence) -> Finding:
-        rows = [evidence.row(model, algorithm) for algorithm in PAPER_ALGORITHMS]
+        rows = [evidence.row(model, algorithm) for algorithm in ALGORITHMS]
         changes = [gain_percent(row.mean_ms, rows[0].mean_ms) for row in rows[1:]]
         text = ", ".join(f"{change:+.0f}%" for change in changes)
         if clear:
@@ -283,18 +267,18 @@ def _queries_after_upload(evidence: Evidence) -> list[int]:
 
 
 CLAIMS: tuple[Claim, ...] = (
-    _queries(BASELINE, 56.8),
+    _queries(ORIGINAL, 56.8),
     _queries(RECURSIVE, 88.1),
     _gain("queries before the upload ended", lambda row: row.queries, 55),
     _gain("queries per second", lambda row: row.queries_per_s, 48),
     _largest_difference(22, 30),
-    *(_single_stage(algorithm) for algorithm in PAPER_ALGORITHMS),
-    *(_smaller(model, algorithm) for model in MODELS if model != "inception" for algorithm in PAPER_ALGORITHMS[1:]),
-    *(_more(model, name, than) for model in MODELS for than, name in pairwise(PAPER_ALGORITHMS)),
+    *(_single_stage(algorithm) for algorithm in ALGORITHMS),
+    *(_smaller(model, algorithm) for model in MODELS if model != "inception" for algorithm in ALGORITHMS[1:]),
+    *(_more(model, name, than) for model in MODELS for than, name in pairwise(ALGORITHMS)),
     *(_more_in_both_halves(model) for model in ("alexnet", "resnet")),
     _benefit("resnet", clear=True),
     *(_benefit(model, clear=False) for model in ("inception", "googlenet", "mobilenet")),
-    _planning("original and efficiency", PAPER_ALGORITHMS[:2], MODELS, "0.1-0.5 ms"),
+    _planning("original and efficiency", ALGORITHMS[:2], MODELS, "0.1-0.5 ms"),
     _planning("original with steps of 0.0001", (FINE,), MODELS, "100 ms"),
     _planning(f"AlexNet, {RECURSIVE}", (RECURSIVE,), ("alexnet",), "0.6 ms"),
     _planning(f"MobileNet, {RECURSIVE}", (RECURSIVE,), ("mobilenet",), "2 ms"),

@@ -1,5 +1,10 @@
 """The exceptions of ionn, by whose fault it was. Each message is one line that names the culprit and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class IonnError(Exception):
     """Base of all errors that ionn raises on purpose."""
@@ -23,3 +28,9 @@ class ServerUnreachableError(IonnError):
 
 class ProtocolError(IonnError):
     """The peer sent bytes that the protocol does not allow."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean X?" if there is a similar one, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -7,24 +7,20 @@ further figures, whose names end in "-sliced". The same traces give the same byt
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ionn.errors import InputError
+from ionn.drawing import EDGE, Look, looks, new_figure, save_figure
+from ionn.paper import SLICED, model_title
 from ionn.summary import (
-    ALGORITHMS,
-    SLICED,
     Stat,
     SummaryRow,
     common_times,
     distinct,
     load_results,
     mean_latency,
-    model_title,
     summary,
 )
 
@@ -32,31 +28,6 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must sta
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colour-blind safe palette, in an order whose neighbours also differ in gray.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-HATCHES = ("", "///", "xxx", "...", "\\\\\\", "+++", "ooo")
-# Later lines are thinner, so that lines which coincide show as layers; what is on top of each other differs in dashes.
-LINES = ("-", "--", "-", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
-WIDTHS = (4.0, 2.6, 1.3)
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "legend.fontsize": 8.5,
-    "legend.handlelength": 3,
-    "legend.title_fontsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-}
 Bar = Callable[["Axes", float, float, SummaryRow, dict[str, Any]], None]
 _Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
@@ -85,7 +56,7 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     paths = []
     for (where, model, suffix), members in _groups(rows, lambda row: (row.conditions, row.model)):
         styles = _styles(members)
-        with _figure(6.8, 4.4) as (figure, axes):
+        with new_figure(6.8, 4.4) as (figure, axes):
             for row in members:
                 _latency_line(axes, row, styles[row.algorithm])
             axes.set(xlabel="time since the upload began (s)", ylabel="query execution latency (ms)")
@@ -118,7 +89,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
         models = distinct(row.model for row in members)
         styles = _styles(members)
         width = 0.84 / len(styles)
-        with _figure(max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles))), 3.4) as (figure, axes):
+        with new_figure(max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles))), 3.4) as (figure, axes):
             for row in members:
                 place = list(styles).index(row.algorithm) - (len(styles) - 1) / 2
                 bar(axes, models.index(row.model) + place * width, width, row, styles[row.algorithm])
@@ -136,14 +107,14 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
     return paths
 
 
-def _halves_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: dict[str, Any]) -> None:
+def _halves_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: Look) -> None:
     box = {"width": width * 0.9, "hatch": style["hatch"], **EDGE}
     axes.bar(x, row.first_half.mean, facecolor=style["color"], **box)
     axes.bar(x, row.second_half.mean, bottom=row.first_half.mean, facecolor=_light(style["color"]), **box)
     _spread_and_value(axes, x, row.partitions, f"{row.partitions.mean:.3g}")
 
 
-def _share_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: dict[str, Any]) -> None:
+def _share_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: Look) -> None:
     share = Stat(row.largest_share.mean * 100, row.largest_share.std * 100)
     axes.bar(x, share.mean, width * 0.9, facecolor=style["color"], hatch=style["hatch"], **EDGE)
     _spread_and_value(axes, x, share, f"{share.mean:.0f}")
@@ -157,7 +128,7 @@ def _spread_and_value(axes: Axes, x: float, stat: Stat, label: str) -> None:
     )
 
 
-def _latency_line(axes: Axes, row: SummaryRow, style: dict[str, Any]) -> None:
+def _latency_line(axes: Axes, row: SummaryRow, style: Look) -> None:
     """The latency of the query in execution, as a step function of time; over several runs its mean and spread.
 
     The line begins when the first query starts, after its wait for the first partition.
@@ -174,21 +145,9 @@ def _latency_line(axes: Axes, row: SummaryRow, style: dict[str, Any]) -> None:
     axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
 
 
-def _styles(rows: Sequence[SummaryRow]) -> dict[str, dict[str, Any]]:
+def _styles(rows: Sequence[SummaryRow]) -> dict[str, Look]:
     """Per algorithm, in drawing order: its look, the same in every figure that has the same algorithms."""
-    present = distinct(row.algorithm for row in rows)
-    known = [*ALGORITHMS, *(name for name in sorted(present) if name not in ALGORITHMS)]
-    looks = {
-        name: {
-            "color": COLORS[i % len(COLORS)],
-            "hatch": HATCHES[i % len(HATCHES)],
-            "line": LINES[i % len(LINES)],
-            "width": WIDTHS[min(i, len(WIDTHS) - 1)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }
-        for i, name in enumerate(known)
-    }
-    return {name: looks[name] for name in known if name in present}
+    return looks([row.algorithm for row in rows])
 
 
 def _light(color: str) -> tuple[float, float, float]:
@@ -198,7 +157,7 @@ def _light(color: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _legend_handles(styles: dict[str, dict[str, Any]], halves: bool) -> list[Any]:
+def _legend_handles(styles: dict[str, Look], halves: bool) -> list[Any]:
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=s["color"], hatch=s["hatch"], label=name, **EDGE) for name, s in styles.items()]
@@ -217,42 +176,5 @@ def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     axes.text(0, 1.03, f"{how}, {where.mbps:g} Mbps, {count}", transform=axes.transAxes, color="#444444")
 
 
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of that size in inches with one plot, in the project's style."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, figure.add_subplot()
-
-
 def _save(figure: Figure, stem: Path) -> list[Path]:
-    # Without these fields the files carry no time and no version, so that equal traces give equal bytes.
-    metadata: dict[str, dict[str, Any]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-    }
-    paths = []
-    for kind, fields in metadata.items():
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=kind, metadata=fields)
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        write_file(paths[-1], drawn.getvalue())
-    return paths
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when complete. Raises InputError where that is not possible."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the first error is the one to report
-            part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from error
+    return [save_figure(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in ("png", "pdf")]

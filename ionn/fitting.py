@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from ionn.costs import DEFAULT_FEATURES, FEATURES, Coefficients, CostModel, Costs, features
+from ionn.costs import Coefficients, CostModel, Costs
 from ionn.errors import InputError
+from ionn.features import DEFAULT_FEATURES, FEATURES, features
 from ionn.network import Layer, Network
 
 # The types that make up most of any network's time: what a device model is judged by.

@@ -209,13 +209,6 @@ class ExecutionGraph:
             load_ms += piece_load_ms
         return upload_ms, load_ms
 
-    def forced_ms(self, at_server: Iterable[int]) -> float:
-        """Latency with exactly these stages at the server; infinite if one of them is not offloadable."""
-        chosen = set(at_server)
-        stages_ms = sum(self._server_ms[i] if i in chosen else self.client_ms[i] for i in range(len(self.stages)))
-        transfers_ms = sum(self.up_ms[first] + self.down_ms[last + 1] for first, last in runs_of(chosen))
-        return float(stages_ms + transfers_ms)
-
     def to_json(self) -> dict[str, list[Any]]:
         arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cuts"}
         lists = {name: list(np.asarray(values).tolist()) for name, values in arrays.items()}

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ionn.costs import Costs, load_costs
+from ionn.cost_files import load_costs
+from ionn.costs import Costs
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph, checked_mbps
 from ionn.network import Network
+from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.plan import make_plan
 from ionn.trace import RunInfo, Trace, trace_path
 
@@ -22,11 +24,6 @@ if TYPE_CHECKING:
     from ionn.live import Subject
     from ionn.session import LiveSession
 
-ROOT = Path(__file__).resolve().parent.parent
-CLIENT = "odroid-xu4"
-SERVER = "gtx1080ti"
-MBPS = 80.0
-ALGORITHMS = ("original", "efficiency", "recursive-efficiency")
 # Forward passes that this machine is timed over.
 PROFILE_RUNS = 20
 # The standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
@@ -37,19 +34,10 @@ SERVER_COSTS = "server.json"
 CALIBRATION = "calibration.txt"
 
 
-def weights_path(model: str, weights: str | None) -> Path:
-    """Where a model's caffemodel is: as given, else models/NAME.caffemodel, else beside the .prototxt."""
-    if weights is not None:
-        return Path(weights)
-    if model.endswith(".prototxt"):
-        return Path(model).with_suffix(".caffemodel")
-    return ROOT / "models" / f"{model}.caffemodel"
-
-
 def prepare_live(model: str, weights: str | None = None, client: str = CLIENT) -> Subject:
     """Load a model and the device that its client is paced to. Raises InputError."""
     from ionn import engine, live
-    from ionn.caffemodel import read_weights
+    from ionn.caffemodel import read_weights, weights_path
 
     network = Network.load(model)
     blobs = read_weights(weights_path(model, weights), network)
@@ -136,7 +124,7 @@ def calibrate_server(results: Path) -> None:
     if (results / SERVER_COSTS).exists():
         return
     from ionn import calibrate
-    from ionn.figures import write_file
+    from ionn.files import write_file
 
     with bar(calibrate.PASSES + 1, "pass", "calibrating this machine") as progress:
         calibration = calibrate.calibrate(progress=progress.update)

@@ -19,7 +19,8 @@ import numpy as np
 from ionn import engine
 from ionn.caffemodel import Floats
 from ionn.client import Client
-from ionn.costs import Costs, Milliseconds, Profile, costs_from_json
+from ionn.cost_files import costs_from_json
+from ionn.costs import Costs, Milliseconds, Profile
 from ionn.engine import StageNet
 from ionn.errors import InputError, IonnError, ProtocolError, ServerError, ServerUnreachableError
 from ionn.experiment import run_experiment

@@ -20,7 +20,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from ionn.errors import InputError
+from ionn.errors import InputError, did_you_mean
 from ionn.layers import Shape, essential, infer, label
 from ionn.proto import caffe_pb2
 
@@ -104,6 +104,8 @@ class Network:
     def load(cls, model: str) -> Network:
         """Read a model by name (prototxt/NAME.prototxt of the checkout) or from a path that ends in .prototxt.
 
+        A file's model is named after it, one in a deploy.prototxt after its folder, as Caffe's models are.
+
         Raises InputError if there is no such model or file, or if it is not a network that ionn can run.
         """
         if model.endswith(".prototxt"):
@@ -112,7 +114,8 @@ class Network:
             known = {path.stem: path for path in sorted(_PROTOTXT.glob("*.prototxt"))}
             if model not in known:
                 names = ", ".join(known) or "none"
-                raise InputError(f"unknown model {model!r}; use one of {names}, or a path that ends in .prototxt")
+                hint = did_you_mean(model, known)
+                raise InputError(f"unknown model {model!r}; use one of {names}, or a path that ends in .prototxt{hint}")
             path = known[model]
         try:
             text = path.read_text(encoding="utf-8")
@@ -120,7 +123,8 @@ class Network:
             raise InputError(f"{path}: cannot read the model: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not a prototxt: it is not UTF-8 text") from error
-        return _build(text, path.stem, str(path))
+        name = path.resolve().parent.name if path.stem == "deploy" else path.stem
+        return _build(text, name, str(path))
 
     @classmethod
     def from_text(cls, text: str, name: str) -> Network:

@@ -87,15 +87,13 @@ class WallClock:
 class PacedResult:
     """What a paced execution took.
 
-    `compute_ms` is the time within the layers, `total_ms` includes the waits. `overrun_ms` is by how much layers took
-    longer than their targets, all of them; `overruns` counts those beyond OVERRUN_TOLERANCE_MS. `total_ms` exceeds the
-    sum of the targets by `overrun_ms` and what the last wait was late. `layer_ms` is `total_ms` layer by layer.
+    `overrun_ms` is by how much layers took longer than their targets, all of them; `overruns` counts those beyond
+    OVERRUN_TOLERANCE_MS. `layer_ms` is the time of each layer, waits included: their sum exceeds that of the targets by
+    `overrun_ms` and what the last wait was late.
     """
 
     overruns: int
     overrun_ms: float
-    compute_ms: float
-    total_ms: float
     layer_ms: tuple[float, ...]
 
 
@@ -110,15 +108,14 @@ def run_paced(
     Raises ValueError if there are not as many targets as layers.
     """
     clock = clock or WallClock()
-    overruns, overrun_s, compute_s = 0, 0.0, 0.0
-    start_s = deadline_s = clock.now_s()
-    end_s = [start_s]
+    overruns, overrun_s = 0, 0.0
+    deadline_s = clock.now_s()
+    end_s = [deadline_s]
     for layer, layer_target_ms in zip(layers, target_ms, strict=True):
         target_s = layer_target_ms / 1e3
         begin_s = clock.now_s()
         run_layer(layer)
         layer_s = clock.now_s() - begin_s
-        compute_s += layer_s
         late_s = max(layer_s - target_s, 0.0)
         overrun_s += late_s
         overruns += late_s * 1e3 > OVERRUN_TOLERANCE_MS
@@ -126,4 +123,4 @@ def run_paced(
         clock.wait_until(deadline_s)
         end_s.append(clock.now_s())
     layer_ms = tuple((end - begin) * 1e3 for begin, end in itertools.pairwise(end_s))
-    return PacedResult(overruns, overrun_s * 1e3, compute_s * 1e3, (end_s[-1] - start_s) * 1e3, layer_ms)
+    return PacedResult(overruns, overrun_s * 1e3, layer_ms)

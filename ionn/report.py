@@ -15,11 +15,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ionn.claims import CLAIMS, FINE, Evidence, Verdict, gain_percent, judge
+from ionn.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
 from ionn.errors import InputError
-from ionn.figures import write_file
+from ionn.files import write_file
+from ionn.paper import EFFICIENCY, FINE, ORIGINAL, model_title
 from ionn.summary import (
-    BASELINE,
     Conditions,
     Stat,
     SummaryRow,
@@ -27,7 +27,6 @@ from ionn.summary import (
     distinct,
     load_results,
     lost_server,
-    model_title,
     summary,
 )
 from ionn.trace import Trace
@@ -201,7 +200,7 @@ def _summary(where: Conditions, rows: Sequence[SummaryRow]) -> Section:
 
 
 def _gains(rows: Sequence[SummaryRow]) -> Section:
-    baselines = {(row.conditions, row.model): row for row in rows if row.algorithm == BASELINE}
+    baselines = {(row.conditions, row.model): row for row in rows if row.algorithm == ORIGINAL}
     lines = []
     for row in rows:
         base = baselines.get((row.conditions, row.model), row)
@@ -210,7 +209,7 @@ def _gains(rows: Sequence[SummaryRow]) -> Section:
             changes = (_percent(gain_percent(new, old)) for new, old in pairs)
             lines.append((row.conditions.slug, model_title(row.model), row.algorithm, *changes))
     return Section(
-        f"Change against {BASELINE}",
+        f"Change against {ORIGINAL}",
         "Means over the runs.",
         ("testbed", "model", "algorithm", "queries", "queries/s", "mean latency"),
         tuple(lines),
@@ -267,7 +266,7 @@ def _planning(planning_ms: PlanningTimes, plans: Iterable[Plan]) -> Section:
     stages = {(plan["model"], plan["algorithm"]): [part["stages"] for part in plan["partitions"]] for plan in plans}
 
     def same(model: str) -> str:
-        fine, efficiency = stages.get((model, FINE)), stages.get((model, "efficiency"))
+        fine, efficiency = stages.get((model, FINE)), stages.get((model, EFFICIENCY))
         return _YES_NO[None if fine is None or efficiency is None else fine == efficiency]
 
     return Section(

@@ -12,19 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ionn.errors import InputError
+from ionn.paper import MBPS, MODELS, SHOWN
 from ionn.trace import Trace, load_traces
-
-PAPER_MBPS = 80.0
-BASELINE = "original"
-MODELS = {
-    "alexnet": "AlexNet",
-    "inception": "Inception",
-    "resnet": "ResNet",
-    "googlenet": "GoogLeNet",
-    "mobilenet": "MobileNet",
-}
-SLICED = "sliced-efficiency"
-ALGORITHMS = (BASELINE, "efficiency", "recursive-efficiency", SLICED)
 
 Grid = NDArray[np.float64]
 
@@ -45,7 +34,7 @@ class Conditions:
     def slug(self) -> str:
         """For file names: the testbed, and what differs from the paper's link and from real time."""
         dilation = f"-x{self.dilation:g}" if self.dilation != 1 else ""
-        return self.testbed + dilation + (f"-{self.mbps:g}mbps" if self.mbps != PAPER_MBPS else "")
+        return self.testbed + dilation + (f"-{self.mbps:g}mbps" if self.mbps != MBPS else "")
 
 
 @dataclass(frozen=True)
@@ -166,7 +155,7 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
         return (
             (where.testbed != "virtual", where.testbed, where.dilation, -where.mbps),
             _rank(model, list(MODELS)),
-            _rank(algorithm, list(ALGORITHMS)),
+            _rank(algorithm, list(SHOWN)),
         )
 
     return [SummaryRow.of(*key, groups[key]) for key in sorted(groups, key=order)]
@@ -174,10 +163,6 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
 
 def _rank(name: str, known: list[str]) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known)), name
-
-
-def model_title(model: str) -> str:
-    return MODELS.get(model, model)
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

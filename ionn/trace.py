@@ -8,16 +8,15 @@ undilated experiment.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ionn.errors import InputError
+from ionn.files import write_file
 
 SCHEMA = 1
 
@@ -126,19 +125,7 @@ class Trace:
 
         Raises InputError where it cannot be written (disk full, no permission); nothing half-written stays behind.
         """
-        part = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("w", encoding="utf-8") as out:
-                for record in self._records():
-                    out.write(json.dumps(record) + "\n")
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                part.unlink(missing_ok=True)
-            raise InputError(f"{path}: cannot write the trace: {error.strerror}; earlier runs are kept") from error
+        write_file(path, "".join(json.dumps(record) + "\n" for record in self._records()).encode())
 
     def _records(self) -> Iterator[dict[str, Any]]:
         yield {"record": "run", "schema": SCHEMA, **dataclasses.asdict(self.info)}

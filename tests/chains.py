@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 from hypothesis import strategies as st
 
-from ionn.graph import ExecutionGraph
+from ionn.graph import ExecutionGraph, runs_of
 from ionn.slicing import TILE, Piece, Slice
 
 
@@ -92,3 +94,12 @@ def uploads(draw: st.DrawFn, graph: ExecutionGraph) -> list[Piece]:
 
 SMALL_INTEGERS = st.integers(0, 6).map(float)  # many ties, many stages without upload overhead
 DECIMALS = st.integers(0, 60).map(lambda tenths: tenths / 10)  # not exact in binary
+
+
+def forced_ms(graph: ExecutionGraph, at_server: Iterable[int]) -> float:
+    """Latency with exactly these stages at the server; infinite if one of them is not offloadable."""
+    chosen = set(at_server)
+    server_ms = np.where(graph.offloadable, graph.server_ms, math.inf)
+    stages_ms = sum(server_ms[i] if i in chosen else graph.client_ms[i] for i in range(len(graph.stages)))
+    transfers_ms = sum(graph.up_ms[first] + graph.down_ms[last + 1] for first, last in runs_of(chosen))
+    return float(stages_ms + transfers_ms)

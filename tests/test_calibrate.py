@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from ionn import calibrate, engine
-from ionn.costs import load_costs
+from ionn.cost_files import load_costs
 from ionn.errors import InputError
 from ionn.layers import essential
 from ionn.network import Layer, Network
+from ionn.paper import MODELS
 
 ONE_LAYER = """
 layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 64 dim: 20 dim: 20 }} }} }}
@@ -33,7 +34,7 @@ def design() -> list[Network]:
 
 @pytest.fixture(scope="module")
 def models() -> list[Network]:
-    return [Network.load(model) for model in calibrate.MODELS]
+    return [Network.load(model) for model in MODELS]
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-
-def ionn(*arguments: str | Path, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ionn", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+from command import ionn
 
 
 def test_plan_json_is_what_people_script_against() -> None:
@@ -30,6 +26,7 @@ def test_plan_json_is_what_people_script_against() -> None:
         "best_ms",
         "partitions",
         "planning_ms",
+        "chain",
     }
     assert (plan["model"], plan["algorithm"], plan["mbps"]) == ("alexnet", "recursive-efficiency", 80)
     for partition in plan["partitions"]:

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ionn.costs import CostModel, LayerTime, Profile, costs_from_json, device_names, features, load_costs
+from ionn.cost_files import costs_from_json, device_names, load_costs
+from ionn.costs import CostModel, LayerTime, Profile
 from ionn.errors import InputError
+from ionn.features import features
 from ionn.network import Network
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "reference" / "profiles"
@@ -175,11 +177,11 @@ def test_saved_costs_load_as_they_were(tiny: Network, tmp_path: Path) -> None:
 
 def test_costs_that_cannot_be_written_leave_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(InputError, match="cannot write the costs"):
+    with pytest.raises(InputError, match="cannot write"):
         MODEL.save(tmp_path / "file" / "costs.json")
     (tmp_path / "full.json").write_text("old", encoding="utf-8")
     (tmp_path / "full.json.part").symlink_to("/dev/full")
-    with pytest.raises(InputError, match="cannot write the costs: No space left on device"):
+    with pytest.raises(InputError, match="cannot write: No space left on device"):
         MODEL.save(tmp_path / "full.json")
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["file", "full.json"]
     assert (tmp_path / "full.json").read_text(encoding="utf-8") == "old"

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ionn.costs import CostModel, Profile, load_costs
+from ionn.cost_files import load_costs
+from ionn.costs import CostModel, Profile
 from ionn.errors import InputError
 from ionn.fitting import fit, fit_quality
 from ionn.network import Layer, Network

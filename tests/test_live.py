@@ -16,7 +16,7 @@ import pytest
 
 from ionn import harness
 from ionn.client import Client
-from ionn.costs import load_costs
+from ionn.cost_files import load_costs
 from ionn.experiment import QUERIES_AFTER_UPLOAD
 from ionn.graph import ExecutionGraph
 from ionn.network import Network

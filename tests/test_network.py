@@ -10,34 +10,16 @@ from typing import Any
 import pytest
 from google.protobuf import text_format
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from nets import DATA, ONE, conv, layer, random_nets, relu
 
 from ionn.errors import InputError
 from ionn.network import Layer, Network
+from ionn.paper import MODELS
 
 caffe = pytest.importorskip("caffe")
 
 PROFILES = Path(__file__).resolve().parent.parent.parent / "shared" / "reference" / "profiles"
-PAPER_MODELS = ["alexnet", "googlenet", "inception", "mobilenet", "resnet"]
 
-
-def layer(kind: str, name: str, bottoms: str = "", tops: str | None = None, params: str = "") -> str:
-    """A layer in prototxt; its top is its name unless given otherwise."""
-    blobs = [f'bottom: "{blob}"' for blob in bottoms.split()]
-    blobs += [f'top: "{blob}"' for blob in (name if tops is None else tops).split()]
-    return f'layer {{ name: "{name}" type: "{kind}" {" ".join(blobs)} {params} }}\n'
-
-
-def conv(name: str, bottom: str, outputs: int = 4, more: str = "", params: str = "") -> str:
-    return layer("Convolution", name, bottom, None, f"convolution_param {{ num_output: {outputs} {more} }} {params}")
-
-
-def relu(blob: str) -> str:
-    return layer("ReLU", f"relu_{blob}", blob, blob)
-
-
-DATA = layer("Input", "data", params="input_param { shape { dim: 1 dim: 4 dim: 8 dim: 8 } }")
-ONE = "kernel_size: 1"
 
 ALEXNET_LIKE = (
     DATA
@@ -171,7 +153,7 @@ def test_layers_are_those_of_caffe(name: str, tmp_path: Path) -> None:
     assert_as_caffe(network, text_format.MessageToString(network.param), tmp_path)
 
 
-@pytest.mark.parametrize("model", PAPER_MODELS)
+@pytest.mark.parametrize("model", MODELS)
 def test_paper_models_are_those_of_the_published_profiles(model: str) -> None:
     profile = PROFILES / f"{model}.csv"
     if not profile.exists():
@@ -336,63 +318,22 @@ def test_load_errors_name_the_model_and_what_to_do(tmp_path: Path) -> None:
         Network.load(str(binary))
 
 
-@st.composite
-def random_nets(draw: st.DrawFn) -> str:
-    """Nets that Caffe accepts: any wiring of convolutions, in-place layers, sums, slices, masks and dead ends."""
-    text = DATA
-    used: dict[str, bool] = {"data": False}  # blob -> whether a layer consumes it
-
-    def pick(blobs: list[str]) -> str:
-        blob = draw(st.sampled_from(blobs[-4:]))
-        used[blob] = True
-        return blob
-
-    for index in range(draw(st.integers(0, 14))):
-        name, blobs = f"l{index}", list(used)
-        unused = [blob for blob in blobs if not used[blob]]
-        kind = draw(st.sampled_from(["conv", "conv", "in place", "sum", "concat", "slice", "pool", "silence"]))
-        tops = [name]
-        if kind == "in place" and unused:
-            # In place on a blob that nothing else consumes: it is a new version of the blob, not consumed yet.
-            blob = draw(st.sampled_from(unused))
-            text += layer("ReLU", name, blob, blob)
-            continue
-        if kind == "silence":
-            text += layer("Silence", name, pick(blobs), "")
-            continue
-        if kind in ("sum", "concat"):
-            bottoms = [pick(blobs) for _ in range(draw(st.integers(2, 3)))]
-            text += layer("Concat", f"{name}_all", " ".join(bottoms)) if kind == "concat" else ""
-            text += conv(name, f"{name}_all", 4, ONE) if kind == "concat" else layer("Eltwise", name, " ".join(bottoms))
-        elif kind == "slice":
-            tops = [f"{name}_1", f"{name}_2"]
-            text += layer("Slice", f"{name}_cut", pick(blobs), f"{name}_left {name}_right")
-            text += conv(tops[0], f"{name}_left", 4, ONE) + conv(tops[1], f"{name}_right", 4, ONE)
-        elif kind == "pool":
-            tops = [name, f"{name}_mask"]
-            text += layer("Pooling", name, pick(blobs), " ".join(tops), "pooling_param { kernel_size: 3 pad: 1 }")
-        else:
-            text += conv(name, pick(blobs), 4, ONE)
-        used.update(dict.fromkeys(tops, False))
-    return text + conv("end", pick(list(used)), 4, ONE)
-
-
 def brute_force_ends(layers: tuple[Layer, ...]) -> list[int]:
     """The cut points by definition: without the layer, no path leads from the input to the sink."""
     sink = len(layers)
-    edges: dict[int, set[int]] = {layer.index: set() for layer in layers}
+    edges: dict[int, set[int]] = {entry.index: set() for entry in layers}
     version: dict[str, int] = {}
     consumed: set[tuple[str, int]] = set()
-    for layer in layers:
-        for blob in layer.bottoms:
-            edges[version[blob]].add(layer.index)
+    for entry in layers:
+        for blob in entry.bottoms:
+            edges[version[blob]].add(entry.index)
             consumed.add((blob, version[blob]))
-        version.update(dict.fromkeys(layer.tops, layer.index))
-        if not layer.tops:
-            edges[layer.index].add(sink)
-    for layer in layers:
-        if any((top, layer.index) not in consumed for top in layer.tops):
-            edges[layer.index].add(sink)
+        version.update(dict.fromkeys(entry.tops, entry.index))
+        if not entry.tops:
+            edges[entry.index].add(sink)
+    for entry in layers:
+        if any((top, entry.index) not in consumed for top in entry.tops):
+            edges[entry.index].add(sink)
 
     def reaches_sink(without: int) -> bool:
         seen, todo = set(), [0] if without else []
@@ -403,11 +344,11 @@ def brute_force_ends(layers: tuple[Layer, ...]) -> list[int]:
                 todo.extend(edges.get(node, ()))
         return sink in seen
 
-    overwritten = {(top, layer.index) for layer in layers for top in layer.tops if version[top] != layer.index}
+    overwritten = {(top, entry.index) for entry in layers for top in entry.tops if version[top] != entry.index}
     ends = [
-        layer.index
-        for layer in layers
-        if not reaches_sink(layer.index) and len(layer.tops) == 1 and (layer.tops[0], layer.index) not in overwritten
+        entry.index
+        for entry in layers
+        if not reaches_sink(entry.index) and len(entry.tops) == 1 and (entry.tops[0], entry.index) not in overwritten
     ]
     return sorted({*ends, sink - 1})
 

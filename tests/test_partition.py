@@ -4,23 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forward import Weights, boundary_blobs
 
 from ionn import engine
 from ionn.network import Network
 from ionn.partition import extract
-
-Weights = dict[str, tuple[np.ndarray, ...]]
-
-
-def boundary_blobs(network: Network, weights: Weights, data: np.ndarray) -> list[np.ndarray]:
-    """The blob before every stage, and the output, of a local forward pass."""
-    net = engine.load_network(network, weights)
-    net.put(0, data)
-    blobs = [data]
-    for stage in range(len(network.stages)):
-        net.run(stage, stage)
-        blobs.append(net.outputs(stage)[0].copy())
-    return blobs
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from itertools import accumulate, permutations
 
 import numpy as np
 import pytest
-from chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain, chains, cut, cut_chains
+from chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain, chains, cut, cut_chains, forced_ms
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -25,11 +25,11 @@ A, B, C, D = range(4)
 def improvements(graph: ExecutionGraph, plan: list[list[int]]) -> list[float]:
     """Latency saved after each partition, with all that is uploaded at the server."""
     uploaded: list[int] = []
-    return [graph.forced_ms([]) - graph.forced_ms(uploaded := uploaded + partition) for partition in plan]
+    return [forced_ms(graph, []) - forced_ms(graph, uploaded := uploaded + partition) for partition in plan]
 
 
 def efficiency_by_definition(graph: ExecutionGraph, uploaded: set[int], run: list[int]) -> float:
-    gain_ms = graph.forced_ms(uploaded) - graph.forced_ms(uploaded.union(run))
+    gain_ms = forced_ms(graph, uploaded) - forced_ms(graph, uploaded.union(run))
     upload_ms = sum(graph.upload_ms[run])
     return gain_ms / upload_ms if upload_ms else math.copysign(math.inf, gain_ms) if gain_ms else 0.0
 

@@ -13,11 +13,12 @@ import pytest
 from runs import FIVE_FAST, make_trace
 
 from ionn.claims import CLAIMS, Evidence, Verdict, interval_of_largest_difference, judge
-from ionn.costs import load_costs
+from ionn.cost_files import load_costs
 from ionn.errors import InputError
 from ionn.figures import draw_figures
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
+from ionn.paper import ALGORITHMS
 from ionn.plan import make_plan
 from ionn.report import make_report, terminal_summary, write_report
 from ionn.summary import summary
@@ -27,7 +28,6 @@ from ionn.virtual import run_virtual
 
 REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"{REFERENCE} is not here")
-ALGORITHMS = ("original", "efficiency", "recursive-efficiency")
 
 
 @pytest.fixture(scope="module")

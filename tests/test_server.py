@@ -14,9 +14,10 @@ import numpy as np
 import psutil
 import pytest
 import zmq
+from forward import boundary_blobs
 from raw import Raw, messages
 
-from ionn import engine, wire
+from ionn import wire
 from ionn.client import Client
 from ionn.errors import InputError, ServerError, ServerUnreachableError
 from ionn.network import Network
@@ -46,13 +47,7 @@ def data() -> np.ndarray:
 @pytest.fixture(scope="module")
 def blobs(tiny: Network, tiny_weights: Weights, data: np.ndarray) -> list[np.ndarray]:
     """The blob before every stage in a local forward pass, and the output."""
-    net = engine.load_network(tiny, tiny_weights)
-    net.put(0, data)
-    found = [data]
-    for stage in range(len(tiny.stages)):
-        net.run(stage, stage)
-        found.append(net.outputs(stage)[0].copy())
-    return found
+    return boundary_blobs(tiny, tiny_weights, data)
 
 
 def upload(client: Client, partitions: list[Partition]) -> None:

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn import engine, harness
-from ionn.costs import CostModel, Profile, load_costs
+from ionn.cost_files import load_costs
+from ionn.costs import CostModel, Profile
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
+from ionn.paper import MODELS
 from ionn.slicing import SLICE_MS, SMALL_PRODUCT, TILE, Cut, Split, find_cuts
-from ionn.summary import MODELS
 
 
 def network_of(*layers: str, shape: str = "dim: 1 dim: 256 dim: 14 dim: 14") -> Network:

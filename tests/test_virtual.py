@@ -11,7 +11,7 @@ from chains import WORKED_EXAMPLE, chain, chains, cut
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from ionn.costs import load_costs
+from ionn.cost_files import load_costs
 from ionn.errors import InputError
 from ionn.experiment import QUERIES_AFTER_UPLOAD
 from ionn.graph import ExecutionGraph

@@ -9,11 +9,12 @@ graph with nothing worth offloading has an empty plan.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 
-from ionn.errors import InputError
+from ionn.errors import InputError, did_you_mean
 from ionn.graph import ExecutionGraph
+from ionn.paper import EFFICIENCY, FINE, ORIGINAL, RECURSIVE, SLICED
+from ionn.planners.custom import checked, load_function
 from ionn.planners.efficiency import efficiency, recursive_efficiency
 from ionn.planners.optimal import optimal
 from ionn.planners.original import original, original_fine
@@ -23,19 +24,32 @@ from ionn.slicing import Piece
 Planner = Callable[[ExecutionGraph], Sequence[Sequence[Piece]]]
 
 PLANNERS: dict[str, Planner] = {
-    "original": original,
-    "original-0.0001": original_fine,
-    "efficiency": efficiency,
-    "recursive-efficiency": recursive_efficiency,
-    "sliced-efficiency": sliced_efficiency,
+    ORIGINAL: original,
+    FINE: original_fine,
+    EFFICIENCY: efficiency,
+    RECURSIVE: recursive_efficiency,
+    SLICED: sliced_efficiency,
     "optimal": optimal,
 }
+_ADDED: dict[str, Planner] = {}
 
 
 def get_planner(name: str) -> Planner:
     """The planner of that name. Raises InputError, with the known names, if there is none."""
     if name not in PLANNERS:
-        close = difflib.get_close_matches(name, PLANNERS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(f"unknown algorithm {name!r}: {hint}known are {', '.join(PLANNERS)}")
+        known = ", ".join(PLANNERS)
+        raise InputError(f"unknown algorithm {name!r}: known are {known}{did_you_mean(name, PLANNERS)}")
     return PLANNERS[name]
+
+
+def add_planner(spec: str) -> str:
+    """Take a planner of the user's own, FILE.py:FUNCTION or MODULE:FUNCTION, into the registry under the function's
+    name, which is returned. What it returns is checked whenever it plans.
+
+    Raises InputError where there is no such function, or a planner of that name is there already.
+    """
+    name, function = load_function(spec)
+    if name in PLANNERS and name not in _ADDED:
+        raise InputError(f"{spec}: {name} is one of ionn's own planners; rename the function")
+    PLANNERS[name] = _ADDED[name] = checked(name, function)
+    return name

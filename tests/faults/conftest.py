@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from world import Server, World
 
-from ionn.costs import load_costs
+from ionn.cost_files import load_costs
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
 

@@ -1,0 +1,54 @@
+"""The command line. Results go to standard output, progress and logs to standard error.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input (one line says what and what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ionn.cli.experiments import figures, run
+from ionn.cli.measuring import calibrate, profile
+from ionn.cli.planning import plan
+from ionn.cli.serving import keygen, link, ping, serve
+from ionn.errors import InputError, IonnError, ServerUnreachableError
+
+
+def main() -> None:
+    """The entry point: turns our errors into one line and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.Abort:  # Ctrl-C
+        sys.stderr.write("ionn: interrupted\n")
+        sys.exit(130)
+    except click.ClickException as error:
+        sys.stderr.write(f"ionn: {error.format_message()}\n")
+        sys.exit(2)
+    except (InputError, ServerUnreachableError) as error:
+        sys.stderr.write(f"ionn: {error}\n")
+        sys.exit(2)
+    except IonnError as error:
+        sys.stderr.write(f"ionn: {error}\n")
+        sys.exit(1)
+    except BrokenPipeError:  # whoever read our output has enough
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        sys.stderr.write(f"ionn: {error.filename or 'output'}: {error.strerror}\n")
+        sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ionn")
+def cli() -> None:
+    """Incremental offloading of neural networks: plan which layers of a Caffe model to upload to an edge server first,
+    upload them while queries run, and measure what that is worth.
+
+    MODEL is alexnet, inception, resnet, googlenet, mobilenet, or the path of a .prototxt.
+    """
+
+
+for command in (plan, run, figures, profile, calibrate, serve, link, ping, keygen):
+    cli.add_command(command)

@@ -1,0 +1,166 @@
+"""`ionn run` and `ionn figures`: the experiment, and what its traces say."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ionn.cli.options import (
+    COSTS_HELP,
+    algorithm_option,
+    chosen_algorithm,
+    client_option,
+    json_option,
+    key_option,
+    mbps_option,
+    model_argument,
+    options,
+    planner_option,
+    results_option,
+    server_key_option,
+    weights_argument,
+)
+from ionn.errors import InputError, ServerUnreachableError
+
+if TYPE_CHECKING:
+    from ionn.trace import Trace
+
+
+@click.command()
+@model_argument
+@weights_argument
+@options(algorithm_option, planner_option, mbps_option, client_option)
+@click.option(
+    "--server",
+    metavar="COSTS",
+    help=f"The server; by default what it sends (live) or gtx1080ti (virtual): {COSTS_HELP}.",
+)
+@click.option("--testbed", type=click.Choice(["live", "virtual"]), default="live", show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
+@click.option("--connect", metavar="ADDRESS", help="Live: use the server at tcp://HOST:PORT; start none, and no link.")
+@options(key_option, server_key_option)
+@click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="Keep traces in this folder; finished runs are not run again."
+)
+@json_option
+def run(
+    model: str,
+    weights: str | None,
+    algorithm: str,
+    planner: str | None,
+    mbps: float,
+    client: str,
+    server: str | None,
+    testbed: str,
+    runs: int,
+    seed: int,
+    dilation: float,
+    connect: str | None,
+    key: Path | None,
+    server_key: Path | None,
+    noise: float,
+    results: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the experiment: upload MODEL while queries run one after another.
+
+    The live testbed starts a server and a link on this machine, or uses the server given by --connect; the virtual one
+    computes the run.
+
+    Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
+    """
+    from ionn import harness
+    from ionn.graph import checked_mbps
+    from ionn.keys import client_keys
+    from ionn.paper import SERVER
+
+    algorithm = chosen_algorithm(algorithm, planner)
+    checked_mbps(mbps)
+    keys = client_keys(key, server_key)
+    if testbed == "virtual" and (dilation != 1 or connect is not None):
+        raise InputError("--dilation and --connect are for the live testbed; leave them out")
+    if testbed == "live" and noise != 0:
+        raise InputError("--noise is for the virtual testbed; leave it out")
+    if testbed == "live":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
+        subject = harness.prepare_live(model, weights, client)
+        traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
+    else:
+        traces = harness.run_virtual_all(model, [algorithm], runs, client, server or SERVER, mbps, noise, seed, results)
+    click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
+    faults = [trace.info.environment["fault"] for trace in traces if "fault" in trace.info.environment]
+    if faults:
+        raise ServerUnreachableError(f"{faults[0]}; the queries ran at the client")
+
+
+def _runs_json(traces: list[Trace]) -> dict[str, Any]:
+    info = traces[0].info
+    return {
+        "model": info.model,
+        "algorithm": info.algorithm,
+        "testbed": info.testbed,
+        "mbps": info.mbps,
+        "dilation": info.dilation,
+        "client": info.client,
+        "server": info.server,
+        "runs": [_run_json(trace) for trace in traces],
+    }
+
+
+def _run_json(trace: Trace) -> dict[str, Any]:
+    equal = [query.bit_equal for query in trace.queries if query.bit_equal is not None]
+    return {
+        "run": trace.info.run,
+        "connected": "fault" not in trace.info.environment,
+        "partitions": len(trace.partitions),
+        "queries": len(trace.queries),
+        "queries_before_upload": trace.queries_before_upload,
+        "upload_s": trace.upload_s,
+        "first_ms": trace.queries[0].latency_ms,
+        "last_ms": trace.queries[-1].latency_ms,
+        "mean_ms": sum(query.latency_ms for query in trace.queries) / len(trace.queries),
+        "bit_equal": all(equal) if equal else None,
+        "overruns": sum(query.overruns for query in trace.queries),
+        "overrun_ms": sum(query.overrun_ms for query in trace.queries),
+    }
+
+
+def _runs_text(traces: list[Trace]) -> str:
+    info = traces[0].info
+    lines = [
+        f"{info.model}, {info.algorithm}, {info.testbed} testbed, {info.mbps:g} Mbps, client {info.client}, "
+        f"server {info.server}",
+        f"{'run':>3} {'partitions':>10} {'queries before':>14} {'upload s':>8} {'first ms':>8} {'last ms':>8} "
+        f"{'overruns':>8}  outputs",
+    ]
+    for trace in traces:
+        row = _run_json(trace)
+        outputs = {True: "bit-equal", False: "DIFFER", None: "not computed"}[row["bit_equal"]]
+        lines.append(
+            f"{row['run']:>3} {row['partitions']:>10} {row['queries_before_upload']:>14} {row['upload_s']:>8.2f} "
+            f"{row['first_ms']:>8.1f} {row['last_ms']:>8.1f} {row['overruns']:>8}  {outputs}"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@results_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures; by default RESULTS/figures.")
+def figures(results: Path, out: Path | None) -> None:
+    """Draw Figures 5-7 and write the report, from the traces in RESULTS alone.
+
+    Example: ionn figures --results results
+    """
+    from ionn.figures import draw_figures
+    from ionn.report import write_report
+
+    drawn = draw_figures(results, out or results / "figures")
+    for path in (*drawn, write_report(results, drawn)):
+        click.echo(path)

@@ -1,0 +1,68 @@
+"""`ionn profile` and `ionn calibrate`: what layers cost on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ionn.cli.options import (
+    json_option,
+    model_argument,
+    weights_argument,
+)
+
+
+@click.command()
+@model_argument
+@weights_argument
+@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Forward passes to average.")
+@click.option("--save", type=click.Path(path_type=Path), help="Save the profile; use it as --client or --server COSTS.")
+@json_option
+def profile(model: str, weights: str | None, runs: int, save: Path | None, as_json: bool) -> None:
+    """Measure the latency of every layer of MODEL on this machine.
+
+    Example: ionn profile alexnet --save alexnet-here.json
+    """
+    from ionn import engine, live
+    from ionn.caffemodel import read_weights, weights_path
+    from ionn.network import Network
+
+    network = Network.load(model)
+    blobs = read_weights(weights_path(model, weights), network)
+    measured = live.profile_network(network, engine.load_network(network, blobs), runs)
+    if save is not None:
+        measured.save(save)
+    layer_ms = measured.layer_ms(network)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "model": network.name,
+                    "layers": {la.name: ms for la, ms in zip(network.layers, layer_ms, strict=True)},
+                }
+            )
+        )
+        return
+    for layer, ms in zip(network.layers, layer_ms, strict=True):
+        click.echo(f"{layer.index:>4} {layer.name} {ms:.4f}")
+
+
+@click.command()
+@click.option(
+    "--save", default="server.json", show_default=True, type=click.Path(path_type=Path), help="The file to write."
+)
+def calibrate(save: Path) -> None:
+    """Fit this machine's cost model, as a server does when it is installed, and show how well it predicts the five
+    models. Takes under a minute; let nothing else run.
+
+    Example: ionn calibrate --save server.json
+    """
+    from ionn import calibrate, harness
+
+    with harness.bar(calibrate.PASSES + 1, "pass", "calibrating") as progress:
+        calibration = calibrate.calibrate(progress=progress.update)
+    calibration.model.save(save)
+    click.echo(calibration.quality.table())
+    click.echo(f"saved {save}; 'ionn serve --costs {save}' sends it to clients")

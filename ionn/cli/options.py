@@ -1,0 +1,93 @@
+"""Arguments and options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+
+from ionn.errors import InputError
+from ionn.limits import Limits, option
+from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
+
+COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click decorators as one, so that commands share theirs."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def _complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    names = [CompletionItem(model) for model in MODELS if model.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def _complete_algorithm(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from ionn.planners import PLANNERS
+
+    return [name for name in PLANNERS if name.startswith(incomplete)]
+
+
+def chosen_algorithm(algorithm: str, planner: str | None) -> str:
+    """The name of the planner that --algorithm or --planner gives. Raises InputError where there is none."""
+    from ionn.planners import add_planner, get_planner
+
+    if planner is None:
+        get_planner(algorithm)
+        return algorithm
+    if click.get_current_context().get_parameter_source("algorithm") is not ParameterSource.DEFAULT:
+        raise InputError("give either --algorithm or --planner, not both")
+    return add_planner(planner)
+
+
+model_argument = click.argument("model", shell_complete=_complete_model)
+weights_argument = click.argument("weights", required=False)
+mbps_option = click.option(
+    "--mbps", default=MBPS, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
+)
+algorithm_option = click.option(
+    "--algorithm", default=RECURSIVE, show_default=True, shell_complete=_complete_algorithm, help="The planner."
+)
+planner_option = click.option(
+    "--planner", metavar="FILE.py:FUNCTION", help="A planner of your own, in place of --algorithm."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+client_option = click.option(
+    "--client", default=CLIENT, show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."
+)
+results_option = click.option(
+    "--results",
+    default="results",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of traces and figures.",
+)
+
+
+key_option = click.option(
+    "--key", type=click.Path(path_type=Path), help="Our secret key, a file of ionn keygen: encrypt the connection."
+)
+server_key_option = click.option(
+    "--server-key", type=click.Path(path_type=Path), help="The public key of the server; with --key."
+)
+limit_options = options(
+    *(
+        click.option(
+            option(limit.name), type=type(limit.default), default=limit.default, show_default=True,
+            help=limit.metadata["reason"],
+        )
+        for limit in fields(Limits)
+    )
+)  # fmt: skip

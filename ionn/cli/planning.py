@@ -1,0 +1,160 @@
+"""`ionn plan`: what a model would gain, without running it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ionn.cli.options import (
+    COSTS_HELP,
+    algorithm_option,
+    chosen_algorithm,
+    client_option,
+    json_option,
+    mbps_option,
+    model_argument,
+    options,
+    planner_option,
+    weights_argument,
+)
+from ionn.errors import InputError
+from ionn.paper import SERVER
+
+if TYPE_CHECKING:
+    from ionn.graph import ExecutionGraph
+    from ionn.network import Network
+    from ionn.plan import Partition, Plan
+
+
+@click.command()
+@model_argument
+@weights_argument
+@options(algorithm_option, planner_option, mbps_option, client_option)
+@click.option("--server", default=SERVER, show_default=True, metavar="COSTS", help=f"The server: {COSTS_HELP}.")
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw the latency over the upload time, for every algorithm, into a .png, .pdf or .svg.",
+)
+@json_option
+def plan(
+    model: str,
+    weights: str | None,
+    algorithm: str,
+    planner: str | None,
+    mbps: float,
+    client: str,
+    server: str,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the chain of MODEL, what its stages cost, and its partitions in upload order, with the latency expected
+    after each. WEIGHTS, if given, is checked to fit.
+
+    Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
+    """
+    from ionn.cost_files import load_costs
+    from ionn.graph import ExecutionGraph, checked_mbps
+    from ionn.network import Network
+    from ionn.plan import make_plan
+
+    checked_mbps(mbps)
+    algorithm = chosen_algorithm(algorithm, planner)
+    network = Network.load(model)
+    if weights is not None:
+        from ionn.caffemodel import read_weights
+
+        read_weights(Path(weights), network)
+    graph = ExecutionGraph.from_network(network, load_costs(client), load_costs(server), mbps)
+    made = make_plan(network, graph, algorithm, mbps)
+    if plot is not None:
+        _plot(network, graph, mbps, plot)
+    if as_json:
+        click.echo(json.dumps({**made.to_json(), "chain": _chain_json(network, graph)}))
+    else:
+        click.echo(f"{_chain_text(network, graph)}\n\n{_plan_text(made)}")
+
+
+def _plot(network: Network, graph: ExecutionGraph, mbps: float, path: Path) -> None:
+    from ionn.drawing import figure_kind
+    from ionn.plan import make_plan
+    from ionn.plan_figure import draw_plans
+    from ionn.planners import PLANNERS
+
+    figure_kind(path)
+    plans = []
+    for name in PLANNERS:
+        try:
+            plans.append(make_plan(network, graph, name, mbps))
+        except InputError as error:
+            click.echo(f"ionn: not drawn: {error}", err=True)
+    click.echo(f"drawn: {draw_plans(plans, path)}", err=True)
+
+
+def _chain_json(network: Network, graph: ExecutionGraph) -> list[dict[str, Any]]:
+    rows = zip(network.stages, graph.client_ms.tolist(), graph.server_ms.tolist(), graph.up_ms.tolist(), strict=False)
+    return [
+        {
+            "stage": stage.name,
+            "layers": list(stage.layers),
+            "bytes": stage.weight_bytes,
+            "client_ms": client_ms,
+            "server_ms": server_ms,
+            "input_ms": up_ms,
+            "pinned": stage.pinned,
+        }
+        for stage, client_ms, server_ms, up_ms in rows
+    ]
+
+
+def _chain_text(network: Network, graph: ExecutionGraph) -> str:
+    lines = [
+        f"{network.name}: {len(network.layers)} layers in {len(network.stages)} stages; ms at the client, at the "
+        "server, and for the input to go up",
+        f"{'MB':>8} {'client':>9} {'server':>9} {'input':>9}  stage (layers)",
+    ]
+    for row in _chain_json(network, graph):
+        count, stays = len(row["layers"]), ", stays at the client" if row["pinned"] else ""
+        lines.append(
+            f"{row['bytes'] / 1e6:>8.2f} {row['client_ms']:>9.2f} {row['server_ms']:>9.2f} {row['input_ms']:>9.2f}  "
+            f"{row['stage']} ({count}{stays})"
+        )
+    return "\n".join(lines)
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = [
+        f"{plan.model}, {plan.algorithm}, {plan.mbps:g} Mbps: {len(plan.partitions)} partitions, "
+        f"latency {plan.local_ms:.1f} ms at the client alone, {plan.best_ms:.1f} ms at best",
+        f"{'':>3} {'MB':>8} {'upload s':>9} {'since start s':>14} {'latency ms':>11}  stages",
+    ]
+    elapsed_ms = 0.0
+    for partition in plan.partitions:
+        elapsed_ms += partition.upload_ms
+        lines.append(
+            f"{partition.index + 1:>3} {partition.bytes / 1e6:>8.2f} {partition.upload_ms / 1e3:>9.2f} "
+            f"{elapsed_ms / 1e3:>14.2f} {partition.latency_ms:>11.1f}  {_stages_text(partition)}"
+        )
+    if not plan.partitions:
+        lines.append("nothing is worth offloading")
+    return "\n".join(lines)
+
+
+def _stages_text(partition: Partition) -> str:
+    """The stages by name; of longer runs the first and the last."""
+    from ionn.graph import runs_of
+
+    names = dict(zip(partition.stages, partition.stage_names, strict=True))
+    texts = []
+    for first, last in runs_of(names):
+        run = [names[stage] for stage in range(first, last + 1)]
+        parts = {name: f"[{begin}:{end}]" for name, (begin, end) in partition.slices.items()}
+        if len(run) > 3 and parts.keys().isdisjoint(run):
+            texts.append(f"{run[0]} .. {run[-1]} ({len(run)})")
+        else:
+            texts += [name + parts.get(name, "") for name in run]
+    return ", ".join(texts)

@@ -1,0 +1,144 @@
+"""`ionn serve`, `ionn ping`, `ionn keygen` and `ionn link`: the server, and the way to it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ionn.cli.options import (
+    key_option,
+    limit_options,
+    mbps_option,
+    options,
+    server_key_option,
+)
+from ionn.limits import Limits
+
+SERVE_AT = "tcp://127.0.0.1:7675"
+LINK_AT = "tcp://127.0.0.1:7676"
+# A network does not wait for the processors at its ends. Needs root; without it, a busy machine may hold the link up.
+LINK_NICENESS = -10
+
+
+@click.command()
+@click.option("--bind", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="tcp://HOST:PORT; port 0: any.")
+@click.option("--costs", metavar="FILE", help="Send these costs to clients: a file of ionn calibrate or ionn profile.")
+@key_option
+@click.option(
+    "--allow", type=click.Path(path_type=Path), help="A file of the clients' public keys, one a line; with --key."
+)
+@click.option("--insecure", is_flag=True, help="Serve anybody who reaches a public address, unencrypted.")
+@click.option("--metrics", metavar="ADDRESS", help="Answer Prometheus at HOST:PORT; needs prometheus-client.")
+@click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
+@click.option("--log-json", is_flag=True, help="Log in JSON, an object a line.")
+@limit_options
+def serve(
+    bind: str,
+    costs: str | None,
+    key: Path | None,
+    allow: Path | None,
+    insecure: bool,
+    metrics: str | None,
+    verbose: bool,
+    log_json: bool,
+    **limits: Any,
+) -> None:
+    """Be the edge server. Prints its address when clients may connect; runs until SIGTERM or Ctrl-C, which it obeys
+    when the queries that run have finished.
+
+    What clients may do is limited; each limit is an option below, with its reason.
+
+    Example: ionn serve --bind tcp://127.0.0.1:7675
+    """
+    from ionn.cost_files import load_costs
+    from ionn.keys import server_keys
+    from ionn.link import format_address, parse_address
+    from ionn.logs import log_to_stderr
+    from ionn.metrics import serve_metrics
+    from ionn.server import Server
+
+    log_to_stderr(verbose, log_json)
+    keys = server_keys(key, allow)
+    address = parse_address(bind, listen=True)
+    sent = load_costs(costs).to_json() if costs is not None else None
+    server = Server(f"tcp://{format_address(address)}", sent, Limits(**limits), keys, insecure)
+    if metrics is not None:
+        metrics_at = serve_metrics(parse_address(metrics, listen=True), server.counts)
+        click.echo(f"metrics at http://{format_address(metrics_at)}/metrics", err=True)
+    server.serve(click.echo)
+
+
+@click.command()
+@click.argument("address", default=SERVE_AT)
+@options(key_option, server_key_option)
+@click.option("--timeout-s", default=2.0, show_default=True, help="How long the server may take to answer.")
+def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: float) -> None:
+    """Ask the server at ADDRESS whether it lives and takes another client. Exit code 0 if it does.
+
+    Example: ionn ping tcp://127.0.0.1:7675
+    """
+    from ionn.channel import ping as ask
+    from ionn.errors import ServerError
+    from ionn.keys import client_keys
+    from ionn.link import format_address, parse_address
+    from ionn.wire import ERROR_BUSY
+
+    address = f"tcp://{format_address(parse_address(address))}"
+    answer = ask(address, client_keys(key, server_key), timeout_s)
+    if not answer.room:
+        raise ServerError(ERROR_BUSY, f"{address}: the server lives, but takes no more than {answer.sessions} sessions")
+    click.echo(f"{address}: ready, {answer.sessions} sessions")
+
+
+@click.command()
+@click.argument("name", type=click.Path(path_type=Path))
+def keygen(name: Path) -> None:
+    """Make a pair of keys: NAME.secret, to be kept, and NAME.public, for the other side.
+
+    A server is given its own secret key and the list of its clients' public keys, a client its own secret key and the
+    server's public key.
+
+    Example: ionn keygen phone
+    """
+    from ionn.keys import make_keys
+
+    for path in make_keys(name):
+        click.echo(path)
+
+
+@click.command()
+@click.option(
+    "--listen", default=LINK_AT, show_default=True, metavar="ADDRESS", help="Where clients connect; port 0: any."
+)
+@click.option("--to", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="Where the server is.")
+@mbps_option
+@click.option("--verbose", "-v", is_flag=True, help="Log connections.")
+def link(listen: str, to: str, mbps: float, verbose: bool) -> None:
+    """Be the network: forward TCP between any two ends at a capped rate, each direction for itself.
+
+    80 Mbps are 80,000,000 bits of payload per second. Connections share it equally. Prints its address when ready.
+
+    Example: ionn link --listen tcp://127.0.0.1:7676 --to tcp://127.0.0.1:7675 --mbps 80
+    """
+    from ionn.link import format_address, parse_address, serve_link
+
+    _log(verbose)
+    with contextlib.suppress(PermissionError):
+        os.nice(LINK_NICENESS)
+    serve_link(
+        parse_address(listen, listen=True),
+        parse_address(to),
+        mbps,
+        lambda address: click.echo(f"tcp://{format_address(address)}"),
+    )
+
+
+def _log(verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(name)s %(message)s")

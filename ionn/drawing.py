@@ -1,0 +1,100 @@
+"""One style for everything that is drawn, readable in gray. The same data gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ionn.errors import InputError
+from ionn.files import write_file
+from ionn.paper import SHOWN
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Look = dict[str, Any]
+
+# Okabe and Ito's colour-blind safe palette, in an order whose neighbours also differ in gray.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+HATCHES = ("", "///", "xxx", "...", "\\\\\\", "+++", "ooo")
+# Later lines are thinner, so that lines which coincide show as layers; what is on top of each other differs in dashes.
+LINES = ("-", "--", "-", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+WIDTHS = (4.0, 2.6, 1.3)
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.6}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 3,
+    "legend.title_fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "ionn",
+}
+
+# Without these fields the files carry no time and no version, so that equal data gives equal bytes.
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Per algorithm, in drawing order: its look, the same in every figure that has the same algorithms."""
+    present = set(names)
+    known = [*SHOWN, *(name for name in sorted(present) if name not in SHOWN)]
+    all_looks = {
+        name: {
+            "color": COLORS[i % len(COLORS)],
+            "hatch": HATCHES[i % len(HATCHES)],
+            "line": LINES[i % len(LINES)],
+            "width": WIDTHS[min(i, len(WIDTHS) - 1)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, name in enumerate(known)
+    }
+    return {name: all_looks[name] for name in known if name in present}
+
+
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of that size in inches with one plot, in the project's style."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.add_subplot()
+
+
+def figure_kind(path: Path) -> str:
+    """ "png", "pdf" or "svg". Raises InputError if the file's name ends in something else."""
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in _METADATA:
+        raise InputError(f"{path}: cannot draw into such a file; its name must end in .png, .pdf or .svg")
+    return kind
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure in the format that its file's name ends in. Raises InputError where that is not possible."""
+    kind = figure_kind(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=kind, metadata=_METADATA[kind])
+    write_file(path, drawn.getvalue())
+    return path

@@ -1,0 +1,27 @@
+"""Files that appear under their names only when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from ionn.errors import InputError
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, and its folder where there is none. Raises InputError where that is not possible; nothing
+    half-written stays behind."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write: {error.strerror}; free space or choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            part.unlink(missing_ok=True)

@@ -1,0 +1,213 @@
+"""Models and planners of the user's own: planned, drawn and run like ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import ionn
+from forward import boundary_blobs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import random_nets
+
+from ionn.cost_files import load_costs
+from ionn.engine import StageNet
+from ionn.errors import InputError
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.paper import CLIENT, SERVER
+from ionn.partition import extract
+from ionn.plan import make_plan
+from ionn.plan_figure import expected_latency
+from ionn.planners.custom import checked
+from ionn.slicing import Cut, Slice
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@settings(max_examples=60)
+@given(random_nets(), st.sampled_from([1.0, 80.0, 100_000.0]))
+def test_every_planner_plans_random_nets(text: str, mbps: float) -> None:
+    network = Network.from_text(text, "random")
+    graph = ExecutionGraph.from_network(network, load_costs(CLIENT), load_costs(SERVER), mbps)
+    plans = [make_plan(network, graph, name, mbps) for name in ("original", "recursive-efficiency", "optimal")]
+    for plan in plans:
+        checked("same", lambda graph, plan=plan: [p.pieces for p in plan.partitions])(graph)  # raises if it is none
+        assert expected_latency(plan)[1][-1] == plan.best_ms <= plan.local_ms
+    weights = {
+        layer.name: tuple(np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in layer.weight_shapes)
+        for layer in network.layers
+        if layer.weight_shapes
+    }
+    blobs = boundary_blobs(network, weights, np.random.default_rng(2).standard_normal((1, 4, 8, 8)).astype(np.float32))
+    for partition in plans[1].partitions:
+        for partial in extract(network, partition.stages, weights).nets:
+            net = StageNet(partial)
+            net.load(weights)
+            net.put(net.first, blobs[net.first])
+            net.run(net.first, net.last)
+            np.testing.assert_array_equal(net.outputs(net.last)[0], blobs[net.last + 1])
+
+
+def test_the_nets_of_caffe() -> None:
+    folder = os.environ.get("CAFFE_SOURCES")
+    if folder is None:
+        pytest.skip("Caffe's sources are not kept after the build; CAFFE_SOURCES=FOLDER names them")
+    done = subprocess.run(
+        [sys.executable, "bench/caffe_nets.py", folder], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    deploys = [line for line in done.stdout.splitlines() if "/deploy.prototxt" in line]
+    assert len(deploys) >= 5
+    assert all(line.endswith("| bit-equal |") for line in deploys)
+    assert done.stdout in (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def test_a_deploy_prototxt_has_the_name_of_its_folder(tiny_files: Path) -> None:
+    deploy = tiny_files.with_name("deploy.prototxt")
+    tiny_files.rename(deploy)
+    assert Network.load(str(deploy)).name == tiny_files.parent.name
+
+
+def test_plan_shows_the_chain(tiny_files: Path) -> None:
+    chain = json.loads(ionn("plan", tiny_files, "--json").stdout)["chain"]
+    network = Network.load(str(tiny_files))
+    assert [row["stage"] for row in chain] == [stage.name for stage in network.stages]
+    assert [layer for row in chain for layer in row["layers"]] == [layer.name for layer in network.layers]
+    assert [row["pinned"] for row in chain] == [True, *[False] * 5, True]
+    assert sum(row["client_ms"] for row in chain) == pytest.approx(load_costs(CLIENT).layer_ms(network).sum(), rel=1e-6)
+    text = ionn("plan", tiny_files).stdout
+    assert "data (1, stays at the client)" in text
+    assert all(f"  {stage.name} (" in text for stage in network.stages)
+
+
+# --- Figures of plans -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_plot_draws_every_algorithm(tiny_files: Path, tmp_path: Path, kind: str) -> None:
+    done = ionn("plan", tiny_files, "--plot", tmp_path / "new" / f"plan.{kind}")
+    assert done.returncode == 0, done.stderr
+    drawn = (tmp_path / "new" / f"plan.{kind}").read_bytes()
+    assert drawn.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind])
+    ionn("plan", tiny_files, "--plot", tmp_path / f"again.{kind}")
+    assert drawn == (tmp_path / f"again.{kind}").read_bytes()
+
+
+def test_the_curve_of_a_plan_is_what_the_plan_says(tiny: Network) -> None:
+    graph = ExecutionGraph.from_network(tiny, load_costs(CLIENT), load_costs(SERVER), 800)
+    plan = make_plan(tiny, graph, "recursive-efficiency", 800)
+    times_s, latencies_ms = expected_latency(plan)
+    assert len(plan.partitions) >= 2
+    assert times_s[0] == 0
+    assert times_s[-1] == pytest.approx(sum(p.upload_ms for p in plan.partitions) / 1e3)
+    assert latencies_ms == [plan.local_ms, *(p.latency_ms for p in plan.partitions)]
+
+
+# --- Planners of the user's own -------------------------------------------------------------------------------------
+
+LAST_FIRST = """
+from helper import backwards
+
+def last_first(graph):
+    return backwards(i for i in range(len(graph.stages)) if graph.offloadable[i])
+"""
+
+
+@pytest.fixture
+def planner(tmp_path: Path) -> str:
+    """A planner that uploads one stage at a time, the last first; it imports a module beside it."""
+    (tmp_path / "mine.py").write_text(LAST_FIRST)
+    (tmp_path / "helper.py").write_text("def backwards(stages):\n    return [[s] for s in reversed(list(stages))]\n")
+    return f"{tmp_path / 'mine.py'}:last_first"
+
+
+def test_a_planner_takes_part_in_every_command(planner: str, tiny_files: Path, tmp_path: Path) -> None:
+    plan = json.loads(ionn("plan", tiny_files, "--planner", planner, "--json").stdout)
+    assert plan["algorithm"] == "last_first"
+    stages = [partition["stages"] for partition in plan["partitions"]]
+    assert stages == [["fc2"], ["fc1"], ["pool"], ["join"], ["conv1"]]
+    drawn = tmp_path / "plan.svg"
+    assert ionn("plan", tiny_files, "--planner", planner, "--plot", drawn).returncode == 0
+    assert "last_first: 5 partitions" in drawn.read_text(encoding="utf-8")
+    results = tmp_path / "results"
+    for testbed in ("virtual", "live"):
+        done = ionn("run", tiny_files, "--planner", planner, "--testbed", testbed, "--results", results, "--json")
+        assert done.returncode == 0, done.stderr
+        (run,) = json.loads(done.stdout)["runs"]
+        assert run["partitions"] == 5
+        assert run["bit_equal"] is (True if testbed == "live" else None)
+    assert ionn("figures", "--results", results).returncode == 0
+    assert "last_first" in (results / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_planner_in_a_module_of_this_folder(planner: str, tiny_files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ionn", "plan", str(tiny_files), "--planner", "mine:last_first"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "last_first" in done.stdout
+
+
+BAD_PLANNERS = {
+    "no function": ("", "mine.py has no function mine"),
+    "not Python": ("def mine(graph:", "cannot import it: SyntaxError"),
+    "fails to import": ("1 / 0", "cannot import it: ZeroDivisionError: division by zero (mine.py:1)"),
+    "fails": ("def mine(graph):\n    return graph.nothing", "planner mine: AttributeError: "),
+    "not a list": ("def mine(graph): return 3", "planner mine: TypeError: "),
+    "no stage": ("def mine(graph): return [[99]]", "planner mine: not a plan: there is no stage 99; they are 0 to 6"),
+    "twice": ("def mine(graph): return [[1], [2, 1]]", "stage 1 (conv1) is uploaded twice"),
+    "pinned": ("def mine(graph): return [[0]]", "stage 0 (data) stays at the client"),
+    "empty": ("def mine(graph): return [[]]", "partition 1 is empty"),
+    "not cut": ("def mine(graph): return [[(1, 0, 48)]]", "stage 1 (conv1) cannot be cut"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PLANNERS, ids=list(BAD_PLANNERS))
+def test_a_bad_planner_is_one_clear_line(case: str, tiny_files: Path, tmp_path: Path) -> None:
+    code, message = BAD_PLANNERS[case]
+    (tmp_path / "mine.py").write_text(code)
+    done = ionn("plan", tiny_files, "--planner", f"{tmp_path / 'mine.py'}:mine")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_bad_names_of_planners(tiny_files: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def optimal(graph): return []")
+    mine = f"{tmp_path / 'mine.py'}:optimal"
+    for arguments, message in {
+        ("--planner", mine): "optimal is one of ionn's own planners",
+        ("--planner", "mine.py"): "FILE.py:FUNCTION",
+        ("--planner", "no/such.py:mine"): "FileNotFoundError",
+        ("--planner", "nosuchmodule:mine"): "ModuleNotFoundError",
+        ("--planner", mine, "--algorithm", "original"): "give either",
+    }.items():
+        done = ionn("plan", tiny_files, *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert message in done.stderr
+
+
+def test_slices_of_a_planner_are_checked() -> None:
+    """A stage of 480 channels whose slices have at least 96."""
+    times = [[1.0] * 2] * 3 + [[0.0] * 2] + [[1.0] * 3] * 2
+    graph = ExecutionGraph(("a", "b"), *times, [True] * 2, [Cut(0, 480, 96, 0, 0, 0)])
+    good = [[(0, 0, 96), 1], [(0, 96, 240)], [Slice(0, 240, 480)]]
+    plan = checked("good", lambda graph: good)(graph)
+    assert plan == [[Slice(0, 0, 96), 1], [Slice(0, 96, 240)], [Slice(0, 240, 480)]]
+    for bad in (
+        [[(0, 96, 240)]],
+        [[(0, 0, 48)]],
+        [[(0, 0, 100)]],
+        [[(0, 0, 96)], [(0, 96, 144)]],
+        [[(0, 0, 96)], [0]],
+        [[(0, 0, 528)]],
+        [[(1, 0, 96)]],
+    ):
+        with pytest.raises(InputError, match="not a plan"):
+            checked("bad", lambda graph, bad=bad: bad)(graph)
