@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ionn import engine, harness, live
-from ionn.caffemodel import read_weights
-from ionn.costs import load_costs
+from ionn.caffemodel import read_weights, weights_path
+from ionn.cost_files import load_costs
 from ionn.engine import StageNet
 from ionn.graph import ExecutionGraph
 from ionn.network import Network
@@ -35,7 +35,7 @@ class Model:
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> Model:
-    path = harness.weights_path(request.param, None)
+    path = weights_path(request.param, None)
     if not path.exists():
         pytest.skip(f"needs models/{request.param}.caffemodel: run 'make models'")
     network = Network.load(request.param)
