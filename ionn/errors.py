@@ -23,3 +23,8 @@ class ServerUnreachableError(IonnError):
 
 class ProtocolError(IonnError):
     """The peer sent bytes that the protocol does not allow."""
+
+
+def printable(text: str) -> str:
+    """A stranger's words, fit for a message: one line that does nothing to the terminal it is shown on."""
+    return "".join(character if character.isprintable() else "?" for character in text)
