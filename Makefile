@@ -2,6 +2,9 @@
 # that has a libboost_pythonXY, say PYTHON=/path/to/python3 with every make command.
 PYTHON = /usr/bin/python3
 RUNS ?= 1
+MINUTES ?= 10
+FUZZ_TIMES ?= 10
+FUZZ_S ?= 120
 
 SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-python-dev libboost-thread-dev \
   libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev ninja-build protobuf-compiler \
@@ -14,7 +17,7 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models test lint reproduce figures bench clean
+.PHONY: help setup system-packages models test lint reproduce figures bench soak fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +67,18 @@ figures: setup ## draw the figures again from the traces in results/
 
 bench: models ## run the benchmarks of this project's own claims
 	.venv/bin/python bench/run_all.py
+
+soak: models ## clients at a server for MINUTES=10, while processes are killed and frozen at random
+	.venv/bin/python bench/soak.py --minutes $(MINUTES)
+
+fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, and atheris for FUZZ_S=120 s on each decoder
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	FUZZ_TIMES=$(FUZZ_TIMES) .venv/bin/python -m pytest --timeout 0 tests/fuzz
+	@mkdir -p results/fuzz
+	for target in message caffemodel prototxt; do \
+	  .venv/bin/python tests/fuzz/decoders.py $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \
+	    || exit 1; \
+	done
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay
 	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,11 @@ DEPENDENCIES = [
     "scipy>=1.13,<2",  # non-negative least squares, for the device cost models
     "tqdm>=4.65,<5",  # the progress bar
 ]
+METRICS_DEPENDENCIES = [
+    "prometheus-client>=0.20,<1",  # ionn serve --metrics
+]
 TEST_DEPENDENCIES = [
+    *METRICS_DEPENDENCIES,
     "hypothesis>=6.100,<7",  # properties over generated inputs
     "mypy==2.4.*",  # types; pinned like ruff, as their verdicts change from release to release
     "opencv-python-headless>=4.10.0.84,<5",  # reads caffemodels without Caffe, an independent judge; 5 no longer does
@@ -20,6 +24,10 @@ TEST_DEPENDENCIES = [
     "pytest>=8,<10",
     "pytest-timeout>=2.3.1,<3",  # no test may hang
     "ruff==0.17.*",  # lint and format
+]
+
+FUZZ_DEPENDENCIES = [
+    "atheris==3.0.*",  # fuzzing guided by coverage, for make fuzz; the last with wheels for Python 3.11
 ]
 
 setup(
@@ -32,6 +40,6 @@ setup(
     packages=find_packages(include=["ionn", "ionn.*"]),
     package_data={"ionn": ["devices/*.json"]},
     install_requires=DEPENDENCIES,
-    extras_require={"test": TEST_DEPENDENCIES},
+    extras_require={"fuzz": FUZZ_DEPENDENCIES, "metrics": METRICS_DEPENDENCIES, "test": TEST_DEPENDENCIES},
     entry_points={"console_scripts": ["ionn = ionn.cli:main"]},
 )

@@ -43,6 +43,8 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
+        if shift > 63:
+            raise IndexError("a number of more than 64 bits")
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
@@ -120,7 +122,8 @@ def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
     for layer in [*net.layers, *net.layer]:
         blobs = []
         for blob in layer.blobs:
-            values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
+            with np.errstate(over="ignore"):  # a double that no float can hold becomes infinite
+                values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
             shape = (
                 tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
             )

@@ -34,3 +34,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: "; did you mean X?" if there is a similar one, else nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """A stranger's words, fit for a message: one line that does nothing to the terminal it is shown on."""
+    return "".join(character if character.isprintable() else "?" for character in text)

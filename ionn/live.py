@@ -42,9 +42,10 @@ _STOP_S = 5.0
 
 @contextlib.contextmanager
 def process(*arguments: str) -> Iterator[str]:
-    """Run `ionn ARGUMENTS` beside this process; the address it announces on its standard output."""
-    command = [sys.executable, "-m", "ionn", *arguments]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    """Run `ionn ARGUMENTS` (serve or link) beside this process, and no longer than it, however it ends; the address
+    that it announces on its standard output."""
+    command = [sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
         readable, _, _ = select.select([child.stdout], [], [], _START_S)

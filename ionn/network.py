@@ -20,7 +20,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from ionn.errors import InputError, did_you_mean
+from ionn.errors import InputError, did_you_mean, printable
 from ionn.layers import Shape, essential, infer, label
 from ionn.proto import caffe_pb2
 
@@ -150,7 +150,7 @@ def _parse(text: str, source: str) -> Any:
         # Half a surrogate pair, which is no character, would break the parser.
         text_format.Parse(text.encode("utf-8", "replace"), net)
     except text_format.ParseError as error:
-        reason = " ".join(str(error).partition(" : ")[2].split())[-200:]  # it may quote a long line first
+        reason = printable(" ".join(str(error).partition(" : ")[2].split()))[-200:]  # it may quote a long line first
         raise InputError(f"{source}:{error.GetLine()}:{error.GetColumn()}: {reason}") from error
     if missing := net.FindInitializationErrors():
         raise InputError(f"{source}: {missing[0]} is missing")

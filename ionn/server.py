@@ -391,6 +391,7 @@ class Server:
         for connection in session.connections.values():
             self._reply(connection.identity, Error(code, reason))
             del self._connections[connection.identity]
+        session.connections.clear()  # they refer to the session: its memory is free at once, not some time later
         del self._sessions[session.token]
         self.counts.sessions = len(self._sessions)
         self.counts.ended[code] += 1

@@ -19,10 +19,10 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from ionn.caffemodel import BlobSpan
-from ionn.errors import ProtocolError
+from ionn.errors import ProtocolError, printable
 from ionn.partition import PartialNet, StageCut
 
 PROTOCOL = 2
@@ -32,7 +32,8 @@ CHUNK_BYTES = 128 * 1024
 # The largest JSON frame that is read at all; a server may set a lower limit.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 
-M = TypeVar("M", bound="Message")
+# What is read of an error's message.
+_LINE_MAX = 1000
 
 
 class Message:
@@ -221,6 +222,10 @@ def _text(value: Any) -> str:
     return value
 
 
+def _line(value: Any) -> str:
+    return printable(_text(value)[:_LINE_MAX])
+
+
 def _names(value: Any) -> tuple[str, ...]:
     return tuple(_text(item) for item in _list(value))
 
@@ -301,7 +306,7 @@ _READERS = {
     "shapes": lambda value: tuple(tuple(map(_natural, _list(shape))) for shape in _list(value)),
     "stage_ms": lambda value: tuple(map(_stage_ms, _list(value))),
     "code": _text,
-    "message": _text,
+    "message": _line,
 }
 
 

@@ -69,8 +69,8 @@ def tiny_files(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], t
 @pytest.fixture
 def server() -> Iterator[str]:
     """A server process of its own; its address."""
-    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "3"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "3", "--stop-at-eof"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()

@@ -31,8 +31,18 @@ WAIT_S = 20.0
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """One server for all tests here: whatever is done to its sessions, it goes on."""
-    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "100"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "ionn",
+        "serve",
+        "--bind",
+        "tcp://127.0.0.1:0",
+        "--sessions",
+        "100",
+        "--stop-at-eof",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
         process.terminate()

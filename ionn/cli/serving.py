@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,22 @@ LINK_AT = "tcp://127.0.0.1:7676"
 # A network does not wait for the processors at its ends. Needs root; without it, a busy machine may hold the link up.
 LINK_NICENESS = -10
 
+stop_at_eof_option = click.option(
+    "--stop-at-eof", is_flag=True, help="Stop when standard input ends too: whoever started this process has gone."
+)
+
+
+def _stop_at_eof() -> None:
+    """However a process ends, the pipes that it holds are closed."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
 
 @click.command()
 @click.option("--bind", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="tcp://HOST:PORT; port 0: any.")
@@ -37,6 +55,7 @@ LINK_NICENESS = -10
 @click.option("--metrics", metavar="ADDRESS", help="Answer Prometheus at HOST:PORT; needs prometheus-client.")
 @click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
 @click.option("--log-json", is_flag=True, help="Log in JSON, an object a line.")
+@stop_at_eof_option
 @limit_options
 def serve(
     bind: str,
@@ -47,6 +66,7 @@ def serve(
     metrics: str | None,
     verbose: bool,
     log_json: bool,
+    stop_at_eof: bool,
     **limits: Any,
 ) -> None:
     """Be the edge server. Prints its address when clients may connect; runs until SIGTERM or Ctrl-C, which it obeys
@@ -64,6 +84,8 @@ def serve(
     from ionn.server import Server
 
     log_to_stderr(verbose, log_json)
+    if stop_at_eof:
+        _stop_at_eof()
     keys = server_keys(key, allow)
     address = parse_address(bind, listen=True)
     sent = load_costs(costs).to_json() if costs is not None else None
@@ -119,7 +141,8 @@ def keygen(name: Path) -> None:
 @click.option("--to", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="Where the server is.")
 @mbps_option
 @click.option("--verbose", "-v", is_flag=True, help="Log connections.")
-def link(listen: str, to: str, mbps: float, verbose: bool) -> None:
+@stop_at_eof_option
+def link(listen: str, to: str, mbps: float, verbose: bool, stop_at_eof: bool) -> None:
     """Be the network: forward TCP between any two ends at a capped rate, each direction for itself.
 
     80 Mbps are 80,000,000 bits of payload per second. Connections share it equally. Prints its address when ready.
@@ -129,6 +152,8 @@ def link(listen: str, to: str, mbps: float, verbose: bool) -> None:
     from ionn.link import format_address, parse_address, serve_link
 
     _log(verbose)
+    if stop_at_eof:
+        _stop_at_eof()
     with contextlib.suppress(PermissionError):
         os.nice(LINK_NICENESS)
     serve_link(

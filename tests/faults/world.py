@@ -46,15 +46,18 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 
 
 class Process:
-    """`ionn ARGUMENTS`, where the first line that it prints is its address."""
+    """`ionn ARGUMENTS`, where the first line that it prints is its address. It ends with the tests, however they do."""
 
     def __init__(self, *arguments: str) -> None:
         self.arguments = arguments
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "ionn", *self.arguments]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "ionn", *self.arguments, "--stop-at-eof"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        # Not the process's any more, which would close it, the same as a second signal, before it waits for the end.
+        self._lifeline, self._process.stdin = self._process.stdin, None
         self.pid = self._process.pid
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().strip()

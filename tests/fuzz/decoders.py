@@ -1,0 +1,116 @@
+"""What reads a stranger's bytes: a value, or one error of ours, and nothing else.
+
+As a script it has atheris look for bytes that break this, guided by which code they reach:
+`python tests/fuzz/decoders.py TARGET [libFuzzer's options]`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ionn import caffemodel, wire
+from ionn.check import Usage, check_partition
+from ionn.errors import InputError, ProtocolError
+from ionn.limits import Limits
+from ionn.network import Network
+from ionn.partition import extract_net
+from ionn.proto import caffe_pb2
+
+# Where the frames of a message are parted in a fuzzer's input.
+SEPARATOR = b"\n"
+
+
+def one_line(error: Exception) -> None:
+    """What people are told does nothing to their terminal."""
+    assert str(error).isprintable()
+
+
+def read_message(data: bytes) -> None:
+    """What is a message is written as it was read; and a partition is checked or refused."""
+    try:
+        message = wire.decode(data.split(SEPARATOR))
+    except ProtocolError as error:
+        one_line(error)
+        return
+    frames = message.frames()
+    assert wire.decode(frames).frames() == frames
+    if isinstance(message, wire.PartitionHeader):
+        try:
+            check_partition(message, Limits(), Usage())
+        except InputError as error:
+            one_line(error)
+
+
+def read_caffemodel(data: bytes) -> None:
+    with open(os.memfd_create("caffemodel"), "wb") as file:
+        file.write(data)
+        file.flush()
+        try:
+            layers = caffemodel.read(Path(f"/proc/self/fd/{file.fileno()}"))
+        except InputError as error:
+            one_line(error)
+            return
+    assert all(blob.dtype == np.float32 for blobs in layers.values() for blob in blobs)
+
+
+def read_prototxt(data: bytes) -> None:
+    """What is a network can be cut, and what is cut out is a network."""
+    try:
+        network = Network.from_text(data.decode(errors="replace"), "fuzz")
+    except InputError as error:
+        one_line(error)
+        return
+    last = len(network.stages) - 1
+    part = Network.from_text(extract_net(network, 1, last).prototxt, "part")
+    assert part.stages[-1].output_shapes == network.stages[last].output_shapes
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "message": read_message,
+    "caffemodel": read_caffemodel,
+    "prototxt": read_prototxt,
+}
+
+
+def caffemodel_seeds() -> list[bytes]:
+    """A caffemodel of today, one of before 2014, and one whose floats are not packed."""
+    today, former, doubles = (caffe_pb2.NetParameter(name="seed") for _ in range(3))
+    today.layer.add(name="fc", type="InnerProduct").blobs.add(shape={"dim": [2, 2]}, data=[1, 2, 3, 4])
+    former.layers.add(name="fc").blobs.add(num=1, channels=1, height=2, width=2, data=[1, 2, 3, 4])
+    doubles.layer.add(name="fc").blobs.add(shape={"dim": [2]}, double_data=[1, 2])
+    return [net.SerializeToString() for net in (today, former, doubles)]
+
+
+def seeds(target: str) -> list[bytes]:
+    """Inputs that a target takes."""
+    from strategies import MESSAGES, PROTOTXTS
+
+    match target:
+        case "message":
+            return [SEPARATOR.join(map(bytes, message.frames())) for message in MESSAGES]
+        case "prototxt":
+            return [text.encode() for text in PROTOTXTS]
+    return caffemodel_seeds()
+
+
+def main() -> None:
+    import tempfile
+
+    import atheris
+
+    target, *options = sys.argv[1:]
+    atheris.instrument_all()
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, seed in enumerate(seeds(target)):
+            Path(corpus, str(number)).write_bytes(seed)
+        atheris.Setup([sys.argv[0], *options, corpus], TARGETS[target])
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Anything at all is sent to a server. Each time one valid answer comes, no session's process dies, and in the end the
+server is as good as new. `make fuzz` runs many times as many cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from peer import SMALL, Peer, whole_net
+from strategies import CASES, cases, json_values, messages, prototxts
+
+from ionn import engine, wire
+from ionn.errors import InputError
+from ionn.network import Network
+from ionn.partition import Partition, extract
+from ionn.wire import PartitionEnd, PartitionHeader, make_chunk
+
+# A net that passes the checks is built and run, if that takes no time.
+OPERATIONS_MAX = 10**7
+FLOATS_MAX = 10**6
+
+
+def test_the_number_of_cases() -> None:
+    """Each test's peer counts that it has as many."""
+    assert sum(CASES.values()) >= 2000
+
+
+@cases
+@given(frames=st.lists(st.binary(max_size=200), min_size=1, max_size=4) | st.lists(json_values, max_size=3).map(
+    lambda values: [json.dumps(value).encode() for value in values] or [b""]
+))  # fmt: skip
+def test_any_bytes(peer: Peer, frames: list[bytes]) -> None:
+    peer.case()
+    assert isinstance(peer.ask(frames), wire.Error)
+    assert isinstance(peer.outside(frames), wire.Error)
+
+
+@cases
+@given(frames=messages())
+@example(frames=wire.Hello(wire.PROTOCOL, "control", "\ud800").frames())
+@example(frames=wire.Hello(wire.PROTOCOL, "\ud800").frames())
+def test_any_message_in_a_session(peer: Peer, frames: list[bytes]) -> None:
+    peer.case()
+    peer.ask(frames)
+
+
+@cases
+@given(frames=messages())
+def test_any_message_of_a_stranger(peer: Peer, frames: list[bytes]) -> None:
+    peer.case()
+    peer.outside(frames)
+
+
+numbers = itertools.count()
+
+
+@cases
+@given(text=prototxts())
+def test_any_prototxt(peer: Peer, text: str) -> None:
+    """What passes the checks, Caffe builds and runs."""
+    index = next(numbers)
+    try:
+        network = Network.from_text(text, "mutated")
+    except InputError:
+        peer.case()
+        network = Network.from_text(SMALL, "small")
+        net = dataclasses.replace(whole_net(SMALL, network), prototxt=text)
+        answer = peer.ask(PartitionHeader(index, (net,), (), 1))
+        assert isinstance(answer, wire.Error)
+        assert answer.code == wire.ERROR_PARTITION
+        return
+    size = sum(math.prod(shape) for layer in network.layers for shape in (*layer.weight_shapes, *layer.top_shapes))
+    assume(size <= FLOATS_MAX and sum(layer.operations for layer in network.layers) <= OPERATIONS_MAX)
+    peer.case()
+    weights = {layer.name: tuple(np.full(s, 0.5, np.float32) for s in layer.weight_shapes) for layer in network.layers}
+    net = whole_net(text, network)
+    first = index * 1000  # a stage that the session does not have
+    cuts = tuple(dataclasses.replace(cut, index=first + cut.index) for cut in net.stages)
+    model = extract(network, range(1, len(network.stages)), weights).caffemodel
+    header = PartitionHeader(index, (dataclasses.replace(net, stages=cuts),), model.blobs, model.size)
+    answer = peer.ask(header)
+    if isinstance(answer, wire.Error):
+        assert "--" in answer.message  # a limit of the server
+        return
+    for offset, parts in model.chunks(100_000):
+        assert isinstance(peer.ask(make_chunk(index, offset, parts)), wire.Ack)
+    assert isinstance(peer.ask(PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest())), wire.Ready)
+    data = np.full(network.input_shape, 0.25, "<f4")
+    result = peer.ask(wire.Query(1, first, first + len(cuts) - 1, (data.tobytes(),)))
+    assert isinstance(result, wire.Result), result
+    assert result.shapes == network.stages[-1].output_shapes
+
+
+@pytest.fixture(scope="module")
+def partitions(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[Partition]:
+    return [extract(tiny, stages, tiny_weights) for stages in ([1], [2, 3], [5])]
+
+
+@cases
+@given(data=st.data())
+def test_any_caffemodel(peer: Peer, partitions: list[Partition], data: st.DataObject) -> None:
+    """Bytes and spans change on the way. Nothing is accepted but what fits the layers, and is finite."""
+    peer.case(fresh=True)
+    partition = partitions[data.draw(st.integers(0, 2))]
+    model = partition.caffemodel
+    content = bytearray(model.tobytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]))
+    spans = list(model.blobs)
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(spans) - 1))
+        field = data.draw(st.sampled_from(["blob", "offset", "size"]))
+        change = data.draw(st.sampled_from([-4, -1, 1, 4, 2**31, 2**64]))
+        spans[at] = dataclasses.replace(spans[at], **{field: max(0, getattr(spans[at], field) + change)})
+    intact = spans == list(model.blobs)
+    size = max(0, len(content) + data.draw(st.sampled_from([0, 0, 0, -1, 1, 2**40])))
+    answer = peer.ask(PartitionHeader(0, partition.nets, tuple(spans), size))
+    finite = all(np.isfinite(np.frombuffer(content, "<f4", span.size // 4, span.offset)).all() for span in model.blobs)
+    for offset in range(0, len(content), 50_000):
+        answer = peer.ask(make_chunk(0, offset, [memoryview(content)[offset : offset + 50_000]]))
+    answer = peer.ask(PartitionEnd(0, hashlib.sha256(content).hexdigest()))
+    # A span may move within the partition; a client that says so fools itself only.
+    if isinstance(answer, wire.Ready):
+        assert size == len(content)
+        assert finite or not intact
+    else:
+        assert isinstance(answer, wire.Error)
+        assert not (intact and finite and size == len(content))
+
+
+steps = st.tuples(st.sampled_from(["header", "chunk", "damaged", "end", "wrong end", "query", "hello", "ping"]),
+                  st.integers(0, 2), st.integers(0, 2))  # fmt: skip
+
+
+@cases
+@given(story=st.lists(steps, max_size=25))
+def test_any_order(
+    peer: Peer,
+    partitions: list[Partition],
+    tiny: Network,
+    tiny_weights: dict[str, tuple[np.ndarray, ...]],
+    story: list[tuple[str, int, int]],
+) -> None:
+    """The right messages in any order, some of them damaged: afterwards the upload can be finished, and is right."""
+    peer.case(fresh=True)
+    upload = [_messages(index, partition) for index, partition in enumerate(partitions)]
+    for what, index, number in story:
+        header, chunks, end = upload[index]
+        chunk = chunks[number % len(chunks)]
+        match what:
+            case "header":
+                peer.ask(header)
+            case "chunk":
+                peer.ask(chunk)
+            case "damaged":
+                assert isinstance(peer.ask(dataclasses.replace(chunk, crc32=chunk.crc32 ^ 1)), wire.Error)
+            case "end":
+                peer.ask(end)
+            case "wrong end":
+                assert isinstance(peer.ask(dataclasses.replace(end, sha256="0" * 64)), wire.Error)
+            case "query":
+                peer.ask(wire.Query(number, 1, 1 + index, (bytes(4),)))
+            case "hello":
+                assert isinstance(peer.ask(wire.Hello(wire.PROTOCOL, "control", peer.token)), wire.Welcome)
+            case "ping":
+                assert isinstance(peer.ask(wire.Ping()), wire.Pong)
+    welcome = peer.ask(wire.Hello(wire.PROTOCOL, "control", peer.token))
+    assert isinstance(welcome, wire.Welcome)
+    held = {each.partition: each for each in welcome.held}
+    for index, (header, chunks, end) in enumerate(upload):
+        if index not in held:
+            assert isinstance(peer.ask(header), wire.Ack)
+        elif held[index].ready:
+            continue
+        for chunk in chunks:
+            if index not in held or chunk.offset >= held[index].received:
+                assert isinstance(peer.ask(chunk), wire.Ack)
+        assert peer.ask(end) == wire.Ready(index)
+    net = engine.load_network(tiny, tiny_weights)
+    net.put(0, np.full(tiny.input_shape, 0.5, np.float32))
+    net.run(0, 0)
+    before = net.outputs(0)[0].copy()
+    net.run(1, 3)
+    result = peer.ask(wire.Query(9, 1, 3, (before.tobytes(),)))
+    assert isinstance(result, wire.Result)
+    assert bytes(result.payload[0]) == net.outputs(3)[0].tobytes()
+
+
+def _messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[wire.Chunk], PartitionEnd]:
+    model = partition.caffemodel
+    return (
+        PartitionHeader(index, partition.nets, model.blobs, model.size),
+        [make_chunk(index, offset, parts) for offset, parts in model.chunks(model.size // 2)],
+        PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest()),
+    )
