@@ -416,7 +416,7 @@ def subject(tmp_path: Path) -> harness.Subject:
 
 
 def test_a_live_run_in_slices(subject, tmp_path):
-    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=16.0, results=tmp_path)
+    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, results=tmp_path)
     slices = [partition["slices"] for partition in trace.info.plan["partitions"] if "slices" in partition]
     assert len(slices) >= 4
     assert all(query.bit_equal and not query.fallback for query in trace.queries)
@@ -435,7 +435,7 @@ def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject, monkeypatch):
         return {name: (blobs[0] * factor, *blobs[1:]) for name, blobs in rows(network, piece, weights).items()}
 
     monkeypatch.setattr(shares, "slice_weights", off)
-    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=16.0)
+    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0)
     cut = {name for partition in trace.info.plan["partitions"] for name in partition.get("slices", {})}
     assert cut == {NETWORK.stages[CONV].name}
     assert all(query.bit_equal for query in trace.queries)
