@@ -7,7 +7,9 @@ the nets, and that the weights to come are those that the layers take.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from google.protobuf import text_format
 
@@ -16,6 +18,8 @@ from ionn.layers import Shape
 from ionn.limits import Limits, option
 from ionn.network import Layer, Network
 from ionn.partition import PartialNet
+from ionn.proto import caffe_pb2
+from ionn.slicing import output_channels, set_output_channels
 from ionn.wire import PartitionHeader
 
 _FLOAT_BYTES = 4
@@ -37,38 +41,67 @@ class Usage:
         )
 
 
-@dataclass(frozen=True)
-class CheckedPartition:
-    """`nets` are safe to build; `layers` names the layers of each stage, for messages; `usage` is what they take."""
+class CheckedNet:
+    """A net that is safe to build and takes `usage`. `layers` names the layers of each stage, for messages. Of a slice,
+    `whole` is the net of its whole stage."""
 
-    nets: tuple[PartialNet, ...]
-    layers: dict[int, str]
-    usage: Usage
+    def __init__(self, net: PartialNet, network: Network, usage: Usage, whole: CheckedNet | None = None) -> None:
+        # Only what was read has been checked: the text that Caffe gets is written from that.
+        self.net = replace(net, prototxt=text_format.MessageToString(network.param))
+        self.network = network
+        self.usage = usage
+        self.whole = whole
+
+    @property
+    def stage(self) -> int:
+        """The first of its stages, of a slice the only one."""
+        return self.net.stages[0].index
+
+    @cached_property
+    def layers(self) -> dict[int, str]:
+        """Raises InputError if the stages do not fit the net."""
+        return _check_stages(self.net, self.network)
 
 
-def check_partition(header: PartitionHeader, limits: Limits, used: Usage) -> CheckedPartition:
+def check_partition(header: PartitionHeader, limits: Limits, used: Usage, begun: Container[int]) -> list[CheckedNet]:
     """Check a partition's nets and weights against Caffe's rules and what the session has left (`used` is in use).
 
-    Raises InputError, naming the layer, the stage or the limit.
+    The whole of a slice counts too, unless its stage has `begun` to arrive. Raises InputError, naming the layer, the
+    stage or the limit.
     """
     if not header.nets:
         raise InputError(f"partition {header.partition} has no nets")
-    networks = [Network.from_text(net.prototxt, f"partition {header.partition}") for net in header.nets]
-    usage = sum((_usage(network, limits) for network in networks), Usage())
-    _check_limits(used + usage, limits)
-    layers: dict[int, str] = {}
-    for net, network in zip(header.nets, networks, strict=True):
-        for stage, names in _check_stages(net, network).items():
-            if stage in layers:
-                raise InputError(f"stage {stage} is in two nets")
-            layers[stage] = names
-    _check_weights(header, networks)
-    # Only what was read has been checked: the text that Caffe gets is written from that.
-    nets = tuple(
-        PartialNet(text_format.MessageToString(network.param), net.input, net.stages)
-        for net, network in zip(header.nets, networks, strict=True)
-    )
-    return CheckedPartition(nets, layers, usage)
+    checked: list[CheckedNet] = []
+    for net in header.nets:
+        network = Network.from_text(net.prototxt, f"partition {header.partition}")
+        whole = None if net.channels is None else _whole(net, network, limits)
+        usage = _usage(network, limits)
+        # A slice's weights are counted with the whole, where they go.
+        usage = usage if whole is None else replace(usage, weight_bytes=0)
+        checked.append(CheckedNet(net, network, usage, whole))
+        used += usage if whole is None or whole.stage in begun else usage + whole.usage
+    _check_limits(used, limits)
+    seen: set[int] = set()
+    for each in checked:
+        if not seen.isdisjoint(each.layers):
+            raise InputError(f"stage {min(seen & each.layers.keys())} is in two nets")
+        seen.update(each.layers)
+    _check_weights(header, [each.network for each in checked])
+    return checked
+
+
+def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
+    """The net of the stage that `net` is a slice of."""
+    assert net.channels is not None
+    begin, end, of = net.channels
+    stage, layers = net.stages[0], network.layers[1:]
+    if output_channels(layers) != end - begin or stage.outputs != layers[0].tops:
+        raise InputError(f"stage {stage.index}: channels {begin} to {end} are not what its net makes")
+    param = caffe_pb2.NetParameter()
+    param.CopyFrom(network.param)
+    set_output_channels(param.layer[1], of)
+    whole = Network.from_text(text_format.MessageToString(param), network.name)
+    return CheckedNet(replace(net, channels=None), whole, _usage(whole, limits))
 
 
 def _usage(network: Network, limits: Limits) -> Usage:

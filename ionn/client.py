@@ -13,16 +13,16 @@ import random
 import socket as sockets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import zmq
 
 from ionn.caffemodel import Floats
 from ionn.channel import Channel
 from ionn.errors import InputError, ProtocolError, ServerError, ServerUnreachableError
+from ionn.exchange import Exchange
 from ionn.keys import ClientKeys
 from ionn.link import format_address, parse_address
 from ionn.partition import Partition
@@ -37,7 +37,6 @@ from ionn.wire import (
     Bye,
     Message,
     Ping,
-    Query,
     Result,
     Welcome,
 )
@@ -92,14 +91,6 @@ class _Pulse:
 
     def heard(self) -> None:
         self.heard_s, self.asked_s = time.monotonic(), None
-
-
-def _outputs(result: Result) -> list[Floats]:
-    try:
-        pairs = zip(result.payload, result.shapes, strict=True)
-        return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs]
-    except ValueError as error:
-        raise ProtocolError(f"a result that does not fit its shapes: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -169,32 +160,32 @@ class Client:
     def run(self, first: int, last: int, data: Floats, timeout_s: float | None = None) -> tuple[list[Floats], Result]:
         """Have the server run stages `first`..`last` on `data`: the outputs, and what the server said about them.
 
+        Raises as `query` does.
+        """
+        with self.query(timeout_s) as exchange:
+            return exchange.result(exchange.run(first, last, data))
+
+    @contextlib.contextmanager
+    def query(self, timeout_s: float | None = None) -> Iterator[Exchange]:
+        """The messages of one query; each answer comes within `timeout_s` of being waited for.
+
         Raises ServerUnreachableError, ServerError or ProtocolError. Unless the server just could not run this query
         (ServerError with the code `query`), it is lost then, and is being connected to again.
         """
-        deadline = time.monotonic() + (self.patience.query_s if timeout_s is None else timeout_s)
         with self._querying:
             connection = self._connection
             if connection is None:
                 raise ServerUnreachableError(f"{self.address}: the server is lost ({self.fault})")
             self._queries += 1
+            wait_s = self.patience.query_s if timeout_s is None else timeout_s
             try:
-                connection.control.send(Query(self._queries, first, last, (np.ascontiguousarray(data, "<f4"),)))
-                result = self._result(connection.control, deadline)
-                outputs = _outputs(result)
+                with Exchange(connection.control, self._queries, wait_s) as exchange:
+                    yield exchange
             except FAULTS as error:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
                     self._lose(connection, error)
                 raise
         self._setbacks = 0
-        return outputs, result
-
-    def _result(self, control: Channel, deadline: float) -> Result:
-        while (left_s := deadline - time.monotonic()) > 0:
-            message = control.receive(left_s)
-            if isinstance(message, Result) and message.query == self._queries:
-                return message
-        raise control.unreachable("the server has not answered a query in time")
 
     def close(self) -> None:
         """End the session; the server frees it."""

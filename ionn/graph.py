@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ionn.errors import InputError
-from ionn.slicing import Cut, Piece, Slice, Split, find_cuts, stage_of
+from ionn.slicing import Cut, Piece, Slice, Split, channels_of, find_cuts, stage_of
 
 if TYPE_CHECKING:
     from ionn.costs import Costs
@@ -242,15 +242,13 @@ class ExecutionGraph:
 
     def _only(self, uploaded: Iterable[Piece]) -> tuple[list[float], dict[int, Split]]:
         """Times at the server of the uploaded stages, infinite for the others, and the stages uploaded in part."""
+        pieces = list(uploaded)
         server_ms = [math.inf] * len(self.stages)
-        channels: dict[int, int] = {}
-        for piece in uploaded:
-            if isinstance(piece, Slice):
-                channels[piece.stage] = channels.get(piece.stage, 0) + piece.end - piece.begin
-            else:
+        for piece in pieces:
+            if not isinstance(piece, Slice):
                 server_ms[piece] = self._server_side[piece]
         splits: dict[int, Split] = {}
-        for stage, count in channels.items():
+        for stage, count in channels_of(pieces).items():
             if count >= self._cut[stage].channels:
                 server_ms[stage] = self._server_side[stage]
             elif self.offloadable[stage]:

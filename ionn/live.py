@@ -29,8 +29,9 @@ from ionn.images import natural_images
 from ionn.keys import ClientKeys
 from ionn.network import Network
 from ionn.partition import extract
-from ionn.plan import make_plan
+from ionn.plan import Plan, make_plan
 from ionn.session import LiveSession
+from ionn.shares import SlicedStage, slice_stages
 from ionn.trace import RunInfo, Trace
 
 # Different pictures, so that an output cannot be right by being the previous one.
@@ -188,14 +189,12 @@ def run_live(
         # Without a server there is nothing to gain at it, and the plan is empty.
         costs = subject.client if server is None or client is None else Scaled(server, link.dilation)
         graph = ExecutionGraph.from_network(network, subject.client, costs, link.mbps)
-        plan = make_plan(network, graph, algorithm, link.mbps)
-        if any(partition.slices for partition in plan.partitions):
-            raise InputError(f"{algorithm}: slices of a layer run on the virtual testbed only; add --testbed virtual")
-        stages = [partition.stages for partition in plan.partitions]
+        inputs = query_inputs(network, seed)
+        graph, plan, sliced = _exact_plan(subject, graph, algorithm, link.mbps, inputs[0])
+        pieces = [partition.pieces for partition in plan.partitions]
         session = LiveSession(
-            network, subject.net, graph, (subject.client.layer_ms(network) * link.dilation).tolist(),
-            query_inputs(network, seed), client, [extract(network, part, subject.weights) for part in stages], stages,
-            progress, link.dilation,
+            network, subject.net, graph, (subject.client.layer_ms(network) * link.dilation).tolist(), inputs, client,
+            [extract(network, part, subject.weights) for part in pieces], pieces, progress, link.dilation, sliced,
         )  # fmt: skip
         info = RunInfo(
             testbed="live", model=network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
@@ -211,6 +210,23 @@ def run_live(
         info.environment["fault"] = str(fault)
     measured = _measured(graph, session, link.dilation)
     return dataclasses.replace(trace, info=dataclasses.replace(info, graph=measured.to_json()))
+
+
+def _exact_plan(
+    subject: Subject, graph: ExecutionGraph, algorithm: str, mbps: float, data: Floats
+) -> tuple[ExecutionGraph, Plan, dict[int, SlicedStage]]:
+    """A plan, and the stages that it has in slices. A stage whose slices are not bit for bit the whole with this
+    machine's BLAS is not cut: the graph returned is without that cut."""
+    while True:
+        plan = make_plan(subject.network, graph, algorithm, mbps)
+        sliced = slice_stages(subject.network, [partition.pieces for partition in plan.partitions], subject.weights)
+        if sliced:
+            engine.forward(subject.net, data)
+        blobs = {stage: (subject.net.outputs(stage - 1)[0], subject.net.outputs(stage)[0]) for stage in sliced}
+        inexact = {stage for stage in sliced if not sliced[stage].exact(*blobs[stage])}
+        if not inexact:
+            return graph, plan, sliced
+        graph = dataclasses.replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))
 
 
 def _sent_costs(client: Client) -> Costs:

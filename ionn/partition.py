@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 
@@ -11,6 +12,7 @@ from ionn.caffemodel import Floats, Serialised, serialise
 from ionn.graph import runs_of
 from ionn.network import Network
 from ionn.proto import caffe_pb2
+from ionn.slicing import Piece, Slice, set_output_channels, stage_of
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,25 @@ class StageCut:
     outputs: tuple[str, ...]
 
 
+class Channels(NamedTuple):
+    """Output channels `begin`..`end` (not included) of a stage that has `of`."""
+
+    begin: int
+    end: int
+    of: int
+
+
 @dataclass(frozen=True)
 class PartialNet:
-    """A run of stages as a net of its own: stock Caffe builds it from `prototxt`, whose input blob is `input`."""
+    """A run of stages as a net of its own: stock Caffe builds it from `prototxt`, whose input blob is `input`.
+
+    With `channels` it is a slice of its only stage: the same layers, with fewer output channels.
+    """
 
     prototxt: str
     input: str
     stages: tuple[StageCut, ...]
+    channels: Channels | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,21 @@ def stage_cuts(network: Network, first: int, last: int) -> tuple[StageCut, ...]:
 def extract_net(network: Network, first: int, last: int) -> PartialNet:
     """The net of stages `first`..`last`: an Input layer of the boundary's shape, then the layers as the user wrote them
     (Caffe inserts the Split layers again)."""
+    net = _net(network, first, last)
+    return PartialNet(text_format.MessageToString(net), network.stages[first].input, stage_cuts(network, first, last))
+
+
+def extract_slice(network: Network, piece: Slice) -> PartialNet:
+    """The net of a slice."""
+    stage = network.stages[piece.stage]
+    net = _net(network, piece.stage, piece.stage)
+    channels = Channels(piece.begin, piece.end, stage.output_shapes[0][1])
+    set_output_channels(net.layer[1], piece.end - piece.begin)
+    cuts = stage_cuts(network, piece.stage, piece.stage)
+    return PartialNet(text_format.MessageToString(net), stage.input, cuts, channels)
+
+
+def _net(network: Network, first: int, last: int) -> Any:
     stages = network.stages[first : last + 1]
     begin, end = stages[0].first_layer, stages[-1].last_layer
     net = caffe_pb2.NetParameter(name=f"{network.name}[{stages[0].name}..{stages[-1].name}]")
@@ -60,15 +89,26 @@ def extract_net(network: Network, first: int, last: int) -> PartialNet:
     for layer in network.param.layer:
         if layer.name in names:
             net.layer.add().CopyFrom(layer)
-    return PartialNet(text_format.MessageToString(net), stages[0].input, stage_cuts(network, first, last))
+    return net
 
 
-def extract(network: Network, stages: Sequence[int], weights: Mapping[str, Sequence[Floats]]) -> Partition:
-    """The partition of the given stage indices (ascending)."""
-    nets = tuple(extract_net(network, first, last) for first, last in runs_of(stages))
-    layers = [
-        network.layers[index]
-        for stage in stages
-        for index in range(network.stages[stage].first_layer, network.stages[stage].last_layer + 1)
-    ]
-    return Partition(nets, serialise(network.name, layers, weights))
+def slice_weights(
+    network: Network, piece: Slice, weights: Mapping[str, Sequence[Floats]]
+) -> dict[str, tuple[Floats, ...]]:
+    """The weights of a slice: rows of those of its stage, not copied."""
+    names = network.stages[piece.stage].layers
+    return {name: tuple(blob[piece.begin : piece.end] for blob in weights[name]) for name in names if name in weights}
+
+
+def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> Partition:
+    """The partition of the given stages (indices, ascending) and slices of stages."""
+    slices = [piece for piece in pieces if isinstance(piece, Slice)]
+    runs = runs_of(piece for piece in pieces if not isinstance(piece, Slice))
+    nets = (
+        *(extract_net(network, first, last) for first, last in runs),
+        *(extract_slice(network, piece) for piece in slices),
+    )
+    stages = [network.stages[stage_of(piece)] for piece in pieces]
+    layers = [layer for stage in stages for layer in network.layers[stage.first_layer : stage.last_layer + 1]]
+    rows = {name: blobs for piece in slices for name, blobs in slice_weights(network, piece, weights).items()}
+    return Partition(nets, serialise(network.name, layers, {**weights, **rows}))

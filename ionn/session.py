@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,12 +14,15 @@ from ionn.caffemodel import Floats
 from ionn.client import FAULTS, Client, Patience
 from ionn.engine import StageNet
 from ionn.errors import ProtocolError
-from ionn.graph import ExecutionGraph
+from ionn.graph import ExecutionGraph, Leg
 from ionn.network import Network
-from ionn.pacing import run_paced
+from ionn.pacing import PacedResult, run_paced
 from ionn.partition import Partition
+from ionn.shares import SlicedStage
+from ionn.slicing import Piece, channels_of, stage_of
 from ionn.trace import PartitionRecord, QueryRecord, Segment
 from ionn.upload import Upload
+from ionn.wire import Result
 
 # How often a session that waits reports its progress.
 PROGRESS_S = 0.2
@@ -26,12 +30,44 @@ PROGRESS_S = 0.2
 GIVE_UP_S = 20.0
 
 
+@dataclass
+class _Progress:
+    """How far a query has come, seen from the client: `outputs` of the stage before `position` are there, and of the
+    stage at `position` perhaps a `share` of the channels."""
+
+    outputs: list[Floats]
+    position: int = 0
+    share: list[Floats] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    overruns: int = 0
+    overrun_ms: float = 0.0
+    failed: bool = False
+
+    def reach(self, stage: int, outputs: list[Floats]) -> None:
+        self.position, self.outputs, self.share = stage + 1, outputs, []
+
+    def count(self, paced: PacedResult) -> None:
+        self.overruns += paced.overruns
+        self.overrun_ms += paced.overrun_ms
+
+
+def _trips(legs: Sequence[Leg]) -> list[list[Leg]]:
+    """The legs by trips: one at the client, or those between which data stays at the server."""
+    trips: list[list[Leg]] = []
+    for leg in legs:
+        if leg.from_server and leg.where != "client":
+            trips[-1].append(leg)
+        else:
+            trips.append([leg])
+    return trips
+
+
 class LiveSession:
     """Implements `experiment.Session`.
 
     `net` is the client's own copy of the network and `layer_ms` (layers,) the pace of its layers, already dilated, or
-    None to run them as fast as this machine does. `stages[i]` are the stages of `partitions[i]`. `inputs` are taken in
-    turn, and every output is compared with `net`'s own forward.
+    None to run them as fast as this machine does. `pieces[i]` are what `partitions[i]` has, and `sliced` the stages
+    that are uploaded in slices. `inputs` are taken in turn, and every output is compared with `net`'s own forward.
 
     Stages run here where there is no `client`, and while its server is lost. A query that the server fails is completed
     here; its record says so, as those of the queries that follow do until the server is back. `give_up_s` is how long
@@ -47,9 +83,10 @@ class LiveSession:
         inputs: Sequence[Floats],
         client: Client | None,
         partitions: Sequence[Partition],
-        stages: Sequence[Sequence[int]],
+        pieces: Sequence[Sequence[Piece]],
         on_progress: Callable[[LiveSession], None] = lambda session: None,
         dilation: float = 1.0,
+        sliced: Mapping[int, SlicedStage] | None = None,
     ) -> None:
         self._network = network
         self._net = net
@@ -59,7 +96,8 @@ class LiveSession:
         self._expected = [engine.forward(net, data) for data in inputs]
         self._client = client
         self._partitions = partitions
-        self._stages = stages
+        self._pieces = pieces
+        self._sliced = sliced or {}
         self._on_progress = on_progress
         self._dilation = dilation
         self.last_query: QueryRecord | None = None
@@ -113,70 +151,131 @@ class LiveSession:
         which = index % len(self._inputs)
         start_s = self.now_s()
         lost = self._client is not None and self._client.fault is not None
-        segments, outputs, overruns, overrun_ms, failed = self._execute(self._inputs[which])
+        query = _Progress([self._inputs[which]])
+        self._execute(query)
         end_s = self.now_s()
         equal = all(
             np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
-            for got, wanted in zip(outputs, self._expected[which], strict=True)
+            for got, wanted in zip(query.outputs, self._expected[which], strict=True)
         )
         record = QueryRecord(
             index, start_s if raised_s is None else raised_s, start_s, end_s,
-            tuple(segments), overruns, overrun_ms, equal, lost or failed,
+            tuple(query.segments), query.overruns, query.overrun_ms, equal, lost or query.failed,
         )  # fmt: skip
         self.last_query = record
         self._on_progress(self)
         return record
 
-    def _execute(self, data: Floats) -> tuple[list[Segment], list[Floats], int, float, bool]:
-        """Segments, outputs, overruns, their ms, and whether the server failed the query."""
-        last_stage = len(self._network.stages) - 1
+    def _execute(self, query: _Progress) -> None:
         ready = self._upload.ready if self._upload else 0
-        uploaded = [stage for stages in self._stages[:ready] for stage in stages]
-        segments: list[Segment] = []
-        overruns, overrun_ms = 0, 0.0
-        outputs = [data]
-        position = 0
-        for first, last in (*self._graph.route(uploaded), (last_stage + 1, last_stage)):
-            if position < first:
-                segment, outputs, over, over_ms = self._run_here(position, first - 1, outputs[0])
-                segments.append(segment)
-                overruns, overrun_ms = overruns + over, overrun_ms + over_ms
-            if first <= last:
-                try:
-                    segment, outputs = self._run_there(first, last, outputs[0])
-                except FAULTS:
-                    segment, outputs, over, over_ms = self._run_here(first, last_stage, outputs[0])
-                    return [*segments, segment], outputs, overruns + over, overrun_ms + over_ms, True
-                segments.append(segment)
-            position = last + 1
-        return segments, outputs, overruns, overrun_ms, False
+        uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
+        channels = channels_of(uploaded)
+        for trip in _trips(self._graph.legs(uploaded)):
+            if trip[0].where == "client":
+                self._run_here(query, trip[0].last)
+                continue
+            try:
+                self._run_there(query, trip, channels)
+            except FAULTS:
+                self._complete(query, trip, channels)
+                return
 
-    def _run_here(self, first: int, last: int, data: Floats) -> tuple[Segment, list[Floats], int, float]:
+    def _run_here(self, query: _Progress, last: int) -> None:
+        """Run the stages up to `last` at the client."""
+        first = query.position
         began = time.perf_counter()
-        self._net.put(first, data)
+        self._net.put(first, query.outputs[0])
         if self._layer_ms is None:
-            overruns, overrun_ms = 0, 0.0
             stage_ms = self._net.run(first, last)
         else:
             layers = self._net.layers(first, last)
             paced = run_paced(self._net.run_layer, layers, [self._layer_ms[layer] for layer in layers])
-            overruns, overrun_ms = paced.overruns, paced.overrun_ms
+            query.count(paced)
             ends = np.cumsum([len(self._net.layers(stage, stage)) for stage in range(first, last + 1)])
             stage_ms = tuple(float(ms.sum()) for ms in np.split(np.array(paced.layer_ms), ends[:-1]))
-        segment = self._segment("client", first, last, stage_ms, began)
-        return segment, self._net.outputs(last), overruns, overrun_ms
+        query.segments.append(self._segment("client", first, last, stage_ms, began))
+        query.reach(last, self._net.outputs(last))
 
-    def _run_there(self, first: int, last: int, data: Floats) -> tuple[Segment, list[Floats]]:
+    def _run_there(self, query: _Progress, trip: Sequence[Leg], channels: Mapping[int, int]) -> None:
+        """Run a trip: legs between which data is at the server, from the client's data and back to it.
+
+        What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
+        """
         assert self._client is not None
-        began = time.perf_counter()
-        graph = self._graph
-        expected_ms = graph.up_ms[first] + graph.server_ms[first : last + 1].sum() + graph.down_ms[last + 1]
-        deadline_s = Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
-        outputs, result = self._client.run(first, last, data, deadline_s)
-        shapes = tuple(output.shape for output in outputs)
-        if shapes != self._network.stages[last].output_shapes or len(result.stage_ms) != last - first + 1:
-            raise ProtocolError(f"{self._client.address}: a result that stages {first}..{last} do not have")
-        return self._segment("server", first, last, result.stage_ms, began), outputs
+        with self._client.query(self._deadline_s(trip)) as exchange:
+
+            def send(leg: Leg, data: Floats | None) -> int:
+                if leg.where == "server":
+                    return exchange.run(leg.first, leg.last, data)
+                return exchange.run_part(leg.first, channels[leg.first], leg.to_server, data)
+
+            began = time.perf_counter()
+            ticket = send(trip[0], query.outputs[0])
+            for leg, following in zip(trip, (*trip[1:], None), strict=True):
+                share_ms = 0.0
+                if leg.where == "both":
+                    share_ms = self._run_share(query, channels[leg.first])
+                    if leg.to_server:
+                        exchange.join(query.share[0])
+                following_ticket = -1 if following is None else send(following, None)
+                outputs, result = exchange.result(ticket)
+                self._check_result(leg, outputs, result, channels)
+                if leg.where == "both":
+                    ms = max(share_ms, result.stage_ms[0])
+                    query.segments.append(Segment("both", *leg[1:3], ms, (time.perf_counter() - began) * 1e3))
+                    if outputs:
+                        query.reach(leg.last, [np.concatenate((outputs[0], query.share[0]), axis=1)])
+                else:
+                    query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
+                    query.reach(leg.last, outputs)
+                ticket, began = following_ticket, time.perf_counter()
+
+    def _run_share(self, query: _Progress, begin: int, end: int | None = None) -> float:
+        """Run channels `begin`..`end` (by default the last) of the next stage at the client; how long that took."""
+        stage = query.position
+        sliced = self._sliced[stage]
+        end = sliced.channels if end is None else end
+        pace_ms = None
+        if self._layer_ms is not None:
+            whole_ms = float(self._graph.client_ms[stage])
+            share_ms = self._graph.split(stage, sliced.channels - (end - begin)).client_ms
+            first, last = self._network.stages[stage].first_layer, self._network.stages[stage].last_layer
+            scale = share_ms / whole_ms if whole_ms else 0.0
+            pace_ms = [ms * scale for ms in self._layer_ms[first : last + 1]]
+        output, paced = sliced.run(query.outputs[0], begin, end, pace_ms)
+        if pace_ms is not None:
+            query.count(paced)
+        query.share.append(output)
+        return paced.total_ms
+
+    def _complete(self, query: _Progress, trip: Sequence[Leg], channels: Mapping[int, int]) -> None:
+        """The server failed: complete the query at the client, from the last data that is here."""
+        query.failed = True
+        if query.share:
+            stage = query.position
+            began = time.perf_counter()
+            ms = self._run_share(query, 0, channels[stage])
+            query.segments.append(Segment("client", stage, stage, ms, (time.perf_counter() - began) * 1e3))
+            query.reach(stage, [np.concatenate(query.share[::-1], axis=1)])
+        last = len(self._network.stages) - 1
+        if query.position <= last:
+            self._run_here(query, last)
+
+    def _deadline_s(self, trip: Sequence[Leg]) -> float:
+        graph, expected_ms = self._graph, 0.0
+        for leg in trip:
+            expected_ms += graph.up_ms[leg.first] + graph.server_ms[leg.first : leg.last + 1].sum()
+            expected_ms += graph.down_ms[leg.last + 1]
+        return Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
+
+    def _check_result(self, leg: Leg, outputs: list[Floats], result: Result, channels: Mapping[int, int]) -> None:
+        """Raise ProtocolError if that cannot be what a leg results in."""
+        shapes = self._network.stages[leg.last].output_shapes
+        if leg.where == "both":
+            images, _, *rest = shapes[0]
+            shapes = () if leg.to_server else ((images, channels[leg.first], *rest),)
+        if tuple(output.shape for output in outputs) != shapes or len(result.stage_ms) != leg.last - leg.first + 1:
+            raise ProtocolError(f"the server's result is not what stages {leg.first}..{leg.last} have")
 
     def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
         for stage, ms in zip(range(first, last + 1), stage_ms, strict=True):
@@ -190,5 +289,5 @@ class LiveSession:
     def finish(self) -> list[PartitionRecord]:
         if self._upload is None:
             return []
-        names = [tuple(self._network.stages[stage].name for stage in stages) for stages in self._stages]
+        names = [tuple(self._network.stages[stage_of(piece)].name for piece in pieces) for pieces in self._pieces]
         return self._upload.records(names)

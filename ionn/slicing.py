@@ -22,14 +22,14 @@ the stage runs at the server like any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ionn.errors import InputError
 
 if TYPE_CHECKING:
-    from ionn.network import Network, Stage
+    from ionn.network import Layer, Network, Stage
 
 # For products of up to this many multiply-adds, OpenBLAS has kernels that do not pack, on some processors. They round
 # differently, so a slice is kept larger: its channels are then bit for bit those of the whole stage.
@@ -63,6 +63,15 @@ Piece = int | Slice
 
 def stage_of(piece: Piece) -> int:
     return piece.stage if isinstance(piece, Slice) else piece
+
+
+def channels_of(pieces: Iterable[Piece]) -> dict[int, int]:
+    """How many channels of each stage that is cut are in these pieces."""
+    channels: dict[int, int] = {}
+    for piece in pieces:
+        if isinstance(piece, Slice):
+            channels[piece.stage] = channels.get(piece.stage, 0) + piece.end - piece.begin
+    return channels
 
 
 @dataclass(frozen=True)
@@ -142,20 +151,36 @@ def find_cuts(network: Network, client_fixed_ms: Sequence[float], server_fixed_m
     )
 
 
+def output_channels(layers: Sequence[Layer]) -> int | None:
+    """How many output channels the layers of a stage make; None if it cannot be cut."""
+    layer, *rest = layers
+    in_place = all(other.bottoms == other.tops == layer.tops and other.type in ELEMENT_WISE for other in rest)
+    if len(layer.tops) != 1 or not in_place:
+        return None
+    p = _weighted_param(layer.param)
+    if layer.type == "InnerProduct":
+        cuttable = p.axis == 1 and not p.transpose
+    else:
+        cuttable = layer.type == "Convolution" and p.axis == 1 and p.group == 1
+    return int(p.num_output) if cuttable else None
+
+
+def set_output_channels(layer: Any, channels: int) -> None:
+    """Have a LayerParameter, the first of a stage that can be cut, make so many channels."""
+    _weighted_param(layer).num_output = channels
+
+
+def _weighted_param(layer: Any) -> Any:
+    return layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
+
+
 def _channels(network: Network, stage: Stage) -> tuple[int, int] | None:
     """How many output channels a stage has and a slice of it must have; None if it cannot be cut."""
-    layer, *rest = network.layers[stage.first_layer : stage.last_layer + 1]
-    in_place = all(other.bottoms == other.tops == layer.tops and other.type in ELEMENT_WISE for other in rest)
-    if stage.pinned or len(layer.tops) != 1 or not in_place:
+    layers = network.layers[stage.first_layer : stage.last_layer + 1]
+    channels = None if stage.pinned else output_channels(layers)
+    if channels is None:
         return None
-    if layer.type == "InnerProduct":
-        p = layer.param.inner_product_param
-        cuttable, products = p.axis == 1 and not p.transpose, 1
-    elif layer.type == "Convolution":
-        p = layer.param.convolution_param
-        cuttable, products = p.axis == 1 and p.group == 1, layer.bottom_shapes[0][0]  # Caffe's, one per image
-    else:
-        return None
-    channels: int = p.num_output
+    layer = layers[0]
+    products = layer.bottom_shapes[0][0] if layer.type == "Convolution" else 1  # Caffe's, one per image
     least = TILE * (SMALL_PRODUCT * products * channels // (layer.operations * TILE) + 1)
-    return (channels, least) if cuttable and channels >= 2 * least else None
+    return (channels, least) if channels >= 2 * least else None

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ionn.experiment import run_experiment
 from ionn.graph import ExecutionGraph, Leg
-from ionn.slicing import Piece, Slice, Split
+from ionn.slicing import Piece, Slice, Split, channels_of
 from ionn.trace import PartitionRecord, QueryRecord, RunInfo, Segment, Trace
 
 
@@ -142,8 +142,7 @@ class VirtualSession:
         if leg.where == "client":
             return _Hop(leg, 0.0, float(graph.client_ms[run].sum()), 0.0, None)
         if leg.where == "both":
-            channels = sum(p.end - p.begin for p in uploaded if isinstance(p, Slice) and p.stage == leg.first)
-            return _Hop(leg, 0.0, 0.0, 0.0, graph.split(leg.first, channels))
+            return _Hop(leg, 0.0, 0.0, 0.0, graph.split(leg.first, channels_of(uploaded)[leg.first]))
         up_ms = 0.0 if leg.from_server else float(graph.up_ms[leg.first])
         down_ms = 0.0 if leg.to_server else float(graph.down_ms[leg.last + 1])
         return _Hop(leg, up_ms, float(graph.server_ms[run].sum()), down_ms, None)

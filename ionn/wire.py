@@ -4,7 +4,7 @@ A message is a ZeroMQ multipart: one frame of JSON (`{"type": ..., fields}`), th
 bytes (a chunk's weights, a query's input, a result's outputs). A client holds two connections, so that a query never
 queues behind weights: `control` for queries and `upload` for partitions. Nothing here knows sockets.
 
-    control   client: Hello, Query, Ping, Bye              server: Welcome, Result, Pong, Error
+    control   client: Hello, Query, Part, Join, Ping, Bye  server: Welcome, Result, Pong, Error
     upload    client: Hello, PartitionHeader, Chunk,       server: Welcome, Ack, Ready, Pong, Error
                       PartitionEnd, Ping
 
@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 
 from ionn.caffemodel import BlobSpan
 from ionn.errors import ProtocolError, printable
-from ionn.partition import PartialNet, StageCut
+from ionn.partition import Channels, PartialNet, StageCut
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
@@ -136,7 +136,11 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Query(Message):
-    """Run stages `first`..`last` on the payload: the blob before `first` as float32, little endian."""
+    """Run stages `first`..`last` on the payload: the blob before `first` as float32, little endian. Without a payload,
+    on what the message before left at the server: the output of a Query, or of a Part after its Join.
+
+    A query of a client may be several messages with the same number, sent without waiting. Each has its Result.
+    """
 
     type: ClassVar[str] = "query"
     query: int
@@ -146,8 +150,30 @@ class Query(Message):
 
 
 @dataclass(frozen=True)
+class Part(Message):
+    """Run a stage that is uploaded in slices, only its first `channels` output channels. The payload is as a Query's.
+    The Result has these channels, or no outputs if they are to `stay` for a Join."""
+
+    type: ClassVar[str] = "part"
+    query: int
+    stage: int
+    channels: int
+    stay: bool
+    payload: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Join(Message):
+    """The payload are the channels that the Part before did not run. The Result has no outputs: a Query goes on."""
+
+    type: ClassVar[str] = "join"
+    query: int
+    payload: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
 class Result(Message):
-    """The outputs of a Query, a payload frame for each of `shapes`, and the time each stage took."""
+    """The outputs of a Query or Part, a payload frame for each of `shapes`, and the time each stage took."""
 
     type: ClassVar[str] = "result"
     query: int
@@ -205,7 +231,8 @@ ERROR_STOPPING = "stopping"  # the server stops
 _MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
-        Hello, Welcome, PartitionHeader, Chunk, PartitionEnd, Ack, Ready, Query, Result, Error, Ping, Pong, Bye,
+        Hello, Welcome, PartitionHeader, Chunk, PartitionEnd, Ack, Ready, Query, Part, Join, Result, Error, Ping,
+        Pong, Bye,
     )
 }  # fmt: skip
 
@@ -256,7 +283,17 @@ def _net(value: Any) -> PartialNet:
         raise ValueError("a net without stages")
     if any(stage.index != stages[0].index + at for at, stage in enumerate(stages)):
         raise ValueError("a net's stages are not adjacent")
-    return PartialNet(_text(net["prototxt"]), _text(net["input"]), stages)
+    channels = _channels(net["channels"]) if net["channels"] is not None else None
+    if channels is not None and len(stages) != 1:
+        raise ValueError("a slice of several stages")
+    return PartialNet(_text(net["prototxt"]), _text(net["input"]), stages, channels)
+
+
+def _channels(value: Any) -> Channels:
+    channels = Channels(*map(_natural, _list(value)))
+    if not channels.begin < channels.end <= channels.of < 2**31 or channels[:2] == (0, channels.of):
+        raise ValueError(f"{list(channels)} is not a slice")
+    return channels
 
 
 def _blob_span(value: Any) -> BlobSpan:
@@ -303,6 +340,9 @@ _READERS = {
     "received": _natural,
     "first": _natural,
     "last": _natural,
+    "stage": _natural,
+    "channels": _natural,
+    "stay": _flag,
     "shapes": lambda value: tuple(tuple(map(_natural, _list(shape))) for shape in _list(value)),
     "stage_ms": lambda value: tuple(map(_stage_ms, _list(value))),
     "code": _text,

@@ -17,16 +17,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ionn.assembly import Assembly
 from ionn.caffemodel import Floats
-from ionn.check import Usage, check_partition
+from ionn.check import CheckedNet, Usage, check_partition
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
 from ionn.limits import Limits
-from ionn.partition import PartialNet, StageCut
+from ionn.partition import Channels, PartialNet, StageCut
 from ionn.pipe import Pipe
 from ionn.receiver import PartitionReceiver
 from ionn.wire import (
@@ -41,7 +42,9 @@ from ionn.wire import (
     Error,
     Held,
     Hello,
+    Join,
     Message,
+    Part,
     PartitionEnd,
     PartitionHeader,
     Ping,
@@ -71,13 +74,28 @@ _PRODUCT = PartialNet(
 class _Arriving:
     """A partition whose weights are on their way into its nets."""
 
-    def __init__(self, header: PartitionHeader, limits: Limits, used: Usage) -> None:
-        checked = check_partition(header, limits, used)
-        self.layers = checked.layers
-        self.usage = checked.usage
-        self.nets = [StageNet(net) for net in checked.nets]
-        targets = {key: data for net in self.nets for key, data in net.blob_bytes().items()}
+    def __init__(self, header: PartitionHeader, checked: list[CheckedNet]) -> None:
+        self.nets = [(each, StageNet(each.net)) for each in checked]
+        targets = {key: data for _, net in self.nets for key, data in net.blob_bytes().items()}
         self.receiver = PartitionReceiver(header, [targets[span.layer, span.blob] for span in header.blobs])
+
+    @property
+    def layers(self) -> str:
+        """For messages."""
+        return "; ".join(layers for each, _ in self.nets for layers in each.layers.values())
+
+    @property
+    def whole_stages(self) -> set[int]:
+        return {stage for each, _ in self.nets if each.whole is None for stage in each.layers}
+
+
+class _Left(NamedTuple):
+    """What a message of a query left for the next: the output of a stage, or of its first channels only (`partial`)."""
+
+    query: int
+    stage: int
+    output: Floats
+    partial: bool = False
 
 
 class SessionState:
@@ -95,7 +113,9 @@ class SessionState:
         self._arriving: dict[int, _Arriving] = {}
         self._owner: dict[int, StageNet] = {}
         self._layers: dict[int, str] = {}
-        self._usage: dict[int, Usage] = {}  # of every partition, arriving or held
+        self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices
+        self._assemblies: dict[int, Assembly] = {}  # of the stages that are uploaded in slices
+        self._left: _Left | None = None
         self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
@@ -106,7 +126,7 @@ class SessionState:
                 return replace(self._welcome, held=(*self._held.values(), *arriving))
             case PartitionHeader() | Chunk() | PartitionEnd():
                 return self._handle_partition(message)
-            case Query():
+            case Query() | Part() | Join():
                 return self._handle_query(message)
             case Ping():
                 return Pong()
@@ -133,26 +153,52 @@ class SessionState:
 
     def _drop(self, index: int) -> None:
         dropped = self._arriving.pop(index, None)
-        if dropped is not None:
-            del self._usage[index]
-            self._cold = deque(cold for cold in self._cold if cold[0] not in dropped.nets)
+        if dropped is None:
+            return
+        del self._usage[index]
+        for each, net in dropped.nets:
+            self._keep_cold(net)
+            if each.net.channels is not None:
+                assembly = self._assemblies[each.stage]
+                assembly.withdraw(each.net.channels)
+                if not assembly.announced:
+                    self._keep_cold(assembly.net)
+                    del self._assemblies[each.stage]
+
+    def _keep_cold(self, freed: StageNet) -> None:
+        """A net is of no more use, so it need not be tried."""
+        self._cold = deque(cold for cold in self._cold if cold[0] is not freed)
 
     def _begin(self, header: PartitionHeader) -> Message:
         index = header.partition
         if index in self._arriving or index in self._held:
             raise ProtocolError(f"partition {index} was announced before")
-        busy = {stage for part in self._arriving.values() for stage in part.layers}
-        for stage in (stage.index for net in header.nets for stage in net.stages):
-            if stage in self._owner or stage in busy:
-                raise ProtocolError(f"stage {stage} was uploaded before")
+        busy = self._owner.keys() | {stage for part in self._arriving.values() for stage in part.whole_stages}
+        for announced in header.nets:
+            for stage in (stage.index for stage in announced.stages):
+                if stage in busy or (stage in self._assemblies and announced.channels is None):
+                    raise ProtocolError(f"stage {stage} was uploaded before")
         self._note(f"building partition {index}")
-        arriving = _Arriving(header, self._limits, sum(self._usage.values(), Usage()))
+        usage = (*self._usage.values(), *(assembly.usage for assembly in self._assemblies.values()))
+        checked = check_partition(header, self._limits, sum(usage, Usage()), self._assemblies)
+        for each in checked:
+            if each.stage in self._assemblies:
+                self._assemblies[each.stage].check(each)
+        arriving = _Arriving(header, checked)
+        for each, net in arriving.nets:
+            self._cold.extend((net, stage, layers) for stage, layers in each.layers.items())
+            if each.whole is not None:
+                self._assembly(each.whole).announce(each)
         self._arriving[index] = arriving
-        self._usage[index] = arriving.usage
-        for net in arriving.nets:
-            self._cold.extend((net, stage, arriving.layers[stage]) for stage in range(net.first, net.last + 1))
+        self._usage[index] = sum((each.usage for each in checked if each.whole is None), Usage())
         self._note_idle()
         return Ack(index, 0)
+
+    def _assembly(self, whole: CheckedNet) -> Assembly:
+        if whole.stage not in self._assemblies:
+            assembly = self._assemblies[whole.stage] = Assembly(whole)
+            self._cold.append((assembly.net, assembly.stage, assembly.layers))
+        return self._assemblies[whole.stage]
 
     def warm_up(self) -> bool:
         """Run a stage that has not run yet, on whatever its blobs hold; whether there was one.
@@ -191,21 +237,50 @@ class SessionState:
             raise
         del self._arriving[index]
         self._held[index] = Held(index, part.receiver.received, True)
-        for net in part.nets:
-            self._owner.update(dict.fromkeys(range(net.first, net.last + 1), net))
-        self._layers.update(part.layers)
+        for each, net in part.nets:
+            if each.net.channels is None:
+                self._owner.update(dict.fromkeys(each.layers, net))
+                self._layers.update(each.layers)
+            else:
+                self._add_slice(each.stage, each.net.channels, net)
         self._note_idle()
         return Ready(index)
 
-    def _handle_query(self, query: Query) -> Message:
+    def _add_slice(self, stage: int, channels: Channels, net: StageNet) -> None:
+        assembly = self._assemblies[stage]
+        assembly.add(channels, net)
+        if assembly.complete:
+            self._owner[stage] = assembly.net
+            self._layers[stage] = assembly.layers
+            # The nets of its slices are freed.
+            self._cold = deque(cold for cold in self._cold if cold[1] != stage or cold[0] is assembly.net)
+
+    def _handle_query(self, message: Query | Part | Join) -> Message:
         try:
-            return self._run(query)
+            match message:
+                case Query():
+                    return self._run(message)
+                case Part():
+                    return self._run_part(message)
+                case Join():
+                    return self._join(message)
         except ProtocolError as error:
-            return Error(ERROR_QUERY, str(error), query=query.query)
+            self._left = None
+            return Error(ERROR_QUERY, str(error), query=message.query)
         except MemoryError:
-            return Error(ERROR_QUERY, "no memory for the query", query=query.query)
+            self._left = None
+            return Error(ERROR_QUERY, "no memory for the query", query=message.query)
         finally:
             self._note_idle()
+
+    def _input(self, message: Query | Part, stage: int, net: StageNet) -> Floats:
+        """What a message has a stage run on: its payload, or what the message before left."""
+        if message.payload:
+            return _floats(message.payload, net.input_shape(stage), f"the input of stage {stage}")
+        left = self._left
+        if left is None or left.partial or (left.query, left.stage + 1) != (message.query, stage):
+            raise ProtocolError(f"the input of stage {stage} is neither sent nor was it left by the message before")
+        return left.output
 
     def _run(self, query: Query) -> Result:
         if query.last < query.first:
@@ -213,14 +288,7 @@ class SessionState:
         missing = next((at for at in range(query.first, query.last + 1) if at not in self._owner), None)
         if missing is not None:
             raise ProtocolError(f"stage {missing} is not uploaded")
-        if len(query.payload) != 1:
-            raise ProtocolError(f"a query has one payload frame, not {len(query.payload)}")
-        shape = self._owner[query.first].input_shape(query.first)
-        if len(query.payload[0]) != 4 * math.prod(shape):
-            raise ProtocolError(
-                f"the input of stage {query.first} has {len(query.payload[0])} bytes, not {shape} floats"
-            )
-        outputs: list[Floats] = [np.frombuffer(query.payload[0], "<f4").reshape(shape)]
+        outputs = [self._input(query, query.first, self._owner[query.first])]
         stage_ms: tuple[float, ...] = ()
         stage = query.first
         while stage <= query.last:
@@ -232,14 +300,47 @@ class SessionState:
                 stage_ms += net.run(each, each)
             outputs = net.outputs(last)
             stage = last + 1
-        payload = tuple(np.ascontiguousarray(output, "<f4") for output in outputs)
-        return Result(query.query, tuple(p.shape for p in payload), tuple(round(ms, 4) for ms in stage_ms), payload)
+        # Only a stage in slices goes on from here. A copy, as stages may be tried meanwhile.
+        self._left = _Left(query.query, query.last, outputs[0].copy()) if stage in self._assemblies else None
+        return _result(query.query, outputs, stage_ms)
+
+    def _run_part(self, part: Part) -> Result:
+        if part.stage not in self._assemblies:
+            raise ProtocolError(f"stage {part.stage} is not uploaded in slices")
+        assembly = self._assemblies[part.stage]
+        data = self._input(part, part.stage, assembly.net)
+        self._note(f"running a query, {assembly.layers}")
+        ms, output = assembly.run(part.channels, data)
+        self._left = _Left(part.query, part.stage, output, partial=True) if part.stay else None
+        return _result(part.query, () if part.stay else (output,), (ms,))
+
+    def _join(self, join: Join) -> Result:
+        left = self._left
+        if left is None or not left.partial or left.query != join.query:
+            raise ProtocolError("no part of a stage was left to be joined")
+        images, channels, *rest = self._assemblies[left.stage].output_shape
+        shape = (images, channels - left.output.shape[1], *rest)
+        others = _floats(join.payload, shape, f"the other channels of stage {left.stage}")
+        self._left = _Left(join.query, left.stage, np.concatenate((left.output, others), axis=1))
+        return _result(join.query, (), ())
 
     def _note_idle(self) -> None:
-        waiting = ", ".join(
-            f"receiving partition {index} ({'; '.join(part.layers.values())})" for index, part in self._arriving.items()
-        )
+        waiting = ", ".join(f"receiving partition {index} ({part.layers})" for index, part in self._arriving.items())
         self._note(waiting)
+
+
+def _floats(payload: Sequence[Any], shape: tuple[int, ...], what: str) -> Floats:
+    """The one frame of a payload."""
+    if len(payload) != 1:
+        raise ProtocolError(f"{what} has one payload frame, not {len(payload)}")
+    if len(payload[0]) != 4 * math.prod(shape):
+        raise ProtocolError(f"{what} has {len(payload[0])} bytes, not {shape} floats")
+    return np.frombuffer(payload[0], "<f4").reshape(shape)
+
+
+def _result(query: int, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
+    payload = tuple(np.ascontiguousarray(output, "<f4") for output in outputs)
+    return Result(query, tuple(p.shape for p in payload), tuple(round(ms, 4) for ms in stage_ms), payload)
 
 
 def _restrain(limits: Limits) -> None:

@@ -1,0 +1,96 @@
+"""The messages of one query at the server: sent ahead where they need not wait, and answered one by one."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import numpy as np
+
+from ionn.caffemodel import Floats
+from ionn.channel import Channel
+from ionn.errors import ProtocolError, ServerError
+from ionn.wire import ERROR_QUERY, Join, Message, Part, Query, Result
+
+
+class Exchange:
+    """Stages of query number `query`, run by the server over a channel that nobody else uses meanwhile.
+
+    `run`, `run_part` and `join` send a message and return its ticket, for which `result` waits. Without `data`, the
+    stage runs on what the message before left at the server. Used in a `with` statement, which ends when every message
+    is answered, so that the channel is free for the next query.
+    """
+
+    def __init__(self, control: Channel, query: int, timeout_s: float) -> None:
+        self._control = control
+        self._query = query
+        self._timeout_s = timeout_s
+        self._sent = 0
+        self._results: list[Result | None] = []  # None for an error
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None or (isinstance(error, ServerError) and error.code == ERROR_QUERY):
+            while len(self._results) < self._sent:
+                try:
+                    self._receive()
+                except ServerError as other:
+                    if other.code != ERROR_QUERY:
+                        raise
+
+    def run(self, first: int, last: int, data: Floats | None = None) -> int:
+        """Run stages `first`..`last`."""
+        return self._send(Query(self._query, first, last, _payload(data)))
+
+    def run_part(self, stage: int, channels: int, stay: bool, data: Floats | None = None) -> int:
+        """Run the first `channels` channels of a stage that is uploaded in slices; if they `stay`, for a `join`."""
+        return self._send(Part(self._query, stage, channels, stay, _payload(data)))
+
+    def join(self, others: Floats) -> int:
+        """Add the channels that `run_part` did not run, so that the next message can go on from the whole stage."""
+        return self._send(Join(self._query, _payload(others)))
+
+    def _send(self, message: Message) -> int:
+        self._control.send(message)
+        self._sent += 1
+        return self._sent - 1
+
+    def result(self, ticket: int) -> tuple[list[Floats], Result]:
+        """The outputs that a message asked for, and what the server said about them.
+
+        Raises ServerError, ServerUnreachableError and ProtocolError.
+        """
+        while len(self._results) <= ticket:
+            self._receive()
+        result = self._results[ticket]
+        assert result is not None, "the error was raised when it came"
+        return _outputs(result), result
+
+    def _receive(self) -> None:
+        """The next answer. Those to messages before this query, and signs of life, may come before it."""
+        deadline = time.monotonic() + self._timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                message = self._control.receive(left_s)
+            except ServerError as error:
+                if error.code == ERROR_QUERY:
+                    self._results.append(None)
+                raise
+            if isinstance(message, Result) and message.query == self._query:
+                self._results.append(message)
+                return
+        raise self._control.unreachable("the server has not answered a query in time")
+
+
+def _payload(data: Floats | None) -> tuple[Floats, ...]:
+    return () if data is None else (np.ascontiguousarray(data, "<f4"),)
+
+
+def _outputs(result: Result) -> list[Floats]:
+    try:
+        pairs = zip(result.payload, result.shapes, strict=True)
+        return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs]
+    except ValueError as error:
+        raise ProtocolError(f"a result that does not fit its shapes: {error}") from error

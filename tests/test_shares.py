@@ -1,0 +1,456 @@
+"""Stages in slices, at both sides at once: real server processes, real Caffe, and every output bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults.world import IMPATIENT, Server, Wire, recover, wait_for
+from raw import Raw, messages
+from test_slicing import network_of
+
+from ionn import engine, harness, shares, wire
+from ionn.caffemodel import serialise
+from ionn.client import Client, Patience
+from ionn.experiment import QUERIES_AFTER_UPLOAD
+from ionn.graph import ExecutionGraph
+from ionn.network import Network
+from ionn.partition import Channels, extract
+from ionn.session import LiveSession
+from ionn.shares import SlicedStage, slice_stages
+from ionn.slicing import Cut, Piece, Slice
+from ionn.trace import QueryRecord
+
+Weights = dict[str, tuple[np.ndarray, ...]]
+
+# Stages: 0 the input, 1 a convolution, 2 a pooling, 3 an inner product in slices, 4 another one, 5 the softmax.
+NETWORK = network_of(
+    "Convolution convolution_param { num_output: 200 kernel_size: 3 }",
+    "*ReLU",
+    "Pooling pooling_param { kernel_size: 2 stride: 2 }",
+    "InnerProduct inner_product_param { num_output: 500 }",
+    "*ReLU",
+    "InnerProduct inner_product_param { num_output: 10 }",
+    "Softmax",
+    shape="dim: 1 dim: 32 dim: 14 dim: 14",
+)
+CONV, POOL, FC, LAST = 1, 2, 3, 4
+ENDS = (144, 240, 384, 500)
+SLICES = [Slice(FC, begin, end) for begin, end in zip((0, *ENDS), ENDS, strict=False)]
+CONV_SLICES = [Slice(CONV, 0, 96), Slice(CONV, 96, 200)]
+
+
+def weights_of(network: Network) -> Weights:
+    rng = np.random.default_rng(7)
+    return {
+        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
+        for layer in network.layers
+        if layer.weight_shapes
+    }
+
+
+WEIGHTS = weights_of(NETWORK)
+
+
+def graph_of(network: Network, cuts: Sequence[Cut]) -> ExecutionGraph:
+    """A server that is much faster than the client, and not far away."""
+    n = len(network.stages)
+    return ExecutionGraph(
+        stages=tuple(stage.name for stage in network.stages),
+        client_ms=np.full(n, 40.0), server_ms=np.full(n, 1.0), upload_ms=np.full(n, 10.0), load_ms=np.zeros(n),
+        up_ms=np.full(n + 1, 0.5), down_ms=np.full(n + 1, 0.5),
+        offloadable=np.array([not stage.pinned for stage in network.stages]), cuts=cuts,
+    )  # fmt: skip
+
+
+GRAPH = graph_of(NETWORK, (Cut(CONV, 200, 96, 0.0, 0.0, 1.0), Cut(FC, 500, 96, 0.0, 0.0, 1.0)))
+
+
+@pytest.fixture(scope="module")
+def net() -> engine.StageNet:
+    return engine.load_network(NETWORK, WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def inputs() -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.standard_normal(NETWORK.input_shape).astype(np.float32) for _ in range(3)]
+
+
+@pytest.fixture(scope="module")
+def blobs(net: engine.StageNet, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The blob before every stage, and the output, of the first input."""
+    engine.forward(net, inputs[0])
+    return [inputs[0], *(net.outputs(stage)[0].copy() for stage in range(len(NETWORK.stages)))]
+
+
+@pytest.fixture(scope="module")
+def steady() -> Iterator[Server]:
+    server = Server("--sessions", "100")
+    yield server
+    code, said = server.stop()
+    assert code == 0, said
+    assert "Traceback" not in said
+
+
+@pytest.fixture(scope="module")
+def sliced() -> dict[int, SlicedStage]:
+    return slice_stages(NETWORK, [CONV_SLICES, SLICES], WEIGHTS)
+
+
+@contextlib.contextmanager
+def session_of(
+    address: str,
+    net: engine.StageNet,
+    inputs: list[np.ndarray],
+    sliced: dict[int, SlicedStage],
+    pieces: Sequence[Sequence[Piece]],
+    patience: Patience | None = None,
+    layer_ms: Sequence[float] | None = None,
+) -> Iterator[LiveSession]:
+    client = Client(address, patience=patience)
+    try:
+        partitions = [extract(NETWORK, part, WEIGHTS) for part in pieces]
+        yield LiveSession(
+            NETWORK, net, GRAPH, layer_ms, inputs, client, partitions, pieces, dilation=1.0, sliced=sliced
+        )
+    finally:
+        client.close()
+
+
+def where(record: QueryRecord) -> list[tuple[str, int, int]]:
+    return [(segment.where, segment.first, segment.last) for segment in record.segments]
+
+
+# --- Both sides at once ----------------------------------------------------------------------------------------------
+
+# What else is uploaded, and where the stages then run; "both" stands for the slices' stage.
+WAYS = {
+    "client to client": ([], [("client", 0, 2), ("both", 3, 3), ("client", 4, 5)]),
+    "client to server": ([LAST], [("client", 0, 2), ("both", 3, 3), ("server", 4, 4), ("client", 5, 5)]),
+    "server to client": (
+        [CONV, POOL],
+        [("client", 0, 0), ("server", 1, 2), ("both", 3, 3), ("client", 4, 5)],
+    ),
+    "server to server": (
+        [CONV, POOL, LAST],
+        [("client", 0, 0), ("server", 1, 2), ("both", 3, 3), ("server", 4, 4), ("client", 5, 5)],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("count", range(1, len(SLICES)))
+def test_every_number_of_slices_every_way(way, count, steady, net, inputs, sliced):
+    others, expected = WAYS[way]
+    pieces: list[list[Piece]] = [sorted([*others, SLICES[0]], key=lambda p: p.stage if isinstance(p, Slice) else p)]
+    pieces += [[piece] for piece in SLICES[1:count]]
+    with session_of(steady.address, net, inputs, sliced, pieces) as session:
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        records = [session.query() for _ in inputs]
+    assert all(record.bit_equal for record in records)
+    assert not any(record.fallback for record in records)
+    assert where(records[0]) == expected
+    # What a stage takes at a side is known only from whole runs of it.
+    assert FC not in session.measured_ms("server")
+    assert FC not in session.measured_ms("client")
+
+
+def test_all_slices_are_a_stage_of_the_server(steady, net, inputs, sliced):
+    pieces = [*([piece] for piece in CONV_SLICES), [POOL], *([piece] for piece in SLICES), [LAST]]
+    with session_of(steady.address, net, inputs, sliced, pieces) as session:
+        session.start_upload()
+        seen: list[QueryRecord] = []
+        while not session.uploaded():
+            seen.append(session.query())
+        last = session.query()
+    assert all(record.bit_equal and not record.fallback for record in (*seen, last))
+    assert where(last) == [("client", 0, 0), ("server", 1, 4), ("client", 5, 5)]
+
+
+def test_two_stages_in_part(steady, net, inputs, sliced):
+    """Slices need not come stage after stage."""
+    pieces: list[list[Piece]] = [[CONV_SLICES[0], SLICES[0]], [SLICES[1]], [POOL]]
+    with session_of(steady.address, net, inputs, sliced, pieces) as session:
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        record = session.query()
+    assert record.bit_equal
+    assert not record.fallback
+    assert [place for place, *_ in where(record)] == ["client", "both", "server", "both", "client"]
+
+
+def test_the_clients_share_is_paced(steady, net, inputs, sliced):
+    layer_ms = [0.0] * len(NETWORK.layers)
+    layer_ms[NETWORK.stages[FC].first_layer] = 80.0
+    with session_of(steady.address, net, inputs, sliced, [[SLICES[0]]], layer_ms=layer_ms) as session:
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        record = session.query()
+    (segment,) = (segment for segment in record.segments if segment.where == "both")
+    assert segment.compute_ms >= 80 * (1 - 144 / 500)
+    assert record.bit_equal
+
+
+# --- Faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_that_dies_during_the_clients_share_costs_no_query(way, net, inputs, sliced, monkeypatch):
+    others, _ = WAYS[way]
+    pieces: list[list[Piece]] = [*([stage] for stage in others), [SLICES[0]]]
+    server = Server()
+    run = SlicedStage.run
+
+    def run_and_kill(self, data, begin, end, layer_ms):
+        if server.alive():
+            server.strike(signal.SIGKILL)
+        return run(self, data, begin, end, layer_ms)
+
+    with session_of(server.address, net, inputs, sliced, pieces, IMPATIENT) as session:
+        session.silence_s = 1.0
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        monkeypatch.setattr(SlicedStage, "run", run_and_kill)
+        records = [session.query() for _ in range(2)]
+    assert all(record.bit_equal and record.fallback for record in records)
+    # The client's share was not computed in vain: the server's is all that it adds.
+    assert ("client", FC, FC) in where(records[0])
+    server.stop()
+
+
+def test_an_upload_in_slices_goes_on_over_a_new_connection(steady, net, inputs, sliced):
+    pieces = [[CONV, POOL], *([piece] for piece in SLICES), [LAST]]
+    link = Wire(steady.address)
+    try:
+        with session_of(link.address, net, inputs, sliced, pieces, IMPATIENT) as session:
+            link.delay_s = 0.01
+            session.start_upload()
+            for ready in (2, 3):
+                wait_for(lambda ready=ready: session._upload.ready >= ready, "some slices")
+                link.reset()
+                wait_for(lambda: session.fault is not None, "the loss to be noticed")
+            link.delay_s = 0.0
+            records = [*recover(session), session.query()]
+            assert where(records[-1]) == [("client", 0, 0), ("server", 1, 4), ("client", 5, 5)]
+    finally:
+        link.close()
+    assert all(record.bit_equal for record in records)
+
+
+def test_a_session_that_crashes_begins_anew(steady, net, inputs, sliced):
+    pieces = [[CONV, POOL], *([piece] for piece in SLICES)]
+    with session_of(steady.address, net, inputs, sliced, pieces, IMPATIENT) as session:
+        session.start_upload()
+        wait_for(lambda: session._upload.ready >= 3, "some slices")
+        os.kill(max(steady.session_processes()), signal.SIGKILL)
+        records = recover(session)
+    assert all(record.bit_equal for record in records)
+
+
+# --- What no client sends --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw(steady: Server) -> Iterator[Raw]:
+    with Raw(steady.address) as raw:
+        yield raw
+
+
+def send(raw: Raw, pieces: Sequence[Piece], index: int) -> None:
+    header, chunks, end = messages(extract(NETWORK, pieces, WEIGHTS), index)
+    for message in (header, *chunks, end):
+        answer = raw.ask(raw.control, message)
+        assert not isinstance(answer, wire.Error), answer
+    assert answer == wire.Ready(index)
+
+
+def refused(raw: Raw, message: wire.Message) -> wire.Error:
+    answer = raw.ask(raw.control, message)
+    assert isinstance(answer, wire.Error), answer
+    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+    return answer
+
+
+def test_what_cannot_be_run_is_told(raw, blobs):
+    data = (blobs[FC].tobytes(),)
+    assert "not uploaded in slices" in refused(raw, wire.Part(1, FC, 144, False, data)).message
+    send(raw, [SLICES[0]], 0)
+    send(raw, [SLICES[2]], 1)
+    for channels in (0, 1, 143, 240, 384, 500, 10**9):
+        answer = refused(raw, wire.Part(1, FC, channels, False, data))
+        assert answer.code == wire.ERROR_QUERY
+        assert f"the first {channels} channels of stage 3 are not" in answer.message
+    assert "stage 3 is not uploaded" in refused(raw, wire.Query(1, FC, FC, data)).message
+    assert "stage 3 has 8 bytes" in refused(raw, wire.Part(1, FC, 144, False, (b"abcdefgh",))).message
+    assert "neither sent nor was it left" in refused(raw, wire.Part(1, FC, 144, False)).message
+    result = raw.ask(raw.control, wire.Part(1, FC, 144, False, data))
+    assert isinstance(result, wire.Result)
+    assert result.shapes == ((1, 144),)
+    assert bytes(result.payload[0]) == blobs[LAST][:, :144].tobytes()
+
+
+def test_a_join_must_fit(raw, blobs):
+    data, others = (blobs[FC].tobytes(),), (blobs[LAST][:, 144:].tobytes(),)
+    send(raw, [SLICES[0]], 0)
+    send(raw, [LAST], 1)
+    assert "no part of a stage was left" in refused(raw, wire.Join(1, others)).message
+    stays = wire.Part(1, FC, 144, True, data)
+    assert raw.ask(raw.control, stays).shapes == ()
+    assert "has 4 bytes" in refused(raw, wire.Join(1, (b"four",))).message
+    for wrong in (wire.Join(2, others), wire.Join(1), wire.Query(1, LAST, LAST)):
+        assert raw.ask(raw.control, stays).shapes == ()
+        assert refused(raw, wrong).code == wire.ERROR_QUERY
+        # After an error nothing is left.
+        assert "no part" in refused(raw, wire.Join(1, others)).message
+    for message in (stays, wire.Join(1, others)):
+        assert isinstance(raw.ask(raw.control, message), wire.Result)
+    assert "neither" in refused(raw, wire.Query(2, LAST, LAST)).message  # of another query
+    for message in (stays, wire.Join(1, others)):
+        assert isinstance(raw.ask(raw.control, message), wire.Result)
+    result = raw.ask(raw.control, wire.Query(1, LAST, LAST))
+    assert bytes(result.payload[0]) == blobs[LAST + 1].tobytes()
+
+
+def test_a_complete_stage_still_answers_for_its_part(raw, blobs):
+    """The client may not know yet that it is complete."""
+    for index, piece in enumerate(reversed(SLICES)):
+        send(raw, [piece], index)
+    data = (blobs[FC].tobytes(),)
+    for channels in (96, 144, 384):
+        result = raw.ask(raw.control, wire.Part(1, FC, channels, False, data))
+        assert bytes(result.payload[0]) == np.ascontiguousarray(blobs[LAST][:, :channels]).tobytes()
+    assert "the first 500 channels" in refused(raw, wire.Part(1, FC, 500, False, data)).message
+    assert bytes(raw.ask(raw.control, wire.Query(1, FC, FC, data)).payload[0]) == blobs[LAST].tobytes()
+
+
+def header_of(pieces: Sequence[Piece], index: int) -> wire.PartitionHeader:
+    return messages(extract(NETWORK, pieces, WEIGHTS), index)[0]
+
+
+def test_a_slice_is_taken_once(raw):
+    send(raw, [SLICES[1]], 0)
+    for piece in (SLICES[1], Slice(FC, 0, 192), Slice(FC, 192, 500)):
+        answer = refused(raw, header_of([piece], 1))
+        assert answer.code == wire.ERROR_DAMAGED
+        assert "of stage 3 were uploaded before" in answer.message
+    assert "stage 3 was uploaded before" in refused(raw, header_of([FC], 1)).message
+    arriving = header_of([SLICES[2]], 1)
+    assert raw.ask(raw.control, arriving) == wire.Ack(1, 0)
+    assert "channels 240 to 384" in refused(raw, header_of([SLICES[2]], 2)).message
+
+
+def test_a_slice_must_be_one(raw):
+    good = header_of([SLICES[0]], 0)
+    (net,) = good.nets
+
+    def with_net(**changes):
+        return dataclasses.replace(good, nets=(dataclasses.replace(net, **changes),))
+
+    for changes, said in (
+        ({"channels": Channels(0, 96, 500)}, "are not what its net makes"),
+        ({"channels": Channels(0, 144, 100_000)}, "the server's --weights-mb"),
+        ({"channels": Channels(0, 144, 2**31 - 1)}, "larger than Caffe can count"),
+        ({"channels": Channels(0, 144, 2**31)}, "is not a slice"),
+        ({"channels": Channels(0, 500, 500)}, "is not a slice"),
+        ({"channels": Channels(9, 9, 500)}, "is not a slice"),
+        ({"stages": (dataclasses.replace(net.stages[0], outputs=(net.input,)),)}, "are not what its net makes"),
+        ({"stages": net.stages * 2}, "not adjacent"),
+        ({"prototxt": net.prototxt.replace('"InnerProduct"', '"Pooling"')}, "partition 0"),
+        ({"prototxt": net.prototxt.replace('"ReLU"', '"Softmax"')}, "are not what its net makes"),
+    ):
+        assert said in refused(raw, with_net(**changes)).message, changes
+    assert raw.ask(raw.control, good) == wire.Ack(0, 0)
+    other = dataclasses.replace(header_of([SLICES[1]], 1), nets=(
+        dataclasses.replace(net, channels=Channels(144, 288, 501)),
+    ), blobs=good.blobs, size=good.size)  # fmt: skip
+    assert "a slice of another stage 3" in refused(raw, other).message
+
+
+def test_a_slice_that_is_damaged_is_sent_again(raw, blobs):
+    header, chunks, _ = messages(extract(NETWORK, [SLICES[0]], WEIGHTS), 0)
+    for message in (header, *chunks):
+        assert not isinstance(raw.ask(raw.control, message), wire.Error)
+    assert "digest" in refused(raw, wire.PartitionEnd(0, "0" * 64)).message
+    for index, piece in enumerate(SLICES):
+        send(raw, [piece], index)
+    result = raw.ask(raw.control, wire.Query(1, FC, FC, (blobs[FC].tobytes(),)))
+    assert bytes(result.payload[0]) == blobs[LAST].tobytes()
+
+
+def test_the_whole_counts_with_the_first_slice():
+    """A stage of 28 MB in slices of 6 and 22 MB: nobody gets more memory by sending it in slices."""
+    network = network_of("InnerProduct inner_product_param { num_output: 7000 }", shape="dim: 1 dim: 1000")
+    weights = weights_of(network)
+    server = Server("--weights-mb", "29", "--memory-mb", "45")
+    with Raw(server.address) as raw:
+        small, large = (messages(extract(network, [piece], weights), index) for index, piece in
+                        enumerate((Slice(1, 0, 1500), Slice(1, 1500, 7000))))  # fmt: skip
+        assert raw.ask(raw.control, small[0]) == wire.Ack(0, 0)
+        answer = refused(raw, large[0])
+        assert answer.code == wire.ERROR_PARTITION
+        assert "56 memory mb; the server's --memory-mb is 45" in answer.message
+    server.stop()
+
+
+# --- The experiment --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> harness.Subject:
+    path = tmp_path / "cut.prototxt"
+    path.write_text(engine.extract_net(NETWORK, 0, len(NETWORK.stages) - 1).prototxt)
+    path.with_suffix(".caffemodel").write_bytes(serialise("cut", NETWORK.layers, WEIGHTS).tobytes())
+    slow = tmp_path / "slow.txt"
+    slow.write_text("".join(f"{layer.index} {layer.name} 30.0\n" for layer in NETWORK.layers))
+    return harness.prepare_live(str(path), client=str(slow))
+
+
+def test_a_live_run_in_slices(subject, tmp_path):
+    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, results=tmp_path)
+    slices = [partition["slices"] for partition in trace.info.plan["partitions"] if "slices" in partition]
+    assert len(slices) >= 4
+    assert all(query.bit_equal and not query.fallback for query in trace.queries)
+    assert any(segment.where == "both" for query in trace.queries for segment in query.segments)
+    assert [place for place, *_ in where(trace.queries[-1])] == ["client", "server", "client"]
+    assert sum(query.start_s >= trace.upload_s for query in trace.queries) == QUERIES_AFTER_UPLOAD
+    assert len(trace.partitions) == len(trace.info.plan["partitions"])
+
+
+def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject, monkeypatch):
+    """Played by weights that are a bit off in one stage's slices."""
+    rows = shares.slice_weights
+
+    def off(network, piece, weights):
+        factor = np.float32(1.001 if piece.stage == FC else 1)
+        return {name: (blobs[0] * factor, *blobs[1:]) for name, blobs in rows(network, piece, weights).items()}
+
+    monkeypatch.setattr(shares, "slice_weights", off)
+    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0)
+    cut = {name for partition in trace.info.plan["partitions"] for name in partition.get("slices", {})}
+    assert cut == {NETWORK.stages[CONV].name}
+    assert all(query.bit_equal for query in trace.queries)
+
+
+def test_slices_are_nets_for_stock_caffe(tmp_path, blobs):
+    """A process that knows nothing of ionn builds a slice from what is sent, and gets the stage's channels."""
+    partition = extract(NETWORK, [SLICES[1]], WEIGHTS)
+    (tmp_path / "p.prototxt").write_text(partition.nets[0].prototxt)
+    (tmp_path / "p.caffemodel").write_bytes(partition.caffemodel.tobytes())
+    np.save(tmp_path / "in.npy", blobs[FC])
+    code = (
+        "import caffe, numpy as np; net = caffe.Net('p.prototxt', 'p.caffemodel', caffe.TEST); "
+        f"np.save('out.npy', net.forward(**{{'{partition.nets[0].input}': np.load('in.npy')}})"
+        f"['{NETWORK.stages[FC].outputs[0]}'])"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), blobs[LAST][:, 144:240])
