@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from ionn.images import natural_images
 from ionn.keys import ClientKeys
 from ionn.network import Network
 from ionn.partition import extract
-from ionn.plan import make_plan
+from ionn.plan import Plan, make_plan
 from ionn.session import LiveSession
 from ionn.trace import RunInfo, Trace
 
@@ -160,19 +160,30 @@ class Link:
     keys: ClientKeys | None = None
 
 
-def run_live(
+class Opened(NamedTuple):
+    """A session, what it was planned with, and why it has no server, if so."""
+
+    session: LiveSession
+    graph: ExecutionGraph
+    plan: Plan
+    server: Costs
+    fault: Exception | None
+
+
+@contextlib.contextmanager
+def open_session(
     subject: Subject,
     algorithm: str,
     link: Link,
-    run: int = 1,
-    server: Costs | None = None,
-    seed: int = 0,
+    server: Costs | None,
+    inputs: Sequence[Floats],
     progress: Callable[[LiveSession], None] = lambda session: None,
-) -> Trace:
-    """One run of the experiment: connect, plan with the costs that the server sends (or with `server`), upload, query.
+    paced: bool = True,
+) -> Iterator[Opened]:
+    """Connect, and plan with the costs that the server sends, or with `server`.
 
-    Without a server the queries run at the client, and the trace's environment says so under "fault". Raises InputError
-    where the server's costs are not known.
+    The session works without a server too; it then has nothing to upload. Raises InputError where the server's costs
+    are not known.
     """
     network = subject.network
     client: Client | None = None
@@ -192,19 +203,38 @@ def run_live(
             raise InputError(f"{algorithm}: slices of a layer run on the virtual testbed only; add --testbed virtual")
         stages = [partition.stages for partition in plan.partitions]
         session = LiveSession(
-            network, subject.net, graph, (subject.client.layer_ms(network) * link.dilation).tolist(),
-            query_inputs(network, seed), client, [extract(network, part, subject.weights) for part in stages], stages,
+            network, subject.net, graph,
+            (subject.client.layer_ms(network) * link.dilation).tolist() if paced else None,
+            inputs, client, [extract(network, part, subject.weights) for part in stages], stages,
             progress, link.dilation,
         )  # fmt: skip
+        yield Opened(session, graph, plan, costs, fault)
+    finally:
+        if client is not None:
+            client.close()
+
+
+def run_live(
+    subject: Subject,
+    algorithm: str,
+    link: Link,
+    run: int = 1,
+    server: Costs | None = None,
+    seed: int = 0,
+    progress: Callable[[LiveSession], None] = lambda session: None,
+) -> Trace:
+    """One run of the experiment: `open_session`, upload, query.
+
+    Without a server the queries run at the client, and the trace's environment says so under "fault".
+    """
+    inputs = query_inputs(subject.network, seed)
+    with open_session(subject, algorithm, link, server, inputs, progress) as (session, graph, plan, costs, fault):
         info = RunInfo(
-            testbed="live", model=network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
+            testbed="live", model=subject.network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
             dilation=link.dilation, client=subject.client.name, server=costs.name, plan=plan.to_json(), graph={},
             environment=dict(environment()),
         )  # fmt: skip
         trace = run_experiment(session, info)
-    finally:
-        if client is not None:
-            client.close()
     fault = fault or session.fault
     if fault is not None:
         info.environment["fault"] = str(fault)
