@@ -28,6 +28,8 @@ MESSAGES = [
     wire.Ack(2, 12),
     wire.Ready(2),
     wire.Query(1, 2, 3, (b"\0" * 8,)),
+    wire.Part(1, 2, 48, True, (b"\0" * 8,)),
+    wire.Join(1, (b"\0" * 8,)),
     wire.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
     wire.Error(wire.ERROR_QUERY, "no", query=4),
     wire.Ping(),
