@@ -310,7 +310,7 @@ class SessionState:
         assembly = self._assemblies[part.stage]
         data = self._input(part, part.stage, assembly.net)
         self._note(f"running a query, {assembly.layers}")
-        ms, output = assembly.run(part.channels, data)
+        ms, output = assembly.run(part.count, data)
         self._left = _Left(part.query, part.stage, output, partial=True) if part.stay else None
         return _result(part.query, () if part.stay else (output,), (ms,))
 
