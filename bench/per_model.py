@@ -1,4 +1,4 @@
-"""The live experiment on one model, all three algorithms: what bench/alexnet.py and its siblings run."""
+"""The live experiment on one model, all algorithms: what bench/alexnet.py and its siblings run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ def at_least_1(text: str) -> int:
 
 
 def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
-    """`runs` live runs of each of the paper's algorithms; finished ones in `results` are kept."""
+    """`runs` live runs of each of the paper's algorithms and with slices; finished ones in `results` are kept."""
     harness.calibrate_server(results)
     subject = harness.prepare_live(model)
-    return harness.run_live_all(subject, paper.ALGORITHMS, runs, dilation=dilation, results=results)
+    return harness.run_live_all(subject, paper.SHOWN, runs, dilation=dilation, results=results)
 
 
 def main(model: str) -> None:
-    parser = argparse.ArgumentParser(description=f"The paper's experiment on {model}: three algorithms, live.")
+    parser = argparse.ArgumentParser(
+        description=f"The paper's experiment on {model}, live: its algorithms, and slices."
+    )
     parser.add_argument("--runs", type=at_least_1, default=1, help="runs of each algorithm (default: %(default)s)")
     parser.add_argument("--dilation", type=float, default=1.0, help="slow link and client down by this factor")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of traces (default: %(default)s)")

@@ -69,7 +69,8 @@ Finding = tuple[str, bool]  # what was found, and whether it is within the claim
 
 @dataclass(frozen=True)
 class Claim:
-    """`check` raises MissingRuns where it has no runs. `unchecked` is why the claim cannot be judged here, if so."""
+    """`check` raises MissingRuns where it has no runs. `unchecked` is why the claim cannot be judged here, if so.
+    `everywhere`: it is judged in live runs without dilation too."""
 
     text: str
     paper: str
@@ -77,6 +78,7 @@ class Claim:
     tolerance: str
     check: Callable[[Evidence], Finding]
     unchecked: str = ""
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
         found.setdefault(where.testbed, []).append(
             text + (f" (dilation {where.dilation:g})" if where.dilation != 1 else "")
         )
-        if each.judged:
+        if each.judged or claim.everywhere:
             holds[where.name] = held
     failed = [name for name, held in holds.items() if not held]
     if claim.unchecked or not holds:

@@ -18,7 +18,8 @@ from typing import Any
 from ionn.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
 from ionn.errors import InputError
 from ionn.files import write_file
-from ionn.paper import EFFICIENCY, FINE, ORIGINAL, model_title
+from ionn.paper import EFFICIENCY, FINE, ORIGINAL, SLICED, model_title
+from ionn.slice_claims import SLICE_CLAIMS
 from ionn.summary import (
     Conditions,
     Stat,
@@ -133,6 +134,7 @@ def make_report(traces: Sequence[Trace], plans: Sequence[Plan] = ()) -> Report:
     live = [validate(trace) for row in rows if row.conditions.testbed == "live" for trace in row.traces]
     sections = [
         *_claims(rows, planning_ms),
+        _slice_claims(rows, planning_ms),
         *(_summary(where, list(group)) for where, group in groupby(rows, key=lambda row: row.conditions)),
         _gains(rows),
         _validation(live),
@@ -174,6 +176,21 @@ def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Sec
             detail=True,
         ),
     )
+
+
+def _slice_claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> Section:
+    found = [judge(claim, Evidence.of(rows, planning_ms)) for claim in SLICE_CLAIMS] if _ran(SLICED, rows) else []
+    return Section(
+        "Beyond the paper: slices below the layer",
+        f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs "
+        "do too.",
+        ("claim", "stated", "virtual", "live", "tolerance", "verdict"),
+        tuple((v.claim.text, v.claim.paper, v.virtual, v.live, v.claim.tolerance, v.verdict) for v in found),
+    )
+
+
+def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
+    return any(row.algorithm == algorithm for row in rows)
 
 
 def _summary(where: Conditions, rows: Sequence[SummaryRow]) -> Section:

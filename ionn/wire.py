@@ -151,13 +151,13 @@ class Query(Message):
 
 @dataclass(frozen=True)
 class Part(Message):
-    """Run a stage that is uploaded in slices, only its first `channels` output channels. The payload is as a Query's.
+    """Run a stage that is uploaded in slices, only its first `count` output channels. The payload is as a Query's.
     The Result has these channels, or no outputs if they are to `stay` for a Join."""
 
     type: ClassVar[str] = "part"
     query: int
     stage: int
-    channels: int
+    count: int
     stay: bool
     payload: Sequence[Any] = ()
 
@@ -341,7 +341,7 @@ _READERS = {
     "first": _natural,
     "last": _natural,
     "stage": _natural,
-    "channels": _natural,
+    "count": _natural,
     "stay": _flag,
     "shapes": lambda value: tuple(tuple(map(_natural, _list(shape))) for shape in _list(value)),
     "stage_ms": lambda value: tuple(map(_stage_ms, _list(value))),

@@ -7,7 +7,6 @@ per process. `SessionState` is the session without sockets; `run` connects it to
 from __future__ import annotations
 
 import contextlib
-import math
 import resource
 import select
 import signal
@@ -17,12 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from ionn.assembly import Assembly
-from ionn.caffemodel import Floats
 from ionn.check import CheckedNet, Usage, check_partition
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
@@ -30,11 +26,11 @@ from ionn.limits import Limits
 from ionn.partition import Channels, PartialNet, StageCut
 from ionn.pipe import Pipe
 from ionn.receiver import PartitionReceiver
+from ionn.stages import Stages
 from ionn.wire import (
     ERROR_DAMAGED,
     ERROR_PARTITION,
     ERROR_PROTOCOL,
-    ERROR_QUERY,
     PROTOCOL,
     Ack,
     Bye,
@@ -51,7 +47,6 @@ from ionn.wire import (
     Pong,
     Query,
     Ready,
-    Result,
     Welcome,
     decode,
 )
@@ -89,15 +84,6 @@ class _Arriving:
         return {stage for each, _ in self.nets if each.whole is None for stage in each.layers}
 
 
-class _Left(NamedTuple):
-    """What a message of a query left for the next: the output of a stage, or of its first channels only (`partial`)."""
-
-    query: int
-    stage: int
-    output: Floats
-    partial: bool = False
-
-
 class SessionState:
     """Answers a client's messages one by one; a message that fails leaves the session as it was.
 
@@ -111,11 +97,9 @@ class SessionState:
         self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs)
         self._held: dict[int, Held] = {}
         self._arriving: dict[int, _Arriving] = {}
-        self._owner: dict[int, StageNet] = {}
-        self._layers: dict[int, str] = {}
         self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices
-        self._assemblies: dict[int, Assembly] = {}  # of the stages that are uploaded in slices
-        self._left: _Left | None = None
+        self._stages = Stages(note)
+        self._assemblies = self._stages.assemblies
         self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
@@ -127,7 +111,10 @@ class SessionState:
             case PartitionHeader() | Chunk() | PartitionEnd():
                 return self._handle_partition(message)
             case Query() | Part() | Join():
-                return self._handle_query(message)
+                try:
+                    return self._stages.handle(message)
+                finally:
+                    self._note_idle()
             case Ping():
                 return Pong()
         return Error(ERROR_PROTOCOL, f"'{message.type}' is not for a session")
@@ -173,10 +160,11 @@ class SessionState:
         index = header.partition
         if index in self._arriving or index in self._held:
             raise ProtocolError(f"partition {index} was announced before")
-        busy = self._owner.keys() | {stage for part in self._arriving.values() for stage in part.whole_stages}
+        busy = {stage for part in self._arriving.values() for stage in part.whole_stages}
         for announced in header.nets:
             for stage in (stage.index for stage in announced.stages):
-                if stage in busy or (stage in self._assemblies and announced.channels is None):
+                partly = stage in self._assemblies and announced.channels is None
+                if stage in self._stages or stage in busy or partly:
                     raise ProtocolError(f"stage {stage} was uploaded before")
         self._note(f"building partition {index}")
         usage = (*self._usage.values(), *(assembly.usage for assembly in self._assemblies.values()))
@@ -239,8 +227,7 @@ class SessionState:
         self._held[index] = Held(index, part.receiver.received, True)
         for each, net in part.nets:
             if each.net.channels is None:
-                self._owner.update(dict.fromkeys(each.layers, net))
-                self._layers.update(each.layers)
+                self._stages.add(net, each.layers)
             else:
                 self._add_slice(each.stage, each.net.channels, net)
         self._note_idle()
@@ -250,97 +237,13 @@ class SessionState:
         assembly = self._assemblies[stage]
         assembly.add(channels, net)
         if assembly.complete:
-            self._owner[stage] = assembly.net
-            self._layers[stage] = assembly.layers
+            self._stages.add(assembly.net, {stage: assembly.layers})
             # The nets of its slices are freed.
             self._cold = deque(cold for cold in self._cold if cold[1] != stage or cold[0] is assembly.net)
-
-    def _handle_query(self, message: Query | Part | Join) -> Message:
-        try:
-            match message:
-                case Query():
-                    return self._run(message)
-                case Part():
-                    return self._run_part(message)
-                case Join():
-                    return self._join(message)
-        except ProtocolError as error:
-            self._left = None
-            return Error(ERROR_QUERY, str(error), query=message.query)
-        except MemoryError:
-            self._left = None
-            return Error(ERROR_QUERY, "no memory for the query", query=message.query)
-        finally:
-            self._note_idle()
-
-    def _input(self, message: Query | Part, stage: int, net: StageNet) -> Floats:
-        """What a message has a stage run on: its payload, or what the message before left."""
-        if message.payload:
-            return _floats(message.payload, net.input_shape(stage), f"the input of stage {stage}")
-        left = self._left
-        if left is None or left.partial or (left.query, left.stage + 1) != (message.query, stage):
-            raise ProtocolError(f"the input of stage {stage} is neither sent nor was it left by the message before")
-        return left.output
-
-    def _run(self, query: Query) -> Result:
-        if query.last < query.first:
-            raise ProtocolError(f"stages {query.first}..{query.last} are not a run")
-        missing = next((at for at in range(query.first, query.last + 1) if at not in self._owner), None)
-        if missing is not None:
-            raise ProtocolError(f"stage {missing} is not uploaded")
-        outputs = [self._input(query, query.first, self._owner[query.first])]
-        stage_ms: tuple[float, ...] = ()
-        stage = query.first
-        while stage <= query.last:
-            net = self._owner[stage]
-            net.put(stage, outputs[0])
-            last = min(query.last, net.last)
-            for each in range(stage, last + 1):
-                self._note(f"running a query, {self._layers[each]}")
-                stage_ms += net.run(each, each)
-            outputs = net.outputs(last)
-            stage = last + 1
-        # Only a stage in slices goes on from here. A copy, as stages may be tried meanwhile.
-        self._left = _Left(query.query, query.last, outputs[0].copy()) if stage in self._assemblies else None
-        return _result(query.query, outputs, stage_ms)
-
-    def _run_part(self, part: Part) -> Result:
-        if part.stage not in self._assemblies:
-            raise ProtocolError(f"stage {part.stage} is not uploaded in slices")
-        assembly = self._assemblies[part.stage]
-        data = self._input(part, part.stage, assembly.net)
-        self._note(f"running a query, {assembly.layers}")
-        ms, output = assembly.run(part.channels, data)
-        self._left = _Left(part.query, part.stage, output, partial=True) if part.stay else None
-        return _result(part.query, () if part.stay else (output,), (ms,))
-
-    def _join(self, join: Join) -> Result:
-        left = self._left
-        if left is None or not left.partial or left.query != join.query:
-            raise ProtocolError("no part of a stage was left to be joined")
-        images, channels, *rest = self._assemblies[left.stage].output_shape
-        shape = (images, channels - left.output.shape[1], *rest)
-        others = _floats(join.payload, shape, f"the other channels of stage {left.stage}")
-        self._left = _Left(join.query, left.stage, np.concatenate((left.output, others), axis=1))
-        return _result(join.query, (), ())
 
     def _note_idle(self) -> None:
         waiting = ", ".join(f"receiving partition {index} ({part.layers})" for index, part in self._arriving.items())
         self._note(waiting)
-
-
-def _floats(payload: Sequence[Any], shape: tuple[int, ...], what: str) -> Floats:
-    """The one frame of a payload."""
-    if len(payload) != 1:
-        raise ProtocolError(f"{what} has one payload frame, not {len(payload)}")
-    if len(payload[0]) != 4 * math.prod(shape):
-        raise ProtocolError(f"{what} has {len(payload[0])} bytes, not {shape} floats")
-    return np.frombuffer(payload[0], "<f4").reshape(shape)
-
-
-def _result(query: int, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
-    payload = tuple(np.ascontiguousarray(output, "<f4") for output in outputs)
-    return Result(query, tuple(p.shape for p in payload), tuple(round(ms, 4) for ms in stage_ms), payload)
 
 
 def _restrain(limits: Limits) -> None:

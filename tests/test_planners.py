@@ -9,7 +9,7 @@ from itertools import accumulate, permutations
 import numpy as np
 import pytest
 from chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain, chains, cut, cut_chains, forced_ms
-from hypothesis import example, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ionn.errors import InputError

@@ -6,6 +6,7 @@ import base64
 import csv
 import dataclasses
 import json
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ionn.network import Network
 from ionn.paper import ALGORITHMS
 from ionn.plan import make_plan
 from ionn.report import make_report, terminal_summary, write_report
+from ionn.slice_claims import SLICE_CLAIMS
 from ionn.summary import summary
 from ionn.trace import RunInfo, Trace, trace_path
 from ionn.validation import predict, validate
@@ -218,6 +220,51 @@ def test_the_report_shows_tables_and_figures(alexnet: list[Trace], tmp_path: Pat
 
     write_report(tmp_path)
     assert sorted(html.images) == sorted(Page((tmp_path / "report.html").read_text()).images)
+
+
+def slice_verdict(traces: Sequence[Trace], text: str) -> tuple[str, ...]:
+    (claim,) = [claim for claim in SLICE_CLAIMS if text in claim.text]
+    found = judge(claim, Evidence.of(summary(traces), {}))
+    return found.virtual, found.live, found.verdict
+
+
+def sliced_runs(counts: Sequence[int], model: str = "inception", **info: object) -> list[Trace]:
+    """Runs of the three algorithms and with slices that complete so many queries before the upload ends."""
+    return [
+        make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), model=model, **info)
+        for name, n in zip((*ALGORITHMS, "sliced-efficiency"), counts, strict=True)
+    ]
+
+
+def test_verdicts_on_slices():
+    virtual = sliced_runs((50, 50, 52, 80))
+    assert slice_verdict(virtual, "Inception: queries before") == ("1.54 x", "-", "supported")
+    assert slice_verdict(virtual, "Inception: queries of") == ("50, 50, 52, 80", "-", "supported")
+    assert slice_verdict(virtual, "Inception: largest") == ("75%", "-", "not supported on the virtual testbed")
+    few = slice_verdict(sliced_runs((50, 50, 52, 70)), "Inception: queries before")
+    assert few == ("1.35 x", "-", "not supported on the virtual testbed")
+    assert slice_verdict(sliced_runs((50, 50, 52, 51)), "Inception: queries, recursive")[2].startswith("not supported")
+
+
+def test_live_runs_decide_about_the_order_but_not_about_gains():
+    virtual = sliced_runs((50, 50, 52, 80))
+    live = sliced_runs((30, 30, 32, 36), testbed="live", bit_equal=True)
+    assert slice_verdict(virtual + live, "Inception: queries before") == ("1.54 x", "1.12 x", "supported")
+    assert slice_verdict(virtual + live, "Outputs equal") == ("-", "all", "supported")
+    assert slice_verdict(virtual + live, "Inception: queries of")[2] == "supported"
+    worse = sliced_runs((30, 30, 32, 26), testbed="live", bit_equal=False)
+    for text in ("Inception: queries of", "Inception: queries, recursive", "Outputs equal"):
+        assert slice_verdict(virtual + worse, text)[2] == "not supported on the live testbed"
+    noisy = sliced_runs((30, 30, 32, 28), testbed="live")
+    assert slice_verdict(virtual + noisy, "Inception: queries, recursive") == ("52 → 80", "32 → 28", "supported")
+
+
+def test_the_report_has_claims_about_slices_where_there_are_some(alexnet: list[Trace]):
+    def titles(traces: list[Trace]) -> list[str]:
+        return [part.title for part in make_report(traces).sections if "slices" in part.title]
+
+    assert titles(alexnet) == []
+    assert titles(sliced_runs((50, 50, 52, 80))) == ["Beyond the paper: slices below the layer"]
 
 
 @needs_reference

@@ -13,23 +13,28 @@ from ionn import wire
 from ionn.caffemodel import BlobSpan
 from ionn.errors import ProtocolError
 from ionn.network import Network
-from ionn.partition import PartialNet, StageCut, extract
+from ionn.partition import Channels, PartialNet, StageCut, extract
 from ionn.receiver import PartitionReceiver
 from ionn.wire import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
 
 NET = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)), StageCut(4, "prob", ("a", "b"))))
+SLICE = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)),), Channels(0, 48, 100))
 MESSAGES = [
     wire.Hello(1, "control"),
     wire.Hello(1, "upload", "token"),
     wire.Welcome(1, "token", 1000, 2000, {"kind": "cost-model"}, (wire.Held(0, 7, True),)),
     PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
+    PartitionHeader(0, (NET, SLICE), (BlobSpan("fc", 0, 10, 400),), 500),
     Chunk(2, 1000, 77, (b"abc", b"d")),
     PartitionEnd(2, "ff"),
     wire.Ack(2, 12),
     wire.Ready(2),
     wire.Query(1, 2, 3, (b"\0" * 8,)),
-    wire.Part(1, 2, 48, True, (b"\0" * 8,)),
+    wire.Query(1, 2, 3),
+    wire.Part(1, 3, 48, True, (b"\0" * 8,)),
+    wire.Part(1, 3, 48, False),
     wire.Join(1, (b"\0" * 8,)),
+    wire.Result(1, (), (0.5,)),
     wire.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
     wire.Error(wire.ERROR_QUERY, "no", query=4),
     wire.Ping(),
