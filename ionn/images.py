@@ -1,24 +1,25 @@
-"""Photographs as network inputs: the ones that scikit-image bundles, so nothing is downloaded."""
+"""Photographs as network inputs: the user's, and those that scikit-image bundles, so nothing is downloaded."""
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ionn.errors import InputError
+from ionn.errors import InputError, did_you_mean
 
 # The ImageNet mean that Caffe's reference models subtract, in their channel order: blue, green, red.
 MEAN_BGR = (104.0, 117.0, 123.0)
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field", "immunohistochemistry")
 
 
 @functools.cache
 def _photographs() -> tuple[NDArray[np.uint8], ...]:
     from skimage import data  # slow to import, and only some runs need it
 
-    names = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field", "immunohistochemistry")
-    return tuple(getattr(data, name)() for name in names)
+    return tuple(getattr(data, name)() for name in PHOTOGRAPHS)
 
 
 def _window(photograph: NDArray[np.uint8], aspect: float, index: int) -> NDArray[np.uint8]:
@@ -51,14 +52,50 @@ def natural_images(network_input_shape: tuple[int, ...], count: int) -> NDArray[
     views of them. Pixels are 0..255 less MEAN_BGR, in BGR order; one channel gets their grey mean, any other number of
     channels repeats them. Raises InputError if the shape is not that of an image.
     """
+    photographs = _photographs()
+    images = np.empty((count, *network_input_shape[1:]), np.float32)
+    for index in range(count):
+        images[index] = _planes(photographs[index % len(photographs)], network_input_shape, index)
+    return images
+
+
+def _planes(photograph: NDArray[np.uint8], network_input_shape: tuple[int, ...], index: int) -> NDArray[np.float64]:
     if len(network_input_shape) != 4 or min(network_input_shape[1:]) < 1:
         raise InputError(f"input shape {network_input_shape}: not an image; ionn needs an input of N x C x H x W")
-    photographs = _photographs()
     channels, height, width = network_input_shape[1:]
-    images = np.empty((count, channels, height, width), np.float32)
-    for index in range(count):
-        window = _window(photographs[index % len(photographs)], height / width, index)
-        centred = _resize(window, height, width)[..., ::-1] - MEAN_BGR
-        planes = centred.mean(-1, keepdims=True) if channels == 1 else centred[..., np.arange(channels) % 3]
-        images[index] = planes.transpose(2, 0, 1)
-    return images
+    window = _window(photograph, height / width, index)
+    centred = _resize(window, height, width)[..., ::-1] - MEAN_BGR
+    planes = centred.mean(-1, keepdims=True) if channels == 1 else centred[..., np.arange(channels) % 3]
+    return planes.transpose(2, 0, 1)
+
+
+def image_input(image: str | Path | NDArray[np.uint8], network_input_shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A photograph as the input of a network: float32 in its input shape (N, C, H, W), all N alike.
+
+    `image` is a file, one of PHOTOGRAPHS by name, or pixels (H, W, 3), RGB. It is cut to the input's aspect ratio
+    around its centre, resized, and converted as `natural_images` are. Raises InputError for a file that is not there or
+    not an image, and if the shape is not that of an image.
+    """
+    if str(image) in PHOTOGRAPHS:
+        image = _photographs()[PHOTOGRAPHS.index(str(image))]
+    photograph = image if isinstance(image, np.ndarray) else _read(Path(image))
+    planes = _planes(photograph, network_input_shape, index=0).astype(np.float32)
+    return np.ascontiguousarray(np.broadcast_to(planes, network_input_shape))
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    if not path.is_file():
+        names = ", ".join(PHOTOGRAPHS)
+        hint = did_you_mean(str(path), PHOTOGRAPHS)
+        raise InputError(f"{path}: no such image; give a file, or one of {names}{hint}")
+    from skimage import io, util
+
+    try:
+        pixels = np.asarray(util.img_as_ubyte(io.imread(path)))  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever its many readers raise
+        raise InputError(f"{path}: not an image that can be read; give a PNG or JPEG") from error
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        raise InputError(f"{path}: not a photograph: its pixels have shape {pixels.shape}, not height x width x 3")
+    return pixels[..., :3]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -162,19 +162,30 @@ class Link:
     keys: ClientKeys | None = None
 
 
-def run_live(
+class Opened(NamedTuple):
+    """A session, what it was planned with, and why it has no server, if so."""
+
+    session: LiveSession
+    graph: ExecutionGraph
+    plan: Plan
+    server: Costs
+    fault: Exception | None
+
+
+@contextlib.contextmanager
+def open_session(
     subject: Subject,
     algorithm: str,
     link: Link,
-    run: int = 1,
-    server: Costs | None = None,
-    seed: int = 0,
+    server: Costs | None,
+    inputs: Sequence[Floats],
     progress: Callable[[LiveSession], None] = lambda session: None,
-) -> Trace:
-    """One run of the experiment: connect, plan with the costs that the server sends (or with `server`), upload, query.
+    paced: bool = True,
+) -> Iterator[Opened]:
+    """Connect, and plan with the costs that the server sends, or with `server`.
 
-    Without a server the queries run at the client, and the trace's environment says so under "fault". Raises InputError
-    where the server's costs are not known.
+    The session works without a server too; it then has nothing to upload. Raises InputError where the server's costs
+    are not known.
     """
     network = subject.network
     client: Client | None = None
@@ -189,22 +200,40 @@ def run_live(
         # Without a server there is nothing to gain at it, and the plan is empty.
         costs = subject.client if server is None or client is None else Scaled(server, link.dilation)
         graph = ExecutionGraph.from_network(network, subject.client, costs, link.mbps)
-        inputs = query_inputs(network, seed)
         graph, plan, sliced = _exact_plan(subject, graph, algorithm, link.mbps, inputs[0])
         pieces = [partition.pieces for partition in plan.partitions]
         session = LiveSession(
-            network, subject.net, graph, (subject.client.layer_ms(network) * link.dilation).tolist(), inputs, client,
+            network, subject.net, graph,
+            (subject.client.layer_ms(network) * link.dilation).tolist() if paced else None, inputs, client,
             [extract(network, part, subject.weights) for part in pieces], pieces, progress, link.dilation, sliced,
         )  # fmt: skip
+        yield Opened(session, graph, plan, costs, fault)
+    finally:
+        if client is not None:
+            client.close()
+
+
+def run_live(
+    subject: Subject,
+    algorithm: str,
+    link: Link,
+    run: int = 1,
+    server: Costs | None = None,
+    seed: int = 0,
+    progress: Callable[[LiveSession], None] = lambda session: None,
+) -> Trace:
+    """One run of the experiment: `open_session`, upload, query.
+
+    Without a server the queries run at the client, and the trace's environment says so under "fault".
+    """
+    inputs = query_inputs(subject.network, seed)
+    with open_session(subject, algorithm, link, server, inputs, progress) as (session, graph, plan, costs, fault):
         info = RunInfo(
-            testbed="live", model=network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
+            testbed="live", model=subject.network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
             dilation=link.dilation, client=subject.client.name, server=costs.name, plan=plan.to_json(), graph={},
             environment=dict(environment()),
         )  # fmt: skip
         trace = run_experiment(session, info)
-    finally:
-        if client is not None:
-            client.close()
     fault = fault or session.fault
     if fault is not None:
         info.environment["fault"] = str(fault)

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from ionn.cli.classifying import classify
 from ionn.cli.experiments import figures, run
 from ionn.cli.measuring import calibrate, profile
 from ionn.cli.planning import plan
@@ -50,5 +51,5 @@ def cli() -> None:
     """
 
 
-for command in (plan, run, figures, profile, calibrate, serve, link, ping, keygen):
+for command in (plan, run, figures, classify, profile, calibrate, serve, link, ping, keygen):
     cli.add_command(command)

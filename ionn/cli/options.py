@@ -29,7 +29,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-def _complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     names = [CompletionItem(model) for model in MODELS if model.startswith(incomplete)]
     return names or [CompletionItem(incomplete, type="file")]
 
@@ -52,7 +52,7 @@ def chosen_algorithm(algorithm: str, planner: str | None) -> str:
     return add_planner(planner)
 
 
-model_argument = click.argument("model", shell_complete=_complete_model)
+model_argument = click.argument("model", shell_complete=complete_model)
 weights_argument = click.argument("weights", required=False)
 mbps_option = click.option(
     "--mbps", default=MBPS, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."

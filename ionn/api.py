@@ -1,0 +1,210 @@
+"""The library in a handful of functions; `import ionn` offers them all.
+
+Times are ms where a name ends in `_ms` and seconds where it ends in `_s`; bandwidths are 10^6 bit/s. Whatever the
+caller got wrong raises InputError, a server that fails ServerError or ServerUnreachableError: all are IonnErrors, and
+their message is one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ionn.cost_files import load_costs
+from ionn.costs import Costs
+from ionn.errors import InputError, IonnError, ServerUnreachableError
+from ionn.graph import ExecutionGraph
+from ionn.images import image_input
+from ionn.network import Network
+from ionn.paper import CLIENT, MBPS, RECURSIVE, SERVER
+from ionn.plan import Plan, make_plan
+from ionn.planners import add_planner
+from ionn.trace import Segment, Trace, load_traces
+
+if TYPE_CHECKING:
+    from ionn.caffemodel import Floats
+    from ionn.keys import ClientKeys
+    from ionn.session import LiveSession
+
+__all__ = [
+    "Answer", "InputError", "IonnError", "Network", "Plan", "Session", "Trace", "add_planner", "connect", "image_input",
+    "load_costs", "load_network", "plan_upload", "read_traces", "run",
+]  # fmt: skip
+
+# Forward passes that this machine is timed over before it plans as a client.
+PROFILE_RUNS = 3
+
+
+def load_network(model: str) -> Network:
+    """A model by name (alexnet, inception, resnet, googlenet, mobilenet) or from a path that ends in .prototxt.
+
+    Its `layers` are those of Caffe, its `stages` what a plan moves. Loads no Caffe. Raises InputError where there is no
+    such model, and where it is none that ionn can run.
+    """
+    return Network.load(model)
+
+
+def plan_upload(
+    network: Network,
+    client: str | Costs = CLIENT,
+    server: str | Costs = SERVER,
+    mbps: float = MBPS,
+    algorithm: str = RECURSIVE,
+) -> Plan:
+    """Which partitions of a network to upload in which order, with bytes, upload time and expected latency of each.
+
+    `client` and `server` are costs, or what `load_costs` makes costs of: a device, a file. `algorithm` is the name of a
+    planner; `add_planner` adds one. Loads no Caffe. Raises InputError.
+    """
+    graph = ExecutionGraph.from_network(network, _costs(client), _costs(server), mbps)
+    return make_plan(network, graph, algorithm, mbps)
+
+
+def run(
+    model: str,
+    algorithm: str = RECURSIVE,
+    *,
+    testbed: str = "virtual",
+    runs: int = 1,
+    mbps: float = MBPS,
+    results: Path | None = None,
+    weights: str | None = None,
+) -> list[Trace]:
+    """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
+
+    `testbed` is "virtual" (computed, milliseconds) or "live" (server and link are started on this machine, Caffe
+    computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
+    kept in that folder, and finished live runs are not run again. Raises InputError, and ServerUnreachableError where
+    a live run lost its server.
+    """
+    from ionn import harness
+
+    if testbed == "virtual":
+        return harness.run_virtual_all(model, [algorithm], runs, mbps=mbps, results=results)
+    if testbed != "live":
+        raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
+    subject = harness.prepare_live(model, weights)
+    traces = harness.run_live_all(subject, [algorithm], runs, mbps, results=results)
+    for trace in traces:
+        if "fault" in trace.info.environment:
+            raise ServerUnreachableError(trace.info.environment["fault"])
+    return traces
+
+
+def read_traces(results: Path) -> list[Trace]:
+    """The complete traces of a results folder, in the order of their paths; times are undilated.
+
+    Raises InputError where a file is not a trace.
+    """
+    return load_traces(Path(results))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query gave.
+
+    `outputs` are the network's outputs by name, float32 in their blobs' shapes. `segments` say which stages ran where,
+    and how long each took; `latency_ms` is the whole query. `fallback`: the server failed meanwhile, and the query was
+    completed here.
+    """
+
+    outputs: dict[str, Floats]
+    segments: tuple[Segment, ...]
+    latency_ms: float
+    fallback: bool
+
+
+class Session:
+    """A network at this machine, and perhaps a server that takes over stages as they arrive there.
+
+    Made by `connect`. `network` and `plan` are what it runs and in which order it uploads. `fault` is why there is no
+    server, None while there is one; queries work all the same.
+    """
+
+    def __init__(self, network: Network, plan: Plan, live: LiveSession, fault: Exception | None) -> None:
+        self.network = network
+        self.plan = plan
+        self._live = live
+        self._fault = fault
+
+    @property
+    def fault(self) -> Exception | None:
+        return self._fault or self._live.fault
+
+    @property
+    def uploaded(self) -> float:
+        """How much of the plan has been sent, from 0 to 1."""
+        return self._live.uploaded_bytes / self._live.total_bytes if self._live.total_bytes else 1.0
+
+    def query(self, data: Floats) -> Answer:
+        """Compute the network on `data`, float32 (N, C, H, W) as `network.input_shape`, over both sides.
+
+        Each query takes the fastest path through the stages that have arrived when it starts. Raises InputError for
+        data of another shape.
+        """
+        if data.shape != self.network.input_shape:
+            raise InputError(f"data of shape {data.shape}: {self.network.name} takes {self.network.input_shape}")
+        record = self._live.query(data=data)
+        outputs = {name: output.copy() for name, output in zip(self.network.outputs, self._live.outputs, strict=True)}
+        return Answer(outputs, record.segments, record.latency_ms, record.fallback)
+
+    def wait_uploaded(self, timeout_s: float | None = None) -> bool:
+        """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._live.uploaded() and self.fault is None:
+            if end_s is not None and time.monotonic() >= end_s:
+                return False
+            time.sleep(0.02)
+        return self.fault is None
+
+
+@contextlib.contextmanager
+def connect(
+    model: str,
+    address: str | None = None,
+    *,
+    weights: str | None = None,
+    client: str | Costs | None = None,
+    server: str | Costs | None = None,
+    mbps: float = MBPS,
+    algorithm: str = RECURSIVE,
+    keys: ClientKeys | None = None,
+) -> Iterator[Session]:
+    """Load a model with its weights, connect to the server at tcp://HOST:PORT, and begin to upload the plan.
+
+    Without an address all queries run here. `weights` is the caffemodel; by default the one beside the prototxt, or in
+    models/. The plan is made for a link of `mbps`, with the costs of this machine (`client`, by default measured: a few
+    forward passes) and those that the server sends, unless `server` are others. `keys` are for a server that has keys.
+
+    The session ends with the context. Raises InputError where files do not fit or the server's costs are not known.
+    A server that does not answer is no error: the session's `fault` says so, and queries run here.
+    """
+    from ionn import engine, live
+    from ionn.caffemodel import read_weights, weights_path
+    from ionn.session import LiveSession
+
+    network = Network.load(model)
+    blobs = read_weights(weights_path(model, weights), network)
+    net = engine.load_network(network, blobs)
+    sample = live.query_inputs(network, seed=0)[:1]
+    if address is None:
+        costs = _costs(CLIENT) if client is None else _costs(client)  # of no effect: nothing is uploaded
+        graph = ExecutionGraph.from_network(network, costs, costs, mbps)
+        plan = make_plan(network, graph, algorithm, mbps)
+        yield Session(network, plan, LiveSession(network, net, graph, None, sample, None, (), ()), None)
+        return
+    here = live.profile_network(network, net, PROFILE_RUNS) if client is None else _costs(client)
+    subject = live.Subject(network, blobs, net, here)
+    there = None if server is None else _costs(server)
+    link = live.Link(address, mbps, keys=keys)
+    with live.open_session(subject, algorithm, link, there, sample, paced=False) as opened:
+        opened.session.start_upload()
+        yield Session(network, opened.plan, opened.session, opened.fault)
+
+
+def _costs(given: str | Costs) -> Costs:
+    return load_costs(given) if isinstance(given, str) else given

@@ -1,0 +1,144 @@
+"""`ionn classify`: one image through a network, here and at a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ionn.cli.options import (
+    COSTS_HELP,
+    algorithm_option,
+    chosen_algorithm,
+    complete_model,
+    json_option,
+    key_option,
+    mbps_option,
+    options,
+    planner_option,
+    server_key_option,
+)
+from ionn.errors import InputError, ServerUnreachableError
+
+if TYPE_CHECKING:
+    from ionn.api import Answer, Session
+
+
+@click.command()
+@click.argument("image")
+@click.option("--model", required=True, metavar="MODEL", shell_complete=complete_model, help="The network.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Its caffemodel, if not beside it or in models/.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes, one a line.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes to print.")
+@click.option("--connect", metavar="ADDRESS", help="Offload to the server at tcp://HOST:PORT.")
+@options(key_option, server_key_option)
+@click.option("--wait-s", type=click.FloatRange(0), help="Upload for so long before the query; by default until done.")
+@options(algorithm_option, planner_option, mbps_option)
+@click.option("--client", metavar="COSTS", help=f"This machine; by default timed, a few passes: {COSTS_HELP}.")
+@click.option("--server", metavar="COSTS", help=f"The server; by default what it sends: {COSTS_HELP}.")
+@json_option
+def classify(
+    image: str,
+    model: str,
+    weights: Path | None,
+    labels: Path | None,
+    top: int,
+    connect: str | None,
+    key: Path | None,
+    server_key: Path | None,
+    wait_s: float | None,
+    algorithm: str,
+    planner: str | None,
+    mbps: float,
+    client: str | None,
+    server: str | None,
+    as_json: bool,
+) -> None:
+    """Compute MODEL on IMAGE: the classes with the highest scores, and where each stage ran for how long.
+
+    IMAGE is a file, or the name of a photograph that comes with scikit-image: astronaut, chelsea, coffee, rocket. With
+    --connect, the model is uploaded first, as far as --wait-s allows.
+
+    Example: ionn classify chelsea --model googlenet
+    """
+    from ionn import api
+    from ionn.keys import client_keys
+    from ionn.network import Network
+
+    algorithm = chosen_algorithm(algorithm, planner)
+    keys = client_keys(key, server_key)
+    if connect is None and (keys is not None or wait_s is not None or server is not None):
+        raise InputError("--key, --wait-s and --server are for a server; give --connect too")
+    network = Network.load(model)
+    data = api.image_input(image, network.input_shape)
+    names = _read_labels(labels) if labels is not None else None
+    with api.connect(
+        model, connect, weights=None if weights is None else str(weights), client=client, server=server, mbps=mbps,
+        algorithm=algorithm, keys=keys,
+    ) as session:  # fmt: skip
+        if connect is not None:
+            session.wait_uploaded(wait_s)
+        answer = session.query(data)
+        fault = session.fault
+        shown = _answer_json(session, answer, names, top)
+    click.echo(json.dumps(shown) if as_json else _answer_text(shown))
+    if fault is not None:
+        raise ServerUnreachableError(f"{fault}; the query ran at the client")
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the labels: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a file of labels: it is not UTF-8 text") from error
+
+
+def _answer_json(session: Session, answer: Answer, labels: list[str] | None, top: int) -> dict[str, Any]:
+    name, output = next(iter(answer.outputs.items()))
+    scores = output[0].ravel()  # all images of a batch are the same
+    if labels is not None and len(labels) != scores.size:
+        classes = f"{scores.size} classes of {session.network.name}"
+        raise InputError(f"{len(labels)} labels for the {classes}; give one a line")
+    best = (-scores).argsort(kind="stable")[:top].tolist()
+    stages = session.network.stages
+    return {
+        "model": session.network.name,
+        "output": name,
+        "classes": [
+            {"class": index, "score": float(scores[index])} | ({"label": labels[index]} if labels else {})
+            for index in best
+        ],
+        "latency_ms": answer.latency_ms,
+        "uploaded": session.uploaded if session.plan.partitions else None,
+        "segments": [
+            {
+                "where": segment.where,
+                "stages": [stage.name for stage in stages[segment.first : segment.last + 1]],
+                "compute_ms": segment.compute_ms,
+                "total_ms": segment.total_ms,
+                "stage_ms": list(segment.stage_ms),
+            }
+            for segment in answer.segments
+        ],
+    }
+
+
+def _answer_text(shown: dict[str, Any]) -> str:
+    lines = [f"{'score':>8}  class"]
+    for row in shown["classes"]:
+        lines.append(f"{row['score']:>8.4f}  {row.get('label', row['class'])}")
+    uploaded = "" if shown["uploaded"] is None else f", {shown['uploaded']:.0%} of the plan uploaded"
+    lines.append(f"\n{shown['model']}: {shown['latency_ms']:.1f} ms{uploaded}")
+    lines.append(f"{'where':<6} {'compute ms':>10}  stage")
+    for segment in shown["segments"]:
+        extra_ms = segment["total_ms"] - segment["compute_ms"]
+        stage_ms = segment["stage_ms"] or [segment["compute_ms"]]  # of one stage that ran at both
+        for stage, ms in zip(segment["stages"], stage_ms, strict=True):
+            lines.append(f"{segment['where']:<6} {ms:>10.2f}  {stage}")
+        if segment["where"] != "client":
+            lines.append(f"{'link':<6} {extra_ms:>10.2f}  there and back")
+    return "\n".join(lines)

@@ -1,0 +1,256 @@
+"""The library as its users import it, and `ionn classify`, which is made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import ionn as command
+from forward import Weights
+from skimage import data as photographs
+
+import ionn
+from ionn import api, engine, live
+from ionn.images import PHOTOGRAPHS, image_input, natural_images
+from ionn.network import Network
+
+ROOT = Path(__file__).resolve().parent.parent
+SLOW_MS = 3.0
+
+
+@pytest.fixture
+def slow_client(tiny: Network, tmp_path: Path) -> str:
+    """Costs of a device on which every layer takes 3 ms: offloading pays."""
+    path = tmp_path / "slow.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} {SLOW_MS}\n" for layer in tiny.layers))
+    return str(path)
+
+
+@pytest.fixture
+def fast_server(tiny: Network, tmp_path: Path) -> Iterator[str]:
+    """The address of a server that says it takes no time."""
+    path = tmp_path / "fast.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
+    with live.process("serve", "--bind", "tcp://127.0.0.1:0", "--costs", str(path)) as address:
+        yield address
+
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_loaded_when_they_are_used() -> None:
+    code = """
+import sys, ionn
+assert not [name for name in sys.modules if name.startswith("ionn.")], "import ionn loads nothing"
+plan = ionn.plan_upload(ionn.load_network("alexnet"))
+assert {"caffe", "zmq", "click", "matplotlib", "skimage"}.isdisjoint(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_name_is_there_and_documented() -> None:
+    assert dir(ionn) == ionn.__all__ == api.__all__
+    for name in ionn.__all__:
+        thing = getattr(ionn, name)
+        assert thing.__doc__, name
+        if not isinstance(thing, type):
+            assert "Raises" in thing.__doc__, name
+            assert "return" in thing.__annotations__, name
+    with pytest.raises(AttributeError, match="no attribute 'load_netwrk'"):
+        ionn.load_netwrk  # noqa: B018
+
+
+def test_a_plan(tiny_files: Path, slow_client: str) -> None:
+    network = ionn.load_network(str(tiny_files))
+    plan = ionn.plan_upload(network, client=slow_client, server=ionn.load_costs("gtx1080ti"), mbps=8)
+    assert plan.partitions
+    assert plan.best_ms < plan.local_ms == pytest.approx(SLOW_MS * len(network.layers))
+    with pytest.raises(ionn.InputError, match="did you mean efficiency"):
+        ionn.plan_upload(network, algorithm="efficincy")
+
+
+def test_runs_and_their_traces(tiny_files: Path, tmp_path: Path) -> None:
+    (trace,) = ionn.run(str(tiny_files), "original", testbed="virtual", results=tmp_path)
+    (read,) = ionn.read_traces(tmp_path)
+    assert read == trace
+    with pytest.raises(ionn.InputError, match="testbed 'real'"):
+        ionn.run(str(tiny_files), testbed="real")
+
+
+# --- Sessions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_without_a_server_computes_here(tiny_files: Path, tiny: Network, tiny_weights: Weights) -> None:
+    data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
+    (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
+    with ionn.connect(str(tiny_files)) as session:
+        assert session.wait_uploaded()
+        answer = session.query(data)
+        with pytest.raises(ionn.InputError, match=r"data of shape \(3, 24, 24\): tiny takes \(1, 3, 24, 24\)"):
+            session.query(data[0])
+    np.testing.assert_array_equal(answer.outputs["prob"], expected)
+    assert [(part.where, part.first, part.last) for part in answer.segments] == [("client", 0, 6)]
+    assert (session.fault, session.uploaded, session.plan.partitions) == (None, 1.0, ())
+
+
+def test_a_session_offloads(
+    tiny_files: Path, slow_client: str, fast_server: str, tiny: Network, tiny_weights: Weights
+) -> None:
+    rng = np.random.default_rng(3)
+    inputs = [rng.standard_normal(tiny.input_shape).astype(np.float32) for _ in range(3)]
+    net = engine.load_network(tiny, tiny_weights)
+    with ionn.connect(str(tiny_files), fast_server, client=slow_client) as session:
+        answers = [session.query(inputs[0])]
+        assert session.wait_uploaded(timeout_s=30)
+        answers += [session.query(data) for data in inputs[1:]]
+    for data, answer in zip(inputs, answers, strict=True):
+        np.testing.assert_array_equal(answer.outputs["prob"], engine.forward(net, data)[0])
+        assert answer.latency_ms > 0
+        assert not answer.fallback
+    assert session.uploaded == 1.0
+    assert [part.where for part in answers[-1].segments] == ["client", "server", "client"]
+    assert session.plan.partitions
+
+
+def test_a_session_whose_server_is_not_there(tiny_files: Path, slow_client: str) -> None:
+    with ionn.connect(str(tiny_files), "tcp://127.0.0.1:1", client=slow_client, server="gtx1080ti") as session:
+        assert not session.wait_uploaded(timeout_s=30)
+        answer = session.query(np.zeros((1, 3, 24, 24), np.float32))
+    assert "no server there" in str(session.fault)
+    assert [part.where for part in answer.segments] == ["client"]
+
+
+# --- Images ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_the_same_by_name_as_pixels_and_from_a_file() -> None:
+    shape = (2, 3, 50, 40)
+    by_name = image_input("coffee", shape)
+    assert (by_name.dtype, by_name.shape) == (np.float32, shape)
+    np.testing.assert_array_equal(by_name[0], natural_images(shape, 3)[PHOTOGRAPHS.index("coffee")])
+    np.testing.assert_array_equal(by_name[0], by_name[1])
+    file = Path(photographs.__file__).with_name("coffee.png")
+    np.testing.assert_array_equal(image_input(file, shape), by_name)
+    np.testing.assert_array_equal(image_input(photographs.coffee(), shape), by_name)
+
+
+def test_gray_and_transparent_images(tmp_path: Path) -> None:
+    from skimage import io
+
+    pixels = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    colors = np.repeat(pixels[..., None], 3, axis=2)
+    for name, image in {
+        "gray": pixels,
+        "deep": pixels.astype(np.uint16) * 257,
+        "rgba": np.concatenate([colors, np.full((10, 10, 1), 9, np.uint8)], axis=2),
+    }.items():
+        path = tmp_path / f"{name}.png"
+        io.imsave(path, image, check_contrast=False)
+        np.testing.assert_array_equal(image_input(path, (1, 3, 10, 10)), image_input(colors, (1, 3, 10, 10)))
+
+
+# --- ionn classify --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"class {letter}\n" for letter in "abcdefghij"))
+    return path
+
+
+def test_classify(tiny_files: Path, tiny: Network, tiny_weights: Weights, labels: Path) -> None:
+    scores = engine.forward(engine.load_network(tiny, tiny_weights), image_input("chelsea", tiny.input_shape))[0][0]
+    best = scores.argsort()[::-1][:3].tolist()
+    done = command("classify", "chelsea", "--model", tiny_files, "--top", "3", "--labels", labels, "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert [row["class"] for row in shown["classes"]] == best
+    assert [row["label"] for row in shown["classes"]] == [f"class {'abcdefghij'[index]}" for index in best]
+    assert [row["score"] for row in shown["classes"]] == pytest.approx(scores[best].tolist())
+    (segment,) = shown["segments"]
+    assert segment["stages"] == [stage.name for stage in tiny.stages]
+    text = command("classify", "chelsea", "--model", tiny_files, "--labels", labels).stdout
+    assert f"  class {'abcdefghij'[best[0]]}\n" in text
+    assert "uploaded" not in text
+
+
+def test_classify_at_a_server(tiny_files: Path, slow_client: str, fast_server: str) -> None:
+    local = json.loads(command("classify", "coffee", "--model", tiny_files, "--json").stdout)
+    done = command(
+        "classify", "coffee", "--model", tiny_files, "--connect", fast_server, "--client", slow_client, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    remote = json.loads(done.stdout)
+    assert remote["classes"] == local["classes"]
+    assert remote["uploaded"] == 1
+    assert [part["where"] for part in remote["segments"]] == ["client", "server", "client"]
+
+
+def test_classify_says_what_is_wrong(tiny_files: Path, labels: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("one\n")
+    for arguments, message in {
+        ("chelse", "--model", tiny_files): "did you mean chelsea?",
+        (labels, "--model", tiny_files): "not an image",
+        (tmp_path / "no.png", "--model", tiny_files): "no.png: no such image",
+        ("chelsea", "--model", "alexnett"): "did you mean alexnet?",
+        ("chelsea", "--model", tiny_files, "--labels", short): "1 labels for the 10 classes of tiny",
+        ("chelsea", "--model", tiny_files, "--wait-s", "1"): "--connect",
+        ("chelsea",): "--model",
+    }.items():
+        done = command("classify", *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
+
+
+def test_classify_without_its_server_answers_and_fails(tiny_files: Path, slow_client: str) -> None:
+    options = ("--client", slow_client, "--server", "gtx1080ti")
+    done = command("classify", "coffee", "--model", tiny_files, "--connect", "tcp://127.0.0.1:1", *options)
+    assert done.returncode == 2
+    assert "score  class" in done.stdout
+    assert done.stderr == (
+        "ionn: tcp://127.0.0.1:1: no server there (Connection refused); the query ran at the client\n"
+    )
+
+
+# --- Examples -------------------------------------------------------------------------------------------------------
+
+
+def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, f"examples/{name}", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_every_example_is_run() -> None:
+    names = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert names == {"cheapest_first.py", "compare_planners.py", "offload_queries.py", "plan_my_model.py"}
+
+
+def test_examples_that_need_no_server(tiny_files: Path) -> None:
+    planned = example("plan_my_model.py", str(tiny_files))
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.startswith("tiny: 12 layers, 7 stages, input (1, 3, 24, 24)\n")
+    compared = example("compare_planners.py", "alexnet")
+    assert compared.returncode == 0, compared.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in compared.stdout.splitlines()[1:]}
+    assert list(rows) == ["original", "efficiency", "recursive-efficiency", "cheapest_first"]
+    assert len({last_ms for _, _, last_ms in rows.values()}) == 1  # all upload the same stages
+    failed = example("plan_my_model.py", "alexnett")
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+
+
+def test_the_example_with_a_server(tiny_files: Path, slow_client: str, fast_server: str) -> None:
+    done = example("offload_queries.py", fast_server, str(tiny_files), slow_client)
+    assert done.returncode == 0, done.stderr
+    assert "at the server" in done.stdout.splitlines()[-1]
