@@ -254,7 +254,7 @@ class LiveSession:
         if pace_ms is not None:
             query.count(paced)
         query.share.append(output)
-        return paced.total_ms
+        return sum(paced.layer_ms)
 
     def _complete(self, query: _Progress, trip: Sequence[Leg], channels: Mapping[int, int]) -> None:
         """The server failed: complete the query at the client, from the last data that is here."""
