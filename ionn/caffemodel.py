@@ -142,8 +142,10 @@ def read(path: Path) -> dict[str, tuple[Floats, ...]]:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
         raise InputError(f"{path}: no such caffemodel; 'make models' builds those of the five models") from None
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise InputError(f"{path}: cannot read the caffemodel: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the caffemodel: {error.strerror}") from error
+    except ValueError:  # it cannot be mapped
+        raise InputError(f"{path}: not a caffemodel, the file is empty") from None
     try:
         try:
             layers = _index(data)

@@ -9,6 +9,15 @@ from pathlib import Path
 from ionn.errors import InputError
 
 
+def check_writable(path: Path) -> None:
+    """Raise InputError if `write_file` could not write there: better before the work than after it."""
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: cannot write there; choose another file")
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file, and its folder where there is none. Raises InputError where that is not possible; nothing
     half-written stays behind."""

@@ -204,9 +204,8 @@ def open_session(
         pieces = [partition.pieces for partition in plan.partitions]
         session = LiveSession(
             network, subject.net, graph,
-            (subject.client.layer_ms(network) * link.dilation).tolist() if paced else None,
-            inputs, client, [extract(network, part, subject.weights) for part in pieces], pieces,
-            progress, link.dilation, sliced,
+            (subject.client.layer_ms(network) * link.dilation).tolist() if paced else None, inputs, client,
+            [extract(network, part, subject.weights) for part in pieces], pieces, progress, link.dilation, sliced,
         )  # fmt: skip
         yield Opened(session, graph, plan, costs, fault)
     finally:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from command import ionn
 
@@ -64,7 +68,7 @@ def test_run_json_is_what_people_script_against() -> None:
 def test_every_command_has_help_with_an_example() -> None:
     top = ionn("--help")
     assert top.returncode == 0
-    commands = [line.split()[0] for line in top.stdout.split("Commands:")[1].strip().splitlines()]
+    commands = [line.split()[0] for line in top.stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()]
     assert {"plan", "run", "serve", "link", "figures", "profile", "calibrate"} <= set(commands)
     for command in commands:
         done = ionn(command, "--help")
@@ -104,10 +108,16 @@ BAD_INPUT = {
     "unreadable profile": (["plan", "alexnet", "--server", "{}/words.txt"], ["words.txt", "fast"]),
     "missing caffemodel": (["run", "{}/tiny.prototxt", "{}/no.caffemodel"], ["no.caffemodel"]),
     "caffemodel of another net": (["run", "alexnet", "{}/tiny.caffemodel"], ["tiny.caffemodel", "conv1"]),
+    "caffemodel is a folder": (["plan", "alexnet", "{}"], ["Is a directory"]),
+    "nowhere to save, profile": (["profile", "{}/tiny.prototxt", "--save", "{}"], ["cannot write there"]),
+    "nowhere to save, calibrate": (["calibrate", "--save", "{}/words.txt/x.json"], ["words.txt/x.json"]),
+    "no patience": (["ping", "--timeout-s", "0"], ["--timeout-s"]),
+    "unknown testbed": (["run", "alexnet", "--testbed", "vrtual"], ["vrtual", "virtual"]),
+    "unknown kind of figure": (["plan", "alexnet", "--plot", "plan.gif"], ["plan.gif", ".png"]),
     "garbage address": (["serve", "--bind", "nowhere"], ["nowhere", "HOST:PORT"]),
     "no traces": (["figures", "--results", "{}/none"], ["none"]),
     "no such option": (["plan", "alexnet", "--mpbs", "8"], ["--mpbs"]),
-    "no such command": (["plna", "alexnet"], ["plna"]),
+    "no such command": (["plna", "alexnet"], ["plna", "plan"]),
     "dilation": (["run", "{}/tiny.prototxt", "--dilation", "0.5"], ["0.5"]),
 }
 
@@ -165,3 +175,94 @@ def test_profile_can_be_used_as_costs(tiny_files: Path, tmp_path: Path) -> None:
     text = tmp_path / "here.txt"
     text.write_text(ionn("profile", tiny_files, "--runs", "2").stdout)
     assert ionn("plan", tiny_files, "--client", text, "--server", saved).returncode == 0
+
+
+def test_no_command_is_the_help_and_exit_code_2() -> None:
+    done = ionn()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: ")
+    assert "Exit codes:" in done.stderr
+
+
+# --- Manners --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_piped_has_no_control_characters(tiny_files: Path, server: str, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for command in (
+        ["--help"],
+        ["plan", tiny_files],
+        ["run", tiny_files, "--testbed", "virtual", "--results", results],
+        ["run", tiny_files, "--mbps", "80"],
+        ["figures", "--results", results],
+        ["classify", "chelsea", "--model", tiny_files],
+        ["profile", tiny_files, "--runs", "2"],
+        ["ping", server],
+    ):
+        done = ionn(*command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+        assert done.stderr == ""
+        assert done.stdout.replace("\n", "").isprintable()
+
+
+def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:
+    for command in (
+        ["plan", tiny_files],
+        ["run", tiny_files, "--testbed", "virtual"],
+        ["classify", "chelsea", "--model", tiny_files],
+        ["profile", tiny_files, "--runs", "2"],
+        ["ping", server],
+    ):
+        done = ionn(*command, "--json")
+        assert done.stdout.count("\n") == 1
+        assert isinstance(json.loads(done.stdout), dict)
+    assert json.loads(done.stdout) == {"address": server, "sessions": 0, "room": True}
+
+
+INTERRUPTED = {
+    "profile": ["profile", "{}", "--runs", "1000000", "--save", "{}.json"],
+    "calibrate": ["calibrate", "--save", "{}.json"],
+    "run": ["run", "{}", "--mbps", "0.5", "--results", "{}.results"],
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_ctrl_c_leaves_nothing(case: str, tiny_files: Path) -> None:
+    before = set(tiny_files.parent.iterdir())
+    command = [sys.executable, "-m", "ionn", *(part.replace("{}", str(tiny_files)) for part in INTERRUPTED[case])]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            busy = psutil.Process(process.pid)
+            deadline = time.monotonic() + 30
+            # By then it is beyond its imports, at work.
+            while sum(busy.cpu_times()[:2]) < 1.0 and not busy.children() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            children = busy.children(recursive=True)
+            os.killpg(process.pid, signal.SIGINT)
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert stderr.strip() == "ionn: interrupted"
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert set(tiny_files.parent.iterdir()) == before
+
+
+def complete(words: str) -> list[str]:
+    """What bash would offer after `words`."""
+    code = "import sys; sys.argv[0] = 'ionn'; from ionn.cli import main; main()"
+    environment = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_IONN_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+def test_shell_completion() -> None:
+    assert complete("ionn cal") == ["calibrate"]
+    assert complete("ionn plan al") == ["alexnet"]
+    assert complete("ionn plan alexnet --algorithm rec") == ["recursive-efficiency"]
+    assert complete("ionn run alexnet --testbed ") == ["live", "virtual"]
+    assert complete("ionn plan my.proto") == ["my.proto"]  # a file: the shell goes on
+    assert "--plot" in complete("ionn plan alexnet --")

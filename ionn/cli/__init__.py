@@ -1,6 +1,6 @@
 """The command line. Results go to standard output, progress and logs to standard error.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input (one line says what and what to do), 130 interrupted.
+Exit codes: 0 done, 1 it failed, 2 what was given cannot be used (one line says what and what to do), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ def main() -> None:
     except click.Abort:  # Ctrl-C
         sys.stderr.write("ionn: interrupted\n")
         sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        sys.exit(2)
     except click.ClickException as error:
         sys.stderr.write(f"ionn: {error.format_message()}\n")
         sys.exit(2)
@@ -41,7 +44,16 @@ def main() -> None:
         sys.exit(2)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    it failed: a server refused or broke off, a process died
+  2    what was given cannot be used, or no server is there; one line says what
+  130  interrupted
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(package_name="ionn")
 def cli() -> None:
     """Incremental offloading of neural networks: plan which layers of a Caffe model to upload to an edge server first,

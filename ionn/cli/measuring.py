@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -27,9 +28,12 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
     """
     from ionn import engine, live
     from ionn.caffemodel import read_weights, weights_path
+    from ionn.files import check_writable
     from ionn.network import Network
 
     network = Network.load(model)
+    if save is not None:
+        check_writable(save)
     blobs = read_weights(weights_path(model, weights), network)
     measured = live.profile_network(network, engine.load_network(network, blobs), runs)
     if save is not None:
@@ -53,16 +57,22 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
 @click.option(
     "--save", default="server.json", show_default=True, type=click.Path(path_type=Path), help="The file to write."
 )
-def calibrate(save: Path) -> None:
+@json_option
+def calibrate(save: Path, as_json: bool) -> None:
     """Fit this machine's cost model, as a server does when it is installed, and show how well it predicts the five
     models. Takes under a minute; let nothing else run.
 
     Example: ionn calibrate --save server.json
     """
     from ionn import calibrate, harness
+    from ionn.files import check_writable
 
+    check_writable(save)
     with harness.bar(calibrate.PASSES + 1, "pass", "calibrating") as progress:
         calibration = calibrate.calibrate(progress=progress.update)
     calibration.model.save(save)
+    if as_json:
+        click.echo(json.dumps({"saved": str(save), **dataclasses.asdict(calibration.quality)}))
+        return
     click.echo(calibration.quality.table())
     click.echo(f"saved {save}; 'ionn serve --costs {save}' sends it to clients")

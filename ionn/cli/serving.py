@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from ionn.cli.options import (
+    json_option,
     key_option,
     limit_options,
     mbps_option,
@@ -99,8 +101,15 @@ def serve(
 @click.command()
 @click.argument("address", default=SERVE_AT)
 @options(key_option, server_key_option)
-@click.option("--timeout-s", default=2.0, show_default=True, help="How long the server may take to answer.")
-def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: float) -> None:
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="How long the server may take to answer.",
+)
+@json_option
+def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: float, as_json: bool) -> None:
     """Ask the server at ADDRESS whether it lives and takes another client. Exit code 0 if it does.
 
     Example: ionn ping tcp://127.0.0.1:7675
@@ -113,9 +122,12 @@ def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: flo
 
     address = f"tcp://{format_address(parse_address(address))}"
     answer = ask(address, client_keys(key, server_key), timeout_s)
+    if as_json:
+        click.echo(json.dumps({"address": address, "sessions": answer.sessions, "room": answer.room}))
     if not answer.room:
         raise ServerError(ERROR_BUSY, f"{address}: the server lives, but takes no more than {answer.sessions} sessions")
-    click.echo(f"{address}: ready, {answer.sessions} sessions")
+    if not as_json:
+        click.echo(f"{address}: ready, {answer.sessions} sessions")
 
 
 @click.command()
