@@ -28,6 +28,7 @@ BENCHES = (
     "startup",
     "planner_speed",
     "optimality",
+    "slices",
     "install_latency",
     "link_use",
     "query_overhead",

@@ -63,7 +63,9 @@ class CheckedNet:
         return _check_stages(self.net, self.network)
 
 
-def check_partition(header: PartitionHeader, limits: Limits, used: Usage, begun: Container[int]) -> list[CheckedNet]:
+def check_partition(
+    header: PartitionHeader, limits: Limits, used: Usage, begun: Container[int] = ()
+) -> list[CheckedNet]:
     """Check a partition's nets and weights against Caffe's rules and what the session has left (`used` is in use).
 
     The whole of a slice counts too, unless its stage has `begun` to arrive. Raises InputError, naming the layer, the

@@ -48,9 +48,9 @@ class Exchange:
         """Run the first `channels` channels of a stage that is uploaded in slices; if they `stay`, for a `join`."""
         return self._send(Part(self._query, stage, channels, stay, _payload(data)))
 
-    def join(self, others: Floats) -> int:
+    def join(self, others: Floats, stay: bool) -> int:
         """Add the channels that `run_part` did not run, so that the next message can go on from the whole stage."""
-        return self._send(Join(self._query, _payload(others)))
+        return self._send(Join(self._query, stay, _payload(others)))
 
     def _send(self, message: Message) -> int:
         self._control.send(message)

@@ -22,7 +22,6 @@ from ionn.shares import SlicedStage
 from ionn.slicing import Piece, channels_of, stage_of
 from ionn.trace import PartitionRecord, QueryRecord, Segment
 from ionn.upload import Upload
-from ionn.wire import Result
 
 # How often a session that waits reports its progress.
 PROGRESS_S = 0.2
@@ -60,6 +59,14 @@ def _trips(legs: Sequence[Leg]) -> list[list[Leg]]:
         else:
             trips.append([leg])
     return trips
+
+
+def _check_result(
+    leg: Leg, outputs: Sequence[Floats], shapes: tuple[tuple[int, ...], ...], stages: int | None = None
+) -> None:
+    """Raise ProtocolError if that cannot be what a leg results in: outputs, and times of so many `stages`."""
+    if tuple(output.shape for output in outputs) != shapes or stages not in (None, leg.last - leg.first + 1):
+        raise ProtocolError(f"the server's result is not what stages {leg.first}..{leg.last} have")
 
 
 class LiveSession:
@@ -185,7 +192,7 @@ class LiveSession:
             try:
                 self._run_there(query, trip, channels)
             except FAULTS:
-                self._complete(query, trip, channels)
+                self._complete(query, channels)
                 return
 
     def _run_here(self, query: _Progress, last: int) -> None:
@@ -220,23 +227,29 @@ class LiveSession:
             began = time.perf_counter()
             ticket = send(trip[0], query.outputs[0])
             for leg, following in zip(trip, (*trip[1:], None), strict=True):
-                share_ms = 0.0
+                share_ms, joined = 0.0, -1
+                # The client's channels of a stage at both need its input, wherever it is needed too.
+                down = following is not None and following.where == "both"
                 if leg.where == "both":
                     share_ms = self._run_share(query, channels[leg.first])
                     if leg.to_server:
-                        exchange.join(query.share[0])
-                following_ticket = -1 if following is None else send(following, None)
+                        joined = exchange.join(query.share[0], stay=not down)
+                sent_ahead = -1 if following is None else send(following, None)
                 outputs, result = exchange.result(ticket)
-                self._check_result(leg, outputs, result, channels)
-                if leg.where == "both":
+                _check_result(leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
+                if leg.where == "server":
+                    query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
+                else:
                     ms = max(share_ms, result.stage_ms[0])
                     query.segments.append(Segment("both", *leg[1:3], ms, (time.perf_counter() - began) * 1e3))
-                    if outputs:
-                        query.reach(leg.last, [np.concatenate((outputs[0], query.share[0]), axis=1)])
-                else:
-                    query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
+                    if not leg.to_server:
+                        outputs = [np.concatenate((outputs[0], query.share[0]), axis=1)]
+                    elif down:
+                        outputs, _ = exchange.result(joined)
+                        _check_result(leg, outputs, self._network.stages[leg.last].output_shapes)
+                if outputs:
                     query.reach(leg.last, outputs)
-                ticket, began = following_ticket, time.perf_counter()
+                ticket, began = sent_ahead, time.perf_counter()
 
     def _run_share(self, query: _Progress, begin: int, end: int | None = None) -> float:
         """Run channels `begin`..`end` (by default the last) of the next stage at the client; how long that took."""
@@ -256,7 +269,7 @@ class LiveSession:
         query.share.append(output)
         return sum(paced.layer_ms)
 
-    def _complete(self, query: _Progress, trip: Sequence[Leg], channels: Mapping[int, int]) -> None:
+    def _complete(self, query: _Progress, channels: Mapping[int, int]) -> None:
         """The server failed: complete the query at the client, from the last data that is here."""
         query.failed = True
         if query.share:
@@ -276,14 +289,13 @@ class LiveSession:
             expected_ms += graph.down_ms[leg.last + 1]
         return Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
 
-    def _check_result(self, leg: Leg, outputs: list[Floats], result: Result, channels: Mapping[int, int]) -> None:
-        """Raise ProtocolError if that cannot be what a leg results in."""
+    def _shapes(self, leg: Leg, channels: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
+        """Of the outputs that a leg's message brings to the client."""
         shapes = self._network.stages[leg.last].output_shapes
-        if leg.where == "both":
-            images, _, *rest = shapes[0]
-            shapes = () if leg.to_server else ((images, channels[leg.first], *rest),)
-        if tuple(output.shape for output in outputs) != shapes or len(result.stage_ms) != leg.last - leg.first + 1:
-            raise ProtocolError(f"the server's result is not what stages {leg.first}..{leg.last} have")
+        if leg.where == "server":
+            return shapes
+        images, _, *rest = shapes[0]
+        return () if leg.to_server else ((images, channels[leg.first], *rest),)
 
     def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
         for stage, ms in zip(range(first, last + 1), stage_ms, strict=True):

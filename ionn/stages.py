@@ -108,8 +108,9 @@ class Stages:
         images, channels, *rest = self.assemblies[left.stage].output_shape
         shape = (images, channels - left.output.shape[1], *rest)
         others = _floats(join.payload, shape, f"the other channels of stage {left.stage}")
-        self._left = _Left(join.query, left.stage, np.concatenate((left.output, others), axis=1))
-        return _result(join.query, (), ())
+        output = np.concatenate((left.output, others), axis=1)
+        self._left = _Left(join.query, left.stage, output)
+        return _result(join.query, () if join.stay else (output,), ())
 
 
 def _floats(payload: Sequence[Any], shape: tuple[int, ...], what: str) -> Floats:

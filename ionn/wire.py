@@ -164,16 +164,18 @@ class Part(Message):
 
 @dataclass(frozen=True)
 class Join(Message):
-    """The payload are the channels that the Part before did not run. The Result has no outputs: a Query goes on."""
+    """The payload are the channels that the Part before did not run. The Result has no outputs if the stage's are to
+    `stay` for the next message only; else it has all of them."""
 
     type: ClassVar[str] = "join"
     query: int
+    stay: bool
     payload: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
 class Result(Message):
-    """The outputs of a Query or Part, a payload frame for each of `shapes`, and the time each stage took."""
+    """The outputs of a Query, Part or Join, a payload frame for each of `shapes`, and the time each stage took."""
 
     type: ClassVar[str] = "result"
     query: int

@@ -230,10 +230,12 @@ def slice_verdict(traces: Sequence[Trace], text: str) -> tuple[str, ...]:
 
 def sliced_runs(counts: Sequence[int], model: str = "inception", **info: object) -> list[Trace]:
     """Runs of the three algorithms and with slices that complete so many queries before the upload ends."""
-    return [
+    *others, ours = [
         make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), model=model, **info)
         for name, n in zip((*ALGORITHMS, "sliced-efficiency"), counts, strict=True)
     ]
+    plan = {**ours.info.plan, "partitions": [{**part, "slices": {}} for part in ours.info.plan["partitions"]]}
+    return [*others, dataclasses.replace(ours, info=dataclasses.replace(ours.info, plan=plan))]
 
 
 def test_verdicts_on_slices():
@@ -257,6 +259,9 @@ def test_live_runs_decide_about_the_order_but_not_about_gains():
         assert slice_verdict(virtual + worse, text)[2] == "not supported on the live testbed"
     noisy = sliced_runs((30, 30, 32, 28), testbed="live")
     assert slice_verdict(virtual + noisy, "Inception: queries, recursive") == ("52 → 80", "32 → 28", "supported")
+    same = [dataclasses.replace(t, info=dataclasses.replace(t.info, plan=worse[0].info.plan)) for t in worse]
+    same_plan = ("52 → 80", "32 → 26, the same plan", "supported")
+    assert slice_verdict(virtual + same, "Inception: queries, recursive") == same_plan
 
 
 def test_the_report_has_claims_about_slices_where_there_are_some(alexnet: list[Trace]):

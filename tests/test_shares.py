@@ -189,6 +189,41 @@ def test_two_stages_in_part(steady, net, inputs, sliced):
     assert [place for place, *_ in where(record)] == ["client", "both", "server", "both", "client"]
 
 
+def test_two_stages_in_part_one_after_the_other(steady):
+    """The first joins at the server, where the second goes on: what is between them is too large to go up."""
+    network = network_of(
+        "Convolution convolution_param { num_output: 192 kernel_size: 1 }",
+        "Convolution convolution_param { num_output: 192 kernel_size: 1 }",
+        "Softmax",
+        shape="dim: 1 dim: 64 dim: 32 dim: 32",
+    )
+    n, weights = len(network.stages), weights_of(network)
+    ms = {"server_ms": np.ones(n), "upload_ms": np.ones(n), "load_ms": np.zeros(n), "down_ms": np.ones(n + 1)}
+    graph = ExecutionGraph(
+        stages=tuple(stage.name for stage in network.stages), client_ms=np.full(n, 200.0),
+        up_ms=np.array([1, 1, 100, 1, 1.0]), offloadable=np.array([False, True, True, False]),
+        cuts=[Cut(stage, 192, 48, 0.0, 0.0, 1.0) for stage in (1, 2)], **ms,
+    )  # fmt: skip
+    slices = [[Slice(1, 0, 144), Slice(2, 0, 144)], [Slice(1, 144, 192), Slice(2, 144, 192)]]
+    rng = np.random.default_rng(2)
+    inputs = [rng.standard_normal(network.input_shape).astype(np.float32) for _ in range(2)]
+    client = Client(steady.address)
+    try:
+        session = LiveSession(
+            network, engine.load_network(network, weights), graph, None, inputs, client,
+            [extract(network, slices[0], weights)], slices[:1], sliced=slice_stages(network, slices, weights),
+        )  # fmt: skip
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        records = [session.query() for _ in inputs]
+    finally:
+        client.close()
+    legs = [leg for leg in graph.legs(slices[0]) if leg.where == "both"]
+    assert [leg[1:] for leg in legs] == [(1, 1, False, True), (2, 2, True, False)]
+    assert where(records[0]) == [("client", 0, 0), ("both", 1, 1), ("both", 2, 2), ("client", 3, 3)]
+    assert all(record.bit_equal and not record.fallback for record in records)
+
+
 def test_the_clients_share_is_paced(steady, net, inputs, sliced):
     layer_ms = [0.0] * len(NETWORK.layers)
     layer_ms[NETWORK.stages[FC].first_layer] = 80.0
@@ -303,22 +338,24 @@ def test_a_join_must_fit(raw, blobs):
     data, others = (blobs[FC].tobytes(),), (blobs[LAST][:, 144:].tobytes(),)
     send(raw, [SLICES[0]], 0)
     send(raw, [LAST], 1)
-    assert "no part of a stage was left" in refused(raw, wire.Join(1, others)).message
+    assert "no part of a stage was left" in refused(raw, wire.Join(1, True, others)).message
     stays = wire.Part(1, FC, 144, True, data)
     assert raw.ask(raw.control, stays).shapes == ()
-    assert "has 4 bytes" in refused(raw, wire.Join(1, (b"four",))).message
-    for wrong in (wire.Join(2, others), wire.Join(1), wire.Query(1, LAST, LAST)):
+    assert "has 4 bytes" in refused(raw, wire.Join(1, True, (b"four",))).message
+    for wrong in (wire.Join(2, True, others), wire.Join(1, True), wire.Query(1, LAST, LAST)):
         assert raw.ask(raw.control, stays).shapes == ()
         assert refused(raw, wrong).code == wire.ERROR_QUERY
         # After an error nothing is left.
-        assert "no part" in refused(raw, wire.Join(1, others)).message
-    for message in (stays, wire.Join(1, others)):
+        assert "no part" in refused(raw, wire.Join(1, True, others)).message
+    for message in (stays, wire.Join(1, True, others)):
         assert isinstance(raw.ask(raw.control, message), wire.Result)
     assert "neither" in refused(raw, wire.Query(2, LAST, LAST)).message  # of another query
-    for message in (stays, wire.Join(1, others)):
+    for message in (stays, wire.Join(1, True, others)):
         assert isinstance(raw.ask(raw.control, message), wire.Result)
     result = raw.ask(raw.control, wire.Query(1, LAST, LAST))
     assert bytes(result.payload[0]) == blobs[LAST + 1].tobytes()
+    assert isinstance(raw.ask(raw.control, stays), wire.Result)
+    assert bytes(raw.ask(raw.control, wire.Join(1, False, others)).payload[0]) == blobs[LAST].tobytes()
 
 
 def test_a_complete_stage_still_answers_for_its_part(raw, blobs):

@@ -33,7 +33,7 @@ MESSAGES = [
     wire.Query(1, 2, 3),
     wire.Part(1, 3, 48, True, (b"\0" * 8,)),
     wire.Part(1, 3, 48, False),
-    wire.Join(1, (b"\0" * 8,)),
+    wire.Join(1, False, (b"\0" * 8,)),
     wire.Result(1, (), (0.5,)),
     wire.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
     wire.Error(wire.ERROR_QUERY, "no", query=4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from ionn import wire
 from ionn.caffemodel import BlobSpan
 from ionn.layers import LAYER_TYPES, REASONS
-from ionn.partition import PartialNet, StageCut
+from ionn.partition import Channels, PartialNet, StageCut
 
 # The test suite has the same cases each time. `make fuzz` sets this: so many times as many, and others each time.
 _TIMES = int(os.environ.get("FUZZ_TIMES", "0"))
@@ -29,6 +30,7 @@ CASES = {
     "test_any_prototxt": 1000,
     "test_any_caffemodel": 150,
     "test_any_order": 80,
+    "test_any_order_of_slices": 25,
 }
 
 
@@ -63,16 +65,22 @@ _NET = PartialNet(
     "data",
     (StageCut(0, "data", ("data",)), StageCut(1, "fc", ("fc",))),
 )
+_SLICE = dataclasses.replace(_NET, stages=(StageCut(1, "fc", ("fc",)),), channels=Channels(1, 3, 4))
 MESSAGES = [
     wire.Hello(wire.PROTOCOL, "control"),
     wire.Hello(wire.PROTOCOL, "upload", "0" * 32),
     wire.Welcome(wire.PROTOCOL, "0" * 32, 1, 1),
     wire.PartitionHeader(0, (_NET,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
+    wire.PartitionHeader(0, (_SLICE,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
     wire.Chunk(0, 0, 0, (b"\0" * 8,)),
     wire.PartitionEnd(0, "0" * 64),
     wire.Ack(0, 0),
     wire.Ready(0),
     wire.Query(1, 1, 1, (b"\0" * 8,)),
+    wire.Query(1, 1, 1),
+    wire.Part(1, 1, 1, True, (b"\0" * 8,)),
+    wire.Part(1, 1, 1, False),
+    wire.Join(1, False, (b"\0" * 4,)),
     wire.Result(1, ((1, 2),), (0.5,), (b"\0" * 8,)),
     wire.Error(wire.ERROR_QUERY, "no", query=1),
     wire.Ping(),

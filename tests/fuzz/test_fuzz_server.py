@@ -11,15 +11,17 @@ import math
 
 import numpy as np
 import pytest
+from forward import boundary_blobs
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from peer import SMALL, Peer, whole_net
 from strategies import CASES, cases, json_values, messages, prototxts
 
-from ionn import engine, wire
+from ionn import wire
 from ionn.errors import InputError
 from ionn.network import Network
 from ionn.partition import Partition, extract
+from ionn.slicing import Slice
 from ionn.wire import PartitionEnd, PartitionHeader, make_chunk
 
 # A net that passes the checks is built and run, if that takes no time.
@@ -135,8 +137,11 @@ def test_any_caffemodel(peer: Peer, partitions: list[Partition], data: st.DataOb
         assert not (intact and finite and size == len(content))
 
 
-steps = st.tuples(st.sampled_from(["header", "chunk", "damaged", "end", "wrong end", "query", "hello", "ping"]),
-                  st.integers(0, 2), st.integers(0, 2))  # fmt: skip
+steps = st.tuples(
+    st.sampled_from(["header", "chunk", "damaged", "end", "wrong end", "query", "part", "join", "hello", "ping"]),
+    st.integers(0, 2),
+    st.integers(0, 2),
+)
 
 
 @cases
@@ -150,6 +155,38 @@ def test_any_order(
 ) -> None:
     """The right messages in any order, some of them damaged: afterwards the upload can be finished, and is right."""
     peer.case(fresh=True)
+    _live_through(peer, partitions, story)
+    blobs = boundary_blobs(tiny, tiny_weights, np.full(tiny.input_shape, 0.5, np.float32))
+    result = peer.ask(wire.Query(9, 1, 3, (blobs[1].tobytes(),)))
+    assert isinstance(result, wire.Result)
+    assert bytes(result.payload[0]) == blobs[4].tobytes()
+
+
+@cases
+@given(story=st.lists(steps, max_size=25))
+def test_any_order_of_slices(
+    peer: Peer,
+    tiny: Network,
+    tiny_weights: dict[str, tuple[np.ndarray, ...]],
+    story: list[tuple[str, int, int]],
+) -> None:
+    """The same of a stage in slices: in part and as a whole, it is right."""
+    peer.case(fresh=True)
+    ends = (0, 96, 240, 400)
+    slices = [Slice(4, begin, end) for begin, end in itertools.pairwise(ends)]
+    _live_through(peer, [extract(tiny, [piece], tiny_weights) for piece in slices], story)
+    blobs = boundary_blobs(tiny, tiny_weights, np.full(tiny.input_shape, 0.5, np.float32))
+    for message, wanted in (
+        (wire.Query(9, 4, 4, (blobs[4].tobytes(),)), blobs[5]),
+        (wire.Part(9, 4, 96, False, (blobs[4].tobytes(),)), blobs[5][:, :96]),
+    ):
+        result = peer.ask(message)
+        assert isinstance(result, wire.Result)
+        assert bytes(result.payload[0]) == np.ascontiguousarray(wanted).tobytes()
+
+
+def _live_through(peer: Peer, partitions: list[Partition], story: list[tuple[str, int, int]]) -> None:
+    """Send what the story says, and then what the server has not."""
     upload = [_messages(index, partition) for index, partition in enumerate(partitions)]
     for what, index, number in story:
         header, chunks, end = upload[index]
@@ -167,6 +204,10 @@ def test_any_order(
                 assert isinstance(peer.ask(dataclasses.replace(end, sha256="0" * 64)), wire.Error)
             case "query":
                 peer.ask(wire.Query(number, 1, 1 + index, (bytes(4),)))
+            case "part":
+                peer.ask(wire.Part(number, 4, (96, 240, 400)[index], index == number, (bytes(4 * 6 * 11 * 11),)))
+            case "join":
+                peer.ask(wire.Join(number, index == 0, (bytes(4 * (400 - 96)),)))
             case "hello":
                 assert isinstance(peer.ask(wire.Hello(wire.PROTOCOL, "control", peer.token)), wire.Welcome)
             case "ping":
@@ -183,14 +224,6 @@ def test_any_order(
             if index not in held or chunk.offset >= held[index].received:
                 assert isinstance(peer.ask(chunk), wire.Ack)
         assert peer.ask(end) == wire.Ready(index)
-    net = engine.load_network(tiny, tiny_weights)
-    net.put(0, np.full(tiny.input_shape, 0.5, np.float32))
-    net.run(0, 0)
-    before = net.outputs(0)[0].copy()
-    net.run(1, 3)
-    result = peer.ask(wire.Query(9, 1, 3, (before.tobytes(),)))
-    assert isinstance(result, wire.Result)
-    assert bytes(result.payload[0]) == net.outputs(3)[0].tobytes()
 
 
 def _messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[wire.Chunk], PartitionEnd]:
