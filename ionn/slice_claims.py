@@ -60,7 +60,7 @@ def _largest(model: str) -> Claim:
         return f"{share:.0%}", share <= LARGEST_SHARE
 
     text = f"{model_title(model)}: largest partition"
-    return Claim(text, f"at most {LARGEST_SHARE:.0%} of the model", _WHERE, "none", check, everywhere=True)
+    return Claim(text, f"at most {LARGEST_SHARE:.0%} of the model", _WHERE, "none", check)
 
 
 def _exact(evidence: Evidence) -> Finding:
