@@ -67,6 +67,14 @@ def tiny_files(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], t
 
 
 @pytest.fixture
+def slow_client(tiny: Network, tmp_path: Path) -> str:
+    """A device on which every layer takes 3 ms: offloading pays at once, stage after stage."""
+    path = tmp_path / "slow.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 3.0\n" for layer in tiny.layers))
+    return str(path)
+
+
+@pytest.fixture
 def server() -> Iterator[str]:
     """A server process of its own; its address."""
     command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "3", "--stop-at-eof"]

@@ -21,15 +21,6 @@ from ionn.images import PHOTOGRAPHS, image_input, natural_images
 from ionn.network import Network
 
 ROOT = Path(__file__).resolve().parent.parent
-SLOW_MS = 3.0
-
-
-@pytest.fixture
-def slow_client(tiny: Network, tmp_path: Path) -> str:
-    """Costs of a device on which every layer takes 3 ms: offloading pays."""
-    path = tmp_path / "slow.txt"
-    path.write_text("".join(f"{layer.index} {layer.name} {SLOW_MS}\n" for layer in tiny.layers))
-    return str(path)
 
 
 @pytest.fixture
@@ -70,7 +61,7 @@ def test_a_plan(tiny_files: Path, slow_client: str) -> None:
     network = ionn.load_network(str(tiny_files))
     plan = ionn.plan_upload(network, client=slow_client, server=ionn.load_costs("gtx1080ti"), mbps=8)
     assert plan.partitions
-    assert plan.best_ms < plan.local_ms == pytest.approx(SLOW_MS * len(network.layers))
+    assert plan.best_ms < plan.local_ms == pytest.approx(3 * len(network.layers))
     with pytest.raises(ionn.InputError, match="did you mean efficiency"):
         ionn.plan_upload(network, algorithm="efficincy")
 

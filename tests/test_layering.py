@@ -114,3 +114,10 @@ assert all(planner(graph) for planner in PLANNERS.values())
 assert {"caffe", "zmq", "click", "matplotlib"}.isdisjoint(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_command_line_starts_light() -> None:
+    """`ionn --help` must be there at once: what takes long to import is imported by the commands that need it."""
+    code = "import sys, ionn.cli; print({'numpy', 'caffe', 'zmq', 'matplotlib', 'google'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

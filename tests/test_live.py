@@ -29,14 +29,6 @@ MBPS = 8.0
 
 
 @pytest.fixture
-def slow_client(tiny: Network, tmp_path: Path) -> str:
-    """A device on which every layer takes 3 ms: offloading pays at once, stage after stage."""
-    path = tmp_path / "slow.txt"
-    path.write_text("".join(f"{layer.index} {layer.name} 3.0\n" for layer in tiny.layers))
-    return str(path)
-
-
-@pytest.fixture
 def traces(tiny_files: Path, slow_client: str, tmp_path: Path) -> list[Trace]:
     results = tmp_path / "results"
     subject = harness.prepare_live(str(tiny_files), client=slow_client)
