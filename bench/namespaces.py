@@ -16,7 +16,7 @@ FRAME_BYTES = 1514
 PAYLOAD_BYTES = 1448
 """Of a full frame: 14 bytes are Ethernet's, 20 IPv4's, 20 TCP's, and 12 the timestamps that Linux adds."""
 
-# A frame waits for its tokens, so these are bursts of ten frames; what finds 50 ms of others before it is dropped.
+# Ten frames may leave at once; a frame that finds 50 ms of others before it is dropped.
 BURST_BYTES = 16 * 1024
 QUEUE_MS = 50
 
@@ -43,10 +43,10 @@ class Machine:
 
 
 @contextlib.contextmanager
-def two_machines(frame_mbps: float) -> Iterator[tuple[Machine, Machine]]:
+def two_machines(frame_mbps: float, congestion: str = "") -> Iterator[tuple[Machine, Machine]]:
     """Two machines whose cable carries `frame_mbps` * 10**6 bits of Ethernet frames per second each way (tc tbf).
 
-    Raises Unavailable.
+    `congestion` is TCP's congestion control between them, by default this machine's. Raises Unavailable.
     """
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
@@ -63,6 +63,8 @@ def two_machines(frame_mbps: float) -> Iterator[tuple[Machine, Machine]]:
                 machine.run("ip", "link", "set", "cable", "up")
                 shape = ("rate", f"{frame_mbps * 1e6:.0f}bit", "burst", str(BURST_BYTES), "latency", f"{QUEUE_MS}ms")
                 machine.run("tc", "qdisc", "add", "dev", "cable", "root", "tbf", *shape)
+                if congestion:
+                    machine.run("ip", "route", "change", "10.76.75.0/24", "dev", "cable", "congctl", congestion)
             yield board, box
 
 

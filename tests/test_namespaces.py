@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
 from namespaces import BURST_BYTES, Machine, Unavailable, two_machines
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "two-machines.md"
 MBPS = 8.0
 WAIT_S = 30.0
 # A port that nobody listens at, and a host that is not there.
@@ -91,6 +95,34 @@ def result(client: subprocess.Popen[str]) -> dict[str, Any]:
 def sent_bytes(machine: Machine) -> int:
     (link,) = json.loads(machine.run("ip", "-json", "-statistics", "link", "show", "cable"))
     return int(link["stats64"]["tx"]["bytes"])
+
+
+def test_the_commands_of_the_docs(machines: tuple[Machine, Machine], tiny_files: Path, tmp_path: Path) -> None:
+    """Each in the folder of its machine, in order, on the small network and without the minute of calibration."""
+    folders = {name: tmp_path / name for name in ("board", "box")}
+    text = DOCS.read_text().replace("192.168.1.20", machines[1].host)
+    text = text.replace(" alexnet ", f" {tiny_files} ").replace(" calibrate ", f" profile {tiny_files} ")
+    for folder in folders.values():
+        folder.mkdir()
+    said = ""
+    with contextlib.ExitStack() as running:
+        for name, command in re.findall(r"^    (board|box)\$ (.+)$", text, re.MULTILINE):
+            program, *arguments = shlex.split(command)
+            machine = machines[list(folders).index(name)]
+            within = ("env", f"--chdir={folders[name]}", *machine.enter)
+            if program == "scp":
+                shutil.copy(folders[name] / arguments[0], folders[arguments[1].rstrip(":")])
+            elif arguments[0] == "serve":
+                running.enter_context(live.process(*arguments, within=within))
+            else:
+                whole = [*within, sys.executable, "-m", program, *arguments]
+                done = subprocess.run(whole, capture_output=True, text=True, timeout=WAIT_S, check=False)
+                assert done.returncode == 0, f"{command}: {done.stderr}"
+                said += done.stdout
+
+    assert ": ready, 0 sessions" in said
+    assert ", not paced, server " in said
+    assert said.endswith("bit-equal\n")
 
 
 def test_a_session_between_two_machines(
