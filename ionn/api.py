@@ -198,10 +198,10 @@ def connect(
         yield Session(network, plan, LiveSession(network, net, graph, None, sample, None, (), ()), None)
         return
     here = live.profile_network(network, net, PROFILE_RUNS) if client is None else _costs(client)
-    subject = live.Subject(network, blobs, net, here)
+    subject = live.Subject(network, blobs, net, here, paced=False)
     there = None if server is None else _costs(server)
     link = live.Link(address, mbps, keys=keys)
-    with live.open_session(subject, algorithm, link, there, sample, paced=False) as opened:
+    with live.open_session(subject, algorithm, link, there, sample) as opened:
         opened.session.start_upload()
         yield Session(network, opened.plan, opened.session, opened.fault)
 

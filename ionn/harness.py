@@ -34,8 +34,8 @@ SERVER_COSTS = "server.json"
 CALIBRATION = "calibration.txt"
 
 
-def prepare_live(model: str, weights: str | None = None, client: str = CLIENT) -> Subject:
-    """Load a model and the device that its client is paced to. Raises InputError."""
+def prepare_live(model: str, weights: str | None = None, client: str = CLIENT, paced: bool = True) -> Subject:
+    """Load a model and the device that its client is paced to, or is. Raises InputError."""
     from ionn import engine, live
     from ionn.caffemodel import read_weights, weights_path
 
@@ -43,7 +43,7 @@ def prepare_live(model: str, weights: str | None = None, client: str = CLIENT) -
     blobs = read_weights(weights_path(model, weights), network)
     costs = load_costs(client)
     costs.layer_ms(network)  # refuses a profile of another network before anything is built
-    return live.Subject(network, blobs, engine.load_network(network, blobs), costs)
+    return live.Subject(network, blobs, engine.load_network(network, blobs), costs, paced)
 
 
 def run_live_all(
@@ -70,6 +70,8 @@ def run_live_all(
     checked_mbps(mbps)
     if not 1 <= dilation < math.inf:
         raise InputError(f"dilation {dilation:g}: give a number from 1 on")
+    if dilation > 1 and not subject.paced:
+        raise InputError("--dilation slows the pace of a client down, and this one is not paced; leave one of them out")
     costs = None if server is None else load_costs(server)
     network = subject.network
     traces: dict[tuple[int, str], Trace] = {}
@@ -110,7 +112,7 @@ def _check_same(
     info = trace.info
     same = (
         (info.mbps, info.dilation, info.seed) == settings
-        and info.client == subject.client.name
+        and info.client == subject.device
         and (server is None or info.server == server.name)
         and info.graph["stages"] == [stage.name for stage in subject.network.stages]
         and info.plan["model_bytes"] == sum(stage.weight_bytes for stage in subject.network.stages)

@@ -42,10 +42,13 @@ _STOP_S = 5.0
 
 
 @contextlib.contextmanager
-def process(*arguments: str) -> Iterator[str]:
+def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
     """Run `ionn ARGUMENTS` (serve or link) beside this process, and no longer than it, however it ends; the address
-    that it announces on its standard output."""
-    command = [sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
+    that it announces on its standard output.
+
+    `within` is what its command line begins with, for example the command that enters another network.
+    """
+    command = [*within, sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
@@ -141,12 +144,21 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Subject:
-    """What live runs are about: a network with its weights, loaded at the client, and the device it is paced to."""
+    """What live runs are about: a network with its weights, loaded at the client, and the device that the client is.
+
+    It is paced to that device's costs, or, not `paced`, is the device.
+    """
 
     network: Network
     weights: Mapping[str, Sequence[Floats]]
     net: StageNet
     client: Costs
+    paced: bool = True
+
+    @property
+    def device(self) -> str:
+        """What traces call the client."""
+        return self.client.name if self.paced else f"{self.client.name}, not paced"
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,6 @@ def open_session(
     server: Costs | None,
     inputs: Sequence[Floats],
     progress: Callable[[LiveSession], None] = lambda session: None,
-    paced: bool = True,
 ) -> Iterator[Opened]:
     """Connect, and plan with the costs that the server sends, or with `server`.
 
@@ -204,7 +215,7 @@ def open_session(
         pieces = [partition.pieces for partition in plan.partitions]
         session = LiveSession(
             network, subject.net, graph,
-            (subject.client.layer_ms(network) * link.dilation).tolist() if paced else None, inputs, client,
+            (subject.client.layer_ms(network) * link.dilation).tolist() if subject.paced else None, inputs, client,
             [extract(network, part, subject.weights) for part in pieces], pieces, progress, link.dilation, sliced,
         )  # fmt: skip
         yield Opened(session, graph, plan, costs, fault)
@@ -230,7 +241,7 @@ def run_live(
     with open_session(subject, algorithm, link, server, inputs, progress) as (session, graph, plan, costs, fault):
         info = RunInfo(
             testbed="live", model=subject.network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
-            dilation=link.dilation, client=subject.client.name, server=costs.name, plan=plan.to_json(), graph={},
+            dilation=link.dilation, client=subject.device, server=costs.name, plan=plan.to_json(), graph={},
             environment=dict(environment()),
         )  # fmt: skip
         trace = run_experiment(session, info)

@@ -165,17 +165,19 @@ class LiveSession:
         self._execute(query)
         end_s = self.now_s()
         self.outputs = query.outputs
+        wanted = self._expected[which]
         equal = (
             None
             if data is not None
             else all(
-                np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
-                for got, wanted in zip(query.outputs, self._expected[which], strict=True)
+                np.array_equal(got.view(np.uint32), want.view(np.uint32))
+                for got, want in zip(query.outputs, wanted, strict=True)
             )
         )
         record = QueryRecord(
             index, start_s if raised_s is None else raised_s, start_s, end_s,
             tuple(query.segments), query.overruns, query.overrun_ms, equal, lost or query.failed,
+            _difference(query.outputs, wanted) if equal is False else 0.0,
         )  # fmt: skip
         self.last_query = record
         self._on_progress(self)
@@ -311,3 +313,9 @@ class LiveSession:
             return []
         names = [tuple(self._network.stages[stage_of(piece)].name for piece in pieces) for pieces in self._pieces]
         return self._upload.records(names)
+
+
+def _difference(outputs: Sequence[Floats], wanted: Sequence[Floats]) -> float:
+    """The largest difference of a value, relative to the largest value of its output."""
+    pairs = [(got.astype(np.float64), want.astype(np.float64)) for got, want in zip(outputs, wanted, strict=True)]
+    return max(float(abs(got - want).max() / (abs(want).max() or 1.0)) for got, want in pairs)

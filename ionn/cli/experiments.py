@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
 @click.option("--connect", metavar="ADDRESS", help="Live: use the server at tcp://HOST:PORT; start none, and no link.")
 @options(key_option, server_key_option)
+@click.option("--unpaced", is_flag=True, help="Live: this machine is the client; not slowed to --client COSTS.")
 @click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
 @click.option(
     "--results", type=click.Path(path_type=Path), help="Keep traces in this folder; finished runs are not run again."
@@ -65,6 +66,7 @@ def run(
     connect: str | None,
     key: Path | None,
     server_key: Path | None,
+    unpaced: bool,
     noise: float,
     results: Path | None,
     as_json: bool,
@@ -84,13 +86,13 @@ def run(
     algorithm = chosen_algorithm(algorithm, planner)
     checked_mbps(mbps)
     keys = client_keys(key, server_key)
-    if testbed == "virtual" and (dilation != 1 or connect is not None):
-        raise InputError("--dilation and --connect are for the live testbed; leave them out")
+    if testbed == "virtual" and (dilation != 1 or connect is not None or unpaced):
+        raise InputError("--dilation, --connect and --unpaced are for the live testbed; leave them out")
     if testbed == "live" and noise != 0:
         raise InputError("--noise is for the virtual testbed; leave it out")
     if testbed == "live":
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
-        subject = harness.prepare_live(model, weights, client)
+        subject = harness.prepare_live(model, weights, client, not unpaced)
         traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
     else:
         traces = harness.run_virtual_all(model, [algorithm], runs, client, server or SERVER, mbps, noise, seed, results)
@@ -127,6 +129,7 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "last_ms": trace.queries[-1].latency_ms,
         "mean_ms": sum(query.latency_ms for query in trace.queries) / len(trace.queries),
         "bit_equal": all(equal) if equal else None,
+        "difference": max(query.difference for query in trace.queries),
         "overruns": sum(query.overruns for query in trace.queries),
         "overrun_ms": sum(query.overrun_ms for query in trace.queries),
     }
@@ -142,7 +145,8 @@ def _runs_text(traces: list[Trace]) -> str:
     ]
     for trace in traces:
         row = _run_json(trace)
-        outputs = {True: "bit-equal", False: "DIFFER", None: "not computed"}[row["bit_equal"]]
+        differ = f"differ by {row['difference']:.0e}"
+        outputs = {True: "bit-equal", False: differ, None: "not computed"}[row["bit_equal"]]
         lines.append(
             f"{row['run']:>3} {row['partitions']:>10} {row['queries_before_upload']:>14} {row['upload_s']:>8.2f} "
             f"{row['first_ms']:>8.1f} {row['last_ms']:>8.1f} {row['overruns']:>8}  {outputs}"
