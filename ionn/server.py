@@ -31,6 +31,7 @@ from ionn.keys import Doorkeeper, ServerKeys, is_loopback, user_of
 from ionn.limits import Limits, option
 from ionn.metrics import Counts
 from ionn.pipe import Pipe
+from ionn.unended import UnendedMessages
 from ionn.wire import (
     ERROR_BUSY,
     ERROR_CRASHED,
@@ -126,6 +127,8 @@ class Server:
                 )
             log.warning("%s: anybody may connect, and everything is sent in the clear", bind)
         self.counts = Counts()
+        # Twice what a client may have under way.
+        self._unended = UnendedMessages(2 * (self._frame_bytes_max() + int(self._limits.header_kb * 1e3)))
         self._sessions: dict[str, _Session] = {}
         self._connections: dict[bytes, _Connection] = {}
         self._stop_at: float | None = None
@@ -209,6 +212,7 @@ class Server:
 
     def _from_client(self) -> None:
         identity, *frames = self._front.recv_multipart(copy=False)
+        self._unended.ended(identity)
         client = identity.bytes
         connection = self._connections.get(client)
         try:
@@ -366,6 +370,9 @@ class Server:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK_MS / 1e3
+        if cut := self._unended.cut():
+            self.counts.refused["unended"] += cut
+            log.warning("a message did not end", extra={"fields": {"connections": cut}})
         for session in list(self._sessions.values()):
             if now - session.heard > self._limits.idle_s:
                 self._end(session, ERROR_SESSION, f"nothing was heard of the client for {self._limits.idle_s:g} s")

@@ -107,6 +107,32 @@ def test_before_the_client_connects(what: str, how: str, steady: Server, link: L
     world.check_health(link.address)
 
 
+@pytest.mark.parametrize("how", STRIKES)
+def test_a_session_process_that_is_just_starting(how: str, steady: Server, world: World) -> None:
+    """The client has a session or is told that there is none: either way its queries are answered."""
+    others = steady.session_processes()
+    struck: set[int] = set()
+
+    def strike() -> None:
+        wait_for(lambda: steady.session_processes() - others, "a session's process")
+        struck.update(steady.session_processes() - others)
+        for process in struck:
+            os.kill(process, STRIKES[how])
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        with world.client(steady.address) as (_, session):
+            session.start_upload()
+            records = [session.query(), *recover(session)]
+    except FAULTS:
+        records = [world.session(None).query()]
+    thread.join()
+    wait_for(lambda: not struck & steady.session_processes(), "the struck process to be gone")
+    assert bit_equal(records)
+    world.check_health(steady.address)
+
+
 def test_a_killed_session_process_is_told_at_once_and_by_name(steady: Server, world: World) -> None:
     """Not when the query's time is up, and with what it was doing."""
     others = steady.session_processes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from ionn import wire
 from ionn.channel import ping
 from ionn.client import Client
 from ionn.errors import InputError, ServerError
+from ionn.link import parse_address
 from ionn.network import Network
 from ionn.partition import Partition, extract
 from ionn.wire import PROTOCOL, PartitionHeader
@@ -216,6 +218,33 @@ def test_what_a_message_may_be_is_limited(raw: Raw, steady: Server, world: World
     # ZeroMQ itself does not take this one: the connection ends, and a Client would come back.
     raw.control.send_multipart([b"{}", bytes(33_000_000)])
     assert not raw.control.poll(500)
+    world.check_health(steady.address)
+
+
+def sent_until_cut(raw: socket.socket, data: bytes, most: int) -> int:
+    for sent in range(most):
+        try:
+            raw.sendall(data)
+        except ConnectionError:
+            return sent
+    return most
+
+
+def test_a_message_without_an_end_is_cut_off(steady: Server, world: World) -> None:
+    """ZeroMQ holds all of it, however many frames there are."""
+    with (
+        world.client(steady.address) as (client, session),
+        socket.create_connection(parse_address(steady.address)) as raw,
+    ):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        # ZMTP 3: a greeting, the handshake of a DEALER, and frames that say that more follow.
+        raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        raw.sendall(b"\x04\x1c\x05READY\x0bSocket-Type" + (6).to_bytes(4) + b"DEALER")
+        frame = b"\x03" + (1_000_000).to_bytes(8) + bytes(1_000_000)
+        assert 60 < sent_until_cut(raw, frame, 5000) < 5000
+        assert bit_equal([session.query()])
+        assert client.fault is None
     world.check_health(steady.address)
 
 
