@@ -49,7 +49,9 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
     `within` is what its command line begins with, for example the command that enters another network.
     """
     command = [*within, sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    # In a group of its own: a Ctrl-C is for this process, which then ends the other.
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdout=pipe, stdin=pipe, text=True, process_group=0)
     try:
         assert child.stdout is not None
         readable, _, _ = select.select([child.stdout], [], [], _START_S)

@@ -100,9 +100,13 @@ class Peer(Session):
             fresh = True
         self.cases += 1
         if fresh:
-            self._socket.send_multipart(wire.Bye().frames())
-            self._socket.close(1000)
-            self._begin()
+            self.renew()
+
+    def renew(self) -> None:
+        """Leave the session for another one."""
+        self._socket.send_multipart(wire.Bye().frames())
+        self._socket.close(1000)
+        self._begin()
 
     def outside(self, frames: list[bytes]) -> Message:
         """The answer to a connection's first message."""

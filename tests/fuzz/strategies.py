@@ -85,6 +85,7 @@ MESSAGES = [
     wire.Error(wire.ERROR_QUERY, "no", query=1),
     wire.Ping(),
     wire.Pong(),
+    wire.Bye(),
 ]
 
 
