@@ -2,7 +2,7 @@
 
 Bytes are counted behind the link by bench/tap.py; an upload's time is from its start to the READY of the last
 partition, as the client sees it, and the link is charged for all of it. Features are the inputs of the queries' server
-segments that ended in that time. The client is not paced: Caffe never rests, and holds the GIL most of the time, which
+segments that ended in that time. The client is not paced: Caffe never rests, which
 is the hardest case for the upload thread beside it.
 """
 
