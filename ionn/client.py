@@ -140,7 +140,7 @@ class Client:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._querying = threading.Lock()  # whoever holds it may use the control channel
         try:
-            self._connection: _Connection | None = self._connect()
+            self._connection: _Connection | None = self._first_connection()
         except BaseException:
             self._context.destroy(linger=0)
             os.close(self._wake)
@@ -185,7 +185,8 @@ class Client:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
                     self._lose(connection, error)
                 raise
-        self._setbacks = 0
+        if self._upload is None or self._upload.ended:  # else a partition that is ready says so
+            self._setbacks = 0
 
     def close(self) -> None:
         """End the session; the server frees it."""
@@ -194,10 +195,12 @@ class Client:
         self._keeper.join()
         if self._upload is not None:
             self._upload.stop(self._upload.error)
-        if self._connection is not None:
-            self._connection.upload.close()
+        connection, self._connection = self._connection, None
+        self.fault = ServerUnreachableError(f"{self.address}: the client was closed")
+        if connection is not None:
+            connection.upload.close()
             with contextlib.suppress(ServerUnreachableError):
-                self._connection.control.send(Bye())
+                connection.control.send(Bye())
         # Long enough to say goodbye to a live server, short where it is gone.
         self._context.destroy(linger=200)
         os.close(self._wake)
@@ -242,6 +245,13 @@ class Client:
                 wait_s = min(self.patience.retry_s * 2**self._losses, self.patience.retry_max_s)
                 self._losses += 1
                 self._stopped.wait(wait_s * random.uniform(0.5, 1.0))
+
+    def _first_connection(self) -> _Connection:
+        """A wrong key shows as a handshake that breaks off, which may be the network's fault: it does not twice."""
+        try:
+            return self._connect()
+        except InputError:
+            return self._connect()
 
     def _connect(self) -> _Connection:
         """Both channels, in the session so far if there is one and the server still has it."""

@@ -204,12 +204,12 @@ def open_session(
     client: Client | None = None
     fault: Exception | None = None
     try:
-        client = Client(link.address, link.keys)
-        if server is None:
-            server = _sent_costs(client)
-    except (ServerError, ServerUnreachableError, ProtocolError) as error:
-        fault = error
-    try:
+        try:
+            client = Client(link.address, link.keys)
+            if server is None:
+                server = _sent_costs(client)
+        except (ServerError, ServerUnreachableError, ProtocolError) as error:
+            fault = error
         # Without a server there is nothing to gain at it, and the plan is empty.
         costs = subject.client if server is None or client is None else Scaled(server, link.dilation)
         graph = ExecutionGraph.from_network(network, subject.client, costs, link.mbps)

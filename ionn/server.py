@@ -58,6 +58,9 @@ _TICK_MS = 250
 _HELLO_BYTES_MAX = 1024
 # How often connections are tried, so that those that died without a word are closed.
 _HEARTBEAT_MS = 5000
+# ZeroMQ begins the routing ids that it gives with this, and gives none twice. One that a client chose could be that of
+# another client, which has just been cut off.
+_GIVEN = b"\0"
 # A client that does not read has this many messages waiting; 32 chunks fit the window.
 _UNREAD_MAX = 128
 _NOTE_BYTES = 512
@@ -215,7 +218,11 @@ class Server:
         self._unended.ended(identity)
         client = identity.bytes
         connection = self._connections.get(client)
+        if connection is not None and connection.session.user != user_of(identity):
+            connection = None
         try:
+            if not client.startswith(_GIVEN):
+                raise _Refusal(ERROR_PROTOCOL, "a connection must not choose its own routing id")
             if connection is None:
                 connection = self._greet(client, frames)
         except _Refusal as refusal:
@@ -268,13 +275,17 @@ class Server:
         note = self._processes.RawArray("c", _NOTE_BYTES)
         try:
             ours, theirs = socket.socketpair()
-            pipe = Pipe(ours, front=True, bytes_max=int(self._limits.memory_mb * 1e6))
-            arguments = (self._folder, theirs, token, self._costs, self._limits, note)
-            process = self._processes.Process(target=worker.run, args=arguments, daemon=True)
+        except OSError as error:
+            raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error}") from error
+        pipe = Pipe(ours, front=True, bytes_max=int(self._limits.memory_mb * 1e6))
+        arguments = (self._folder, theirs, token, self._costs, self._limits, note)
+        process = self._processes.Process(target=worker.run, args=arguments, daemon=True)
+        try:
             with theirs:
                 process.start()
-        except OSError as error:
-            raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error.strerror}") from error
+        except (OSError, EOFError) as error:  # EOFError: the fork server has died meanwhile; the next start replaces it
+            pipe.close()
+            raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error or 'no process'}") from error
         now = time.monotonic()
         session = self._sessions[token] = _Session(token, user, process, pipe, note, heard=now, moved=now)
         self._watch(process.sentinel, lambda: self._process_ended(session))

@@ -166,7 +166,7 @@ class Trace:
                     complete = kind == "end"
         except OSError as error:
             raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
         if info is None or not complete:
             raise InputError(f"{path}: an interrupted run; delete it and run again")

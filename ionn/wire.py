@@ -372,7 +372,7 @@ def decode(frames: Sequence[Any]) -> Message:
         elif len(buffers) > 1:
             raise ValueError(f"'{cls.type}' carries no payload")
         return cls(**values)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"not a message of protocol {PROTOCOL}: {error!s:.200}") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -17,6 +17,7 @@ from ionn.graph import ExecutionGraph
 from ionn.network import Network
 from ionn.partition import PartialNet, Partition, extract
 from ionn.plan import make_plan
+from ionn.slicing import Piece, stage_of
 
 MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
 # Of the largest magnitude in a blob: the two sum in different orders.
@@ -30,7 +31,7 @@ class Model:
     network: Network
     net: StageNet
     graph: ExecutionGraph
-    extract: Callable[[tuple[int, ...]], Partition]
+    extract: Callable[[Sequence[Piece]], Partition]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -44,16 +45,16 @@ def model(request: pytest.FixtureRequest) -> Model:
     engine.forward(net, live.query_inputs(network, seed=0)[0])
     costs = load_costs(harness.CLIENT), load_costs(harness.SERVER)
     graph = ExecutionGraph.from_network(network, *costs, harness.MBPS)
-    return Model(network, net, graph, lambda stages: extract(network, stages, weights))
+    return Model(network, net, graph, lambda pieces: extract(network, pieces, weights))
 
 
-@pytest.mark.parametrize("algorithm", ["recursive-efficiency", "original"])
+@pytest.mark.parametrize("algorithm", ["sliced-efficiency", "recursive-efficiency", "original"])
 def test_partitions(model: Model, algorithm: str) -> None:
     plan = make_plan(model.network, model.graph, algorithm, harness.MBPS)
     offloadable = [stage.index for stage in model.network.stages if not stage.pinned]
-    assert sorted(stage for partition in plan.partitions for stage in partition.stages) == offloadable
+    assert sorted({stage_of(piece) for partition in plan.partitions for piece in partition.pieces}) == offloadable
     for planned in plan.partitions:
-        partition = model.extract(planned.stages)
+        partition = model.extract(planned.pieces)
         content = partition.caffemodel.tobytes()
         for net in partition.nets:
             assert difference(model, net, content) <= TOLERANCE, (planned.stages, net.stages)
@@ -78,6 +79,8 @@ def difference(model: Model, net: PartialNet, caffemodel: bytes) -> float:
     """
     first, last = net.stages[0], net.stages[-1]
     (expected,) = model.net.outputs(last.index)
+    if net.channels is not None:
+        expected = expected[:, net.channels.begin : net.channels.end]
     (data,) = model.net.outputs(first.index - 1)
     judge = cv2.dnn.readNetFromCaffe(
         np.frombuffer(net.prototxt.encode(), np.uint8), np.frombuffer(caffemodel, np.uint8)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -17,7 +19,7 @@ from world import IMPATIENT, Server, World, at_server, bit_equal, recover, wait_
 
 from ionn import wire
 from ionn.channel import ping
-from ionn.client import Client
+from ionn.client import FAULTS, Client
 from ionn.errors import InputError, ServerError
 from ionn.link import parse_address
 from ionn.network import Network
@@ -80,7 +82,7 @@ def test_another_client_takes_the_session_over(steady: Server, world: World) -> 
 
 
 def test_two_clients_with_one_identity(steady: Server, world: World) -> None:
-    """ZeroMQ lets only the first in. It is not disturbed."""
+    """An identity of one's own choice could be another's, present or past. ZeroMQ lets only the first in."""
     context = zmq.Context()
     sockets = [context.socket(zmq.DEALER) for _ in range(2)]
     try:
@@ -90,10 +92,11 @@ def test_two_clients_with_one_identity(steady: Server, world: World) -> None:
             socket.connect(steady.address)
             socket.send_multipart(wire.Hello(PROTOCOL, "control").frames())
             socket.poll(1000)
-        assert isinstance(wire.decode(sockets[0].recv_multipart()), wire.Welcome)
+        refused = wire.decode(sockets[0].recv_multipart())
+        assert isinstance(refused, wire.Error)
+        assert refused.code == wire.ERROR_PROTOCOL
+        assert "routing id" in refused.message
         assert not sockets[1].poll(100)
-        sockets[0].send_multipart(wire.Ping().frames())
-        assert sockets[0].poll(20_000)
     finally:
         context.destroy(linger=0)
     world.check_health(steady.address)
@@ -330,6 +333,31 @@ def test_a_model_that_crashes_every_session_is_given_up(small: Server) -> None:
         client.close()
 
 
+def test_bytes_that_are_never_right_are_given_up(steady: Server, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though queries on the partition before them go well all the while."""
+    sent = 0
+
+    def end(index: int, sha256: str) -> wire.PartitionEnd:
+        nonlocal sent
+        sent += index == 1
+        return wire.PartitionEnd(index, "0" * 64 if index == 1 else sha256)
+
+    monkeypatch.setattr("ionn.upload.PartitionEnd", end)
+    data = world.input_of(1)
+    client = Client(steady.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
+    try:
+        upload = client.start_upload(world.partitions, time.monotonic)
+        deadline = time.monotonic() + 30
+        while upload.error is None and time.monotonic() < deadline:
+            with contextlib.suppress(*FAULTS):
+                client.run(1, 1, data)
+        assert isinstance(upload.error, ServerError)
+        assert upload.error.code == wire.ERROR_DAMAGED
+        assert sent == 3
+    finally:
+        client.close()
+
+
 def test_a_silent_session_ends(small: Server) -> None:
     with Raw(small.address) as raw:
         ended = raw.answer(raw.control)
@@ -380,6 +408,22 @@ def test_the_fork_server_is_replaced(world: World) -> None:
         records += recover(session)
     wait_for(lambda: not any(map(_exists, forked)), "the orphan to be ended")
     assert bit_equal(records)
+    assert server.stop()[0] == 0
+
+
+def test_the_fork_server_dies_while_a_session_starts(world: World) -> None:
+    server = Server()
+    with Raw(server.address) as raw:
+        for process in server.helpers():
+            os.kill(process, signal.SIGSTOP)
+        killer = threading.Timer(1.0, lambda: [os.kill(process, signal.SIGKILL) for process in server.helpers()])
+        killer.start()
+        with pytest.raises(ServerError, match="cannot start a session") as refused:
+            Client(server.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
+        killer.join()
+        assert refused.value.code == wire.ERROR_BUSY
+        world.check_health(server.address)
+        assert raw.answer(raw.control).type == "error"  # its process has ended with the fork server
     assert server.stop()[0] == 0
 
 

@@ -20,7 +20,26 @@ from ionn.partition import Channels, PartialNet, StageCut
 # The test suite has the same cases each time. `make fuzz` sets this: so many times as many, and others each time.
 _TIMES = int(os.environ.get("FUZZ_TIMES", "0"))
 
-_NUMBERS = [-(2**63), -(2**31), -1, 0, 1, 2, 3, 7, 64, 255, 4096, 65536, 2**24, 2**31 - 1, 2**31, 2**63, 10**30]
+_NUMBERS = [
+    -(2**63),
+    -(2**31),
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    64,
+    255,
+    4096,
+    65536,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**63,
+    10**30,
+    10**400,
+]
 
 # How many cases each test of the server has.
 CASES = {

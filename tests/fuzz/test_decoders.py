@@ -33,6 +33,10 @@ def test_nearly_right(target: str, data: st.DataObject) -> None:
 FOUND = {
     "a control character in the error": ("prototxt", b'layer { name: "data"\n\x7f'),
     "half a surrogate pair": ("message", b'{"type": "hello", "protocol": 2, "role": "control", "session": "\\ud800"}'),
+    "an integer that no float can hold": (
+        "message",
+        b'{"type": "result", "query": 1, "shapes": [], "stage_ms": [1%s]}' % (b"0" * 400),
+    ),
     "a number without an end": ("caffemodel", b"\xff" * 2_000_000),
     "a double that no float can hold": (
         "caffemodel",
