@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ionn.cost_files import load_costs
 from ionn.costs import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
@@ -39,13 +41,13 @@ __all__ = [
 PROFILE_RUNS = 3
 
 
-def load_network(model: str) -> Network:
+def load_network(model: str | Path) -> Network:
     """A model by name (alexnet, inception, resnet, googlenet, mobilenet) or from a path that ends in .prototxt.
 
     Its `layers` are those of Caffe, its `stages` what a plan moves. Loads no Caffe. Raises InputError where there is no
     such model, and where it is none that ionn can run.
     """
-    return Network.load(model)
+    return Network.load(str(model))
 
 
 def plan_upload(
@@ -83,7 +85,9 @@ def run(
     """
     from ionn import harness
 
+    results = None if results is None else Path(results)
     if testbed == "virtual":
+        harness.check_weights(model, weights)
         return harness.run_virtual_all(model, [algorithm], runs, mbps=mbps, results=results)
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
@@ -98,8 +102,10 @@ def run(
 def read_traces(results: Path) -> list[Trace]:
     """The complete traces of a results folder, in the order of their paths; times are undilated.
 
-    Raises InputError where a file is not a trace.
+    Raises InputError where there is no such folder, or a file is not a trace.
     """
+    if not Path(results).is_dir():
+        raise InputError(f"{results}: no such folder")
     return load_traces(Path(results))
 
 
@@ -146,6 +152,7 @@ class Session:
         Each query takes the fastest path through the stages that have arrived when it starts. Raises InputError for
         data of another shape.
         """
+        data = np.asarray(data, np.float32)
         if data.shape != self.network.input_shape:
             raise InputError(f"data of shape {data.shape}: {self.network.name} takes {self.network.input_shape}")
         record = self._live.query(data=data)

@@ -141,7 +141,8 @@ def read(path: Path) -> dict[str, tuple[Floats, ...]]:
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such caffemodel; 'make models' builds those of the five models") from None
+        hint = "put it there, or say where it is; 'make models' builds those of the five models"
+        raise InputError(f"{path}: no such caffemodel; {hint}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read the caffemodel: {error.strerror}") from error
     except ValueError:  # it cannot be mapped

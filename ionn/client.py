@@ -175,7 +175,9 @@ class Client:
         with self._querying:
             connection = self._connection
             if connection is None:
-                raise ServerUnreachableError(f"{self.address}: the server is lost ({self.fault})")
+                raise ServerUnreachableError(
+                    f"{self.address}: the server is lost ({self.fault or 'the client was closed'})"
+                )
             self._queries += 1
             wait_s = self.patience.query_s if timeout_s is None else timeout_s
             try:
@@ -196,7 +198,6 @@ class Client:
         if self._upload is not None:
             self._upload.stop(self._upload.error)
         connection, self._connection = self._connection, None
-        self.fault = ServerUnreachableError(f"{self.address}: the client was closed")
         if connection is not None:
             connection.upload.close()
             with contextlib.suppress(ServerUnreachableError):

@@ -34,6 +34,14 @@ SERVER_COSTS = "server.json"
 CALIBRATION = "calibration.txt"
 
 
+def check_weights(model: str, weights: str | None) -> None:
+    """Raise InputError unless `weights`, where they are given, are the model's: a virtual run needs none."""
+    if weights is not None:
+        from ionn.caffemodel import read_weights
+
+        read_weights(Path(weights), Network.load(model))
+
+
 def prepare_live(model: str, weights: str | None = None, client: str = CLIENT, paced: bool = True) -> Subject:
     """Load a model and the device that its client is paced to, or is. Raises InputError."""
     from ionn import engine, live

@@ -18,7 +18,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -31,6 +30,7 @@ from ionn.keys import Doorkeeper, ServerKeys, is_loopback, user_of
 from ionn.limits import Limits, option
 from ionn.metrics import Counts
 from ionn.pipe import Pipe
+from ionn.roster import NOTE_BYTES, Connection, Session
 from ionn.unended import UnendedMessages
 from ionn.wire import (
     ERROR_BUSY,
@@ -63,7 +63,6 @@ _HEARTBEAT_MS = 5000
 _GIVEN = b"\0"
 # A client that does not read has this many messages waiting; 32 chunks fit the window.
 _UNREAD_MAX = 128
-_NOTE_BYTES = 512
 # A session's process has no more messages than this to answer, however small they are; 32 chunks fit the window.
 _WAITING_MAX = 1000
 # What a process seems to end with when the fork server, which would know, was killed. It may live on.
@@ -76,32 +75,6 @@ class _Refusal(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.error = Error(code, message)
-
-
-@dataclass
-class _Connection:
-    """A client's connection in a session. `allowance` bytes may be under way to the session's process at once."""
-
-    identity: bytes
-    session: _Session
-    allowance: int
-    under_way: int = 0
-
-
-@dataclass
-class _Session:
-    """`user` is its client's public key, if there are keys. `waiting` counts messages without a reply yet, `moved` is
-    when the last reply came, and `heard` is when its client last sent something."""
-
-    token: str
-    user: str
-    process: Any
-    pipe: Pipe
-    note: Any
-    heard: float
-    moved: float
-    waiting: int = 0
-    connections: dict[str, _Connection] = field(default_factory=dict)  # by role
 
 
 class Server:
@@ -132,8 +105,8 @@ class Server:
         self.counts = Counts()
         # Twice what a client may have under way.
         self._unended = UnendedMessages(2 * (self._frame_bytes_max() + int(self._limits.header_kb * 1e3)))
-        self._sessions: dict[str, _Session] = {}
-        self._connections: dict[bytes, _Connection] = {}
+        self._sessions: dict[str, Session] = {}
+        self._connections: dict[bytes, Connection] = {}
         self._stop_at: float | None = None
         self._next_tick = 0.0
         self._context = zmq.Context()
@@ -239,7 +212,7 @@ class Server:
         self.counts.refused[error.code] += 1
         self._reply(client, error)
 
-    def _greet(self, client: bytes, frames: Sequence[Any]) -> _Connection | None:
+    def _greet(self, client: bytes, frames: Sequence[Any]) -> Connection | None:
         """Answer a message without a session, unless it is a hello: then its connection, whose session answers it."""
         try:
             message = decode(frames) if sum(map(len, frames)) <= _HELLO_BYTES_MAX else None
@@ -267,12 +240,12 @@ class Server:
             raise _Refusal(ERROR_SESSION, "a session begins with the connection of role 'control'")
         return self._connect(client, self._start(user_of(frames[0])), message.role)
 
-    def _start(self, user: str) -> _Session:
+    def _start(self, user: str) -> Session:
         """A session with a process of its own."""
         if len(self._sessions) >= self._limits.sessions:
             raise _Refusal(ERROR_BUSY, f"the server has {self._limits.sessions} sessions already")
         token = secrets.token_hex(16)
-        note = self._processes.RawArray("c", _NOTE_BYTES)
+        note = self._processes.RawArray("c", NOTE_BYTES)
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -287,7 +260,7 @@ class Server:
             pipe.close()
             raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error or 'no process'}") from error
         now = time.monotonic()
-        session = self._sessions[token] = _Session(token, user, process, pipe, note, heard=now, moved=now)
+        session = self._sessions[token] = Session(token, user, process, pipe, note, heard=now, moved=now)
         self._watch(process.sentinel, lambda: self._process_ended(session))
         self._watch(pipe.fileno(), lambda: self._from_worker(session))
         self.counts.sessions = len(self._sessions)
@@ -295,18 +268,18 @@ class Server:
         log.info("session started", extra={"fields": {"session": token[:8], "pid": process.pid}})
         return session
 
-    def _connect(self, client: bytes, session: _Session, role: str) -> _Connection:
+    def _connect(self, client: bytes, session: Session, role: str) -> Connection:
         """Make a connection the session's only one of its role."""
         former = session.connections.get(role)
         if former is not None:
             del self._connections[former.identity]
             self._reply(former.identity, Error(ERROR_TAKEN, "the session went on over another connection"))
         payload_bytes = self._limits.blob_mb * 1e6 if role == "control" else self._limits.window_kb * 1e3
-        connection = _Connection(client, session, int(payload_bytes + self._limits.header_kb * 1e3))
+        connection = Connection(client, session, int(payload_bytes + self._limits.header_kb * 1e3))
         self._connections[client] = session.connections[role] = connection
         return connection
 
-    def _pass_on(self, connection: _Connection, identity: Any, frames: Sequence[Any]) -> None:
+    def _pass_on(self, connection: Connection, identity: Any, frames: Sequence[Any]) -> None:
         """Hand a client's message to its session's process, or tell the client why not."""
         session = connection.session
         session.heard = now = time.monotonic()
@@ -324,7 +297,7 @@ class Server:
             session.moved = now
         session.waiting += 1
 
-    def _objection(self, connection: _Connection, frames: Sequence[Any], size: int) -> Error | None:
+    def _objection(self, connection: Connection, frames: Sequence[Any], size: int) -> Error | None:
         limits = self._limits
         if self._stop_at is not None:
             return Error(ERROR_STOPPING, "the server stops")
@@ -340,7 +313,7 @@ class Server:
         return None
 
     @contextlib.contextmanager
-    def _speaking(self, session: _Session) -> Iterator[None]:
+    def _speaking(self, session: Session) -> Iterator[None]:
         """Use a session's pipe, and watch for what it waits for then."""
         try:
             yield
@@ -351,7 +324,7 @@ class Server:
             return
         self._poller.modify(session.pipe.fileno(), zmq.POLLIN | (zmq.POLLOUT if session.pipe.pending else 0))
 
-    def _from_worker(self, session: _Session) -> None:
+    def _from_worker(self, session: Session) -> None:
         frames = None
         with self._speaking(session):
             session.pipe.flush()
@@ -389,9 +362,9 @@ class Server:
                 self._end(session, ERROR_SESSION, f"nothing was heard of the client for {self._limits.idle_s:g} s")
             elif session.waiting and now - session.moved > self._limits.stall_s:
                 reason = f"the session's process was stuck for {self._limits.stall_s:g} s"
-                self._end(session, ERROR_CRASHED, reason + _while(session))
+                self._end(session, ERROR_CRASHED, reason + session.doing())
 
-    def _process_ended(self, session: _Session) -> None:
+    def _process_ended(self, session: Session) -> None:
         if session.process.is_alive():  # the event was for a descriptor that had this number before
             return
         code = session.process.exitcode
@@ -402,9 +375,9 @@ class Server:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(session.process.pid, signal.SIGKILL)
             how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
-            self._end(session, ERROR_CRASHED, f"the session's process {how}{_while(session)}")
+            self._end(session, ERROR_CRASHED, f"the session's process {how}{session.doing()}")
 
-    def _end(self, session: _Session, code: str, reason: str) -> None:
+    def _end(self, session: Session, code: str, reason: str) -> None:
         log.info("session ended", extra={"fields": {"session": session.token[:8], "code": code, "reason": reason}})
         for connection in session.connections.values():
             self._reply(connection.identity, Error(code, reason))
@@ -419,9 +392,3 @@ class Server:
         session.process.kill()
         session.process.join()
         session.process.close()
-
-
-def _while(session: _Session) -> str:
-    """What a session's process was doing when it ended."""
-    doing = session.note.value.decode(errors="replace")
-    return f" while {doing}" if doing else ""

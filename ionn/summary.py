@@ -119,7 +119,7 @@ def load_results(results: Path) -> list[Trace]:
     traces = load_traces(results)
     if all(map(lost_server, traces)):
         what = "every run lost its server" if traces else "no traces here"
-        raise InputError(f"{results}: {what}; `ionn run alexnet --algorithm original --testbed virtual` makes a trace")
+        raise InputError(f"{results}: {what}; `ionn run alexnet --testbed virtual --results {results}` makes one")
     for trace in traces:
         if not trace.queries:
             info = trace.info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from ionn.network import Network
 # A busy machine is slow at times; that says nothing about the code.
 settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ionn")
+
+# Of a job in the background Ctrl-C is ignored, and so it is by all that this process starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Some tests load Caffe by themselves, and its results are compared bit for bit with those of other processes.
 engine.set_environment()

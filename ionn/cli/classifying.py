@@ -10,6 +10,7 @@ import click
 
 from ionn.cli.options import (
     COSTS_HELP,
+    Seconds,
     algorithm_option,
     chosen_algorithm,
     complete_model,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes to print.")
 @click.option("--connect", metavar="ADDRESS", help="Offload to the server at tcp://HOST:PORT.")
 @options(key_option, server_key_option)
-@click.option("--wait-s", type=click.FloatRange(0), help="Upload for so long before the query; by default until done.")
+@click.option("--wait-s", type=Seconds(0), help="Upload for so long before the query; by default until done.")
 @options(algorithm_option, planner_option, mbps_option)
 @click.option("--client", metavar="COSTS", help=f"This machine; by default timed, a few passes: {COSTS_HELP}.")
 @click.option("--server", metavar="COSTS", help=f"The server; by default what it sends: {COSTS_HELP}.")

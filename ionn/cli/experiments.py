@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 @click.option("--unpaced", is_flag=True, help="Live: this machine is the client; not slowed to --client COSTS.")
 @click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
 @click.option(
-    "--results", type=click.Path(path_type=Path), help="Keep traces in this folder; finished runs are not run again."
+    "--results",
+    type=click.Path(path_type=Path),
+    help="Keep traces in this folder. Finished live runs are not run again; virtual ones are replaced.",
 )
 @json_option
 def run(
@@ -95,6 +97,7 @@ def run(
         subject = harness.prepare_live(model, weights, client, not unpaced)
         traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
     else:
+        harness.check_weights(model, weights)
         traces = harness.run_virtual_all(model, [algorithm], runs, client, server or SERVER, mbps, noise, seed, results)
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     faults = [trace.info.environment["fault"] for trace in traces if "fault" in trace.info.environment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,16 @@ from ionn.limits import Limits, option
 from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
 
 COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
+
+
+class Seconds(click.FloatRange):
+    """A range of floats alone lets nan and inf pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{seconds} is not a time", param, ctx)
+        return seconds
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:

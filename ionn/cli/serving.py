@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from ionn.cli.options import (
+    Seconds,
     json_option,
     key_option,
     limit_options,
@@ -30,8 +31,17 @@ LINK_AT = "tcp://127.0.0.1:7676"
 LINK_NICENESS = -10
 
 stop_at_eof_option = click.option(
-    "--stop-at-eof", is_flag=True, help="Stop when standard input ends too: whoever started this process has gone."
+    "--stop-at-eof",
+    is_flag=True,
+    hidden=True,
+    help="Stop when standard input ends too: whoever started this process has gone.",
 )
+
+
+def _ready(address: str, stop_at_eof: bool) -> None:
+    click.echo(address)
+    if stop_at_eof:
+        _stop_at_eof()
 
 
 def _stop_at_eof() -> None:
@@ -86,8 +96,6 @@ def serve(
     from ionn.server import Server
 
     log_to_stderr(verbose, log_json)
-    if stop_at_eof:
-        _stop_at_eof()
     keys = server_keys(key, allow)
     address = parse_address(bind, listen=True)
     sent = load_costs(costs).to_json() if costs is not None else None
@@ -95,7 +103,7 @@ def serve(
     if metrics is not None:
         metrics_at = serve_metrics(parse_address(metrics, listen=True), server.counts)
         click.echo(f"metrics at http://{format_address(metrics_at)}/metrics", err=True)
-    server.serve(click.echo)
+    server.serve(lambda address: _ready(address, stop_at_eof))
 
 
 @click.command()
@@ -103,7 +111,7 @@ def serve(
 @options(key_option, server_key_option)
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(0, min_open=True),
     default=2.0,
     show_default=True,
     help="How long the server may take to answer.",
@@ -164,15 +172,13 @@ def link(listen: str, to: str, mbps: float, verbose: bool, stop_at_eof: bool) ->
     from ionn.link import format_address, parse_address, serve_link
 
     _log(verbose)
-    if stop_at_eof:
-        _stop_at_eof()
     with contextlib.suppress(PermissionError):
         os.nice(LINK_NICENESS)
     serve_link(
         parse_address(listen, listen=True),
         parse_address(to),
         mbps,
-        lambda address: click.echo(f"tcp://{format_address(address)}"),
+        lambda address: _ready(f"tcp://{format_address(address)}", stop_at_eof),
     )
 
 

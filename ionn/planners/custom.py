@@ -33,7 +33,7 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any]]:
         sys.path.insert(0, folder)  # its own imports may be beside it
     try:
         module = _import_file(path) if path.suffix == ".py" else importlib.import_module(source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{spec}: cannot import it: {_place(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -50,7 +50,7 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """What went wrong and where, in one line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(str(error).split())
@@ -62,10 +62,18 @@ def checked(name: str, function: Callable[[ExecutionGraph], Any]) -> Callable[[E
 
     def planner(graph: ExecutionGraph) -> list[list[Piece]]:
         try:
-            plan = [sorted(map(_piece, pieces), key=stage_of) for pieces in function(graph)]
+            made = function(graph)
         except IonnError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            raise InputError(f"planner {name}: {_place(error)}") from error
+        try:
+            plan = [sorted(map(_piece, pieces), key=stage_of) for pieces in made]
+        except TypeError:
+            raise InputError(
+                f"planner {name}: returned {made!r:.60}; return a list of lists of stage numbers"
+            ) from None
+        except Exception as error:  # of a generator
             raise InputError(f"planner {name}: {_place(error)}") from error
         try:
             _check(graph, plan)
