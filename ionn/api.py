@@ -188,7 +188,8 @@ def connect(
     forward passes) and those that the server sends, unless `server` are others. `keys` are for a server that has keys.
 
     The session ends with the context. Raises InputError where files do not fit or the server's costs are not known.
-    A server that does not answer is no error: the session's `fault` says so, and queries run here.
+    A server that does not answer is no error: the session's `fault` says so, and queries run here. A server that was
+    there and is lost is connected to again; one that was never there is not.
     """
     from ionn import engine, live
     from ionn.caffemodel import read_weights, weights_path
