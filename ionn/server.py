@@ -395,7 +395,11 @@ class Server:
             self._loop.unwatch(descriptor)
             self._forks.bury()
             for session in list(self._sessions.values()):
-                self._end(session, ERROR_CRASHED, f"the session's process ended with the fork server{session.doing()}")
+                if session.pid is None:
+                    self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server has died")
+                else:
+                    reason = f"the session's process ended with the fork server{session.doing()}"
+                    self._end(session, ERROR_CRASHED, reason)
 
     def _take_news(self, news: News) -> None:
         session = self._sessions.get(news.name)
