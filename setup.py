@@ -42,5 +42,5 @@ setup(
     package_data={"ionn": ["devices/*.json", "py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require={"fuzz": FUZZ_DEPENDENCIES, "metrics": METRICS_DEPENDENCIES, "test": TEST_DEPENDENCIES},
-    entry_points={"console_scripts": ["ionn = ionn.cli:main"]},
+    entry_points={"console_scripts": ["ionn = ionn.__main__:main"]},
 )
