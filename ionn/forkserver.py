@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import pickle
 import select
@@ -21,40 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ionn.limits import Limits
+from ionn.note import Note
 from ionn.orphans import end_with
 
 _PACKET_BYTES_MAX = 256
-# Of what a session's process says that it does.
-_NOTE_BYTES = 512
 _STOP_S = 2.0
-
-
-class Note:
-    """A line that a session's process shares with the front, which reads there what it was doing when it died."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._memory = mmap.mmap(descriptor, _NOTE_BYTES)
-
-    @staticmethod
-    def allocate() -> int:
-        """A descriptor of the memory for a note. Raises OSError where there is none."""
-        descriptor = os.memfd_create("note")
-        try:
-            os.posix_fallocate(descriptor, 0, _NOTE_BYTES)
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
-
-    def write(self, text: str) -> None:
-        line = text.encode()[: _NOTE_BYTES - 1]
-        self._memory[: len(line) + 1] = line + b"\0"
-
-    def read(self) -> str:
-        return self._memory[:].partition(b"\0")[0].decode(errors="replace")
-
-    def close(self) -> None:
-        self._memory.close()
 
 
 @dataclass(frozen=True)

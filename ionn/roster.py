@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ionn.door import Connection
-from ionn.forkserver import Note
 from ionn.limits import Limits
+from ionn.note import Note
 from ionn.pipe import FrontPipe
 from ionn.zmtp import Bounds
 

@@ -27,11 +27,12 @@ from typing import Any
 from ionn.door import Connection, Door
 from ionn.errors import InputError, ProtocolError
 from ionn.folder import run_folder
-from ionn.forkserver import ForkServer, News, Note
+from ionn.forkserver import ForkServer, News
 from ionn.keys import ServerKeys, is_loopback
 from ionn.limits import Limits, option
 from ionn.loop import GONE, IN, OUT, Loop
 from ionn.metrics import Counts
+from ionn.note import Note
 from ionn.pipe import FrontPipe
 from ionn.roster import ROLES, Sent, Session, bounds
 from ionn.wire import (

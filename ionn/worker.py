@@ -22,8 +22,8 @@ from ionn.assembly import Assembly
 from ionn.check import CheckedNet, Usage, check_partition
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
-from ionn.forkserver import Note
 from ionn.limits import Limits
+from ionn.note import Note
 from ionn.partition import Channels, PartialNet, StageCut
 from ionn.pipe import Pipe
 from ionn.receiver import PartitionReceiver

@@ -219,10 +219,10 @@ class ServerConnection:
             raise ZmtpError(f"ZMTP {greeting[10]}; version 3 is wanted")
         if not mechanism.startswith(greeting[_MECHANISM]):
             raise ZmtpError("another mechanism")
+        if len(greeting) > _AS_SERVER and greeting[_AS_SERVER]:
+            raise ZmtpError("a server where a client is wanted")
         if len(greeting) < _GREETING_BYTES:
             return False
-        if greeting[_AS_SERVER]:
-            raise ZmtpError("a server where a client is wanted")
         self.incoming.skip(_GREETING_BYTES)
         return True
 
