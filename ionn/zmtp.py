@@ -23,7 +23,7 @@ from typing import Any
 from nacl import bindings as nacl
 from nacl.exceptions import CryptoError
 
-from ionn.buffers import Incoming
+from ionn.buffers import Incoming, untouched
 from ionn.errors import ProtocolError
 
 # What a frame weighs in memory beside its bytes: the objects that hold it on its way.
@@ -150,7 +150,7 @@ class ServerConnection:
         self._state = "greeting"
         self._events: deque[Event] = deque()
         self._flags = 0  # of the frame whose body is arriving
-        self._body: bytearray | None = None
+        self._body: memoryview | None = None
         self._frames: list[Any] = []
         self._cost = self._message_bytes = 0
         self.waits_for_room = False
@@ -170,6 +170,12 @@ class ServerConnection:
     def seals(self) -> bool:
         """Whether frames are encrypted, and so must be sent as a whole."""
         return self._curve is not None
+
+    def stop(self) -> None:
+        """Take nothing more, and forget what has not been taken."""
+        self.incoming = Incoming(0)
+        self._body = None
+        self._frames = []
 
     # --- What is sent -------------------------------------------------------------------------------------------------
 
@@ -249,8 +255,8 @@ class ServerConnection:
                 body = bytes(self.incoming.peek(size))
                 self.incoming.skip(size)
                 return body
-            self._body = bytearray(size)
-        if not self.incoming.fill(memoryview(self._body)):
+            self._body = untouched(size)
+        if not self.incoming.fill(self._body):
             return None
         filled, self._body = self._body, None
         return filled
