@@ -177,7 +177,6 @@ class Door:
         self._connections[connection] = None
         self._counts.connections = len(self._connections)
         self._count_in(connection)
-        self._send(connection, [zmtp.greeting()])
 
     def _count_in(self, stranger: Connection) -> None:
         """There is one stranger more; another one makes room if there is none."""
@@ -426,9 +425,9 @@ class Door:
 
 def _address(host: str) -> str:
     """What counts as one address: of IPv6, the network that one subscriber gets."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return host
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))

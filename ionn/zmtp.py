@@ -135,6 +135,9 @@ class Keys:
     allowed: frozenset[bytes]
 
 
+_NOTHING = Incoming(0)
+
+
 class ServerConnection:
     """One connection, at the server. `bounds` may be replaced at any time, and hold from the next frame on.
 
@@ -147,7 +150,7 @@ class ServerConnection:
         self.bounds = bounds
         self.room = bounds.cost
         self._curve = _Curve(keys) if keys is not None else None
-        self._state = "greeting"
+        self._state = "new"
         self._events: deque[Event] = deque()
         self._flags = 0  # of the frame whose body is arriving
         self._body: memoryview | None = None
@@ -155,8 +158,7 @@ class ServerConnection:
         self._cost = self._message_bytes = 0
         self.waits_for_room = False
 
-    def greeting(self) -> bytes:
-        """To be sent first."""
+    def _greeting(self) -> bytes:
         mechanism, as_server = (b"CURVE", 1) if self._curve is not None else (b"NULL", 0)
         return (_SIGNATURE + bytes(_VERSION) + mechanism.ljust(20, b"\0") + bytes([as_server])).ljust(
             _GREETING_BYTES, b"\0"
@@ -173,7 +175,7 @@ class ServerConnection:
 
     def stop(self) -> None:
         """Take nothing more, and forget what has not been taken."""
-        self.incoming = Incoming(0)
+        self.incoming = _NOTHING
         self._body = None
         self._frames = []
 
@@ -199,9 +201,18 @@ class ServerConnection:
     def next_event(self) -> Event | None:
         """What has arrived next; None while it has not all arrived, or has no room. Raises ZmtpError."""
         while not self._events:
-            if self._state == "greeting":
-                if not self._greeted():
+            if self._state == "new":
+                # Who says nothing is told nothing: a peer is as fast with its greeting.
+                if not len(self.incoming):
                     return None
+                self._state = "greeting"
+                self._check_greeting()
+                self._events.append(Send(self._greeting()))
+            elif self._state == "greeting":
+                self._check_greeting()
+                if len(self.incoming) < _GREETING_BYTES:
+                    return None
+                self.incoming.skip(_GREETING_BYTES)
                 self._state = "handshake"
                 if self._curve is None:
                     self._events.append(Send(_command(b"\x05READY" + _SOCKET_TYPE)))
@@ -213,11 +224,11 @@ class ServerConnection:
                 self._take(body)
         return self._events.popleft()
 
-    def _greeted(self) -> bool:
-        """Whether the peer's greeting has come. What is wrong shows in the first byte that is."""
+    def _check_greeting(self) -> None:
+        """Raise ZmtpError at the first byte of the peer's greeting that is wrong."""
         greeting = bytes(self.incoming.peek(_GREETING_BYTES))
-        mechanism = self.greeting()[_MECHANISM]
-        if greeting[:1] not in (b"", b"\xff"):
+        mechanism = self._greeting()[_MECHANISM]
+        if greeting[0] != 0xFF:
             raise ZmtpError("no ZMTP")
         if len(greeting) > 9 and greeting[9] != 0x7F:
             raise ZmtpError("no ZMTP of version 2 or later")
@@ -227,10 +238,6 @@ class ServerConnection:
             raise ZmtpError("another mechanism")
         if len(greeting) > _AS_SERVER and greeting[_AS_SERVER]:
             raise ZmtpError("a server where a client is wanted")
-        if len(greeting) < _GREETING_BYTES:
-            return False
-        self.incoming.skip(_GREETING_BYTES)
-        return True
 
     def _next_frame(self) -> Any:
         """The next frame's body, None while it has not arrived or has no room; `_flags` has its flags."""

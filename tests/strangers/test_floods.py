@@ -298,24 +298,6 @@ def test_limits_that_the_system_does_not_allow() -> None:
 # --- No memory, no space, no time -------------------------------------------------------------------------------------
 
 
-def test_no_memory(watched: Watched) -> None:
-    """Who wants more than there is loses its connection, and nobody else."""
-    front = watched.server.pid
-    data_bytes = watched._status("VmData")
-    unlimited = resource.prlimit(front, resource.RLIMIT_DATA)
-    with Stranger(watched.address) as peer:
-        token = welcome(peer)
-        resource.prlimit(front, resource.RLIMIT_DATA, (data_bytes + 8_000_000, unlimited[1]))
-        try:
-            peer.send(message(wire.Query(1, 1, 1, (bytes(30_000_000),))))
-            assert peer.closed()
-            watched.honest.check()
-        finally:
-            resource.prlimit(front, resource.RLIMIT_DATA, unlimited)
-    bye(watched.address, token)
-    watched.end(limits_bytes(1))
-
-
 @pytest.fixture
 def own(world: World) -> Iterator[Callable[..., Watched]]:
     """Makes servers with options of their own."""
@@ -331,6 +313,25 @@ def own(world: World) -> Iterator[Callable[..., Watched]]:
         watched.honest.close()
         code, said = watched.server.stop()
         assert code == 0, said
+
+
+def test_no_memory(own: Callable[..., Watched]) -> None:
+    """Who wants more than there is loses its connection, and nobody else."""
+    watched = own()
+    front = watched.server.pid
+    data_bytes = watched._status("VmData")
+    unlimited = resource.prlimit(front, resource.RLIMIT_DATA)
+    with Stranger(watched.address) as peer:
+        token = welcome(peer)
+        resource.prlimit(front, resource.RLIMIT_DATA, (data_bytes + 8_000_000, unlimited[1]))
+        try:
+            peer.send(message(wire.Query(1, 1, 1, (bytes(30_000_000),))))
+            assert peer.closed()
+            watched.honest.check()
+        finally:
+            resource.prlimit(front, resource.RLIMIT_DATA, unlimited)
+    bye(watched.address, token)
+    watched.end(limits_bytes(1))
 
 
 def test_a_client_that_does_not_read_is_gone_but_its_session_is_not(own: Callable[..., Watched]) -> None:
