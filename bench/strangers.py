@@ -171,12 +171,20 @@ ATTACKS: dict[str, Callable[[Address], None]] = {
 }  # fmt: skip
 
 
+# All of them in any order, with pauses.
+WEATHER = "weather"
+
+
 def attack(name: str, address: str, duration_s: float) -> None:
-    """One attack over and over, or all of them in any order; no longer than the process lives that started this one."""
+    """One attack over and over, or WEATHER; no longer than the process lives that started this one."""
     os.nice(10)
     to, parent, ends = parse_address(address), os.getppid(), time.monotonic() + duration_s
     while time.monotonic() < ends and os.getppid() == parent:
-        ATTACKS[random.choice(list(ATTACKS)) if name == "all" else name](to)
+        if name == WEATHER:
+            random.choice(list(ATTACKS.values()))(to)
+            time.sleep(random.expovariate(1.0))
+        else:
+            ATTACKS[name](to)
 
 
 @contextlib.contextmanager
@@ -250,7 +258,9 @@ def rows() -> list[support.Row]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--attack", nargs=3, metavar=("NAME", "ADDRESS", "SECONDS"), help=f"{', '.join(ATTACKS)}, all")
+    parser.add_argument(
+        "--attack", nargs=3, metavar=("NAME", "ADDRESS", "SECONDS"), help=f"{', '.join(ATTACKS)}, {WEATHER}"
+    )
     arguments = parser.parse_args()
     if arguments.attack:
         attack(arguments.attack[0], arguments.attack[1], float(arguments.attack[2]))
