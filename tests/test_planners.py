@@ -323,15 +323,26 @@ def test_nothing_worth_offloading_is_an_empty_plan(algorithm):
 
 
 def test_original_halves_the_penalty_six_times():
-    gains = [64 + 1, 32 + 1, 16 + 1, 8 + 1, 4 + 1, 2 + 1, 1.5, 0.5]
-    graph = chain(gains, [0] * 8, [64] * 8, [0] * 9)
-    assert PLANNERS["original"](graph) == [[i] for i in range(8)]
+    gains = [64 + 1, 32 + 1, 16 + 1, 8 + 1, 4 + 1, 2 + 1, 1.5, 0.75, 0.25]  # the last two are below all factors but 0
+    graph = chain(gains, [0] * 9, [64] * 9, [0] * 10)
+    assert PLANNERS["original"](graph) == [*([i] for i in range(7)), [7, 8]]
 
 
 def test_fine_penalties_are_multiples_of_a_ten_thousandth():
     gains = [k + 0.5 for k in range(7020, 7000, -1)]  # each just above one factor's overhead
     graph = chain([*gains, 0.5], [0] * 21, [10_000] * 21, [0] * 22)
     assert PLANNERS["original-0.0001"](graph) == [[i] for i in range(21)]
+
+
+@pytest.mark.parametrize("step", [9999, 7000, 2500, 1, 0])
+def test_no_fine_penalty_lies_between_two_ten_thousandths(step):
+    graph = chain([step + 0.99, step + 0.5, step + 0.01], [0] * 3, [10_000] * 3, [0] * 4)
+    assert PLANNERS["original-0.0001"](graph) == [[0, 1, 2]]
+
+
+def test_the_last_fine_penalty_but_0_is_a_ten_thousandth():
+    graph = chain([1.5, 0.5], [0, 0], [10_000, 10_000], [0, 0, 0])
+    assert PLANNERS["original-0.0001"](graph) == [[0], [1]]
 
 
 def test_initial_partition_is_not_divided():
@@ -388,6 +399,45 @@ def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(gr
                 (slice_,) = pieces = next(plan)
         uploaded += stages
     assert next(plan, None) is None
+
+
+def sliced_by_definition(graph: ExecutionGraph) -> list[list[Piece]]:
+    """What the docstring of `ionn.planners.sliced` says, with every latency from what is uploaded before."""
+    plan: list[list[Piece]] = []
+    at_best_ms = graph.latency_ms(range(len(graph.stages)))
+    for stages in recursive_efficiency(graph):
+        before = [piece for pieces in plan for piece in pieces]
+        can_be_cut = [each for each in graph.cuts if each.stage in stages and graph.has_weights[each.stage]]
+        without_ms, with_ms = graph.latency_ms(before), graph.latency_ms(before + stages)
+        plan.append(list(stages))
+        if not can_be_cut or without_ms - with_ms > sum(graph.upload_ms[stages]):
+            continue
+        chosen = max(can_be_cut, key=lambda each: graph.upload_ms[each.stage])
+        others = [stage for stage in stages if stage != chosen.stage]
+        gain_ms, rest_ms = graph.latency_ms(before + others) - with_ms, with_ms - at_best_ms
+        cost_ms = chosen.slice_ms * (2 * rest_ms + gain_ms)
+        squared = gain_ms * graph.upload_ms[chosen.stage] / cost_ms if cost_ms else math.inf
+        if squared < 4:
+            continue
+        slices, latest_ms = [], without_ms
+        for end in chosen.ends(round(min(math.sqrt(squared), chosen.channels // chosen.least))):
+            now_ms = graph.latency_ms([*before, *others, Slice(chosen.stage, 0, end)])
+            if with_ms < now_ms < latest_ms or end == chosen.channels:
+                slices.append(Slice(chosen.stage, slices[-1].end if slices else 0, end))
+                latest_ms = now_ms
+        if len(slices) > 1:
+            plan[-1:] = [sorted([*others, slices[0]], key=stage_of), *([each] for each in slices[1:])]
+    return plan
+
+
+@given(cut_chains(chains(7, SMALL_INTEGERS, loads=True) | chains(7, DECIMALS, loads=True), most_tiles=12))
+def test_sliced_plans_equal_the_definition(graph):
+    assert sliced_efficiency(graph) == sliced_by_definition(graph)
+
+
+def test_the_stage_with_the_largest_upload_is_the_one_in_slices():
+    graph = chain([20, 20], [0, 0], [10, 40], [5, 15, 5], cuts=[cut(0, tiles=4), cut(1, tiles=4)])
+    assert [stage_of(piece) for pieces in sliced_efficiency(graph) for piece in pieces] == [0, 1, 1, 1, 1]
 
 
 @given(cut_chains(chains(7, DECIMALS)))
