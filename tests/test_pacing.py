@@ -158,3 +158,11 @@ def test_wall_clock_never_returns_early(wait_s: float) -> None:
     clock.wait_until(time_s)
     assert clock.now_s() >= time_s
     assert abs(clock.now_s() - time.monotonic()) < 60  # the clock that traces are recorded with
+
+
+def test_the_wall_clock_sleeps_while_it_waits() -> None:
+    """What it polls at the end takes little of the processor; CPU time does not depend on what else runs."""
+    clock = WallClock()
+    cpu_s = time.thread_time()
+    clock.wait_until(clock.now_s() + 0.2)
+    assert time.thread_time() - cpu_s < 0.1
