@@ -29,6 +29,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 # (layer field, its name field, its blobs field): today's layers, and those of files before 2014 ("V1").
 _LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
 
+# The shape of a blob in files before 2014, whatever it has in axes; fields 1 to 4.
+_LEGACY_SHAPE = ("num", "channels", "height", "width")
+
 
 class _NotIndexable(Exception):
     """Valid protobuf, perhaps, but its floats are not in one packed run."""
@@ -70,8 +73,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
 
 
 def _blob(data: memoryview) -> Floats:
-    legacy = [1, 1, 1, 1]
-    is_legacy = False
+    legacy: list[int] | None = None
     shape: list[int] = []
     floats = np.zeros(0, np.float32)
     for number, wire_type, value in _fields(data):
@@ -91,9 +93,9 @@ def _blob(data: memoryview) -> Floats:
         elif number in (5, 8):
             raise _NotIndexable
         elif 1 <= number <= 4 and isinstance(value, int):
+            legacy = legacy or [0, 0, 0, 0]
             legacy[number - 1] = value
-            is_legacy = True
-    dimensions = tuple(legacy) if is_legacy and not shape else tuple(shape)
+    dimensions = tuple(shape if legacy is None else legacy)  # Caffe goes by the old fields wherever there is one
     if math.prod(dimensions) != floats.size:
         raise IndexError("a blob's floats do not fill its shape")
     return floats.reshape(dimensions)
@@ -124,9 +126,8 @@ def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
         for blob in layer.blobs:
             with np.errstate(over="ignore"):  # a double that no float can hold becomes infinite
                 values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
-            shape = (
-                tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
-            )
+            legacy = any(map(blob.HasField, _LEGACY_SHAPE))
+            shape = [getattr(blob, name) for name in _LEGACY_SHAPE] if legacy else list(blob.shape.dim)
             blobs.append(values.reshape(shape))
         layers[layer.name] = tuple(blobs)
     return layers
@@ -250,7 +251,13 @@ def _prefix(number: int, size: int) -> bytes:
 
 
 def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence[Floats]]) -> Serialised:
-    """A caffemodel of the given layers that have weights. The floats are not copied."""
+    """A caffemodel of those of the given layers that have weights. The floats are not copied."""
+    return serialise_blobs(name, ((layer, weights[layer.name]) for layer in layers if layer.weight_shapes))
+
+
+def serialise_blobs(name: str, layers: Iterable[tuple[Layer, Sequence[Floats]]]) -> Serialised:
+    """A caffemodel of layers, each with its weights; a layer may come twice, with some of its channels each time. The
+    floats are not copied."""
     pieces: list[memoryview] = []
     blobs: list[BlobSpan] = []
     size = 0
@@ -261,11 +268,9 @@ def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence
         size += len(data)
 
     put(caffe_pb2.NetParameter(name=name).SerializeToString())
-    for layer in layers:
-        if not layer.weight_shapes:
-            continue
+    for layer, blobs_of_layer in layers:
         heads, arrays = [], []
-        for array in weights[layer.name]:
+        for array in blobs_of_layer:
             shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=array.shape)).SerializeToString()
             head = shape + _prefix(5, array.nbytes)
             heads.append(_prefix(7, len(head) + array.nbytes) + head)

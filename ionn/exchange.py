@@ -85,7 +85,7 @@ class Exchange:
 
 
 def _payload(data: Floats | None) -> tuple[Floats, ...]:
-    return () if data is None else (np.ascontiguousarray(data, "<f4"),)
+    return () if data is None else (np.ascontiguousarray(data, "<f4").reshape(-1),)
 
 
 def _outputs(result: Result) -> list[Floats]:

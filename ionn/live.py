@@ -262,10 +262,16 @@ def _exact_plan(
     while True:
         plan = make_plan(subject.network, graph, algorithm, mbps)
         sliced = slice_stages(subject.network, [partition.pieces for partition in plan.partitions], subject.weights)
-        if sliced:
-            engine.forward(subject.net, data)
-        blobs = {stage: (subject.net.outputs(stage - 1)[0], subject.net.outputs(stage)[0]) for stage in sliced}
-        inexact = {stage for stage in sliced if not sliced[stage].exact(*blobs[stage])}
+        inexact = set()
+        blob = data
+        # Stage by stage, as a later stage may work in place on the memory of an earlier one's output.
+        for stage in range(max(sliced, default=-1) + 1):
+            subject.net.put(stage, blob)
+            subject.net.run(stage, stage)
+            output = subject.net.outputs(stage)[0].copy()
+            if stage in sliced and not sliced[stage].exact(blob, output):
+                inexact.add(stage)
+            blob = output
         if not inexact:
             return graph, plan, sliced
         graph = dataclasses.replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))

@@ -25,7 +25,7 @@ from ionn.caffemodel import BlobSpan
 from ionn.errors import ProtocolError, printable
 from ionn.partition import Channels, PartialNet, StageCut
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
@@ -278,7 +278,7 @@ def _id(value: Any) -> int:
 def _net(value: Any) -> PartialNet:
     net = _object(value)
     stages = tuple(
-        StageCut(_natural(stage["index"]), _text(stage["last_layer"]), _names(stage["outputs"]))
+        StageCut(_natural(stage["index"]), _natural(stage["last_layer"]), _names(stage["outputs"]))
         for stage in map(_object, _list(net["stages"]))
     )
     if not stages:
