@@ -10,14 +10,15 @@ import contextlib
 import ipaddress
 import os
 import socket as sockets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import zmq
+from nacl.bindings import crypto_scalarmult_base
 from zmq.utils import z85
 
+from ionn import zmtp
 from ionn.errors import InputError
 from ionn.link import parse_address
 
@@ -47,40 +48,16 @@ class ServerKeys:
     secret: str = field(repr=False)
     allowed: frozenset[str]
 
-    def apply(self, socket: zmq.Socket[Any]) -> None:
-        """Encrypt a socket's connections and take them from allowed clients only; before it binds."""
-        socket.curve_server = True
-        socket.curve_secretkey = self.secret.encode()
-        socket.zap_domain = b"ionn"
+    def curve(self) -> zmtp.Keys:
+        """The same for a server's connections."""
+        secret = z85.decode(self.secret.encode())
+        allowed = frozenset(z85.decode(key.encode()) for key in self.allowed)
+        return zmtp.Keys(secret, crypto_scalarmult_base(secret), allowed)
 
 
-class Doorkeeper:
-    """Answers ZeroMQ's question whether a client may connect (ZAP, RFC 27). Call `answer` when `socket` is readable."""
-
-    def __init__(self, context: zmq.Context[Any], keys: ServerKeys, refused: Callable[[str], None]) -> None:
-        self._allowed = keys.allowed
-        self._refused = refused
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.linger = 0
-        self.socket.bind("inproc://zeromq.zap.01")
-
-    def answer(self) -> None:
-        asker, empty, version, request, _, address, _, _, *credentials = self.socket.recv_multipart()
-        key = z85.encode(credentials[0]).decode() if credentials else ""
-        if key in self._allowed:
-            verdict = [b"200", b"OK", key.encode(), b""]
-        else:
-            verdict = [b"400", b"this key is not allowed", b"", b""]
-            self._refused(f"{key} at {address.decode(errors='replace')}")
-        self.socket.send_multipart([asker, empty, version, request, *verdict])
-
-
-def user_of(frame: zmq.Frame) -> str:
-    """The public key of the client that sent a frame; empty where there are no keys."""
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:
-        return ""
+def printed(key: bytes) -> str:
+    """A key of 32 bytes as it is in files."""
+    return z85.encode(key).decode()
 
 
 def is_loopback(address: str) -> bool:

@@ -23,6 +23,7 @@ from ionn.check import Boundary, CheckedNet, Usage, assign_blobs, check_partitio
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
 from ionn.limits import Limits
+from ionn.note import Note
 from ionn.partition import Channels, PartialNet, StageCut
 from ionn.pipe import Pipe
 from ionn.receiver import PartitionReceiver
@@ -50,9 +51,6 @@ from ionn.wire import (
     Welcome,
     decode,
 )
-
-# How many bytes a worker uses to tell the front how large the message was that it answers.
-SIZE_BYTES = 8
 
 # A product large enough for OpenBLAS to use the buffer that it maps once, more than 100 MB.
 _PRODUCT = PartialNet(
@@ -277,29 +275,21 @@ def _answer(state: SessionState, frames: Sequence[Any]) -> Message | None:
     return None if isinstance(message, Bye) else state.handle(message)
 
 
-def run(folder: str, sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, note: Any) -> None:
+def run(folder: str, sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, note: Note) -> None:
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
 
-    `folder` is the server's for temporary files, `sock` leads to its front process. `note.value` are bytes shared with
-    that, which reads there what the worker was doing when it died.
+    `folder` is the server's for temporary files, `sock` leads to its front process. In the `note` that reads what the
+    worker was doing when it died. Every message has one answer, in order.
     """
     _restrain(limits)
     tempfile.tempdir = folder
-
-    def tell(text: str) -> None:
-        note.value = text.encode()[: len(note) - 1]
-
-    pipe = Pipe(sock, front=False, bytes_max=int(limits.memory_mb * 1e6))
-    state = SessionState(token, costs, limits, tell)
+    pipe = Pipe(sock)
+    state = SessionState(token, costs, limits, note.write)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
         while True:
             if not select.select((pipe,), (), (), 0)[0] and state.warm_up():
                 continue
-            frames = pipe.receive()
-            assert frames is not None
-            identity, *message = frames
-            reply = _answer(state, message)
+            reply = _answer(state, pipe.receive())
             if reply is None:
                 break
-            size = sum(map(len, message)).to_bytes(SIZE_BYTES)
-            pipe.send([identity, size, *reply.frames()])
+            pipe.send(reply.frames())

@@ -120,7 +120,7 @@ def test_a_public_address_without_keys_must_be_wanted(
     with pytest.raises(InputError, match=r"a public address needs keys: give --key and --allow .* or --insecure"):
         Listener("tcp://127.0.0.1:0")
     with caplog.at_level(logging.WARNING):
-        Listener("tcp://127.0.0.1:0", insecure=True)._context.destroy(linger=0)
+        Listener("tcp://127.0.0.1:0", insecure=True).close()
     assert "anybody may connect" in caplog.text
 
 
