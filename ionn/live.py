@@ -7,8 +7,10 @@ import dataclasses
 import os
 import platform
 import select
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +51,12 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
     `within` is what its command line begins with, for example the command that enters another network.
     """
     command = [*within, sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
-    # In a group of its own: a Ctrl-C is for this process, which then ends the other.
     pipe = subprocess.PIPE
-    child = subprocess.Popen(command, stdout=pipe, stdin=pipe, text=True, process_group=0)
+    child: subprocess.Popen[str] | None = None
     try:
+        with _uninterrupted():
+            # In a group of its own: a Ctrl-C is for this process, which then ends the other.
+            child = subprocess.Popen(command, stdout=pipe, stdin=pipe, text=True, process_group=0)
         assert child.stdout is not None
         readable, _, _ = select.select([child.stdout], [], [], _START_S)
         if not readable:
@@ -62,12 +66,33 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
             raise IonnError(f"'ionn {' '.join(arguments)}' ended before it was ready (exit code {child.wait()})")
         yield address
     finally:
-        child.terminate()
-        try:
-            child.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if child is not None:
+            child.terminate()
+            try:
+                child.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals whose handlers may raise come when the block has ended. Threads but the main one have none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager

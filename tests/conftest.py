@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import serving
 from hypothesis import HealthCheck, settings
 
 from ionn import engine
@@ -81,11 +80,5 @@ def slow_client(tiny: Network, tmp_path: Path) -> str:
 @pytest.fixture
 def server() -> Iterator[str]:
     """A server process of its own; its address."""
-    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "3", "--stop-at-eof"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-            assert process.wait(10) == 0
+    with serving("--sessions", "3") as process:
+        yield process.address

@@ -91,7 +91,7 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(tree), "OPENBLAS_NUM_THREADS": "1"}
 
 
-def shell(line: str, tree: Path, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def shell(line: str, tree: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-ec", line], cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=timeout_s,
         check=False,

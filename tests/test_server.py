@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import zmq
+from command import Serving, serving
 from forward import boundary_blobs
 from raw import Raw, messages
 
@@ -29,24 +30,15 @@ WAIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def process() -> Iterator[Serving]:
     """One server for all tests here: whatever is done to its sessions, it goes on."""
-    command = [
-        sys.executable,
-        "-m",
-        "ionn",
-        "serve",
-        "--bind",
-        "tcp://127.0.0.1:0",
-        "--sessions",
-        "100",
-        "--stop-at-eof",
-    ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.terminate()
-        assert process.wait(WAIT_S) == 0
+    with serving("--sessions", "100") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def server(process: Serving) -> str:
+    return process.address
 
 
 @pytest.fixture(scope="module")
@@ -111,28 +103,24 @@ def test_a_failed_query_leaves_the_session_as_it_was(
     np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
 
 
-def workers() -> set[int]:
+def workers(server: Serving) -> set[int]:
     """The sessions' processes: what the server's children, the fork server among them, have for children."""
-    servers = [process for process in psutil.Process().children() if "serve" in process.cmdline()]
     return {
         process.pid
-        for server in servers
-        for child in server.children()
+        for child in psutil.Process(server.pid).children()
         for process in child.children()
         if process.status() != psutil.STATUS_ZOMBIE
     }
 
 
-def test_a_closed_session_leaves_no_process(server: str, tiny: Network, tiny_weights: Weights) -> None:
-    before = workers()
-    client = Client(server)
+def test_a_closed_session_leaves_no_process(process: Serving, tiny: Network, tiny_weights: Weights) -> None:
+    before = workers(process)
+    client = Client(process.address)
     upload(client, [extract(tiny, [1], tiny_weights)])
-    (mine,) = workers() - before
+    (mine,) = workers(process) - before
+    ended = psutil.Process(mine)
     client.close()
-    deadline = time.monotonic() + WAIT_S
-    while mine in workers() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert mine not in workers()
+    assert psutil.wait_procs([ended], WAIT_S)[0]
 
 
 @pytest.fixture
@@ -216,15 +204,15 @@ def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tin
     assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
 
 
-def test_a_killed_session_process_is_reported(server: str, blobs: list[np.ndarray]) -> None:
-    before = workers()
-    client = Client(server)
-    (mine,) = workers() - before
+def test_a_killed_session_process_is_reported(process: Serving, blobs: list[np.ndarray]) -> None:
+    before = workers(process)
+    client = Client(process.address)
+    (mine,) = workers(process) - before
     os.kill(mine, signal.SIGKILL)
     with pytest.raises((ServerError, ServerUnreachableError), match=r"process was ended by signal 9 \(Killed\)"):
         client.run(1, 1, blobs[1], timeout_s=WAIT_S)
     client.close()
-    Client(server).close()
+    Client(process.address).close()
 
 
 def test_nobody_listens() -> None:
