@@ -18,13 +18,13 @@ class Exchange:
 
     `run`, `run_part` and `join` send a message and return its ticket, for which `result` waits. Without `data`, the
     stage runs on what the message before left at the server. Used in a `with` statement, which ends when every message
-    is answered, so that the channel is free for the next query.
+    is answered, so that the channel is free for the next query. Its answers are waited for `timeout_s` in all.
     """
 
     def __init__(self, control: Channel, query: int, timeout_s: float) -> None:
         self._control = control
         self._query = query
-        self._timeout_s = timeout_s
+        self._left_s = timeout_s
         self._sent = 0
         self._results: list[Result | None] = []  # None for an error
 
@@ -69,18 +69,25 @@ class Exchange:
         return _outputs(result), result
 
     def _receive(self) -> None:
-        """The next answer. Those to messages before this query, and signs of life, may come before it."""
-        deadline = time.monotonic() + self._timeout_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            try:
+        """The next answer. A sign of life that was asked for before this query may come before it."""
+        begun = time.monotonic()
+        deadline = begun + self._left_s
+        try:
+            while (left_s := deadline - time.monotonic()) > 0:
                 message = self._control.receive(left_s)
-            except ServerError as error:
-                if error.code == ERROR_QUERY:
-                    self._results.append(None)
-                raise
-            if isinstance(message, Result) and message.query == self._query:
-                self._results.append(message)
-                return
+                if isinstance(message, Result):
+                    if message.query != self._query:
+                        raise ProtocolError(f"the server's result is query {message.query}'s, not {self._query}'s")
+                    self._results.append(message)
+                    return
+        except ServerError as error:
+            if error.code == ERROR_QUERY:
+                if error.query != self._query:
+                    raise ProtocolError(f"the server failed query {error.query}, not {self._query}, it says") from error
+                self._results.append(None)
+            raise
+        finally:
+            self._left_s -= time.monotonic() - begun
         raise self._control.unreachable("the server has not answered a query in time")
 
 
@@ -92,5 +99,5 @@ def _outputs(result: Result) -> list[Floats]:
     try:
         pairs = zip(result.payload, result.shapes, strict=True)
         return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ProtocolError(f"a result that does not fit its shapes: {error}") from error
