@@ -123,7 +123,7 @@ class Channel:
         try:
             while not frames or frames[-1].more:
                 if len(frames) == FRAMES_MAX:
-                    raise self._violation(f"the server's message has more than {FRAMES_MAX} frames")
+                    raise self.violation(f"the server's message has more than {FRAMES_MAX} frames")
                 frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
         except zmq.Again:  # it went with the connection
             return None
@@ -132,14 +132,14 @@ class Channel:
         try:
             message = decode(frames, HEADER_BYTES_MAX)
         except ProtocolError as error:
-            raise self._violation(str(error)) from error
+            raise self.violation(str(error)) from error
         awaited = self._awaited.popleft() if self._awaited else ""
         if isinstance(message, Error):  # also unasked, when the session ends
             raise ServerError(message.code, f"{self._address}: {message.message}", message.query)
         if not awaited:
-            raise self._violation(f"the server says '{message.type}', and was asked nothing")
+            raise self.violation(f"the server says '{message.type}', and was asked nothing")
         if message.type != awaited:
-            raise self._violation(f"the server says '{message.type}' where '{awaited}' is due")
+            raise self.violation(f"the server says '{message.type}' where '{awaited}' is due")
         return message
 
     def _hear_monitor(self) -> None:
@@ -171,7 +171,7 @@ class Channel:
 
     def _closed(self) -> Exception:
         if self._inflow is not None and self._inflow.flooded:
-            return self._violation("the server sent more than it was asked for")
+            return self.violation("the server sent more than it was asked for")
         if self.greeted:
             return self.unreachable("the connection was closed")
         reason = ""
@@ -184,7 +184,8 @@ class Channel:
                 reason = "the server has no keys; connect without"
         return NotAcceptedError(f"{self._address}: {reason}") if reason else self.unreachable("no server there")
 
-    def _violation(self, what: str) -> ProtocolError:
+    def violation(self, what: str) -> ProtocolError:
+        """The error to raise when the server does what it must not."""
         return ProtocolError(f"{self._address}: {what}")
 
     def unreachable(self, reason: str) -> ServerUnreachableError:
@@ -211,9 +212,9 @@ class Channel:
             raise
         assert isinstance(answer, Welcome)
         if answer.protocol != PROTOCOL:
-            raise self._violation(f"the server welcomes a client of protocol {PROTOCOL} to protocol {answer.protocol}")
+            raise self.violation(f"the server welcomes a client of protocol {PROTOCOL} to protocol {answer.protocol}")
         if not answer.session or (session and answer.session != session):
-            raise self._violation("the server welcomes to another session than the one asked for")
+            raise self.violation("the server welcomes to another session than the one asked for")
         self.expect(0)
         return answer
 

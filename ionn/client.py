@@ -380,11 +380,20 @@ class Client:
             try:
                 partitions = make(self.costs)
             except IonnError as error:
-                raise ProtocolError(f"{self.address}: {error}") from error
+                raise ProtocolError(str(error)) from error
             self.upload, self._make = Upload(partitions, now_s), None
         if self.upload is not None:
-            self.upload.begin(connection.welcome)
+            with self._named():
+                self.upload.begin(connection.welcome)
         return self.upload
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """What an upload has against a server does not say which."""
+        try:
+            yield
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.address}: {error}") from error
 
     def _receive(self, connection: _Connection, upload: Upload | None, timeout_s: float) -> Message | None:
         """Take the next answer on the upload channel, if one comes in time."""
@@ -403,7 +412,8 @@ class Client:
                 os.eventfd_read(self._wake)
             return None
         if upload is not None:
-            upload.take(message)
+            with self._named():
+                upload.take(message)
             arrived = (upload.ready, upload.sent_bytes)
             if arrived > self._most:
                 self._most = arrived

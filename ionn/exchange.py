@@ -66,7 +66,15 @@ class Exchange:
             self._receive()
         result = self._results[ticket]
         assert result is not None, "the error was raised when it came"
-        return _outputs(result), result
+        try:
+            pairs = zip(result.payload, result.shapes, strict=True)
+            return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs], result
+        except (ValueError, OverflowError) as error:
+            raise self.violation(f"the server's result does not fit its shapes: {error}") from error
+
+    def violation(self, what: str) -> ProtocolError:
+        """The error to raise for a result that cannot be one."""
+        return self._control.violation(what)
 
     def _receive(self) -> None:
         """The next answer. A sign of life that was asked for before this query may come before it."""
@@ -77,13 +85,13 @@ class Exchange:
                 message = self._control.receive(left_s)
                 if isinstance(message, Result):
                     if message.query != self._query:
-                        raise ProtocolError(f"the server's result is query {message.query}'s, not {self._query}'s")
+                        raise self.violation(f"the server's result is query {message.query}'s, not {self._query}'s")
                     self._results.append(message)
                     return
         except ServerError as error:
             if error.code == ERROR_QUERY:
                 if error.query != self._query:
-                    raise ProtocolError(f"the server failed query {error.query}, not {self._query}, it says") from error
+                    raise self.violation(f"the server failed query {error.query}, not {self._query}") from error
                 self._results.append(None)
             raise
         finally:
@@ -93,11 +101,3 @@ class Exchange:
 
 def _payload(data: Floats | None) -> tuple[Floats, ...]:
     return () if data is None else (np.ascontiguousarray(data, "<f4"),)
-
-
-def _outputs(result: Result) -> list[Floats]:
-    try:
-        pairs = zip(result.payload, result.shapes, strict=True)
-        return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs]
-    except (ValueError, OverflowError) as error:
-        raise ProtocolError(f"a result that does not fit its shapes: {error}") from error

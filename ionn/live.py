@@ -272,10 +272,10 @@ def _sent_graph(subject: Subject, link: Link, sent: dict[str, Any]) -> tuple[Cos
             "(ionn calibrate writes one), or give --server COSTS"
         )
     try:
-        server = Scaled(costs_from_json(sent, link.address), link.dilation)
+        server = Scaled(costs_from_json(sent, "its costs"), link.dilation)
         return server, ExecutionGraph.from_network(subject.network, subject.client, server, link.mbps)
     except InputError as error:
-        raise ProtocolError(f"the server's costs cannot be used: {error}") from error
+        raise ProtocolError(f"{link.address}: the server's costs cannot be used: {error}") from error
 
 
 def run_live(

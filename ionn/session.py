@@ -15,7 +15,7 @@ from ionn import engine
 from ionn.caffemodel import Floats
 from ionn.client import FAULTS, Client, MakePartitions, Patience
 from ionn.engine import StageNet
-from ionn.errors import ProtocolError
+from ionn.exchange import Exchange
 from ionn.graph import ExecutionGraph, Leg
 from ionn.network import Network
 from ionn.pacing import PacedResult, run_paced
@@ -68,11 +68,15 @@ def _trips(legs: Sequence[Leg]) -> list[list[Leg]]:
 
 
 def _check_result(
-    leg: Leg, outputs: Sequence[Floats], shapes: tuple[tuple[int, ...], ...], stages: int | None = None
+    exchange: Exchange,
+    leg: Leg,
+    outputs: Sequence[Floats],
+    shapes: tuple[tuple[int, ...], ...],
+    stages: int | None = None,
 ) -> None:
     """Raise ProtocolError if that cannot be what a leg results in: outputs, and times of so many `stages`."""
     if tuple(output.shape for output in outputs) != shapes or stages not in (None, leg.last - leg.first + 1):
-        raise ProtocolError(f"the server's result is not what stages {leg.first}..{leg.last} have")
+        raise exchange.violation(f"the server's result is not what stages {leg.first}..{leg.last} have")
 
 
 class LiveSession:
@@ -276,7 +280,7 @@ class LiveSession:
                         joined = exchange.join(query.share[0], stay=not down)
                 sent_ahead = -1 if following is None else send(following, None)
                 outputs, result = exchange.result(ticket)
-                _check_result(leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
+                _check_result(exchange, leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
                 if leg.where == "server":
                     query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
                 else:
@@ -286,7 +290,7 @@ class LiveSession:
                         outputs = [np.concatenate((outputs[0], query.share[0]), axis=1)]
                     elif down:
                         outputs, _ = exchange.result(joined)
-                        _check_result(leg, outputs, self._network.stages[leg.last].output_shapes)
+                        _check_result(exchange, leg, outputs, self._network.stages[leg.last].output_shapes)
                 if outputs:
                     query.reach(leg.last, outputs)
                 ticket, began = sent_ahead, time.perf_counter()
