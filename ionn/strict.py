@@ -33,22 +33,17 @@ def parse_json(text: bytes | str) -> Any:
         value = json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    halves = _HALF_PAIR.search(text) is not None
+    check_text = _HALF_PAIR.search(text) is not None
     level = [value]
     for _ in range(DEPTH_MAX + 1):
-        if halves:
+        if check_text:
             _check_text(level)
-        inner: list[Any] = []
-        for each in level:
-            if type(each) is dict:
-                if halves:
-                    _check_text(list(each))
-                inner.extend(each.values())
-            elif type(each) is list:
-                inner.extend(each)
-        if not inner:
+        containers = [each for each in level if type(each) in (dict, list)]
+        if not containers:
             return value
-        level = inner
+        if check_text:
+            _check_text([key for each in containers if type(each) is dict for key in each])
+        level = [inner for each in containers for inner in (each.values() if type(each) is dict else each)]
     raise ValueError("it is nested too deeply")
 
 

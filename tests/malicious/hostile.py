@@ -21,7 +21,7 @@ from test_slicing import network_of
 
 from ionn import engine, wire
 from ionn.caffemodel import Floats
-from ionn.client import FAULTS, Client, Patience
+from ionn.client import Client, Patience
 from ionn.graph import ExecutionGraph
 from ionn.partition import extract
 from ionn.session import LiveSession
@@ -65,7 +65,7 @@ GRAPH = ExecutionGraph(
 INPUTS = [np.random.default_rng(seed).standard_normal(NETWORK.input_shape).astype(np.float32) for seed in (1, 2)]
 
 
-# --- ZMTP 3 -----------------------------------------------------------------------------------------------------------
+# --- ZMTP 3 ----------------------------------------------------------------------------------------------------------
 
 GREETING = (b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL").ljust(64, b"\0")
 
@@ -129,7 +129,7 @@ class Connection:
         self.socket.close()
 
 
-# --- The server ---------------------------------------------------------------------------------------------------------
+# --- The server ------------------------------------------------------------------------------------------------------
 
 # What a script does in the place of an answer, at one of the MOMENTS. It returns whether the connection goes on.
 Script = Callable[[Connection, wire.Message], bool]
@@ -260,7 +260,7 @@ class Hostile:
         return wire.Result(query.query, tuple(o.shape for o in outputs), (0.5,) * stages, tuple(outputs))
 
 
-# --- Scripts ------------------------------------------------------------------------------------------------------------
+# --- Scripts ---------------------------------------------------------------------------------------------------------
 
 
 def changed(field: str, token: str | None) -> Script:
@@ -305,7 +305,7 @@ def pour(*pieces: bytes) -> Script:
     return script
 
 
-# --- The client -----------------------------------------------------------------------------------------------------------
+# --- The client ------------------------------------------------------------------------------------------------------
 
 
 class Watched(Client):
@@ -333,6 +333,3 @@ def session_at(address: str) -> Iterator[tuple[Watched, LiveSession]]:
         yield client, LiveSession(NETWORK, net, GRAPH, None, INPUTS, client, partitions, PIECES, sliced=sliced)
     finally:
         client.close()
-
-
-__all__ = ["FAULTS"]
