@@ -1,4 +1,4 @@
-"""Weights in Caffe's own file format: read without copying, write in pieces.
+"""Weights in Caffe's own file format: read in one copy, write in pieces.
 
 A caffemodel is a serialised `NetParameter`: per layer its name and its blobs, each blob a shape and its floats in one
 packed run. So a file can be indexed by walking the few bytes between the floats, and a file can be written as small
@@ -8,7 +8,8 @@ headers with the floats of existing arrays in between. Field numbers: message `N
 from __future__ import annotations
 
 import math
-import mmap
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,21 +134,35 @@ def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
     return layers
 
 
-def read(path: Path) -> dict[str, tuple[Floats, ...]]:
-    """The blobs of every layer in a caffemodel, as float32 arrays that are views of the mapped file.
-
-    Raises InputError if the file cannot be read or is not a caffemodel.
-    """
+def _content(path: Path) -> bytes:
+    """All of a file. It is not mapped: a file that shrinks would end the process, and one that is written to would
+    change the weights."""
     try:
         with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise InputError(f"{path}: not a caffemodel, it is no file")
+            data = file.read()
+            after = os.fstat(file.fileno())
     except FileNotFoundError:
         hint = "put it there, or say where it is; 'make models' builds those of the five models"
         raise InputError(f"{path}: no such caffemodel; {hint}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read the caffemodel: {error.strerror}") from error
-    except ValueError:  # it cannot be mapped
-        raise InputError(f"{path}: not a caffemodel, the file is empty") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
+        raise InputError(f"{path}: it changed while it was read; try again when it is complete")
+    if not data:
+        raise InputError(f"{path}: not a caffemodel, the file is empty")
+    return data
+
+
+def read(path: Path) -> dict[str, tuple[Floats, ...]]:
+    """The blobs of every layer in a caffemodel, as float32 arrays. They are views of one copy of the file: whatever
+    becomes of that later, they stay.
+
+    Raises InputError if the file cannot be read, changes while it is read, or is not a caffemodel.
+    """
+    data = memoryview(_content(path))
     try:
         try:
             layers = _index(data)

@@ -104,6 +104,11 @@ class StageNet:
             for index, blob in enumerate(blobs)
         }
 
+    def weights(self) -> dict[str, tuple[Floats, ...]]:
+        """The weights of every layer that has some: views of the net's own, which hold as long as they are referred
+        to."""
+        return {name: tuple(blob.data for blob in blobs) for name, blobs in self._net.params.items()}
+
     def load(self, weights: Mapping[str, Sequence[Floats]]) -> None:
         """Copy the weights of every layer that has some."""
         for name, blobs in self._net.params.items():
