@@ -18,7 +18,7 @@ from ionn.errors import InputError
 from ionn.graph import ExecutionGraph, runs_of
 from ionn.planners import PLANNERS, get_planner
 from ionn.planners.efficiency import Candidate, Candidates, efficiency, recursive_efficiency
-from ionn.planners.optimal import MOST_STAGES, area, least_area, optimal
+from ionn.planners.optimal import MOST_STAGES, _latencies, area, least_area, optimal
 from ionn.planners.original import original, original_fine
 from ionn.planners.sliced import sliced_efficiency
 from ionn.planners.weightless import merge_weightless
@@ -481,7 +481,14 @@ def test_slices_of_alexnets_last_layers_shape():
 def test_what_saves_more_than_its_upload_takes_is_not_cut():
     cuts = [cut(0, tiles=40)]
     assert PLANNERS["sliced-efficiency"](chain([100], [0], [99], [0, 0], cuts=cuts)) == [[0]]
-    assert len(PLANNERS["sliced-efficiency"](chain([100], [0], [101], [0, 0], cuts=cuts))) == 40
+    for upload in (100, 101):
+        assert len(PLANNERS["sliced-efficiency"](chain([100], [0], [upload], [0, 0], cuts=cuts))) == 40
+
+
+def test_two_slices_where_two_are_the_best_number():
+    """sqrt(4 x 8 / (2 x 4)) = 2."""
+    plan = PLANNERS["sliced-efficiency"](chain([4], [0], [8], [0, 0], cuts=[cut(0, tiles=4, slice_ms=2)]))
+    assert plan == [[Slice(0, 0, 2 * TILE)], [Slice(0, 2 * TILE, 4 * TILE)]]
 
 
 def test_slices_that_would_be_slower_than_the_stage_at_the_server_wait_for_the_rest():
@@ -511,6 +518,17 @@ def test_optimal_has_the_least_area_of_all_orders(graph):
     assert least_area(graph) <= least * (1 + 1e-9)
 
 
+@given(chains(6, DECIMALS), st.data())
+def test_latencies_of_many_sets_are_those_of_each(graph, data):
+    n = len(graph.stages)
+    free = data.draw(st.lists(st.integers(0, n - 1), unique=True).filter(lambda stages: graph.offloadable[stages].all()))
+    weighted = [stage for stage in range(n) if stage not in free and graph.offloadable[stage]]
+    present = np.array([[bool(number >> i & 1) for i in range(len(weighted))] for number in range(2 ** len(weighted))])
+    latencies_ms = _latencies(graph, weighted, free, present.reshape(2 ** len(weighted), len(weighted)))
+    expected = [graph.latency_ms([*free, *np.array(weighted, int)[chosen.astype(bool)]]) for chosen in present]
+    assert latencies_ms.tolist() == pytest.approx(expected)
+
+
 @given(chains(8, DECIMALS))
 def test_no_planner_of_whole_stages_has_less_area(graph):
     areas = [area(graph, UNMERGED[name](graph)) for name in ("original", "efficiency", "recursive-efficiency")]
@@ -527,6 +545,10 @@ def test_the_bound_counts_every_instant_by_itself():
     graph = chain([10, 20], [0, 0], [3, 4], [0, 0, 0])
     assert least_area(graph) * 1e3 == pytest.approx(30 * 3 + 20 * 1 + 10 * 3, rel=1e-3)
     assert area(graph, PLANNERS["optimal"](graph)) * 1e3 == 30 * 4 + 10 * 3
+    # C stays at the client; D needs no upload.
+    graph = chain([10, 20, 50, 5], [0, 0, 0, 0], [3, 4, 5, 0], [0] * 5, pinned=[2])
+    assert least_area(graph) * 1e3 == pytest.approx((50 + 30) * 3 + (50 + 20) * 1 + (50 + 10) * 3, rel=1e-3)
+    assert least_area(chain([10], [0], [0], [0, 0])) == least_area(chain([10], [20], [5], [0, 0])) == 0
 
 
 def test_too_many_stages_to_order_are_an_input_error():

@@ -78,6 +78,14 @@ def test_latency_is_a_step_function_of_time():
     assert spread == pytest.approx([0, 250 * math.sqrt(2), 250 * math.sqrt(2)])
 
 
+def test_spread_of_three_runs_of_which_one_ends_early():
+    latencies_ms = [(1000.0, 1000.0), (2000.0, 500.0), (3000.0, 500.0)]
+    runs = [make_trace(run=run, latencies_ms=each, ends_s=(1.0, 4.0)) for run, each in enumerate(latencies_ms)]
+    mean, spread = mean_latency(runs, np.array([1.0, 3.25]))
+    assert mean == pytest.approx([2000, (500 + 3000) / 2])
+    assert spread == pytest.approx([1000, 1250 * math.sqrt(2)])
+
+
 def test_runs_that_never_execute_at_the_same_time_have_no_common_time():
     late = make_trace(ends_s=(60.0, 61.0))
     assert common_times([make_trace(), late]).size == 0
