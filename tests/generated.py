@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ionn.errors import InputError
 from ionn.layers import LAYER_TYPES, Shape, infer
+from ionn.network import Network
 from ionn.proto import caffe_pb2
 
 T = TypeVar("T")
@@ -534,3 +535,20 @@ def some_weights(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -
         return tuple(np.asarray(rng.uniform(0.5, 1.5, shape), np.float32) for shape in shapes)
     scale = 1 / math.sqrt(max(1, math.prod(shapes[0][1:])))
     return tuple(np.asarray(rng.standard_normal(shape) * scale, np.float32) for shape in shapes)
+
+
+def some_caffemodel(c: Choices, network: Network, weights: Mapping[str, Sequence[np.ndarray]]) -> bytes:
+    """A caffemodel with all layers, each blob stored in one of the ways that Caffe reads."""
+    net = caffe_pb2.NetParameter(name=network.name)
+    former = chance(c, 15)  # the format of before 2014, whose shapes have four axes
+    for layer in network.layers:
+        stored = net.layers.add(name=layer.name) if former else net.layer.add(name=layer.name, type=layer.type)
+        for values in weights.get(layer.name, ()) if layer.weight_shapes else ():
+            blob = stored.blobs.add()
+            if values.ndim <= 4 and (former or chance(c, 20)):
+                sizes = (*(1,) * (4 - values.ndim), *values.shape)
+                blob.num, blob.channels, blob.height, blob.width = sizes
+            else:
+                blob.shape.dim.extend(values.shape)
+            getattr(blob, pick(c, ["data", "data", "double_data"])).extend(values.ravel().tolist())
+    return net.SerializeToString()

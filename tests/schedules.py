@@ -103,7 +103,9 @@ def near(values: np.ndarray, want: np.ndarray) -> bool:
     return bool((abs(values[finite] - want[finite]) <= TOLERANCE * most).all())
 
 
-def slices_of(c: Choices, network: Network, stage: int) -> tuple[list[Slice], bool] | None:
+def slices_of(
+    c: Choices, network: Network, stage: int, planned_only: bool = False
+) -> tuple[list[Slice], bool] | None:
     """A stage's slices, in order, and whether they are as planners cut it: then they are exact."""
     layers = network.layers[network.stages[stage].first_layer : network.stages[stage].last_layer + 1]
     channels = None if stage == 0 else output_channels(layers)
@@ -111,8 +113,10 @@ def slices_of(c: Choices, network: Network, stage: int) -> tuple[list[Slice], bo
         return None
     fixed = [0.0] * len(network.stages)
     planned = [cut for cut in find_cuts(network, fixed, fixed) if cut.stage == stage]
-    if planned and not chance(c, 25):
+    if planned and (planned_only or not chance(c, 25)):
         ends = planned[0].ends(c.integer(2, planned[0].most_slices))
+    elif planned_only:
+        return None
     else:
         planned = []
         ends = sorted({*(c.integer(1, channels - 1) for _ in range(c.integer(1, 3))), channels})

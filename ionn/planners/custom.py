@@ -118,3 +118,10 @@ def _check(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> None:
                         f"channels and ends at a multiple of {TILE}"
                     )
                 ends[stage] = piece.end
+    for stage, end in ends.items():
+        left, least = cuts[stage].channels - end, cuts[stage].least
+        if 0 < left < least:
+            raise ValueError(
+                f"stage {stage} ({graph.stages[stage]}): what is left of it has {left} channels; upload them too, or "
+                f"leave at least {least}"
+            )
