@@ -104,7 +104,7 @@ def slice_weights(
 
 
 def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> Partition:
-    """The partition of the given stages (by index) and slices of stages. Its nets are in the order of its caffemodel."""
+    """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets."""
     slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
     runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
     nets = (

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from google.protobuf import text_format
 from hypothesis import strategies as st
+from nets import layer
 
 from ionn.errors import InputError
 from ionn.layers import LAYER_TYPES, Shape, infer
@@ -121,7 +122,10 @@ def _windows(c: Choices, image: bool) -> str:
         value = pick(c, values)
         if name == "kernel_size" or value != values[0]:
             if image and name != "dilation" and chance(c, 15):
-                params += [f"{name.removesuffix('_size')}_h: {value}", f"{name.removesuffix('_size')}_w: {max(value - 1, 1)}"]
+                params += [
+                    f"{name.removesuffix('_size')}_h: {value}",
+                    f"{name.removesuffix('_size')}_w: {max(value - 1, 1)}",
+                ]
             else:
                 params.append(f"{name}: {value}")
     return " ".join(params)
@@ -219,7 +223,9 @@ def _slice(c: Choices, draft: Draft) -> Proposal:
     tops = pick(c, [2, 1, 3])
     if size % tops or chance(c, 30):
         points = sorted(c.integer(1, max(size - 1, 1)) for _ in range(tops - 1))
-        return Proposal([bottom], tops, f"slice_param {{ axis: {axis} {' '.join(f'slice_point: {p}' for p in points)} }}")
+        return Proposal(
+            [bottom], tops, f"slice_param {{ axis: {axis} {' '.join(f'slice_point: {p}' for p in points)} }}"
+        )
     return Proposal([bottom], tops, f"slice_param {{ axis: {axis} }}")
 
 
@@ -242,13 +248,13 @@ def _flatten(c: Choices, draft: Draft) -> Proposal:
 def _reshape(c: Choices, draft: Draft) -> Proposal:
     bottom = draft.blob(c)
     shape = draft.shapes[bottom]
-    dims = pick(c, [[0, -1], [-1], [1, -1], [-1, 1], list(shape), list(shape)[::-1], [0, 0, -1, 1], [*shape, 1], [2, -1]])
+    dims = pick(
+        c, [[0, -1], [-1], [1, -1], [-1, 1], list(shape), list(shape)[::-1], [0, 0, -1, 1], [*shape, 1], [2, -1]]
+    )
     more = pick(c, ["", "", "axis: 1", "axis: 1 num_axes: 1", "num_axes: 0"])
     if chance(c, 15) and math.prod(shape) == 1:
         dims = []
-    return Proposal(
-        [bottom], 1, f"reshape_param {{ shape {{ {' '.join(f'dim: {dim}' for dim in dims)} }} {more} }}"
-    )
+    return Proposal([bottom], 1, f"reshape_param {{ shape {{ {' '.join(f'dim: {dim}' for dim in dims)} }} {more} }}")
 
 
 def _crop(c: Choices, draft: Draft) -> Proposal:
@@ -379,7 +385,8 @@ GENERATORS: dict[str, Generator] = {
 
 # Layers that give their top the memory of their bottom are where answers went wrong, and chains of them.
 _FREQUENT = [
-    "Flatten", "Split", "Permute", "Reshape", "Concat", "Slice", "ReLU", "Convolution", "InnerProduct", "Scale", "Eltwise",
+    "Flatten", "Split", "Permute", "Reshape", "Concat", "Slice",
+    "ReLU", "Convolution", "InnerProduct", "Scale", "Eltwise",
 ]  # fmt: skip
 
 
@@ -493,33 +500,29 @@ def draft_net(c: Choices) -> Draft:
 
 def wide_net(c: Choices) -> Draft:
     """A net with layers wide enough that planners cut them in slices."""
+    channels, outputs = pick(c, (192, 200, 144)), pick(c, (144, 400, 500))
     layers = [
-        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 24 dim: 9 dim: 9 } } }',
-        'layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" '
-        f"convolution_param {{ num_output: {pick(c, (192, 200, 144))} kernel_size: 3 }} }}",
+        layer("Convolution", "conv", "data", "conv", f"convolution_param {{ num_output: {channels} kernel_size: 3 }}")
     ]
+    blob = "conv"
     if chance(c, 50):
-        layers.append('layer { type: "ReLU" bottom: "conv" top: "conv" }')
+        layers.append(layer("ReLU", "", "conv", "conv"))
     if chance(c, 50):
-        layers.append(
-            'layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }'
-        )
-    bottom = "pool" if '"pool"' in layers[-1] else "conv"
+        layers.append(layer("Pooling", "pool", "conv", "pool", "pooling_param { kernel_size: 2 stride: 2 }"))
+        blob = "pool"
     if chance(c, 50):
-        layers.append(f'layer {{ name: "flat" type: "Flatten" bottom: "{bottom}" top: "flat" }}')
-        bottom = "flat"
+        layers.append(layer("Flatten", "flat", blob, "flat"))
+        blob = "flat"
         if chance(c, 50):
-            layers.append('layer { type: "ReLU" bottom: "flat" top: "flat" }')
-    layers.append(
-        f'layer {{ name: "fc" type: "InnerProduct" bottom: "{bottom}" top: "fc" '
-        f"inner_product_param {{ num_output: {pick(c, (144, 400, 500))} }} }}"
-    )
+            layers.append(layer("ReLU", "", "flat", "flat"))
+    layers.append(layer("InnerProduct", "fc", blob, "fc", f"inner_product_param {{ num_output: {outputs} }}"))
     if chance(c, 50):
-        layers.append('layer { name: "fc" type: "Dropout" bottom: "fc" top: "fc" }'.replace('"fc" type', '"drop" type'))
-    layers.append('layer { name: "last" type: "InnerProduct" bottom: "fc" top: "last" inner_product_param { num_output: 7 } }')
+        layers.append(layer("Dropout", "drop", "fc", "fc"))
+    layers.append(layer("InnerProduct", "last", "fc", "last", "inner_product_param { num_output: 7 }"))
     if chance(c, 50):
-        layers.append('layer { type: "Softmax" bottom: "last" top: "prob" }')
-    return Draft("\n".join(layers) + "\n")
+        layers.append(layer("Softmax", "", "last", "prob"))
+    data = layer("Input", "data", "", "data", "input_param { shape { dim: 1 dim: 24 dim: 9 dim: 9 } }")
+    return Draft(data + "".join(layers))
 
 
 # --- Numbers ---------------------------------------------------------------------------------------------------------

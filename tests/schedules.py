@@ -103,9 +103,7 @@ def near(values: np.ndarray, want: np.ndarray) -> bool:
     return bool((abs(values[finite] - want[finite]) <= TOLERANCE * most).all())
 
 
-def slices_of(
-    c: Choices, network: Network, stage: int, planned_only: bool = False
-) -> tuple[list[Slice], bool] | None:
+def slices_of(c: Choices, network: Network, stage: int, planned_only: bool = False) -> tuple[list[Slice], bool] | None:
     """A stage's slices, in order, and whether they are as planners cut it: then they are exact."""
     layers = network.layers[network.stages[stage].first_layer : network.stages[stage].last_layer + 1]
     channels = None if stage == 0 else output_channels(layers)
@@ -209,7 +207,11 @@ class Schedule:
             stages = {stage for stage in map(stage_of, group) if stage in slices}
             # All of a stage's slices in one partition are that stage, to a planner.
             assert all(isinstance(piece, Slice) or piece not in stages for piece in group)
-            partition = extract(network, sorted(group, key=lambda piece: (stage_of(piece), piece)) if not stages else group, self._weights)
+            partition = extract(
+                network,
+                sorted(group, key=lambda piece: (stage_of(piece), piece)) if not stages else group,
+                self._weights,
+            )
             uploads.append(_Upload(3 * index, group, partition, pick(c, [10**6, 1000, 37])))
         return _Session(number, uploads, slices)
 
@@ -287,7 +289,12 @@ class Schedule:
             stage = pick(c, missing)
             data = self._answers.inputs[0]
             session.queries += 1
-            self._send(session, f"stage {stage}, not ready", wire.Query(session.queries, stage, stage, (data.tobytes(),)), wire.Error)
+            self._send(
+                session,
+                f"stage {stage}, not ready",
+                wire.Query(session.queries, stage, stage, (data.tobytes(),)),
+                wire.Error,
+            )
 
     def _warm_up(self, session: _Session) -> None:
         self._send(session, "idle", None)
@@ -305,8 +312,8 @@ class Schedule:
         data = self._answers.blob(first, index)
         self._send(
             session, f"query {session.queries}: stages {first}..{last} of input {index}",
-            wire.Query(session.queries, first, last, (data.tobytes(),)), wire.Result, self._answers.outputs(last, index),
-            nearly=not self._answers.exact(first, last),
+            wire.Query(session.queries, first, last, (data.tobytes(),)),
+            wire.Result, self._answers.outputs(last, index), nearly=not self._answers.exact(first, last),
         )  # fmt: skip
 
     def _part(self, session: _Session, stage: int) -> None:

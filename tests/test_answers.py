@@ -15,7 +15,17 @@ import pytest
 from client_process import Act, Clients, Program
 from faults.world import Server
 from generated import (
-    GENERATORS, Choices, Draft, Drawn, chance, draft_net, pick, some_caffemodel, some_floats, some_weights, wide_net,
+    GENERATORS,
+    Choices,
+    Draft,
+    Drawn,
+    chance,
+    draft_net,
+    pick,
+    some_caffemodel,
+    some_floats,
+    some_weights,
+    wide_net,
 )  # fmt: skip
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
@@ -60,7 +70,9 @@ def sessions() -> Iterator[Sessions]:
 def some_numbers(network: Network, seed: int) -> tuple[Weights, list[np.ndarray]]:
     rng = np.random.default_rng(seed)
     weights = {
-        layer.name: some_weights(rng, layer.type, layer.weight_shapes) for layer in network.layers if layer.weight_shapes
+        layer.name: some_weights(rng, layer.type, layer.weight_shapes)
+        for layer in network.layers
+        if layer.weight_shapes
     }
     return weights, [some_floats(rng, network.input_shape) for _ in range(INPUTS)]
 
@@ -70,9 +82,10 @@ def read(draft: Draft, oracle: Oracle) -> Network | None:
     try:
         return Network.from_text(draft.text, "net")
     except InputError as error:
-        if not any(reason in str(error) for reason in JUSTIFIED):
-            assert oracle.compute(Question(draft.text, fill=True, fatal=True)) is None, f"refused: {error}"
-        return None
+        refused = str(error)
+    if not any(reason in refused for reason in JUSTIFIED):
+        assert oracle.compute(Question(draft.text, fill=True, fatal=True)) is None, f"refused: {refused}"
+    return None
 
 
 def check_case(c: Choices, oracle: Oracle, sessions: Sessions, say: Callable[[str], None] = note) -> Network | None:
@@ -108,7 +121,8 @@ SETTINGS = settings(
 
 @SETTINGS
 @given(data=st.data())
-@pytest.mark.timeout(0)
+@pytest.mark.nets
+@pytest.mark.timeout(1200)
 def test_sessions_answer_as_caffe_does(data: st.DataObject, oracle: Oracle, sessions: Sessions) -> None:
     check_case(Drawn(data.draw), oracle, sessions)
 
@@ -202,6 +216,8 @@ def check_program(
     return Counter(place for got in report.answers for place in got.places)
 
 
+@pytest.mark.nets
+@pytest.mark.timeout(1200)
 def test_users_get_what_caffe_computes(oracle: Oracle, server: Server, clients: Clients) -> None:
     places: Counter[str] = Counter()
 
