@@ -544,9 +544,9 @@ def some_caffemodel(c: Choices, network: Network, weights: Mapping[str, Sequence
     """A caffemodel with all layers, each blob stored in one of the ways that Caffe reads."""
     net = caffe_pb2.NetParameter(name=network.name)
     former = chance(c, 15)  # the format of before 2014, whose shapes have four axes
-    for layer in network.layers:
-        stored = net.layers.add(name=layer.name) if former else net.layer.add(name=layer.name, type=layer.type)
-        for values in weights.get(layer.name, ()) if layer.weight_shapes else ():
+    for each in network.layers:
+        stored = net.layers.add(name=each.name) if former else net.layer.add(name=each.name, type=each.type)
+        for values in weights.get(each.name, ()) if each.weight_shapes else ():
             blob = stored.blobs.add()
             if values.ndim <= 4 and (former or chance(c, 20)):
                 sizes = (*(1,) * (4 - values.ndim), *values.shape)
