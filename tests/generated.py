@@ -1,61 +1,21 @@
-"""Whole nets and what is done with them, at random: every layer type that is allowed, wired in every way.
-
-All that is random comes from a `Choices`, so that Hypothesis can make a failing net small: the first of what can be
-chosen is the simplest.
-"""
+"""Whole nets at random: every layer type that is allowed, wired in every way; with their weights and inputs."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
+from choices import Choices, chance, pick
 from google.protobuf import text_format
-from hypothesis import strategies as st
 from nets import layer
 
 from ionn.errors import InputError
 from ionn.layers import LAYER_TYPES, Shape, infer
 from ionn.network import Network
 from ionn.proto import caffe_pb2
-
-T = TypeVar("T")
-
-
-class Choices(Protocol):
-    def integer(self, least: int, most: int) -> int: ...
-
-
-class Drawn:
-    """Choices that Hypothesis makes, and makes simpler."""
-
-    def __init__(self, draw: st.DrawFn) -> None:
-        self._draw = draw
-
-    def integer(self, least: int, most: int) -> int:
-        return self._draw(st.integers(least, most))
-
-
-class Seeded:
-    """Choices of a seed: fast, and spread evenly."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def integer(self, least: int, most: int) -> int:
-        return self._random.randint(least, most)
-
-
-def pick(c: Choices, values: Sequence[T]) -> T:
-    return values[c.integer(0, len(values) - 1)]
-
-
-def chance(c: Choices, percent: int) -> bool:
-    return c.integer(0, 99) >= 100 - percent
-
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from generated import Choices, chance, pick
+from choices import Choices, chance, pick
 from oracle import Question, Tap, Truth
 from session_process import Step
 
