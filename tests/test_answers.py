@@ -16,7 +16,17 @@ from choices import Choices, Say, chance, for_each_seed, pick
 from client_process import Act, Clients, Program
 from faults.world import Server
 from generated import GENERATORS, Draft, draft_net, some_caffemodel, some_floats, some_weights, wide_net
+from oracle import Oracle, Question
+from schedules import Answers, Schedule, Weights, describe, near, run, slices_of
+from session_process import Sessions
 
+from ionn.errors import InputError
+from ionn.layers import LAYER_TYPES
+from ionn.network import Network
+from ionn.planners import PLANNERS
+from ionn.slicing import Piece, Slice
+
+NETS = int(os.environ.get("IONN_NETS", "200"))
 INPUTS = 4
 
 # What stock Caffe computes and ionn refuses, and why.
