@@ -75,7 +75,11 @@ class CheckedNet:
         """What each of its stages takes and hands on; of a slice, what its whole stage does."""
         if self.whole is not None:
             return self.whole.boundaries
-        shapes = {blob: shape for layer in self.network.layers for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)}
+        shapes = {
+            blob: shape
+            for layer in self.network.layers
+            for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)
+        }
         boundaries, before = {}, shapes[self.net.input]
         for stage in self.net.stages:
             outputs = tuple(shapes[blob] for blob in stage.outputs)
@@ -143,9 +147,8 @@ def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) 
                 continue
             made, taken = boundaries[before].outputs, boundaries[after].input
             if made != (taken,):
-                raise InputError(
-                    f"stage {after} takes {shape_text(taken)}, but stage {before} makes {', '.join(map(shape_text, made))}"
-                )
+                shapes = ", ".join(map(shape_text, made))
+                raise InputError(f"stage {after} takes {shape_text(taken)}, but stage {before} makes {shapes}")
 
 
 def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:

@@ -12,7 +12,7 @@ from ionn.caffemodel import Floats, Serialised, serialise_blobs
 from ionn.graph import runs_of
 from ionn.network import Layer, Network
 from ionn.proto import caffe_pb2
-from ionn.slicing import Piece, Slice, set_output_channels
+from ionn.slicing import Piece, Slice, set_output_channels, stage_of
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def slice_weights(
 
 
 def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> Partition:
-    """The partition of the given stages (by index) and slices of stages. Its nets are in the order of its caffemodel."""
-    slices = [piece for piece in pieces if isinstance(piece, Slice)]
-    runs = runs_of(piece for piece in pieces if not isinstance(piece, Slice))
+    """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets."""
+    slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
+    runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
     nets = (
         *(extract_net(network, first, last) for first, last in runs),
         *(extract_slice(network, piece) for piece in slices),
@@ -120,6 +120,10 @@ def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Seq
         ),
     ]
     return Partition(nets, serialise_blobs(network.name, blobs))
+
+
+def _is_whole(network: Network, piece: Slice) -> bool:
+    return piece.end - piece.begin == network.stages[piece.stage].output_shapes[0][1]
 
 
 def _weighted(network: Network, first: int, last: int) -> list[Layer]:

@@ -103,8 +103,8 @@ class SessionState:
         self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
-        """The reply to a message. What it carries holds until the next call of `handle` or `warm_up`, and must have been
-        sent or copied by then: the nets that run then may free its memory."""
+        """The reply to a message. What it carries must have been sent or copied before the next call of `handle` or
+        `warm_up`: the nets that run then may free its memory."""
         match message:
             case Hello():
                 arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())

@@ -1,59 +1,21 @@
-"""Whole nets and what is done with them, at random: every layer type that is allowed, wired in every way.
-
-All that is random comes from a `Choices`, so that Hypothesis can make a failing net small: the first of what can be
-chosen is the simplest.
-"""
+"""Whole nets at random: every layer type that is allowed, wired in every way; with their weights and inputs."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
+from choices import Choices, chance, pick
 from google.protobuf import text_format
-from hypothesis import strategies as st
+from nets import layer
 
 from ionn.errors import InputError
 from ionn.layers import LAYER_TYPES, Shape, infer
+from ionn.network import Network
 from ionn.proto import caffe_pb2
-
-T = TypeVar("T")
-
-
-class Choices(Protocol):
-    def integer(self, least: int, most: int) -> int: ...
-
-
-class Drawn:
-    """Choices that Hypothesis makes, and makes simpler."""
-
-    def __init__(self, draw: st.DrawFn) -> None:
-        self._draw = draw
-
-    def integer(self, least: int, most: int) -> int:
-        return self._draw(st.integers(least, most))
-
-
-class Seeded:
-    """Choices of a seed: fast, and spread evenly."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def integer(self, least: int, most: int) -> int:
-        return self._random.randint(least, most)
-
-
-def pick(c: Choices, values: Sequence[T]) -> T:
-    return values[c.integer(0, len(values) - 1)]
-
-
-def chance(c: Choices, percent: int) -> bool:
-    return c.integer(0, 99) >= 100 - percent
-
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
 
@@ -120,7 +82,10 @@ def _windows(c: Choices, image: bool) -> str:
         value = pick(c, values)
         if name == "kernel_size" or value != values[0]:
             if image and name != "dilation" and chance(c, 15):
-                params += [f"{name.removesuffix('_size')}_h: {value}", f"{name.removesuffix('_size')}_w: {max(value - 1, 1)}"]
+                params += [
+                    f"{name.removesuffix('_size')}_h: {value}",
+                    f"{name.removesuffix('_size')}_w: {max(value - 1, 1)}",
+                ]
             else:
                 params.append(f"{name}: {value}")
     return " ".join(params)
@@ -218,7 +183,9 @@ def _slice(c: Choices, draft: Draft) -> Proposal:
     tops = pick(c, [2, 1, 3])
     if size % tops or chance(c, 30):
         points = sorted(c.integer(1, max(size - 1, 1)) for _ in range(tops - 1))
-        return Proposal([bottom], tops, f"slice_param {{ axis: {axis} {' '.join(f'slice_point: {p}' for p in points)} }}")
+        return Proposal(
+            [bottom], tops, f"slice_param {{ axis: {axis} {' '.join(f'slice_point: {p}' for p in points)} }}"
+        )
     return Proposal([bottom], tops, f"slice_param {{ axis: {axis} }}")
 
 
@@ -241,13 +208,13 @@ def _flatten(c: Choices, draft: Draft) -> Proposal:
 def _reshape(c: Choices, draft: Draft) -> Proposal:
     bottom = draft.blob(c)
     shape = draft.shapes[bottom]
-    dims = pick(c, [[0, -1], [-1], [1, -1], [-1, 1], list(shape), list(shape)[::-1], [0, 0, -1, 1], [*shape, 1], [2, -1]])
+    dims = pick(
+        c, [[0, -1], [-1], [1, -1], [-1, 1], list(shape), list(shape)[::-1], [0, 0, -1, 1], [*shape, 1], [2, -1]]
+    )
     more = pick(c, ["", "", "axis: 1", "axis: 1 num_axes: 1", "num_axes: 0"])
     if chance(c, 15) and math.prod(shape) == 1:
         dims = []
-    return Proposal(
-        [bottom], 1, f"reshape_param {{ shape {{ {' '.join(f'dim: {dim}' for dim in dims)} }} {more} }}"
-    )
+    return Proposal([bottom], 1, f"reshape_param {{ shape {{ {' '.join(f'dim: {dim}' for dim in dims)} }} {more} }}")
 
 
 def _crop(c: Choices, draft: Draft) -> Proposal:
@@ -378,7 +345,8 @@ GENERATORS: dict[str, Generator] = {
 
 # Layers that give their top the memory of their bottom are where answers went wrong, and chains of them.
 _FREQUENT = [
-    "Flatten", "Split", "Permute", "Reshape", "Concat", "Slice", "ReLU", "Convolution", "InnerProduct", "Scale", "Eltwise",
+    "Flatten", "Split", "Permute", "Reshape", "Concat", "Slice",
+    "ReLU", "Convolution", "InnerProduct", "Scale", "Eltwise",
 ]  # fmt: skip
 
 
@@ -492,33 +460,29 @@ def draft_net(c: Choices) -> Draft:
 
 def wide_net(c: Choices) -> Draft:
     """A net with layers wide enough that planners cut them in slices."""
+    channels, outputs = pick(c, (192, 200, 144)), pick(c, (144, 400, 500))
     layers = [
-        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 24 dim: 9 dim: 9 } } }',
-        'layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" '
-        f"convolution_param {{ num_output: {pick(c, (192, 200, 144))} kernel_size: 3 }} }}",
+        layer("Convolution", "conv", "data", "conv", f"convolution_param {{ num_output: {channels} kernel_size: 3 }}")
     ]
+    blob = "conv"
     if chance(c, 50):
-        layers.append('layer { type: "ReLU" bottom: "conv" top: "conv" }')
+        layers.append(layer("ReLU", "", "conv", "conv"))
     if chance(c, 50):
-        layers.append(
-            'layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }'
-        )
-    bottom = "pool" if '"pool"' in layers[-1] else "conv"
+        layers.append(layer("Pooling", "pool", "conv", "pool", "pooling_param { kernel_size: 2 stride: 2 }"))
+        blob = "pool"
     if chance(c, 50):
-        layers.append(f'layer {{ name: "flat" type: "Flatten" bottom: "{bottom}" top: "flat" }}')
-        bottom = "flat"
+        layers.append(layer("Flatten", "flat", blob, "flat"))
+        blob = "flat"
         if chance(c, 50):
-            layers.append('layer { type: "ReLU" bottom: "flat" top: "flat" }')
-    layers.append(
-        f'layer {{ name: "fc" type: "InnerProduct" bottom: "{bottom}" top: "fc" '
-        f"inner_product_param {{ num_output: {pick(c, (144, 400, 500))} }} }}"
-    )
+            layers.append(layer("ReLU", "", "flat", "flat"))
+    layers.append(layer("InnerProduct", "fc", blob, "fc", f"inner_product_param {{ num_output: {outputs} }}"))
     if chance(c, 50):
-        layers.append('layer { name: "fc" type: "Dropout" bottom: "fc" top: "fc" }'.replace('"fc" type', '"drop" type'))
-    layers.append('layer { name: "last" type: "InnerProduct" bottom: "fc" top: "last" inner_product_param { num_output: 7 } }')
+        layers.append(layer("Dropout", "drop", "fc", "fc"))
+    layers.append(layer("InnerProduct", "last", "fc", "last", "inner_product_param { num_output: 7 }"))
     if chance(c, 50):
-        layers.append('layer { type: "Softmax" bottom: "last" top: "prob" }')
-    return Draft("\n".join(layers) + "\n")
+        layers.append(layer("Softmax", "", "last", "prob"))
+    data = layer("Input", "data", "", "data", "input_param { shape { dim: 1 dim: 24 dim: 9 dim: 9 } }")
+    return Draft(data + "".join(layers))
 
 
 # --- Numbers ---------------------------------------------------------------------------------------------------------
@@ -534,3 +498,20 @@ def some_weights(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -
         return tuple(np.asarray(rng.uniform(0.5, 1.5, shape), np.float32) for shape in shapes)
     scale = 1 / math.sqrt(max(1, math.prod(shapes[0][1:])))
     return tuple(np.asarray(rng.standard_normal(shape) * scale, np.float32) for shape in shapes)
+
+
+def some_caffemodel(c: Choices, network: Network, weights: Mapping[str, Sequence[np.ndarray]]) -> bytes:
+    """A caffemodel with all layers, each blob stored in one of the ways that Caffe reads."""
+    net = caffe_pb2.NetParameter(name=network.name)
+    former = chance(c, 15)  # the format of before 2014, whose shapes have four axes
+    for each in network.layers:
+        stored = net.layers.add(name=each.name) if former else net.layer.add(name=each.name, type=each.type)
+        for values in weights.get(each.name, ()) if each.weight_shapes else ():
+            blob = stored.blobs.add()
+            if values.ndim <= 4 and (former or chance(c, 20)):
+                sizes = (*(1,) * (4 - values.ndim), *values.shape)
+                blob.num, blob.channels, blob.height, blob.width = sizes
+            else:
+                blob.shape.dim.extend(values.shape)
+            getattr(blob, pick(c, ["data", "data", "double_data"])).extend(values.ravel().tolist())
+    return net.SerializeToString()

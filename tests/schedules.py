@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from generated import Choices, chance, pick
+from choices import Choices, chance, pick
 from oracle import Question, Tap, Truth
 from session_process import Step
 
@@ -103,7 +103,7 @@ def near(values: np.ndarray, want: np.ndarray) -> bool:
     return bool((abs(values[finite] - want[finite]) <= TOLERANCE * most).all())
 
 
-def slices_of(c: Choices, network: Network, stage: int) -> tuple[list[Slice], bool] | None:
+def slices_of(c: Choices, network: Network, stage: int, planned_only: bool = False) -> tuple[list[Slice], bool] | None:
     """A stage's slices, in order, and whether they are as planners cut it: then they are exact."""
     layers = network.layers[network.stages[stage].first_layer : network.stages[stage].last_layer + 1]
     channels = None if stage == 0 else output_channels(layers)
@@ -111,8 +111,10 @@ def slices_of(c: Choices, network: Network, stage: int) -> tuple[list[Slice], bo
         return None
     fixed = [0.0] * len(network.stages)
     planned = [cut for cut in find_cuts(network, fixed, fixed) if cut.stage == stage]
-    if planned and not chance(c, 25):
+    if planned and (planned_only or not chance(c, 25)):
         ends = planned[0].ends(c.integer(2, planned[0].most_slices))
+    elif planned_only:
+        return None
     else:
         planned = []
         ends = sorted({*(c.integer(1, channels - 1) for _ in range(c.integer(1, 3))), channels})
@@ -205,7 +207,11 @@ class Schedule:
             stages = {stage for stage in map(stage_of, group) if stage in slices}
             # All of a stage's slices in one partition are that stage, to a planner.
             assert all(isinstance(piece, Slice) or piece not in stages for piece in group)
-            partition = extract(network, sorted(group, key=lambda piece: (stage_of(piece), piece)) if not stages else group, self._weights)
+            partition = extract(
+                network,
+                sorted(group, key=lambda piece: (stage_of(piece), piece)) if not stages else group,
+                self._weights,
+            )
             uploads.append(_Upload(3 * index, group, partition, pick(c, [10**6, 1000, 37])))
         return _Session(number, uploads, slices)
 
@@ -283,7 +289,12 @@ class Schedule:
             stage = pick(c, missing)
             data = self._answers.inputs[0]
             session.queries += 1
-            self._send(session, f"stage {stage}, not ready", wire.Query(session.queries, stage, stage, (data.tobytes(),)), wire.Error)
+            self._send(
+                session,
+                f"stage {stage}, not ready",
+                wire.Query(session.queries, stage, stage, (data.tobytes(),)),
+                wire.Error,
+            )
 
     def _warm_up(self, session: _Session) -> None:
         self._send(session, "idle", None)
@@ -301,8 +312,8 @@ class Schedule:
         data = self._answers.blob(first, index)
         self._send(
             session, f"query {session.queries}: stages {first}..{last} of input {index}",
-            wire.Query(session.queries, first, last, (data.tobytes(),)), wire.Result, self._answers.outputs(last, index),
-            nearly=not self._answers.exact(first, last),
+            wire.Query(session.queries, first, last, (data.tobytes(),)),
+            wire.Result, self._answers.outputs(last, index), nearly=not self._answers.exact(first, last),
         )  # fmt: skip
 
     def _part(self, session: _Session, stage: int) -> None:

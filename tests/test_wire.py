@@ -17,8 +17,8 @@ from ionn.partition import Channels, PartialNet, StageCut, extract
 from ionn.receiver import PartitionReceiver
 from ionn.wire import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
 
-NET = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)), StageCut(4, "prob", ("a", "b"))))
-SLICE = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)),), Channels(0, 48, 100))
+NET = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)), StageCut(4, 5, ("a", "b"))))
+SLICE = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)),), Channels(0, 48, 100))
 MESSAGES = [
     wire.Hello(1, "control"),
     wire.Hello(1, "upload", "token"),

@@ -26,7 +26,7 @@ def _per_axis(p: Any, field: str, axes: int, default: int | None) -> tuple[int, 
     elif not values and default is not None:
         values = [default]
     need(len(values) in (1, axes), f"{field} is given {len(values)} times; give it once or {axes} times")
-    least = 0 if stem == "pad" else 1
+    least = 0 if stem in ("pad", "dilation") else 1
     need(all(least <= value <= MAX_COUNT for value in values), f"{stem} must be at least {least} and below 2^31")
     return tuple(values * axes if len(values) == 1 else values)
 

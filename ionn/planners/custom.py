@@ -139,7 +139,9 @@ def _check(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> None:
                     )
                 ends[stage] = piece.end
     for stage, end in ends.items():
-        if end < cuts[stage].channels:
+        left, least = cuts[stage].channels - end, cuts[stage].least
+        if 0 < left < least:
             raise ValueError(
-                f"stage {stage} ({graph.stages[stage]}): its slices end at {end} of {cuts[stage].channels} channels"
+                f"stage {stage} ({graph.stages[stage]}): what is left of it has {left} channels; upload them too, or "
+                f"leave at least {least}"
             )
