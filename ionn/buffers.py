@@ -9,12 +9,20 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 # Any amount that a protocol looks at before it knows how much follows is smaller.
 PEEK_BYTES_MAX = 16 * 1024
 # What is received at once, so that one sender does not occupy its receiver.
 _AT_ONCE_BYTES = 1024 * 1024
 # More than the system takes in one call is not offered to it.
 _BUFFERS_AT_ONCE = 64
+
+
+def untouched(size: int) -> memoryview:
+    """Memory of so many bytes. Unlike a bytearray's, which is zeroed, it is none of the system's until it is written
+    to: what is announced costs nothing until it comes."""
+    return np.empty(size, np.uint8).data
 
 
 class Incoming:
@@ -25,8 +33,8 @@ class Incoming:
     received where they stay, so they are not copied.
     """
 
-    def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(PEEK_BYTES_MAX))
+    def __init__(self, peek_bytes: int = PEEK_BYTES_MAX) -> None:
+        self._buffer = memoryview(bytearray(peek_bytes))
         self._start = self._end = 0
         self._target: memoryview | None = None  # what `fill` fills
         self._filled = 0

@@ -24,7 +24,7 @@ from ionn.errors import InputError
 from ionn.keys import ServerKeys, printed
 from ionn.limits import Limits
 from ionn.link import format_address, parse_address
-from ionn.loop import GONE, IN, OUT, Loop
+from ionn.loop import GOES, GONE, IN, OUT, Loop
 from ionn.metrics import Counts
 from ionn.wire import Message
 from ionn.zmtp import Bounds, Established, KeyRefusedError, Received, Send, ServerConnection, TooLargeError, ZmtpError
@@ -177,7 +177,6 @@ class Door:
         self._connections[connection] = None
         self._counts.connections = len(self._connections)
         self._count_in(connection)
-        self._send(connection, [zmtp.greeting()])
 
     def _count_in(self, stranger: Connection) -> None:
         """There is one stranger more; another one makes room if there is none."""
@@ -282,7 +281,9 @@ class Door:
         """Have the system tell what a connection waits for now."""
         if not connection.closed:
             mask = OUT if connection.outgoing.size else 0
-            if connection.leaving or not connection.waiting:
+            if connection.leaving:
+                mask |= GOES
+            elif not connection.waiting:
                 mask |= IN
             self._loop.change(connection.socket.fileno(), mask)
 
@@ -290,17 +291,16 @@ class Door:
         if mask & OUT:
             self._flush(connection)
         if not connection.closed:
-            if mask & IN:
+            if mask & IN and not connection.leaving:
                 self._receive(connection)
-            elif mask & GONE:
+            elif mask & (GONE | GOES):
                 self.close(connection)
             elif connection.waiting:
                 self._take(connection)
         self._settle(connection)
 
     def _receive(self, connection: Connection) -> None:
-        # Between this and the news that there is something to read, it may have begun to wait.
-        if connection.waiting and not connection.leaving:
+        if connection.waiting:  # it has begun to since the system looked
             return
         try:
             count = connection.socket.recv_into(connection.zmtp.incoming.buffer())
@@ -310,7 +310,7 @@ class Door:
             count = 0
         if not count:
             self.close(connection)
-        elif not connection.leaving:  # else it is not looked at
+        else:
             connection.heard = time.monotonic()
             connection.zmtp.incoming.received(count)
             self._take(connection)
@@ -364,6 +364,7 @@ class Door:
             return
         self._detach(connection)
         connection.leaving = True
+        connection.zmtp.stop()
         connection.closes_at = time.monotonic() + _FAREWELL_S
         self.flush(connection)
 
@@ -385,6 +386,7 @@ class Door:
         self._loop.unwatch(connection.socket.fileno())
         connection.socket.close()
         connection.outgoing.clear()
+        connection.zmtp.stop()  # who waits for an answer still refers to it
         if connection.session is not None:
             self._host.drained(connection)
 
@@ -423,9 +425,9 @@ class Door:
 
 def _address(host: str) -> str:
     """What counts as one address: of IPv6, the network that one subscriber gets."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return host
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))

@@ -20,7 +20,9 @@ from ionn.metrics import Counts
 
 log = logging.getLogger(__name__)
 
-IN, OUT, GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+# The other end says that it has closed; wanted or not, and only if wanted, whatever it has sent before.
+GONE, GOES = select.EPOLLHUP | select.EPOLLERR, select.EPOLLRDHUP
 
 # Of a turn, for strangers. A turn of sessions alone takes about as long.
 _OUTER_S = 0.003
@@ -133,7 +135,10 @@ class Loop:
         kind = type(error), where.filename, where.lineno
         if kind not in self._seen:
             self._seen.add(kind)
-            log.error("not foreseen; it costs a peer its connection", exc_info=error)
+            if isinstance(error, MemoryError):
+                log.warning("no memory; it costs a peer its connection")
+            else:
+                log.error("not foreseen; it costs a peer its connection", exc_info=error)
 
     def _circle(self, outer: bool) -> select.epoll:
         return self._outer if outer else self._inner

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ionn.buffers import PEEK_BYTES_MAX, Incoming, Outgoing
+from ionn.buffers import PEEK_BYTES_MAX, Incoming, Outgoing, untouched
 
 _HEAD = struct.Struct("<IQ")
 _LENGTH_BYTES = 8
@@ -94,7 +94,7 @@ class FrontPipe:
         self._incoming = Incoming()
         self._lengths: deque[int] = deque()  # of the message's frames that have not ended
         self._passed = 0  # of the first of these
-        self._target: bytearray | None = None
+        self._target: memoryview | None = None
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -138,8 +138,8 @@ class FrontPipe:
         size = self._lengths[0]
         left = size - self._passed
         if self._target is None:
-            self._target = bytearray(left if whole else min(left, _PIECE_BYTES))
-        if not self._incoming.fill(memoryview(self._target)):
+            self._target = untouched(left if whole else min(left, _PIECE_BYTES))
+        if not self._incoming.fill(self._target):
             return None
         data, self._target = self._target, None
         begins = not self._passed

@@ -23,7 +23,7 @@ from typing import Any
 from nacl import bindings as nacl
 from nacl.exceptions import CryptoError
 
-from ionn.buffers import Incoming
+from ionn.buffers import Incoming, untouched
 from ionn.errors import ProtocolError
 
 # What a frame weighs in memory beside its bytes: the objects that hold it on its way.
@@ -135,6 +135,9 @@ class Keys:
     allowed: frozenset[bytes]
 
 
+_NOTHING = Incoming(0)
+
+
 class ServerConnection:
     """One connection, at the server. `bounds` may be replaced at any time, and hold from the next frame on.
 
@@ -147,16 +150,15 @@ class ServerConnection:
         self.bounds = bounds
         self.room = bounds.cost
         self._curve = _Curve(keys) if keys is not None else None
-        self._state = "greeting"
+        self._state = "new"
         self._events: deque[Event] = deque()
         self._flags = 0  # of the frame whose body is arriving
-        self._body: bytearray | None = None
+        self._body: memoryview | None = None
         self._frames: list[Any] = []
         self._cost = self._message_bytes = 0
         self.waits_for_room = False
 
-    def greeting(self) -> bytes:
-        """To be sent first."""
+    def _greeting(self) -> bytes:
         mechanism, as_server = (b"CURVE", 1) if self._curve is not None else (b"NULL", 0)
         return (_SIGNATURE + bytes(_VERSION) + mechanism.ljust(20, b"\0") + bytes([as_server])).ljust(
             _GREETING_BYTES, b"\0"
@@ -170,6 +172,12 @@ class ServerConnection:
     def seals(self) -> bool:
         """Whether frames are encrypted, and so must be sent as a whole."""
         return self._curve is not None
+
+    def stop(self) -> None:
+        """Take nothing more, and forget what has not been taken."""
+        self.incoming = _NOTHING
+        self._body = None
+        self._frames = []
 
     # --- What is sent -------------------------------------------------------------------------------------------------
 
@@ -193,9 +201,18 @@ class ServerConnection:
     def next_event(self) -> Event | None:
         """What has arrived next; None while it has not all arrived, or has no room. Raises ZmtpError."""
         while not self._events:
-            if self._state == "greeting":
-                if not self._greeted():
+            if self._state == "new":
+                # Who says nothing is told nothing: a peer is as fast with its greeting.
+                if not len(self.incoming):
                     return None
+                self._state = "greeting"
+                self._check_greeting()
+                self._events.append(Send(self._greeting()))
+            elif self._state == "greeting":
+                self._check_greeting()
+                if len(self.incoming) < _GREETING_BYTES:
+                    return None
+                self.incoming.skip(_GREETING_BYTES)
                 self._state = "handshake"
                 if self._curve is None:
                     self._events.append(Send(_command(b"\x05READY" + _SOCKET_TYPE)))
@@ -207,11 +224,11 @@ class ServerConnection:
                 self._take(body)
         return self._events.popleft()
 
-    def _greeted(self) -> bool:
-        """Whether the peer's greeting has come. What is wrong shows in the first byte that is."""
+    def _check_greeting(self) -> None:
+        """Raise ZmtpError at the first byte of the peer's greeting that is wrong."""
         greeting = bytes(self.incoming.peek(_GREETING_BYTES))
-        mechanism = self.greeting()[_MECHANISM]
-        if greeting[:1] not in (b"", b"\xff"):
+        mechanism = self._greeting()[_MECHANISM]
+        if greeting[0] != 0xFF:
             raise ZmtpError("no ZMTP")
         if len(greeting) > 9 and greeting[9] != 0x7F:
             raise ZmtpError("no ZMTP of version 2 or later")
@@ -221,10 +238,6 @@ class ServerConnection:
             raise ZmtpError("another mechanism")
         if len(greeting) > _AS_SERVER and greeting[_AS_SERVER]:
             raise ZmtpError("a server where a client is wanted")
-        if len(greeting) < _GREETING_BYTES:
-            return False
-        self.incoming.skip(_GREETING_BYTES)
-        return True
 
     def _next_frame(self) -> Any:
         """The next frame's body, None while it has not arrived or has no room; `_flags` has its flags."""
@@ -249,8 +262,8 @@ class ServerConnection:
                 body = bytes(self.incoming.peek(size))
                 self.incoming.skip(size)
                 return body
-            self._body = bytearray(size)
-        if not self.incoming.fill(memoryview(self._body)):
+            self._body = untouched(size)
+        if not self.incoming.fill(self._body):
             return None
         filled, self._body = self._body, None
         return filled
