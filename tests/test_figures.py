@@ -69,6 +69,11 @@ def test_fig5_stacks_the_halves(drawn: list, tmp_path: Path):
     assert [label.get_text() for label in drawn[0].texts if label.get_text().isdigit()] == ["2", "3"]
     legend = [text.get_text() for text in drawn[0].get_legend().get_texts()]
     assert legend == ["original", "efficiency", "first half of the upload", "second half"]
+    assert (drawn[0].get_ylabel(), drawn[0].get_title("left").strip()) == (
+        "number of partitions",
+        "Partitions per model",
+    )
+    assert all(tick == int(tick) for tick in drawn[0].get_yticks())
 
 
 @pytest.mark.parametrize("models", [1, 5])
@@ -95,6 +100,8 @@ def test_bars_stand_side_by_side_around_the_names_of_their_models(models: int, d
     assert {label.get_text() for label in plot.texts[:-1]} == {"75"}
     legend = [text.get_text() for text in plot.get_legend().get_texts()]
     assert legend == names
+    assert plot.get_ylabel() == "share of the model's weight bytes (%)"
+    assert plot.get_title("left").strip() == "Largest partition"
 
 
 def test_the_second_half_is_the_same_colour_lighter(drawn: list, tmp_path: Path):
@@ -122,6 +129,11 @@ def test_fig7_starts_with_the_first_query_and_marks_the_end_of_the_upload(drawn:
     assert latency.get_label() == "original: 4 queries before the upload ended at 4.0 s"
     assert list(upload_end.get_xdata()) == [4, 4]
     assert drawn[0].get_xlim()[0] == drawn[0].get_ylim()[0] == 0
+    assert drawn[0].get_xlabel() == "time since the upload began (s)"
+    assert drawn[0].get_ylabel() == "query execution latency (ms)"
+    (legend,) = drawn[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [latency.get_label()]
+    assert legend.get_title().get_text() == "marker: the first query starts; thin line: the upload ends"
 
 
 def test_fig7_draws_mean_and_spread_of_several_runs(drawn: list, tmp_path: Path):
