@@ -152,6 +152,21 @@ def test_activations_with_random_weights_are_of_size_one(design: list[Network]) 
                 assert 0.1 < np.abs(net.outputs(stage.index)[0]).mean() < 10, network.layers[stage.first_layer]
 
 
+def test_every_layer_of_the_design_but_those_that_warm_is_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    def fit(samples: Any, *arguments: Any, **options: Any) -> Any:
+        taken.extend(samples)
+        return real_fit(samples, *arguments, **options)
+
+    real_fit = calibrate.fit
+    monkeypatch.setattr(calibrate, "fit", fit)
+    calibrate.calibrate((), blocks=3, passes=1)
+    wanted = [layer for network in calibrate.design(3) for layer in network.layers if layer.name != "ReLU data"]
+    assert [layer.name for layer, _ in taken] == [layer.name for layer in wanted]
+    assert all(ms >= 0 for _, ms in taken)
+
+
 def test_a_slow_machine_makes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "_BUDGET_S", 0.0)
     calls: list[None] = []

@@ -231,10 +231,18 @@ def test_this_machine_is_calibrated_once_for_a_folder(tmp_path: Path, monkeypatc
         calls.append(progress)
         return SimpleNamespace(model=load_costs("odroid-xu4"), quality=SimpleNamespace(table=lambda: "how well"))
 
+    totals = []
+
+    @contextlib.contextmanager
+    def bar(total: int, unit: str, title: str) -> Iterator[Any]:
+        totals.append((total, unit))
+        yield SimpleNamespace(update="progress")
+
     monkeypatch.setattr(calibrate, "calibrate", calibration)
+    monkeypatch.setattr(harness, "bar", bar)
     for _ in range(2):
         harness.calibrate_server(tmp_path)
-    assert len(calls) == 1
+    assert (calls, totals) == (["progress"], [(calibrate.PASSES + 1, "pass")])
     assert load_costs(str(tmp_path / "server.json")).name == "odroid-xu4"
     assert (tmp_path / "calibration.txt").read_text() == "how well\n"
 
