@@ -66,6 +66,9 @@ def test_each_plan_is_a_line_from_the_start_to_beyond_the_longest_upload(axes: l
     assert [line.get_color() for line in plot.lines] == [look["color"] for look in styles.values()]
     assert plot.get_xlim() == (0, end_s)
     assert plot.get_ylim()[0] == 0
+    assert (plot.get_xlabel(), plot.get_ylabel()) == ("time since the upload began (s)", "expected query latency (ms)")
+    (legend,) = plot.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [line.get_label() for line in plot.lines]
     assert plot.get_title(loc="left").strip() == "AlexNet: what each plan promises"
     assert plot.texts[0].get_text() == "expected of the costs, 80 Mbps, the link for the upload alone"
 

@@ -521,7 +521,9 @@ def test_optimal_has_the_least_area_of_all_orders(graph):
 @given(chains(6, DECIMALS), st.data())
 def test_latencies_of_many_sets_are_those_of_each(graph, data):
     n = len(graph.stages)
-    free = data.draw(st.lists(st.integers(0, n - 1), unique=True).filter(lambda stages: graph.offloadable[stages].all()))
+    free = data.draw(
+        st.lists(st.integers(0, n - 1), unique=True).filter(lambda stages: graph.offloadable[stages].all())
+    )
     weighted = [stage for stage in range(n) if stage not in free and graph.offloadable[stage]]
     present = np.array([[bool(number >> i & 1) for i in range(len(weighted))] for number in range(2 ** len(weighted))])
     latencies_ms = _latencies(graph, weighted, free, present.reshape(2 ** len(weighted), len(weighted)))

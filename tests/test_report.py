@@ -178,6 +178,14 @@ def test_prediction_errors():
     assert checked.query_error == pytest.approx(125.0 / 137.5 - 1)
 
 
+def test_details_are_not_for_the_terminal():
+    report = make_report([predictable(137.5)])
+    details = {part.title for part in report.sections if part.detail}
+    assert details == {"Claims that are not checked", "Model validation, run by run", "Where the runs were made"}
+    assert all((part.title in report.text()) != part.detail for part in report.sections)
+    assert all(f"## {part.title}\n" in report.markdown() for part in report.sections)
+
+
 def test_prediction_errors_in_the_report():
     sections = {part.title: part for part in make_report([predictable(137.5), predictable(100.0, run=2)]).sections}
     (line,) = sections["Model validation: the virtual testbed predicts the live runs"].rows
@@ -241,6 +249,7 @@ def test_the_report_shows_tables_and_figures(alexnet: list[Trace], tmp_path: Pat
     shown = [figure for figure in figures if figure.suffix == ".png"]
     for figure in shown:
         assert f"({figure.relative_to(tmp_path)})" in text
+    assert page.count("<h1>Report</h1>") == 1
     assert page.count("<table>") == page.count("</table>") == page.count("<h2>") - 1  # the figures' heading
     html = Page(page)
     assert len(html.tables) == text.count("| --- |\n")
