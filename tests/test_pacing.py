@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ionn.pacing import (
@@ -47,6 +47,7 @@ def test_bytes_that_came_while_the_link_was_busy_wait() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 8_000), st.floats(0, 0.05), st.booleans()), min_size=1, max_size=200))
+@example([(8_000, 2.0, True), *[(8_000, 0.0, True)] * 20])  # held up for two seconds
 def test_never_one_percent_over_the_cap_in_any_second(wakes: list[tuple[int, float, bool]]) -> None:
     """Whatever the sizes, and however late or idle the link: a second delivers at most 1 % too many bytes."""
     pacer = LinkPacer(0.8)  # so slow that the wakes span many seconds
@@ -136,6 +137,11 @@ def test_overruns_of_tiny_layers_are_recorded_but_not_counted() -> None:
     assert result == approx(overruns=0, overrun_ms=100 * late_ms, layer_ms=layer_ms)
 
 
+@pytest.mark.parametrize(("late_ms", "overruns"), [(0.049, 0), (0.051, 1)])
+def test_an_overrun_counts_from_a_twentieth_of_a_millisecond(late_ms: float, overruns: int) -> None:
+    assert run([1 + late_ms], target_ms=[1])[0].overruns == overruns
+
+
 def test_no_layers() -> None:
     assert run([], []) == (approx(0, 0, []), [])
 
@@ -158,3 +164,25 @@ def test_wall_clock_never_returns_early(wait_s: float) -> None:
     clock.wait_until(time_s)
     assert clock.now_s() >= time_s
     assert abs(clock.now_s() - time.monotonic()) < 60  # the clock that traces are recorded with
+
+
+@pytest.mark.parametrize("wait_s", [0.00005, 0.003, 2.0])
+def test_wall_clock_sleeps_and_polls_the_last_moment(wait_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose sleeps end 0.05 ms late, and where a look at the clock takes a microsecond."""
+    now_s, slept_s = 50.0, 0.0
+
+    def sleep(duration_s: float) -> None:
+        nonlocal now_s, slept_s
+        now_s += duration_s + 0.00005
+        slept_s += duration_s
+
+    def select(read: object, write: object, other: object, timeout_s: float) -> None:
+        nonlocal now_s
+        now_s += 0.000001 + timeout_s
+
+    monkeypatch.setattr("ionn.pacing.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("ionn.pacing.time.sleep", sleep)
+    monkeypatch.setattr("ionn.pacing.select.select", select)
+    WallClock().wait_until(50.0 + wait_s)
+    assert 50.0 + wait_s <= now_s < 50.0 + wait_s + 0.00001
+    assert slept_s >= wait_s - 0.00011

@@ -143,7 +143,8 @@ class Mutator(ast.NodeVisitor):
             self._change(self._begin(node), self._end(node), str(not node.value), f"{node.value} -> {not node.value}")
         elif isinstance(node.value, int | float):
             old = self._source[self._begin(node) : self._end(node)]
-            self._change(self._begin(node), self._end(node), f"({old} + 1)", f"{old} -> {old} + 1")
+            new = f"{old} + 1" if isinstance(node.value, int) or node.value == 0 else f"{old} * 2"
+            self._change(self._begin(node), self._end(node), f"({new})", f"{old} -> {new}")
 
     def _negate(self, test: ast.expr, what: str) -> None:
         text = self._source[self._begin(test) : self._end(test)]

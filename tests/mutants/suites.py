@@ -42,7 +42,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "testbed": {
         "experiment": ["test_virtual.py", "test_live.py"],
         "virtual": ["test_virtual.py"],
-        "pacing": ["test_pacing.py", "test_link.py", "test_live.py"],
+        "pacing": ["test_pacing.py", "test_link.py"],
         "link": ["test_link.py"],
         "harness": ["test_live.py", "test_virtual.py", "test_cli.py"],
     },
