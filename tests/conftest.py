@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import serving
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from ionn import engine
 from ionn.network import Network
 
 # A busy machine is slow at times; that says nothing about the code.
 settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# For tests/mutants: the same cases for every mutant, and one that fails is not made smaller.
+settings.register_profile(
+    "mutants", settings.get_profile("ionn"), derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile("ionn")
 
 # Of a job in the background Ctrl-C is ignored, and so it is by all that this process starts.

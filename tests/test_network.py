@@ -322,8 +322,9 @@ def test_bad_networks_are_refused(text: str, message: str) -> None:
 
 
 def test_text_that_is_no_text_is_refused() -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"^bad:1:11: ") as caught:
         Network.from_text("name: '\ud800' \x00", "bad")
+    assert "\n" not in str(caught.value)
 
 
 def test_load_by_name_and_by_path(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ionn.pacing
@@ -44,6 +44,7 @@ def test_bytes_that_came_while_the_link_was_busy_wait() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 8_000), st.floats(0, 0.05), st.booleans()), min_size=1, max_size=200))
+@example([(8_000, 2.0, True), *[(8_000, 0.0, True)] * 20])  # held up for two seconds
 def test_never_one_percent_over_the_cap_in_any_second(wakes: list[tuple[int, float, bool]]) -> None:
     """Whatever the sizes, and however late or idle the link: a second delivers at most 1 % too many bytes."""
     pacer = LinkPacer(0.8)  # so slow that the wakes span many seconds

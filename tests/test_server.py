@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import psutil
@@ -98,9 +99,15 @@ def test_a_failed_query_leaves_the_session_as_it_was(
     client: Client, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
     upload(client, [extract(tiny, [1], tiny_weights)])
-    for first, last, data in ((2, 2, blobs[2]), (1, 2, blobs[1]), (1, 1, blobs[1][:, :2]), (2, 1, blobs[1])):
-        with pytest.raises(ServerError):
+    for first, last, data, reason in (
+        (2, 2, blobs[2], "stage 2 is not uploaded"),
+        (1, 2, blobs[1], "stage 2 is not uploaded"),
+        (1, 1, blobs[1][:, :2], "the input of stage 1 has 4608 bytes"),
+        (2, 1, blobs[1], r"stages 2\.\.1 are not a run"),
+    ):
+        with pytest.raises(ServerError, match=reason) as caught:
             client.run(first, last, data)
+        assert caught.value.code == wire.ERROR_QUERY
     np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
 
 
@@ -155,10 +162,31 @@ def test_a_client_that_meets_another_version_says_so() -> None:
         context.destroy(linger=0)
 
 
-@pytest.mark.parametrize("frames", [[b""], [b"junk"], [b'{"type": "ack"}'], [b'{"type": "ready", "partition": 1}']])
-def test_junk_gets_an_error_and_the_session_goes_on(raw: Raw, frames: list[bytes]) -> None:
-    assert isinstance(raw.ask(raw.control, frames), wire.Error)
-    assert isinstance(raw.ask(raw.connect(), frames), wire.Error)
+def refused(raw: Raw, message: wire.Message | list[bytes], code: str, socket: zmq.Socket[Any] | None = None) -> str:
+    """Why a message is refused."""
+    answer = raw.ask(socket or raw.control, message)
+    assert isinstance(answer, wire.Error), answer
+    assert answer.code == code, answer
+    return answer.message
+
+
+JUNK = [
+    (b"", f"not a message of protocol {PROTOCOL}: "),
+    (b"junk", f"not a message of protocol {PROTOCOL}: "),
+    (b'{"type": "ack"}', "'partition'"),
+]
+
+
+@pytest.mark.parametrize(("frame", "reason"), JUNK)
+def test_junk_gets_an_error_and_the_session_goes_on(raw: Raw, frame: bytes, reason: str) -> None:
+    for socket in (raw.control, raw.connect()):
+        assert reason in refused(raw, [frame], wire.ERROR_PROTOCOL, socket)
+    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+
+
+def test_what_only_a_server_says_gets_an_error(raw: Raw) -> None:
+    assert "'ready' is not for a session" in refused(raw, wire.Ready(1), wire.ERROR_PROTOCOL)
+    assert "say hello first" in refused(raw, wire.Ready(1), wire.ERROR_SESSION, raw.connect())
     assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
 
 
@@ -167,40 +195,44 @@ def test_only_a_complete_partition_is_used(
 ) -> None:
     header, chunks, end = messages(extract(tiny, [1], tiny_weights))
     query = wire.Query(1, 1, 1, (blobs[1].tobytes(),))
+    absent = "stage 1 is not uploaded"
 
     assert raw.ask(raw.control, header) == wire.Ack(0, 0)
-    assert isinstance(raw.ask(raw.control, query), wire.Error)
+    assert refused(raw, query, wire.ERROR_QUERY) == absent
     assert raw.ask(raw.control, chunks[0]) == wire.Ack(0, header.size)
-    assert isinstance(raw.ask(raw.control, query), wire.Error)
-    wrong = raw.ask(raw.control, PartitionEnd(0, "0" * 64))
-    assert isinstance(wrong, wire.Error)
-    assert "digest" in wrong.message
-    assert isinstance(raw.ask(raw.control, query), wire.Error)
+    assert refused(raw, query, wire.ERROR_QUERY) == absent
+    assert "digest" in refused(raw, PartitionEnd(0, "0" * 64), wire.ERROR_DAMAGED)
+    assert refused(raw, query, wire.ERROR_QUERY) == absent
 
     for message in (header, *chunks):
         raw.ask(raw.control, message)
     assert raw.ask(raw.control, end) == wire.Ready(0)
     assert isinstance(raw.ask(raw.control, query), wire.Result)
-    again = raw.ask(raw.control, header)
-    assert isinstance(again, wire.Error)
-    assert "announced before" in again.message
+    assert "announced before" in refused(raw, header, wire.ERROR_DAMAGED)
 
 
 def test_weights_must_be_all_there(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
     header, _, _ = messages(extract(tiny, [1], tiny_weights))
-    for blobs in (header.blobs[:-1], (), (*header.blobs, header.blobs[0])):
-        answer = raw.ask(raw.control, PartitionHeader(0, header.nets, blobs, header.size))
-        assert isinstance(answer, wire.Error), blobs
-        assert answer.partition == 0
+    for blobs, reason in (
+        (header.blobs[:-1], "blob 1 of layer 'conv1' is not sent"),
+        ((), "blob 0 of layer 'conv1' is not sent"),
+        ((*header.blobs, header.blobs[0]), "blob 0 of layer 'conv1' is sent twice"),
+    ):
+        wrong = PartitionHeader(0, header.nets, blobs, header.size)
+        assert reason in refused(raw, wrong, wire.ERROR_PARTITION)
 
 
 def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
     header, _, _ = messages(extract(tiny, [1], tiny_weights))
     net = header.nets[0]
-    for old, new in (("kernel_size: 3", "kernel_size: 300"), ('"Convolution"', '"Python"'), ("layer {", "layer {{")):
+    for old, new, reason in (
+        ("kernel_size: 3", "kernel_size: 300", "its kernel of 300 is larger"),
+        ('"Convolution"', '"Python"', "it runs code"),
+        ("layer {", "layer {{", "Expected identifier"),
+    ):
         nets = (type(net)(net.prototxt.replace(old, new), net.input, net.stages),)
-        answer = raw.ask(raw.control, PartitionHeader(0, nets, header.blobs, header.size))
-        assert isinstance(answer, wire.Error), new
+        wrong = PartitionHeader(0, nets, header.blobs, header.size)
+        assert reason in refused(raw, wrong, wire.ERROR_PARTITION)
     assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
 
 
