@@ -142,11 +142,11 @@ MOMENTS = (
 class Hostile:
     """A server at `address`. Until `moment` comes it is a good one; then and from then on `script` answers.
 
-    `struck` is set when the script has begun.
+    `struck` is set when the script has begun. The moment "greeting" is before all: the script has the connection.
     """
 
     def __init__(self, moment: str = "", script: Script | None = None, costs: dict[str, Any] | None = None) -> None:
-        assert not moment or moment in MOMENTS
+        assert moment in ("", "greeting", *MOMENTS)
         self._moment, self._script, self._costs = moment, script, costs or {}
         self.struck = threading.Event()
         self._net = engine.load_network(NETWORK, WEIGHTS)
@@ -182,6 +182,11 @@ class Hostile:
 
     def _serve(self, connection: Connection) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError):
+            if self._moment == "greeting" and self._script is not None:
+                self.struck.set()
+                self._script(connection, wire.Bye())
+                connection.close()
+                return
             connection.shake_hands()
             role = ""
             while True:
