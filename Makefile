@@ -5,6 +5,9 @@ RUNS ?= 1
 MINUTES ?= 10
 FUZZ_TIMES ?= 10
 FUZZ_S ?= 120
+# Half of the tests' time is waiting for processes and timeouts: twice as many test processes as cores keep two busy.
+TEST_PROCESSES ?= 4
+PYTEST := .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-python-dev libboost-thread-dev \
   libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev ninja-build protobuf-compiler \
@@ -17,10 +20,10 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models test lint reproduce figures bench soak fuzz clean
+.PHONY: help setup system-packages models test test-long lint reproduce figures bench soak fuzz clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with ionn and Caffe in it (Caffe is compiled once per user)
 
@@ -51,8 +54,11 @@ $(STAMP): | system-packages
 models: setup ## build the weights in models/ (seeded, always the same)
 	@.venv/bin/python models/build_models.py
 
-test: models ## run the tests
-	.venv/bin/python -m pytest
+test: models ## run the tests: 3 minutes on two cores
+	$(PYTEST)
+
+test-long: models ## run what takes too long for that, and 1,000 generated nets: 20 minutes
+	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
 
 lint: setup ## ruff, and mypy on the package
 	.venv/bin/python -m ruff check

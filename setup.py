@@ -23,6 +23,7 @@ TEST_DEPENDENCIES = [
     "psutil>=5.9,<8",  # finds the processes that a run started
     "pytest>=8,<10",
     "pytest-timeout>=2.3.1,<3",  # no test may hang
+    "pytest-xdist>=3.6,<4",  # the tests in several processes, as half of their time is waiting
     "ruff==0.17.*",  # lint and format
 ]
 
@@ -41,5 +42,5 @@ setup(
     package_data={"ionn": ["devices/*.json", "py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require={"fuzz": FUZZ_DEPENDENCIES, "metrics": METRICS_DEPENDENCIES, "test": TEST_DEPENDENCIES},
-    entry_points={"console_scripts": ["ionn = ionn.cli:main"]},
+    entry_points={"console_scripts": ["ionn = ionn.__main__:main"]},
 )

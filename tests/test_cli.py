@@ -153,7 +153,9 @@ def test_disk_full_keeps_what_was_written(tiny_files: Path, tmp_path: Path) -> N
     (kept,) = results.rglob("run-01.jsonl")
     before = kept.read_bytes()
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) - 10},) * 2)"
-    code = f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from ionn.cli import main; main()"
+    code = (
+        f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from ionn.__main__ import main; main()"
+    )
     command = ["run", str(tiny_files), "--testbed", "virtual", "--results", str(results), "--runs", "2"]
     done = subprocess.run(
         [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60, check=False
@@ -249,13 +251,36 @@ def test_ctrl_c_leaves_nothing(case: str, tiny_files: Path) -> None:
     assert set(tiny_files.parent.iterdir()) == before
 
 
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+module = sys.argv.pop(1)
+
+class Interrupter:
+    def find_spec(name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter)
+runpy.run_module("ionn", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "ionn.cli.options", "ionn.experiment", "numpy", "google.protobuf", "zmq"])
+def test_ctrl_c_while_it_starts(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run", "alexnet", "--testbed", "virtual"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "ionn: interrupted")
+
+
 def complete(words: str) -> list[str]:
     """What bash would offer after `words`."""
-    code = "import sys; sys.argv[0] = 'ionn'; from ionn.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'ionn'; from ionn.__main__ import main; main()"
     environment = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_IONN_COMPLETE": "bash_complete"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
     return [line.partition(",")[2] for line in done.stdout.splitlines()]
 
 

@@ -28,8 +28,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "mode
 # The first words of lines that are not run, and why.
 LONG = {
     "make": "sets up, tests or measures: minutes",
-    "ionn calibrate": "a minute of a machine that does nothing else",
-    "ionn run googlenet --algorithm original": "a live run: 8 s",
+    "ionn calibrate": "up to a minute; make test-long runs it",
+    "ionn run googlenet --algorithm original": "a live run, 8 s; make test-long runs it",
     "ionn run googlenet --connect": "needs two machines; tests/test_namespaces.py has two",
     "ionn ping tcp://BOX": "likewise",
     "ionn serve --bind tcp://0.0.0.0": "likewise",
@@ -88,6 +88,13 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(tree), "OPENBLAS_NUM_THREADS": "1"}
 
 
+def shell(line: str, tree: Path, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-ec", line], cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=timeout_s,
+        check=False,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def background(line: str, tree: Path) -> Iterator[None]:
     """A server or a link, from when it is ready until the block ends."""
@@ -112,11 +119,18 @@ def test_commands_run(page: Path, tree: Path) -> None:
                 elif re.match(r"ionn (serve|link) ", line):
                     running.enter_context(background(line, tree))
                 else:
-                    done = subprocess.run(
-                        ["bash", "-ec", line], cwd=tree, env=environment(tree), capture_output=True, text=True,
-                        timeout=60, check=False,
-                    )  # fmt: skip
+                    done = shell(line, tree)
                     assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start", ["ionn calibrate", "ionn run googlenet --algorithm original"])
+def test_long_commands_run(start: str, tree: Path) -> None:
+    lines = {line for page in PAGES for block in blocks(page) for line in block if line.startswith(start)}
+    assert lines
+    for line in lines:
+        done = shell(line, tree, timeout_s=300)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 def test_python_runs(tree: Path) -> None:

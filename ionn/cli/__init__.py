@@ -18,12 +18,11 @@ from ionn.errors import InputError, IonnError, ServerUnreachableError
 
 
 def main() -> None:
-    """The entry point: turns our errors into one line and an exit code."""
+    """Run the command line; our errors become one line and an exit code. Raises KeyboardInterrupt for Ctrl-C."""
     try:
         cli.main(standalone_mode=False)
-    except click.Abort:  # Ctrl-C
-        sys.stderr.write("ionn: interrupted\n")
-        sys.exit(130)
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(f"{error.format_message()}\n")
         sys.exit(2)
