@@ -51,8 +51,9 @@ from ionn.wire import (
 
 # What may become of a connection; none of it is the caller's fault, and a query can run at the client instead.
 FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
-# After so many losses in a row between which no more arrived than before, the upload is given up: where the server, or
-# the model at it, is to blame (it crashes, takes the bytes for damaged, says what it must not), and in all.
+# After so many losses in a row the upload is given up: where the server, or the model at it, is to blame (it crashes,
+# takes the bytes for damaged, says what it must not), and no partition became ready meanwhile; and where it has no byte
+# more than before.
 _SETBACKS_MAX = 3
 _LOSSES_MAX = 12
 # How long a goodbye may take: enough for a live server, short where it is gone.
@@ -151,9 +152,10 @@ class Client:
         self.upload: Upload | None = None
         self._session = ""
         self._queries = 0
-        # Losses in a row, of all kinds; since more arrived than ever before, of connections, and by whose fault.
+        # Losses in a row: of all kinds and of connections, since the server had more bytes than ever before; and by its
+        # fault, since it had more partitions.
         self._losses = self._breaks = self._setbacks = 0
-        self._most = (0, 0)  # partitions ready, bytes sent
+        self._most_ready = self._most_bytes = 0
         self._make: tuple[MakePartitions, Callable[[], float]] | None = None
         self._context: zmq.Context[Any] = zmq.Context()
         self._stopped = threading.Event()
@@ -414,8 +416,9 @@ class Client:
         if upload is not None:
             with self._named():
                 upload.take(message)
-            arrived = (upload.ready, upload.sent_bytes)
-            if arrived > self._most:
-                self._most = arrived
-                self._losses = self._breaks = self._setbacks = 0
+            if upload.ready > self._most_ready:
+                self._most_ready, self._setbacks = upload.ready, 0
+            if upload.sent_bytes > self._most_bytes:
+                self._most_bytes = upload.sent_bytes
+                self._losses = self._breaks = 0
         return message

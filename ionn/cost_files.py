@@ -11,6 +11,9 @@ from ionn.costs import SCHEMA, CostModel, Costs, LayerTime, Profile, check_numbe
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.strict import parse_json
 
+# What is read of a text in costs.
+_TEXT_MAX = 200
+
 _DEVICES = Path(__file__).with_name("devices")
 
 
@@ -70,10 +73,10 @@ def costs_from_json(document: object, source: str) -> CostModel | Profile:
 def _printable(value: Any) -> Any:
     """A JSON value, of which every text is fit to be shown: names in costs get into messages and reports."""
     if isinstance(value, dict):
-        return {printable(key): _printable(inner) for key, inner in value.items()}
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_printable(inner) for inner in value]
-    return printable(value) if isinstance(value, str) else value
+    return printable(value[:_TEXT_MAX]) if isinstance(value, str) else value
 
 
 def _layer_time(document: object) -> LayerTime:

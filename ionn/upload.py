@@ -13,7 +13,6 @@ from ionn.trace import PartitionRecord
 from ionn.wire import (
     CHUNK_BYTES,
     Ack,
-    Chunk,
     Held,
     Message,
     PartitionEnd,
@@ -30,6 +29,9 @@ CREDIT_BYTES_MIN = 1000
 WINDOW_BYTES_MAX = 16 * 1000 * 1000
 # Messages under way: servers take 1,000.
 _UNDER_WAY_MAX = 500
+
+# A message, the only right answer to it, and the credit that it takes.
+_Step = tuple[Message, Message, int]
 
 
 class Upload:
@@ -51,9 +53,9 @@ class Upload:
         self._received = [0] * len(partitions)
         self._whole: set[int] = set()
         self._under_way_bytes = self._window_bytes = 0
-        self._awaited: deque[Ack | Ready] = deque()
-        self._messages: Iterator[Message] = iter(())
-        self._next: Message | None = None
+        self._awaited: deque[Message] = deque()
+        self._messages: Iterator[_Step] = iter(())
+        self._next: _Step | None = None
         self._stopped = False
         self.ready = 0
         self.error: Exception | None = None
@@ -140,24 +142,18 @@ class Upload:
         """The next message to send; None while the server's credit is used up, or when all is sent."""
         if self._next is None:
             self._next = next(self._messages, None)
-        message = self._next
-        if message is None or len(self._awaited) >= _UNDER_WAY_MAX:
+        step = self._next
+        if step is None or len(self._awaited) >= _UNDER_WAY_MAX:
             return None
-        match message:
-            case Chunk():
-                size = sum(map(len, message.payload))
-                if self._under_way_bytes + size > self._window_bytes:
-                    return None
-                self._under_way_bytes += size
-                self._awaited.append(Ack(message.partition, message.offset + size))
-            case PartitionHeader():
-                self._awaited.append(Ack(message.partition, 0))
-            case PartitionEnd():
-                self._awaited.append(Ready(message.partition))
+        message, answer, size = step
+        if self._under_way_bytes + size > self._window_bytes:
+            return None
+        self._under_way_bytes += size
+        self._awaited.append(answer)
         self._next = None
         return message
 
-    def _remaining(self, started: dict[int, int], chunk_bytes: int) -> Iterator[Message]:
+    def _remaining(self, started: dict[int, int], chunk_bytes: int) -> Iterator[_Step]:
         for index, partition in enumerate(self._partitions):
             model = partition.caffemodel
             if index in self._whole:
@@ -165,15 +161,17 @@ class Upload:
             start = started.get(index)
             if start is None:
                 self._started_s[index] = self._now_s()
-                yield PartitionHeader(index, partition.nets, model.blobs, model.size)
+                yield PartitionHeader(index, partition.nets, model.blobs, model.size), Ack(index, 0), 0
             digest = hashlib.sha256()
             for offset, parts in model.chunks(chunk_bytes):
                 for part in parts:
                     digest.update(part)
-                skip = (start or 0) - offset
-                if skip < sum(map(len, parts)):
-                    yield make_chunk(index, offset + max(skip, 0), _without(parts, max(skip, 0)))
-            yield PartitionEnd(index, digest.hexdigest())
+                skip = max(0, (start or 0) - offset)
+                size = sum(map(len, parts)) - skip
+                if size > 0:
+                    chunk = make_chunk(index, offset + skip, _without(parts, skip))
+                    yield chunk, Ack(index, offset + skip + size), size
+            yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
 
     def take(self, message: Message) -> None:
         """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""

@@ -4,17 +4,17 @@ send what no ZeroMQ socket would."""
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_slicing import network_of
@@ -142,17 +142,18 @@ MOMENTS = (
 class Hostile:
     """A server at `address`. Until `moment` comes it is a good one; then and from then on `script` answers.
 
-    `struck` is set when the script has begun.
+    `struck` is set when the script has begun. The moment "greeting" is before all: the script has the connection.
     """
 
     def __init__(self, moment: str = "", script: Script | None = None, costs: dict[str, Any] | None = None) -> None:
-        assert not moment or moment in MOMENTS
+        assert moment in ("", "greeting", *MOMENTS)
         self._moment, self._script, self._costs = moment, script, costs or {}
         self.struck = threading.Event()
         self._net = engine.load_network(NETWORK, WEIGHTS)
         self._computing = threading.Lock()
         self._left: dict[int, Floats] = {}
         self._held: dict[int, wire.Held] = {}
+        self._sizes: dict[int, int] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._connections: list[Connection] = []
@@ -182,6 +183,11 @@ class Hostile:
 
     def _serve(self, connection: Connection) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError):
+            if self._moment == "greeting" and self._script is not None:
+                self.struck.set()
+                self._script(connection, wire.Bye())
+                connection.close()
+                return
             connection.shake_hands()
             role = ""
             while True:
@@ -209,6 +215,7 @@ class Hostile:
                 held = tuple(self._held.values())
                 return f"welcome {role}", wire.Welcome(wire.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held)
             case wire.PartitionHeader():
+                self._sizes[message.partition] = message.size
                 return "header ack", wire.Ack(message.partition, 0)
             case wire.Chunk():
                 return "chunk ack", wire.Ack(message.partition, message.offset + sum(map(len, message.payload)))
@@ -238,7 +245,7 @@ class Hostile:
         if isinstance(answer, wire.Ack):
             self._held[answer.partition] = wire.Held(answer.partition, answer.received, False)
         elif isinstance(answer, wire.Ready):
-            self._held[answer.partition] = dataclasses.replace(self._held[answer.partition], ready=True)
+            self._held[answer.partition] = wire.Held(answer.partition, self._sizes[answer.partition], True)
 
     def _input(self, query: int, payload: Sequence[Any], stage: int) -> Floats:
         if not payload:
@@ -303,6 +310,11 @@ def pour(*pieces: bytes) -> Script:
             connection.raw(pieces[-1])
 
     return script
+
+
+def often(cases: Iterable[tuple[Any, ...]], kept: Callable[..., bool]) -> list[Any]:
+    """Cases of a test; those that are not `kept` take part in the long run only."""
+    return [pytest.param(*case, marks=() if kept(*case) else pytest.mark.long) for case in cases]
 
 
 # --- The client ------------------------------------------------------------------------------------------------------

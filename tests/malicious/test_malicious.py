@@ -10,7 +10,20 @@ import threading
 import time
 
 import pytest
-from hostile import MOMENTS, Connection, Hostile, Script, change, changed, frame, multipart, pour, say, session_at
+from hostile import (
+    MOMENTS,
+    Connection,
+    Hostile,
+    Script,
+    change,
+    changed,
+    frame,
+    multipart,
+    often,
+    pour,
+    say,
+    session_at,
+)
 
 from ionn import wire
 from ionn.client import FAULTS
@@ -138,39 +151,27 @@ def test_a_good_server_is_used() -> None:
     assert not record.fallback
 
 
-def cases(every: int) -> list[tuple[str, str, str]]:
-    """(moment, field, name of a token), each combination or one of so many for each field at each moment."""
-    rng = random.Random(19)
-    return [
-        (moment, field, name)
-        for moment, type_ in ANSWERS.items()
-        for field in fields_of(type_)
-        for name in rng.sample(list(TOKENS), len(TOKENS) // every)
-    ]
+_rng = random.Random(19)
+_KEPT = {(moment, field): _rng.choice(list(TOKENS)) for moment in MOMENTS for field in fields_of(ANSWERS[moment])}
+FIELDS = often(
+    ((moment, field, name) for (moment, field) in _KEPT for name in TOKENS),
+    lambda moment, field, name: _KEPT[moment, field] == name,
+)
+# The moments that are not only in the long run.
+OFTEN = ("welcome control", "chunk ack", "part", "pong control")
 
 
-def check_field(moment: str, field: str, name: str) -> None:
+@pytest.mark.parametrize(("moment", "field", "name"), FIELDS)
+def test_a_wrong_field(moment: str, field: str, name: str) -> None:
     outcome = meet(moment, changed(field, TOKENS[name]))
     for fault in outcome.faults:
         assert isinstance(fault, ProtocolError), fault
 
 
-@pytest.mark.parametrize(("moment", "field", "name"), cases(every=24))
-def test_a_wrong_field(moment: str, field: str, name: str) -> None:
-    check_field(moment, field, name)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("moment", "field", "name"), cases(every=1))
-def test_any_wrong_field(moment: str, field: str, name: str) -> None:
-    check_field(moment, field, name)
-
-
 # --- Messages --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize(("moment", "type_"), often(itertools.product(MOMENTS, TYPES), lambda at, _: at in OFTEN))
 def test_another_message(moment: str, type_: str) -> None:
     """The session goes on without the server, and the reason is that answer."""
     if type_ == ANSWERS[moment] and type_ not in ("ack", "result", "welcome"):
@@ -194,8 +195,7 @@ def test_another_message(moment: str, type_: str) -> None:
     assert re.search(due, str(fault)), fault
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("count", [0, 2, 3])
+@pytest.mark.parametrize(("moment", "count"), often(itertools.product(MOMENTS, (0, 2, 3)), lambda at, n: n < 3))
 def test_no_answer_and_too_many(moment: str, count: int) -> None:
     outcome = meet(moment, repeat(count), rounds=300)
     for fault in outcome.faults:
@@ -284,9 +284,8 @@ FLOODS: dict[str, tuple[bytes, ...]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("flood", FLOODS)
-def test_a_flood(flood: str, moment: str) -> None:
+@pytest.mark.parametrize(("moment", "flood"), often(itertools.product(MOMENTS, FLOODS), lambda at, _: at in OFTEN))
+def test_a_flood(moment: str, flood: str) -> None:
     outcome = meet(moment, pour(*FLOODS[flood]))
     assert outcome.faults
     for fault in outcome.faults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import MOMENTS, WAIT_S, Hostile, Script, pour
+from hostile import MOMENTS, WAIT_S, Hostile, Script, often, pour
 from test_malicious import FLOODS
 
 EXTRA_MB = 100.0
 LOSSES = 3
-QUICK = [
+OFTEN = (
     ("chunk ack", "large frames without end"),
     ("welcome control", "empty frames without end"),
     ("query", "pongs"),
-]
+)
+# While a query runs, nobody pings.
+MOMENTS_OF_QUERIES = [moment for moment in MOMENTS if not moment.startswith("pong")]
+CASES = often(itertools.product(MOMENTS_OF_QUERIES, FLOODS), lambda *case: case in OFTEN)
 
 
 def run(moment: str, script: Script | None, losses: int) -> dict[str, Any]:
@@ -41,20 +45,9 @@ def needed_mb() -> float:
     return float(quiet["peak_mb"])
 
 
-def check(moment: str, flood: str) -> None:
+@pytest.mark.parametrize(("moment", "flood"), CASES)
+def test_memory(moment: str, flood: str) -> None:
     done = run(moment, pour(*FLOODS[flood]), LOSSES)
     assert done["right"]
     assert len(done["faults"]) >= LOSSES
     assert done["peak_mb"] - needed_mb() < EXTRA_MB, done
-
-
-@pytest.mark.parametrize(("moment", "flood"), QUICK)
-def test_memory(moment: str, flood: str) -> None:
-    check(moment, flood)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if not moment.startswith("pong")])
-@pytest.mark.parametrize("flood", FLOODS)
-def test_memory_at_any_moment(moment: str, flood: str) -> None:
-    check(moment, flood)
