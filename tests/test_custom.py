@@ -65,7 +65,7 @@ def test_good_plans_are_sorted_within_partitions_and_joined() -> None:
         ([[(1, 0, 100)]], "ends at a multiple of 48"),
         ([[(1, 0, 528)]], "of the 480 channels"),
         ([[(1, 0, 432)], [(1, 432, 480)]], "has at least 96"),
-        ([[(1, 0, 96)]], r"stage 1 \(B\): its slices end at 96 of 480 channels"),
+        ([[(1, 0, 432)]], r"stage 1 \(B\): what is left of it has 48 channels; upload them too, or leave at least 96"),
     ],
 )
 def test_what_is_no_plan_is_refused_with_the_reason(made: Any, message: str) -> None:

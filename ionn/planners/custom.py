@@ -109,7 +109,7 @@ def _joined(graph: ExecutionGraph, pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _check(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> None:
-    """Raise ValueError unless each piece can be uploaded, once, and each stage in slices is uploaded as a whole."""
+    """Raise ValueError unless each piece can be uploaded, once, and what is left of a stage could be a slice."""
     cuts = {cut.stage: cut for cut in graph.cuts}
     ends: dict[int, int] = {}  # of the slices so far
     whole: set[int] = set()
