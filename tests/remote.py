@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -45,6 +46,8 @@ class Remote:
             self._process = subprocess.Popen(
                 [sys.executable, str(FOLDER / self._script)], cwd=FOLDER,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                # glibc fills what it frees, so that whatever reads it later reads nonsense.
+                env={**os.environ, "MALLOC_PERTURB_": "165"},
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -17,12 +17,16 @@ from client_process import Act, Clients, Program
 from faults.world import Server
 from generated import GENERATORS, Draft, draft_net, some_caffemodel, some_floats, some_weights, wide_net
 from oracle import Oracle, Question
-from schedules import Answers, Schedule, Weights, describe, near, run, slices_of
+from raw import messages
+from schedules import Answers, Expected, Schedule, Weights, describe, near, run, slices_of
 from session_process import Sessions
 
+from ionn import wire
+from ionn.caffemodel import serialise
 from ionn.errors import InputError
 from ionn.layers import LAYER_TYPES
 from ionn.network import Network
+from ionn.partition import PartialNet, Partition, StageCut
 from ionn.planners import PLANNERS
 from ionn.slicing import Piece, Slice
 
@@ -107,6 +111,59 @@ def test_sessions_answer_as_caffe_does(oracle: Oracle, sessions: Sessions) -> No
     assert len(accepted) > NETS / 2
     if NETS >= 200:
         assert {layer.type for network in accepted for layer in network.layers} == set(LAYER_TYPES)
+
+
+# --- Stages as a stranger would have them ----------------------------------------------------------------------------
+
+
+def check_stranger(c: Choices, oracle: Oracle, sessions: Sessions, say: Say) -> None:
+    """A net in stages that end anywhere and hand on anything. From the first stage on, the blobs are Caffe's; from the
+    middle on nobody knows, but there is an answer."""
+    draft = draft_net(c)
+    say(draft.text)
+    network = read(draft, oracle)
+    if network is None:
+        return
+    weights, inputs = some_numbers(network, seed=c.integer(0, 9))
+    ends = sorted({*(c.integer(0, len(network.layers) - 1) for _ in range(c.integer(0, 5))), len(network.layers) - 1})
+    cuts: list[StageCut] = []
+    for begin, end in zip((0, *(end + 1 for end in ends)), ends, strict=False):
+        made = [blob for layer in network.layers[begin : end + 1] for blob in layer.tops]
+        if not made:
+            return
+        # Only the last may hand on several blobs: the one behind it would not know which.
+        outputs = [pick(c, made) for _ in range(c.integer(1, 3) if end == ends[-1] else 1)]
+        cuts.append(StageCut(len(cuts), end, tuple(outputs)))
+    say(str(cuts))
+    taps = [(cut.last_layer, blob) for cut in cuts for blob in cut.outputs]
+    truth = oracle.compute(Question(draft.text, inputs, weights, taps))
+    assert truth is not None
+    exact = Answers(network, truth, inputs).exact(0, len(network.stages) - 1)
+    model = serialise("stranger", network.layers, weights)
+    net = PartialNet(draft.text, network.input, tuple(cuts))
+    header, chunks, end_of_it = messages(Partition((net,), model))
+    steps = [Expected(0, "header", header, wire.Ack), *(Expected(0, "chunk", chunk, wire.Ack) for chunk in chunks)]
+    steps.append(Expected(0, "end", end_of_it, wire.Ready))
+    for number in range(c.integer(3, 12)):
+        for _ in range(c.integer(0, 2)):
+            steps.append(Expected(0, "idle", None))
+        first, index = pick(c, [0, c.integer(0, len(cuts) - 1)]), c.integer(0, INPUTS - 1)
+        last = c.integer(first, len(cuts) - 1)
+        at = sum(len(cut.outputs) for cut in cuts[:last])
+        values = truth.taps[index]
+        wanted = tuple(values[at : at + len(cuts[last].outputs)])
+        data = inputs[index] if first == 0 else values[sum(len(cut.outputs) for cut in cuts[: first - 1])]
+        query = wire.Query(number, first, last, (data.tobytes(),))
+        what = f"query {number}: stages {first}..{last} of input {index}"
+        steps.append(Expected(0, what, query, wire.Result, wanted if first == 0 else None, nearly=not exact))
+    say("\n".join(describe(steps)))
+    run(steps, sessions.answers)
+
+
+@pytest.mark.nets
+@pytest.mark.timeout(1200)
+def test_strangers_get_what_caffe_computes_too(oracle: Oracle, sessions: Sessions) -> None:
+    for_each_seed(NETS // 2, lambda c, say: check_stranger(c, oracle, sessions, say))
 
 
 # --- By way of a server ----------------------------------------------------------------------------------------------
