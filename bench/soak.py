@@ -65,6 +65,8 @@ SAMPLE_EVERY_S = 2.0
 RESTARTS = ((0.02, "kill"), (0.12, "kill"), (0.23, "terminate"))
 SETTLE_S = 60.0
 FLAT = 0.05
+# A session's process that has part of a model. Strangers' have less.
+WITH_MODEL_MB = 30.0
 # When the faults have ended: how long a session pings the server, without strangers and beside them.
 PINGS_S = 10.0
 # Every process that a run starts, directly or not, has this variable.
@@ -365,7 +367,8 @@ class Soak:
 
     def _sample(self, share: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
-            sessions = [each.memory_full_info().uss / 1e6 for each in self.sessions()]
+            found = [each.memory_full_info().uss / 1e6 for each in self.sessions()]
+            sessions = [mb for mb in found if mb >= WITH_MODEL_MB]
             self.samples.append(
                 {
                     "quarter": 1 + int(4 * share),

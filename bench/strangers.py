@@ -65,8 +65,8 @@ _addresses = itertools.cycle(range(2, 30))
 
 @contextlib.contextmanager
 def connected(to: Address) -> Iterator[socket.socket]:
-    """A connection from another address each time; it ends as soon as anything goes wrong with it."""
-    with contextlib.suppress(OSError), socket.socket() as peer:
+    """A connection from another address each time."""
+    with socket.socket() as peer:
         peer.settimeout(2.0)
         peer.bind((f"127.0.0.{next(_addresses)}", 0))
         peer.connect(to)
@@ -149,14 +149,16 @@ def never_reads(to: Address) -> None:
 
 def reconnections(to: Address) -> None:
     """A hundred connections of one session, each with a large query on its way."""
-    with contextlib.suppress(OSError, ValueError), connected(to) as first:
+    with connected(to) as first:
         first.sendall(handshake() + HELLO)
         answer = b""
         while b'"session": "' not in answer:
-            answer += first.recv(4096)
+            if not (got := first.recv(4096)):
+                return
+            answer += got
         token = answer.partition(b'"session": "')[2][:32].decode()
         for _ in range(100):
-            with connected(to) as peer:
+            with contextlib.suppress(TimeoutError), connected(to) as peer:
                 peer.settimeout(0.1)
                 peer.sendall(handshake() + message(Hello(PROTOCOL, "control", token)))
                 peer.sendall(message(Query(1, 1, 1, (bytes(30_000_000),))))
@@ -180,11 +182,10 @@ def attack(name: str, address: str, duration_s: float) -> None:
     os.nice(10)
     to, parent, ends = parse_address(address), os.getppid(), time.monotonic() + duration_s
     while time.monotonic() < ends and os.getppid() == parent:
+        with contextlib.suppress(OSError):  # whoever is thrown out comes back
+            (random.choice(list(ATTACKS.values())) if name == WEATHER else ATTACKS[name])(to)
         if name == WEATHER:
-            random.choice(list(ATTACKS.values()))(to)
             time.sleep(random.expovariate(1.0))
-        else:
-            ATTACKS[name](to)
 
 
 @contextlib.contextmanager

@@ -309,7 +309,8 @@ class Server:
         session = self._sessions[token] = Session(token, key, pipe, note, heard=now, moved=now)
 
         def failed() -> None:
-            self._end(session, ERROR_CRASHED, "the session's process could not be understood")
+            if token in self._sessions:
+                self._end(session, ERROR_CRASHED, "the session's process could not be understood")
 
         self._loop.watch(pipe.fileno(), IN, lambda mask: self._from_worker(session, mask), failed, outer=False)
         self.counts.sessions = len(self._sessions)

@@ -9,7 +9,7 @@ queues behind weights: `control` for queries and `upload` for partitions. Nothin
                       PartitionEnd, Ping
 
 Flow control is by credit: the sender never has more than the Welcome's `window_bytes` of unacknowledged weights under
-way, which bounds the memory that a client can occupy at the server and in the sockets.
+way, so that nothing waits in sockets for long. A server reads no more of a client than it has room for.
 """
 
 from __future__ import annotations
@@ -240,7 +240,6 @@ ERROR_CRASHED = "crashed"  # the session's process died, and the session with it
 ERROR_TAKEN = "taken"  # another connection said hello in this one's place
 ERROR_PARTITION = "partition"  # the partition cannot be accepted; sending it again does not help
 ERROR_DAMAGED = "damaged"  # not the bytes that were expected: say hello again, and go on from what the server holds
-ERROR_CREDIT = "credit"  # more is under way than the server granted; the message was dropped
 ERROR_QUERY = "query"  # the query cannot be run
 ERROR_BUSY = "busy"  # the server has no room for another session
 ERROR_STOPPING = "stopping"  # the server stops

@@ -150,11 +150,13 @@ class Watched:
     def end(self, most_bytes: int = 0) -> None:
         """All is as it was before the strangers came. `most_bytes` is the sum of the limits of what they had."""
         assert self.peak_bytes <= most_bytes + SLACK_BYTES, f"the front grew by {self.peak_bytes / 1e6:.0f} MB"
+        print(f"peak {self.peak_bytes / 1e6:.1f} MB")
         self.honest.check()
         assert ping(self.address, timeout_s=WAIT_S).room
         wait_for(lambda: ping(self.address, timeout_s=WAIT_S).sessions == 1, "their sessions to end")
         wait_for(lambda: self.processes() == self._processes, "their processes to be gone")
         wait_for(lambda: self.descriptors() == self._descriptors, f"{self.descriptors()} to be {self._descriptors}")
+        print(f"left {(self.memory_bytes() - self._memory_bytes) / 1e6:.1f} MB")
         another = Honest(self.address, self.world)
         another.check()
         another.close()

@@ -96,6 +96,7 @@ class Stranger:
     def __init__(self, address: str, number: int = 2) -> None:
         self._source = f"127.0.0.{number}"
         self._address = parse_address(address)
+        self._shaken = False
 
     def __enter__(self) -> Stranger:
         self.socket = socket.create_connection(self._address, WAIT_S, source_address=(self._source, 0))
@@ -113,8 +114,16 @@ class Stranger:
         return True
 
     def shake_hands(self, metadata: bytes = DEALER) -> None:
-        """NULL."""
+        """NULL, to its end: libzmq takes no message before that."""
         self.send(greeting() + ready(metadata))
+        self._read_handshake()
+
+    def _read_handshake(self) -> None:
+        self.receive(64)
+        flags, body = self.frame()
+        assert flags & COMMAND
+        assert body.startswith(READY)
+        self._shaken = True
 
     def reset(self) -> None:
         """Close so that the other end gets a reset."""
@@ -142,12 +151,8 @@ class Stranger:
     def answer(self) -> Message | None:
         """The next message, None if the connection is closed first. For NULL, after the handshake was sent."""
         try:
-            if not getattr(self, "_greeted", False):
-                self.receive(64)
-                flags, body = self.frame()
-                assert flags & COMMAND
-                assert body.startswith(READY)
-                self._greeted = True
+            if not self._shaken:
+                self._read_handshake()
             frames = []
             while True:
                 flags, body = self.frame()
