@@ -90,6 +90,16 @@ def test_features_of_other_layers(tiny: Network) -> None:
     assert (alexnet["relu1"], alexnet["relu5"]) == (2 * 4 * 96 * 55 * 55, 0)
 
 
+@pytest.mark.parametrize(("floats", "large_bytes"), [(64 * 1024, 0), (64 * 1024 + 1, 512 * 1024 + 8)])
+def test_blobs_are_large_beyond_512_kib_together(floats: int, large_bytes: int) -> None:
+    network = Network.from_text(
+        f'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: {floats} }} }} }}'
+        'layer { name: "relu" type: "ReLU" bottom: "data" top: "relu" }',
+        "relu",
+    )
+    assert features(network.layers[1])["large_bytes"] == large_bytes
+
+
 def test_only_the_operands_of_large_products_are_packed() -> None:
     alexnet, mobilenet = (
         {layer.name: features(layer) for layer in Network.load(name).layers} for name in ("alexnet", "mobilenet")

@@ -15,12 +15,14 @@ from forward import boundary_blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import random_nets
+from raw import messages
 
-from ionn.caffemodel import serialise
+from ionn import wire
 from ionn.cost_files import load_costs
 from ionn.engine import StageNet
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
+from ionn.limits import Limits
 from ionn.network import Network
 from ionn.paper import CLIENT, SERVER
 from ionn.partition import extract
@@ -28,6 +30,7 @@ from ionn.plan import make_plan
 from ionn.plan_figure import draw_plans, expected_latency
 from ionn.planners.custom import checked
 from ionn.slicing import Cut, Slice
+from ionn.worker import SessionState
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -202,43 +205,34 @@ layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim:
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
         convolution_param { num_output: 192 kernel_size: 3 pad: 1 } }
 layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
-layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 16 } }
 layer { name: "conv2" type: "Convolution" bottom: "conv" top: "conv2"
         convolution_param { num_output: 96 kernel_size: 1 } }
 """
-SLICES_TOGETHER = """
-from ionn.slicing import Slice
-
-def together(graph):
-    least = graph.cuts[0].least
-    return [[(1, 0, least), Slice(1, least, 2 * least)], [(1, 2 * least, 192)]]
-
-def all_at_once(graph):
-    least = graph.cuts[0].least
-    return [[(1, 0, least), (1, least, 192)]]
-"""
 
 
-@pytest.mark.parametrize(("planner", "partitions"), [("together", 2), ("all_at_once", 1)])
-def test_slices_of_a_stage_in_one_partition_run_live(planner: str, partitions: int, tmp_path: Path) -> None:
-    """The server takes what the check of plans takes."""
-    prototxt = tmp_path / "sliced.prototxt"
-    prototxt.write_text(SLICED)
+@pytest.mark.parametrize(
+    "made", [[[(1, 0, 48), (1, 48, 96)], [(1, 96, 192)]], [[(1, 0, 48), (1, 48, 192), 2]], [[2, (1, 0, 192)]]]
+)
+def test_a_server_takes_what_the_check_of_plans_takes(made: list[list[object]]) -> None:
+    """Slices of a stage in one partition, and slices with all channels."""
     network = Network.from_text(SLICED, "sliced")
+    graph = ExecutionGraph.from_network(network, load_costs(CLIENT), load_costs(SERVER), 80.0)
     rng = np.random.default_rng(3)
     weights = {
         layer.name: tuple(rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
         for layer in network.layers
     }
-    prototxt.with_suffix(".caffemodel").write_bytes(serialise("sliced", network.layers, weights).tobytes())
-    (tmp_path / "mine.py").write_text(SLICES_TOGETHER)
-    spec = f"{tmp_path / 'mine.py'}:{planner}"
-    done = ionn("run", prototxt, "--planner", spec, "--testbed", "live", "--client", CLIENT, "--results", tmp_path,
-                "--json")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (run,) = json.loads(done.stdout)["runs"]
-    assert (run["partitions"], run["bit_equal"]) == (partitions, True)
-    assert "left out" not in done.stderr
+    data = rng.standard_normal(network.input_shape).astype(np.float32)
+    blobs = boundary_blobs(network, weights, data)
+    session = SessionState("", {}, Limits(), lambda text: None)
+    for index, pieces in enumerate(checked("mine", lambda graph: made)(graph)):
+        header, chunks, end = messages(extract(network, pieces, weights), index)
+        for message in (header, *chunks, end):
+            answer = session.handle(wire.decode(message.frames()))
+            assert not isinstance(answer, wire.Error), answer
+    result = session.handle(wire.Query(1, 1, 1, (data.tobytes(),)))
+    assert isinstance(result, wire.Result), result
+    np.testing.assert_array_equal(np.frombuffer(result.payload[0], "<f4"), blobs[2].ravel())
 
 
 def test_slices_of_a_planner_are_checked() -> None:

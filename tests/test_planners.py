@@ -430,9 +430,24 @@ def sliced_by_definition(graph: ExecutionGraph) -> list[list[Piece]]:
     return plan
 
 
-@given(cut_chains(chains(7, SMALL_INTEGERS, loads=True) | chains(7, DECIMALS, loads=True), most_tiles=12))
-def test_sliced_plans_equal_the_definition(graph):
+@given(
+    cut_chains(chains(5, SMALL_INTEGERS, loads=True) | chains(5, DECIMALS, loads=True), most_tiles=12), st.booleans()
+)
+def test_sliced_plans_equal_the_definition(graph, worth_cutting):
+    if worth_cutting:  # a slow client, cheap transfers and long uploads
+        data = graph.to_json()
+        changes = {"client_ms": 4 * graph.client_ms + 4, "upload_ms": 50 * graph.upload_ms + 50}
+        graph = ExecutionGraph.from_json({**data, **changes, "up_ms": graph.up_ms / 8, "down_ms": graph.down_ms / 8})
     assert sliced_efficiency(graph) == sliced_by_definition(graph)
+
+
+def test_only_a_stage_of_the_partition_that_has_weights_is_cut():
+    cuts = [cut(0, tiles=2), cut(1, tiles=2)]
+    graph = chain([20, 20], [0, 0], [30, 400], [0, 0, 0], cuts=cuts)
+    halves = [Slice(0, 0, TILE), Slice(0, TILE, 2 * TILE), Slice(1, 0, TILE), Slice(1, TILE, 2 * TILE)]
+    assert sliced_efficiency(graph) == [[half] for half in halves]
+    loaded = chain([20, 20], [0, 0], [30, 400], [0, 0, 0], load=[30, 0], cuts=cuts)  # A sends nothing
+    assert sliced_efficiency(loaded) == [[0], *([half] for half in halves[2:])]
 
 
 def test_the_stage_with_the_largest_upload_is_the_one_in_slices():
@@ -550,6 +565,9 @@ def test_the_bound_counts_every_instant_by_itself():
     # C stays at the client; D needs no upload.
     graph = chain([10, 20, 50, 5], [0, 0, 0, 0], [3, 4, 5, 0], [0] * 5, pinned=[2])
     assert least_area(graph) * 1e3 == pytest.approx((50 + 30) * 3 + (50 + 20) * 1 + (50 + 10) * 3, rel=1e-3)
+    # Between A and B, a transfer takes 2.
+    graph = chain([10, 20], [0, 0], [3, 4], [0, 2, 0])
+    assert least_area(graph) * 1e3 == pytest.approx(30 * 3 + (2 + 20) * 1 + (10 + 2) * 3, rel=1e-3)
     assert least_area(chain([10], [0], [0], [0, 0])) == least_area(chain([10], [20], [5], [0, 0])) == 0
 
 
