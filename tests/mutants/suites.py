@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "cost_files": ["test_costs.py", "test_fitting.py", "test_calibrate.py"],
         "features": ["test_costs.py", "test_fitting.py", "test_calibrate.py"],
         "fitting": ["test_fitting.py", "test_costs.py", "test_calibrate.py"],
+        "calibrate": ["test_calibrate.py", "test_fitting.py"],
     },
     "protocol": {
         "wire": ["test_wire.py", "fuzz/test_decoders.py", "test_server.py"],
@@ -54,6 +55,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "validation": [*REPORT, "test_virtual.py"],
         "report": REPORT,
         "figures": ["test_figures.py", "test_report.py"],
+        "drawing": ["test_figures.py", "test_own_model.py"],
         "plan_figure": ["test_own_model.py"],
     },
 }
