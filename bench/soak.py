@@ -3,7 +3,8 @@
 Each client has a link of its own to the server. It begins a session, uploads a model in the order of its plan, raises
 queries all the while, ends the session, begins another. Session processes, links, clients and the server are killed or
 frozen every other second. The server itself is killed within the first quarter only: what it leaks shows in one that
-lives on. Two clients are frozen but never killed, for the same reason.
+lives on. Two clients are frozen but never killed, for the same reason. Strangers (bench/strangers.py) come to the port
+all the while, with one attack after another.
 
 The table says whether every query was answered with the bits that a local forward gives, whether memory grew between
 the second quarter and the last, and what was left over. It goes to results/soak/, with the raw numbers.
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import strangers
 import support
 
 from ionn import harness, live
@@ -63,7 +65,8 @@ SAMPLE_EVERY_S = 2.0
 RESTARTS = ((0.02, "kill"), (0.12, "kill"), (0.23, "terminate"))
 SETTLE_S = 60.0
 FLAT = 0.05
-POOLS = 15
+# When the faults have ended: how long a session pings the server, without strangers and beside them.
+PINGS_S = 10.0
 # Every process that a run starts, directly or not, has this variable.
 MARK = "IONN_SOAK"
 
@@ -241,6 +244,8 @@ class Soak:
         ]
         for link in self.links:
             link.command[link.command.index("tcp://127.0.0.1:0")] = link.address
+        attack = [sys.executable, strangers.__file__, "--attack", strangers.WEATHER, self.server.address, "1e9"]
+        self.strangers = Process(attack, self._environment, logs / "strangers.err", announces=False)
         self.clients = [
             ClientProcess(number, link.address, self._environment, logs) for number, link in enumerate(self.links)
         ]
@@ -413,14 +418,14 @@ def none_of(what: str, found: int) -> Line:
     return what, "0", str(found), found == 0
 
 
-def flat(what: str, samples: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any]) -> Line:
+def flat(what: str, samples: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any], share: float = 0.5) -> Line:
     """Whether the median of the last quarter is within FLAT of the second's: not the mean, because what a session holds
-    depends on how much of its upload has arrived, and faults decide that."""
+    depends on how much of its upload has arrived, and faults decide that. Or another `share` of the samples."""
 
-    def median(quarter: int) -> float:
-        return float(np.median([value(sample) for sample in samples if sample["quarter"] == quarter]))
+    def typical(quarter: int) -> float:
+        return float(np.quantile([value(sample) for sample in samples if sample["quarter"] == quarter], share))
 
-    second, last = median(2), median(4)
+    second, last = typical(2), typical(4)
     change = last / second - 1
     found = f"{second:.1f} -> {last:.1f} MB ({change:+.1%})"
     return f"{what}, last quarter against the second", f"within {FLAT:.0%}", found, abs(change) <= FLAT
@@ -431,12 +436,20 @@ def per_session(sample: dict[str, Any]) -> float:
 
 
 def _files(more: Counter[str]) -> Line:
-    """Sockets and pipes must be gone with the sessions. ZeroMQ's own thread for large messages, and the pages where the
-    processes' notes are, come with the first who need them and stay."""
     found = ", ".join(f"{count} {kind}" for kind, count in more.items()) or "0"
-    met = more.total() <= POOLS and not more["socket"] and not more["pipe"]
-    what = "open files of the server's front process, more than at first"
-    return what, f"no socket or pipe, <= {POOLS} others", found, met
+    return "open files of the server's front process, more than at first", "0", found, not more
+
+
+def pings(run: Soak) -> tuple[float, float]:
+    """The worst ping of a session in ms, when the faults have ended: without strangers and beside them."""
+    pinger = strangers.Pinger(run.server.address)
+    run.strangers.kill()
+    quiet_ms, _ = pinger.pings_ms(PINGS_S)
+    run.strangers.start()
+    beside_ms, _ = pinger.pings_ms(PINGS_S)
+    run.strangers.kill()
+    pinger.close()
+    return max(quiet_ms), max(beside_ms)
 
 
 def soak(clients: int, duration_s: float, seed: int, logs: Path, progress: Callable[[int], object]) -> list[Line]:
@@ -446,6 +459,7 @@ def soak(clients: int, duration_s: float, seed: int, logs: Path, progress: Calla
         try:
             run.run(duration_s, progress)
             back = run.wait(lambda: all(client.at_server() for client in run.clients), SETTLE_S)
+            quiet_ms, beside_ms = pings(run)
             ended = [client.stop() for client in run.clients]
             run.wait(lambda: ping(run.server.address, timeout_s=SETTLE_S).sessions == 0, SETTLE_S)
             run.wait(lambda: run.connections() == 0, SETTLE_S)
@@ -468,10 +482,17 @@ def soak(clients: int, duration_s: float, seed: int, logs: Path, progress: Calla
         ("clients at the server again when the faults ended", "all", "all" if back else "not all", back),
         none_of("queries lost", queries.lost),
         none_of("outputs that differ from the local forward", queries.unequal),
-        flat("memory of the server's front process", samples, lambda sample: sample["front_mb"]),
+        # What it holds of strangers' messages for a moment is not what it keeps.
+        flat("memory of the server's front process, its lowest tenth", samples, lambda sample: sample["front_mb"], 0.1),
         flat("memory of the largest session's process", samples, lambda sample: sample["session_mb"]),
         flat("memory of all processes of the server, per session", samples, per_session),
         flat("memory of clients that live on", samples, lambda sample: np.mean(sample["client_mb"])),
+        (
+            "worst ping of a session beside strangers, less the worst one without",
+            f"<= {strangers.LIMIT_MS:g} ms",
+            f"{beside_ms:.0f} - {quiet_ms:.0f} ms",
+            beside_ms - quiet_ms <= strangers.LIMIT_MS,
+        ),
         none_of("sessions left when the clients have gone", sessions),
         none_of("connections left at server and links", connections),
         _files(files),

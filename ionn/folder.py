@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
 import time
-from multiprocessing.util import Finalize
 from pathlib import Path
 
 _PREFIX = "ionn-server-"
 # A younger folder may be one whose server is about to lock it.
 _LOCKED_WITHIN_S = 10.0
-# multiprocessing removes its own folder, which lies in ours, with priority -100.
-_AFTER_MULTIPROCESSING = -101
 
 
 def run_folder() -> str:
@@ -31,7 +29,7 @@ def run_folder() -> str:
             os.close(descriptor)
     tempfile.tempdir = folder = tempfile.mkdtemp(prefix=_PREFIX)
     _lock(Path(folder))
-    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, _AFTER_MULTIPROCESSING)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

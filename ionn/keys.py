@@ -10,14 +10,16 @@ import contextlib
 import ipaddress
 import os
 import socket as sockets
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import zmq
+from nacl.bindings import crypto_scalarmult_base
 from zmq.utils import z85
 
+from ionn import zmtp
 from ionn.errors import InputError
 from ionn.link import parse_address
 
@@ -47,40 +49,16 @@ class ServerKeys:
     secret: str = field(repr=False)
     allowed: frozenset[str]
 
-    def apply(self, socket: zmq.Socket[Any]) -> None:
-        """Encrypt a socket's connections and take them from allowed clients only; before it binds."""
-        socket.curve_server = True
-        socket.curve_secretkey = self.secret.encode()
-        socket.zap_domain = b"ionn"
+    def curve(self) -> zmtp.Keys:
+        """The same for a server's connections."""
+        secret = z85.decode(self.secret.encode())
+        allowed = frozenset(z85.decode(key.encode()) for key in self.allowed)
+        return zmtp.Keys(secret, crypto_scalarmult_base(secret), allowed)
 
 
-class Doorkeeper:
-    """Answers ZeroMQ's question whether a client may connect (ZAP, RFC 27). Call `answer` when `socket` is readable."""
-
-    def __init__(self, context: zmq.Context[Any], keys: ServerKeys, refused: Callable[[str], None]) -> None:
-        self._allowed = keys.allowed
-        self._refused = refused
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.linger = 0
-        self.socket.bind("inproc://zeromq.zap.01")
-
-    def answer(self) -> None:
-        asker, empty, version, request, _, address, _, _, *credentials = self.socket.recv_multipart()
-        key = z85.encode(credentials[0]).decode() if credentials else ""
-        if key in self._allowed:
-            verdict = [b"200", b"OK", key.encode(), b""]
-        else:
-            verdict = [b"400", b"this key is not allowed", b"", b""]
-            self._refused(f"{key} at {address.decode(errors='replace')}")
-        self.socket.send_multipart([asker, empty, version, request, *verdict])
-
-
-def user_of(frame: zmq.Frame) -> str:
-    """The public key of the client that sent a frame; empty where there are no keys."""
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:
-        return ""
+def printed(key: bytes) -> str:
+    """A key of 32 bytes as it is in files."""
+    return z85.encode(key).decode()
 
 
 def is_loopback(address: str) -> bool:
@@ -159,17 +137,34 @@ def server_keys(key: Path | None, allow: Path | None) -> ServerKeys | None:
 
 
 def mechanism_of(address: str, timeout_s: float = 2.0) -> str:
-    """ "CURVE" if a live server at tcp://HOST:PORT has keys, "NULL" if it has none, empty if there is none.
+    """ "CURVE" if a live server at tcp://HOST:PORT has keys, "NULL" if it has none, empty if there is none within
+    `timeout_s`.
 
     ZeroMQ itself does not tell a wrong key from a dead server, because a server closes the connection of a client that
     it does not understand without a word.
     """
+    deadline = time.monotonic() + timeout_s
     for mechanism in ("CURVE", "NULL"):
-        greeting = b""
-        with contextlib.suppress(OSError), sockets.create_connection(parse_address(address), timeout_s) as connection:
-            connection.sendall((_SIGNATURE + b"\x03\x00" + mechanism.encode()).ljust(_GREETING_BYTES, b"\0"))
-            while len(greeting) < _GREETING_BYTES and (data := connection.recv(_GREETING_BYTES - len(greeting))):
-                greeting += data
-        if greeting[12:32].rstrip(b"\0").decode(errors="replace") == mechanism:
+        if _mechanism_in(_greeting(parse_address(address), mechanism, deadline)) == mechanism:
             return mechanism
     return ""
+
+
+def _greeting(address: tuple[str, int], mechanism: str, deadline: float) -> bytes:
+    """What a server greets a client of some mechanism with; less than _GREETING_BYTES if that is not there in time."""
+    greeting = b""
+    with (
+        contextlib.suppress(OSError, ValueError),  # ValueError: the time is over
+        sockets.create_connection(address, deadline - time.monotonic()) as connection,
+    ):
+        connection.sendall((_SIGNATURE + b"\x03\x00" + mechanism.encode()).ljust(_GREETING_BYTES, b"\0"))
+        while len(greeting) < _GREETING_BYTES:
+            connection.settimeout(deadline - time.monotonic())  # a server may send a byte a second
+            if not (data := connection.recv(_GREETING_BYTES - len(greeting))):
+                break
+            greeting += data
+    return greeting
+
+
+def _mechanism_in(greeting: bytes) -> str:
+    return greeting[12:32].rstrip(b"\0").decode(errors="replace")

@@ -27,7 +27,6 @@ class Limits:
     layers: int = _limit(
         2000, "Layers of a session's nets, four times ResNet-152's: each costs time to check and build."
     )
-    batch: int = _limit(32, "First dimension of a net's input: it multiplies time and memory of every layer.")
     blob_mb: float = _limit(32.0, "One blob, thus one input or output: five times the largest of the paper's models.")
     weights_mb: float = _limit(1000.0, "Weights of a session: VGG-19 has 575 MB.")
     memory_mb: float = _limit(2000.0, "All that a session allocates; its process cannot have more.")
@@ -35,6 +34,10 @@ class Limits:
     window_kb: float = _limit(4000.0, "Weights under way to a session: half a second of an 80 Mbps link.")
     header_kb: float = _limit(1000.0, "The description of a partition: the prototxt of a thousand layers is 300 kB.")
     frames: int = _limit(2000, "Frames of a message: a chunk of small blobs is many pieces.")
+    pending: int = _limit(512, "Connections without a session, beyond the two of each session: each may hold 20 kB.")
+    pending_per_address: int = _limit(128, "The same from one address: a site of many clients may be one address.")
+    hello_s: float = _limit(10.0, "A connection without a session is closed after this long: a hello comes at once.")
+    unread_s: float = _limit(30.0, "A client that reads none of its answers this long is gone: it may come back.")
 
     def __post_init__(self) -> None:
         for limit in fields(self):

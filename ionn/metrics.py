@@ -13,9 +13,16 @@ from ionn.link import Address, format_address
 
 @dataclass
 class Counts:
-    """`ended` counts sessions by the reason of their end, `refused` messages and clients by the code of the error."""
+    """`ended` counts sessions by the reason of their end, `refused` messages and clients by the code of the error.
+
+    `evicted` are connections without a session that made room for others, `unforeseen` the failures of handlers that
+    nobody thought of: each cost a peer its connection.
+    """
 
     sessions: int = 0
+    connections: int = 0
+    evicted: int = 0
+    unforeseen: int = 0
     started: int = 0
     messages: int = 0
     message_bytes: int = 0
@@ -34,6 +41,9 @@ class _Collector:
 
         counts = self._counts
         yield GaugeMetricFamily("ionn_sessions", "Sessions now", value=counts.sessions)
+        yield GaugeMetricFamily("ionn_connections", "Connections now", value=counts.connections)
+        yield CounterMetricFamily("ionn_evicted", "Connections closed to make room", value=counts.evicted)
+        yield CounterMetricFamily("ionn_unforeseen", "Handlers that failed", value=counts.unforeseen)
         yield CounterMetricFamily("ionn_sessions_started", "Sessions started", value=counts.started)
         yield CounterMetricFamily("ionn_messages", "Messages of clients", value=counts.messages)
         yield CounterMetricFamily("ionn_message_bytes", "Bytes of these messages", value=counts.message_bytes)

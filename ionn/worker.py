@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ionn.assembly import Assembly
-from ionn.check import CheckedNet, Usage, check_partition
+from ionn.check import Boundary, CheckedNet, Usage, assign_blobs, check_partition
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
 from ionn.limits import Limits
+from ionn.note import Note
 from ionn.partition import Channels, PartialNet, StageCut
 from ionn.pipe import Pipe
 from ionn.receiver import PartitionReceiver
@@ -51,9 +52,6 @@ from ionn.wire import (
     decode,
 )
 
-# How many bytes a worker uses to tell the front how large the message was that it answers.
-SIZE_BYTES = 8
-
 # A product large enough for OpenBLAS to use the buffer that it maps once, more than 100 MB.
 _PRODUCT = PartialNet(
     """
@@ -62,7 +60,7 @@ _PRODUCT = PartialNet(
             convolution_param { num_output: 32 kernel_size: 3 } }
     """,
     "data",
-    (StageCut(0, "product", ("product",)),),
+    (StageCut(0, 1, ("product",)),),
 )
 
 
@@ -71,8 +69,9 @@ class _Arriving:
 
     def __init__(self, header: PartitionHeader, checked: list[CheckedNet]) -> None:
         self.nets = [(each, StageNet(each.net)) for each in checked]
-        targets = {key: data for _, net in self.nets for key, data in net.blob_bytes().items()}
-        self.receiver = PartitionReceiver(header, [targets[span.layer, span.blob] for span in header.blobs])
+        targets = [net.blob_bytes() for _, net in self.nets]
+        places = assign_blobs(header, checked)
+        self.receiver = PartitionReceiver(header, [targets[net][layer, blob] for net, layer, blob in places])
 
     @property
     def layers(self) -> str:
@@ -98,12 +97,14 @@ class SessionState:
         self._held: dict[int, Held] = {}
         self._arriving: dict[int, _Arriving] = {}
         self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices
+        self._boundaries: dict[int, Boundary] = {}  # of every stage, arriving or held
         self._stages = Stages(note)
         self._assemblies = self._stages.assemblies
         self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
-        """The reply to a message. What it carries holds until the next query."""
+        """The reply to a message. What it carries must have been sent or copied before the next call of `handle` or
+        `warm_up`: the nets that run then may free its memory."""
         match message:
             case Hello():
                 arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())
@@ -148,9 +149,12 @@ class SessionState:
             if each.net.channels is not None:
                 assembly = self._assemblies[each.stage]
                 assembly.withdraw(each.net.channels)
-                if not assembly.announced:
-                    self._keep_cold(assembly.net)
-                    del self._assemblies[each.stage]
+                if assembly.announced:
+                    continue
+                self._keep_cold(assembly.net)
+                del self._assemblies[each.stage]
+            for stage in each.layers:
+                del self._boundaries[stage]
 
     def _keep_cold(self, freed: StageNet) -> None:
         """A net is of no more use, so it need not be tried."""
@@ -168,25 +172,28 @@ class SessionState:
                     raise ProtocolError(f"stage {stage} was uploaded before")
         self._note(f"building partition {index}")
         usage = (*self._usage.values(), *(assembly.usage for assembly in self._assemblies.values()))
-        checked = check_partition(header, self._limits, sum(usage, Usage()), self._assemblies)
+        used = sum(usage, Usage())
+        checked = check_partition(header, self._limits, used, self._boundaries, self._assemblies)
+        wholes: dict[int, CheckedNet] = {}
         for each in checked:
             if each.stage in self._assemblies:
                 self._assemblies[each.stage].check(each)
+            elif each.whole is not None:
+                wholes[each.stage] = each.whole
         arriving = _Arriving(header, checked)
+        assemblies = {stage: Assembly(whole) for stage, whole in wholes.items()}
+        # All is built; nothing of what follows fails.
+        self._assemblies.update(assemblies)
+        self._cold.extend((new.net, new.stage, new.layers) for new in assemblies.values())
         for each, net in arriving.nets:
             self._cold.extend((net, stage, layers) for stage, layers in each.layers.items())
             if each.whole is not None:
-                self._assembly(each.whole).announce(each)
+                self._assemblies[each.stage].announce(each)
+            self._boundaries.update(each.boundaries)
         self._arriving[index] = arriving
         self._usage[index] = sum((each.usage for each in checked if each.whole is None), Usage())
         self._note_idle()
         return Ack(index, 0)
-
-    def _assembly(self, whole: CheckedNet) -> Assembly:
-        if whole.stage not in self._assemblies:
-            assembly = self._assemblies[whole.stage] = Assembly(whole)
-            self._cold.append((assembly.net, assembly.stage, assembly.layers))
-        return self._assemblies[whole.stage]
 
     def warm_up(self) -> bool:
         """Run a stage that has not run yet, on whatever its blobs hold; whether there was one.
@@ -268,29 +275,21 @@ def _answer(state: SessionState, frames: Sequence[Any]) -> Message | None:
     return None if isinstance(message, Bye) else state.handle(message)
 
 
-def run(folder: str, sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, note: Any) -> None:
+def run(folder: str, sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, note: Note) -> None:
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
 
-    `folder` is the server's for temporary files, `sock` leads to its front process. `note.value` are bytes shared with
-    that, which reads there what the worker was doing when it died.
+    `folder` is the server's for temporary files, `sock` leads to its front process. In the `note` that reads what the
+    worker was doing when it died. Every message has one answer, in order.
     """
     _restrain(limits)
     tempfile.tempdir = folder
-
-    def tell(text: str) -> None:
-        note.value = text.encode()[: len(note) - 1]
-
-    pipe = Pipe(sock, front=False, bytes_max=int(limits.memory_mb * 1e6))
-    state = SessionState(token, costs, limits, tell)
+    pipe = Pipe(sock)
+    state = SessionState(token, costs, limits, note.write)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
         while True:
             if not select.select((pipe,), (), (), 0)[0] and state.warm_up():
                 continue
-            frames = pipe.receive()
-            assert frames is not None
-            identity, *message = frames
-            reply = _answer(state, message)
+            reply = _answer(state, pipe.receive())
             if reply is None:
                 break
-            size = sum(map(len, message)).to_bytes(SIZE_BYTES)
-            pipe.send([identity, size, *reply.frames()])
+            pipe.send(reply.frames())

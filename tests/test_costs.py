@@ -291,6 +291,11 @@ def test_csv_values_that_are_no_time_are_named(tmp_path: Path, value: str) -> No
     assert refusal(f"{path}:phone_ms").startswith(f"{path}:3: the phone_ms of layer 'conv1' is ")
 
 
+def test_what_the_csv_reader_refuses_is_named_with_its_line(tmp_path: Path) -> None:
+    path = save(tmp_path / "long.csv", f"layer,ms\ndata,0\n{'x' * 200_000},1\n")
+    assert f"{path}:2: not a CSV: field larger than field limit" in refusal(f"{path}:ms")
+
+
 def test_csv_without_layers_is_refused(tmp_path: Path) -> None:
     assert "no column 'layer'" in refusal(save(tmp_path / "a.csv", "name,ms\nconv1,1\n") + ":ms")
     assert "no column 'layer'" in refusal(save(tmp_path / "b.csv", "") + ":ms")

@@ -89,11 +89,6 @@ def test_one_module_touches_each_library(library: str) -> None:
     assert users <= ONLY[library]
 
 
-@pytest.mark.parametrize(("module", "lines"), [(m, len(p.read_text().splitlines())) for m, p in MODULES.items()])
-def test_modules_are_short(module: str, lines: int) -> None:
-    assert lines <= 400
-
-
 def test_planners_run_without_caffe_sockets_and_clocks() -> None:
     code = """
 import socket, sys, time

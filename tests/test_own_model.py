@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import random_nets
 
+from ionn.caffemodel import serialise
 from ionn.cost_files import load_costs
 from ionn.engine import StageNet
 from ionn.errors import InputError
@@ -40,6 +41,7 @@ def test_every_planner_plans_random_nets(text: str, mbps: float) -> None:
     for plan in plans:
         checked("same", lambda graph, plan=plan: [p.pieces for p in plan.partitions])(graph)  # raises if it is none
         assert expected_latency(plan)[1][-1] == plan.best_ms <= plan.local_ms
+        assert all(partition.bytes > 0 for partition in plan.partitions) or len(plan.partitions) == 1
     weights = {
         layer.name: tuple(np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in layer.weight_shapes)
         for layer in network.layers
@@ -194,6 +196,51 @@ def test_bad_names_of_planners(tiny_files: Path, tmp_path: Path) -> None:
         assert message in done.stderr
 
 
+SLICED = """
+name: "sliced"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 32 dim: 16 dim: 16 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 192 kernel_size: 3 pad: 1 } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 16 } }
+layer { name: "conv2" type: "Convolution" bottom: "conv" top: "conv2"
+        convolution_param { num_output: 96 kernel_size: 1 } }
+"""
+SLICES_TOGETHER = """
+from ionn.slicing import Slice
+
+def together(graph):
+    least = graph.cuts[0].least
+    return [[(1, 0, least), Slice(1, least, 2 * least)], [(1, 2 * least, 192)]]
+
+def all_at_once(graph):
+    least = graph.cuts[0].least
+    return [[(1, 0, least), (1, least, 192)]]
+"""
+
+
+@pytest.mark.parametrize(("planner", "partitions"), [("together", 2), ("all_at_once", 1)])
+def test_slices_of_a_stage_in_one_partition_run_live(planner: str, partitions: int, tmp_path: Path) -> None:
+    """The server takes what the check of plans takes."""
+    prototxt = tmp_path / "sliced.prototxt"
+    prototxt.write_text(SLICED)
+    network = Network.from_text(SLICED, "sliced")
+    rng = np.random.default_rng(3)
+    weights = {
+        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
+        for layer in network.layers
+    }
+    prototxt.with_suffix(".caffemodel").write_bytes(serialise("sliced", network.layers, weights).tobytes())
+    (tmp_path / "mine.py").write_text(SLICES_TOGETHER)
+    spec = f"{tmp_path / 'mine.py'}:{planner}"
+    done = ionn("run", prototxt, "--planner", spec, "--testbed", "live", "--client", CLIENT, "--results", tmp_path,
+                "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    assert (run["partitions"], run["bit_equal"]) == (partitions, True)
+    assert "left out" not in done.stderr
+
+
 def test_slices_of_a_planner_are_checked() -> None:
     """A stage of 480 channels whose slices have at least 96."""
     times = [[1.0] * 2] * 3 + [[0.0] * 2] + [[1.0] * 3] * 2
@@ -201,6 +248,11 @@ def test_slices_of_a_planner_are_checked() -> None:
     good = [[(0, 0, 96), 1], [(0, 96, 240)], [Slice(0, 240, 480)]]
     plan = checked("good", lambda graph: good)(graph)
     assert plan == [[Slice(0, 0, 96), 1], [Slice(0, 96, 240)], [Slice(0, 240, 480)]]
+    together = [[1, (0, 0, 96), (0, 96, 240)], [(0, 240, 384), (0, 384, 480)]]
+    assert checked("together", lambda graph: together)(graph) == [[Slice(0, 0, 240), 1], [Slice(0, 240, 480)]]
+    whole = [[(0, 0, 240), 1, (0, 240, 480)]]
+    assert checked("whole", lambda graph: whole)(graph) == [[0, 1]]
+    assert checked("whole", lambda graph: [[(0, 0, 480)]])(graph) == [[0]]
     for bad in (
         [[(0, 96, 240)]],
         [[(0, 0, 48)]],
@@ -209,6 +261,9 @@ def test_slices_of_a_planner_are_checked() -> None:
         [[(0, 0, 96)], [0]],
         [[(0, 0, 528)]],
         [[(1, 0, 96)]],
+        [[(0, 0, 96)], [(0, 96, 240)]],
+        [[(0, 0, 480)], [(0, 480, 576)]],
+        [[(0, 0, 480), 0]],
     ):
         with pytest.raises(InputError, match="not a plan"):
             checked("bad", lambda graph, bad=bad: bad)(graph)

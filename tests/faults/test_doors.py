@@ -15,14 +15,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import zmq
 from click.testing import CliRunner
 from raw import Raw
-from world import WAIT_S, Server, World, bit_equal, recover
+from world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
 from ionn import wire
+from ionn.channel import Channel
 from ionn.cli import cli
 from ionn.client import Client, Patience
-from ionn.errors import InputError, ServerUnreachableError
+from ionn.errors import InputError, NotAcceptedError, ServerUnreachableError
 from ionn.keys import ClientKeys, client_keys, is_loopback, make_keys, read_key, server_keys
 from ionn.limits import Limits, option
 from ionn.server import Server as Listener
@@ -90,6 +92,25 @@ def test_a_server_without_keys_is_named(steady: Server, keys: Path) -> None:
         Client(steady.address, keys_of("phone", keys), PATIENT)
 
 
+@pytest.mark.parametrize("said", ["nothing", "a hello"])
+def test_a_closed_connection_says_why(said: str, steady: Server, keys: Path) -> None:
+    """Also where it was closed before anything was sent, or heard."""
+    context = zmq.Context()
+    channel = Channel(context, steady.address, keys_of("phone", keys))
+    try:
+        if said == "a hello":
+            channel.send(wire.Hello(wire.PROTOCOL, "control"))
+        # Without a connection, a socket that has one at most can send nothing.
+        wait_for(lambda: not channel._socket.poll(0, zmq.POLLOUT), "the connection to be closed")
+        with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
+            channel.send(wire.Ping())
+        with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
+            channel.receive(WAIT_S)
+    finally:
+        channel.close()
+        context.destroy(linger=0)
+
+
 def test_a_key_and_a_lock_that_are_half_given(keys: Path) -> None:
     with pytest.raises(InputError, match="give both --key, the client's secret key, and --server-key"):
         client_keys(keys / "phone.secret", None)
@@ -120,7 +141,7 @@ def test_a_public_address_without_keys_must_be_wanted(
     with pytest.raises(InputError, match=r"a public address needs keys: give --key and --allow .* or --insecure"):
         Listener("tcp://127.0.0.1:0")
     with caplog.at_level(logging.WARNING):
-        Listener("tcp://127.0.0.1:0", insecure=True)._context.destroy(linger=0)
+        Listener("tcp://127.0.0.1:0", insecure=True).close()
     assert "anybody may connect" in caplog.text
 
 

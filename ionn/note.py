@@ -1,0 +1,36 @@
+"""What a session's process says that it does, where the front reads it when that process has died."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+_NOTE_BYTES = 512
+
+
+class Note:
+    """A line in memory that two processes share, of which both have the `descriptor`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, _NOTE_BYTES)
+
+    @staticmethod
+    def allocate() -> int:
+        """A descriptor of the memory for a note. Raises OSError where there is none."""
+        descriptor = os.memfd_create("note")
+        try:
+            os.posix_fallocate(descriptor, 0, _NOTE_BYTES)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def write(self, text: str) -> None:
+        line = text.encode()[: _NOTE_BYTES - 1]
+        self._memory[: len(line) + 1] = line + b"\0"
+
+    def read(self) -> str:
+        return self._memory[:].partition(b"\0")[0].decode(errors="replace")
+
+    def close(self) -> None:
+        self._memory.close()
