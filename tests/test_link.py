@@ -37,11 +37,11 @@ pytestmark = pytest.mark.timeout(30)
 class Link:
     """A link process to `to`, or to a server socket of its own."""
 
-    def __init__(self, mbps: float, to: Address | None = None) -> None:
+    def __init__(self, mbps: float, to: Address | None = None, listen: Address = ("127.0.0.1", 0)) -> None:
         self.server = None if to else socket.create_server(("127.0.0.1", 0))
         target: Address = to or self.server.getsockname()  # type: ignore[union-attr]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "127.0.0.1:0", format_address(target), str(mbps)],
+            [sys.executable, "-c", PROGRAM, format_address(listen), format_address(target), str(mbps)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -274,6 +274,9 @@ def test_connections_beyond_the_limit_of_open_files_wait(start: Callable[..., Li
         assert server.recv(1) == b"x"
         server.close()
         client.close()
+    returncode, stderr = link.stop()
+    assert returncode == 0
+    assert set(stderr.splitlines()) == {"cannot accept a connection: Too many open files"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -285,6 +288,17 @@ def test_signals_end_it_cleanly(start: Callable[..., Link], signum: int) -> None
     assert link.stop(signum) == (0, "")
     with pytest.raises(ConnectionError):
         link.client()
+
+
+def test_it_can_start_again_at_once_where_it_was(start: Callable[..., Link]) -> None:
+    """The connections that it ended keep the port for a minute, but not from a link."""
+    link = start(FAST_MBPS)
+    client, _ = link.connect()
+    assert link.stop() == (0, "")
+    assert client.recv(1) == b""
+    client.close()
+    again = start(FAST_MBPS, listen=link.address)
+    assert again.address == link.address
 
 
 def test_port_in_use() -> None:

@@ -143,7 +143,8 @@ class Mutator(ast.NodeVisitor):
             self._change(self._begin(node), self._end(node), str(not node.value), f"{node.value} -> {not node.value}")
         elif isinstance(node.value, int | float):
             old = self._source[self._begin(node) : self._end(node)]
-            new = f"{old} + 1" if isinstance(node.value, int) or node.value == 0 else f"{old} * 2"
+            # One more makes no difference to a million, where it is a factor and not a count.
+            new = f"{old} * 2" if isinstance(node.value, float) and node.value >= 1000 else f"{old} + 1"
             self._change(self._begin(node), self._end(node), f"({new})", f"{old} -> {new}")
 
     def _negate(self, test: ast.expr, what: str) -> None:
