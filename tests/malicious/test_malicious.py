@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from faults.world import wait_for
 from hostile import (
     INPUTS,
     MOMENTS,
@@ -28,7 +29,7 @@ from hostile import (
 )
 
 from ionn import wire
-from ionn.client import FAULTS
+from ionn.client import FAULTS, Client
 from ionn.errors import ProtocolError, ServerUnreachableError, printable
 from ionn.partition import Partition
 from ionn.trace import QueryRecord
@@ -362,5 +363,26 @@ def test_a_mistake_of_ours_is_told_and_costs_no_query(monkeypatch: pytest.Monkey
             assert session.query().bit_equal
             with pytest.raises(ServerUnreachableError, match="our mistake"):
                 client.run(1, 1, INPUTS[0])
+    finally:
+        server.close()
+
+
+def break_off(client: Client) -> None:
+    with client.query() as exchange:
+        exchange.run(1, 2, INPUTS[0])
+        raise KeyboardInterrupt
+
+
+def test_a_query_that_its_caller_breaks_off() -> None:
+    """Its answers are not taken for those of the next."""
+    server = Hostile()
+    try:
+        with session_at(server.address) as (client, session):
+            session.start_upload()
+            wait_for(session.uploaded, "the upload")
+            with pytest.raises(KeyboardInterrupt):
+                break_off(client)
+            wait_for(lambda: not session.query().fallback, "the server to be used again")
+            assert [str(fault) for fault in client.faults] == [f"{server.address}: a query was broken off"]
     finally:
         server.close()
