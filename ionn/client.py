@@ -225,6 +225,9 @@ class Client:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
                     self._lose(connection, error)
                 raise
+            except BaseException:  # the caller broke off, and the answers that are still to come are nobody's
+                self._lose(connection, connection.control.unreachable("a query was broken off"))
+                raise
             finally:
                 connection.control.expect(0)
         if self.upload is None or self.upload.ended:  # else what arrives says so

@@ -101,7 +101,7 @@ def test_a_session_offloads(
     net = engine.load_network(tiny, tiny_weights)
     with ionn.connect(str(tiny_files), fast_server, client=slow_client) as session:
         answers = [session.query(inputs[0])]
-        assert session.wait_uploaded(timeout_s=30)
+        wait_for(session.wait_uploaded, "the upload")
         answers += [session.query(data) for data in inputs[1:]]
     for data, answer in zip(inputs, answers, strict=True):
         np.testing.assert_array_equal(answer.outputs["prob"], engine.forward(net, data)[0])
@@ -146,8 +146,7 @@ def test_a_server_that_appears_later_is_used(
         assert session.uploaded == 0.0
         told = [] if costs == "given" else ["--costs", str(path)]
         with live.process("serve", "--bind", vacant, *told):
-            wait_for(lambda: session.fault is None, "the server to be found")
-            assert session.wait_uploaded(timeout_s=30)
+            wait_for(session.wait_uploaded, "the upload")
             after = session.query(data)
             assert session.fault is None
             assert session.uploaded == 1.0
@@ -195,7 +194,7 @@ def test_a_sliced_plan_is_made_while_queries_run(
     with ionn.connect(str(path), vacant, client=slow_client, algorithm="sliced-efficiency") as session:
         with live.process("serve", "--bind", vacant, "--costs", str(costs)):
             wait_for(lambda: answers.append(session.query(data)) or session.plan.partitions, "a plan")
-            assert session.wait_uploaded(timeout_s=60)
+            wait_for(session.wait_uploaded, "the upload")
             answers.append(session.query(data))
         assert any(partition.slices for partition in session.plan.partitions)
     for answer in answers:

@@ -10,8 +10,11 @@ import threading
 import time
 
 import pytest
+from faults.world import wait_for
 from hostile import (
+    INPUTS,
     MOMENTS,
+    QUICK,
     Connection,
     Hostile,
     Script,
@@ -26,8 +29,9 @@ from hostile import (
 )
 
 from ionn import wire
-from ionn.client import FAULTS
-from ionn.errors import ProtocolError, printable
+from ionn.client import FAULTS, Client
+from ionn.errors import ProtocolError, ServerUnreachableError, printable
+from ionn.partition import Partition
 from ionn.trace import QueryRecord
 
 # JSON for a field of any type: each is wrong for most, and may be right for some.
@@ -310,3 +314,75 @@ def test_a_byte_now_and_then(moment: str) -> None:
         stopped.set()
     (fault, *_) = outcome.faults
     assert re.search("not answered|no sign of life", str(fault)), fault
+
+
+# --- Time, and mistakes of ours --------------------------------------------------------------------------------------
+
+
+class Slow(Hostile):
+    """Each answer to a message of a query comes in time, all of them together do not."""
+
+    def _answer(self, message: wire.Message, role: str) -> tuple[str, wire.Message]:
+        moment, answer = super()._answer(message, role)
+        if isinstance(answer, wire.Result):
+            time.sleep(QUICK.query_s / 2)
+        return moment, answer
+
+
+def test_a_query_has_one_deadline() -> None:
+    server = Slow()
+    try:
+        with session_at(server.address) as (client, session):
+            session.start_upload()
+            while not session.uploaded():
+                time.sleep(0.01)
+            record = session.query()
+            faults = [str(fault) for fault in client.faults]
+    finally:
+        server.close()
+    assert record.fallback
+    assert record.difference < 1e-4
+    assert faults == [f"{server.address}: the server has not answered a query in time"]
+
+
+def test_a_mistake_of_ours_is_told_and_costs_no_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the server, which is not asked again and again."""
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def make(costs: dict[str, object]) -> list[Partition]:
+        raise KeyError("our mistake")
+
+    server = Hostile()
+    try:
+        with session_at(server.address) as (client, session):
+            client.start_upload_when_known(make, time.monotonic)
+            client._keeper.join(30)
+            assert [each.exc_type for each in told] == [KeyError]
+            assert isinstance(client.fault, KeyError)
+            assert session.query().bit_equal
+            with pytest.raises(ServerUnreachableError, match="our mistake"):
+                client.run(1, 1, INPUTS[0])
+    finally:
+        server.close()
+
+
+def break_off(client: Client) -> None:
+    with client.query() as exchange:
+        exchange.run(1, 2, INPUTS[0])
+        raise KeyboardInterrupt
+
+
+def test_a_query_that_its_caller_breaks_off() -> None:
+    """Its answers are not taken for those of the next."""
+    server = Hostile()
+    try:
+        with session_at(server.address) as (client, session):
+            session.start_upload()
+            wait_for(session.uploaded, "the upload")
+            with pytest.raises(KeyboardInterrupt):
+                break_off(client)
+            wait_for(lambda: not session.query().fallback, "the server to be used again")
+            assert [str(fault) for fault in client.faults] == [f"{server.address}: a query was broken off"]
+    finally:
+        server.close()
