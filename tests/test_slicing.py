@@ -297,7 +297,9 @@ KERNELS = {"Nehalem": "sse4_2", "Sandybridge": "avx", "Haswell": "avx2", "Skylak
 """OpenBLAS's, and a flag of the CPUs that have them."""
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(
+    "kernels", [pytest.param(name, marks=[] if name == "Haswell" else pytest.mark.long) for name in KERNELS]
+)
 def test_slices_are_exact_with_other_kernels(kernels: str) -> None:
     if KERNELS[kernels] not in CPU_FLAGS:
         pytest.skip(f"this CPU has no {KERNELS[kernels]}")
