@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import resource
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -155,7 +157,8 @@ def test_what_is_under_way_waits_in_the_client(watched: Watched) -> None:
     watched.end(limits_bytes(1))
 
 
-def test_reconnections_do_not_reset_credit(watched: Watched) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.long)])
+def test_reconnections_do_not_reset_credit(watched: Watched, count: int) -> None:
     """On the landed state a hundred of them had the front hold 3.1 GB."""
     before = watched.server.session_processes()
     with Stranger(watched.address) as first, watched.honest.all_the_while():
@@ -163,11 +166,11 @@ def test_reconnections_do_not_reset_credit(watched: Watched) -> None:
         process = session_process(watched, before)
         os.kill(process, signal.SIGSTOP)
         query = message(wire.Query(1, 1, 1, (bytes(30_000_000),)))
-        for number in range(100):
+        for number in range(count):
             with Stranger(watched.address, 2 + number % 5) as peer:
                 peer.shake_hands()
                 peer.send(message(wire.Hello(PROTOCOL, "control", token)))
-                peer.socket.settimeout(0.1 if number else 5)
+                peer.socket.settimeout(0.05 if number else 2)
                 with contextlib.suppress(OSError):
                     peer.socket.sendall(query)
         os.kill(process, signal.SIGCONT)
@@ -203,6 +206,27 @@ def test_a_session_that_never_reads(watched: Watched, queries: int) -> None:
         process = max(watched.server.session_processes(), key=lambda pid: sum(psutil.Process(pid).cpu_times()[:2]))
         wait_for(lambda: psutil.Process(process).status() == psutil.STATUS_SLEEPING, "the session to be waited for")
         time.sleep(0.5)
+    bye(watched.address, token)
+    watched.end(limits_bytes(1))
+
+
+def test_one_answer_of_many_outputs(watched: Watched) -> None:
+    """A cut that has one output sixty times; on the landed state its answers had the front hold 5.7 GB."""
+    network = Network.from_text(WIDE, "wide")
+    weights = {"wide": (np.ones((240_000, 1, 1, 1), np.float32), np.zeros(240_000, np.float32))}
+    header, chunks, end = messages(extract(network, [1], weights))
+    (net,) = header.nets
+    (cut,) = net.stages
+    cut = dataclasses.replace(cut, outputs=cut.outputs * 60)
+    header = dataclasses.replace(header, nets=(dataclasses.replace(net, stages=(cut,)),))
+    with Stranger(watched.address) as peer, watched.honest.all_the_while():
+        token = welcome(peer)
+        if not isinstance(ask(peer, header), wire.Error):  # a server may refuse it
+            for each in (*chunks, end):
+                assert not isinstance(ask(peer, each), wire.Error)
+            peer.send(message(wire.Query(1, 1, 1, (np.ones(25, "<f4"),))) * 4)
+            peer.receive(1_000_000)
+            time.sleep(0.5)
     bye(watched.address, token)
     watched.end(limits_bytes(1))
 
@@ -334,6 +358,33 @@ def test_no_memory(own: Callable[..., Watched]) -> None:
     watched.end(limits_bytes(1))
 
 
+@pytest.fixture
+def full_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for temporary files on a file system without space."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs root, to mount a small file system")
+    try:
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_no_space_for_temporary_files(full_folder: Path, own: Callable[..., Watched]) -> None:
+    """Sessions need none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(full_folder))
+        watched = own()
+    watched.honest.check()
+    watched.end()
+
+
+@pytest.mark.long
 def test_a_client_that_does_not_read_is_gone_but_its_session_is_not(own: Callable[..., Watched]) -> None:
     """Its process waits for it and is not stuck, and it is not silent while it has answers to read."""
     watched = own("--unread-s", "6", "--stall-s", "4", "--idle-s", "5")
