@@ -64,7 +64,7 @@ MBPS = 2000.0
 
 
 def _answer(program: Program) -> Report:
-    from faults.world import WAIT_S, Wire
+    from world import WAIT_S, Wire
 
     import ionn
     from ionn.costs import Profile

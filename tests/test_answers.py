@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from choices import Choices, Say, chance, for_each_seed, pick
 from client_process import Act, Clients, Program
-from faults.world import Server
 from generated import GENERATORS, Draft, draft_net, some_caffemodel, some_floats, some_weights, wide_net
 from oracle import Oracle, Question
 from raw import messages
 from schedules import Answers, Expected, Schedule, Weights, describe, near, run, slices_of
 from session_process import Sessions
+from world import Server
 
 from ionn import wire
 from ionn.caffemodel import serialise

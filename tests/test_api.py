@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import ionn as command
-from faults.world import wait_for
 from forward import Weights
 from skimage import data as photographs
+from world import wait_for
 
 import ionn
 from ionn import api, engine, live

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from faults.world import Server, wait_for
+from world import Server, wait_for
 
 from ionn import harness, live
 from ionn.client import Client

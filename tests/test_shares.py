@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.world import IMPATIENT, Server, Wire, recover, wait_for
 from raw import Raw, messages
 from test_slicing import network_of
+from world import IMPATIENT, Server, Wire, recover, wait_for
 
 from ionn import engine, harness, shares, wire
 from ionn.caffemodel import serialise

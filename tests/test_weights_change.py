@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.world import WAIT_S, Wire, wait_for
 from forward import Weights
+from world import WAIT_S, Wire, wait_for
 
 import ionn
 from ionn import engine, live

@@ -10,7 +10,6 @@ import threading
 import time
 
 import pytest
-from faults.world import wait_for
 from hostile import (
     INPUTS,
     MOMENTS,
@@ -27,6 +26,7 @@ from hostile import (
     say,
     session_at,
 )
+from world import wait_for
 
 from ionn import wire
 from ionn.client import FAULTS, Client
