@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 from ionn.costs import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
 from ionn.errors import InputError, did_you_mean
 
+# A layer's index, name and ms. Caffe's names may have spaces in them, or be empty.
+_LINE = re.compile(r"[0-9]+\s(.*)\s(\S+)")
 _DEVICES = Path(__file__).with_name("devices")
 
 
@@ -93,11 +96,10 @@ def _from_text(path: Path) -> CostModel | Profile:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        try:
-            index, name, ms = line.split()
-            int(index)
-        except ValueError:
-            raise InputError(f"{path}:{number}: not a line of 'index name ms': {line.strip()[:60]!r}") from None
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise InputError(f"{path}:{number}: not a line of 'index name ms': {line.strip()[:60]!r}")
+        name, ms = match[1].strip(), match[2]
         layers.append(LayerTime(name, "", _parse_ms(ms, f"{path}:{number}: the time of layer {name!r}")))
     return Profile(path.name, tuple(layers))
 
