@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ionn.strict import parse_json
 # What is read of a text in costs.
 _TEXT_MAX = 200
 
+# A layer's index, name and ms. Caffe's names may have spaces in them, or be empty.
+_LINE = re.compile(r"[0-9]+\s(.*)\s(\S+)")
 _DEVICES = Path(__file__).with_name("devices")
 
 
@@ -107,11 +110,10 @@ def _from_text(path: Path) -> CostModel | Profile:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        try:
-            index, name, ms = line.split()
-            int(index)
-        except ValueError:
-            raise InputError(f"{path}:{number}: not a line of 'index name ms': {line.strip()[:60]!r}") from None
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise InputError(f"{path}:{number}: not a line of 'index name ms': {line.strip()[:60]!r}")
+        name, ms = match[1].strip(), match[2]
         layers.append(LayerTime(name, "", _parse_ms(ms, f"{path}:{number}: the time of layer {name!r}")))
     return Profile(path.name, tuple(layers))
 

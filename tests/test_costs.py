@@ -318,3 +318,15 @@ def test_published_profiles() -> None:
     assert load_costs(f"{PUBLISHED}/alexnet.csv:odroid_xu4_ms").layer_ms(alexnet).sum() == pytest.approx(821.7, abs=0.1)
     assert "layer 0 is 'data' (Input)" in refusal(f"{PUBLISHED}/alexnet.csv:odroid_xu4_ms", Network.load("googlenet"))
     assert "gtx1080ti_ms of layer 'input' is empty" in refusal(f"{PUBLISHED}/mobilenet.csv:gtx1080ti_ms")
+
+
+def test_layers_without_a_name_or_with_spaces_in_it(tmp_path: Path) -> None:
+    """As `ionn profile` prints them."""
+    text = (
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 } } }'
+        'layer { type: "ReLU" bottom: "data" top: "a" }'
+        'layer { name: "tan h" type: "TanH" bottom: "a" top: "b" }'
+    )
+    path = tmp_path / "printed.txt"
+    path.write_text("   0 data 0.5\n   1  0.25\n   2 tan h 2\n")
+    assert load_costs(str(path)).layer_ms(Network.from_text(text, "net")).tolist() == [0.5, 0.25, 2]
