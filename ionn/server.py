@@ -60,6 +60,8 @@ _TICK_S = 0.25
 _PIECES_AT_ONCE = 16
 # The end of a process shows in its pipe first, and then in the fork server's news; unless that is frozen.
 _NEWS_S = 1.0
+# The first session waits for the fork server to load Caffe, which takes a slow board some seconds.
+_START_S = 60.0
 # When the server stops, its clients have this long to hear of it.
 _FAREWELL_S = 0.5
 # Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts.
@@ -410,7 +412,7 @@ class Server:
                 _kill(news.pid)
             return
         if news.code is None:
-            session.pid = news.pid
+            session.pid, session.moved = news.pid, time.monotonic()
             return
         # What it said last is in its pipe. Nothing waits for those who do not read it.
         with contextlib.suppress(EOFError, ValueError):
@@ -437,6 +439,9 @@ class Server:
             elif not session.sent:
                 if now - session.last_heard > limits.idle_s:
                     self._end(session, ERROR_SESSION, f"nothing was heard of the client for {limits.idle_s:g} s")
+            elif session.pid is None:
+                if now - session.moved > _START_S:
+                    self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server does not answer")
             elif reader is not None and reader.full:  # it waits for its client
                 session.moved = now
             elif now - session.moved > limits.stall_s:
