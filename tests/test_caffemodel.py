@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ionn.caffemodel import read, read_weights, serialise
+from ionn.caffemodel import read, read_weights, serialise, weights_path
 from ionn.errors import InputError
 from ionn.network import Network
 from ionn.proto import caffe_pb2
@@ -238,3 +238,20 @@ def test_floats_must_fill_their_shape(tmp_path: Path, size: int) -> None:
         layer.blobs.add(shape={"dim": [2, 3]}, **{kind: [1.0] * size})
         with pytest.raises(InputError, match="or damaged"):
             read(saved(tmp_path / "one.caffemodel", layer))
+
+
+@pytest.mark.parametrize("dims", [b"\x0a\x02\x02\x03", b"\x08\x02\x08\x03", b"\x08\x02\x0a\x01\x03"])
+def test_dimensions_packed_or_not(tmp_path: Path, dims: bytes) -> None:
+    """Protocol Buffers allow both for any repeated number, and a mixture."""
+
+    path = tmp_path / "dims.caffemodel"
+    path.write_bytes(with_blob(field(7, 2, bytes([len(dims)]) + dims) + FLOATS))
+    assert read(path)["ip"][0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    parsed = caffe_pb2.NetParameter.FromString(path.read_bytes())
+    assert list(parsed.layer[0].blobs[0].shape.dim) == [2, 3]
+
+
+def test_where_the_weights_of_a_model_are() -> None:
+    assert weights_path("alexnet", "mine.caffemodel") == Path("mine.caffemodel")
+    assert weights_path("nets/mine.prototxt", None) == Path("nets/mine.caffemodel")
+    assert weights_path("alexnet", None).parts[-2:] == ("models", "alexnet.caffemodel")
