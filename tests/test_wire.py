@@ -233,3 +233,20 @@ def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, int], rea
     header = dataclasses.replace(sent.header, blobs=tuple(spans))
     with pytest.raises(ProtocolError, match=f"blob . of layer 'fc1' {reason}"):
         PartitionReceiver(header, [memoryview(blob.reshape(-1)).cast("B") for blob in sent.blobs])
+
+
+@pytest.mark.parametrize(
+    "channels", [(48, 48, 100), (49, 48, 100), (0, 100, 100), (48, 101, 100), (0, 1, 2**31), (-1, 48, 100), (0, 48)]
+)
+def test_channels_that_are_no_slice_are_refused(channels: tuple[int, ...]) -> None:
+    net = dataclasses.replace(SLICE, channels=channels)
+    with pytest.raises(ProtocolError, match="not a message"):
+        decode(PartitionHeader(0, (net,), (), 500).frames())
+
+
+@pytest.mark.parametrize("channels", [(0, 99, 100), (1, 100, 100), (0, 1, 2), (0, 1, 2**31 - 1)])
+def test_channels_that_are_a_slice_are_taken(channels: tuple[int, int, int]) -> None:
+    net = dataclasses.replace(SLICE, channels=Channels(*channels))
+    message = decode(PartitionHeader(0, (net,), (), 500).frames())
+    assert isinstance(message, PartitionHeader)
+    assert message.nets == (net,)
