@@ -3,6 +3,7 @@ one that `Outgoing.send` is given."""
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import socket
 from collections import deque
@@ -15,6 +16,8 @@ import numpy as np
 PEEK_BYTES_MAX = 16 * 1024
 # What is received at once, so that one sender does not occupy its receiver.
 _AT_ONCE_BYTES = 1024 * 1024
+# What holds a buffer beside its bytes.
+_BUFFER_COST = 256
 # More than the system takes in one call is not offered to it.
 _BUFFERS_AT_ONCE = 64
 
@@ -23,6 +26,11 @@ def untouched(size: int) -> memoryview:
     """Memory of so many bytes. Unlike a bytearray's, which is zeroed, it is none of the system's until it is written
     to: what is announced costs nothing until it comes."""
     return np.empty(size, np.uint8).data
+
+
+def give_back() -> None:
+    """Have glibc give freed memory back to the system, of which it keeps as much as was once needed. A millisecond."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 class Incoming:
@@ -80,11 +88,16 @@ class Incoming:
 
 
 class Outgoing:
-    """Buffers that wait for their socket, in order. They must not change meanwhile. `size` is in bytes."""
+    """Buffers that wait for their socket, in order. They must not change meanwhile. `size` is their bytes."""
 
     def __init__(self) -> None:
         self._views: deque[memoryview] = deque()
         self.size = 0
+
+    @property
+    def cost(self) -> int:
+        """What they weigh in memory, in bytes: small ones weigh more than they have."""
+        return self.size + _BUFFER_COST * len(self._views)
 
     def add(self, buffers: Iterable[Any]) -> None:
         """Any objects with a contiguous buffer."""

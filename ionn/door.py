@@ -3,7 +3,7 @@
 The front reads from a connection only while its answers are read, and only what its host has room for; all the rest
 waits in the system's buffers and at the peer. So what a connection can occupy is bounded:
 
-    without a session   a message of 1 kB, and what `Incoming` has to receive it
+    without a session   a message of 1 kB, 10 kB of answers, and what `Incoming` has to receive them
     with a session      what the host gives it room for, and `_UNREAD_BYTES_MAX` and a piece of answers
 
 Connections without a session are strangers: there are only so many, in all and of one address, and they are closed
@@ -19,7 +19,7 @@ import socket
 import time
 from typing import Any, Protocol
 
-from ionn.buffers import Outgoing
+from ionn.buffers import Outgoing, give_back
 from ionn.errors import InputError
 from ionn.keys import ServerKeys, printed
 from ionn.limits import Limits
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 STRANGERS = Bounds(frames=4, first_frame_bytes=1024, message_bytes=1024)
 # Beyond that a connection is not read from, nor its session's process. It fills a fast link for 10 ms.
 _UNREAD_BYTES_MAX = 1_000_000
+_STRANGER_UNREAD_BYTES_MAX = 10_000
 # Messages of one connection in one turn, so that others have theirs.
 _MESSAGES_AT_ONCE = 16
 _ACCEPTED_AT_ONCE = 16
@@ -48,6 +49,8 @@ _PAUSE_S = 0.1
 _WARN_EVERY_S = 10.0
 # As many as the system lets wait for being accepted: who comes beyond that comes back after a second.
 _BACKLOG = 4096
+# After so many have gone, what they had is given back to the system.
+_GONE_MANY = 256
 
 
 class Connection:
@@ -75,7 +78,8 @@ class Connection:
     @property
     def full(self) -> bool:
         """Whether its peer does not read what it is sent."""
-        return self.outgoing.size >= _UNREAD_BYTES_MAX or bool(self.after)
+        most_bytes = _STRANGER_UNREAD_BYTES_MAX if self.session is None else _UNREAD_BYTES_MAX
+        return self.outgoing.cost >= most_bytes or bool(self.after)
 
 
 class Host(Protocol):
@@ -137,6 +141,7 @@ class Door:
         self._connections: dict[Connection, None] = {}
         self._strangers: dict[str, dict[Connection, None]] = {}  # by address, the oldest first
         self._strangers_count = 0
+        self._gone = 0
         self._warns_from = 0.0
 
     # --- Connections come ---------------------------------------------------------------------------------------------
@@ -379,6 +384,7 @@ class Door:
         if connection.closed:
             return
         connection.closed = True
+        self._gone += 1
         del self._connections[connection]
         self._counts.connections = len(self._connections)
         if connection.session is None:
@@ -403,6 +409,10 @@ class Door:
             elif connection.outgoing.size and now - connection.sent_at > self._limits.unread_s:
                 self._counts.refused["unread"] += 1
                 self.close(connection)
+
+        if self._gone >= _GONE_MANY:
+            self._gone = 0
+            give_back()
 
     @property
     def leaving(self) -> bool:

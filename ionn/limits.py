@@ -34,7 +34,7 @@ class Limits:
     window_kb: float = _limit(4000.0, "Weights under way to a session: half a second of an 80 Mbps link.")
     header_kb: float = _limit(1000.0, "The description of a partition: the prototxt of a thousand layers is 300 kB.")
     frames: int = _limit(2000, "Frames of a message: a chunk of small blobs is many pieces.")
-    pending: int = _limit(512, "Connections without a session, beyond the two of each session: each may hold 20 kB.")
+    pending: int = _limit(512, "Connections without a session, beyond the two of each session: each may hold 30 kB.")
     pending_per_address: int = _limit(128, "The same from one address: a site of many clients may be one address.")
     hello_s: float = _limit(10.0, "A connection without a session is closed after this long: a hello comes at once.")
     unread_s: float = _limit(30.0, "A client that reads none of its answers this long is gone: it may come back.")

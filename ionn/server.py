@@ -24,6 +24,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from ionn.buffers import give_back
 from ionn.door import Connection, Door
 from ionn.errors import InputError, ProtocolError
 from ionn.folder import run_folder
@@ -462,6 +463,7 @@ class Server:
         connections, session.connections = session.connections, {}
         for connection in connections.values():
             self._door.dismiss(connection, Error(code, reason))
+        give_back()
 
 
 def _kill(pid: int) -> None:

@@ -24,9 +24,11 @@ from ionn.zmtp import FRAME_COST
 
 # What a front may grow beyond the sum of its limits.
 SLACK_BYTES = 50_000_000
+# And what it may have kept when they have gone: not all that is freed is whole pages.
+LEFT_BYTES = 5_000_000
 # Answers that one client has not read, and what a connection without a session may have.
 UNREAD_BYTES = 1_300_000
-PENDING_BYTES = 20_000
+PENDING_BYTES = 30_000
 
 
 def limits_bytes(sessions: int, limits: Limits | None = None, pending: bool = True) -> int:
@@ -150,13 +152,12 @@ class Watched:
     def end(self, most_bytes: int = 0) -> None:
         """All is as it was before the strangers came. `most_bytes` is the sum of the limits of what they had."""
         assert self.peak_bytes <= most_bytes + SLACK_BYTES, f"the front grew by {self.peak_bytes / 1e6:.0f} MB"
-        print(f"peak {self.peak_bytes / 1e6:.1f} MB")
         self.honest.check()
         assert ping(self.address, timeout_s=WAIT_S).room
         wait_for(lambda: ping(self.address, timeout_s=WAIT_S).sessions == 1, "their sessions to end")
         wait_for(lambda: self.processes() == self._processes, "their processes to be gone")
         wait_for(lambda: self.descriptors() == self._descriptors, f"{self.descriptors()} to be {self._descriptors}")
-        print(f"left {(self.memory_bytes() - self._memory_bytes) / 1e6:.1f} MB")
+        wait_for(lambda: self.memory_bytes() <= self._memory_bytes + LEFT_BYTES, "the front to be as small as it was")
         another = Honest(self.address, self.world)
         another.check()
         another.close()
