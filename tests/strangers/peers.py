@@ -156,6 +156,8 @@ class Stranger:
             frames = []
             while True:
                 flags, body = self.frame()
+                if flags & COMMAND:  # a heartbeat
+                    continue
                 frames.append(body)
                 if not flags & MORE:
                     return decode(frames)
