@@ -5,6 +5,8 @@ RUNS ?= 1
 MINUTES ?= 10
 FUZZ_TIMES ?= 10
 FUZZ_S ?= 120
+MUTANTS ?= 300
+SEED ?= 0
 # Half of the tests' time is waiting for processes and timeouts: twice as many test processes as cores keep two busy.
 TEST_PROCESSES ?= 4
 PYTEST := .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
@@ -20,7 +22,7 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models test test-long lint reproduce figures bench soak fuzz clean
+.PHONY: help setup system-packages models test test-long lint reproduce figures bench soak fuzz mutants clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +87,9 @@ fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, and atheris for 
 	  .venv/bin/python tests/fuzz/decoders.py $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \
 	    || exit 1; \
 	done
+
+mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do the tests notice? 20 minutes
+	.venv/bin/python tests/mutants/mutate.py --mutants $(MUTANTS) --seed $(SEED)
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay
 	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The `ionn` command. Until it has done its work, from its first import on, Ctrl-C ends it with exit code 130."""
+"""The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130."""
 
 import signal
 import sys
@@ -13,8 +13,9 @@ def main() -> None:
         sys.stderr.write("ionn: interrupted\n")
         sys.exit(130)
     finally:
-        # The interpreter's own end takes a moment too. By then the exit code is settled.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The interpreter takes a moment to end, without handlers for signals. By now the exit code is settled.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

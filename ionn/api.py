@@ -30,7 +30,7 @@ from ionn.trace import Segment, Trace, load_traces
 if TYPE_CHECKING:
     from ionn.caffemodel import Floats
     from ionn.keys import ClientKeys
-    from ionn.session import LiveSession
+    from ionn.live import Opened
 
 __all__ = [
     "Answer", "InputError", "IonnError", "Network", "Plan", "Session", "Trace", "add_planner", "connect", "image_input",
@@ -127,23 +127,29 @@ class Answer:
 class Session:
     """A network at this machine, and perhaps a server that takes over stages as they arrive there.
 
-    Made by `connect`. `network` and `plan` are what it runs and in which order it uploads. `fault` is why there is no
-    server, None while there is one; queries work all the same.
+    Made by `connect`. `network` is what it runs. `fault` is why there is no server, None while there is one; queries
+    work all the same.
     """
 
-    def __init__(self, network: Network, plan: Plan, live: LiveSession, fault: Exception | None) -> None:
+    def __init__(self, network: Network, opened: Opened) -> None:
         self.network = network
-        self.plan = plan
-        self._live = live
-        self._fault = fault
+        self._opened = opened
+        self._live = opened.session
+
+    @property
+    def plan(self) -> Plan:
+        """What it uploads, in which order; empty until a server's costs are known."""
+        return self._opened.plan
 
     @property
     def fault(self) -> Exception | None:
-        return self._fault or self._live.fault
+        return self._opened.fault or self._live.fault
 
     @property
     def uploaded(self) -> float:
         """How much of the plan has been sent, from 0 to 1."""
+        if not self._live.planned:
+            return 0.0
         return self._live.uploaded_bytes / self._live.total_bytes if self._live.total_bytes else 1.0
 
     def query(self, data: Floats) -> Answer:
@@ -187,31 +193,34 @@ def connect(
     models/. The plan is made for a link of `mbps`, with the costs of this machine (`client`, by default measured: a few
     forward passes) and those that the server sends, unless `server` are others. `keys` are for a server that has keys.
 
-    The session ends with the context. Raises InputError where files do not fit or the server's costs are not known.
-    A server that does not answer is no error: the session's `fault` says so, and queries run here. A server that was
-    there and is lost is connected to again; one that was never there is not.
+    The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
+
+    The session ends with the context. Raises InputError where files do not fit, the server does not take `keys`, or
+    sends no costs and none are given. A server that does not answer is no error: the session's `fault` says so, queries
+    run here, and it is looked for again, at first after a quarter of a second, then less often, up to every five. When
+    it answers, the plan is made, if that needed its costs, and uploaded; where costs are missing, `fault` says so.
     """
     from ionn import engine, live
     from ionn.caffemodel import read_weights, weights_path
     from ionn.session import LiveSession
 
     network = Network.load(model)
-    blobs = read_weights(weights_path(model, weights), network)
-    net = engine.load_network(network, blobs)
+    net = engine.load_network(network, read_weights(weights_path(model, weights), network))
     sample = live.query_inputs(network, seed=0)[:1]
     if address is None:
         costs = _costs(CLIENT) if client is None else _costs(client)  # of no effect: nothing is uploaded
         graph = ExecutionGraph.from_network(network, costs, costs, mbps)
         plan = make_plan(network, graph, algorithm, mbps)
-        yield Session(network, plan, LiveSession(network, net, graph, None, sample, None, (), ()), None)
+        session = LiveSession(network, net, graph, None, sample, None, (), ())
+        yield Session(network, live.Opened(session, graph, plan, costs, None))
         return
     here = live.profile_network(network, net, PROFILE_RUNS) if client is None else _costs(client)
-    subject = live.Subject(network, blobs, net, here, paced=False)
+    subject = live.Subject(network, net, here, paced=False)
     there = None if server is None else _costs(server)
     link = live.Link(address, mbps, keys=keys)
-    with live.open_session(subject, algorithm, link, there, sample) as opened:
+    with live.open_session(subject, algorithm, link, there, sample, may_be_lost=True) as opened:
         opened.session.start_upload()
-        yield Session(network, opened.plan, opened.session, opened.fault)
+        yield Session(network, opened)
 
 
 def _costs(given: str | Costs) -> Costs:

@@ -52,7 +52,7 @@ class Assembly:
         if whole.net != self._checked.net:
             raise ProtocolError(f"a slice of another stage {self.stage} than the one before")
         begin, end, _ = channels
-        if any(begin < other.end and other.begin < end for other in self._announced):
+        if any(map(channels.overlaps, self._announced)):
             raise ProtocolError(f"channels {begin} to {end} of stage {self.stage} were uploaded before")
         return channels
 

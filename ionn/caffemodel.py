@@ -1,4 +1,4 @@
-"""Weights in Caffe's own file format: read without copying, write in pieces.
+"""Weights in Caffe's own file format: read in one copy, write in pieces.
 
 A caffemodel is a serialised `NetParameter`: per layer its name and its blobs, each blob a shape and its floats in one
 packed run. So a file can be indexed by walking the few bytes between the floats, and a file can be written as small
@@ -8,7 +8,8 @@ headers with the floats of existing arrays in between. Field numbers: message `N
 from __future__ import annotations
 
 import math
-import mmap
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 # (layer field, its name field, its blobs field): today's layers, and those of files before 2014 ("V1").
 _LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
+
+# The shape of a blob in files before 2014, whatever it has in axes; fields 1 to 4.
+_LEGACY_SHAPE = ("num", "channels", "height", "width")
 
 
 class _NotIndexable(Exception):
@@ -70,8 +74,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
 
 
 def _blob(data: memoryview) -> Floats:
-    legacy = [1, 1, 1, 1]
-    is_legacy = False
+    legacy: list[int] | None = None
     shape: list[int] = []
     floats = np.zeros(0, np.float32)
     for number, wire_type, value in _fields(data):
@@ -91,9 +94,9 @@ def _blob(data: memoryview) -> Floats:
         elif number in (5, 8):
             raise _NotIndexable
         elif 1 <= number <= 4 and isinstance(value, int):
+            legacy = legacy or [0, 0, 0, 0]
             legacy[number - 1] = value
-            is_legacy = True
-    dimensions = tuple(legacy) if is_legacy and not shape else tuple(shape)
+    dimensions = tuple(shape if legacy is None else legacy)  # Caffe goes by the old fields wherever there is one
     if math.prod(dimensions) != floats.size:
         raise IndexError("a blob's floats do not fill its shape")
     return floats.reshape(dimensions)
@@ -124,29 +127,42 @@ def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
         for blob in layer.blobs:
             with np.errstate(over="ignore"):  # a double that no float can hold becomes infinite
                 values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
-            shape = (
-                tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
-            )
+            legacy = any(map(blob.HasField, _LEGACY_SHAPE))
+            shape = [getattr(blob, name) for name in _LEGACY_SHAPE] if legacy else list(blob.shape.dim)
             blobs.append(values.reshape(shape))
         layers[layer.name] = tuple(blobs)
     return layers
 
 
-def read(path: Path) -> dict[str, tuple[Floats, ...]]:
-    """The blobs of every layer in a caffemodel, as float32 arrays that are views of the mapped file.
-
-    Raises InputError if the file cannot be read or is not a caffemodel.
-    """
+def _content(path: Path) -> bytes:
+    """All of a file. It is not mapped: a file that shrinks would end the process, and one that is written to would
+    change the weights."""
     try:
         with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise InputError(f"{path}: not a caffemodel, it is no file")
+            data = file.read()
+            after = os.fstat(file.fileno())
     except FileNotFoundError:
         hint = "put it there, or say where it is; 'make models' builds those of the five models"
         raise InputError(f"{path}: no such caffemodel; {hint}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read the caffemodel: {error.strerror}") from error
-    except ValueError:  # it cannot be mapped
-        raise InputError(f"{path}: not a caffemodel, the file is empty") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
+        raise InputError(f"{path}: it changed while it was read; try again when it is complete")
+    if not data:
+        raise InputError(f"{path}: not a caffemodel, the file is empty")
+    return data
+
+
+def read(path: Path) -> dict[str, tuple[Floats, ...]]:
+    """The blobs of every layer in a caffemodel, as float32 arrays. They are views of one copy of the file: whatever
+    becomes of that later, they stay.
+
+    Raises InputError if the file cannot be read, changes while it is read, or is not a caffemodel.
+    """
+    data = memoryview(_content(path))
     try:
         try:
             layers = _index(data)
@@ -250,7 +266,13 @@ def _prefix(number: int, size: int) -> bytes:
 
 
 def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence[Floats]]) -> Serialised:
-    """A caffemodel of the given layers that have weights. The floats are not copied."""
+    """A caffemodel of those of the given layers that have weights. The floats are not copied."""
+    return serialise_blobs(name, ((layer, weights[layer.name]) for layer in layers if layer.weight_shapes))
+
+
+def serialise_blobs(name: str, layers: Iterable[tuple[Layer, Sequence[Floats]]]) -> Serialised:
+    """A caffemodel of layers, each with its weights; a layer may come twice, with some of its channels each time. The
+    floats are not copied."""
     pieces: list[memoryview] = []
     blobs: list[BlobSpan] = []
     size = 0
@@ -261,11 +283,9 @@ def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence
         size += len(data)
 
     put(caffe_pb2.NetParameter(name=name).SerializeToString())
-    for layer in layers:
-        if not layer.weight_shapes:
-            continue
+    for layer, blobs_of_layer in layers:
         heads, arrays = [], []
-        for array in weights[layer.name]:
+        for array in blobs_of_layer:
             shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=array.shape)).SerializeToString()
             head = shape + _prefix(5, array.nbytes)
             heads.append(_prefix(7, len(head) + array.nbytes) + head)

@@ -7,14 +7,15 @@ the nets, and that the weights to come are those that the layers take.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from google.protobuf import text_format
 
 from ionn.errors import InputError
-from ionn.layers import Shape
+from ionn.layers import Shape, shape_text
 from ionn.limits import Limits, option
 from ionn.network import Layer, Network
 from ionn.partition import PartialNet
@@ -41,6 +42,13 @@ class Usage:
         )
 
 
+class Boundary(NamedTuple):
+    """The shape that a stage takes, and those that it hands on."""
+
+    input: Shape
+    outputs: tuple[Shape, ...]
+
+
 class CheckedNet:
     """A net that is safe to build and takes `usage`. `layers` names the layers of each stage, for messages. Of a slice,
     `whole` is the net of its whole stage."""
@@ -62,11 +70,29 @@ class CheckedNet:
         """Raises InputError if the stages do not fit the net."""
         return _check_stages(self.net, self.network)
 
+    @property
+    def boundaries(self) -> dict[int, Boundary]:
+        """What each of its stages takes and hands on; of a slice, what its whole stage does."""
+        if self.whole is not None:
+            return self.whole.boundaries
+        shapes = {
+            blob: shape
+            for layer in self.network.layers
+            for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)
+        }
+        boundaries, before = {}, shapes[self.net.input]
+        for stage in self.net.stages:
+            outputs = tuple(shapes[blob] for blob in stage.outputs)
+            boundaries[stage.index] = Boundary(before, outputs)
+            before = outputs[0]
+        return boundaries
+
 
 def check_partition(
-    header: PartitionHeader, limits: Limits, used: Usage, begun: Container[int] = ()
+    header: PartitionHeader, limits: Limits, used: Usage, known: Mapping[int, Boundary], begun: Container[int] = ()
 ) -> list[CheckedNet]:
-    """Check a partition's nets and weights against Caffe's rules and what the session has left (`used` is in use).
+    """Check a partition's nets and weights against Caffe's rules, against the stages that the session has (`known`),
+    and against what it has left (`used` is in use).
 
     The whole of a slice counts too, unless its stage has `begun` to arrive. Raises InputError, naming the layer, the
     stage or the limit.
@@ -74,22 +100,55 @@ def check_partition(
     if not header.nets:
         raise InputError(f"partition {header.partition} has no nets")
     checked: list[CheckedNet] = []
+    counted: set[int] = set()
     for net in header.nets:
         network = Network.from_text(net.prototxt, f"partition {header.partition}")
         whole = None if net.channels is None else _whole(net, network, limits)
         usage = _usage(network, limits)
-        # A slice's weights are counted with the whole, where they go.
-        usage = usage if whole is None else replace(usage, weight_bytes=0)
+        if whole is not None:
+            # A slice's weights are counted with the whole, where they go.
+            usage = replace(usage, weight_bytes=0)
+            if whole.stage not in begun and whole.stage not in counted:
+                counted.add(whole.stage)
+                used += whole.usage
         checked.append(CheckedNet(net, network, usage, whole))
-        used += usage if whole is None or whole.stage in begun else usage + whole.usage
+        used += usage
     _check_limits(used, limits)
-    seen: set[int] = set()
-    for each in checked:
-        if not seen.isdisjoint(each.layers):
-            raise InputError(f"stage {min(seen & each.layers.keys())} is in two nets")
-        seen.update(each.layers)
-    _check_weights(header, [each.network for each in checked])
+    _check_overlaps(checked)
+    _check_boundaries(checked, known)
+    assign_blobs(header, checked)
     return checked
+
+
+def _check_overlaps(checked: list[CheckedNet]) -> None:
+    """A stage may be in one net, or its slices, which do not overlap, in several."""
+    nets: dict[int, list[CheckedNet]] = {}
+    for each in checked:
+        for stage in each.layers:
+            for other in nets.setdefault(stage, []):
+                mine, its = each.net.channels, other.net.channels
+                if mine is None or its is None or mine.overlaps(its):
+                    raise InputError(f"stage {stage} is in two nets")
+                assert each.whole is not None
+                assert other.whole is not None
+                if each.whole.net != other.whole.net:
+                    raise InputError(f"stage {stage} is in two nets, which are not slices of the same stage")
+            nets[stage].append(each)
+
+
+def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) -> None:
+    """What a stage hands on must be what the next one takes: numpy would broadcast it, or raise."""
+    boundaries = {**known}
+    for each in checked:
+        boundaries.update(each.boundaries)
+    for stage in {stage for each in checked for stage in each.layers}:
+        for before, after in ((stage - 1, stage), (stage, stage + 1)):
+            if before not in boundaries or after not in boundaries:
+                continue
+            made, taken = boundaries[before].outputs, boundaries[after].input
+            if made != (taken,):
+                shapes = ", ".join(map(shape_text, made))
+                raise InputError(f"stage {after} takes {shape_text(taken)}, but stage {before} makes {shapes}")
 
 
 def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
@@ -107,11 +166,6 @@ def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
 
 
 def _usage(network: Network, limits: Limits) -> Usage:
-    shape = network.input_shape
-    if shape and shape[0] > limits.batch:
-        raise InputError(
-            f"input {network.input!r} has a batch of {shape[0]}; the server's {option('batch')} is {limits.batch}"
-        )
     for layer in network.layers:
         for top, top_shape in zip(layer.tops, layer.top_shapes, strict=True):
             if _bytes(top_shape) > limits.blob_mb * 1e6:
@@ -153,37 +207,43 @@ def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
     """The layers of each stage, as text. The stages must cover the net, and each must make the blobs it hands on."""
     if network.input != net.input:
         raise InputError(f"the net's input is {network.input!r}, not {net.input!r}")
-    position = {layer.name: layer.index for layer in network.layers}
     begin, layers = 0, {}
     for stage in net.stages:
-        end = position.get(stage.last_layer, -1)
-        if end < begin:
-            raise InputError(f"stage {stage.index} cannot end with layer {stage.last_layer!r}")
+        end = stage.last_layer
+        if not begin <= end < len(network.layers):
+            raise InputError(f"stage {stage.index} cannot end with layer {end} of {len(network.layers)}")
         made = {top for layer in network.layers[begin : end + 1] for top in layer.tops}
         if not stage.outputs or not made.issuperset(stage.outputs):
             raise InputError(f"stage {stage.index} does not make its outputs")
         first = network.layers[min(max(begin, 1), end)]  # not the Input layer, which every net starts with
-        layers[stage.index] = f"layers {first.name!r} to {stage.last_layer!r}"
+        layers[stage.index] = f"layers {first.name!r} to {network.layers[end].name!r}"
         begin = end + 1
     if begin != len(network.layers):
         raise InputError(f"layer {network.layers[begin].name!r} is in no stage")
     return layers
 
 
-def _check_weights(header: PartitionHeader, networks: list[Network]) -> None:
-    """Every blob of every layer must be announced once, in its size."""
-    wanted: dict[tuple[str, int], int] = {}
-    for network in networks:
-        for layer in network.layers:
+def assign_blobs(header: PartitionHeader, checked: list[CheckedNet]) -> list[tuple[int, str, int]]:
+    """Where each of the header's blobs goes: the net (its index), the layer and the blob's number.
+
+    Every blob of every layer must be announced once, in its size. Slices of one stage have layers of the same name:
+    their blobs come in the order of the nets.
+    """
+    wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for index, each in enumerate(checked):
+        for layer in each.network.layers:
             for blob, shape in enumerate(layer.weight_shapes):
-                if (layer.name, blob) in wanted:
-                    raise InputError(f"two layers are named {layer.name!r}")
-                wanted[layer.name, blob] = _bytes(shape)
+                wanted.setdefault((layer.name, blob), []).append((index, _bytes(shape)))
+    places = []
     for span in header.blobs:
-        size = wanted.pop((span.layer, span.blob), None)
-        if size is None:
+        takers = wanted.get((span.layer, span.blob))
+        if not takers:
             raise InputError(f"blob {span.blob} of layer {span.layer!r} is sent twice, or the layer has none")
+        index, size = takers.pop(0)
         if size != span.size:
             raise InputError(f"blob {span.blob} of layer {span.layer!r} has {span.size} bytes, the layer takes {size}")
-    for layer_name, blob in wanted:
-        raise InputError(f"blob {blob} of layer {layer_name!r} is not sent")
+        places.append((index, span.layer, span.blob))
+    for (layer_name, blob), takers in wanted.items():
+        if takers:
+            raise InputError(f"blob {blob} of layer {layer_name!r} is not sent")
+    return places

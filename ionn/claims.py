@@ -163,12 +163,12 @@ def _largest_difference(paper_from_s: float, paper_to_s: float) -> Claim:
 def interval_of_largest_difference(old: SummaryRow, new: SummaryRow) -> tuple[float, float]:
     """When `new` is faster than `old` by the largest difference, and by at least half of it all around; seconds.
 
-    (NaN, NaN) where they execute no queries at the same time.
+    (NaN, NaN) where `new` is never faster, or they execute no queries at the same time.
     """
     times = common_times([*old.traces, *new.traces])
-    if not times.size:
-        return math.nan, math.nan
     difference = mean_latency(old.traces, times[:-1])[0] - mean_latency(new.traces, times[:-1])[0]
+    if not (difference > 0).any():
+        return math.nan, math.nan
     peak = int(difference.argmax())
     below = np.flatnonzero(difference < difference[peak] / 2)
     first = int(below[below < peak].max(initial=-1)) + 1

@@ -20,8 +20,16 @@ from typing import Any
 import zmq
 
 from ionn.caffemodel import Floats
-from ionn.channel import Channel
-from ionn.errors import InputError, ProtocolError, ServerError, ServerUnreachableError
+from ionn.channel import FRAME_BYTES_MAX, Channel
+from ionn.errors import (
+    InputError,
+    IonnError,
+    NotAcceptedError,
+    ProtocolError,
+    ServerError,
+    ServerUnreachableError,
+    VersionError,
+)
 from ionn.exchange import Exchange
 from ionn.keys import ClientKeys
 from ionn.link import format_address, parse_address
@@ -42,9 +50,17 @@ from ionn.wire import (
 )
 
 # What may become of a connection; none of it is the caller's fault, and a query can run at the client instead.
-FAULTS = (ServerUnreachableError, ServerError, ProtocolError, InputError, zmq.ZMQError)
-# A model that crashes its session, or bytes that never arrive as they were sent, are given up after so many times.
+FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
+# After so many losses in a row the upload is given up: where the server, or the model at it, is to blame (it crashes,
+# takes the bytes for damaged, says what it must not), and no partition became ready meanwhile; and where it has no byte
+# more than before.
 _SETBACKS_MAX = 3
+_LOSSES_MAX = 12
+# How long a goodbye may take: enough for a live server, short where it is gone.
+_GOODBYE_MS = 200
+
+# What the partitions for a server are made from: its costs, as in its Welcome.
+MakePartitions = Callable[[dict[str, Any]], Sequence[Partition]]
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,7 @@ class _Connection:
     control: Channel
     upload: Channel
     welcome: Welcome
+    made_s: float = field(default_factory=time.monotonic)
 
     def close(self) -> None:
         self.control.close()
@@ -110,52 +127,72 @@ class Client:
     """A session at a server.
 
     Raises InputError for a malformed address, a wrong key or a server of another protocol version,
-    ServerUnreachableError where no server answers, ServerError where it refuses. Close it when done.
+    ServerUnreachableError where no server answers, ServerError where it refuses, ProtocolError where it is none of
+    ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
+    Close it when done.
 
     `costs` is the server's cost model as JSON, `patience` as given. `fault` tells why the server is not available, None
-    while it is; `lost_s` is since when (time.monotonic()).
+    while it is; `lost_s` is since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
     """
 
-    def __init__(self, address: str, keys: ClientKeys | None = None, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        keys: ClientKeys | None = None,
+        patience: Patience | None = None,
+        may_be_lost: bool = False,
+    ) -> None:
         host, port = parse_address(address)
         self.address = f"tcp://{format_address((host, port))}"
         self._keys = keys
         self.patience = patience or Patience()
-        try:
-            # ZeroMQ does not say why it cannot connect.
-            sockets.create_connection((host, port), timeout=self.patience.connect_s).close()
-        except OSError as error:
-            raise ServerUnreachableError(f"{self.address}: no server there ({error.strerror or error})") from error
         self.costs: dict[str, Any] = {}
         self.fault: Exception | None = None
         self.lost_s = 0.0
+        self.upload: Upload | None = None
         self._session = ""
         self._queries = 0
-        self._losses = 0  # in a row, and those that are the model's fault since something went well
-        self._setbacks = 0
-        self._most_ready = 0
-        self._upload: Upload | None = None
+        # Losses in a row: of all kinds and of connections, since the server had more bytes than ever before; and by its
+        # fault, since it had more partitions.
+        self._losses = self._breaks = self._setbacks = 0
+        self._most_ready = self._most_bytes = 0
+        self._make: tuple[MakePartitions, Callable[[], float]] | None = None
         self._context: zmq.Context[Any] = zmq.Context()
         self._stopped = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._querying = threading.Lock()  # whoever holds it may use the control channel
+        self._connection: _Connection | None = None
         try:
-            self._connection: _Connection | None = self._first_connection()
-        except BaseException:
-            self._context.destroy(linger=0)
-            os.close(self._wake)
-            raise
+            self._connection = self._first_connection((host, port))
+        except BaseException as error:
+            if not (may_be_lost and isinstance(error, FAULTS)) or isinstance(error, NotAcceptedError):
+                self._context.destroy(linger=0)
+                os.close(self._wake)
+                if isinstance(error, NotAcceptedError):
+                    raise InputError(str(error)) from error
+                raise
+            self.fault, self.lost_s = error, time.monotonic()
         self._keeper = threading.Thread(target=self._keep, name="ionn client", daemon=True)
         self._keeper.start()
 
     def start_upload(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> Upload:
         """Upload the partitions in order, in the background; `now_s` is the clock of the records. Once per client."""
-        if self._upload is not None:
+        if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
-        upload = Upload(partitions, now_s)
-        self._upload = upload
+        self.upload = upload = Upload(partitions, now_s)
         os.eventfd_write(self._wake, 1)
         return upload
+
+    def start_upload_when_known(self, make: MakePartitions, now_s: Callable[[], float]) -> None:
+        """Like `start_upload`, of the partitions that `make` makes when the server's costs are known.
+
+        The client's thread calls it once; where it raises an IonnError, that is the server's fault, and it is asked
+        again at the next connection.
+        """
+        if self.upload is not None or self._make is not None:
+            raise ValueError("this client uploads already")
+        self._make = make, now_s
+        os.eventfd_write(self._wake, 1)
 
     def run(self, first: int, last: int, data: Floats, timeout_s: float | None = None) -> tuple[list[Floats], Result]:
         """Have the server run stages `first`..`last` on `data`: the outputs, and what the server said about them.
@@ -166,8 +203,8 @@ class Client:
             return exchange.result(exchange.run(first, last, data))
 
     @contextlib.contextmanager
-    def query(self, timeout_s: float | None = None) -> Iterator[Exchange]:
-        """The messages of one query; each answer comes within `timeout_s` of being waited for.
+    def query(self, timeout_s: float | None = None, results_bytes: int = FRAME_BYTES_MAX) -> Iterator[Exchange]:
+        """The messages of one query; its answers are waited for `timeout_s` in all, and have `results_bytes` at most.
 
         Raises ServerUnreachableError, ServerError or ProtocolError. Unless the server just could not run this query
         (ServerError with the code `query`), it is lost then, and is being connected to again.
@@ -180,6 +217,7 @@ class Client:
                 )
             self._queries += 1
             wait_s = self.patience.query_s if timeout_s is None else timeout_s
+            connection.control.expect(results_bytes)
             try:
                 with Exchange(connection.control, self._queries, wait_s) as exchange:
                     yield exchange
@@ -187,40 +225,51 @@ class Client:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
                     self._lose(connection, error)
                 raise
-        if self._upload is None or self._upload.ended:  # else a partition that is ready says so
-            self._setbacks = 0
+            except BaseException:  # the caller broke off, and the answers that are still to come are nobody's
+                self._lose(connection, connection.control.unreachable("a query was broken off"))
+                raise
+            finally:
+                connection.control.expect(0)
+        if self.upload is None or self.upload.ended:  # else what arrives says so
+            self._breaks = self._setbacks = 0
 
     def close(self) -> None:
         """End the session; the server frees it."""
         self._stopped.set()
         os.eventfd_write(self._wake, 1)
         self._keeper.join()
-        if self._upload is not None:
-            self._upload.stop(self._upload.error)
+        if self.upload is not None:
+            self.upload.stop(self.upload.error)
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.upload.close()
-            with contextlib.suppress(ServerUnreachableError):
+            with contextlib.suppress(*FAULTS):
                 connection.control.send(Bye())
-        # Long enough to say goodbye to a live server, short where it is gone.
-        self._context.destroy(linger=200)
+            connection.upload.close()
+            connection.control.close(linger_ms=_GOODBYE_MS)
+        self._context.destroy(linger=_GOODBYE_MS)
         os.close(self._wake)
 
     def _lose(self, connection: _Connection | None, error: Exception) -> None:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""
         if self._connection is not connection:  # the other channel said so already
             return
-        if isinstance(error, ServerError):
-            if error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
-                self._session = ""
-            if error.code in (ERROR_CRASHED, ERROR_DAMAGED):
-                self._setbacks += 1
-        if self._upload is not None:
-            self._upload.pause()
-            if self._setbacks == _SETBACKS_MAX:
-                self._upload.stop(error)
+        if isinstance(error, ServerError) and error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
+            self._session = ""
+        if connection is not None:
+            self._breaks += 1
+            # What is lost at once each time is not made at once each time.
+            if time.monotonic() - connection.made_s > self.patience.retry_max_s:
+                self._losses = 0
+        by_server = isinstance(error, ServerError) and error.code in (ERROR_CRASHED, ERROR_DAMAGED)
+        if by_server or isinstance(error, ProtocolError):
+            self._setbacks += 1
+        if self.upload is not None:
+            self.upload.pause()
+            if not self.upload.ended and (self._setbacks >= _SETBACKS_MAX or self._breaks >= _LOSSES_MAX):
+                self.upload.stop(error)
         if self.fault is None:
-            self.fault, self.lost_s = error, time.monotonic()
+            self.lost_s = time.monotonic()
+        self.fault = error
         self._connection = None
         os.eventfd_write(self._wake, 1)
 
@@ -228,30 +277,52 @@ class Client:
 
     def _keep(self) -> None:
         """Stay connected until told to stop."""
-        while not self._stopped.is_set():
-            connection = self._connection
-            try:
-                if connection is None:
-                    connection = self._connect()
-                    with self._querying:
-                        self._connection, self.fault = connection, None
-                self._tend(connection)
-            except FAULTS as error:
-                with self._querying:
-                    self._lose(connection, error)
-            if connection is not None and self._connection is not connection:
-                connection.close()
-            if self._connection is None:
-                # Not all clients of a server that comes back shall meet it at once.
-                wait_s = min(self.patience.retry_s * 2**self._losses, self.patience.retry_max_s)
-                self._losses += 1
-                self._stopped.wait(wait_s * random.uniform(0.5, 1.0))
+        try:
+            while not self._stopped.is_set():
+                self._keep_once()
+        except BaseException as error:  # a mistake of ours: say so, and let queries run without
+            with self._querying:
+                self._lose(self._connection, error if isinstance(error, Exception) else RuntimeError(repr(error)))
+                if self.upload is not None:
+                    self.upload.stop(self.fault)
+            raise
 
-    def _first_connection(self) -> _Connection:
-        """A wrong key shows as a handshake that breaks off, which may be the network's fault: it does not twice."""
+    def _keep_once(self) -> None:
+        """Make a connection if there is none, and tend it until it is lost."""
+        connection = self._connection
+        if connection is None:
+            # Not all clients of a server that comes back shall meet it at once.
+            wait_s = min(self.patience.retry_s * 2 ** min(self._losses, 16), self.patience.retry_max_s)
+            self._losses += 1
+            if self._stopped.wait(wait_s * random.uniform(0.5, 1.0)):
+                return
+        try:
+            if connection is None:
+                connection = self._connect()
+                with self._querying:
+                    self._connection, self.fault = connection, None
+            self._tend(connection)
+        except FAULTS as error:
+            if self._stopped.is_set():  # and that is all that is wrong
+                return
+            with self._querying:
+                self._lose(connection, error)
+        if connection is not None and self._connection is not connection:
+            connection.close()
+
+    def _first_connection(self, address: tuple[str, int]) -> _Connection:
+        try:
+            # ZeroMQ does not say why it cannot connect.
+            sockets.create_connection(address, timeout=self.patience.connect_s).close()
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ServerUnreachableError(f"{self.address}: no server there ({reason})") from error
         try:
             return self._connect()
-        except InputError:
+        except VersionError:
+            raise
+        except NotAcceptedError:
+            # A wrong key shows as a handshake that breaks off, which may be the network's fault: it does not twice.
             return self._connect()
 
     def _connect(self) -> _Connection:
@@ -286,9 +357,8 @@ class Client:
         control, channel = _Pulse(self.patience), _Pulse(self.patience)
         upload: Upload | None = None
         while self._connection is connection and not self._stopped.is_set():
-            if upload is None and self._upload is not None:
-                upload = self._upload
-                upload.begin(connection.welcome)
+            if upload is None:
+                upload = self._begin_upload(connection)
             outgoing = upload.next_message() if upload else None
             if outgoing is not None:
                 connection.upload.send(outgoing)
@@ -297,16 +367,38 @@ class Client:
                 channel.heard()
             if self._querying.acquire(blocking=False):
                 try:
+                    # There are no more than were asked for.
                     while connection.control.receive(0) is not None:
                         control.heard()
                     control.beat(connection.control)
                 finally:
                     self._querying.release()
-                if channel.beat(connection.upload) and upload is not None:
-                    upload.pinged()
+                channel.beat(connection.upload)
             else:  # the server works on a query, which has a deadline
                 control.heard()
                 channel.heard()
+
+    def _begin_upload(self, connection: _Connection) -> Upload | None:
+        """What is to be uploaded by this connection, if that is known by now."""
+        if self.upload is None and self._make is not None:
+            make, now_s = self._make
+            try:
+                partitions = make(self.costs)
+            except IonnError as error:
+                raise ProtocolError(str(error)) from error
+            self.upload, self._make = Upload(partitions, now_s), None
+        if self.upload is not None:
+            with self._named():
+                self.upload.begin(connection.welcome)
+        return self.upload
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """What an upload has against a server does not say which."""
+        try:
+            yield
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.address}: {error}") from error
 
     def _receive(self, connection: _Connection, upload: Upload | None, timeout_s: float) -> Message | None:
         """Take the next answer on the upload channel, if one comes in time."""
@@ -324,9 +416,12 @@ class Client:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
             return None
-        self._losses = 0
         if upload is not None:
-            upload.take(message)
+            with self._named():
+                upload.take(message)
             if upload.ready > self._most_ready:
                 self._most_ready, self._setbacks = upload.ready, 0
+            if upload.sent_bytes > self._most_bytes:
+                self._most_bytes = upload.sent_bytes
+                self._losses = self._breaks = 0
         return message

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from ionn.costs import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
-from ionn.errors import InputError, did_you_mean
+from ionn.errors import InputError, did_you_mean, printable
+from ionn.strict import parse_json
 
+# What is read of a text in costs.
+_TEXT_MAX = 200
+
+# A layer's index, name and ms. Caffe's names may have spaces in them, or be empty.
+_LINE = re.compile(r"[0-9]+\s(.*)\s(\S+)")
 _DEVICES = Path(__file__).with_name("devices")
 
 
@@ -43,7 +50,7 @@ def costs_from_json(document: object, source: str) -> CostModel | Profile:
     Raises InputError, naming `source`.
     """
     try:
-        match document:
+        match _printable(document):
             case {"kind": "cost-model" | "profile", **rest} if rest.get("schema") != SCHEMA:
                 raise InputError("written by another version of ionn; measure again")
             case {"machine": dict(machine)} if not all(isinstance(value, str) for value in machine.values()):
@@ -66,6 +73,15 @@ def costs_from_json(document: object, source: str) -> CostModel | Profile:
         raise InputError(f"{source}: {error}") from None
 
 
+def _printable(value: Any) -> Any:
+    """A JSON value, of which every text is fit to be shown: names in costs get into messages and reports."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in value]
+    return printable(value[:_TEXT_MAX]) if isinstance(value, str) else value
+
+
 def _layer_time(document: object) -> LayerTime:
     match document:
         case {"name": str(name), "type": str(type_), "ms": ms, "load_ms": load_ms}:
@@ -86,18 +102,18 @@ def _from_text(path: Path) -> CostModel | Profile:
     text = _read(path)
     if text.lstrip().startswith("{"):
         try:
-            return costs_from_json(json.loads(text), str(path))
-        except (ValueError, RecursionError) as error:
+            document = parse_json(text)
+        except ValueError as error:
             raise InputError(f"{path}: not JSON: {error}") from error
+        return costs_from_json(document, str(path))
     layers = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        try:
-            index, name, ms = line.split()
-            int(index)
-        except ValueError:
-            raise InputError(f"{path}:{number}: not a line of 'index name ms': {line.strip()[:60]!r}") from None
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise InputError(f"{path}:{number}: not a line of 'index name ms': {line.strip()[:60]!r}")
+        name, ms = match[1].strip(), match[2]
         layers.append(LayerTime(name, "", _parse_ms(ms, f"{path}:{number}: the time of layer {name!r}")))
     return Profile(path.name, tuple(layers))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -25,6 +24,7 @@ from ionn.errors import InputError
 from ionn.features import ALL_FEATURES, features
 from ionn.files import write_file
 from ionn.network import Layer, Network
+from ionn.strict import TIME_MAX_MS, time_ms
 
 SCHEMA = 1
 
@@ -214,9 +214,12 @@ def _label(layer: LayerTime | Layer | None) -> str:
 
 
 def check_number(value: object, where: str) -> None:
-    # The comparison is false for NaN, and exact for integers that no float can hold.
-    if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= sys.float_info.max):
-        raise InputError(f"{where} is {value!r:.40}; it must be a number, finite and not negative")
+    """Raise InputError, which says `where` it is, for what is no time in ms (per unit of a feature, or in all)."""
+    try:
+        time_ms(value)
+    except ValueError:
+        most = f"finite and not negative, and at most {TIME_MAX_MS:g}"
+        raise InputError(f"{where} is {value!r:.40}; it must be a number, {most}") from None
 
 
 def _save(costs: Costs, path: Path) -> None:

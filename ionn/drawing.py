@@ -74,12 +74,10 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of that size in inches with one plot, in the project's style."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
         yield figure, figure.add_subplot()
 
 

@@ -15,15 +15,25 @@ class InputError(IonnError):
 
 
 class ServerError(IonnError):
-    """The server refused or failed a request; `code` is the short machine-readable reason of the wire protocol."""
+    """The server refused or failed a request; `code` is the short machine-readable reason of the wire protocol, and
+    `query` the number of the query that failed, -1 where it was none."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, query: int = -1) -> None:
         super().__init__(message)
         self.code = code
+        self.query = query
 
 
 class ServerUnreachableError(IonnError):
     """No server answered at the address, or it stopped answering."""
+
+
+class NotAcceptedError(ServerUnreachableError):
+    """A server is there, and does not take this client: one of them has a wrong key, or speaks another version."""
+
+
+class VersionError(NotAcceptedError):
+    """It speaks another version of the protocol."""
 
 
 class ProtocolError(IonnError):

@@ -18,13 +18,13 @@ class Exchange:
 
     `run`, `run_part` and `join` send a message and return its ticket, for which `result` waits. Without `data`, the
     stage runs on what the message before left at the server. Used in a `with` statement, which ends when every message
-    is answered, so that the channel is free for the next query.
+    is answered, so that the channel is free for the next query. Its answers are waited for `timeout_s` in all.
     """
 
     def __init__(self, control: Channel, query: int, timeout_s: float) -> None:
         self._control = control
         self._query = query
-        self._timeout_s = timeout_s
+        self._left_s = timeout_s
         self._sent = 0
         self._results: list[Result | None] = []  # None for an error
 
@@ -66,31 +66,38 @@ class Exchange:
             self._receive()
         result = self._results[ticket]
         assert result is not None, "the error was raised when it came"
-        return _outputs(result), result
+        try:
+            pairs = zip(result.payload, result.shapes, strict=True)
+            return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs], result
+        except (ValueError, OverflowError) as error:
+            raise self.violation(f"the server's result does not fit its shapes: {error}") from error
+
+    def violation(self, what: str) -> ProtocolError:
+        """The error to raise for a result that cannot be one."""
+        return self._control.violation(what)
 
     def _receive(self) -> None:
-        """The next answer. Those to messages before this query, and signs of life, may come before it."""
-        deadline = time.monotonic() + self._timeout_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            try:
+        """The next answer. A sign of life that was asked for before this query may come before it."""
+        begun = time.monotonic()
+        deadline = begun + self._left_s
+        try:
+            while (left_s := deadline - time.monotonic()) > 0:
                 message = self._control.receive(left_s)
-            except ServerError as error:
-                if error.code == ERROR_QUERY:
-                    self._results.append(None)
-                raise
-            if isinstance(message, Result) and message.query == self._query:
-                self._results.append(message)
-                return
+                if isinstance(message, Result):
+                    if message.query != self._query:
+                        raise self.violation(f"the server's result is query {message.query}'s, not {self._query}'s")
+                    self._results.append(message)
+                    return
+        except ServerError as error:
+            if error.code == ERROR_QUERY:
+                if error.query != self._query:
+                    raise self.violation(f"the server failed query {error.query}, not {self._query}") from error
+                self._results.append(None)
+            raise
+        finally:
+            self._left_s -= time.monotonic() - begun
         raise self._control.unreachable("the server has not answered a query in time")
 
 
 def _payload(data: Floats | None) -> tuple[Floats, ...]:
-    return () if data is None else (np.ascontiguousarray(data, "<f4"),)
-
-
-def _outputs(result: Result) -> list[Floats]:
-    try:
-        pairs = zip(result.payload, result.shapes, strict=True)
-        return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs]
-    except ValueError as error:
-        raise ProtocolError(f"a result that does not fit its shapes: {error}") from error
+    return () if data is None else (np.ascontiguousarray(data, "<f4").reshape(-1),)

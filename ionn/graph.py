@@ -224,6 +224,11 @@ class ExecutionGraph:
             raise InputError(f"execution graph: not written by ionn ({error}); run again") from error
 
     @cached_property
+    def has_weights(self) -> NDArray[np.bool_]:
+        """Whether uploading a stage sends anything, (n,)."""
+        return self.upload_ms > self.load_ms
+
+    @cached_property
     def _server_ms(self) -> NDArray[np.float64]:
         return np.where(self.offloadable, self.server_ms, math.inf)
 

@@ -48,10 +48,10 @@ def prepare_live(model: str, weights: str | None = None, client: str = CLIENT, p
     from ionn.caffemodel import read_weights, weights_path
 
     network = Network.load(model)
-    blobs = read_weights(weights_path(model, weights), network)
     costs = load_costs(client)
     costs.layer_ms(network)  # refuses a profile of another network before anything is built
-    return live.Subject(network, blobs, engine.load_network(network, blobs), costs, paced)
+    net = engine.load_network(network, read_weights(weights_path(model, weights), network))
+    return live.Subject(network, net, costs, paced)
 
 
 def run_live_all(

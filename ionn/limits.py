@@ -27,7 +27,6 @@ class Limits:
     layers: int = _limit(
         2000, "Layers of a session's nets, four times ResNet-152's: each costs time to check and build."
     )
-    batch: int = _limit(32, "First dimension of a net's input: it multiplies time and memory of every layer.")
     blob_mb: float = _limit(32.0, "One blob, thus one input or output: five times the largest of the paper's models.")
     weights_mb: float = _limit(1000.0, "Weights of a session: VGG-19 has 575 MB.")
     memory_mb: float = _limit(2000.0, "All that a session allocates; its process cannot have more.")

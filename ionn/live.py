@@ -7,31 +7,35 @@ import dataclasses
 import os
 import platform
 import select
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ionn import engine
 from ionn.caffemodel import Floats
-from ionn.client import Client
+from ionn.client import FAULTS, Client
 from ionn.cost_files import costs_from_json
 from ionn.costs import Costs, Milliseconds, Profile
 from ionn.engine import StageNet
-from ionn.errors import InputError, IonnError, ProtocolError, ServerError, ServerUnreachableError
+from ionn.errors import InputError, IonnError, ProtocolError
 from ionn.experiment import run_experiment
 from ionn.graph import ExecutionGraph
 from ionn.images import natural_images
 from ionn.keys import ClientKeys
 from ionn.network import Network
-from ionn.partition import extract
+from ionn.partition import Partition, extract
 from ionn.plan import Plan, make_plan
+from ionn.planners import get_planner
 from ionn.session import LiveSession
 from ionn.shares import SlicedStage, slice_stages
+from ionn.slicing import Piece
 from ionn.trace import RunInfo, Trace
 
 # Different pictures, so that an output cannot be right by being the previous one.
@@ -49,10 +53,12 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
     `within` is what its command line begins with, for example the command that enters another network.
     """
     command = [*within, sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
-    # In a group of its own: a Ctrl-C is for this process, which then ends the other.
     pipe = subprocess.PIPE
-    child = subprocess.Popen(command, stdout=pipe, stdin=pipe, text=True, process_group=0)
+    child: subprocess.Popen[str] | None = None
     try:
+        with _uninterrupted():
+            # In a group of its own: a Ctrl-C is for this process, which then ends the other.
+            child = subprocess.Popen(command, stdout=pipe, stdin=pipe, text=True, process_group=0)
         assert child.stdout is not None
         readable, _, _ = select.select([child.stdout], [], [], _START_S)
         if not readable:
@@ -62,12 +68,33 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
             raise IonnError(f"'ionn {' '.join(arguments)}' ended before it was ready (exit code {child.wait()})")
         yield address
     finally:
-        child.terminate()
-        try:
-            child.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if child is not None:
+            child.terminate()
+            try:
+                child.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals whose handlers may raise come when the block has ended. Threads but the main one have none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager
@@ -152,10 +179,14 @@ class Subject:
     """
 
     network: Network
-    weights: Mapping[str, Sequence[Floats]]
     net: StageNet
     client: Costs
     paced: bool = True
+
+    @property
+    def weights(self) -> Mapping[str, Sequence[Floats]]:
+        """Those that are loaded, not those of a file: what is uploaded must compute what is computed here."""
+        return self.net.weights()
 
     @property
     def device(self) -> str:
@@ -176,8 +207,12 @@ class Link:
     keys: ClientKeys | None = None
 
 
-class Opened(NamedTuple):
-    """A session, what it was planned with, and why it has no server, if so."""
+@dataclass
+class Opened:
+    """A session, and what it was planned with; that may be planned again, once a server is known.
+
+    `fault` is why the session will never have a server, if so.
+    """
 
     session: LiveSession
     graph: ExecutionGraph
@@ -194,36 +229,78 @@ def open_session(
     server: Costs | None,
     inputs: Sequence[Floats],
     progress: Callable[[LiveSession], None] = lambda session: None,
+    may_be_lost: bool = False,
 ) -> Iterator[Opened]:
     """Connect, and plan with the costs that the server sends, or with `server`.
 
-    The session works without a server too; it then has nothing to upload. Raises InputError where the server's costs
-    are not known.
+    The session works without a server too; it then has nothing to upload. If it `may_be_lost` from the beginning, the
+    server is looked for again, and planned for when it sends its costs. Raises InputError where the server sends none.
     """
     network = subject.network
     client: Client | None = None
     fault: Exception | None = None
-    try:
+    get_planner(algorithm)
+    with contextlib.ExitStack() as stack:
+        graph: ExecutionGraph | None = None
         try:
-            client = Client(link.address, link.keys)
-            if server is None:
-                server = _sent_costs(client)
-        except (ServerError, ServerUnreachableError, ProtocolError) as error:
-            fault = error
-        # Without a server there is nothing to gain at it, and the plan is empty.
-        costs = subject.client if server is None or client is None else Scaled(server, link.dilation)
-        graph = ExecutionGraph.from_network(network, subject.client, costs, link.mbps)
+            client = Client(link.address, link.keys, may_be_lost=may_be_lost)
+            stack.callback(client.close)
+            if server is not None:
+                server = Scaled(server, link.dilation)
+                graph = ExecutionGraph.from_network(network, subject.client, server, link.mbps)
+            elif client.fault is None:
+                server, graph = _sent_graph(subject, link, client.costs)
+        except FAULTS as error:
+            fault, client = error, None
+        later = client is not None and graph is None
+        if client is None or graph is None:
+            # Without a server there is nothing to gain at it, and the plan is empty.
+            server = subject.client
+            graph = ExecutionGraph.from_network(network, subject.client, server, link.mbps)
         graph, plan, sliced = _exact_plan(subject, graph, algorithm, link.mbps, inputs[0])
-        pieces = [partition.pieces for partition in plan.partitions]
+
+        def make(costs: dict[str, Any]) -> Sequence[Partition]:
+            with session.computing:
+                opened.server, graph = _sent_graph(subject, link, costs)
+                opened.graph, opened.plan, sliced = _exact_plan(subject, graph, algorithm, link.mbps, inputs[0])
+                partitions = _partitions(subject, opened.plan)
+                session.adopt(opened.graph, partitions, _pieces(opened.plan), sliced)
+            return partitions
+
         session = LiveSession(
             network, subject.net, graph,
             (subject.client.layer_ms(network) * link.dilation).tolist() if subject.paced else None, inputs, client,
-            [extract(network, part, subject.weights) for part in pieces], pieces, progress, link.dilation, sliced,
+            _partitions(subject, plan), _pieces(plan), progress, link.dilation, sliced, make if later else None,
         )  # fmt: skip
-        yield Opened(session, graph, plan, costs, fault)
-    finally:
-        if client is not None:
-            client.close()
+        assert server is not None
+        opened = Opened(session, graph, plan, server, fault)
+        yield opened
+
+
+def _pieces(plan: Plan) -> list[tuple[Piece, ...]]:
+    return [partition.pieces for partition in plan.partitions]
+
+
+def _partitions(subject: Subject, plan: Plan) -> list[Partition]:
+    weights = subject.weights
+    return [extract(subject.network, pieces, weights) for pieces in _pieces(plan)]
+
+
+def _sent_graph(subject: Subject, link: Link, sent: dict[str, Any]) -> tuple[Costs, ExecutionGraph]:
+    """The costs that a server sent, and the graph with them.
+
+    Raises InputError if it sent none, ProtocolError if they are none, or not of this network.
+    """
+    if not sent:
+        raise InputError(
+            f"{link.address}: the server sends no cost model; start it with 'ionn serve --costs FILE' "
+            "(ionn calibrate writes one), or give --server COSTS"
+        )
+    try:
+        server = Scaled(costs_from_json(sent, "its costs"), link.dilation)
+        return server, ExecutionGraph.from_network(subject.network, subject.client, server, link.mbps)
+    except InputError as error:
+        raise ProtocolError(f"{link.address}: the server's costs cannot be used: {error}") from error
 
 
 def run_live(
@@ -240,17 +317,18 @@ def run_live(
     Without a server the queries run at the client, and the trace's environment says so under "fault".
     """
     inputs = query_inputs(subject.network, seed)
-    with open_session(subject, algorithm, link, server, inputs, progress) as (session, graph, plan, costs, fault):
+    with open_session(subject, algorithm, link, server, inputs, progress) as opened:
+        session, fault = opened.session, opened.fault
         info = RunInfo(
             testbed="live", model=subject.network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
-            dilation=link.dilation, client=subject.device, server=costs.name, plan=plan.to_json(), graph={},
-            environment=dict(environment()),
+            dilation=link.dilation, client=subject.device, server=opened.server.name, plan=opened.plan.to_json(),
+            graph={}, environment=dict(environment()),
         )  # fmt: skip
         trace = run_experiment(session, info)
     fault = fault or session.fault
     if fault is not None:
         info.environment["fault"] = str(fault)
-    measured = _measured(graph, session, link.dilation)
+    measured = _measured(opened.graph, session, link.dilation)
     return dataclasses.replace(trace, info=dataclasses.replace(info, graph=measured.to_json()))
 
 
@@ -262,22 +340,19 @@ def _exact_plan(
     while True:
         plan = make_plan(subject.network, graph, algorithm, mbps)
         sliced = slice_stages(subject.network, [partition.pieces for partition in plan.partitions], subject.weights)
-        if sliced:
-            engine.forward(subject.net, data)
-        blobs = {stage: (subject.net.outputs(stage - 1)[0], subject.net.outputs(stage)[0]) for stage in sliced}
-        inexact = {stage for stage in sliced if not sliced[stage].exact(*blobs[stage])}
+        inexact = set()
+        blob = data
+        # Stage by stage, as a later stage may work in place on the memory of an earlier one's output.
+        for stage in range(max(sliced, default=-1) + 1):
+            subject.net.put(stage, blob)
+            subject.net.run(stage, stage)
+            output = subject.net.outputs(stage)[0].copy()
+            if stage in sliced and not sliced[stage].exact(blob, output):
+                inexact.add(stage)
+            blob = output
         if not inexact:
             return graph, plan, sliced
         graph = dataclasses.replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))
-
-
-def _sent_costs(client: Client) -> Costs:
-    if not client.costs:
-        raise InputError(
-            f"{client.address}: the server sends no cost model; start it with 'ionn serve --costs FILE' "
-            "(ionn calibrate writes one), or give --server COSTS"
-        )
-    return costs_from_json(client.costs, client.address)
 
 
 def _measured(graph: ExecutionGraph, session: LiveSession, dilation: float) -> ExecutionGraph:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 
@@ -36,7 +36,9 @@ def _bytes(shapes: Iterable[Shape]) -> int:
 class Layer:
     """A layer as `caffe.Net` lists it. `operations` are defined in `ionn.layers`; shapes include the batch.
 
-    `param` is the LayerParameter that Caffe gets, without what does not compute (see `ionn.layers.essential`).
+    `param` is the LayerParameter that Caffe gets: the user's, without what does not compute (see
+    `ionn.layers.essential`). Its bottoms are the user's, `bottoms` are those that Caffe puts in their place. A layer
+    that is `inserted` is a Split of Caffe's own, which Caffe will insert again.
     """
 
     index: int
@@ -49,6 +51,7 @@ class Layer:
     weight_shapes: tuple[Shape, ...]
     operations: int
     param: Any = field(repr=False, compare=False)
+    inserted: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -88,8 +91,8 @@ class Stage:
 class Network:
     """A model's layers and stages. `outputs` are the tops that no layer consumes, in Caffe's order (by name).
 
-    `param` is the NetParameter without Split layers (Caffe inserts them again) and without what does not compute. Give
-    this to Caffe, never the text it was read from: only what is in it has been checked.
+    `param` is the NetParameter without what Caffe inserts and without what does not compute. Give this to Caffe, never
+    the text it was read from: only what is in it has been checked.
     """
 
     name: str
@@ -165,7 +168,7 @@ def _test_phase(net: Any) -> list[Any]:
     for layer in chosen:
         if layer.HasField("phase") and layer.phase != caffe_pb2.TEST:
             raise InputError(f"{label(layer)}: it has phase TRAIN; remove the phase")
-        if layer.loss_weight:
+        if any(layer.loss_weight):
             raise InputError(f"{label(layer)}: it has a loss_weight, which is for training; remove it")
         if layer.blobs:
             raise InputError(f"{label(layer)}: it has weights in the prototxt; move them to the caffemodel")
@@ -200,7 +203,15 @@ def _included(layer: Any, stages: set[str]) -> bool:
     return any(map(meets, layer.include)) if layer.include else not any(map(meets, layer.exclude))
 
 
-def _insert_splits(params: Sequence[Any]) -> list[Any]:
+class _Listed(NamedTuple):
+    """A layer in Caffe's list. `param` is as the user wrote it, `connected` has the bottoms that Caffe gives it."""
+
+    param: Any
+    connected: Any
+    inserted: bool
+
+
+def _insert_splits(params: Sequence[Any]) -> list[_Listed]:
     """Add a Split layer after every top that is consumed more than once, with Caffe's names and order."""
     producer: dict[str, tuple[int, int]] = {}  # blob -> the (layer, top) that wrote it last
     sources: list[list[tuple[int, int]]] = []  # per layer and bottom
@@ -214,19 +225,20 @@ def _insert_splits(params: Sequence[Any]) -> list[Any]:
     taken: Counter[tuple[int, int]] = Counter()
     result = []
     for index, param in enumerate(params):
-        layer = caffe_pb2.LayerParameter()
-        layer.CopyFrom(param)
+        connected = caffe_pb2.LayerParameter()
+        connected.CopyFrom(param)
         for bottom, source in enumerate(sources[index]):
             if uses[source] > 1:
-                layer.bottom[bottom] = f"{_split_name(params, source)}_{taken[source]}"
+                connected.bottom[bottom] = f"{_split_name(params, source)}_{taken[source]}"
                 taken[source] += 1
-        result.append(layer)
+        result.append(_Listed(param, connected, False))
         for top, blob in enumerate(param.top):
             count = uses[index, top]
             if count > 1:
                 name = _split_name(params, (index, top))
                 tops = [f"{name}_{use}" for use in range(count)]
-                result.append(caffe_pb2.LayerParameter(name=name, type="Split", bottom=[blob], top=tops))
+                split = caffe_pb2.LayerParameter(name=name, type="Split", bottom=[blob], top=tops)
+                result.append(_Listed(split, split, True))
     return result
 
 
@@ -235,23 +247,22 @@ def _split_name(params: Sequence[Any], source: tuple[int, int]) -> str:
     return f"{params[layer].top[top]}_{params[layer].name}_{top}_split"
 
 
-def _infer_layers(params: Sequence[Any]) -> tuple[Layer, ...]:
+def _infer_layers(listed: Sequence[_Listed]) -> tuple[Layer, ...]:
     """Shapes, weights and operations of every layer; checks what Caffe checks when it connects them."""
-    inputs = [param for param in params if param.type == "Input"]
+    inputs = [param for param, _, _ in listed if param.type == "Input"]
     if not inputs:
         raise InputError("it has no Input layer; add one that gives the input's shape")
-    if len(inputs) > 1 or len(inputs[0].top) != 1 or inputs[0] is not params[0]:
+    if len(inputs) > 1 or len(inputs[0].top) != 1 or inputs[0] is not listed[0].param:
         raise InputError("it must start with its only Input layer, which has one top")
     layers: list[Layer] = []
-    names: set[str] = set()
+    names = Counter(param.name for param, _, _ in listed)
     shapes: dict[str, Shape] = {}
-    for index, param in enumerate(params):
-        bottoms, tops = tuple(param.bottom), tuple(param.top)
-        if not param.name or param.name in names:
-            raise InputError(f"{label(param)}: give every layer a name of its own")
-        names.add(param.name)
+    for index, (param, connected, inserted) in enumerate(listed):
+        bottoms, tops = tuple(connected.bottom), tuple(connected.top)
         bottom_shapes = tuple(shapes[blob] for blob in bottoms)
-        result = infer(param, bottom_shapes)
+        result = infer(connected, bottom_shapes)
+        if result.weights and names[param.name] > 1:
+            raise InputError(f"{label(param)}: another layer has its name, by which its weights are found; rename it")
         for position, (blob, shape) in enumerate(zip(tops, result.tops, strict=True)):
             if blob in shapes and blob not in bottoms[position : position + 1]:
                 raise InputError(f"{label(param)}: its top {blob!r} was made before, and it cannot work on it in place")
@@ -268,6 +279,7 @@ def _infer_layers(params: Sequence[Any]) -> tuple[Layer, ...]:
                 result.weights,
                 result.operations,
                 param,
+                inserted,
             )
         )
     return tuple(layers)
@@ -278,8 +290,6 @@ def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
     ends, outputs = _cut_points(layers)
     if not outputs:
         raise InputError("it has no output: a layer consumes every top")
-    if len(ends) < 2:
-        raise InputError("it has nothing to offload: no layer follows its input, or all work on it in place")
     shapes = {blob: shape for layer in layers for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)}
     blob = layers[0].tops[0]
     first = 0

@@ -8,19 +8,20 @@ from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 
-from ionn.caffemodel import Floats, Serialised, serialise
+from ionn.caffemodel import Floats, Serialised, serialise_blobs
 from ionn.graph import runs_of
-from ionn.network import Network
+from ionn.network import Layer, Network
 from ionn.proto import caffe_pb2
 from ionn.slicing import Piece, Slice, set_output_channels, stage_of
 
 
 @dataclass(frozen=True)
 class StageCut:
-    """How to find a stage in a net: its index in the chain, its last layer's name and the blobs it hands on."""
+    """How to find a stage in a net: its index in the chain, the index of its last layer in the net as Caffe lists it,
+    and the blobs it hands on. (Names would not do: Caffe's layers may share one, or have none.)"""
 
     index: int
-    last_layer: str
+    last_layer: int
     outputs: tuple[str, ...]
 
 
@@ -30,6 +31,9 @@ class Channels(NamedTuple):
     begin: int
     end: int
     of: int
+
+    def overlaps(self, other: Channels) -> bool:
+        return self.begin < other.end and other.begin < self.end
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,11 @@ class Partition:
 
 
 def stage_cuts(network: Network, first: int, last: int) -> tuple[StageCut, ...]:
-    """The cuts of stages `first`..`last`, both included."""
-    return tuple(
-        StageCut(stage.index, network.layers[stage.last_layer].name, stage.outputs)
-        for stage in network.stages[first : last + 1]
-    )
+    """The cuts of stages `first`..`last`, both included, in the net of these stages."""
+    stages = network.stages[first : last + 1]
+    # All but the first stage have an Input layer put before them.
+    offset = stages[0].first_layer - (first > 0)
+    return tuple(StageCut(stage.index, stage.last_layer - offset, stage.outputs) for stage in stages)
 
 
 def extract_net(network: Network, first: int, last: int) -> PartialNet:
@@ -82,13 +86,12 @@ def _net(network: Network, first: int, last: int) -> Any:
     stages = network.stages[first : last + 1]
     begin, end = stages[0].first_layer, stages[-1].last_layer
     net = caffe_pb2.NetParameter(name=f"{network.name}[{stages[0].name}..{stages[-1].name}]")
-    if network.layers[begin].type != "Input":
-        boundary = net.layer.add(name=f"{stages[0].input}/boundary", type="Input", top=[stages[0].input])
+    if first > 0:
+        # It takes the name of the layer that makes the blob, so that what Caffe inserts after it has the same names as
+        # in the whole net, where they clash with no other.
+        boundary = net.layer.add(name=network.layers[begin - 1].name, type="Input", top=[stages[0].input])
         boundary.input_param.shape.add(dim=stages[0].input_shape)
-    names = {layer.name for layer in network.layers[begin : end + 1] if layer.type != "Split"}
-    for layer in network.param.layer:
-        if layer.name in names:
-            net.layer.add().CopyFrom(layer)
+    net.layer.extend(layer.param for layer in network.layers[begin : end + 1] if not layer.inserted)
     return net
 
 
@@ -101,14 +104,29 @@ def slice_weights(
 
 
 def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> Partition:
-    """The partition of the given stages (indices, ascending) and slices of stages."""
-    slices = [piece for piece in pieces if isinstance(piece, Slice)]
-    runs = runs_of(piece for piece in pieces if not isinstance(piece, Slice))
+    """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets."""
+    slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
+    runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
     nets = (
         *(extract_net(network, first, last) for first, last in runs),
         *(extract_slice(network, piece) for piece in slices),
     )
-    stages = [network.stages[stage_of(piece)] for piece in pieces]
-    layers = [layer for stage in stages for layer in network.layers[stage.first_layer : stage.last_layer + 1]]
-    rows = {name: blobs for piece in slices for name, blobs in slice_weights(network, piece, weights).items()}
-    return Partition(nets, serialise(network.name, layers, {**weights, **rows}))
+    blobs = [
+        *((layer, weights[layer.name]) for first, last in runs for layer in _weighted(network, first, last)),
+        *(
+            (layer, slice_weights(network, piece, weights)[layer.name])
+            for piece in slices
+            for layer in _weighted(network, piece.stage, piece.stage)
+        ),
+    ]
+    return Partition(nets, serialise_blobs(network.name, blobs))
+
+
+def _is_whole(network: Network, piece: Slice) -> bool:
+    return piece.end - piece.begin == network.stages[piece.stage].output_shapes[0][1]
+
+
+def _weighted(network: Network, first: int, last: int) -> list[Layer]:
+    """The layers of stages `first`..`last` that have weights."""
+    begin, end = network.stages[first].first_layer, network.stages[last].last_layer
+    return [layer for layer in network.layers[begin : end + 1] if layer.weight_shapes]

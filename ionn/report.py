@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import math
 import os
 import statistics
@@ -20,6 +19,7 @@ from ionn.errors import InputError
 from ionn.files import write_file
 from ionn.paper import EFFICIENCY, FINE, ORIGINAL, SLICED, model_title
 from ionn.slice_claims import SLICE_CLAIMS
+from ionn.strict import parse_json
 from ionn.summary import (
     Conditions,
     Stat,
@@ -343,7 +343,7 @@ def _load_plans(path: Path) -> list[Plan]:
     if not path.exists():
         return []
     try:
-        plans: list[Plan] = json.loads(path.read_text(encoding="utf-8"))["plans"]
+        plans: list[Plan] = parse_json(path.read_bytes())["plans"]
         for plan in plans:
             _ = plan["model"], plan["algorithm"], plan["planning_ms"] + 0.0, [p["stages"] for p in plan["partitions"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +13,9 @@ import numpy as np
 
 from ionn import engine
 from ionn.caffemodel import Floats
-from ionn.client import FAULTS, Client, Patience
+from ionn.client import FAULTS, Client, MakePartitions, Patience
 from ionn.engine import StageNet
-from ionn.errors import ProtocolError
+from ionn.exchange import Exchange
 from ionn.graph import ExecutionGraph, Leg
 from ionn.network import Network
 from ionn.pacing import PacedResult, run_paced
@@ -23,10 +25,14 @@ from ionn.slicing import Piece, channels_of, stage_of
 from ionn.trace import PartitionRecord, QueryRecord, Segment
 from ionn.upload import Upload
 
+_FLOAT_BYTES = 4
+
 # How often a session that waits reports its progress.
 PROGRESS_S = 0.2
 # How long a lost server may stay away before the upload counts as ended.
 GIVE_UP_S = 20.0
+# What the difference of two outputs is called when it is larger, or is none because one of them is no number.
+DIFFERENCE_MAX = 1e9
 
 
 @dataclass
@@ -62,11 +68,15 @@ def _trips(legs: Sequence[Leg]) -> list[list[Leg]]:
 
 
 def _check_result(
-    leg: Leg, outputs: Sequence[Floats], shapes: tuple[tuple[int, ...], ...], stages: int | None = None
+    exchange: Exchange,
+    leg: Leg,
+    outputs: Sequence[Floats],
+    shapes: tuple[tuple[int, ...], ...],
+    stages: int | None = None,
 ) -> None:
     """Raise ProtocolError if that cannot be what a leg results in: outputs, and times of so many `stages`."""
     if tuple(output.shape for output in outputs) != shapes or stages not in (None, leg.last - leg.first + 1):
-        raise ProtocolError(f"the server's result is not what stages {leg.first}..{leg.last} have")
+        raise exchange.violation(f"the server's result is not what stages {leg.first}..{leg.last} have")
 
 
 class LiveSession:
@@ -79,6 +89,9 @@ class LiveSession:
     Stages run here where there is no `client`, and while its server is lost. A query that the server fails is completed
     here; its record says so, as those of the queries that follow do until the server is back. `give_up_s` is how long
     the experiment waits for that.
+
+    Without a plan, `make` makes one of the server's costs when they are known, and hands it to `adopt`. Whoever holds
+    `computing` may use `net`.
     """
 
     def __init__(
@@ -94,6 +107,7 @@ class LiveSession:
         on_progress: Callable[[LiveSession], None] = lambda session: None,
         dilation: float = 1.0,
         sliced: Mapping[int, SlicedStage] | None = None,
+        make: MakePartitions | None = None,
     ) -> None:
         self._network = network
         self._net = net
@@ -105,17 +119,37 @@ class LiveSession:
         self._partitions = partitions
         self._pieces = pieces
         self._sliced = sliced or {}
+        self._make = make
+        self.computing = threading.Lock()
         self._on_progress = on_progress
         self._dilation = dilation
         self.last_query: QueryRecord | None = None
         self.outputs: list[Floats] = []
-        self._upload: Upload | None = None
         self._start_s = 0.0
         self._queries = 0
         # What each stage took at each side, for `measured_ms`.
         self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
         self.silence_s = (client.patience if client else Patience()).query_s
         self.give_up_s = GIVE_UP_S
+
+    def adopt(
+        self,
+        graph: ExecutionGraph,
+        partitions: Sequence[Partition],
+        pieces: Sequence[Sequence[Piece]],
+        sliced: Mapping[int, SlicedStage],
+    ) -> None:
+        """Have a plan, which is about to be uploaded. Called while holding `computing`."""
+        self._graph, self._partitions, self._pieces, self._sliced = graph, partitions, pieces, sliced
+
+    @property
+    def _upload(self) -> Upload | None:
+        return self._client.upload if self._client is not None else None
+
+    @property
+    def planned(self) -> bool:
+        """Whether there is a plan: not before a server is known."""
+        return self._client is None or self._make is None or self._client.upload is not None
 
     @property
     def total_bytes(self) -> int:
@@ -138,19 +172,25 @@ class LiveSession:
 
     def start_upload(self) -> None:
         self._start_s = time.monotonic()
-        if self._client is not None and self._partitions:
-            self._upload = self._client.start_upload(self._partitions, self.now_s)
+        if self._client is None:
+            return
+        if self._make is not None:
+            self._client.start_upload_when_known(self._make, self.now_s)
+        elif self._partitions:
+            self._client.start_upload(self._partitions, self.now_s)
 
     def wait_for_first_partition(self) -> None:
         """Return when the first partition is ready, or when nobody knows when it will be."""
-        while self._upload is not None and not self._upload.ended and self.fault is None:
-            if self._upload.wait_ready(1, timeout_s=PROGRESS_S):
+        upload = self._upload
+        while upload is not None and not upload.ended and self.fault is None:
+            if upload.wait_ready(1, timeout_s=PROGRESS_S):
                 return
             self._on_progress(self)
 
     def uploaded(self) -> bool:
         """Whether nothing more will arrive: all partitions are usable, or the server has been lost for too long."""
-        if self._upload is None or self._client is None or self._upload.ended:
+        upload = self._upload
+        if self._client is None or (self.planned if upload is None else upload.ended):
             return True
         return self._client.fault is not None and time.monotonic() - self._client.lost_s > self.give_up_s
 
@@ -162,7 +202,8 @@ class LiveSession:
         start_s = self.now_s()
         lost = self._client is not None and self._client.fault is not None
         query = _Progress([self._inputs[which] if data is None else data])
-        self._execute(query)
+        with self.computing:
+            self._execute(query)
         end_s = self.now_s()
         self.outputs = query.outputs
         wanted = self._expected[which]
@@ -184,7 +225,8 @@ class LiveSession:
         return record
 
     def _execute(self, query: _Progress) -> None:
-        ready = self._upload.ready if self._upload else 0
+        upload = self._upload
+        ready = upload.ready if upload else 0
         uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
         channels = channels_of(uploaded)
         for trip in _trips(self._graph.legs(uploaded)):
@@ -219,7 +261,7 @@ class LiveSession:
         What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
         """
         assert self._client is not None
-        with self._client.query(self._deadline_s(trip)) as exchange:
+        with self._client.query(self._deadline_s(trip), self._results_bytes(trip, channels)) as exchange:
 
             def send(leg: Leg, data: Floats | None) -> int:
                 if leg.where == "server":
@@ -238,7 +280,7 @@ class LiveSession:
                         joined = exchange.join(query.share[0], stay=not down)
                 sent_ahead = -1 if following is None else send(following, None)
                 outputs, result = exchange.result(ticket)
-                _check_result(leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
+                _check_result(exchange, leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
                 if leg.where == "server":
                     query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
                 else:
@@ -248,7 +290,7 @@ class LiveSession:
                         outputs = [np.concatenate((outputs[0], query.share[0]), axis=1)]
                     elif down:
                         outputs, _ = exchange.result(joined)
-                        _check_result(leg, outputs, self._network.stages[leg.last].output_shapes)
+                        _check_result(exchange, leg, outputs, self._network.stages[leg.last].output_shapes)
                 if outputs:
                     query.reach(leg.last, outputs)
                 ticket, began = sent_ahead, time.perf_counter()
@@ -291,6 +333,13 @@ class LiveSession:
             expected_ms += graph.down_ms[leg.last + 1]
         return Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
 
+    def _results_bytes(self, trip: Sequence[Leg], channels: Mapping[int, int]) -> int:
+        """The most that a trip's results can have: a stage at both may have its whole output joined too."""
+        stages = self._network.stages
+        shapes = [shape for leg in trip for shape in self._shapes(leg, channels)]
+        shapes += [shape for leg in trip if leg.where == "both" for shape in stages[leg.last].output_shapes]
+        return _FLOAT_BYTES * sum(map(math.prod, shapes))
+
     def _shapes(self, leg: Leg, channels: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
         """Of the outputs that a leg's message brings to the client."""
         shapes = self._network.stages[leg.last].output_shapes
@@ -315,7 +364,9 @@ class LiveSession:
         return self._upload.records(names)
 
 
+@np.errstate(all="ignore")  # a server may give anything for numbers
 def _difference(outputs: Sequence[Floats], wanted: Sequence[Floats]) -> float:
-    """The largest difference of a value, relative to the largest value of its output."""
+    """The largest difference of a value, relative to the largest value of its output; DIFFERENCE_MAX at most."""
     pairs = [(got.astype(np.float64), want.astype(np.float64)) for got, want in zip(outputs, wanted, strict=True)]
-    return max(float(abs(got - want).max() / (abs(want).max() or 1.0)) for got, want in pairs)
+    worst = [float(abs(got - want).max() / (abs(want).max() or 1.0)) for got, want in pairs]
+    return max(each if each < DIFFERENCE_MAX else DIFFERENCE_MAX for each in worst)  # also where it is no number

@@ -59,8 +59,13 @@ class SlicedStage:
 def slice_stages(
     network: Network, plan: Sequence[Sequence[object]], weights: Mapping[str, Sequence[Floats]]
 ) -> dict[int, SlicedStage]:
-    """The stages that a plan (its partitions' pieces) uploads in slices, by stage."""
+    """The stages that a plan (its partitions' pieces) uploads in slices, by stage. What it does not upload of such a
+    stage is a slice too, which only the client has."""
     slices: dict[int, list[Slice]] = {}
     for piece in (piece for pieces in plan for piece in pieces if isinstance(piece, Slice)):
         slices.setdefault(piece.stage, []).append(piece)
+    for stage, pieces in slices.items():
+        end, channels = pieces[-1].end, network.stages[stage].output_shapes[0][1]
+        if end < channels:
+            pieces.append(Slice(stage, end, channels))
     return {stage: SlicedStage(network, pieces, weights) for stage, pieces in slices.items()}

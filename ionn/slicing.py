@@ -37,6 +37,9 @@ SMALL_PRODUCT = 100**3
 # Slices begin at multiples of this, a multiple of the channels that OpenBLAS's kernels for x86 compute at once (12 or
 # 16): what is left over is computed by other code, which may round differently.
 TILE = 48
+# Inner products of larger batches are not cut: of eight rows and more, OpenBLAS's kernels for Haswell and Zen compute
+# the last channels of a block in another order, and where a block ends depends on how many channels there are.
+MOST_ROWS = 7
 # What a slice takes beyond its share of the upload: the message that announces it, and a layer more to be loaded at the
 # server. 0.6 to 1 ms were measured live (a partition more for the same bytes), 0.7 to 1.3 ms is the constant part of
 # the load times of the paper's server.
@@ -181,6 +184,9 @@ def _channels(network: Network, stage: Stage) -> tuple[int, int] | None:
     if channels is None:
         return None
     layer = layers[0]
-    products = layer.bottom_shapes[0][0] if layer.type == "Convolution" else 1  # Caffe's, one per image
+    batch = layer.bottom_shapes[0][0]
+    if layer.type == "InnerProduct" and batch > MOST_ROWS:
+        return None
+    products = batch if layer.type == "Convolution" else 1  # Caffe's, one per image
     least = TILE * (SMALL_PRODUCT * products * channels // (layer.operations * TILE) + 1)
     return (channels, least) if channels >= 2 * least else None

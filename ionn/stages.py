@@ -123,5 +123,7 @@ def _floats(payload: Sequence[Any], shape: tuple[int, ...], what: str) -> Floats
 
 
 def _result(query: int, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
-    payload = tuple(np.ascontiguousarray(output, "<f4") for output in outputs)
-    return Result(query, tuple(p.shape for p in payload), tuple(round(ms, 4) for ms in stage_ms), payload)
+    shapes = tuple(output.shape for output in outputs)
+    # Flat, as `ascontiguousarray` makes a scalar an array of one axis.
+    payload = tuple(np.ascontiguousarray(output, "<f4").reshape(-1) for output in outputs)
+    return Result(query, shapes, tuple(round(ms, 4) for ms in stage_ms), payload)

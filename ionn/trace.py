@@ -3,7 +3,7 @@
 A trace is one file of JSON lines: a `run` line (who, what, with which settings), a `partition` line per upload, a
 `query` line per query, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds since
 the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers see the
-undilated experiment.
+undilated experiment. The `run` line says whether they were divided before (`undilated`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from ionn.errors import InputError
 from ionn.files import write_file
+from ionn.strict import parse_json
 
 SCHEMA = 1
 
@@ -97,9 +98,12 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Trace:
+    """A run. `is_undilated`: its times were divided by its dilation, which is above 1."""
+
     info: RunInfo
     partitions: tuple[PartitionRecord, ...]
     queries: tuple[QueryRecord, ...]
+    is_undilated: bool = False
 
     @property
     def upload_s(self) -> float:
@@ -127,10 +131,12 @@ class Trace:
 
         Raises InputError where it cannot be written (disk full, no permission); nothing half-written stays behind.
         """
-        write_file(path, "".join(json.dumps(record) + "\n" for record in self._records()).encode())
+        lines = (json.dumps(record, allow_nan=False) + "\n" for record in self._records())
+        write_file(path, "".join(lines).encode())
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        yield {"record": "run", "schema": SCHEMA, **dataclasses.asdict(self.info)}
+        undilated = {"undilated": True} if self.is_undilated else {}
+        yield {"record": "run", "schema": SCHEMA, **undilated, **dataclasses.asdict(self.info)}
         for partition in self.partitions:
             yield {"record": "partition", **dataclasses.asdict(partition)}
         for query in self.queries:
@@ -143,15 +149,16 @@ class Trace:
         info: RunInfo | None = None
         partitions: list[PartitionRecord] = []
         queries: list[QueryRecord] = []
-        complete = False
+        complete = undilated = False
         try:
             with path.open(encoding="utf-8") as lines:
                 for line in lines:
-                    record = json.loads(line)
+                    record = parse_json(line)
                     kind = record.pop("record")
                     if kind == "run":
                         if record.pop("schema") != SCHEMA:
                             raise InputError(f"{path}: written by another version of ionn; delete it and run again")
+                        undilated = record.pop("undilated", False) is True
                         info = RunInfo(**record)
                         if not (info.dilation >= 1 and info.mbps > 0 and isinstance(info.environment, dict)):
                             raise ValueError("settings that no run has")
@@ -166,16 +173,16 @@ class Trace:
                     complete = kind == "end"
         except OSError as error:
             raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
         if info is None or not complete:
             raise InputError(f"{path}: an interrupted run; delete it and run again")
-        return cls(info, tuple(partitions), tuple(queries)).undilated()
+        return cls(info, tuple(partitions), tuple(queries), undilated).undilated()
 
     def undilated(self) -> Trace:
-        """The trace with all times divided by its dilation, as `load` returns it: a trace straight from a run."""
+        """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
         k = self.info.dilation
-        if k == 1:
+        if k == 1 or self.is_undilated:
             return self
         partitions = tuple(
             dataclasses.replace(p, start_s=p.start_s / k, end_s=p.end_s / k, ready_s=p.ready_s / k)
@@ -200,7 +207,7 @@ class Trace:
             )
             for q in self.queries
         )
-        return Trace(self.info, partitions, queries)
+        return Trace(self.info, partitions, queries, is_undilated=True)
 
 
 def trace_path(results: Path, testbed: str, model: str, algorithm: str, run: int) -> Path:

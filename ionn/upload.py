@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from ionn.errors import ProtocolError
 from ionn.partition import Partition
 from ionn.trace import PartitionRecord
-from ionn.wire import CHUNK_BYTES, Ack, Chunk, Message, PartitionEnd, PartitionHeader, Pong, Ready, Welcome, make_chunk
+from ionn.wire import (
+    CHUNK_BYTES,
+    Ack,
+    Held,
+    Message,
+    PartitionEnd,
+    PartitionHeader,
+    Pong,
+    Ready,
+    Welcome,
+    make_chunk,
+)
+
+# What a server must grant, in bytes: with less, an upload would hardly end.
+CREDIT_BYTES_MIN = 1000
+# What is taken of what a server grants, in bytes: half a second of a link of 250 Mbps.
+WINDOW_BYTES_MAX = 16 * 1000 * 1000
+# Messages under way: servers take 1,000.
+_UNDER_WAY_MAX = 500
+
+# A message, the only right answer to it, and the credit that it takes.
+_Step = tuple[Message, Message, int]
 
 
 class Upload:
     """Partitions on their way to a server, in order. It survives connections: `begin` goes on from what a server holds.
+
+    The server answers in order, and what it has to answer is known: anything else is no answer.
 
     `ready` is the number of partitions that queries may use now, `sent_bytes` the weights that the server has, `error`
     what ended the upload early. `now_s` is the clock of the records.
@@ -28,10 +52,10 @@ class Upload:
         self._ready_s: list[float | None] = [None] * len(partitions)
         self._received = [0] * len(partitions)
         self._whole: set[int] = set()
-        self._under_way = self._window_bytes = 0
-        self._sent = self._answered = self._sent_before_ping = 0  # messages of this connection
-        self._messages: Iterator[Message] = iter(())
-        self._next: Message | None = None
+        self._under_way_bytes = self._window_bytes = 0
+        self._awaited: deque[Message] = deque()
+        self._messages: Iterator[_Step] = iter(())
+        self._next: _Step | None = None
         self._stopped = False
         self.ready = 0
         self.error: Exception | None = None
@@ -62,16 +86,30 @@ class Upload:
         ]  # fmt: skip
 
     def begin(self, welcome: Welcome) -> None:
-        """A connection was made; the welcome says how much of what the server holds."""
-        received = {held.partition: held.received for held in welcome.held}
-        self._whole = {held.partition for held in welcome.held if held.ready}
-        self._received = [received.get(index, 0) for index in range(len(self._partitions))]
-        self._under_way, self._window_bytes = 0, welcome.window_bytes
-        self._sent = self._answered = self._sent_before_ping = 0
-        chunk_bytes = max(1, min(CHUNK_BYTES, welcome.chunk_bytes, welcome.window_bytes))
-        self._messages = iter(()) if self._stopped else self._remaining(received, chunk_bytes)
+        """A connection was made; the welcome says how much of what the server holds.
+
+        Raises ProtocolError for a welcome with which no upload can go on.
+        """
+        granted_bytes = min(welcome.chunk_bytes, welcome.window_bytes)
+        if granted_bytes < CREDIT_BYTES_MIN:
+            raise ProtocolError(f"the server takes {granted_bytes} bytes at a time, less than {CREDIT_BYTES_MIN}")
+        held = {each.partition: each for each in welcome.held}
+        if len(held) < len(welcome.held) or not all(map(self._may_be_held, welcome.held)):
+            raise ProtocolError("the server holds what it was never sent, it says")
+        self._whole = {index for index, each in held.items() if each.ready}
+        self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
+        self._under_way_bytes, self._window_bytes = 0, min(welcome.window_bytes, WINDOW_BYTES_MAX)
+        self._awaited.clear()
+        started = {index: each.received for index, each in held.items()}
+        self._messages = iter(()) if self._stopped else self._remaining(started, min(CHUNK_BYTES, granted_bytes))
         self._next = None
         self._count_ready()
+
+    def _may_be_held(self, held: Held) -> bool:
+        if held.partition >= len(self._partitions):
+            return False
+        size = self._partitions[held.partition].caffemodel.size
+        return held.received == size if held.ready else held.received <= size
 
     def pause(self) -> None:
         """The connection was lost: nothing is ready."""
@@ -104,55 +142,47 @@ class Upload:
         """The next message to send; None while the server's credit is used up, or when all is sent."""
         if self._next is None:
             self._next = next(self._messages, None)
-        message = self._next
-        if isinstance(message, Chunk):
-            size = sum(map(len, message.payload))
-            if self._under_way + size > self._window_bytes:
-                return None
-            self._under_way += size
+        step = self._next
+        if step is None or len(self._awaited) >= _UNDER_WAY_MAX:
+            return None
+        message, answer, size = step
+        if self._under_way_bytes + size > self._window_bytes:
+            return None
+        self._under_way_bytes += size
+        self._awaited.append(answer)
         self._next = None
-        self._sent += message is not None
         return message
 
-    def pinged(self) -> None:
-        """A ping follows what was sent so far. The server answers everything, in order."""
-        self._sent_before_ping = self._sent
-
-    def _remaining(self, received: dict[int, int], chunk_bytes: int) -> Iterator[Message]:
+    def _remaining(self, started: dict[int, int], chunk_bytes: int) -> Iterator[_Step]:
         for index, partition in enumerate(self._partitions):
             model = partition.caffemodel
             if index in self._whole:
                 continue
-            start = received.get(index)
+            start = started.get(index)
             if start is None:
                 self._started_s[index] = self._now_s()
-                yield PartitionHeader(index, partition.nets, model.blobs, model.size)
+                yield PartitionHeader(index, partition.nets, model.blobs, model.size), Ack(index, 0), 0
             digest = hashlib.sha256()
             for offset, parts in model.chunks(chunk_bytes):
                 for part in parts:
                     digest.update(part)
-                skip = (start or 0) - offset
-                if skip < sum(map(len, parts)):
-                    yield make_chunk(index, offset + max(skip, 0), _without(parts, max(skip, 0)))
-            yield PartitionEnd(index, digest.hexdigest())
+                skip = max(0, (start or 0) - offset)
+                size = sum(map(len, parts)) - skip
+                if size > 0:
+                    chunk = make_chunk(index, offset + skip, _without(parts, skip))
+                    yield chunk, Ack(index, offset + skip + size), size
+            yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
 
     def take(self, message: Message) -> None:
-        """An answer of the server. Raises ProtocolError for one to something that was not sent."""
-        if self._stopped:
+        """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""
+        if self._stopped or isinstance(message, Pong):
             return
+        if not self._awaited or message != self._awaited.popleft():
+            raise ProtocolError(f"the server's answer, '{message.type}', is not to what it was sent")
         now_s = self._now_s()
-        if isinstance(message, Pong):
-            if self._answered < self._sent_before_ping:
-                raise ProtocolError("the server answers a ping, but not what was sent before")
-            return
-        self._answered += 1
         if isinstance(message, Ack):
             index = message.partition
-            if not (
-                0 <= index < len(self._received) and 0 <= message.received - self._received[index] <= self._under_way
-            ):
-                raise ProtocolError(f"the server has {message.received} bytes of partition {index}, it says")
-            self._under_way -= message.received - self._received[index]
+            self._under_way_bytes -= message.received - self._received[index]
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s
@@ -160,8 +190,6 @@ class Upload:
                     # Its first chunks may have been queued long before, but the link turns to it only now.
                     self._started_s[index + 1] = max(self._started_s[index + 1], now_s)
         elif isinstance(message, Ready):
-            if message.partition != self.ready:
-                raise ProtocolError(f"partition {message.partition} is ready, says the server, before {self.ready} is")
             self._ready_s[message.partition] = now_s
             self._whole.add(message.partition)
             self._count_ready()

@@ -24,8 +24,9 @@ from typing import Any, ClassVar
 from ionn.caffemodel import BlobSpan
 from ionn.errors import ProtocolError, printable
 from ionn.partition import Channels, PartialNet, StageCut
+from ionn.strict import natural, parse_json, time_ms
 
-PROTOCOL = 3
+PROTOCOL = 4
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
@@ -34,12 +35,18 @@ HEADER_BYTES_MAX = 4 * 1024 * 1024
 
 # What is read of an error's message.
 _LINE_MAX = 1000
+# A token, a digest, the name of a role or an error: what is longer is none.
+_WORD_MAX = 100
 
 
 class Message:
-    """Base of all messages. `type` names it on the wire; `payload` are the raw frames that follow the JSON frame."""
+    """Base of all messages. `type` names it on the wire; `payload` are the raw frames that follow the JSON frame.
+
+    `answer` is the type of what a server answers it with, if not with an Error; empty where there is no answer.
+    """
 
     type: ClassVar[str]
+    answer: ClassVar[str] = ""
     payload: Sequence[Any] = ()
 
     def frames(self) -> list[Any]:
@@ -58,6 +65,7 @@ class Hello(Message):
     upload connection, and on both where a client comes back to its session. The role's former connection ends then."""
 
     type: ClassVar[str] = "hello"
+    answer: ClassVar[str] = "welcome"
     protocol: int
     role: str
     session: str = ""
@@ -91,6 +99,7 @@ class PartitionHeader(Message):
     """What is about to arrive: the nets to build, and where in `size` bytes of caffemodel their floats lie."""
 
     type: ClassVar[str] = "partition"
+    answer: ClassVar[str] = "ack"
     partition: int
     nets: tuple[PartialNet, ...]
     blobs: tuple[BlobSpan, ...]
@@ -102,6 +111,7 @@ class Chunk(Message):
     """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and their CRC-32."""
 
     type: ClassVar[str] = "chunk"
+    answer: ClassVar[str] = "ack"
     partition: int
     offset: int
     crc32: int
@@ -113,6 +123,7 @@ class PartitionEnd(Message):
     """All chunks were sent; the SHA-256 of the whole caffemodel in hexadecimal."""
 
     type: ClassVar[str] = "end"
+    answer: ClassVar[str] = "ready"
     partition: int
     sha256: str
 
@@ -143,6 +154,7 @@ class Query(Message):
     """
 
     type: ClassVar[str] = "query"
+    answer: ClassVar[str] = "result"
     query: int
     first: int
     last: int
@@ -155,6 +167,7 @@ class Part(Message):
     The Result has these channels, or no outputs if they are to `stay` for a Join."""
 
     type: ClassVar[str] = "part"
+    answer: ClassVar[str] = "result"
     query: int
     stage: int
     count: int
@@ -168,6 +181,7 @@ class Join(Message):
     `stay` for the next message only; else it has all of them."""
 
     type: ClassVar[str] = "join"
+    answer: ClassVar[str] = "result"
     query: int
     stay: bool
     payload: Sequence[Any] = ()
@@ -200,6 +214,7 @@ class Ping(Message):
     """A heartbeat, which the session's process answers; without a session the server's front answers."""
 
     type: ClassVar[str] = "ping"
+    answer: ClassVar[str] = "pong"
 
 
 @dataclass(frozen=True)
@@ -238,16 +253,16 @@ _MESSAGES: dict[str, type[Message]] = {
 }  # fmt: skip
 
 
-def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a natural number")
-    return value
-
-
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise ValueError(f"{value!r} is not a string")
+        raise ValueError(f"{value!r:.40} is not a string")
     return value
+
+
+def _word(value: Any) -> str:
+    if len(_text(value)) > _WORD_MAX or printable(value) != value:
+        raise ValueError(f"{value!r:.40} is too long, or not printable")
+    return str(value)
 
 
 def _line(value: Any) -> str:
@@ -260,24 +275,24 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _list(value: Any) -> list[Any]:
     if type(value) is not list:
-        raise ValueError(f"{value!r} is not a list")
+        raise ValueError(f"{value!r:.40} is not a list")
     return value
 
 
 def _object(value: Any) -> dict[str, Any]:
     if type(value) is not dict:
-        raise ValueError(f"{value!r} is not an object")
+        raise ValueError(f"{value!r:.40} is not an object")
     return value
 
 
 def _id(value: Any) -> int:
-    return -1 if value == -1 else _natural(value)
+    return -1 if value == -1 else natural(value)
 
 
 def _net(value: Any) -> PartialNet:
     net = _object(value)
     stages = tuple(
-        StageCut(_natural(stage["index"]), _text(stage["last_layer"]), _names(stage["outputs"]))
+        StageCut(natural(stage["index"]), natural(stage["last_layer"]), _names(stage["outputs"]))
         for stage in map(_object, _list(net["stages"]))
     )
     if not stages:
@@ -291,7 +306,7 @@ def _net(value: Any) -> PartialNet:
 
 
 def _channels(value: Any) -> Channels:
-    channels = Channels(*map(_natural, _list(value)))
+    channels = Channels(*map(natural, _list(value)))
     if not channels.begin < channels.end <= channels.of < 2**31 or channels[:2] == (0, channels.of):
         raise ValueError(f"{list(channels)} is not a slice")
     return channels
@@ -299,70 +314,64 @@ def _channels(value: Any) -> Channels:
 
 def _blob_span(value: Any) -> BlobSpan:
     span = _object(value)
-    return BlobSpan(_text(span["layer"]), _natural(span["blob"]), _natural(span["offset"]), _natural(span["size"]))
+    return BlobSpan(_text(span["layer"]), natural(span["blob"]), natural(span["offset"]), natural(span["size"]))
 
 
 def _flag(value: Any) -> bool:
     if type(value) is not bool:
-        raise ValueError(f"{value!r} is not true or false")
+        raise ValueError(f"{value!r:.40} is not true or false")
     return value
 
 
 def _held(value: Any) -> Held:
     held = _object(value)
-    return Held(_natural(held["partition"]), _natural(held["received"]), _flag(held["ready"]))
-
-
-def _stage_ms(value: Any) -> float:
-    if type(value) not in (int, float) or not value >= 0:
-        raise ValueError(f"{value!r} is not a time")
-    return float(value)
+    return Held(natural(held["partition"]), natural(held["received"]), _flag(held["ready"]))
 
 
 # How each field is read from JSON. A field means the same in every message, so one table serves all.
 _READERS = {
-    "protocol": _natural,
-    "role": _text,
-    "session": _text,
+    "protocol": natural,
+    "role": _word,
+    "session": _word,
     "costs": _object,
-    "chunk_bytes": _natural,
-    "window_bytes": _natural,
+    "chunk_bytes": natural,
+    "window_bytes": natural,
     "held": lambda value: tuple(map(_held, _list(value))),
-    "sessions": _natural,
+    "sessions": natural,
     "room": _flag,
     "partition": _id,
     "query": _id,
     "nets": lambda value: tuple(map(_net, _list(value))),
     "blobs": lambda value: tuple(map(_blob_span, _list(value))),
-    "size": _natural,
-    "offset": _natural,
-    "crc32": _natural,
-    "sha256": _text,
-    "received": _natural,
-    "first": _natural,
-    "last": _natural,
-    "stage": _natural,
-    "count": _natural,
+    "size": natural,
+    "offset": natural,
+    "crc32": natural,
+    "sha256": _word,
+    "received": natural,
+    "first": natural,
+    "last": natural,
+    "stage": natural,
+    "count": natural,
     "stay": _flag,
-    "shapes": lambda value: tuple(tuple(map(_natural, _list(shape))) for shape in _list(value)),
-    "stage_ms": lambda value: tuple(map(_stage_ms, _list(value))),
-    "code": _text,
+    "shapes": lambda value: tuple(tuple(map(natural, _list(shape))) for shape in _list(value)),
+    "stage_ms": lambda value: tuple(map(time_ms, _list(value))),
+    "code": _word,
     "message": _line,
 }
 
 
-def decode(frames: Sequence[Any]) -> Message:
-    """The message in these frames (bytes, or objects with a `buffer`).
+def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> Message:
+    """The message in these frames (bytes, or objects with a `buffer`), the first of at most `header_bytes_max`.
 
     Raises ProtocolError for anything that is not a valid message, and nothing else.
     """
     if not frames:
         raise ProtocolError("an empty message")
     buffers = [memoryview(getattr(frame, "buffer", frame)) for frame in frames]
-    if len(buffers[0]) > HEADER_BYTES_MAX:
-        raise ProtocolError(f"a header of {len(buffers[0])} bytes; the limit is {HEADER_BYTES_MAX}")
+    if len(buffers[0]) > header_bytes_max:
+        raise ProtocolError(f"a header of {len(buffers[0])} bytes; the limit is {header_bytes_max}")
     try:
-        body = _object(json.loads(bytes(buffers[0])))
+        body = _object(parse_json(bytes(buffers[0])))
         cls = _MESSAGES[_text(body.pop("type"))]
         known = _fields_of(cls.type)
         values = {name: _READERS[name](value) for name, value in body.items() if name in known}
@@ -371,8 +380,8 @@ def decode(frames: Sequence[Any]) -> Message:
         elif len(buffers) > 1:
             raise ValueError(f"'{cls.type}' carries no payload")
         return cls(**values)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ProtocolError(f"not a message of protocol {PROTOCOL}: {error!s:.200}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"not a message of protocol {PROTOCOL}: {printable(str(error)[:200])}") from error
 
 
 def make_chunk(partition: int, offset: int, parts: Sequence[memoryview]) -> Chunk:

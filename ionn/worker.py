@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ionn.assembly import Assembly
-from ionn.check import CheckedNet, Usage, check_partition
+from ionn.check import Boundary, CheckedNet, Usage, assign_blobs, check_partition
 from ionn.engine import StageNet
 from ionn.errors import InputError, ProtocolError
 from ionn.limits import Limits
@@ -60,7 +60,7 @@ _PRODUCT = PartialNet(
             convolution_param { num_output: 32 kernel_size: 3 } }
     """,
     "data",
-    (StageCut(0, "product", ("product",)),),
+    (StageCut(0, 1, ("product",)),),
 )
 
 
@@ -69,8 +69,9 @@ class _Arriving:
 
     def __init__(self, header: PartitionHeader, checked: list[CheckedNet]) -> None:
         self.nets = [(each, StageNet(each.net)) for each in checked]
-        targets = {key: data for _, net in self.nets for key, data in net.blob_bytes().items()}
-        self.receiver = PartitionReceiver(header, [targets[span.layer, span.blob] for span in header.blobs])
+        targets = [net.blob_bytes() for _, net in self.nets]
+        places = assign_blobs(header, checked)
+        self.receiver = PartitionReceiver(header, [targets[net][layer, blob] for net, layer, blob in places])
 
     @property
     def layers(self) -> str:
@@ -96,12 +97,14 @@ class SessionState:
         self._held: dict[int, Held] = {}
         self._arriving: dict[int, _Arriving] = {}
         self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices
+        self._boundaries: dict[int, Boundary] = {}  # of every stage, arriving or held
         self._stages = Stages(note)
         self._assemblies = self._stages.assemblies
         self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
-        """The reply to a message. What it carries holds until the next query."""
+        """The reply to a message. What it carries must have been sent or copied before the next call of `handle` or
+        `warm_up`: the nets that run then may free its memory."""
         match message:
             case Hello():
                 arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())
@@ -146,9 +149,12 @@ class SessionState:
             if each.net.channels is not None:
                 assembly = self._assemblies[each.stage]
                 assembly.withdraw(each.net.channels)
-                if not assembly.announced:
-                    self._keep_cold(assembly.net)
-                    del self._assemblies[each.stage]
+                if assembly.announced:
+                    continue
+                self._keep_cold(assembly.net)
+                del self._assemblies[each.stage]
+            for stage in each.layers:
+                del self._boundaries[stage]
 
     def _keep_cold(self, freed: StageNet) -> None:
         """A net is of no more use, so it need not be tried."""
@@ -166,25 +172,28 @@ class SessionState:
                     raise ProtocolError(f"stage {stage} was uploaded before")
         self._note(f"building partition {index}")
         usage = (*self._usage.values(), *(assembly.usage for assembly in self._assemblies.values()))
-        checked = check_partition(header, self._limits, sum(usage, Usage()), self._assemblies)
+        used = sum(usage, Usage())
+        checked = check_partition(header, self._limits, used, self._boundaries, self._assemblies)
+        wholes: dict[int, CheckedNet] = {}
         for each in checked:
             if each.stage in self._assemblies:
                 self._assemblies[each.stage].check(each)
+            elif each.whole is not None:
+                wholes[each.stage] = each.whole
         arriving = _Arriving(header, checked)
+        assemblies = {stage: Assembly(whole) for stage, whole in wholes.items()}
+        # All is built; nothing of what follows fails.
+        self._assemblies.update(assemblies)
+        self._cold.extend((new.net, new.stage, new.layers) for new in assemblies.values())
         for each, net in arriving.nets:
             self._cold.extend((net, stage, layers) for stage, layers in each.layers.items())
             if each.whole is not None:
-                self._assembly(each.whole).announce(each)
+                self._assemblies[each.stage].announce(each)
+            self._boundaries.update(each.boundaries)
         self._arriving[index] = arriving
         self._usage[index] = sum((each.usage for each in checked if each.whole is None), Usage())
         self._note_idle()
         return Ack(index, 0)
-
-    def _assembly(self, whole: CheckedNet) -> Assembly:
-        if whole.stage not in self._assemblies:
-            assembly = self._assemblies[whole.stage] = Assembly(whole)
-            self._cold.append((assembly.net, assembly.stage, assembly.layers))
-        return self._assemblies[whole.stage]
 
     def warm_up(self) -> bool:
         """Run a stage that has not run yet, on whatever its blobs hold; whether there was one.

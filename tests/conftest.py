@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from command import serving
+from hypothesis import HealthCheck, Phase, settings
 
 from ionn import engine
 from ionn.network import Network
 
 # A busy machine is slow at times; that says nothing about the code.
 settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# For tests/mutants: the same cases for every mutant, and one that fails is not made smaller.
+settings.register_profile(
+    "mutants", settings.get_profile("ionn"), derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile("ionn")
 
 # Of a job in the background Ctrl-C is ignored, and so it is by all that this process starts.
@@ -81,11 +84,5 @@ def slow_client(tiny: Network, tmp_path: Path) -> str:
 @pytest.fixture
 def server() -> Iterator[str]:
     """A server process of its own; its address."""
-    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "3", "--stop-at-eof"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-            assert process.wait(10) == 0
+    with serving("--sessions", "3") as process:
+        yield process.address

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import pytest
 from command import ionn as command
 from forward import Weights
 from skimage import data as photographs
+from world import wait_for
 
 import ionn
 from ionn import api, engine, live
+from ionn.caffemodel import serialise
 from ionn.images import PHOTOGRAPHS, image_input, natural_images
 from ionn.network import Network
 
@@ -98,7 +101,7 @@ def test_a_session_offloads(
     net = engine.load_network(tiny, tiny_weights)
     with ionn.connect(str(tiny_files), fast_server, client=slow_client) as session:
         answers = [session.query(inputs[0])]
-        assert session.wait_uploaded(timeout_s=30)
+        wait_for(session.wait_uploaded, "the upload")
         answers += [session.query(data) for data in inputs[1:]]
     for data, answer in zip(inputs, answers, strict=True):
         np.testing.assert_array_equal(answer.outputs["prob"], engine.forward(net, data)[0])
@@ -113,8 +116,90 @@ def test_a_session_whose_server_is_not_there(tiny_files: Path, slow_client: str)
     with ionn.connect(str(tiny_files), "tcp://127.0.0.1:1", client=slow_client, server="gtx1080ti") as session:
         assert not session.wait_uploaded(timeout_s=30)
         answer = session.query(np.zeros((1, 3, 24, 24), np.float32))
+        assert session.uploaded == 0.0
     assert "no server there" in str(session.fault)
     assert [part.where for part in answer.segments] == ["client"]
+
+
+@pytest.fixture
+def vacant() -> Iterator[str]:
+    """An address where nobody listens, and nobody else will."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        yield f"tcp://127.0.0.1:{place.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("costs", ["those that it sends", "given"])
+def test_a_server_that_appears_later_is_used(
+    costs: str, vacant: str, tiny_files: Path, slow_client: str, tiny: Network, tiny_weights: Weights, tmp_path: Path
+) -> None:
+    path = tmp_path / "fast.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
+    given = "gtx1080ti" if costs == "given" else None
+    data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
+    (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
+    with ionn.connect(str(tiny_files), vacant, client=slow_client, server=given) as session:
+        assert "no server there" in str(session.fault)
+        before = session.query(data)
+        assert bool(session.plan.partitions) == (costs == "given")  # else nobody knows what a server is worth
+        assert session.uploaded == 0.0
+        told = [] if costs == "given" else ["--costs", str(path)]
+        with live.process("serve", "--bind", vacant, *told):
+            wait_for(session.wait_uploaded, "the upload")
+            after = session.query(data)
+            assert session.fault is None
+            assert session.uploaded == 1.0
+            assert session.plan.partitions
+    assert [part.where for part in before.segments] == ["client"]
+    assert [part.where for part in after.segments] == ["client", "server", "client"]
+    assert not after.fallback
+    for answer in (before, after):
+        np.testing.assert_array_equal(answer.outputs["prob"], expected)
+
+
+def test_a_server_that_appears_later_without_costs(vacant: str, tiny_files: Path, slow_client: str) -> None:
+    with (
+        ionn.connect(str(tiny_files), vacant, client=slow_client) as session,
+        live.process("serve", "--bind", vacant),
+    ):
+        wait_for(lambda: "sends no cost model" in str(session.fault), "the fault")
+        assert not session.wait_uploaded(timeout_s=30)
+        answer = session.query(np.zeros((1, 3, 24, 24), np.float32))
+        assert not session.plan.partitions
+        assert session.uploaded == 0.0
+    assert [part.where for part in answer.segments] == ["client"]
+
+
+def test_a_sliced_plan_is_made_while_queries_run(
+    vacant: str, tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    """Which takes Caffe itself, to see that the slices are exact."""
+    wide = tiny_files.read_text().replace("num_output: 400", "num_output: 6000")
+    network = Network.from_text(wide, "wide")
+    rng = np.random.default_rng(7)
+    weights = {
+        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.1 for shape in layer.weight_shapes)
+        for layer in network.layers
+        if layer.weight_shapes
+    }
+    path = tmp_path / "wide.prototxt"
+    path.write_text(wide)
+    path.with_suffix(".caffemodel").write_bytes(serialise("wide", network.layers, weights).tobytes())
+    costs = tmp_path / "costs.txt"
+    costs.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in network.layers))
+    data = np.random.default_rng(3).standard_normal(network.input_shape).astype(np.float32)
+    (expected,) = engine.forward(engine.load_network(network, weights), data)
+    answers = []
+    with ionn.connect(str(path), vacant, client=slow_client, algorithm="sliced-efficiency") as session:
+        with live.process("serve", "--bind", vacant, "--costs", str(costs)):
+            wait_for(lambda: answers.append(session.query(data)) or session.plan.partitions, "a plan")
+            wait_for(session.wait_uploaded, "the upload")
+            answers.append(session.query(data))
+        assert any(partition.slices for partition in session.plan.partitions)
+    for answer in answers:
+        np.testing.assert_array_equal(answer.outputs["prob"], expected)
+    assert any(part.where == "server" for part in answers[-1].segments)
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------

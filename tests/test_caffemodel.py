@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ionn.caffemodel import read, read_weights, serialise
+from ionn.caffemodel import read, read_weights, serialise, weights_path
 from ionn.errors import InputError
 from ionn.network import Network
 from ionn.proto import caffe_pb2
@@ -116,3 +117,141 @@ def test_damaged_files(tiny: Network, tiny_files: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match="no such caffemodel"):
         read_weights(path, tiny)
+
+
+INNER_PRODUCT = Network.from_text(
+    'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 } } }'
+    'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" '
+    "inner_product_param { num_output: 2 bias_term: false } }",
+    "one",
+)
+
+
+def saved(path: Path, layer: Any) -> Path:
+    kind = "layers" if isinstance(layer, caffe_pb2.V1LayerParameter) else "layer"
+    path.write_bytes(caffe_pb2.NetParameter(**{kind: [layer]}).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["data", "double_data"])
+@pytest.mark.parametrize(
+    ("legacy", "fits"),
+    [
+        ((1, 1, 2, 3), True),
+        ((2, 1, 1, 3), False),  # padded at another place
+        ((1, 1, 3, 2), False),
+        ((1, 2, 1, 3), False),
+        ((1, 1, 1, 6), False),
+        ((1, 1, 2, 4), False),  # more than there is
+        ((2, 3), False),  # heights and widths of 0
+    ],
+)
+def test_legacy_shapes_are_those_of_caffe(tmp_path: Path, legacy: tuple[int, ...], fits: bool, kind: str) -> None:
+    layer = caffe_pb2.LayerParameter(name="ip")
+    names = ("num", "channels", "height", "width")
+    layer.blobs.add(**dict(zip(names, legacy, strict=False)), **{kind: [1, 2, 3, 4, 5, 6]})
+    path = saved(tmp_path / "one.caffemodel", layer)
+    if fits:
+        np.testing.assert_array_equal(read_weights(path, INNER_PRODUCT)["ip"][0], [[1, 2, 3], [4, 5, 6]])
+    else:
+        with pytest.raises(InputError, match=r"have shapes|or damaged"):
+            read_weights(path, INNER_PRODUCT)
+
+
+@pytest.mark.parametrize("kind", ["data", "double_data"])
+def test_a_legacy_shape_counts_where_there_are_both(tmp_path: Path, kind: str) -> None:
+    layer = caffe_pb2.LayerParameter(name="ip")
+    layer.blobs.add(num=1, channels=1, height=2, width=3, shape={"dim": [3, 2]}, **{kind: [1, 2, 3, 4, 5, 6]})
+    (weights,) = read(saved(tmp_path / "one.caffemodel", layer))["ip"]
+    assert weights.shape == (1, 1, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["data", "double_data"])
+@pytest.mark.parametrize("shape", [{}, {"shape": {"dim": []}}, {"num": 1, "channels": 1, "height": 1, "width": 1}])
+def test_a_scalar(tmp_path: Path, shape: dict[str, Any], kind: str) -> None:
+    network = Network.from_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 3 } } }'
+        'layer { name: "s" type: "Scale" bottom: "data" top: "s" scale_param { axis: 0 num_axes: 0 } }',
+        "scalar",
+    )
+    layer = caffe_pb2.LayerParameter(name="s")
+    layer.blobs.add(**shape, **{kind: [0.3]})
+    (value,) = read_weights(saved(tmp_path / "s.caffemodel", layer), network)["s"]
+    assert value.shape == ()
+    assert value == np.float32(0.3)
+
+
+def field(number: int, wire_type: int, payload: bytes) -> bytes:
+    return bytes([number << 3 | wire_type]) + payload
+
+
+FLOATS = b"\x2a\x18" + np.arange(6, dtype="<f4").tobytes()  # field 5, 24 bytes
+SHAPE = b"\x3a\x04\x0a\x02\x02\x03"  # field 7: 2 x 3
+
+
+def with_blob(blob: bytes) -> bytes:
+    layer = b"\x0a\x02ip" + field(7, 2, bytes([len(blob)]) + blob)
+    return b"\xa2\x06" + bytes([len(layer)]) + layer  # field 100
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        field(12, 0, b"\x96\x01"),
+        field(12, 1, b"\x01\x02\x03\x04\x05\x06\x07\x08"),
+        field(12, 5, b"\x01\x02\x03\x04"),
+        field(12, 2, b"\x02ab"),
+    ],
+    ids=["varint", "fixed64", "fixed32", "bytes"],
+)
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+def test_fields_that_are_not_known_are_skipped(tmp_path: Path, unknown: bytes, place: str) -> None:
+    parts = {"before": (unknown, SHAPE, FLOATS), "between": (SHAPE, unknown, FLOATS), "after": (SHAPE, FLOATS, unknown)}
+    path = tmp_path / "one.caffemodel"
+    path.write_bytes(with_blob(b"".join(parts[place])))
+    assert caffe_pb2.NetParameter.FromString(path.read_bytes()).layer[0].blobs[0].data[5] == 5
+    np.testing.assert_array_equal(read_weights(path, INNER_PRODUCT)["ip"][0], [[0, 1, 2], [3, 4, 5]])
+    # Its last bytes are missing, or its type is one that nobody has.
+    for cut in range(1, len(unknown)):
+        path.write_bytes(with_blob(SHAPE + FLOATS + unknown[:-cut]))
+        with pytest.raises(InputError, match="or damaged"):
+            read(path)
+    path.write_bytes(with_blob(SHAPE + FLOATS + field(12, 3, b"")))
+    with pytest.raises(InputError, match="wire type 3"):
+        read(path)
+
+
+def test_a_file_that_ends_early_is_damaged_wherever_it_ends(tmp_path: Path) -> None:
+    path, whole = tmp_path / "one.caffemodel", with_blob(SHAPE + FLOATS)
+    for end in range(1, len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputError, match="not a caffemodel"):
+            read(path)
+    path.write_bytes(whole)
+    assert read(path)["ip"][0].shape == (2, 3)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 7])
+def test_floats_must_fill_their_shape(tmp_path: Path, size: int) -> None:
+    for kind in ("data", "double_data"):
+        layer = caffe_pb2.LayerParameter(name="ip")
+        layer.blobs.add(shape={"dim": [2, 3]}, **{kind: [1.0] * size})
+        with pytest.raises(InputError, match="or damaged"):
+            read(saved(tmp_path / "one.caffemodel", layer))
+
+
+@pytest.mark.parametrize("dims", [b"\x0a\x02\x02\x03", b"\x08\x02\x08\x03", b"\x08\x02\x0a\x01\x03"])
+def test_dimensions_packed_or_not(tmp_path: Path, dims: bytes) -> None:
+    """Protocol Buffers allow both for any repeated number, and a mixture."""
+
+    path = tmp_path / "dims.caffemodel"
+    path.write_bytes(with_blob(field(7, 2, bytes([len(dims)]) + dims) + FLOATS))
+    assert read(path)["ip"][0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    parsed = caffe_pb2.NetParameter.FromString(path.read_bytes())
+    assert list(parsed.layer[0].blobs[0].shape.dim) == [2, 3]
+
+
+def test_where_the_weights_of_a_model_are() -> None:
+    assert weights_path("alexnet", "mine.caffemodel") == Path("mine.caffemodel")
+    assert weights_path("nets/mine.prototxt", None) == Path("nets/mine.caffemodel")
+    assert weights_path("alexnet", None).parts[-2:] == ("models", "alexnet.caffemodel")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ionn.layers import essential
 from ionn.network import Layer, Network
 from ionn.paper import MODELS
 
+DESIGN = "8255b94ad987f9c1885b8fe2d55abe65aba595bb6e1eab2a8b68e5ffb79edb95"
 ONE_LAYER = """
 layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 64 dim: 20 dim: 20 }} }} }}
 layer {{ name: "layer" bottom: "data" top: "layer" {} }}
@@ -46,8 +49,9 @@ def quick() -> calibrate.Calibration:
 
 
 def test_the_design_is_always_the_same(design: list[Network]) -> None:
-    again = calibrate.design(calibrate.BLOCKS)
-    assert [network.param for network in again] == [network.param for network in design]
+    """On any machine: cost models are fitted to the same layers everywhere. A new design has a new digest here."""
+    text = "".join(network.param.SerializeToString(deterministic=True).hex() for network in design)
+    assert hashlib.sha256(text.encode()).hexdigest() == DESIGN
 
 
 def test_every_layer_type_of_the_models_is_timed(design: list[Network], models: list[Network]) -> None:
@@ -128,6 +132,39 @@ def test_a_network_is_measured_beside_and_compared(tiny: Network, tiny_files: Pa
     assert compared.predicted_ms == pytest.approx(result.model.layer_ms(tiny).sum())
     assert compared.measured_ms > 0
     assert len(calls) == 2
+
+
+def test_of_several_passes_the_lower_quartile_counts_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes_ms = iter([900.0, 5.0, 1.0, 4.0, 2.0, 3.0])
+    monkeypatch.setattr(engine, "time_pass", lambda net, clock: np.array([next(passes_ms), 7.0]))
+    calls: list[None] = []
+    (layer_ms,) = calibrate._time([None], 5, math.inf, lambda: calls.append(None))  # type: ignore[list-item]
+    assert layer_ms.tolist() == [2.0, 7.0]
+    assert len(calls) == 6
+
+
+def test_activations_with_random_weights_are_of_size_one(design: list[Network]) -> None:
+    for network in design[:20]:
+        net = calibrate._load(network, calibrate._random_weights(network), calibrate._noise(network.input_shape))
+        net.run(net.first, net.last)
+        for stage in network.stages[1:]:
+            if network.layers[stage.first_layer].type in ("Convolution", "InnerProduct"):
+                assert 0.1 < np.abs(net.outputs(stage.index)[0]).mean() < 10, network.layers[stage.first_layer]
+
+
+def test_every_layer_of_the_design_but_those_that_warm_is_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    def fit(samples: Any, *arguments: Any, **options: Any) -> Any:
+        taken.extend(samples)
+        return real_fit(samples, *arguments, **options)
+
+    real_fit = calibrate.fit
+    monkeypatch.setattr(calibrate, "fit", fit)
+    calibrate.calibrate((), blocks=3, passes=1)
+    wanted = [layer for network in calibrate.design(3) for layer in network.layers if layer.name != "ReLU data"]
+    assert [layer.name for layer, _ in taken] == [layer.name for layer in wanted]
+    assert all(ms >= 0 for _, ms in taken)
 
 
 def test_a_slow_machine_makes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,20 @@ def test_ctrl_c_while_it_starts(module: str) -> None:
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "ionn: interrupted")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_is_told_to_stop_over_and_over_ends_as_if_told_once(number: int) -> None:
+    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline()
+            while server.poll() is None:
+                os.kill(server.pid, number)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+
+
 def complete(words: str) -> list[str]:
     """What bash would offer after `words`."""
     code = "import sys; sys.argv[0] = 'ionn'; from ionn.__main__ import main; main()"

@@ -90,6 +90,16 @@ def test_features_of_other_layers(tiny: Network) -> None:
     assert (alexnet["relu1"], alexnet["relu5"]) == (2 * 4 * 96 * 55 * 55, 0)
 
 
+@pytest.mark.parametrize(("floats", "large_bytes"), [(64 * 1024, 0), (64 * 1024 + 1, 512 * 1024 + 8)])
+def test_blobs_are_large_beyond_512_kib_together(floats: int, large_bytes: int) -> None:
+    network = Network.from_text(
+        f'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: {floats} }} }} }}'
+        'layer { name: "relu" type: "ReLU" bottom: "data" top: "relu" }',
+        "relu",
+    )
+    assert features(network.layers[1])["large_bytes"] == large_bytes
+
+
 def test_only_the_operands_of_large_products_are_packed() -> None:
     alexnet, mobilenet = (
         {layer.name: features(layer) for layer in Network.load(name).layers} for name in ("alexnet", "mobilenet")
@@ -291,6 +301,11 @@ def test_csv_values_that_are_no_time_are_named(tmp_path: Path, value: str) -> No
     assert refusal(f"{path}:phone_ms").startswith(f"{path}:3: the phone_ms of layer 'conv1' is ")
 
 
+def test_what_the_csv_reader_refuses_is_named_with_its_line(tmp_path: Path) -> None:
+    path = save(tmp_path / "long.csv", f"layer,ms\ndata,0\n{'x' * 200_000},1\n")
+    assert f"{path}:2: not a CSV: field larger than field limit" in refusal(f"{path}:ms")
+
+
 def test_csv_without_layers_is_refused(tmp_path: Path) -> None:
     assert "no column 'layer'" in refusal(save(tmp_path / "a.csv", "name,ms\nconv1,1\n") + ":ms")
     assert "no column 'layer'" in refusal(save(tmp_path / "b.csv", "") + ":ms")
@@ -303,3 +318,15 @@ def test_published_profiles() -> None:
     assert load_costs(f"{PUBLISHED}/alexnet.csv:odroid_xu4_ms").layer_ms(alexnet).sum() == pytest.approx(821.7, abs=0.1)
     assert "layer 0 is 'data' (Input)" in refusal(f"{PUBLISHED}/alexnet.csv:odroid_xu4_ms", Network.load("googlenet"))
     assert "gtx1080ti_ms of layer 'input' is empty" in refusal(f"{PUBLISHED}/mobilenet.csv:gtx1080ti_ms")
+
+
+def test_layers_without_a_name_or_with_spaces_in_it(tmp_path: Path) -> None:
+    """As `ionn profile` prints them."""
+    text = (
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 } } }'
+        'layer { type: "ReLU" bottom: "data" top: "a" }'
+        'layer { name: "tan h" type: "TanH" bottom: "a" top: "b" }'
+    )
+    path = tmp_path / "printed.txt"
+    path.write_text("   0 data 0.5\n   1  0.25\n   2 tan h 2\n")
+    assert load_costs(str(path)).layer_ms(Network.from_text(text, "net")).tolist() == [0.5, 0.25, 2]

@@ -8,6 +8,8 @@ without doing the work.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import os
 import re
 import shlex
@@ -16,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -88,7 +91,7 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(tree), "OPENBLAS_NUM_THREADS": "1"}
 
 
-def shell(line: str, tree: Path, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def shell(line: str, tree: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-ec", line], cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=timeout_s,
         check=False,
@@ -162,9 +165,31 @@ def mentions() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize(("page", "code"), sorted(set(mentions())))
-def test_what_is_mentioned_exists(page: str, code: str) -> None:
-    code = code.removeprefix(".venv/bin/")
+# Words that are not ours.
+FOREIGN = {"iperf3", "fish_source", "zsh_source"}
+OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+
+
+@functools.cache
+def words_of_the_sources() -> set[str]:
+    sources = {ROOT / "Makefile", ROOT / "setup.py", *(ROOT / "tests").glob("*.py")} - {Path(__file__)}
+    sources |= {path for folder in ("ionn", "bench", "models", "examples") for path in (ROOT / folder).rglob("*.py")}
+    return {word for path in sources for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+
+
+def resolve(name: str) -> None:
+    """Import as much of a dotted name as is a module, and get the rest."""
+    found, *attributes = name.split(".")
+    value: Any = importlib.import_module(found)
+    for attribute in attributes:
+        if not hasattr(value, attribute):
+            importlib.import_module(f"{value.__name__}.{attribute}")
+        value = getattr(value, attribute)
+
+
+def check_mention(code: str) -> bool:
+    """Whether there is anything to check about a mention in code; an AssertionError, or any other, if it is wrong."""
+    code = re.sub(r"^\w+\$ ", "", code).removeprefix(".venv/bin/")  # a prompt
     words = code.split()
     if words[0] == "make" and len(words) > 1:
         check_unrun(code)
@@ -175,8 +200,48 @@ def test_what_is_mentioned_exists(page: str, code: str) -> None:
         assert words[1] in ("COMMAND", "--help")
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
+    elif words[0].startswith("--") and "=" not in code:
+        assert words[0] in OPTIONS
+    elif re.fullmatch(r"ionn(\.\w+)+(\(.*\))?", code):
+        resolve(code.partition("(")[0])
     elif FILE.fullmatch(code) and not re.search("[A-Z]{3}", code):
         assert (ROOT / code).exists()
+    elif re.fullmatch(r"\w+\.py", code):
+        assert any((ROOT / folder / code).is_file() for folder in ("bench", "ionn/layers"))
+    elif name := re.fullmatch(r"(\w+)(\(.*\))?", code):
+        assert name[1] in words_of_the_sources() | FOREIGN
+    else:
+        return False  # a drawing, an output, a pattern
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_mentioned_exists(page: Path) -> None:
+    wrong = []
+    for name, code in sorted(set(mentions())):
+        if name == page.name:
+            try:
+                check_mention(code)
+            except (AssertionError, ImportError, AttributeError, click.ClickException) as error:
+                wrong.append((code, error))
+    assert not wrong
+
+
+def test_most_mentions_are_checked() -> None:
+    checked = sum(check_mention(code) for _, code in mentions())
+    assert checked > 0.75 * len(mentions())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "make tests", "ionn run --no-such", "ionn bake", "python bench/none.py", "--no-such", "ionn.nothing",
+        "ionn.graph.Nothing", "tests/none.py", "none.py", "NO_SUCH_WORD", "no_such_word(x)",
+    ],
+)  # fmt: skip
+def test_a_wrong_mention_is_found(code: str) -> None:
+    with pytest.raises((AssertionError, ImportError)):
+        check_mention(code)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

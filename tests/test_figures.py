@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -68,6 +69,46 @@ def test_fig5_stacks_the_halves(drawn: list, tmp_path: Path):
     assert [label.get_text() for label in drawn[0].texts if label.get_text().isdigit()] == ["2", "3"]
     legend = [text.get_text() for text in drawn[0].get_legend().get_texts()]
     assert legend == ["original", "efficiency", "first half of the upload", "second half"]
+    assert (drawn[0].get_ylabel(), drawn[0].get_title("left").strip()) == (
+        "number of partitions",
+        "Partitions per model",
+    )
+    assert all(tick == int(tick) for tick in drawn[0].get_yticks())
+
+
+@pytest.mark.parametrize("models", [1, 5])
+def test_bars_stand_side_by_side_around_the_names_of_their_models(models: int, drawn: list, tmp_path: Path):
+    names = ["original", "efficiency", "recursive-efficiency"]
+    rows = summary([make_trace(name, model=f"model{m}") for m in range(models) for name in names])
+    fig6(rows, tmp_path)
+    (plot,) = drawn
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in plot.patches)
+    assert len(edges) == 3 * models
+    left, right = plot.get_xlim()
+    for model in range(models):
+        group = edges[3 * model : 3 * model + 3]
+        assert sum(map(sum, group)) / 6 == pytest.approx(model)  # its centre
+        assert model - 0.45 < group[0][0] < group[-1][1] < model + 0.45
+        assert all(0.01 < begin - end < 0.05 for (_, end), (begin, _) in pairwise(group))
+    assert left < edges[0][0] < edges[-1][1] < right
+    assert right - edges[-1][1] == pytest.approx(edges[0][0] - left)
+    assert [tick.get_text() for tick in plot.get_xticklabels()] == [f"model{m}" for m in range(models)]
+    assert list(plot.get_xticks()) == list(range(models))
+    heights = [bar.get_height() for bar in plot.patches]
+    assert heights == pytest.approx([75] * len(heights))
+    assert 75 < plot.get_ylim()[1] < 85
+    assert {label.get_text() for label in plot.texts[:-1]} == {"75"}
+    legend = [text.get_text() for text in plot.get_legend().get_texts()]
+    assert legend == names
+    assert plot.get_ylabel() == "share of the model's weight bytes (%)"
+    assert plot.get_title("left").strip() == "Largest partition"
+
+
+def test_the_second_half_is_the_same_colour_lighter(drawn: list, tmp_path: Path):
+    fig5(summary([make_trace()]), tmp_path)
+    first, second = (bar.get_facecolor() for bar in drawn[0].patches)
+    assert [1 - light for light in second[:3]] == pytest.approx([0.35 * (1 - dark) for dark in first[:3]])
+    assert first[3] == second[3] == 1
 
 
 def test_fig6_shows_the_share_in_percent_and_its_spread(drawn: list, tmp_path: Path):
@@ -88,12 +129,19 @@ def test_fig7_starts_with_the_first_query_and_marks_the_end_of_the_upload(drawn:
     assert latency.get_label() == "original: 4 queries before the upload ended at 4.0 s"
     assert list(upload_end.get_xdata()) == [4, 4]
     assert drawn[0].get_xlim()[0] == drawn[0].get_ylim()[0] == 0
+    assert drawn[0].get_xlabel() == "time since the upload began (s)"
+    assert drawn[0].get_ylabel() == "query execution latency (ms)"
+    (legend,) = drawn[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [latency.get_label()]
+    assert legend.get_title().get_text() == "marker: the first query starts; thin line: the upload ends"
 
 
 def test_fig7_draws_mean_and_spread_of_several_runs(drawn: list, tmp_path: Path):
     fig7(summary([make_trace(), make_trace(run=2, latencies_ms=(3000.0, *FIVE_FAST))]), tmp_path)
     assert drawn[0].lines[0].get_ydata()[0] == pytest.approx(2000)
-    assert len(drawn[0].collections) == 1
+    (band,) = drawn[0].collections
+    spread = [y for x, y in band.get_paths()[0].vertices if x == 1.0]
+    assert (min(spread), max(spread)) == pytest.approx((2000 - 1000 * 2**0.5, 2000 + 1000 * 2**0.5))
     assert "2 runs, mean ± std" in drawn[0].texts[0].get_text()
 
 

@@ -11,7 +11,7 @@ import pytest
 from ionn.cost_files import load_costs
 from ionn.costs import CostModel, Profile
 from ionn.errors import InputError
-from ionn.fitting import fit, fit_quality
+from ionn.fitting import TypeQuality, fit, fit_quality
 from ionn.network import Layer, Network
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +83,52 @@ def test_a_feature_that_hardly_varies_is_left_out(networks: list[Network]) -> No
     pools = [layer for layer in networks[0].layers if layer.type == "Pooling"]
     measured = [(layer, ms) for layer in pools[:2] for ms in (1.0, 2.0, 3.0, 4.0)]
     assert set(fit(measured, "fitted").layers["Pooling"]) <= {"operations", "constant"}
+
+
+def global_pooling(channels: int, size: int) -> Layer:
+    network = Network.from_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 '
+        f"dim: {channels} dim: {size} dim: {size} }} }} }}"
+        'layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" '
+        "pooling_param { pool: AVE global_pooling: true } }",
+        "pooling",
+    )
+    return network.layers[1]
+
+
+def test_a_feature_of_three_different_values_is_taken() -> None:
+    """Pooling layers of equal operations whose time goes by their planes."""
+    pools = [(global_pooling(planes, size), 0.01 * planes) for planes, size in ((4, 16), (16, 8), (64, 4))]
+    assert fit(pools * 2, "fitted").layers["Pooling"] == {"planes": pytest.approx(0.01)}
+    assert "planes" not in fit(pools[:2] * 3, "fitted").layers["Pooling"]
+
+
+def test_quality_without_heavy_layers() -> None:
+    relu = Network.from_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 } } }'
+        'layer { name: "relu" type: "ReLU" bottom: "data" top: "relu" }',
+        "relu",
+    )
+    quality = fit_quality(Profile.of(relu, [0.0, 2.0]), [(relu, np.array([0.0, 1.0]))])
+    assert quality.heavy == TypeQuality("Convolution + InnerProduct", 0, 0.0, 0.0)
+    assert quality.types == (TypeQuality("Input", 1, 0.0, 0.0), TypeQuality("ReLU", 1, 1.0, 1.0))
+    assert quality.networks[0].error == 1.0
+
+
+def test_the_ninetieth_percentile_and_the_median_of_errors(networks: list[Network]) -> None:
+    layers = [layer for layer in networks[2].layers if layer.type == "ReLU"][:11]
+    ms = np.ones(len(networks[2].layers))
+    predicted = ms.copy()
+    for number, layer in enumerate(layers):
+        predicted[layer.index] = 1 + number / 10
+    others = [layer for layer in networks[2].layers if layer.type == "ReLU"][11:]
+    for layer in others:
+        predicted[layer.index] = 1.5
+    quality = fit_quality(Profile.of(networks[2], predicted), [(networks[2], ms)])
+    (relus,) = (each for each in quality.types if each.type == "ReLU")
+    errors = [number / 10 for number in range(11)] + [0.5] * len(others)
+    assert relus.samples == len(errors)
+    assert (relus.median_error, relus.p90_error) == pytest.approx((np.median(errors), np.quantile(errors, 0.9)))
 
 
 def test_layers_that_do_nothing_cost_a_constant_and_zero_times_are_accepted(networks: list[Network]) -> None:

@@ -37,11 +37,11 @@ pytestmark = pytest.mark.timeout(30)
 class Link:
     """A link process to `to`, or to a server socket of its own."""
 
-    def __init__(self, mbps: float, to: Address | None = None) -> None:
+    def __init__(self, mbps: float, to: Address | None = None, listen: Address = ("127.0.0.1", 0)) -> None:
         self.server = None if to else socket.create_server(("127.0.0.1", 0))
         target: Address = to or self.server.getsockname()  # type: ignore[union-attr]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "127.0.0.1:0", format_address(target), str(mbps)],
+            [sys.executable, "-c", PROGRAM, format_address(listen), format_address(target), str(mbps)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -170,72 +170,78 @@ def test_slow_receiver_makes_its_sender_wait_and_nobody_else(fast: Link) -> None
 def test_rate_is_the_cap_without_credit_for_idle_time(start: Callable[..., Link], upward: bool) -> None:
     """No byte ever comes earlier than the cap allows, counted from the first one sent; a busy link uses its rate.
 
-    The first bound is exact on any machine; the second leaves room for a busy one (bench/link_rate.py is strict).
+    The first bound is exact on any machine. The second must hold at one moment only, as a busy machine holds a link up
+    (bench/link_use.py is strict).
     """
-    bytes_per_s, size = 80e6 / 8, 6_000_000
-    pair = start(80).connect()
+    bytes_per_s, size = 16e6 / 8, 1_200_000
+    pair = start(16).connect()
     source, sink = pair if upward else pair[::-1]
-    time.sleep(0.2)
+    time.sleep(0.2)  # idle time, in which a link could save up 400 kB
+    used = 0.0
     with ThreadPoolExecutor(1) as pool:
         begin_s = time.monotonic()
         pool.submit(source.sendall, bytes(size))
         received = 0
         while received < size:
             received += len(sink.recv(1 << 16))
-            assert received <= bytes_per_s * (time.monotonic() - begin_s)
-        assert received >= 0.7 * bytes_per_s * (time.monotonic() - begin_s)
+            allowed = bytes_per_s * (time.monotonic() - begin_s)
+            assert received <= allowed
+            if received > size / 6:
+                used = max(used, received / allowed)
+    assert used > 0.6
 
 
 def test_both_directions_are_capped_separately(start: Callable[..., Link]) -> None:
-    size, bytes_per_s = 2_000_000, 80e6 / 8
-    client, server = start(80).connect()
-    with ThreadPoolExecutor(3) as pool:
+    """At one moment they have carried more together than the cap of one allows."""
+    size, bytes_per_s = 400_000, 8e6 / 8
+    client, server = start(8).connect()
+    received = {client: 0, server: 0}
+    used = 0.0
+    with ThreadPoolExecutor(2) as pool:
         begin_s = time.monotonic()
-        pool.submit(send_all, client, bytes(size))
-        pool.submit(send_all, server, bytes(size))
-        up, down = pool.submit(receive_all, server), receive_all(client)
-        assert len(up.result()) == len(down) == size
-        assert time.monotonic() - begin_s < 1.6 * size / bytes_per_s
+        for end in received:
+            pool.submit(end.sendall, bytes(size))
+        while (total := sum(received.values())) < 2 * size:
+            for end in select.select(list(received), (), (), 20)[0]:
+                received[end] += len(end.recv(1 << 16))
+            if total > size / 4:
+                used = max(used, total / (bytes_per_s * (time.monotonic() - begin_s)))
+    assert used > 1.2
 
 
 def test_busy_connections_share_a_direction_equally(start: Callable[..., Link]) -> None:
-    size = 2_000_000
+    size = 100_000  # so little that sockets hold it
     link = start(80)
     pairs = [link.connect() for _ in range(3)]
+    link.process.send_signal(signal.SIGSTOP)  # so that all have something to send when it begins
+    for client, _ in pairs:
+        send_all(client, bytes(size))
+    link.process.send_signal(signal.SIGCONT)
     received = {server: 0 for _, server in pairs}
-    with ThreadPoolExecutor(len(pairs)) as pool:
-        for client, _ in pairs:
-            pool.submit(send_all, client, bytes(size))
-        while max(received.values()) < size:
-            for server in select.select(list(received), (), (), 20)[0]:
-                received[server] += len(server.recv(1 << 16))
-        fewest = min(received.values())
-        for server in received:
-            receive_all(server)
-    assert fewest > 0.9 * size
+    while max(received.values()) < size:
+        for server in select.select(list(received), (), (), 20)[0]:
+            received[server] += len(server.recv(1 << 16))
+    assert min(received.values()) > 0.9 * size
 
 
 def test_small_message_passes_a_bulk_upload_within_a_few_quanta(start: Callable[..., Link]) -> None:
     """Counted in bulk bytes that arrive while the message is on its way, not in time."""
-    mbps = 16.0
+    mbps = 1.0  # a quantum takes 12 ms: longer than it takes this process to look
     link = start(mbps)
     bulk, bulk_sink = link.connect()
     client, server = link.connect()
-    bulk_sink.setblocking(False)
     overtaken = []
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(send_all, bulk, bytes(1_000_000))
+        pool.submit(bulk.sendall, bytes(4_000_000))
         for _ in range(15):
-            select.select([bulk_sink], (), ())
-            while bulk_sink in select.select([bulk_sink], (), (), 0)[0]:
-                bulk_sink.recv(1 << 16)
+            bulk_sink.recv(1 << 16)
             client.sendall(b"query")
             overtaken.append(0)
             while server not in (readable := select.select([bulk_sink, server], (), (), 20)[0]):
-                overtaken[-1] += len(bulk_sink.recv(1 << 16)) if readable else 0
+                assert readable
+                overtaken[-1] += len(bulk_sink.recv(1 << 16))
             assert server.recv(100) == b"query"
-        bulk_sink.setblocking(True)
-        receive_all(bulk_sink)
+        bulk.shutdown(socket.SHUT_RDWR)
     assert statistics.median(overtaken) <= 3 * LinkPacer(mbps).quantum_bytes(alone=True)
 
 
@@ -268,6 +274,9 @@ def test_connections_beyond_the_limit_of_open_files_wait(start: Callable[..., Li
         assert server.recv(1) == b"x"
         server.close()
         client.close()
+    returncode, stderr = link.stop()
+    assert returncode == 0
+    assert set(stderr.splitlines()) == {"cannot accept a connection: Too many open files"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -279,6 +288,17 @@ def test_signals_end_it_cleanly(start: Callable[..., Link], signum: int) -> None
     assert link.stop(signum) == (0, "")
     with pytest.raises(ConnectionError):
         link.client()
+
+
+def test_it_can_start_again_at_once_where_it_was(start: Callable[..., Link]) -> None:
+    """The connections that it ended keep the port for a minute, but not from a link."""
+    link = start(FAST_MBPS)
+    client, _ = link.connect()
+    assert link.stop() == (0, "")
+    assert client.recv(1) == b""
+    client.close()
+    again = start(FAST_MBPS, listen=link.address)
+    assert again.address == link.address
 
 
 def test_port_in_use() -> None:

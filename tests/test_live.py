@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from world import Server, wait_for
 
-from ionn import harness
+from ionn import harness, live
 from ionn.client import Client
 from ionn.cost_files import load_costs
 from ionn.experiment import QUERIES_AFTER_UPLOAD
@@ -49,7 +50,6 @@ def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) 
         assert all(a.ready_s <= b.ready_s for a, b in zip(trace.partitions, trace.partitions[1:], strict=False))
         # Real bytes at a real rate: not faster than the link.
         assert trace.upload_s >= weight_bytes * 8 / (MBPS * 1e6)
-        assert trace.queries[-1].latency_ms < trace.queries[0].latency_ms
         # The last queries ran at the server, all but what stays at the client.
         assert [s.where for s in trace.queries[-1].segments] == ["client", "server", "client"]
         assert trace.info.environment["blas_threads"] == "1"
@@ -69,20 +69,19 @@ def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_clie
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_dies_costs_no_query(
-    number: int, server: str, tiny: Network, tiny_files: Path, tiny_weights: Weights, slow_client: str
+    number: int, tiny: Network, tiny_files: Path, tiny_weights: Weights, slow_client: str
 ) -> None:
     subject = harness.prepare_live(str(tiny_files), client=slow_client)
     stages = [[1], [2, 3], [4]]
     graph = ExecutionGraph.from_network(tiny, subject.client, load_costs("gtx1080ti"), MBPS)
-    # Servers of other tests may run too: this test's is the youngest.
-    process = max((p for p in psutil.Process().children() if "serve" in p.cmdline()), key=lambda p: p.create_time())
-    client = Client(server)
+    server = Server()
 
     def kill_after_two(session: LiveSession) -> None:
         if session.last_query is not None and session.last_query.index == 1:
-            process.send_signal(number)
-            process.wait(10)
+            server.strike(number)
+            wait_for(lambda: not server.alive(), "its end")
 
+    client = Client(server.address)
     session = LiveSession(
         tiny, subject.net, graph, [0.0] * len(tiny.layers),
         harness_inputs(tiny), client, [extract(tiny, s, tiny_weights) for s in stages], stages, kill_after_two,
@@ -90,11 +89,11 @@ def test_a_server_that_dies_costs_no_query(
     session.silence_s = 2.0
     try:
         session.start_upload()
-        while not session.uploaded():
-            time.sleep(0.01)
+        wait_for(session.uploaded, "the upload")
         records = [session.query() for _ in range(6)]
     finally:
         client.close()
+        server.stop()
 
     assert all(record.bit_equal for record in records)
     assert [record.fallback for record in records] == [False, False, True, True, True, True]
@@ -118,9 +117,7 @@ def test_ctrl_c_keeps_finished_runs_and_leaves_nothing_running(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 60
-        while len(list(results.rglob("run-*.jsonl"))) < 1 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for(lambda: list(results.rglob("run-*.jsonl")), "the first run")
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
@@ -134,6 +131,22 @@ def test_ctrl_c_keeps_finished_runs_and_leaves_nothing_running(
     assert not alive
     assert load_traces(results)
     assert not list(results.rglob("*.part"))
+
+
+def test_ctrl_c_while_a_process_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), live.process("serve", "--bind", "tcp://127.0.0.1:0"):
+        pass
+    (process,) = started
+    assert process.returncode is not None
 
 
 def test_without_a_server_queries_run_at_the_client(tiny_files: Path, slow_client: str) -> None:

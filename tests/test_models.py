@@ -95,6 +95,7 @@ def test_weights_give_lively_activations_and_distinct_answers(model: str) -> Non
     if not weights.exists():
         pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
     net = caffe.Net(str(ROOT / "prototxt" / f"{model}.prototxt"), str(weights), caffe.TEST)
+    assert_full_mantissas(net)
     unseen = natural_images(net.blobs["data"].data.shape, 12)[8:]  # the weights are calibrated on the first eight
     net.blobs["data"].reshape(*unseen.shape)
     net.reshape()
@@ -117,6 +118,21 @@ def small(tmp_path: Path) -> Path:
     prototxt = tmp_path / "small.prototxt"
     prototxt.write_text(SMALL)
     return prototxt
+
+
+def assert_full_mantissas(net: Any) -> None:
+    """Of a layer's weights, each of the 16 low bits is set in about half: sums of their products are never exact."""
+    for name, layer in net.layer_dict.items():
+        if layer.type in ("Convolution", "InnerProduct"):
+            bits = layer.blobs[0].data.ravel().view(np.uint32)
+            share_set = [np.count_nonzero(bits >> bit & 1) / bits.size for bit in range(16)]
+            spread = max(0.05, 2.5 / np.sqrt(bits.size))  # five standard deviations where there are few weights
+            assert all(abs(share - 0.5) < spread for share in share_set), (name, share_set)
+
+
+def test_weights_have_full_mantissas(small: Path, tmp_path: Path) -> None:
+    build_models.build(small, tmp_path / "small.caffemodel")
+    assert_full_mantissas(caffe.Net(str(small), str(tmp_path / "small.caffemodel"), caffe.TEST))
 
 
 def test_weights_depend_on_names_only(small: Path, tmp_path: Path) -> None:

@@ -114,6 +114,21 @@ TRAINING_FIELDS = (
     + conv("b", "a", 4, ONE, 'param { name: "w" lr_mult: 0 } propagate_down: false')
 )
 
+EXPLICIT_SPLITS = (
+    DATA
+    + layer("Split", "s", "data", "a b")
+    + layer("Split", "data_data_0_split", "a", "c")
+    + conv("d", "b", 4, ONE)
+    + layer("Eltwise", "sum", "c c d")
+)
+NAMES = (
+    DATA
+    + layer("ReLU", "", "data", "a")
+    + layer("TanH", "", "a", "b", "loss_weight: 0")
+    + conv("data/boundary", "b", 4, ONE)
+    + layer("ReLU", "data", "data/boundary", "c")
+)
+
 NETS = {
     "alexnet-like": ALEXNET_LIKE,
     "inception-like": INCEPTION_LIKE,
@@ -127,6 +142,10 @@ NETS = {
     "legacy input_shape": LEGACY_SHAPE,
     "phases": PHASES,
     "training fields": TRAINING_FIELDS,
+    "explicit splits": EXPLICIT_SPLITS,
+    "names": NAMES,
+    "input alone": DATA,
+    "in place alone": DATA + relu("data"),
 }
 
 
@@ -136,9 +155,10 @@ def assert_as_caffe(network: Network, text: str, folder: Path) -> None:
     net = caffe.Net(str(path), caffe.TEST)
     assert [layer.name for layer in network.layers] == list(net._layer_names)
     assert [layer.type for layer in network.layers] == [layer.type for layer in net.layers]
+    blobs = list(net._blob_names)
     for ours, theirs in zip(network.layers, net.layers, strict=True):
-        assert list(ours.bottoms) == net.bottom_names[ours.name]
-        assert list(ours.tops) == net.top_names[ours.name]
+        assert list(ours.bottoms) == [blobs[index] for index in net._bottom_ids(ours.index)]
+        assert list(ours.tops) == [blobs[index] for index in net._top_ids(ours.index)]
         assert ours.bottom_shapes == tuple(tuple(net.blobs[blob].data.shape) for blob in ours.bottoms)
         assert ours.top_shapes == tuple(tuple(net.blobs[blob].data.shape) for blob in ours.tops)
         assert ours.weight_shapes == tuple(tuple(blob.data.shape) for blob in theirs.blobs)
@@ -225,6 +245,17 @@ def test_a_net_that_cannot_be_cut_is_one_stage_after_its_input() -> None:
     assert stages(UNCUTTABLE) == ["[data: data]", "sum: data_data_0_split left right first sum"]
 
 
+def test_nothing_to_offload_is_a_stage_that_stays() -> None:
+    assert stages(DATA) == ["[data: data]"]
+    assert stages(DATA + relu("data")) == ["[data: data relu_data]"]
+
+
+def test_explicit_splits_are_layers_like_others() -> None:
+    assert stages(EXPLICIT_SPLITS) == ["[data: data]", "sum: s data_data_0_split c_data_data_0_split_0_split d sum"]
+    inserted = [layer.name for layer in Network.from_text(EXPLICIT_SPLITS, "net").layers if layer.inserted]
+    assert inserted == ["c_data_data_0_split_0_split"]
+
+
 def test_stage_boundaries() -> None:
     network = Network.from_text(INCEPTION_LIKE, "net")
     first, a, module, last = network.stages
@@ -268,8 +299,8 @@ BAD = [
     (DATA + conv("a", "data", 4, ONE) + layer("Slice", "s", "a", "b b"), "its top 'b' was made before"),
     # `a` is consumed twice, so Caffe puts a Split before the ReLU, which then is not in place any more.
     (DATA + conv("a", "data", 4, ONE) + conv("b", "a", 4, ONE) + relu("a"), "its top 'a' was made before"),
-    (DATA + conv("a", "data", 4, ONE) + layer("ReLU", "a", "a", "b"), "a name of its own"),
-    (DATA + layer("ReLU", "", "data", "b"), "a name of its own"),
+    (DATA + conv("a", "data", 4, ONE) + layer("ReLU", "a", "a", "b"), "another layer has its name"),
+    (DATA + conv("a", "data", 4, ONE) + layer("Scale", "a", "a", "b"), "another layer has its name"),
     (DATA + layer("ReLU", "a", "data", None, "include {} exclude {}"), "include or exclude"),
     (DATA + layer("Dropout", "a", "data", None, "phase: TRAIN"), "phase TRAIN"),
     (DATA + layer("ReLU", "a", "data", None, "loss_weight: 1"), "loss_weight"),
@@ -278,8 +309,6 @@ BAD = [
     (DATA + layer("SoftmaxWithLoss", "loss", "data data"), "for training"),
     (DATA + layer("HDF5Output", "out", "data data", "", 'hdf5_output_param { file_name: "x" }'), "files"),
     (DATA + layer("Silence", "quiet", "data", ""), "it has no output"),
-    (DATA, "nothing to offload"),
-    (DATA + relu("data"), "nothing to offload"),
 ]
 
 
@@ -293,8 +322,9 @@ def test_bad_networks_are_refused(text: str, message: str) -> None:
 
 
 def test_text_that_is_no_text_is_refused() -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"^bad:1:11: ") as caught:
         Network.from_text("name: '\ud800' \x00", "bad")
+    assert "\n" not in str(caught.value)
 
 
 def test_load_by_name_and_by_path(tmp_path: Path) -> None:

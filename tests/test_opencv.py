@@ -86,6 +86,6 @@ def difference(model: Model, net: PartialNet, caffemodel: bytes) -> float:
         np.frombuffer(net.prototxt.encode(), np.uint8), np.frombuffer(caffemodel, np.uint8)
     )
     judge.setInput(data)
-    output = judge.forward(last.last_layer)
+    output = judge.forward(Network.from_text(net.prototxt, "partition").layers[last.last_layer].name)
     assert output.shape == expected.shape
     return float(np.abs(output - expected).max() / np.abs(expected).max())

@@ -15,11 +15,14 @@ from forward import boundary_blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import random_nets
+from raw import messages
 
+from ionn import wire
 from ionn.cost_files import load_costs
 from ionn.engine import StageNet
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
+from ionn.limits import Limits
 from ionn.network import Network
 from ionn.paper import CLIENT, SERVER
 from ionn.partition import extract
@@ -27,6 +30,7 @@ from ionn.plan import make_plan
 from ionn.plan_figure import draw_plans, expected_latency
 from ionn.planners.custom import checked
 from ionn.slicing import Cut, Slice
+from ionn.worker import SessionState
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +44,7 @@ def test_every_planner_plans_random_nets(text: str, mbps: float) -> None:
     for plan in plans:
         checked("same", lambda graph, plan=plan: [p.pieces for p in plan.partitions])(graph)  # raises if it is none
         assert expected_latency(plan)[1][-1] == plan.best_ms <= plan.local_ms
+        assert all(partition.bytes > 0 for partition in plan.partitions) or len(plan.partitions) == 1
     weights = {
         layer.name: tuple(np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in layer.weight_shapes)
         for layer in network.layers
@@ -194,6 +199,42 @@ def test_bad_names_of_planners(tiny_files: Path, tmp_path: Path) -> None:
         assert message in done.stderr
 
 
+SLICED = """
+name: "sliced"
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 32 dim: 16 dim: 16 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 192 kernel_size: 3 pad: 1 } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "conv2" type: "Convolution" bottom: "conv" top: "conv2"
+        convolution_param { num_output: 96 kernel_size: 1 } }
+"""
+
+
+@pytest.mark.parametrize(
+    "made", [[[(1, 0, 48), (1, 48, 96)], [(1, 96, 192)]], [[(1, 0, 48), (1, 48, 192), 2]], [[2, (1, 0, 192)]]]
+)
+def test_a_server_takes_what_the_check_of_plans_takes(made: list[list[object]]) -> None:
+    """Slices of a stage in one partition, and slices with all channels."""
+    network = Network.from_text(SLICED, "sliced")
+    graph = ExecutionGraph.from_network(network, load_costs(CLIENT), load_costs(SERVER), 80.0)
+    rng = np.random.default_rng(3)
+    weights = {
+        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
+        for layer in network.layers
+    }
+    data = rng.standard_normal(network.input_shape).astype(np.float32)
+    blobs = boundary_blobs(network, weights, data)
+    session = SessionState("", {}, Limits(), lambda text: None)
+    for index, pieces in enumerate(checked("mine", lambda graph: made)(graph)):
+        header, chunks, end = messages(extract(network, pieces, weights), index)
+        for message in (header, *chunks, end):
+            answer = session.handle(wire.decode(message.frames()))
+            assert not isinstance(answer, wire.Error), answer
+    result = session.handle(wire.Query(1, 1, 1, (data.tobytes(),)))
+    assert isinstance(result, wire.Result), result
+    np.testing.assert_array_equal(np.frombuffer(result.payload[0], "<f4"), blobs[2].ravel())
+
+
 def test_slices_of_a_planner_are_checked() -> None:
     """A stage of 480 channels whose slices have at least 96."""
     times = [[1.0] * 2] * 3 + [[0.0] * 2] + [[1.0] * 3] * 2
@@ -201,6 +242,11 @@ def test_slices_of_a_planner_are_checked() -> None:
     good = [[(0, 0, 96), 1], [(0, 96, 240)], [Slice(0, 240, 480)]]
     plan = checked("good", lambda graph: good)(graph)
     assert plan == [[Slice(0, 0, 96), 1], [Slice(0, 96, 240)], [Slice(0, 240, 480)]]
+    together = [[1, (0, 0, 96), (0, 96, 240)], [(0, 240, 384), (0, 384, 480)]]
+    assert checked("together", lambda graph: together)(graph) == [[Slice(0, 0, 240), 1], [Slice(0, 240, 480)]]
+    whole = [[(0, 0, 240), 1, (0, 240, 480)]]
+    assert checked("whole", lambda graph: whole)(graph) == [[0, 1]]
+    assert checked("whole", lambda graph: [[(0, 0, 480)]])(graph) == [[0]]
     for bad in (
         [[(0, 96, 240)]],
         [[(0, 0, 48)]],
@@ -209,6 +255,9 @@ def test_slices_of_a_planner_are_checked() -> None:
         [[(0, 0, 96)], [0]],
         [[(0, 0, 528)]],
         [[(1, 0, 96)]],
+        [[(0, 0, 96)], [(0, 96, 432)]],
+        [[(0, 0, 480)], [(0, 480, 576)]],
+        [[(0, 0, 480), 0]],
     ):
         with pytest.raises(InputError, match="not a plan"):
             checked("bad", lambda graph, bad=bad: bad)(graph)

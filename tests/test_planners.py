@@ -3,8 +3,10 @@ from __future__ import annotations
 import math
 import operator
 import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate, permutations
+from itertools import accumulate, pairwise, permutations
+from itertools import chain as concatenated
 
 import numpy as np
 import pytest
@@ -15,11 +17,24 @@ from hypothesis import strategies as st
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph, runs_of
 from ionn.planners import PLANNERS, get_planner
-from ionn.planners.efficiency import Candidate, Candidates
-from ionn.planners.optimal import MOST_STAGES, area, least_area
-from ionn.slicing import TILE, Piece, Slice
+from ionn.planners.efficiency import Candidate, Candidates, efficiency, recursive_efficiency
+from ionn.planners.optimal import _latencies, area, least_area, optimal
+from ionn.planners.original import original, original_fine
+from ionn.planners.sliced import sliced_efficiency
+from ionn.planners.weightless import merge_weightless
+from ionn.slicing import TILE, Piece, Slice, stage_of
 
 A, B, C, D = range(4)
+
+# Without the rule that merges partitions without weights.
+UNMERGED = {
+    "original": original,
+    "original-0.0001": original_fine,
+    "efficiency": efficiency,
+    "recursive-efficiency": recursive_efficiency,
+    "sliced-efficiency": sliced_efficiency,
+    "optimal": optimal,
+}
 
 
 def improvements(graph: ExecutionGraph, plan: list[list[int]]) -> list[float]:
@@ -124,7 +139,7 @@ MIRRORED = chain(
 @example(LOOKS_INSIDE, True)
 @example(MIRRORED, True)
 def test_efficiency_plans_equal_the_definition(graph, recursive):
-    planner = PLANNERS["recursive-efficiency" if recursive else "efficiency"]
+    planner = UNMERGED["recursive-efficiency" if recursive else "efficiency"]
     assert planner(graph) == plan_by_definition(graph, recursive)
 
 
@@ -193,7 +208,7 @@ def long_chain(seed: int, n: int) -> ExecutionGraph:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
 def test_efficiency_plans_equal_the_exhaustive_ones(seed, n, recursive):
     graph = long_chain(seed, n)
-    planner = PLANNERS["recursive-efficiency" if recursive else "efficiency"]
+    planner = UNMERGED["recursive-efficiency" if recursive else "efficiency"]
     assert planner(graph) == exhaustive_plan(graph, recursive)
 
 
@@ -232,7 +247,7 @@ def test_original_equals_the_definition(graph):
         if partition := sorted(graph.shortest_path(overhead) - uploaded):
             plan.append(partition)
             uploaded.update(partition)
-    assert PLANNERS["original"](graph) == plan
+    assert UNMERGED["original"](graph) == plan
 
 
 # So large that even multiples of 2^-24 ms are rounded when summed: the fastest paths with and without the overhead use
@@ -263,6 +278,44 @@ def test_every_plan_uploads_the_optimal_stages_once(algorithm):
     check()
 
 
+def latency_by_bytes(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> list[tuple[float, float]]:
+    """What has been sent (as ms of the link) after each partition, and a query's latency then."""
+    points, uploaded, sent_ms = [], [], 0.0
+    for pieces in plan:
+        upload_ms, load_ms = graph.overhead_ms(pieces)
+        uploaded += pieces
+        sent_ms += upload_ms - load_ms
+        points.append((sent_ms, graph.latency_ms(uploaded)))
+    return points
+
+
+@pytest.mark.parametrize("algorithm", PLANNERS)
+def test_no_partition_is_without_weights_and_no_query_slower_for_it(algorithm):
+    """Queries are compared at every byte uploaded, from the end of the first partition on."""
+
+    @settings(max_examples=10 if algorithm == "original-0.0001" else 200)
+    @given(cut_chains(chains(8, SMALL_INTEGERS, loads=True) | chains(8, DECIMALS, loads=True)))
+    def check(graph):
+        before, plan = UNMERGED[algorithm](graph), PLANNERS[algorithm](graph)
+        assert Counter(concatenated.from_iterable(plan)) == Counter(concatenated.from_iterable(before))
+        assert all(len(set(map(stage_of, pieces))) == len(pieces) for pieces in plan)
+        after = latency_by_bytes(graph, plan)
+        assert len(plan) <= 1 or all(more > less for (less, _), (more, _) in pairwise([(0, 0), *after]))
+        for sent_ms, latency_ms in latency_by_bytes(graph, before):
+            if reached := [latency for ms, latency in after if ms <= sent_ms]:
+                assert reached[-1] <= latency_ms
+
+    check()
+
+
+def test_what_has_no_weights_goes_with_what_was_sent_before_it():
+    graph = chain([9] * 5, [1] * 5, [0, 3, 1, 4, 0], [0] * 6, load=[0, 1, 1, 0, 0])
+    assert merge_weightless(graph, [[0], [2], [1], [4], [3]]) == [[0, 1, 2, 4], [3]]
+    assert merge_weightless(graph, [[1], [4], [3], [0, 2]]) == [[1, 4], [0, 2, 3]]
+    assert merge_weightless(graph, [[0], [2, 4]]) == [[0, 2, 4]]
+    assert merge_weightless(graph, []) == []
+
+
 @pytest.mark.parametrize("algorithm", PLANNERS)
 def test_nothing_worth_offloading_is_an_empty_plan(algorithm):
     assert PLANNERS[algorithm](chain([5, 6, 7], [5, 6, 7], [1, 1, 1], [0, 0, 0, 0])) == []
@@ -270,15 +323,26 @@ def test_nothing_worth_offloading_is_an_empty_plan(algorithm):
 
 
 def test_original_halves_the_penalty_six_times():
-    gains = [64 + 1, 32 + 1, 16 + 1, 8 + 1, 4 + 1, 2 + 1, 1.5, 0.5]
-    graph = chain(gains, [0] * 8, [64] * 8, [0] * 9)
-    assert PLANNERS["original"](graph) == [[i] for i in range(8)]
+    gains = [64 + 1, 32 + 1, 16 + 1, 8 + 1, 4 + 1, 2 + 1, 1.5, 0.75, 0.25]  # the last two are below all factors but 0
+    graph = chain(gains, [0] * 9, [64] * 9, [0] * 10)
+    assert PLANNERS["original"](graph) == [*([i] for i in range(7)), [7, 8]]
 
 
 def test_fine_penalties_are_multiples_of_a_ten_thousandth():
     gains = [k + 0.5 for k in range(7020, 7000, -1)]  # each just above one factor's overhead
     graph = chain([*gains, 0.5], [0] * 21, [10_000] * 21, [0] * 22)
     assert PLANNERS["original-0.0001"](graph) == [[i] for i in range(21)]
+
+
+@pytest.mark.parametrize("step", [9999, 7000, 2500, 1, 0])
+def test_no_fine_penalty_lies_between_two_ten_thousandths(step):
+    graph = chain([step + 0.99, step + 0.5, step + 0.01], [0] * 3, [10_000] * 3, [0] * 4)
+    assert PLANNERS["original-0.0001"](graph) == [[0, 1, 2]]
+
+
+def test_the_last_fine_penalty_but_0_is_a_ten_thousandth():
+    graph = chain([1.5, 0.5], [0, 0], [10_000, 10_000], [0, 0, 0])
+    assert PLANNERS["original-0.0001"](graph) == [[0], [1]]
 
 
 def test_initial_partition_is_not_divided():
@@ -306,9 +370,9 @@ def test_ties_go_to_the_earlier_then_to_the_shorter():
 
 @given(cut_chains(chains(7, SMALL_INTEGERS) | chains(7, DECIMALS)))
 def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(graph):
-    plan = iter(PLANNERS["sliced-efficiency"](graph))
+    plan = iter(UNMERGED["sliced-efficiency"](graph))
     uploaded: list[Piece] = []
-    for stages in PLANNERS["recursive-efficiency"](graph):
+    for stages in UNMERGED["recursive-efficiency"](graph):
         before_ms, after_ms = graph.latency_ms(uploaded), graph.latency_ms(uploaded + stages)
         pieces = next(plan)
         slices = [piece for piece in pieces if isinstance(piece, Slice)]
@@ -337,11 +401,65 @@ def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(gr
     assert next(plan, None) is None
 
 
+def sliced_by_definition(graph: ExecutionGraph) -> list[list[Piece]]:
+    """What the docstring of `ionn.planners.sliced` says, with every latency from what is uploaded before."""
+    plan: list[list[Piece]] = []
+    at_best_ms = graph.latency_ms(range(len(graph.stages)))
+    for stages in recursive_efficiency(graph):
+        before = [piece for pieces in plan for piece in pieces]
+        can_be_cut = [each for each in graph.cuts if each.stage in stages and graph.has_weights[each.stage]]
+        without_ms, with_ms = graph.latency_ms(before), graph.latency_ms(before + stages)
+        plan.append(list(stages))
+        if not can_be_cut or without_ms - with_ms > sum(graph.upload_ms[stages]):
+            continue
+        chosen = max(can_be_cut, key=lambda each: graph.upload_ms[each.stage])
+        others = [stage for stage in stages if stage != chosen.stage]
+        gain_ms, rest_ms = graph.latency_ms(before + others) - with_ms, with_ms - at_best_ms
+        cost_ms = chosen.slice_ms * (2 * rest_ms + gain_ms)
+        squared = gain_ms * graph.upload_ms[chosen.stage] / cost_ms if cost_ms else math.inf
+        if squared < 4:
+            continue
+        slices, latest_ms = [], without_ms
+        for end in chosen.ends(round(min(math.sqrt(squared), chosen.channels // chosen.least))):
+            now_ms = graph.latency_ms([*before, *others, Slice(chosen.stage, 0, end)])
+            if with_ms < now_ms < latest_ms or end == chosen.channels:
+                slices.append(Slice(chosen.stage, slices[-1].end if slices else 0, end))
+                latest_ms = now_ms
+        if len(slices) > 1:
+            plan[-1:] = [sorted([*others, slices[0]], key=stage_of), *([each] for each in slices[1:])]
+    return plan
+
+
+@given(
+    cut_chains(chains(5, SMALL_INTEGERS, loads=True) | chains(5, DECIMALS, loads=True), most_tiles=12), st.booleans()
+)
+def test_sliced_plans_equal_the_definition(graph, worth_cutting):
+    if worth_cutting:  # a slow client, cheap transfers and long uploads
+        data = graph.to_json()
+        changes = {"client_ms": 4 * graph.client_ms + 4, "upload_ms": 50 * graph.upload_ms + 50}
+        graph = ExecutionGraph.from_json({**data, **changes, "up_ms": graph.up_ms / 8, "down_ms": graph.down_ms / 8})
+    assert sliced_efficiency(graph) == sliced_by_definition(graph)
+
+
+def test_only_a_stage_of_the_partition_that_has_weights_is_cut():
+    cuts = [cut(0, tiles=2), cut(1, tiles=2)]
+    graph = chain([20, 20], [0, 0], [30, 400], [0, 0, 0], cuts=cuts)
+    halves = [Slice(0, 0, TILE), Slice(0, TILE, 2 * TILE), Slice(1, 0, TILE), Slice(1, TILE, 2 * TILE)]
+    assert sliced_efficiency(graph) == [[half] for half in halves]
+    loaded = chain([20, 20], [0, 0], [30, 400], [0, 0, 0], load=[30, 0], cuts=cuts)  # A sends nothing
+    assert sliced_efficiency(loaded) == [[0], *([half] for half in halves[2:])]
+
+
+def test_the_stage_with_the_largest_upload_is_the_one_in_slices():
+    graph = chain([20, 20], [0, 0], [10, 40], [5, 15, 5], cuts=[cut(0, tiles=4), cut(1, tiles=4)])
+    assert [stage_of(piece) for pieces in sliced_efficiency(graph) for piece in pieces] == [0, 1, 1, 1, 1]
+
+
 @given(cut_chains(chains(7, DECIMALS)))
 def test_slices_that_cost_nothing_never_add_to_the_area(graph):
     cuts = [{**each, "slice_ms": 0.0} for each in graph.to_json()["cuts"]]
     graph = ExecutionGraph.from_json({**graph.to_json(), "cuts": cuts})
-    whole, sliced = (area(graph, PLANNERS[name](graph)) for name in ("recursive-efficiency", "sliced-efficiency"))
+    whole, sliced = (area(graph, UNMERGED[name](graph)) for name in ("recursive-efficiency", "sliced-efficiency"))
     assert sliced <= whole + 1e-9
 
 
@@ -378,7 +496,14 @@ def test_slices_of_alexnets_last_layers_shape():
 def test_what_saves_more_than_its_upload_takes_is_not_cut():
     cuts = [cut(0, tiles=40)]
     assert PLANNERS["sliced-efficiency"](chain([100], [0], [99], [0, 0], cuts=cuts)) == [[0]]
-    assert len(PLANNERS["sliced-efficiency"](chain([100], [0], [101], [0, 0], cuts=cuts))) == 40
+    for upload in (100, 101):
+        assert len(PLANNERS["sliced-efficiency"](chain([100], [0], [upload], [0, 0], cuts=cuts))) == 40
+
+
+def test_two_slices_where_two_are_the_best_number():
+    """sqrt(4 x 8 / (2 x 4)) = 2."""
+    plan = PLANNERS["sliced-efficiency"](chain([4], [0], [8], [0, 0], cuts=[cut(0, tiles=4, slice_ms=2)]))
+    assert plan == [[Slice(0, 0, 2 * TILE)], [Slice(0, 2 * TILE, 4 * TILE)]]
 
 
 def test_slices_that_would_be_slower_than_the_stage_at_the_server_wait_for_the_rest():
@@ -402,16 +527,29 @@ def area_by_definition(graph: ExecutionGraph, order: Sequence[int]) -> float:
 def test_optimal_has_the_least_area_of_all_orders(graph):
     stages = graph.shortest_path(np.zeros(len(graph.stages)))
     least = min(area_by_definition(graph, order) for order in permutations(stages))
-    plan = PLANNERS["optimal"](graph)
+    plan = UNMERGED["optimal"](graph)
     assert area(graph, plan) == pytest.approx(least)
     assert all(sum(graph.upload_ms[stage] > 0 for stage in partition) <= 1 for partition in plan)
     assert least_area(graph) <= least * (1 + 1e-9)
 
 
+@given(chains(6, DECIMALS), st.data())
+def test_latencies_of_many_sets_are_those_of_each(graph, data):
+    n = len(graph.stages)
+    free = data.draw(
+        st.lists(st.integers(0, n - 1), unique=True).filter(lambda stages: graph.offloadable[stages].all())
+    )
+    weighted = [stage for stage in range(n) if stage not in free and graph.offloadable[stage]]
+    present = np.array([[bool(number >> i & 1) for i in range(len(weighted))] for number in range(2 ** len(weighted))])
+    latencies_ms = _latencies(graph, weighted, free, present.reshape(2 ** len(weighted), len(weighted)))
+    expected = [graph.latency_ms([*free, *np.array(weighted, int)[chosen.astype(bool)]]) for chosen in present]
+    assert latencies_ms.tolist() == pytest.approx(expected)
+
+
 @given(chains(8, DECIMALS))
 def test_no_planner_of_whole_stages_has_less_area(graph):
-    areas = [area(graph, PLANNERS[name](graph)) for name in ("original", "efficiency", "recursive-efficiency")]
-    assert area(graph, PLANNERS["optimal"](graph)) <= min(areas) * (1 + 1e-9) + 1e-9
+    areas = [area(graph, UNMERGED[name](graph)) for name in ("original", "efficiency", "recursive-efficiency")]
+    assert area(graph, UNMERGED["optimal"](graph)) <= min(areas) * (1 + 1e-9) + 1e-9
 
 
 def test_worked_example_is_planned_in_the_best_order():
@@ -424,10 +562,17 @@ def test_the_bound_counts_every_instant_by_itself():
     graph = chain([10, 20], [0, 0], [3, 4], [0, 0, 0])
     assert least_area(graph) * 1e3 == pytest.approx(30 * 3 + 20 * 1 + 10 * 3, rel=1e-3)
     assert area(graph, PLANNERS["optimal"](graph)) * 1e3 == 30 * 4 + 10 * 3
+    # C stays at the client; D needs no upload.
+    graph = chain([10, 20, 50, 5], [0, 0, 0, 0], [3, 4, 5, 0], [0] * 5, pinned=[2])
+    assert least_area(graph) * 1e3 == pytest.approx((50 + 30) * 3 + (50 + 20) * 1 + (50 + 10) * 3, rel=1e-3)
+    # Between A and B, a transfer takes 2.
+    graph = chain([10, 20], [0, 0], [3, 4], [0, 2, 0])
+    assert least_area(graph) * 1e3 == pytest.approx(30 * 3 + (2 + 20) * 1 + (10 + 2) * 3, rel=1e-3)
+    assert least_area(chain([10], [0], [0], [0, 0])) == least_area(chain([10], [20], [5], [0, 0])) == 0
 
 
 def test_too_many_stages_to_order_are_an_input_error():
-    n = MOST_STAGES + 1
+    n = 21
     graph = chain([9] * n, [1] * n, [1] * n, [0] * (n + 1))
     with pytest.raises(InputError, match=f"optimal: {n} stages to order"):
         PLANNERS["optimal"](graph)

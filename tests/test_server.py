@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket as sockets
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import zmq
+from command import Serving, serving
 from forward import boundary_blobs
 from raw import Raw, messages
 
@@ -29,24 +32,15 @@ WAIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def process() -> Iterator[Serving]:
     """One server for all tests here: whatever is done to its sessions, it goes on."""
-    command = [
-        sys.executable,
-        "-m",
-        "ionn",
-        "serve",
-        "--bind",
-        "tcp://127.0.0.1:0",
-        "--sessions",
-        "100",
-        "--stop-at-eof",
-    ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-        process.terminate()
-        assert process.wait(WAIT_S) == 0
+    with serving("--sessions", "100") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def server(process: Serving) -> str:
+    return process.address
 
 
 @pytest.fixture(scope="module")
@@ -105,34 +99,36 @@ def test_a_failed_query_leaves_the_session_as_it_was(
     client: Client, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
     upload(client, [extract(tiny, [1], tiny_weights)])
-    for first, last, data in ((2, 2, blobs[2]), (1, 2, blobs[1]), (1, 1, blobs[1][:, :2]), (2, 1, blobs[1])):
-        with pytest.raises(ServerError):
+    for first, last, data, reason in (
+        (2, 2, blobs[2], "stage 2 is not uploaded"),
+        (1, 2, blobs[1], "stage 2 is not uploaded"),
+        (1, 1, blobs[1][:, :2], "the input of stage 1 has 4608 bytes"),
+        (2, 1, blobs[1], r"stages 2\.\.1 are not a run"),
+    ):
+        with pytest.raises(ServerError, match=reason) as caught:
             client.run(first, last, data)
+        assert caught.value.code == wire.ERROR_QUERY
     np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
 
 
-def workers() -> set[int]:
+def workers(server: Serving) -> set[int]:
     """The sessions' processes: what the server's children, the fork server among them, have for children."""
-    servers = [process for process in psutil.Process().children() if "serve" in process.cmdline()]
     return {
         process.pid
-        for server in servers
-        for child in server.children()
+        for child in psutil.Process(server.pid).children()
         for process in child.children()
         if process.status() != psutil.STATUS_ZOMBIE
     }
 
 
-def test_a_closed_session_leaves_no_process(server: str, tiny: Network, tiny_weights: Weights) -> None:
-    before = workers()
-    client = Client(server)
+def test_a_closed_session_leaves_no_process(process: Serving, tiny: Network, tiny_weights: Weights) -> None:
+    before = workers(process)
+    client = Client(process.address)
     upload(client, [extract(tiny, [1], tiny_weights)])
-    (mine,) = workers() - before
+    (mine,) = workers(process) - before
+    ended = psutil.Process(mine)
     client.close()
-    deadline = time.monotonic() + WAIT_S
-    while mine in workers() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert mine not in workers()
+    assert psutil.wait_procs([ended], WAIT_S)[0]
 
 
 @pytest.fixture
@@ -160,17 +156,37 @@ def test_a_client_that_meets_another_version_says_so() -> None:
         identity, *_ = router.recv_multipart()
         router.send_multipart([identity, *wire.Error(wire.ERROR_VERSION, "the server speaks protocol 9").frames()])
         _, stderr = process.communicate(timeout=WAIT_S)
-        assert "InputError" in stderr
-        assert "protocol 9" in stderr
+        assert re.fullmatch(r"ionn.errors.InputError: .*: the server speaks protocol 9", stderr.splitlines()[-1])
     finally:
         process.kill()
         context.destroy(linger=0)
 
 
-@pytest.mark.parametrize("frames", [[b""], [b"junk"], [b'{"type": "ack"}'], [b'{"type": "ready", "partition": 1}']])
-def test_junk_gets_an_error_and_the_session_goes_on(raw: Raw, frames: list[bytes]) -> None:
-    assert isinstance(raw.ask(raw.control, frames), wire.Error)
-    assert isinstance(raw.ask(raw.connect(), frames), wire.Error)
+def refused(raw: Raw, message: wire.Message | list[bytes], code: str, socket: zmq.Socket[Any] | None = None) -> str:
+    """Why a message is refused."""
+    answer = raw.ask(socket or raw.control, message)
+    assert isinstance(answer, wire.Error), answer
+    assert answer.code == code, answer
+    return answer.message
+
+
+JUNK = [
+    (b"", f"not a message of protocol {PROTOCOL}: "),
+    (b"junk", f"not a message of protocol {PROTOCOL}: "),
+    (b'{"type": "ack"}', "'partition'"),
+]
+
+
+@pytest.mark.parametrize(("frame", "reason"), JUNK)
+def test_junk_gets_an_error_and_the_session_goes_on(raw: Raw, frame: bytes, reason: str) -> None:
+    for socket in (raw.control, raw.connect()):
+        assert reason in refused(raw, [frame], wire.ERROR_PROTOCOL, socket)
+    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+
+
+def test_what_only_a_server_says_gets_an_error(raw: Raw) -> None:
+    assert "'ready' is not for a session" in refused(raw, wire.Ready(1), wire.ERROR_PROTOCOL)
+    assert "say hello first" in refused(raw, wire.Ready(1), wire.ERROR_SESSION, raw.connect())
     assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
 
 
@@ -179,52 +195,56 @@ def test_only_a_complete_partition_is_used(
 ) -> None:
     header, chunks, end = messages(extract(tiny, [1], tiny_weights))
     query = wire.Query(1, 1, 1, (blobs[1].tobytes(),))
+    absent = "stage 1 is not uploaded"
 
     assert raw.ask(raw.control, header) == wire.Ack(0, 0)
-    assert isinstance(raw.ask(raw.control, query), wire.Error)
+    assert refused(raw, query, wire.ERROR_QUERY) == absent
     assert raw.ask(raw.control, chunks[0]) == wire.Ack(0, header.size)
-    assert isinstance(raw.ask(raw.control, query), wire.Error)
-    wrong = raw.ask(raw.control, PartitionEnd(0, "0" * 64))
-    assert isinstance(wrong, wire.Error)
-    assert "digest" in wrong.message
-    assert isinstance(raw.ask(raw.control, query), wire.Error)
+    assert refused(raw, query, wire.ERROR_QUERY) == absent
+    assert "digest" in refused(raw, PartitionEnd(0, "0" * 64), wire.ERROR_DAMAGED)
+    assert refused(raw, query, wire.ERROR_QUERY) == absent
 
     for message in (header, *chunks):
         raw.ask(raw.control, message)
     assert raw.ask(raw.control, end) == wire.Ready(0)
     assert isinstance(raw.ask(raw.control, query), wire.Result)
-    again = raw.ask(raw.control, header)
-    assert isinstance(again, wire.Error)
-    assert "announced before" in again.message
+    assert "announced before" in refused(raw, header, wire.ERROR_DAMAGED)
 
 
 def test_weights_must_be_all_there(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
     header, _, _ = messages(extract(tiny, [1], tiny_weights))
-    for blobs in (header.blobs[:-1], (), (*header.blobs, header.blobs[0])):
-        answer = raw.ask(raw.control, PartitionHeader(0, header.nets, blobs, header.size))
-        assert isinstance(answer, wire.Error), blobs
-        assert answer.partition == 0
+    for blobs, reason in (
+        (header.blobs[:-1], "blob 1 of layer 'conv1' is not sent"),
+        ((), "blob 0 of layer 'conv1' is not sent"),
+        ((*header.blobs, header.blobs[0]), "blob 0 of layer 'conv1' is sent twice"),
+    ):
+        wrong = PartitionHeader(0, header.nets, blobs, header.size)
+        assert reason in refused(raw, wrong, wire.ERROR_PARTITION)
 
 
 def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
     header, _, _ = messages(extract(tiny, [1], tiny_weights))
     net = header.nets[0]
-    for old, new in (("kernel_size: 3", "kernel_size: 300"), ('"Convolution"', '"Python"'), ("layer {", "layer {{")):
+    for old, new, reason in (
+        ("kernel_size: 3", "kernel_size: 300", "its kernel of 300 is larger"),
+        ('"Convolution"', '"Python"', "it runs code"),
+        ("layer {", "layer {{", "Expected identifier"),
+    ):
         nets = (type(net)(net.prototxt.replace(old, new), net.input, net.stages),)
-        answer = raw.ask(raw.control, PartitionHeader(0, nets, header.blobs, header.size))
-        assert isinstance(answer, wire.Error), new
+        wrong = PartitionHeader(0, nets, header.blobs, header.size)
+        assert reason in refused(raw, wrong, wire.ERROR_PARTITION)
     assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
 
 
-def test_a_killed_session_process_is_reported(server: str, blobs: list[np.ndarray]) -> None:
-    before = workers()
-    client = Client(server)
-    (mine,) = workers() - before
+def test_a_killed_session_process_is_reported(process: Serving, blobs: list[np.ndarray]) -> None:
+    before = workers(process)
+    client = Client(process.address)
+    (mine,) = workers(process) - before
     os.kill(mine, signal.SIGKILL)
     with pytest.raises((ServerError, ServerUnreachableError), match=r"process was ended by signal 9 \(Killed\)"):
         client.run(1, 1, blobs[1], timeout_s=WAIT_S)
     client.close()
-    Client(server).close()
+    Client(process.address).close()
 
 
 def test_nobody_listens() -> None:

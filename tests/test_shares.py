@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.world import IMPATIENT, Server, Wire, recover, wait_for
 from raw import Raw, messages
 from test_slicing import network_of
+from world import IMPATIENT, Server, Wire, recover, wait_for
 
 from ionn import engine, harness, shares, wire
 from ionn.caffemodel import serialise
@@ -284,10 +284,12 @@ def test_an_upload_in_slices_goes_on_over_a_new_connection(steady, net, inputs, 
 
 def test_a_session_that_crashes_begins_anew(steady, net, inputs, sliced):
     pieces = [[CONV, POOL], *([piece] for piece in SLICES)]
+    others = steady.session_processes()
     with session_of(steady.address, net, inputs, sliced, pieces, IMPATIENT) as session:
         session.start_upload()
         wait_for(lambda: session._upload.ready >= 3, "some slices")
-        os.kill(max(steady.session_processes()), signal.SIGKILL)
+        (mine,) = steady.session_processes() - others
+        os.kill(mine, signal.SIGKILL)
         records = recover(session)
     assert all(record.bit_equal for record in records)
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn import engine, harness
+from ionn.caffemodel import read_weights, weights_path
 from ionn.cost_files import load_costs
 from ionn.costs import CostModel, Profile
 from ionn.errors import InputError
 from ionn.graph import ExecutionGraph
+from ionn.images import natural_images
 from ionn.network import Network
 from ionn.paper import MODELS
-from ionn.slicing import SLICE_MS, SMALL_PRODUCT, TILE, Cut, Split, find_cuts
+from ionn.shares import SlicedStage
+from ionn.slicing import MOST_ROWS, SLICE_MS, SMALL_PRODUCT, TILE, Cut, Slice, Split, find_cuts
 
 
 def network_of(*layers: str, shape: str = "dim: 1 dim: 256 dim: 14 dim: 14") -> Network:
@@ -93,6 +100,15 @@ def test_slices_are_more_than_a_small_product(layer, shape, products_per_channel
     assert least % TILE == 0
     assert (least - TILE) * products_per_channel <= SMALL_PRODUCT < least * products_per_channel
     assert channels >= 2 * least
+
+
+def test_inner_products_of_many_rows_cannot_be_cut():
+    def inner_product(rows: int) -> Network:
+        return network_of(FC, shape=f"dim: {rows} dim: 3000")
+
+    assert cuts_of(inner_product(MOST_ROWS)) == {"a": (4096, TILE)}
+    assert cuts_of(inner_product(MOST_ROWS + 1)) == {}
+    assert cuts_of(network_of(CONV, shape="dim: 20 dim: 256 dim: 14 dim: 14")) == {"a": (256, TILE)}
 
 
 def test_a_product_of_less_than_two_slices_cannot_be_cut():
@@ -252,9 +268,11 @@ def test_halves_of_the_papers_devices_equal_their_prediction():
     ("layer", "shape"),
     [
         ("InnerProduct inner_product_param { num_output: 2100 }", "dim: 1 dim: 1024"),
+        ("InnerProduct inner_product_param { num_output: 1200 }", f"dim: {MOST_ROWS} dim: 1500"),
         ("InnerProduct inner_product_param { num_output: 300 bias_term: false }", "dim: 2 dim: 64 dim: 9 dim: 9"),
         ("Convolution convolution_param { num_output: 200 kernel_size: 3 pad: 1 }", "dim: 2 dim: 32 dim: 12 dim: 12"),
         ("Convolution convolution_param { num_output: 100 kernel_size: 1 }", "dim: 1 dim: 96 dim: 28 dim: 28"),
+        ("Convolution convolution_param { num_output: 500 kernel_size: 5 }", "dim: 1 dim: 64 dim: 7 dim: 8"),
     ],
 )
 def test_slices_concatenate_to_the_stage_bit_for_bit(layer, shape):
@@ -272,6 +290,47 @@ def test_slices_concatenate_to_the_stage_bit_for_bit(layer, shape):
         begin = end
     assert len(parts) > 1
     assert np.array_equal(np.concatenate(parts, axis=1).view(np.uint32), whole.view(np.uint32))
+
+
+CPU_FLAGS = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+KERNELS = {"Nehalem": "sse4_2", "Sandybridge": "avx", "Haswell": "avx2", "SkylakeX": "avx512vl"}
+"""OpenBLAS's, and a flag of the CPUs that have them."""
+
+
+@pytest.mark.parametrize(
+    "kernels", [pytest.param(name, marks=[] if name == "Haswell" else pytest.mark.long) for name in KERNELS]
+)
+def test_slices_are_exact_with_other_kernels(kernels: str) -> None:
+    if KERNELS[kernels] not in CPU_FLAGS:
+        pytest.skip(f"this CPU has no {KERNELS[kernels]}")
+    chosen = "concatenate or (slices_of_the_models and googlenet)"
+    tests = ["-k", chosen, "-o", "addopts=", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "OPENBLAS_CORETYPE": kernels}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *tests], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("model", ["alexnet", "inception", "googlenet"])
+def test_slices_of_the_models_are_exact(model: str) -> None:
+    network = Network.load(model)
+    if not weights_path(model, None).exists():
+        pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
+    weights = read_weights(weights_path(model, None), network)
+    whole = engine.load_network(network, weights)
+    whole.put(0, natural_images(network.input_shape, 1))
+    cuts = {cut.stage: cut for cut in find_cuts(network, *[[0.0] * len(network.stages)] * 2)}
+    assert cuts
+    for stage in range(max(cuts) + 1):
+        if cut := cuts.get(stage):
+            data = whole.outputs(stage - 1)[0].copy()
+            whole.run(stage, stage)
+            ends = cut.ends(cut.most_slices)
+            slices = [Slice(stage, begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+            assert SlicedStage(network, slices, weights).exact(data, whole.outputs(stage)[0]), network.stages[stage]
+        else:
+            whole.run(stage, stage)
 
 
 # --- What docs/slicing.md states ------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from ionn.trace import trace_path
 
 
 def test_a_row_says_what_the_run_did():
-    (row,) = summary([make_trace(bit_equal=True)])
+    latencies_ms = (1000.0, 1000.0, 500.0, 500.0, 100.0, 100.0, 100.0, 90.0, 70.0)
+    (row,) = summary([make_trace(latencies_ms=latencies_ms, bit_equal=True)])
     assert (row.first_half.mean, row.second_half.mean, row.partitions.mean) == (1, 1, 2)
     assert (row.queries.mean, row.upload_s.mean, row.queries_per_s.mean) == (4, 4.0, 1.0)
-    assert (row.mean_ms.mean, row.first_ms.mean, row.last_ms.mean) == pytest.approx((750, 1000, 100))
+    assert (row.mean_ms.mean, row.first_ms.mean, row.last_ms.mean) == pytest.approx((750, 1000, 70))
     assert (row.largest_share.mean, row.overruns.mean, row.planning_ms.mean) == (0.75, 9, 0.5)
     assert row.bit_equal is True
 
@@ -75,6 +76,14 @@ def test_latency_is_a_step_function_of_time():
     mean, spread = mean_latency([one, two], times[:-1])
     assert mean == pytest.approx([1000, 750, 750])
     assert spread == pytest.approx([0, 250 * math.sqrt(2), 250 * math.sqrt(2)])
+
+
+def test_spread_of_three_runs_of_which_one_ends_early():
+    latencies_ms = [(1000.0, 1000.0), (2000.0, 500.0), (3000.0, 500.0)]
+    runs = [make_trace(run=run, latencies_ms=each, ends_s=(1.0, 4.0)) for run, each in enumerate(latencies_ms)]
+    mean, spread = mean_latency(runs, np.array([1.0, 3.25]))
+    assert mean == pytest.approx([2000, (500 + 3000) / 2])
+    assert spread == pytest.approx([1000, 1250 * math.sqrt(2)])
 
 
 def test_runs_that_never_execute_at_the_same_time_have_no_common_time():

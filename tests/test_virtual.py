@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
@@ -267,9 +269,12 @@ def test_same_settings_same_trace():
 
 def test_noise_depends_on_seed_and_run_and_has_mean_one():
     info = run_info(WORKED_EXAMPLE, [])
-    first_ms = [run_virtual(dataclasses.replace(info, run=run), noise=0.3).queries[0].latency_ms for run in range(400)]
-    assert len(set(first_ms)) == 400
-    assert sum(first_ms) / 400 == pytest.approx(50, rel=0.05)  # standard error 0.015
+    runs = [run_virtual(dataclasses.replace(info, run=run), noise=0.6) for run in range(400)]
+    assert len({trace.queries[0].latency_ms for trace in runs}) == 400
+    latencies_ms = [query.latency_ms for trace in runs for query in trace.queries]
+    assert sum(latencies_ms) / len(latencies_ms) == pytest.approx(50, rel=0.06)  # standard error 0.015
+    logarithms = [math.log(ms / 50) for ms in latencies_ms]
+    assert statistics.stdev(logarithms) == pytest.approx(0.6, rel=0.06)
     assert run_virtual(dataclasses.replace(info, seed=1), 0.3).queries != run_virtual(info, 0.3).queries
     assert run_virtual(info, 0.3).info.environment == {"noise": 0.3}
 

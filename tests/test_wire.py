@@ -17,8 +17,8 @@ from ionn.partition import Channels, PartialNet, StageCut, extract
 from ionn.receiver import PartitionReceiver
 from ionn.wire import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
 
-NET = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)), StageCut(4, "prob", ("a", "b"))))
-SLICE = PartialNet("layer {}", "data", (StageCut(3, "relu", ("conv",)),), Channels(0, 48, 100))
+NET = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)), StageCut(4, 5, ("a", "b"))))
+SLICE = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)),), Channels(0, 48, 100))
 MESSAGES = [
     wire.Hello(1, "control"),
     wire.Hello(1, "upload", "token"),
@@ -76,10 +76,65 @@ def test_anything_else_is_a_protocol_error(message: wire.Message, data: st.DataO
     assert isinstance(decoded, wire.Message)
 
 
-@pytest.mark.parametrize("frames", [[], [b""], [b"\xff"], [b"[]"], [b"{}"], [b'{"type": "no"}'], [b'{"type": []}']])
-def test_junk_frames(frames: list[bytes]) -> None:
-    with pytest.raises(ProtocolError):
-        decode(frames)
+JUNK = {
+    "an empty message": [],
+    "Expecting value": [b""],
+    "can't decode byte 0xff": [b"\xff"],
+    "is not an object": [b"[]"],
+    "'type'": [b"{}"],
+    "'no'": [b'{"type": "no"}'],
+    r"\[\] is not a string": [b'{"type": []}'],
+    "'ping' carries no payload": [b'{"type": "ping"}', b""],
+    "missing 1 required positional argument: 'partition'": [b'{"type": "ready"}'],
+}
+
+
+@pytest.mark.parametrize("reason", JUNK)
+def test_junk_frames(reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason):
+        decode(JUNK[reason])
+
+
+def test_a_header_has_its_limit() -> None:
+    def header(size: int) -> bytes:
+        return b'{"type": "ping"}'.ljust(size)
+
+    for limit in (100, wire.HEADER_BYTES_MAX):
+        assert decode([header(limit)], limit) == wire.Ping()
+        with pytest.raises(ProtocolError, match=f"a header of {limit + 1} bytes; the limit is {limit}"):
+            decode([header(limit + 1)], limit)
+    assert decode([header(wire.HEADER_BYTES_MAX)]) == wire.Ping()
+    with pytest.raises(ProtocolError, match="a header of"):
+        decode([header(wire.HEADER_BYTES_MAX + 1)])
+
+
+@pytest.mark.parametrize("token", ["0", "0.5", "3", "1e9"])
+def test_times_of_stages(token: str) -> None:
+    message = decode([f'{{"type": "result", "query": 1, "shapes": [], "stage_ms": [{token}]}}'.encode()])
+    assert isinstance(message, wire.Result)
+    assert message.stage_ms == (float(token),)
+    assert type(message.stage_ms[0]) is float
+
+
+@pytest.mark.parametrize("token", ["-1", "-1e-9", "1000000001", "1e308", "true", "null", '"1"', "[1]"])
+def test_what_is_no_time_of_a_stage(token: str) -> None:
+    with pytest.raises(ProtocolError, match="is not a time"):
+        decode([f'{{"type": "result", "query": 1, "shapes": [], "stage_ms": [{token}]}}'.encode()])
+
+
+def test_an_errors_message_is_one_line_that_can_be_shown() -> None:
+    message = decode(wire.Error(wire.ERROR_QUERY, "a\x1b[31m\nb\u202e" + "x" * 2000).frames())
+    assert isinstance(message, wire.Error)
+    assert message.message == ("a?[31m?b?" + "x" * 2000)[:1000]
+
+
+@pytest.mark.parametrize("field", ["role", "session"])
+def test_words_are_short_and_can_be_shown(field: str) -> None:
+    body = {"type": "hello", "protocol": 1, "role": "control", "session": "abc"}
+    assert decode([json.dumps({**body, field: "x" * 100}).encode()])
+    for word in ("x" * 101, "\x1b[31m", "a\nb", "\u202e"):
+        with pytest.raises(ProtocolError, match="is too long, or not printable"):
+            decode([json.dumps({**body, field: word}).encode()])
 
 
 class Sent:
@@ -116,23 +171,38 @@ def test_bad_chunks_are_refused_and_change_nothing(sent: Sent) -> None:
     first = sent.chunks[0]
     payload = b"".join(first.payload)
     bad = [
-        dataclasses.replace(first, crc32=first.crc32 ^ 1),
-        dataclasses.replace(first, payload=(payload[:-1],)),
-        dataclasses.replace(first, payload=(bytes([payload[0] ^ 1]) + payload[1:],)),
-        dataclasses.replace(first, offset=1),
-        dataclasses.replace(first, payload=()),
-        make_chunk(0, 0, [memoryview(bytes(sent.model.size + 1))]),
-        *sent.chunks[1:],
+        (dataclasses.replace(first, crc32=first.crc32 ^ 1), "is damaged"),
+        (dataclasses.replace(first, payload=(payload[:-1],)), "is damaged"),
+        (dataclasses.replace(first, payload=(bytes([payload[0] ^ 1]) + payload[1:],)), "is damaged"),
+        (dataclasses.replace(first, offset=1), "where byte 0 is expected"),
+        (make_chunk(0, 0, [memoryview(bytes(sent.model.size + 1))]), "where byte 0 is expected"),
+        *((make_chunk(0, 0, [memoryview(b"")] * count), r"chunk at byte 0 \(\+0\)") for count in (0, 1, 2)),
+        *((chunk, "where byte 0 is expected") for chunk in sent.chunks[1:]),
     ]
-    for chunk in bad:
-        with pytest.raises(ProtocolError):
+    for chunk, reason in bad:
+        with pytest.raises(ProtocolError, match=reason):
             sent.receiver.take(chunk)
+        assert sent.receiver.received == 0
     sent.receiver.take(first)
     with pytest.raises(ProtocolError, match="expected"):
         sent.receiver.take(first)
     for chunk in sent.chunks[1:]:
         sent.receiver.take(chunk)
     sent.receiver.finish(sent.end)
+
+
+def test_a_byte_is_a_chunk(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> None:
+    sent = Sent(tiny, tiny_weights, 10**6)
+    data = sent.model.tobytes()[:3000]
+    for offset in range(len(data)):
+        sent.receiver.take(make_chunk(0, offset, [memoryview(data[offset : offset + 1])]))
+        assert sent.receiver.received == offset + 1
+    sent.receiver.take(make_chunk(0, len(data), [memoryview(sent.model.tobytes()[len(data) :])]))
+    with pytest.raises(ProtocolError, match=r"\(\+0\) where byte"):  # nothing is left, and nothing is no chunk
+        sent.receiver.take(make_chunk(0, sent.model.size, []))
+    sent.receiver.finish(sent.end)
+    for blob, wanted in zip(sent.blobs, sent.wanted, strict=True):
+        np.testing.assert_array_equal(blob, wanted)
 
 
 def test_an_incomplete_partition_does_not_finish(sent: Sent) -> None:
@@ -149,10 +219,34 @@ def test_a_wrong_digest_does_not_finish(sent: Sent) -> None:
         sent.receiver.finish(PartitionEnd(0, "0" * 64))
 
 
-@pytest.mark.parametrize("change", [{"offset": 10**9}, {"size": 4}, {"offset": 0}])
-def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"offset": 10**9}, "lies outside the partition"),
+        ({"size": 4}, "has the wrong size"),
+        ({"offset": 0}, "lies outside the partition"),
+    ],
+)
+def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, int], reason: str) -> None:
     spans = list(sent.header.blobs)
     spans[-1] = dataclasses.replace(spans[-1], **change)
     header = dataclasses.replace(sent.header, blobs=tuple(spans))
-    with pytest.raises(ProtocolError, match="blob"):
+    with pytest.raises(ProtocolError, match=f"blob . of layer 'fc1' {reason}"):
         PartitionReceiver(header, [memoryview(blob.reshape(-1)).cast("B") for blob in sent.blobs])
+
+
+@pytest.mark.parametrize(
+    "channels", [(48, 48, 100), (49, 48, 100), (0, 100, 100), (48, 101, 100), (0, 1, 2**31), (-1, 48, 100), (0, 48)]
+)
+def test_channels_that_are_no_slice_are_refused(channels: tuple[int, ...]) -> None:
+    net = dataclasses.replace(SLICE, channels=channels)
+    with pytest.raises(ProtocolError, match="not a message"):
+        decode(PartitionHeader(0, (net,), (), 500).frames())
+
+
+@pytest.mark.parametrize("channels", [(0, 99, 100), (1, 100, 100), (0, 1, 2), (0, 1, 2**31 - 1)])
+def test_channels_that_are_a_slice_are_taken(channels: tuple[int, int, int]) -> None:
+    net = dataclasses.replace(SLICE, channels=Channels(*channels))
+    message = decode(PartitionHeader(0, (net,), (), 500).frames())
+    assert isinstance(message, PartitionHeader)
+    assert message.nets == (net,)

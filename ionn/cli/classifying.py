@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,11 @@ def classify(
         answer = session.query(data)
         fault = session.fault
         shown = _answer_json(session, answer, names, top)
-    click.echo(json.dumps(shown) if as_json else _answer_text(shown))
+    if as_json:
+        for row in shown["classes"]:
+            if not math.isfinite(row["score"]):  # which JSON has no words for
+                row["score"] = None
+    click.echo(json.dumps(shown, allow_nan=False) if as_json else _answer_text(shown))
     if fault is not None:
         raise ServerUnreachableError(f"{fault}; the query ran at the client")
 

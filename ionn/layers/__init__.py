@@ -24,10 +24,10 @@ from typing import Any
 
 from ionn.errors import InputError
 from ionn.layers import arithmetic, shaping, windows
-from ionn.layers.rule import Inferred, Refused, Rule, Shape, check_shape
+from ionn.layers.rule import Inferred, Refused, Rule, Shape, check_shape, shape_text
 from ionn.proto import caffe_pb2
 
-__all__ = ["LAYER_TYPES", "REASONS", "Inferred", "Rule", "Shape", "essential", "infer", "label"]
+__all__ = ["LAYER_TYPES", "REASONS", "Inferred", "Rule", "Shape", "essential", "infer", "label", "shape_text"]
 
 LAYER_TYPES: dict[str, Rule] = windows.RULES | arithmetic.RULES | shaping.RULES
 

@@ -35,6 +35,8 @@ def _batch_norm_kyle(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 def _operand(p: Any, bottoms: Sequence[Shape]) -> tuple[Shape, bool]:
     """The shape of what Scale and Bias apply, and whether it is a weight (one bottom) or the second bottom."""
     shape = bottoms[0]
+    if len(bottoms) > 1 and bottoms[1] == ():  # a single number: no axis is looked at
+        return (), False
     axis = axis_of(shape, p.axis)
     if len(bottoms) == 1:
         need(p.num_axes >= -1, "num_axes must be at least -1")
@@ -51,6 +53,8 @@ def _operand(p: Any, bottoms: Sequence[Shape]) -> tuple[Shape, bool]:
 
 def _scale(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     operand, is_weight = _operand(p, bottoms)
+    if p.bias_term:
+        axis_of(bottoms[0], p.axis)
     return Inferred((bottoms[0],), (operand,) * (is_weight + p.bias_term), math.prod(bottoms[0]))
 
 

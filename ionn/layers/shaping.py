@@ -151,7 +151,8 @@ def _pixel_shuffle(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 
 
 def _resize(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
-    batch, channels, _, _ = four_axes(bottoms[0])
+    need(len(bottoms[0]) <= 4, f"takes an input of at most 4 axes, not {shape_text(bottoms[0])}")
+    batch, channels, *_ = (*bottoms[0], 1, 1)
     need(not p.is_pyramid_test, "give height and width instead of is_pyramid_test")
     fits = 1 <= p.height <= MAX_RESIZED and 1 <= p.width <= MAX_RESIZED
     need(fits, f"height and width must be 1 to {MAX_RESIZED}")

@@ -26,7 +26,7 @@ def _per_axis(p: Any, field: str, axes: int, default: int | None) -> tuple[int, 
     elif not values and default is not None:
         values = [default]
     need(len(values) in (1, axes), f"{field} is given {len(values)} times; give it once or {axes} times")
-    least = 0 if stem == "pad" else 1
+    least = 0 if stem in ("pad", "dilation") else 1
     need(all(least <= value <= MAX_COUNT for value in values), f"{stem} must be at least {least} and below 2^31")
     return tuple(values * axes if len(values) == 1 else values)
 
@@ -55,11 +55,14 @@ class _Windows:
     def slide(self, sizes: Shape) -> Shape:
         """How many window positions there are along each spatial axis of an input."""
         padded = [size + 2 * pad for size, pad in zip(sizes, self.pad, strict=True)]
-        for extent, size in zip(self.extent, padded, strict=True):
-            need(extent <= size, f"its kernel of {extent} is larger than its padded input of {size}")
+        for extent, size, stride in zip(self.extent, padded, self.stride, strict=True):
+            # C++ divides towards zero, so that there is one position for a kernel that is a bit too large. Caffe reads
+            # zeros where it exceeds the input.
+            fits = extent - size < stride
+            need(fits, f"its kernel of {extent} is larger than its padded input of {size}, by its stride or more")
             need(size <= MAX_COUNT, f"its padded input of {size} is larger than Caffe can count")
         triples = zip(padded, self.extent, self.stride, strict=True)
-        return tuple((size - extent) // stride + 1 for size, extent, stride in triples)
+        return tuple(max(size - extent, 0) // stride + 1 for size, extent, stride in triples)
 
     def spread(self, sizes: Shape) -> Shape:
         """The inverse of `slide`: the output of a deconvolution along each spatial axis."""

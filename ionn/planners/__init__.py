@@ -4,12 +4,14 @@ A planner may upload a stage in slices: partitions then hold a `Slice` in place 
 come in the order of its channels.
 
 Every planner uploads exactly the stages that the fastest path uses once uploading costs nothing (the optimal state); a
-graph with nothing worth offloading has an empty plan.
+graph with nothing worth offloading has an empty plan. No partition is without weights, unless all stages are. Planners
+of a user's own may do otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 
 from ionn.errors import InputError, did_you_mean
 from ionn.graph import ExecutionGraph
@@ -19,17 +21,27 @@ from ionn.planners.efficiency import efficiency, recursive_efficiency
 from ionn.planners.optimal import optimal
 from ionn.planners.original import original, original_fine
 from ionn.planners.sliced import sliced_efficiency
+from ionn.planners.weightless import merge_weightless
 from ionn.slicing import Piece
 
 Planner = Callable[[ExecutionGraph], Sequence[Sequence[Piece]]]
 
+
+def _ours(planner: Planner) -> Planner:
+    @wraps(planner)
+    def plan(graph: ExecutionGraph) -> list[list[Piece]]:
+        return merge_weightless(graph, planner(graph))
+
+    return plan
+
+
 PLANNERS: dict[str, Planner] = {
-    ORIGINAL: original,
-    FINE: original_fine,
-    EFFICIENCY: efficiency,
-    RECURSIVE: recursive_efficiency,
-    SLICED: sliced_efficiency,
-    "optimal": optimal,
+    ORIGINAL: _ours(original),
+    FINE: _ours(original_fine),
+    EFFICIENCY: _ours(efficiency),
+    RECURSIVE: _ours(recursive_efficiency),
+    SLICED: _ours(sliced_efficiency),
+    "optimal": _ours(optimal),
 }
 _ADDED: dict[str, Planner] = {}
 

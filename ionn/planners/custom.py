@@ -11,6 +11,7 @@ import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def _place(error: BaseException) -> str:
 
 
 def checked(name: str, function: Callable[[ExecutionGraph], Any]) -> Callable[[ExecutionGraph], list[list[Piece]]]:
-    """The function as a planner that raises InputError where it fails or does not return a plan of its graph."""
+    """The function as a planner that raises InputError where it fails or does not return a plan of its graph.
+
+    Slices of a stage that are in the same partition become one.
+    """
 
     def planner(graph: ExecutionGraph) -> list[list[Piece]]:
         try:
@@ -79,7 +83,7 @@ def checked(name: str, function: Callable[[ExecutionGraph], Any]) -> Callable[[E
             _check(graph, plan)
         except ValueError as error:
             raise InputError(f"planner {name}: not a plan: {error}") from None
-        return plan
+        return [_joined(graph, pieces) for pieces in plan]
 
     return planner
 
@@ -88,8 +92,24 @@ def _piece(piece: Any) -> Piece:
     return Slice(*map(operator.index, piece)) if isinstance(piece, Iterable) else operator.index(piece)
 
 
+def _joined(graph: ExecutionGraph, pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces of a partition, sorted, with the slices of a stage as one; as the stage if those are all of them.
+
+    That is what is sent: a server takes one net of a stage, and no slice that has all channels.
+    """
+    channels = {cut.stage: cut.channels for cut in graph.cuts}
+    joined: list[Piece] = []
+    for stage, parts in groupby(pieces, key=stage_of):
+        slices = [piece for piece in parts if isinstance(piece, Slice)]
+        if not slices or (slices[0].begin, slices[-1].end) == (0, channels[stage]):
+            joined.append(stage)
+        else:
+            joined.append(Slice(stage, slices[0].begin, slices[-1].end))
+    return joined
+
+
 def _check(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> None:
-    """Raise ValueError unless each piece can be uploaded, once."""
+    """Raise ValueError unless each piece can be uploaded, once, and what is left of a stage could be a slice."""
     cuts = {cut.stage: cut for cut in graph.cuts}
     ends: dict[int, int] = {}  # of the slices so far
     whole: set[int] = set()
@@ -118,3 +138,10 @@ def _check(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> None:
                         f"channels and ends at a multiple of {TILE}"
                     )
                 ends[stage] = piece.end
+    for stage, end in ends.items():
+        left, least = cuts[stage].channels - end, cuts[stage].least
+        if 0 < left < least:
+            raise ValueError(
+                f"stage {stage} ({graph.stages[stage]}): what is left of it has {left} channels; upload them too, or "
+                f"leave at least {least}"
+            )

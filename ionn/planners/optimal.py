@@ -34,8 +34,7 @@ def area(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> float:
 
 
 def optimal(graph: ExecutionGraph) -> list[list[int]]:
-    """The stages one by one in the order of least area; those without upload overhead with the first of them, or before
-    it where that makes queries faster.
+    """The stages one by one in the order of least area, after those without upload overhead.
 
     Raises InputError where more than MOST_STAGES have an upload overhead.
     """
@@ -58,14 +57,12 @@ def optimal(graph: ExecutionGraph) -> list[list[int]]:
         areas = np.where(present[here], np.inf, latency_ms[here, None] * upload_ms + least[after])
         following[here] = areas.argmin(axis=1)
         least[here] = areas.min(axis=1)
-    plan = []
+    plan = [free] if free else []
     chosen = 0
     for _ in weighted:
         plan.append([weighted[following[chosen]]])
         chosen |= 1 << int(following[chosen])
-    if free and (not plan or latency_ms[0] < graph.latency_ms(())):
-        return [free, *plan]
-    return [sorted(free + plan[0]), *plan[1:]] if plan else []
+    return plan
 
 
 def least_area(graph: ExecutionGraph) -> float:

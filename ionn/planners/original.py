@@ -8,7 +8,7 @@ import numpy as np
 
 from ionn.graph import ExecutionGraph
 
-HALVING = (*(0.5**k for k in range(7)), 0.0)
+HALVING = tuple(0.5**k for k in range(7))
 FINE_STEPS = 10_000  # section 4.4 lowers the factor by 0.0001 at a time
 
 Stages = frozenset[int]
@@ -21,11 +21,11 @@ def original(graph: ExecutionGraph) -> list[list[int]]:
 
 def original_fine(graph: ExecutionGraph) -> list[list[int]]:
     """Penalty factors 1, 0.9999, ..., 0.0001, 0, the paper's stand-in for `efficiency` in section 4.4."""
-    return _plan(graph, [step / FINE_STEPS for step in range(FINE_STEPS, -1, -1)])
+    return _plan(graph, [step / FINE_STEPS for step in range(FINE_STEPS, 0, -1)])
 
 
 def _plan(graph: ExecutionGraph, factors: Sequence[float]) -> list[list[int]]:
-    """One partition per factor whose shortest path brings new stages to the server. The last factor is 0."""
+    """One partition per factor whose shortest path brings new stages to the server; after `factors`, the last is 0."""
 
     # What is uploaded has no overhead any more. Counting it changes nothing: as the factor falls, the path keeps every
     # server-side stage that it has, so it pays that overhead either way. For the same reason, where two factors have
@@ -40,4 +40,4 @@ def _plan(graph: ExecutionGraph, factors: Sequence[float]) -> list[list[int]]:
         by_then = uploaded | (graph.shortest_path(factors[middle] * graph.upload_ms) & in_the_end)
         return partitions(before, middle, uploaded, by_then) + partitions(middle, until, by_then, in_the_end)
 
-    return partitions(-1, len(factors) - 1, frozenset(), graph.shortest_path(np.zeros(len(graph.stages))))
+    return partitions(-1, len(factors), frozenset(), graph.shortest_path(np.zeros(len(graph.stages))))

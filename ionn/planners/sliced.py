@@ -37,7 +37,7 @@ def sliced_efficiency(graph: ExecutionGraph) -> list[list[Piece]]:
 
 def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_ms: float) -> list[list[Piece]]:
     """A partition as partitions, the stage with the largest upload that can be cut in slices."""
-    cuts = [cut for cut in graph.cuts if cut.stage in stages]
+    cuts = [cut for cut in graph.cuts if cut.stage in stages and graph.has_weights[cut.stage]]
     if not cuts:
         return [list(stages)]
     before_ms, after_ms = graph.latency_ms(uploaded), graph.latency_ms([*uploaded, *stages])

@@ -15,14 +15,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import zmq
 from click.testing import CliRunner
 from raw import Raw
-from world import WAIT_S, Server, World, bit_equal, recover
+from world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
 from ionn import wire
+from ionn.channel import Channel
 from ionn.cli import cli
 from ionn.client import Client, Patience
-from ionn.errors import InputError, ServerUnreachableError
+from ionn.errors import InputError, NotAcceptedError, ServerUnreachableError
 from ionn.keys import ClientKeys, client_keys, is_loopback, make_keys, read_key, server_keys
 from ionn.limits import Limits, option
 from ionn.server import Server as Listener
@@ -88,6 +90,25 @@ def test_a_wrong_key_is_named(who: str | None, server: str, reason: str, locked:
 def test_a_server_without_keys_is_named(steady: Server, keys: Path) -> None:
     with pytest.raises(InputError, match="the server has no keys; connect without"):
         Client(steady.address, keys_of("phone", keys), PATIENT)
+
+
+@pytest.mark.parametrize("said", ["nothing", "a hello"])
+def test_a_closed_connection_says_why(said: str, steady: Server, keys: Path) -> None:
+    """Also where it was closed before anything was sent, or heard."""
+    context = zmq.Context()
+    channel = Channel(context, steady.address, keys_of("phone", keys))
+    try:
+        if said == "a hello":
+            channel.send(wire.Hello(wire.PROTOCOL, "control"))
+        # Without a connection, a socket that has one at most can send nothing.
+        wait_for(lambda: not channel._socket.poll(0, zmq.POLLOUT), "the connection to be closed")
+        with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
+            channel.send(wire.Ping())
+        with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
+            channel.receive(WAIT_S)
+    finally:
+        channel.close()
+        context.destroy(linger=0)
 
 
 def test_a_key_and_a_lock_that_are_half_given(keys: Path) -> None:

@@ -144,10 +144,6 @@ PRODUCT = """
 layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 10000 } }
 """
 LIMITS = {
-    "batch": (
-        input_layer(33, 3, 24, 24) + ' layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
-        "--batch is 32",
-    ),
     "blob": (
         input_layer(1, 3, 2000, 2000) + ' layer { name: "r" type: "ReLU" bottom: "data" top: "r" }',
         "48.0 MB; the server's --blob-mb is 32",

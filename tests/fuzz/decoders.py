@@ -41,7 +41,7 @@ def read_message(data: bytes) -> None:
     assert wire.decode(frames).frames() == frames
     if isinstance(message, wire.PartitionHeader):
         try:
-            check_partition(message, Limits(), Usage())
+            check_partition(message, Limits(), Usage(), {})
         except InputError as error:
             one_line(error)
 
@@ -66,6 +66,8 @@ def read_prototxt(data: bytes) -> None:
         one_line(error)
         return
     last = len(network.stages) - 1
+    if last == 0:
+        return
     part = Network.from_text(extract_net(network, 1, last).prototxt, "part")
     assert part.stages[-1].output_shapes == network.stages[last].output_shapes
 

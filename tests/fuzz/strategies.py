@@ -82,9 +82,9 @@ _NET = PartialNet(
     'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 } } } '
     'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 2 } }',
     "data",
-    (StageCut(0, "data", ("data",)), StageCut(1, "fc", ("fc",))),
+    (StageCut(0, 0, ("data",)), StageCut(1, 1, ("fc",))),
 )
-_SLICE = dataclasses.replace(_NET, stages=(StageCut(1, "fc", ("fc",)),), channels=Channels(1, 3, 4))
+_SLICE = dataclasses.replace(_NET, stages=(StageCut(1, 1, ("fc",)),), channels=Channels(1, 3, 4))
 MESSAGES = [
     wire.Hello(wire.PROTOCOL, "control"),
     wire.Hello(wire.PROTOCOL, "upload", "0" * 32),

@@ -1,0 +1,110 @@
+"""What a server sends that nobody takes.
+
+ZeroMQ bounds a frame, and how many messages wait to be received, but not how many frames a message has: a server that
+never ends a message could have its client hold any number of bytes. The system knows how many bytes came by a
+connection, and the client how many of them it took. A connection by which more came than the client can be waiting for
+is cut. Linux only (TCP_INFO, epoll).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import socket
+import struct
+import threading
+import time
+
+# What a peer may send unasked for: a few small answers that are under way. Of empty frames, for which ZeroMQ needs
+# 32 times as much memory as they have bytes, this is 8 MB.
+SLACK_BYTES = 256 * 1024
+
+# Between two looks at connections by which bytes come: loopback carries some 10 MB meanwhile.
+_INTERVAL_S = 0.005
+# More than what ZMTP and CURVE add to a frame (9 and 33 bytes).
+_FRAME_OVERHEAD_BYTES = 64
+# Where Linux's struct tcp_info has tcpi_bytes_received, a 64-bit number.
+_BYTES_RECEIVED_AT = 128
+_TCP_INFO_BYTES = 136
+
+
+class Inflow:
+    """The bytes that came by one TCP connection, given by its `descriptor`, and were not taken yet.
+
+    When they are more than `expected_bytes` and SLACK_BYTES, the connection is shut down, and `flooded` is set. Close
+    it with the connection. Raises OSError where the descriptor is no connection any more.
+    """
+
+    def __init__(self, descriptor: int, expected_bytes: int) -> None:
+        self.expected_bytes = expected_bytes
+        self.flooded = False
+        self._taken_bytes = 0
+        self._lock = threading.Lock()
+        # ZeroMQ may close its own at any time, and the number may be another connection's then.
+        self._connection = socket.socket(fileno=os.dup(descriptor))
+        try:
+            self._received_bytes()
+        except OSError:
+            self._connection.close()
+            raise
+        _watch().add(self)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def _received_bytes(self) -> int:
+        info = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED_AT)
+        return int(received)
+
+    def take(self, size: int, frames: int) -> None:
+        """A message of so many bytes and frames was received."""
+        with self._lock:
+            taken = self._taken_bytes + size + _FRAME_OVERHEAD_BYTES * frames
+            self._taken_bytes = min(taken, self._received_bytes())
+
+    def check(self) -> None:
+        """Cut the connection if too much came."""
+        with self._lock, contextlib.suppress(OSError):  # it may have been closed
+            if self._received_bytes() - self._taken_bytes > self.expected_bytes + SLACK_BYTES:
+                self.flooded = True
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        _watch().remove(self)
+        self._connection.close()
+
+
+class _Watch:
+    """A thread that sleeps until bytes come by one of the connections, and checks them then."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._inflows: dict[int, Inflow] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="ionn inflow", daemon=True).start()
+
+    def add(self, inflow: Inflow) -> None:
+        with self._lock:
+            self._inflows[inflow.fileno()] = inflow
+            self._epoll.register(inflow.fileno(), select.EPOLLIN | select.EPOLLET)
+
+    def remove(self, inflow: Inflow) -> None:
+        with self._lock:
+            del self._inflows[inflow.fileno()]
+            self._epoll.unregister(inflow.fileno())
+
+    def _run(self) -> None:
+        while True:
+            ready = {descriptor for descriptor, _ in self._epoll.poll()}
+            with self._lock:
+                for descriptor in ready & self._inflows.keys():
+                    self._inflows[descriptor].check()
+            time.sleep(_INTERVAL_S)
+
+
+@functools.cache
+def _watch() -> _Watch:
+    return _Watch()

@@ -1,0 +1,347 @@
+"""A server that answers as a good one does, but for what a script makes of its answers. Real TCP, ZMTP by hand: it can
+send what no ZeroMQ socket would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from test_slicing import network_of
+
+from ionn import engine, wire
+from ionn.caffemodel import Floats
+from ionn.client import Client, Patience
+from ionn.graph import ExecutionGraph
+from ionn.partition import extract
+from ionn.session import LiveSession
+from ionn.shares import slice_stages
+from ionn.slicing import Cut, Piece, Slice
+
+WAIT_S = 30.0
+QUICK = Patience(query_s=0.6, heartbeat_s=0.05, silence_s=0.6, connect_s=0.6, retry_s=0.01, retry_max_s=0.05)
+
+# Stages: 0 the input, 1 a convolution, 2 a pooling, 3 an inner product in slices, 4 another one, 5 the softmax.
+NETWORK = network_of(
+    "Convolution convolution_param { num_output: 48 kernel_size: 3 }",
+    "Pooling pooling_param { kernel_size: 2 stride: 2 }",
+    "InnerProduct inner_product_param { num_output: 96 }",
+    "InnerProduct inner_product_param { num_output: 10 }",
+    "Softmax",
+    shape="dim: 1 dim: 3 dim: 16 dim: 16",
+)
+SLICES = [Slice(3, 0, 48), Slice(3, 48, 96)]
+# A query is a Query, a Part, a Join and a Query then.
+PIECES: list[list[Piece]] = [[1, 2, SLICES[0]], [4]]
+
+
+def _weights() -> dict[str, tuple[Floats, ...]]:
+    rng = np.random.default_rng(7)
+    return {
+        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
+        for layer in NETWORK.layers
+        if layer.weight_shapes
+    }
+
+
+WEIGHTS = _weights()
+N = len(NETWORK.stages)
+GRAPH = ExecutionGraph(
+    stages=tuple(stage.name for stage in NETWORK.stages),
+    client_ms=np.full(N, 40.0), server_ms=np.full(N, 1.0), upload_ms=np.full(N, 10.0), load_ms=np.zeros(N),
+    up_ms=np.full(N + 1, 0.5), down_ms=np.full(N + 1, 0.5),
+    offloadable=np.array([not stage.pinned for stage in NETWORK.stages]), cuts=(Cut(3, 96, 48, 0.0, 0.0, 1.0),),
+)  # fmt: skip
+INPUTS = [np.random.default_rng(seed).standard_normal(NETWORK.input_shape).astype(np.float32) for seed in (1, 2)]
+
+
+# --- ZMTP 3 ----------------------------------------------------------------------------------------------------------
+
+GREETING = (b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL").ljust(64, b"\0")
+
+
+def frame(body: bytes, *, more: bool = False, command: bool = False) -> bytes:
+    flags = (1 if more else 0) | (4 if command else 0)
+    if len(body) < 256:
+        return bytes((flags, len(body))) + body
+    return bytes((flags | 2,)) + struct.pack(">Q", len(body)) + body
+
+
+def multipart(frames: Sequence[bytes]) -> bytes:
+    return b"".join(frame(bytes(each), more=at + 1 < len(frames)) for at, each in enumerate(frames))
+
+
+READY = frame(b"\x05READY\x0bSocket-Type\x00\x00\x00\x06ROUTER", command=True)
+
+
+class Connection:
+    """The server's end of one TCP connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.settimeout(WAIT_S)
+        self._input = sock.makefile("rb")
+
+    def shake_hands(self) -> None:
+        self.socket.sendall(GREETING)
+        self.read(64)
+        self.socket.sendall(READY)
+
+    def read(self, size: int) -> bytes:
+        data = self._input.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def receive(self) -> list[bytes]:
+        """The next message."""
+        frames: list[bytes] = []
+        while True:
+            (flags,) = self.read(1)
+            size = struct.unpack(">Q", self.read(8))[0] if flags & 2 else self.read(1)[0]
+            body = self.read(size)
+            if flags & 4:
+                continue
+            frames.append(body)
+            if not flags & 1:
+                return frames
+
+    def send(self, *messages: wire.Message) -> None:
+        self.raw(b"".join(multipart([bytes(f) for f in message.frames()]) for message in messages))
+
+    def raw(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self._input.close()
+        self.socket.close()
+
+
+# --- The server ------------------------------------------------------------------------------------------------------
+
+# What a script does in the place of an answer, at one of the MOMENTS. It returns whether the connection goes on.
+Script = Callable[[Connection, wire.Message], bool]
+MOMENTS = (
+    "welcome control", "welcome upload", "header ack", "chunk ack", "ready", "query", "part", "join", "pong control",
+    "pong upload",
+)  # fmt: skip
+
+
+class Hostile:
+    """A server at `address`. Until `moment` comes it is a good one; then and from then on `script` answers.
+
+    `struck` is set when the script has begun. The moment "greeting" is before all: the script has the connection.
+    """
+
+    def __init__(self, moment: str = "", script: Script | None = None, costs: dict[str, Any] | None = None) -> None:
+        assert moment in ("", "greeting", *MOMENTS)
+        self._moment, self._script, self._costs = moment, script, costs or {}
+        self.struck = threading.Event()
+        self._net = engine.load_network(NETWORK, WEIGHTS)
+        self._computing = threading.Lock()
+        self._left: dict[int, Floats] = {}
+        self._held: dict[int, wire.Held] = {}
+        self._sizes: dict[int, int] = {}
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._connections: list[Connection] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join(WAIT_S)
+        for connection in self._connections:
+            connection.close()
+        for thread in self._threads:
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(Connection(sock))
+            self._threads.append(threading.Thread(target=self._serve, args=(self._connections[-1],), daemon=True))
+            self._threads[-1].start()
+
+    def _serve(self, connection: Connection) -> None:
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            if self._moment == "greeting" and self._script is not None:
+                self.struck.set()
+                self._script(connection, wire.Bye())
+                connection.close()
+                return
+            connection.shake_hands()
+            role = ""
+            while True:
+                head, *payload = connection.receive()
+                message = wire.decode([head, *payload])
+                if isinstance(message, wire.Bye):
+                    break
+                if isinstance(message, wire.Hello):
+                    role = message.role
+                moment, answer = self._answer(message, role)
+                if moment != self._moment:
+                    self._hold(answer)
+                if moment == self._moment and self._script is not None:
+                    self.struck.set()
+                    if not self._script(connection, answer):
+                        break
+                else:
+                    connection.send(answer)
+        connection.close()
+
+    def _answer(self, message: wire.Message, role: str) -> tuple[str, wire.Message]:
+        """At which moment the answer is due, and the right one."""
+        match message:
+            case wire.Hello():
+                held = tuple(self._held.values())
+                return f"welcome {role}", wire.Welcome(wire.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held)
+            case wire.PartitionHeader():
+                self._sizes[message.partition] = message.size
+                return "header ack", wire.Ack(message.partition, 0)
+            case wire.Chunk():
+                return "chunk ack", wire.Ack(message.partition, message.offset + sum(map(len, message.payload)))
+            case wire.PartitionEnd():
+                return "ready", wire.Ready(message.partition)
+            case wire.Query():
+                return "query", self._run(message)
+            case wire.Part():
+                data = self._input(message.query, message.payload, message.stage)
+                output = self._stage(message.stage, data)[0][:, : message.count]
+                self._left[message.query] = output
+                outputs = () if message.stay else (np.ascontiguousarray(output),)
+                return "part", wire.Result(message.query, tuple(o.shape for o in outputs), (0.5,), outputs)
+            case wire.Join():
+                first = self._left[message.query]
+                others = np.frombuffer(message.payload[0], "<f4").reshape(1, -1)
+                whole = np.concatenate((first, others), axis=1)
+                self._left[message.query] = whole
+                outputs = () if message.stay else (whole,)
+                return "join", wire.Result(message.query, tuple(o.shape for o in outputs), (), outputs)
+            case wire.Ping():
+                return f"pong {role}", wire.Pong()
+        raise AssertionError(message)
+
+    def _hold(self, answer: wire.Message) -> None:
+        """What is told a client is told it again when it comes back."""
+        if isinstance(answer, wire.Ack):
+            self._held[answer.partition] = wire.Held(answer.partition, answer.received, False)
+        elif isinstance(answer, wire.Ready):
+            self._held[answer.partition] = wire.Held(answer.partition, self._sizes[answer.partition], True)
+
+    def _input(self, query: int, payload: Sequence[Any], stage: int) -> Floats:
+        if not payload:
+            return self._left[query]
+        return np.frombuffer(payload[0], "<f4").reshape(NETWORK.stages[stage].input_shape)
+
+    def _stage(self, stage: int, data: Floats) -> list[Floats]:
+        with self._computing:
+            self._net.put(stage, data)
+            self._net.run(stage, stage)
+            return [output.copy() for output in self._net.outputs(stage)]
+
+    def _run(self, query: wire.Query) -> wire.Result:
+        outputs = [self._input(query.query, query.payload, query.first)]
+        for stage in range(query.first, query.last + 1):
+            outputs = self._stage(stage, outputs[0])
+        self._left[query.query] = outputs[0]
+        stages = query.last - query.first + 1
+        return wire.Result(query.query, tuple(o.shape for o in outputs), (0.5,) * stages, tuple(outputs))
+
+
+# --- Scripts ---------------------------------------------------------------------------------------------------------
+
+
+def changed(field: str, token: str | None) -> Script:
+    """The answer with one field that is this JSON text, or is not there."""
+
+    def script(connection: Connection, answer: wire.Message) -> bool:
+        head, *payload = (bytes(each) for each in answer.frames())
+        connection.raw(multipart([change(head, field, token), *payload]))
+        return True
+
+    return script
+
+
+def change(head: bytes, field: str, token: str | None) -> bytes:
+    body = json.loads(head)
+    body.pop(field)
+    if token is None:
+        return json.dumps(body).encode()
+    body[field] = "@@"
+    return json.dumps(body).replace('"@@"', token).encode("utf-8", "surrogatepass")
+
+
+def say(*messages: wire.Message) -> Script:
+    """Other messages in place of the answer."""
+
+    def script(connection: Connection, answer: wire.Message) -> bool:
+        connection.send(*messages)
+        return True
+
+    return script
+
+
+def pour(*pieces: bytes) -> Script:
+    """These bytes, the last of them again and again until the connection breaks."""
+
+    def script(connection: Connection, answer: wire.Message) -> bool:
+        for piece in pieces[:-1]:
+            connection.raw(piece)
+        while True:
+            connection.raw(pieces[-1])
+
+    return script
+
+
+def often(cases: Iterable[tuple[Any, ...]], kept: Callable[..., bool]) -> list[Any]:
+    """Cases of a test; those that are not `kept` take part in the long run only."""
+    return [pytest.param(*case, marks=() if kept(*case) else pytest.mark.long) for case in cases]
+
+
+# --- The client ------------------------------------------------------------------------------------------------------
+
+
+class Watched(Client):
+    """A client that remembers why it lost its server."""
+
+    def __init__(self, address: str, patience: Patience = QUICK) -> None:
+        self.faults: list[Exception] = []
+        super().__init__(address, patience=patience, may_be_lost=True)
+        if self.fault is not None:
+            self.faults.insert(0, self.fault)
+
+    def _lose(self, connection: Any, error: Exception) -> None:
+        if self._connection is connection:
+            self.faults.append(error)
+        super()._lose(connection, error)
+
+
+@contextlib.contextmanager
+def session_at(address: str) -> Iterator[tuple[Watched, LiveSession]]:
+    client = Watched(address)
+    try:
+        sliced = slice_stages(NETWORK, [SLICES], WEIGHTS)
+        partitions = [extract(NETWORK, pieces, WEIGHTS) for pieces in PIECES]
+        net = engine.load_network(NETWORK, WEIGHTS)
+        yield client, LiveSession(NETWORK, net, GRAPH, None, INPUTS, client, partitions, PIECES, sliced=sliced)
+    finally:
+        client.close()

@@ -1,0 +1,53 @@
+"""Whatever a server sends, its client needs no more than 100 MB for it. Measured: a process's high-water mark."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import MOMENTS, WAIT_S, Hostile, Script, often, pour
+from test_malicious import FLOODS
+
+EXTRA_MB = 100.0
+LOSSES = 3
+OFTEN = (
+    ("chunk ack", "large frames without end"),
+    ("welcome control", "empty frames without end"),
+    ("query", "pongs"),
+)
+# While a query runs, nobody pings.
+MOMENTS_OF_QUERIES = [moment for moment in MOMENTS if not moment.startswith("pong")]
+CASES = often(itertools.product(MOMENTS_OF_QUERIES, FLOODS), lambda *case: case in OFTEN)
+
+
+def run(moment: str, script: Script | None, losses: int) -> dict[str, Any]:
+    server = Hostile(moment, script)
+    try:
+        command = [sys.executable, str(Path(__file__).with_name("victim.py")), server.address, str(losses)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S, check=True)
+    finally:
+        server.close()
+    return dict(json.loads(done.stdout))
+
+
+@functools.cache
+def needed_mb() -> float:
+    """What a client needs with a good server."""
+    quiet = run("", None, losses=1000)
+    assert quiet["right"]
+    assert not quiet["faults"]
+    return float(quiet["peak_mb"])
+
+
+@pytest.mark.parametrize(("moment", "flood"), CASES)
+def test_memory(moment: str, flood: str) -> None:
+    done = run(moment, pour(*FLOODS[flood]), LOSSES)
+    assert done["right"]
+    assert len(done["faults"]) >= LOSSES
+    assert done["peak_mb"] - needed_mb() < EXTRA_MB, done

@@ -1,0 +1,207 @@
+"""What an upload sends, and what it takes for an answer. No sockets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ionn import upload as module
+from ionn.errors import ProtocolError
+from ionn.network import Network
+from ionn.partition import Partition, extract
+from ionn.upload import Upload
+from ionn.wire import (
+    CHUNK_BYTES,
+    PROTOCOL,
+    Ack,
+    Chunk,
+    Held,
+    Message,
+    PartitionEnd,
+    PartitionHeader,
+    Pong,
+    Ready,
+    Welcome,
+)
+
+CHUNK, WINDOW = 1000, 2500
+
+
+@pytest.fixture
+def partitions(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[Partition]:
+    """The first one of a few chunks, the second one of many."""
+    return [extract(tiny, stages, tiny_weights) for stages in ([1, 2], [5])]
+
+
+def welcome(*held: Held, chunk: int = CHUNK, window: int = WINDOW) -> Welcome:
+    return Welcome(PROTOCOL, "token", chunk, window, held=held)
+
+
+def begun(partitions: list[Partition], *held: Held, **credit: int) -> Upload:
+    upload = Upload(partitions, lambda: 1.0)
+    upload.begin(welcome(*held, **credit))
+    return upload
+
+
+def drain(upload: Upload) -> list[Message]:
+    """All that can be sent now."""
+    return list(iter(upload.next_message, None))
+
+
+def answer(message: Message) -> Message:
+    match message:
+        case PartitionHeader():
+            return Ack(message.partition, 0)
+        case Chunk():
+            return Ack(message.partition, message.offset + len(message.payload[0]))
+        case PartitionEnd():
+            return Ready(message.partition)
+    raise AssertionError(message)
+
+
+def run(upload: Upload) -> list[Message]:
+    """Have all of it sent and answered; what was sent."""
+    sent: list[Message] = []
+    while messages := drain(upload):
+        sent += messages
+        for message in messages:
+            upload.take(answer(message))
+    return sent
+
+
+def content(sent: list[Message], index: int) -> bytes:
+    data = b""
+    for message in sent:
+        if isinstance(message, Chunk) and message.partition == index:
+            assert message.offset == len(data)
+            data += message.payload[0]
+    return data
+
+
+def test_all_is_sent_and_ready(partitions: list[Partition]) -> None:
+    upload = begun(partitions)
+    sent = run(upload)
+    assert upload.ready == 2
+    assert upload.ended
+    assert upload.sent_bytes == sum(partition.caffemodel.size for partition in partitions)
+    assert [content(sent, index) for index in (0, 1)] == [p.caffemodel.tobytes() for p in partitions]
+
+
+def test_credit_is_not_exceeded_and_comes_back(partitions: list[Partition]) -> None:
+    upload = begun(partitions)
+    header, *chunks = drain(upload)
+    assert [len(chunk.payload[0]) for chunk in chunks] == [CHUNK, CHUNK]  # a third one would be beyond the window
+    upload.take(answer(header))
+    assert upload.next_message() is None
+    upload.take(answer(chunks[0]))
+    (chunk, *_) = drain(upload)
+    assert isinstance(chunk, Chunk)
+    assert upload.sent_bytes == CHUNK
+
+
+def test_a_window_can_be_filled_to_the_last_byte(partitions: list[Partition]) -> None:
+    assert len(drain(begun(partitions, window=2 * CHUNK))) == 3
+
+
+@pytest.mark.parametrize("received", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1])
+def test_after_a_reconnection_it_goes_on_with_full_credit(partitions: list[Partition], received: int) -> None:
+    """From the byte that the server holds, whatever was under way before."""
+    upload = begun(partitions)
+    before = drain(upload)
+    upload.take(answer(before[0]))
+    upload.pause()
+    assert upload.next_message() is None
+    upload.begin(welcome(Held(0, received, False)))
+    assert upload.sent_bytes == received
+    chunks = drain(upload)
+    assert isinstance(chunks[0], Chunk)  # no header again
+    assert chunks[0].offset == received
+    assert sum(len(chunk.payload[0]) for chunk in chunks if isinstance(chunk, Chunk)) > WINDOW - CHUNK
+    # The answers to what was sent before do not count any more.
+    with pytest.raises(ProtocolError, match="the server's answer, 'ack', is not to what it was sent"):
+        upload.take(Ack(0, received))
+
+
+def test_a_reconnection_finishes_what_is_left(partitions: list[Partition]) -> None:
+    first, second = (partition.caffemodel for partition in partitions)
+    upload = begun(partitions, Held(0, first.size, True), Held(1, second.size - 1, False))
+    assert upload.ready == 1
+    assert upload.sent_bytes == first.size + second.size - 1
+    sent = run(upload)
+    assert [type(message) for message in sent] == [Chunk, PartitionEnd]  # a chunk of one byte, none that is empty
+    assert bytes(sent[0].payload[0]) == second.tobytes()[-1:]
+    assert upload.ready == 2
+    upload = begun(partitions, Held(0, first.size, False), Held(1, second.size, True))
+    assert upload.ready == 0
+    assert [type(message) for message in run(upload)] == [PartitionEnd]
+    assert upload.ready == 2
+
+
+@pytest.mark.parametrize("chunk", [CHUNK, CHUNK_BYTES, 10**9])
+def test_a_chunk_is_as_large_as_both_ends_like(partitions: list[Partition], chunk: int) -> None:
+    sent = run(begun(partitions, chunk=chunk, window=10**9))
+    sizes = [len(message.payload[0]) for message in sent if isinstance(message, Chunk) and message.partition == 1]
+    assert max(sizes) == min(chunk, CHUNK_BYTES, partitions[1].caffemodel.size)
+
+
+def test_the_window_is_limited_here_too(partitions: list[Partition], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_BYTES_MAX", WINDOW)
+    assert len(drain(begun(partitions, window=2**62))) == 3
+    monkeypatch.setattr(module, "WINDOW_BYTES_MAX", 10**9)
+    monkeypatch.setattr(module, "_UNDER_WAY_MAX", 4)
+    assert len(drain(begun(partitions, window=2**62))) == 4
+
+
+@pytest.mark.parametrize(("chunk", "window"), [(0, WINDOW), (CHUNK, 0), (999, WINDOW), (CHUNK, 999), (0, 0)])
+def test_a_credit_that_no_upload_can_use(partitions: list[Partition], chunk: int, window: int) -> None:
+    with pytest.raises(ProtocolError, match=f"takes {min(chunk, window)} bytes at a time, less than 1000"):
+        begun(partitions, chunk=chunk, window=window)
+    begun(partitions, chunk=1000, window=1000)
+
+
+HELD = {
+    "a partition that there is not": [Held(2, 0, False)],
+    "more than all": [Held(0, 10**6, False)],
+    "all of it, but less": [Held(0, 7, True)],
+    "one twice": [Held(0, 7, False), Held(0, 7, False)],
+}
+
+
+@pytest.mark.parametrize("which", HELD)
+def test_what_a_server_cannot_hold(partitions: list[Partition], which: str) -> None:
+    with pytest.raises(ProtocolError, match="the server holds what it was never sent, it says"):
+        begun(partitions, *HELD[which])
+
+
+WRONG = (Ack(0, 7), Ack(1, 1), Ack(-1, 0), Ready(0), Ready(1), Ready(2**60))
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_only_the_right_answer_is_taken(partitions: list[Partition], wrong: Ack | Ready) -> None:
+    """Whatever was answered before."""
+    due = [answer(message) for message in run(begun(partitions))]
+    for count in range(len(due) + 1):
+        if due[count : count + 1] == [wrong]:
+            continue
+        upload = begun(partitions)
+        for right in due[:count]:
+            drain(upload)
+            upload.take(Pong())  # a sign of life says nothing about an upload
+            upload.take(right)
+        drain(upload)
+        with pytest.raises(ProtocolError, match="is not to what it was sent"):
+            upload.take(wrong)
+
+
+def test_an_upload_that_was_stopped_takes_anything(partitions: list[Partition]) -> None:
+    upload = begun(partitions)
+    drain(upload)
+    error = ProtocolError("enough")
+    upload.stop(error)
+    assert upload.ended
+    assert upload.error is error
+    assert upload.next_message() is None
+    upload.take(Ready(1))
+    upload.begin(welcome())
+    assert drain(upload) == []
+    assert upload.ready == 0
