@@ -79,9 +79,10 @@ bench: models ## run the benchmarks of this project's own claims
 soak: models ## clients at a server for MINUTES=10, while processes are killed and frozen at random
 	.venv/bin/python bench/soak.py --minutes $(MINUTES)
 
-fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, and atheris for FUZZ_S=120 s on each decoder
+fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand generated nets, and atheris for FUZZ_S=120 s on each decoder
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	FUZZ_TIMES=$(FUZZ_TIMES) .venv/bin/python -m pytest --timeout 0 tests/fuzz
+	IONN_NETS=$$(($(FUZZ_TIMES) * 1000)) $(PYTEST) -m nets --timeout 0
 	@mkdir -p results/fuzz
 	for target in message caffemodel prototxt; do \
 	  .venv/bin/python tests/fuzz/decoders.py $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \

@@ -123,10 +123,14 @@ class Loop:
             source.handler(mask)
         except Exception as error:
             self._report(error)
-            try:
-                source.failed()
-            except Exception as another:
-                self._report(another)
+            self.guard(source.failed)
+
+    def guard(self, function: Callable[[], None]) -> None:
+        """Call a function that is isolated like a handler."""
+        try:
+            function()
+        except Exception as error:
+            self._report(error)
 
     def _report(self, error: Exception) -> None:
         """Count what was not foreseen, and log each kind of it once."""

@@ -12,6 +12,7 @@ stays in its session's process, and processes are started and ended without wait
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -438,23 +439,26 @@ class Server:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK_S
-        self._door.tick(now)
-        limits = self._limits
+        self._loop.guard(lambda: self._door.tick(now))
         for session in list(self._sessions.values()):
-            reader = session.reader
-            if session.finished_at is not None and now - session.finished_at > _NEWS_S:
-                self._end(session, ERROR_CRASHED, f"the session's process has ended{session.doing()}")
-            elif not session.sent:
-                if now - session.last_heard > limits.idle_s:
-                    self._end(session, ERROR_SESSION, f"nothing was heard of the client for {limits.idle_s:g} s")
-            elif session.pid is None:
-                if now - session.moved > _START_S:
-                    self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server does not answer")
-            elif reader is not None and reader.full:  # it waits for its client
-                session.moved = now
-            elif now - session.moved > limits.stall_s:
-                reason = f"the session's process was stuck for {limits.stall_s:g} s"
-                self._end(session, ERROR_CRASHED, reason + session.doing())
+            self._loop.guard(functools.partial(self._look_after, session, now))
+
+    def _look_after(self, session: Session, now: float) -> None:
+        """End a session whose client is silent or whose process is stuck or gone."""
+        limits, reader = self._limits, session.reader
+        if session.finished_at is not None and now - session.finished_at > _NEWS_S:
+            self._end(session, ERROR_CRASHED, f"the session's process has ended{session.doing()}")
+        elif not session.sent:
+            if now - session.last_heard > limits.idle_s:
+                self._end(session, ERROR_SESSION, f"nothing was heard of the client for {limits.idle_s:g} s")
+        elif session.pid is None:
+            if now - session.moved > _START_S:
+                self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server does not answer")
+        elif reader is not None and reader.full:  # it waits for its client
+            session.moved = now
+        elif now - session.moved > limits.stall_s:
+            reason = f"the session's process was stuck for {limits.stall_s:g} s"
+            self._end(session, ERROR_CRASHED, reason + session.doing())
 
     def _end(self, session: Session, code: str, reason: str) -> None:
         log.info("session ended", extra={"fields": {"session": session.token[:8], "code": code, "reason": reason}})

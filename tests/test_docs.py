@@ -172,7 +172,7 @@ OPTIONS = {option for command in COMMANDS.values() for parameter in command.para
 
 @functools.cache
 def words_of_the_sources() -> set[str]:
-    sources = {ROOT / "Makefile", ROOT / "setup.py", *(ROOT / "tests").glob("*.py")} - {Path(__file__)}
+    sources = {ROOT / "Makefile", ROOT / "setup.py", *(ROOT / "tests").rglob("*.py")} - {Path(__file__)}
     sources |= {path for folder in ("ionn", "bench", "models", "examples") for path in (ROOT / folder).rglob("*.py")}
     return {word for path in sources for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
 
