@@ -172,7 +172,21 @@ def _test_phase(net: Any) -> list[Any]:
             raise InputError(f"{label(layer)}: it has a loss_weight, which is for training; remove it")
         if layer.blobs:
             raise InputError(f"{label(layer)}: it has weights in the prototxt; move them to the caffemodel")
+    _check_unshared(chosen)
     return [essential(layer) for layer in chosen]
+
+
+def _check_unshared(layers: Iterable[Any]) -> None:
+    """Refuse weights that Caffe would store once for two layers, or twice in one: each layer has its own here."""
+    owners: dict[str, Any] = {}
+    for layer in layers:
+        for name in (param.name for param in layer.param if param.name):
+            if name in owners:
+                raise InputError(
+                    f"layer {owners[name].name!r} and layer {layer.name!r} share the parameter {name!r}, "
+                    "which ionn would compute as two; give each weights of its own"
+                )
+            owners[name] = layer
 
 
 def _legacy_input(net: Any) -> list[Any]:
