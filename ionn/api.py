@@ -23,7 +23,7 @@ from ionn.graph import ExecutionGraph
 from ionn.images import image_input
 from ionn.network import Network
 from ionn.paper import CLIENT, MBPS, RECURSIVE, SERVER
-from ionn.plan import Plan, make_plan
+from ionn.plan import Plan, empty_plan, make_plan
 from ionn.planners import add_planner
 from ionn.trace import Segment, Trace, load_traces
 
@@ -155,15 +155,16 @@ class Session:
     def query(self, data: Floats) -> Answer:
         """Compute the network on `data`, float32 (N, C, H, W) as `network.input_shape`, over both sides.
 
-        Each query takes the fastest path through the stages that have arrived when it starts. Raises InputError for
-        data of another shape.
+        Each query takes the fastest path through the stages that have arrived when it starts. Any number of threads may
+        query one session: each gets the answer to its own data, one after another, and its latency has the waiting in
+        it. Raises InputError for data of another shape, and for what are no real numbers.
         """
         data = np.asarray(data, np.float32)
         if data.shape != self.network.input_shape:
             raise InputError(f"data of shape {data.shape}: {self.network.name} takes {self.network.input_shape}")
-        record = self._live.query(data=data)
-        outputs = {name: output.copy() for name, output in zip(self.network.outputs, self._live.outputs, strict=True)}
-        return Answer(outputs, record.segments, record.latency_ms, record.fallback)
+        outputs, record = self._live.answer(data)
+        named = dict(zip(self.network.outputs, outputs, strict=True))
+        return Answer(named, record.segments, record.latency_ms, record.fallback)
 
     def wait_uploaded(self, timeout_s: float | None = None) -> bool:
         """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived."""
@@ -210,7 +211,7 @@ def connect(
     if address is None:
         costs = _costs(CLIENT) if client is None else _costs(client)  # of no effect: nothing is uploaded
         graph = ExecutionGraph.from_network(network, costs, costs, mbps)
-        plan = make_plan(network, graph, algorithm, mbps)
+        plan = empty_plan(network, graph, algorithm, mbps)
         session = LiveSession(network, net, graph, None, sample, None, (), ())
         yield Session(network, live.Opened(session, graph, plan, costs, None))
         return

@@ -7,7 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +203,68 @@ def test_a_sliced_plan_is_made_while_queries_run(
     for answer in answers:
         np.testing.assert_array_equal(answer.outputs["prob"], expected)
     assert any(part.where == "server" for part in answers[-1].segments)
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads are switched as often as possible."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("restless")
+def test_threads_share_a_session(
+    vacant: str, tiny_files: Path, slow_client: str, tiny: Network, tiny_weights: Weights, tmp_path: Path
+) -> None:
+    """Each gets the answer to its own data: alone, while a server is found and planned for, and with it."""
+    path = tmp_path / "fast.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
+    rng = np.random.default_rng(3)
+    inputs = [rng.standard_normal(tiny.input_shape).astype(np.float32) for _ in range(4)]
+    net = engine.load_network(tiny, tiny_weights)
+    expected = [engine.forward(net, data)[0] for data in inputs]
+    answered, wrong, used = Counter[int](), Counter[int](), threading.Event()
+    stop = threading.Event()
+
+    def ask(index: int, session: ionn.Session) -> None:
+        while not stop.is_set():
+            answer = session.query(inputs[index])
+            answered[index] += 1
+            wrong[index] += answer.outputs["prob"].tobytes() != expected[index].tobytes()
+            if any(part.where == "server" for part in answer.segments):
+                used.set()
+
+    with ionn.connect(str(tiny_files), vacant, client=slow_client) as session, ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask, index, session) for index in range(len(inputs))]
+        try:
+            wait_for(lambda: sum(answered.values()) > 1000, "queries")
+            with live.process("serve", "--bind", vacant, "--costs", str(path)):
+                wait_for(used.is_set, "the server to be used")
+                before = sum(answered.values())
+                wait_for(lambda: sum(answered.values()) > before + 100, "queries with it")
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+    assert set(answered) == set(range(len(inputs)))
+    assert not wrong.total()
+
+
+@pytest.mark.parametrize("address", [None, "where nobody listens"])
+def test_there_is_no_plan_without_the_costs_of_a_server(
+    address: str | None, vacant: str, tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "planner.py"
+    path.write_text("def everything(graph):\n    return [[s] for s, on in enumerate(graph.offloadable) if on]\n")
+    algorithm = ionn.add_planner(f"{path}:everything")
+    where = address and vacant
+    with ionn.connect(str(tiny_files), where, client=slow_client, algorithm=algorithm) as session:
+        assert session.plan.partitions == ()
+        assert session.plan.best_ms == session.plan.local_ms > 0
+    with pytest.raises(ionn.InputError, match="unknown algorithm 'everythin'"):
+        ionn.connect(str(tiny_files), where, client=slow_client, algorithm="everythin").__enter__()
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------
