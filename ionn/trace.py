@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.files import write_file
 from ionn.strict import parse_json
@@ -146,6 +147,7 @@ class Trace:
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read a trace, with all times divided by its dilation. Raises InputError if it is not a complete trace."""
+        path = path_of(path, "trace")
         info: RunInfo | None = None
         partitions: list[PartitionRecord] = []
         queries: list[QueryRecord] = []

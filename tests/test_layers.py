@@ -262,7 +262,7 @@ BAD: list[tuple[str, str, tuple[Shape, ...], int, str]] = [
     ("SPP", "", (IMAGE,), 1, "pyramid_height"),
     ("SPP", "spp_param { pyramid_height: 6 }", (IMAGE,), 1, "smaller than its kernel"),
     ("BatchNorm", "", ((4,),), 1, "at least 2 axes"),
-    ("BatchNorm", "batch_norm_param { use_global_stats: false }", (IMAGE,), 1, "it keeps state between queries; remove use"),
+    ("BatchNorm", "batch_norm_param { use_global_stats: false }", (IMAGE,), 1, "between queries; remove use_global"),
     ("BatchNormKyle", "batch_norm_param { use_global_stats: false }", (IMAGE,), 1, "it keeps state between queries"),
     ("Scale", "scale_param { axis: 4 }", (IMAGE,), 1, "axis 4 is out of range"),
     ("Scale", "scale_param { num_axes: 4 }", (IMAGE,), 1, "exceed an input"),

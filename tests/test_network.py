@@ -310,7 +310,7 @@ BAD = [
     (DATA + layer("HDF5Output", "out", "data data", "", 'hdf5_output_param { file_name: "x" }'), "files"),
     (DATA + layer("Silence", "quiet", "data", ""), "it has no output"),
     (
-        DATA + conv("a", "data", 4, ONE, 'param {} param { name: "w" }') + conv("b", "a", 4, ONE, 'param { name: "w" }'),
+        DATA + conv("a", "data", 4, ONE, 'param { name: "w" }') + conv("b", "a", 4, ONE, 'param { name: "w" }'),
         "layer 'a' and layer 'b' share the parameter 'w'",
     ),
     (
