@@ -59,7 +59,7 @@ models: setup ## build the weights in models/ (seeded, always the same)
 test: models ## run the tests: 3 minutes on two cores
 	$(PYTEST)
 
-test-long: models ## run what takes too long for that, and 1,000 generated nets: 20 minutes
+test-long: models ## run what takes too long for that, and 1,000 generated nets: 4 minutes
 	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
 
 lint: setup ## ruff, and mypy on the package

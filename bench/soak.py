@@ -422,8 +422,8 @@ def none_of(what: str, found: int) -> Line:
 
 
 def flat(what: str, samples: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any], share: float = 0.5) -> Line:
-    """Whether the median of the last quarter is within FLAT of the second's: not the mean, because what a session holds
-    depends on how much of its upload has arrived, and faults decide that. Or another `share` of the samples."""
+    """Whether the median of the last quarter is at most FLAT above the second's: not the mean, because what a session
+    holds depends on how much of its upload has arrived, and faults decide that. Or another `share` of the samples."""
 
     def typical(quarter: int) -> float:
         return float(np.quantile([value(sample) for sample in samples if sample["quarter"] == quarter], share))
@@ -431,7 +431,7 @@ def flat(what: str, samples: list[dict[str, Any]], value: Callable[[dict[str, An
     second, last = typical(2), typical(4)
     change = last / second - 1
     found = f"{second:.1f} -> {last:.1f} MB ({change:+.1%})"
-    return f"{what}, last quarter against the second", f"within {FLAT:.0%}", found, abs(change) <= FLAT
+    return f"{what}, last quarter against the second", f"at most {FLAT:.0%} more", found, change <= FLAT
 
 
 def per_session(sample: dict[str, Any]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from ionn.proto import caffe_pb2
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+# The steps of the clock by which the system dates changes of files: at most 10 ms.
+_FILE_CLOCK_S = 0.02
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
@@ -137,12 +141,18 @@ def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
 
 def _content(path: Path) -> bytes:
     """All of a file. It is not mapped: a file that shrinks would end the process, and one that is written to would
-    change the weights."""
+    change the weights.
+
+    Whether it was written to meanwhile shows in its times, other than by programs that have it mapped. The system's
+    clock for these goes in steps: what was changed within the last step is left alone until that is over.
+    """
     try:
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise InputError(f"{path}: not a caffemodel, it is no file")
+            if 0 <= time.time() - before.st_ctime_ns / 1e9 < _FILE_CLOCK_S:
+                time.sleep(_FILE_CLOCK_S)
             data = file.read()
             after = os.fstat(file.fileno())
     except FileNotFoundError:
@@ -150,7 +160,7 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path}: no such caffemodel; {hint}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read the caffemodel: {error.strerror}") from error
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
+    if (before.st_size, before.st_ctime_ns) != (after.st_size, after.st_ctime_ns) or len(data) != after.st_size:
         raise InputError(f"{path}: it changed while it was read; try again when it is complete")
     if not data:
         raise InputError(f"{path}: not a caffemodel, the file is empty")

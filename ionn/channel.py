@@ -182,7 +182,7 @@ class Channel:
                 reason = "the server has another key than the one given; check --server-key"
             case "NULL", ClientKeys():
                 reason = "the server has no keys; connect without"
-        return NotAcceptedError(f"{self._address}: {reason}") if reason else self.unreachable("no server there")
+        return NotAcceptedError(f"{self._address}: {reason}") if reason else self.unreachable("no ionn server there")
 
     def violation(self, what: str) -> ProtocolError:
         """The error to raise when the server does what it must not."""

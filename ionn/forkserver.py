@@ -36,11 +36,15 @@ class News:
     code: int | None
 
 
+# The first news: Caffe is loaded, and sessions start at once from now on.
+_LOADED = News("", 0, None)
+
+
 class ForkServer:
     """The front's end. `folder`, `costs` and `limits` are what every session's process gets.
 
-    It loads Caffe while the first client is still on its way. Once `news` has told that it died, `bury` it, and `start`
-    it again when it is wanted.
+    `loaded` tells whether it can fork, as far as `news` was asked. Once that has told that it died, `bury` it, and
+    `start` it again when it is wanted.
     """
 
     def __init__(self, folder: str, costs: dict[str, Any], limits: Limits) -> None:
@@ -59,6 +63,7 @@ class ForkServer:
                 stdin=arguments, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
             )  # fmt: skip
         self.alive = True
+        self.loaded = False
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -79,7 +84,11 @@ class ForkServer:
             packet = b""
         if not packet:
             raise EOFError
-        return News(*json.loads(packet))
+        news = News(*json.loads(packet))
+        if news == _LOADED:
+            self.loaded = True
+            return self.news()
+        return news
 
     def bury(self) -> None:
         self.alive = False
@@ -116,13 +125,17 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     names: dict[int, str] = {}
+    _tell(front, _LOADED)
     while True:
         ready, _, _ = select.select([front, wake_read], [], [])
         if wake_read in ready:
             wake_read.recv(4096)
             _reap(front, names)
         if front in ready:
-            packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, 2)
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, 2)
+            except ConnectionResetError:  # it was closed with news unread
+                break
             if not packet:
                 break
             _fork(front, packet.decode(), descriptors, names, given)

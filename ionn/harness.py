@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from ionn.graph import ExecutionGraph, checked_mbps
 from ionn.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.plan import make_plan
-from ionn.trace import RunInfo, Trace, trace_path
+from ionn.trace import DILATION_MAX, RunInfo, Trace, trace_path
 
 if TYPE_CHECKING:
     from ionn.keys import ClientKeys
@@ -79,8 +78,8 @@ def run_live_all(
     from ionn import live
 
     checked_mbps(mbps)
-    if not 1 <= dilation < math.inf:
-        raise InputError(f"dilation {dilation:g}: give a number from 1 on")
+    if not 1 <= dilation <= DILATION_MAX:
+        raise InputError(f"dilation {dilation:g}: give a number from 1 to {DILATION_MAX:g}")
     if dilation > 1 and not subject.paced:
         raise InputError("--dilation slows the pace of a client down, and this one is not paced; leave one of them out")
     costs = None if server is None else load_costs(server)
@@ -125,8 +124,8 @@ def _check_same(
         (info.mbps, info.dilation, info.seed) == settings
         and info.client == subject.device
         and (server is None or info.server == server.name)
-        and info.graph["stages"] == [stage.name for stage in subject.network.stages]
-        and info.plan["model_bytes"] == sum(stage.weight_bytes for stage in subject.network.stages)
+        and info.graph.get("stages") == [stage.name for stage in subject.network.stages]
+        and info.plan.get("model_bytes") == sum(stage.weight_bytes for stage in subject.network.stages)
     )
     if not same:
         raise InputError(f"{path}: a run with other settings; choose another results folder, or remove it")

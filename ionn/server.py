@@ -26,7 +26,7 @@ from typing import Any
 
 from ionn.buffers import give_back
 from ionn.door import Connection, Door
-from ionn.errors import InputError, ProtocolError
+from ionn.errors import InputError, IonnError, ProtocolError
 from ionn.folder import run_folder
 from ionn.forkserver import ForkServer, News
 from ionn.keys import ServerKeys, is_loopback
@@ -121,7 +121,10 @@ class Server:
         self._loop.close()
 
     def serve(self, ready: Callable[[str], None] = lambda address: None) -> None:
-        """Serve until told to stop; `ready` is called with the address as soon as clients may connect."""
+        """Serve until told to stop; `ready` is called with the address as soon as clients may connect.
+
+        Raises IonnError where sessions cannot be started, because Caffe cannot be loaded.
+        """
         wake = os.eventfd(0, os.EFD_NONBLOCK)
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -135,10 +138,14 @@ class Server:
         self._forks = ForkServer(folder, self._costs, self._limits)
         self._watch_forks()
         self._loop.watch(wake, IN, lambda mask: _drain(wake), lambda: None, outer=False)
-        self._door.open()
-        ready(self.address)
-        log.info("ready", extra={"fields": {"address": self.address}})
         try:
+            while not self._forks.loaded and self._stop_at is None:
+                self._loop.turn(_TICK_S)
+                if not self._forks.alive:
+                    raise IonnError("the process that loads Caffe for all sessions ended; it has said why")
+            self._door.open()
+            ready(self.address)
+            log.info("ready", extra={"fields": {"address": self.address}})
             while not self._stopped():
                 self._loop.turn(_TICK_S)
                 self._tick()

@@ -114,19 +114,12 @@ class SummaryRow:
 def load_results(results: Path) -> list[Trace]:
     """The complete traces of a results folder.
 
-    Raises InputError where none has kept its server to the end, and where one has no queries.
+    Raises InputError where none has kept its server to the end, and where one is no complete trace.
     """
     traces = load_traces(results)
     if all(map(lost_server, traces)):
         what = "every run lost its server" if traces else "no traces here"
         raise InputError(f"{results}: {what}; `ionn run alexnet --testbed virtual --results {results}` makes one")
-    for trace in traces:
-        if not trace.queries:
-            info = trace.info
-            raise InputError(
-                f"{results}: run {info.run} of {info.model}, {info.algorithm}, {info.testbed} has no queries; "
-                "delete its trace and run again"
-            )
     return traces
 
 

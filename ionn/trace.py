@@ -13,26 +13,34 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
 
 from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.files import write_file
-from ionn.strict import parse_json
+from ionn.strict import NATURAL_MAX, TIME_MAX_MS, parse_json
 
 SCHEMA = 1
+# A run that is slowed down a thousand times takes as many half minutes: eight hours.
+DILATION_MAX = 1000.0
+
+# What the fields of a trace may hold; `Trace.load` refuses anything else.
+Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
+Real = Annotated[float, msgspec.Meta(ge=0, le=TIME_MAX_MS)]
 
 
 @dataclass(frozen=True)
 class PartitionRecord:
     """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it."""
 
-    index: int
+    index: Natural
     stages: tuple[str, ...]
-    bytes: int
-    start_s: float
-    end_s: float
-    ready_s: float
+    bytes: Natural
+    start_s: Real
+    end_s: Real
+    ready_s: Real
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,12 @@ class Segment:
     some of its channels at each; `compute_ms` is then that of the side that took longer.
     """
 
-    where: str  # "client", "server" or "both"
-    first: int
-    last: int
-    compute_ms: float
-    total_ms: float
-    stage_ms: tuple[float, ...] = ()
+    where: Annotated[str, msgspec.Meta(pattern="^(client|server|both)$")]
+    first: Natural
+    last: Natural
+    compute_ms: Real
+    total_ms: Real
+    stage_ms: tuple[Real, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,16 +70,16 @@ class QueryRecord:
     add in another order. `fallback`: the server failed meanwhile, and the client completed the query alone.
     """
 
-    index: int
-    raised_s: float
-    start_s: float
-    end_s: float
+    index: Natural
+    raised_s: Real
+    start_s: Real
+    end_s: Real
     segments: tuple[Segment, ...]
-    overruns: int = 0
-    overrun_ms: float = 0.0
+    overruns: Natural = 0
+    overrun_ms: Real = 0.0
     bit_equal: bool | None = None
     fallback: bool = False
-    difference: float = 0.0
+    difference: Real = 0.0
 
     @property
     def latency_ms(self) -> float:
@@ -83,18 +91,31 @@ class RunInfo:
     """The settings of a run. `plan` is `Plan.to_json()`. `graph` are the costs that predict the run, undilated: those
     measured during a live run, those given to a virtual one."""
 
-    testbed: str  # "virtual" or "live"
+    testbed: Annotated[str, msgspec.Meta(pattern="^(virtual|live)$")]
     model: str
     algorithm: str
-    run: int
-    mbps: float
-    seed: int
-    dilation: float
+    run: Natural
+    mbps: Annotated[float, msgspec.Meta(gt=0, le=TIME_MAX_MS)]
+    seed: Natural
+    dilation: Annotated[float, msgspec.Meta(ge=1, le=DILATION_MAX)]
     client: str
     server: str
     plan: dict[str, Any]
     graph: dict[str, Any]
     environment: dict[str, Any] = field(default_factory=dict)
+
+
+class _PlannedPartition(TypedDict):
+    stages: list[str]
+    bytes: Natural
+
+
+class _Plan(TypedDict):
+    """What readers take from `RunInfo.plan`."""
+
+    partitions: list[_PlannedPartition]
+    model_bytes: NotRequired[Natural]
+    planning_ms: NotRequired[Real]
 
 
 @dataclass(frozen=True)
@@ -161,23 +182,18 @@ class Trace:
                         if record.pop("schema") != SCHEMA:
                             raise InputError(f"{path}: written by another version of ionn; delete it and run again")
                         undilated = record.pop("undilated", False) is True
-                        info = RunInfo(**record)
-                        if not (info.dilation >= 1 and info.mbps > 0 and isinstance(info.environment, dict)):
-                            raise ValueError("settings that no run has")
+                        info = msgspec.convert(record, RunInfo)
+                        msgspec.convert(info.plan, _Plan)
                     elif kind == "partition":
-                        partitions.append(PartitionRecord(**{**record, "stages": tuple(record["stages"])}))
+                        partitions.append(msgspec.convert(record, PartitionRecord))
                     elif kind == "query":
-                        segments = tuple(
-                            Segment(**{**segment, "stage_ms": tuple(segment["stage_ms"])})
-                            for segment in record["segments"]
-                        )
-                        queries.append(QueryRecord(**{**record, "segments": segments}))
+                        queries.append(msgspec.convert(record, QueryRecord))
                     complete = kind == "end"
         except OSError as error:
             raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
-        if info is None or not complete:
+        if info is None or not queries or not complete:
             raise InputError(f"{path}: an interrupted run; delete it and run again")
         return cls(info, tuple(partitions), tuple(queries), undilated).undilated()
 

@@ -174,9 +174,9 @@ def test_which_costs_a_server_started_here_sends(testbed: StandIn, subject: live
         harness.run_live_all(subject, ["original"], 2, results=tmp_path)
 
 
-@pytest.mark.parametrize("dilation", [0.99, 0.0, -1.0, math.inf, math.nan])
-def test_dilations_are_from_1_on(dilation: float, subject: live.Subject) -> None:
-    with pytest.raises(InputError, match="give a number from 1 on"):
+@pytest.mark.parametrize("dilation", [0.99, 0.0, -1.0, 1000.1, 1e308, math.inf, math.nan])
+def test_dilations_are_from_1_to_1000(dilation: float, subject: live.Subject) -> None:
+    with pytest.raises(InputError, match="give a number from 1 to 1000"):
         harness.run_live_all(subject, ["original"], 1, dilation=dilation)
 
 

@@ -172,7 +172,7 @@ def test_machines_of_different_kinds(machines: tuple[Machine, Machine], keys: Pa
         (None, None, None, "takes only clients with keys; give --key, --server-key"),
         (None, "stranger.secret", "box.public", "does not allow this client's key; put it on its list"),
         (None, "board.secret", "stranger.public", "the server has another key than the one given; check --server-key"),
-        (NO_SERVER, "board.secret", "box.public", "no server there"),
+        (NO_SERVER, "board.secret", "box.public", "no ionn server there"),
         (NO_HOST, "board.secret", "box.public", "has not answered for 2 s"),
     ],
 )

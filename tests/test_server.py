@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,18 @@ def test_a_killed_session_process_is_reported(process: Serving, blobs: list[np.n
         client.run(1, 1, blobs[1], timeout_s=WAIT_S)
     client.close()
     Client(process.address).close()
+
+
+def test_a_server_that_cannot_load_caffe_gives_no_address(tmp_path: Path) -> None:
+    """The address is printed when sessions can start, not before."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['caffe._caffe'] = None\n")
+    process = subprocess.run(
+        [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=WAIT_S,
+    )  # fmt: skip
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "import of caffe._caffe halted" in process.stderr
+    assert process.stderr.endswith("ionn: the process that loads Caffe for all sessions ended; it has said why\n")
 
 
 def test_nobody_listens() -> None:

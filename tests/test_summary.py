@@ -98,9 +98,3 @@ def test_results_without_a_usable_run_name_the_command(tmp_path: Path):
     make_trace(environment={"fault": "no answer"}).save(trace_path(tmp_path, "live", "alexnet", "original", 1))
     with pytest.raises(InputError, match="every run lost its server"):
         load_results(tmp_path)
-
-
-def test_a_run_without_queries_is_named(tmp_path: Path):
-    make_trace(latencies_ms=()).save(trace_path(tmp_path, "virtual", "alexnet", "original", 1))
-    with pytest.raises(InputError, match="run 1 of alexnet, original, virtual has no queries"):
-        load_results(tmp_path)

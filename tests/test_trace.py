@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import make_trace
 
+from ionn import harness
 from ionn.errors import InputError
-from ionn.trace import PartitionRecord, QueryRecord, Segment, Trace
+from ionn.report import terminal_summary
+from ionn.trace import PartitionRecord, QueryRecord, RunInfo, Segment, Trace, load_traces
 
 PARTITIONS = (PartitionRecord(0, ("fc",), 1000, 0.3, 0.9, 1.7), PartitionRecord(1, ("conv",), 10, 1.1, 2.3, 2.9))
 SEGMENTS = (Segment("client", 0, 1, 0.7, 1.3, (0.3, 0.4)), Segment("both", 2, 2, 2.1, 3.3))
@@ -62,4 +67,55 @@ def test_what_is_not_json_is_not_read(token: str, tmp_path: Path) -> None:
     assert text.count('"end_s": 1.9') == 1
     path.write_text(text.replace('"end_s": 1.9', f'"end_s": {token}'))
     with pytest.raises(InputError, match=r"run\.jsonl: not a trace of ionn"):
+        Trace.load(path)
+
+
+WRONG = ("null", "true", '"x"', "-5", "2.5", "1e300", "9223372036854775807", "[]", "[1]", "{}", '{"x": 1}', "[[]]")
+# Where in a trace's lines a value may stand: the record, and the path to it.
+PLACES = [
+    *(("run", (each.name,)) for each in dataclasses.fields(RunInfo)),
+    *(("run", ("plan", name)) for name in ("partitions", "model_bytes", "planning_ms")),
+    *(("run", ("plan", "partitions", 0, name)) for name in ("stages", "bytes")),
+    *(("partition", (each.name,)) for each in dataclasses.fields(PartitionRecord)),
+    *(("query", (each.name,)) for each in dataclasses.fields(QueryRecord)),
+    *(("query", ("segments", 0, each.name)) for each in dataclasses.fields(Segment)),
+]
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, Any]]:
+    """The lines of a virtual run of AlexNet."""
+    (trace,) = harness.run_virtual_all("alexnet", ["recursive-efficiency"], 1)
+    return json.loads(json.dumps(list(trace._records())))
+
+
+@pytest.mark.parametrize(("kind", "place"), PLACES, ids=str)
+def test_a_trace_whose_fields_are_not_what_they_should_be_is_refused_or_harmless(
+    kind: str, place: tuple[str | int, ...], records: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Whatever is in it: one line that names the file, or all that is made of traces."""
+    path = tmp_path / "traces" / "virtual" / "alexnet" / "recursive-efficiency" / "run-01.jsonl"
+    path.parent.mkdir(parents=True)
+    refused = 0
+    for value in WRONG:
+        changed = copy.deepcopy(records)
+        *way, last = place
+        holder: Any = next(record for record in changed if record["record"] == kind)
+        for step in way:
+            holder = holder[step]
+        holder[last] = json.loads(value)
+        path.write_text("".join(json.dumps(record) + "\n" for record in changed))
+        try:
+            terminal_summary(load_traces(tmp_path))
+        except InputError as error:
+            message = str(error)
+            assert message.startswith(str(path)) or "execution graph" in message
+            refused += 1
+    assert refused >= 5
+
+
+def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in records if each["record"] != "query"))
+    with pytest.raises(InputError, match="an interrupted run"):
         Trace.load(path)

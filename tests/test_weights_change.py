@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,3 +153,48 @@ def test_weights_are_those_of_the_net(tiny: Network, tiny_weights: Weights) -> N
     for name, blobs in tiny_weights.items():
         for blob, wanted in zip(weights[name], blobs, strict=True):
             np.testing.assert_array_equal(blob, wanted)
+
+
+WRITER = """
+import itertools, sys, time
+path, *versions = sys.argv[1:]
+contents = [open(version, "rb").read() for version in versions]
+for turn, content in zip(range(5000), itertools.cycle(contents)):
+    with open(path, "r+b", buffering=0) as file:
+        for at in range(0, len(content), 65536):
+            file.write(content[at : at + 65536])
+    time.sleep(0.003 if turn % 10 else 0.1)
+"""
+
+
+WIDE = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1000 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc"
+        inner_product_param { num_output: 2000 bias_term: false } }
+"""
+
+
+def test_a_file_that_is_read_while_it_is_overwritten_is_never_a_mixture(tmp_path: Path) -> None:
+    """Whole pieces of 64 kB are written, also within one step of the clock that dates them."""
+    network = Network.from_text(WIDE, "wide")
+    path, *versions = (tmp_path / name for name in ("used", "ones", "twos"))
+    for value, version in enumerate(versions, 1):
+        weights = {"fc": (np.full((2000, 1000), value, np.float32),)}
+        version.write_bytes(serialise("wide", network.layers, weights).tobytes())
+    shutil.copyfile(versions[0], path)
+    whole = refused = 0
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, path, *versions])
+    try:
+        while refused < 100:
+            assert writer.poll() is None
+            try:
+                (loaded,) = read_weights(path, network)["fc"]
+            except InputError:
+                refused += 1
+            else:
+                assert loaded.min() == loaded.max()
+                whole += 1
+        assert whole
+    finally:
+        writer.kill()
+        writer.wait()

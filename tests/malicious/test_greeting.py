@@ -38,28 +38,28 @@ def drip(connection: Connection, answer: object) -> bool:
 
 CURVE = GREETING.replace(b"NULL\0", b"CURVE")
 GREETINGS: dict[str, tuple[Script, str]] = {
-    "nothing": (send(), "no server there"),
+    "nothing": (send(), "no ionn server there"),
     "silence": (send(hold=True), "has not answered"),
-    "half a greeting": (send(GREETING[:30]), "no server there"),
+    "half a greeting": (send(GREETING[:30]), "no ionn server there"),
     "half a greeting, and silence": (send(GREETING[:30], hold=True), "has not answered"),
-    "no more than a greeting": (send(GREETING), "no server there"),
+    "no more than a greeting": (send(GREETING), "no ionn server there"),
     "no more than a greeting, and silence": (send(GREETING, hold=True), "has not answered"),
     "keys": (send(CURVE), "takes only clients with keys"),
     "keys, and silence": (send(CURVE, hold=True), "takes only clients with keys"),
-    "HTTP": (send(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "no server there"),
-    "SSH": (send(b"SSH-2.0-OpenSSH_9.2\r\n"), "no server there"),
-    "TLS": (send(b"\x15\x03\x01\x00\x02\x02\x28"), "no server there"),
-    "escapes": (send(b"\x1b[31m\r\n" * 20), "no server there"),
+    "HTTP": (send(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "no ionn server there"),
+    "SSH": (send(b"SSH-2.0-OpenSSH_9.2\r\n"), "no ionn server there"),
+    "TLS": (send(b"\x15\x03\x01\x00\x02\x02\x28"), "no ionn server there"),
+    "escapes": (send(b"\x1b[31m\r\n" * 20), "no ionn server there"),
     "an error": (
         send(GREETING, frame(b"\x05ERROR\x03400", command=True), hold=True),
         "does not allow this client's key",
     ),
-    "a flood": (pour(b"\x7f" * 10**6), "no server there|more than it was asked"),
+    "a flood": (pour(b"\x7f" * 10**6), "no ionn server there|more than it was asked"),
     "a flood after the greeting": (
         pour(GREETING, b"\0" * 10**6),
-        "no server there|not a message|more than it was asked",
+        "no ionn server there|not a message|more than it was asked",
     ),
-    "a flood of commands": (pour(GREETING, READY * 10**4), "no server there|closed|more than it was asked"),
+    "a flood of commands": (pour(GREETING, READY * 10**4), "no ionn server there|closed|more than it was asked"),
     "a byte now and then": (drip, "has not answered"),
 }
 

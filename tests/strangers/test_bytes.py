@@ -134,7 +134,7 @@ def test_the_identity_of_a_client_that_just_dropped(watched: Watched) -> None:
         # Its owner may come back.
         assert isinstance(ask(peer, wire.Hello(PROTOCOL, "control", welcome.session)), wire.Welcome)
         peer.send(message(wire.Bye()))
-        assert peer.closed()
+        assert isinstance(peer.answer(), wire.Error)
     context.term()
     watched.end()
 
@@ -188,7 +188,7 @@ def test_resets_inside_a_session(watched: Watched) -> None:
         assert isinstance(ask(last, wire.Hello(PROTOCOL, "control", welcome.session)), wire.Welcome)
         assert isinstance(ask(last, wire.Ping()), wire.Pong)
         last.send(message(wire.Bye()))
-        last.closed()
+        assert isinstance(last.answer(), wire.Error)
     watched.end()
 
 

@@ -47,7 +47,7 @@ def bye(address: str, token: str) -> None:
     with Stranger(address) as peer:
         welcome(peer, token)
         peer.send(message(wire.Bye()))
-        peer.closed()
+        assert isinstance(peer.answer(), wire.Error)
 
 
 def send_until_cut(peer: Stranger, data: bytes, times: int) -> int:
@@ -153,7 +153,7 @@ def test_what_is_under_way_waits_in_the_client(watched: Watched) -> None:
             assert isinstance(answer, wire.Error)
             assert answer.code == wire.ERROR_DAMAGED
         control.send(message(wire.Bye()))
-        control.closed()
+        assert isinstance(control.answer(), wire.Error)
     watched.end(limits_bytes(1))
 
 
@@ -397,7 +397,7 @@ def test_a_client_that_does_not_read_is_gone_but_its_session_is_not(own: Callabl
             assert welcome(again, token) == token
             assert isinstance(ask(again, wire.Ping()), wire.Pong)
             again.send(message(wire.Bye()))
-            again.closed()
+            assert isinstance(again.answer(), wire.Error)
     watched.end(limits_bytes(1))
 
 
@@ -424,7 +424,7 @@ def test_a_frozen_fork_server_holds_up_nobody(own: Callable[..., Watched]) -> No
             os.kill(forker, signal.SIGCONT)
         assert isinstance(newcomer.answer(), wire.Welcome)
         newcomer.send(message(wire.Bye()))
-        newcomer.closed()
+        assert isinstance(newcomer.answer(), wire.Error)
     watched.end()
 
 
