@@ -8,23 +8,25 @@ their message is one line.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ionn.arguments import count_of, number_of, path_of, shown, text_of
 from ionn.cost_files import load_costs
 from ionn.costs import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
-from ionn.graph import ExecutionGraph
+from ionn.graph import ExecutionGraph, checked_mbps
 from ionn.images import image_input
 from ionn.network import Network
 from ionn.paper import CLIENT, MBPS, RECURSIVE, SERVER
-from ionn.plan import Plan, make_plan
-from ionn.planners import add_planner
+from ionn.plan import Plan, empty_plan, make_plan
+from ionn.planners import add_planner, get_planner
 from ionn.trace import Segment, Trace, load_traces
 
 if TYPE_CHECKING:
@@ -47,13 +49,13 @@ def load_network(model: str | Path) -> Network:
     Its `layers` are those of Caffe, its `stages` what a plan moves. Loads no Caffe. Raises InputError where there is no
     such model, and where it is none that ionn can run.
     """
-    return Network.load(str(model))
+    return Network.load(model)
 
 
 def plan_upload(
     network: Network,
-    client: str | Costs = CLIENT,
-    server: str | Costs = SERVER,
+    client: str | Path | Costs = CLIENT,
+    server: str | Path | Costs = SERVER,
     mbps: float = MBPS,
     algorithm: str = RECURSIVE,
 ) -> Plan:
@@ -62,19 +64,22 @@ def plan_upload(
     `client` and `server` are costs, or what `load_costs` makes costs of: a device, a file. `algorithm` is the name of a
     planner; `add_planner` adds one. Loads no Caffe. Raises InputError.
     """
-    graph = ExecutionGraph.from_network(network, _costs(client), _costs(server), mbps)
+    if not isinstance(network, Network):
+        raise InputError(f"network {shown(network)}: give what load_network returns")
+    mbps = number_of(mbps, "mbps")
+    graph = ExecutionGraph.from_network(network, _costs(client, "client"), _costs(server, "server"), mbps)
     return make_plan(network, graph, algorithm, mbps)
 
 
 def run(
-    model: str,
+    model: str | Path,
     algorithm: str = RECURSIVE,
     *,
     testbed: str = "virtual",
     runs: int = 1,
     mbps: float = MBPS,
-    results: Path | None = None,
-    weights: str | None = None,
+    results: str | Path | None = None,
+    weights: str | Path | None = None,
 ) -> list[Trace]:
     """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
 
@@ -85,7 +90,8 @@ def run(
     """
     from ionn import harness
 
-    results = None if results is None else Path(results)
+    mbps, runs, testbed = number_of(mbps, "mbps"), count_of(runs, "runs"), text_of(testbed, "testbed")
+    results = None if results is None else path_of(results, "results")
     if testbed == "virtual":
         harness.check_weights(model, weights)
         return harness.run_virtual_all(model, [algorithm], runs, mbps=mbps, results=results)
@@ -99,14 +105,15 @@ def run(
     return traces
 
 
-def read_traces(results: Path) -> list[Trace]:
+def read_traces(results: str | Path) -> list[Trace]:
     """The complete traces of a results folder, in the order of their paths; times are undilated.
 
     Raises InputError where there is no such folder, or a file is not a trace.
     """
-    if not Path(results).is_dir():
+    results = path_of(results, "results")
+    if not os.path.isdir(results):
         raise InputError(f"{results}: no such folder")
-    return load_traces(Path(results))
+    return load_traces(results)
 
 
 @dataclass(frozen=True)
@@ -155,19 +162,19 @@ class Session:
     def query(self, data: Floats) -> Answer:
         """Compute the network on `data`, float32 (N, C, H, W) as `network.input_shape`, over both sides.
 
-        Each query takes the fastest path through the stages that have arrived when it starts. Raises InputError for
-        data of another shape.
+        Each query takes the fastest path through the stages that have arrived when it starts. Any number of threads may
+        query one session: each gets the answer to its own data, one after another, and its latency has the waiting in
+        it. Raises InputError for data of another shape, and for what are no real numbers.
         """
-        data = np.asarray(data, np.float32)
-        if data.shape != self.network.input_shape:
-            raise InputError(f"data of shape {data.shape}: {self.network.name} takes {self.network.input_shape}")
-        record = self._live.query(data=data)
-        outputs = {name: output.copy() for name, output in zip(self.network.outputs, self._live.outputs, strict=True)}
-        return Answer(outputs, record.segments, record.latency_ms, record.fallback)
+        outputs, record = self._live.answer(_input_of(self.network, data))
+        named = dict(zip(self.network.outputs, outputs, strict=True))
+        return Answer(named, record.segments, record.latency_ms, record.fallback)
 
     def wait_uploaded(self, timeout_s: float | None = None) -> bool:
-        """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived."""
-        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived.
+
+        Raises InputError for a time that is no number."""
+        end_s = None if timeout_s is None else time.monotonic() + number_of(timeout_s, "timeout_s")
         while not self._live.uploaded() and self.fault is None:
             if end_s is not None and time.monotonic() >= end_s:
                 return False
@@ -177,12 +184,12 @@ class Session:
 
 @contextlib.contextmanager
 def connect(
-    model: str,
+    model: str | Path,
     address: str | None = None,
     *,
-    weights: str | None = None,
-    client: str | Costs | None = None,
-    server: str | Costs | None = None,
+    weights: str | Path | None = None,
+    client: str | Path | Costs | None = None,
+    server: str | Path | Costs | None = None,
     mbps: float = MBPS,
     algorithm: str = RECURSIVE,
     keys: ClientKeys | None = None,
@@ -202,26 +209,55 @@ def connect(
     """
     from ionn import engine, live
     from ionn.caffemodel import read_weights, weights_path
+    from ionn.keys import ClientKeys
+    from ionn.link import parse_address
     from ionn.session import LiveSession
 
+    mbps = number_of(mbps, "mbps")
+    checked_mbps(mbps)
+    get_planner(algorithm)
+    costs = None if client is None else _costs(client, "client")
+    there = None if server is None else _costs(server, "server")
+    if keys is not None and not isinstance(keys, ClientKeys):
+        raise InputError("keys: give ionn.keys.ClientKeys")  # whatever it is may be secret
+    if address is not None:
+        parse_address(address)
     network = Network.load(model)
     net = engine.load_network(network, read_weights(weights_path(model, weights), network))
     sample = live.query_inputs(network, seed=0)[:1]
     if address is None:
-        costs = _costs(CLIENT) if client is None else _costs(client)  # of no effect: nothing is uploaded
+        costs = costs or load_costs(CLIENT)  # of no effect: nothing is uploaded
         graph = ExecutionGraph.from_network(network, costs, costs, mbps)
-        plan = make_plan(network, graph, algorithm, mbps)
+        plan = empty_plan(network, graph, algorithm, mbps)
         session = LiveSession(network, net, graph, None, sample, None, (), ())
         yield Session(network, live.Opened(session, graph, plan, costs, None))
         return
-    here = live.profile_network(network, net, PROFILE_RUNS) if client is None else _costs(client)
+    here = costs or live.profile_network(network, net, PROFILE_RUNS)
     subject = live.Subject(network, net, here, paced=False)
-    there = None if server is None else _costs(server)
     link = live.Link(address, mbps, keys=keys)
     with live.open_session(subject, algorithm, link, there, sample, may_be_lost=True) as opened:
         opened.session.start_upload()
         yield Session(network, opened)
 
 
-def _costs(given: str | Costs) -> Costs:
-    return load_costs(given) if isinstance(given, str) else given
+def _costs(given: str | Path | Costs, what: str) -> Costs:
+    if isinstance(given, Costs) and not isinstance(given, type):
+        return given
+    return load_costs(path_of(given, what))
+
+
+def _input_of(network: Network, data: Any) -> Floats:
+    """The data of a query as the network takes it."""
+    try:
+        given = np.asarray(data)
+    except (TypeError, ValueError):  # lists of different lengths
+        raise InputError(f"data {shown(data)}: give an array of the shape {network.input_shape}") from None
+    if given.shape != network.input_shape:
+        raise InputError(f"data of shape {given.shape}: {network.name} takes {network.input_shape}")
+    if given.dtype.kind not in "biuf":
+        raise InputError(f"data of type {given.dtype}: {network.name} takes float32, or what converts to it")
+    try:
+        with np.errstate(over="raise"):
+            return given.astype(np.float32, copy=False)
+    except FloatingPointError:
+        raise InputError(f"data of type {given.dtype}: some of its numbers are too large for float32") from None

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.network import Layer, Network
 from ionn.proto import caffe_pb2
@@ -190,10 +191,11 @@ def _same_shape(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return stored == wanted or (len(stored) == 4 and (1,) * (4 - len(wanted)) + wanted == stored)
 
 
-def weights_path(model: str, weights: str | None) -> Path:
+def weights_path(model: str | Path, weights: str | Path | None) -> Path:
     """Where a model's caffemodel is: as given, else models/NAME.caffemodel, else beside the .prototxt."""
     if weights is not None:
-        return Path(weights)
+        return path_of(weights, "weights")
+    model = str(model)
     if model.endswith(".prototxt"):
         return Path(model).with_suffix(".caffemodel")
     return _MODELS / f"{model}.caffemodel"

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ionn.arguments import path_of
 from ionn.costs import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.strict import parse_json
@@ -25,12 +26,13 @@ def device_names() -> list[str]:
     return sorted(path.stem for path in _DEVICES.glob("*.json"))
 
 
-def load_costs(spec: str) -> Costs:
+def load_costs(spec: str | Path) -> Costs:
     """The costs that a user asks for: the name of a device; a file that costs were saved in; a text file of lines
     `index name ms`; or `FILE.csv:COLUMN`, a CSV with a `layer` column, that column in ms, and perhaps a `type` column.
 
     Raises InputError, naming the file and the line or layer, for anything else.
     """
+    spec = str(path_of(spec, "costs"))
     known = device_names()
     if spec in known:
         return _from_text(_DEVICES / f"{spec}.json")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +39,7 @@ _DEFAULT_FIXED = ("constant",)
 _SIMILAR = {"Deconvolution": "Convolution"}
 
 
+@runtime_checkable
 class Costs(Protocol):
     """What the layers of a network cost on a device. All methods return float64 (len(network.layers),), in ms."""
 

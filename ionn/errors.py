@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class IonnError(Exception):
-    """Base of all errors that ionn raises on purpose."""
+    """Base of all errors that ionn raises on purpose. What cannot be printed in its one line shows as "?"."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class InputError(IonnError):

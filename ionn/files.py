@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from ionn.arguments import path_of
 from ionn.errors import InputError
 
 
@@ -21,6 +22,7 @@ def check_writable(path: Path) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file, and its folder where there is none. Raises InputError where that is not possible; nothing
     half-written stays behind."""
+    path = path_of(path, "file")
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ionn.arguments import path_of
 from ionn.cost_files import load_costs
 from ionn.costs import Costs
 from ionn.errors import InputError
@@ -33,15 +34,17 @@ SERVER_COSTS = "server.json"
 CALIBRATION = "calibration.txt"
 
 
-def check_weights(model: str, weights: str | None) -> None:
+def check_weights(model: str | Path, weights: str | Path | None) -> None:
     """Raise InputError unless `weights`, where they are given, are the model's: a virtual run needs none."""
     if weights is not None:
         from ionn.caffemodel import read_weights
 
-        read_weights(Path(weights), Network.load(model))
+        read_weights(path_of(weights, "weights"), Network.load(model))
 
 
-def prepare_live(model: str, weights: str | None = None, client: str = CLIENT, paced: bool = True) -> Subject:
+def prepare_live(
+    model: str | Path, weights: str | Path | None = None, client: str = CLIENT, paced: bool = True
+) -> Subject:
     """Load a model and the device that its client is paced to, or is. Raises InputError."""
     from ionn import engine, live
     from ionn.caffemodel import read_weights, weights_path
@@ -163,7 +166,7 @@ def _show(progress: Any, session: LiveSession) -> None:
 
 
 def run_virtual_all(
-    model: str,
+    model: str | Path,
     algorithms: Sequence[str],
     runs: int = 1,
     client: str = CLIENT,

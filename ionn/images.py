@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
+import operator
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ionn.arguments import path_of, shown
 from ionn.errors import InputError, did_you_mean
+from ionn.layers.rule import MAX_COUNT
 
 # The ImageNet mean that Caffe's reference models subtract, in their channel order: blue, green, red.
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -60,7 +65,7 @@ def natural_images(network_input_shape: tuple[int, ...], count: int) -> NDArray[
 
 
 def _planes(photograph: NDArray[np.uint8], network_input_shape: tuple[int, ...], index: int) -> NDArray[np.float64]:
-    if len(network_input_shape) != 4 or min(network_input_shape[1:]) < 1:
+    if len(network_input_shape) != 4 or min(network_input_shape) < 1 or math.prod(network_input_shape) > MAX_COUNT:
         raise InputError(f"input shape {network_input_shape}: not an image; ionn needs an input of N x C x H x W")
     channels, height, width = network_input_shape[1:]
     window = _window(photograph, height / width, index)
@@ -72,19 +77,27 @@ def _planes(photograph: NDArray[np.uint8], network_input_shape: tuple[int, ...],
 def image_input(image: str | Path | NDArray[np.uint8], network_input_shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A photograph as the input of a network: float32 in its input shape (N, C, H, W), all N alike.
 
-    `image` is a file, one of PHOTOGRAPHS by name, or pixels (H, W, 3), RGB. It is cut to the input's aspect ratio
-    around its centre, resized, and converted as `natural_images` are. Raises InputError for a file that is not there or
-    not an image, and if the shape is not that of an image.
+    `image` is a file, one of PHOTOGRAPHS by name, or pixels: uint8 (H, W, 3), RGB, or (H, W), grey, or (H, W, 4), of
+    which the transparency is left out. It is cut to the input's aspect ratio around its centre, resized, and converted
+    as `natural_images` are. Raises InputError for a file that is not there or not an image, and if either shape is not
+    that of an image.
     """
-    if str(image) in PHOTOGRAPHS:
-        image = _photographs()[PHOTOGRAPHS.index(str(image))]
-    photograph = image if isinstance(image, np.ndarray) else _read(Path(image))
-    planes = _planes(photograph, network_input_shape, index=0).astype(np.float32)
-    return np.ascontiguousarray(np.broadcast_to(planes, network_input_shape))
+    try:
+        shape = tuple(map(operator.index, network_input_shape))
+    except TypeError:
+        raise InputError(f"input shape {shown(network_input_shape)}: give a network's input_shape") from None
+    if isinstance(image, np.ndarray):
+        photograph = _colors(image, "image")
+    elif isinstance(image, str) and image in PHOTOGRAPHS:
+        photograph = _photographs()[PHOTOGRAPHS.index(image)]
+    else:
+        photograph = _read(path_of(image, "image"))
+    planes = _planes(photograph, shape, index=0).astype(np.float32)
+    return np.ascontiguousarray(np.broadcast_to(planes, shape))
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         names = ", ".join(PHOTOGRAPHS)
         hint = did_you_mean(str(path), PHOTOGRAPHS)
         raise InputError(f"{path}: no such image; give a file, or one of {names}{hint}")
@@ -94,8 +107,15 @@ def _read(path: Path) -> NDArray[np.uint8]:
         pixels = np.asarray(util.img_as_ubyte(io.imread(path)))  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever its many readers raise
         raise InputError(f"{path}: not an image that can be read; give a PNG or JPEG") from error
+    return _colors(pixels, str(path))
+
+
+def _colors(pixels: NDArray[np.uint8], source: str) -> NDArray[np.uint8]:
+    """Pixels as (H, W, 3). Raises InputError, which names their source, if they are not those of a photograph."""
+    if pixels.dtype != np.uint8:
+        raise InputError(f"{source}: not a photograph: its pixels are {pixels.dtype}, not uint8 from 0 to 255")
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
-    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-        raise InputError(f"{path}: not a photograph: its pixels have shape {pixels.shape}, not height x width x 3")
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or not pixels.size:
+        raise InputError(f"{source}: not a photograph: its pixels have shape {pixels.shape}, not height x width x 3")
     return pixels[..., :3]

@@ -30,10 +30,14 @@ _GREETING_BYTES = 64
 
 @dataclass(frozen=True)
 class ClientKeys:
-    """A client's own secret key and the public key of the server it trusts."""
+    """A client's own secret key and the public key of the server it trusts, as they are in files. Raises InputError."""
 
     secret: str = field(repr=False)
     server_public: str
+
+    def __post_init__(self) -> None:
+        if not all(map(_is_key, (self.secret, self.server_public))):
+            raise InputError("keys of a client: not two keys; 'ionn keygen NAME' makes keys")
 
     def apply(self, socket: zmq.Socket[Any]) -> None:
         """Encrypt a socket's connections; before it connects."""
@@ -54,6 +58,13 @@ class ServerKeys:
         secret = z85.decode(self.secret.encode())
         allowed = frozenset(z85.decode(key.encode()) for key in self.allowed)
         return zmtp.Keys(secret, crypto_scalarmult_base(secret), allowed)
+
+
+def _is_key(key: object) -> bool:
+    try:
+        return isinstance(key, str) and len(key) == 40 and len(z85.decode(key.encode())) == 32
+    except (ValueError, KeyError):
+        return False
 
 
 def printed(key: bytes) -> str:
@@ -108,11 +119,7 @@ def read_keys(path: Path) -> frozenset[str]:
         if not line.strip() or line.startswith("# "):
             continue
         key = line.split()[0]
-        try:
-            valid = len(key) == 40 and len(z85.decode(key.encode())) == 32
-        except (ValueError, KeyError):
-            valid = False
-        if not valid:
+        if not _is_key(key):
             raise InputError(f"{path}:{number}: not a key; 'ionn keygen NAME' makes keys")
         keys.add(key)
     return frozenset(keys)

@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ionn.arguments import text_of
 from ionn.errors import InputError
 from ionn.pacing import SPIN_S, LinkPacer
 
@@ -50,7 +51,7 @@ def parse_address(text: str, listen: bool = False) -> Address:
 
     Port 0, any free port, is an address to `listen` at only. Raises InputError for anything else.
     """
-    match = _ADDRESS.fullmatch(text)
+    match = _ADDRESS.fullmatch(text_of(text, "address"))
     if match is None:
         raise InputError(f"{text!r}: not an address; write HOST:PORT or tcp://HOST:PORT, for example 127.0.0.1:7676")
     port = int(match[3])

@@ -31,7 +31,7 @@ from ionn.images import natural_images
 from ionn.keys import ClientKeys
 from ionn.network import Network
 from ionn.partition import Partition, extract
-from ionn.plan import Plan, make_plan
+from ionn.plan import Plan, empty_plan, make_plan
 from ionn.planners import get_planner
 from ionn.session import LiveSession
 from ionn.shares import SlicedStage, slice_stages
@@ -253,11 +253,13 @@ def open_session(
         except FAULTS as error:
             fault, client = error, None
         later = client is not None and graph is None
+        sliced: dict[int, SlicedStage] = {}
         if client is None or graph is None:
-            # Without a server there is nothing to gain at it, and the plan is empty.
-            server = subject.client
+            server = subject.client  # of no effect: nothing is uploaded
             graph = ExecutionGraph.from_network(network, subject.client, server, link.mbps)
-        graph, plan, sliced = _exact_plan(subject, graph, algorithm, link.mbps, inputs[0])
+            plan = empty_plan(network, graph, algorithm, link.mbps)
+        else:
+            graph, plan, sliced = _exact_plan(subject, graph, algorithm, link.mbps, inputs[0])
 
         def make(costs: dict[str, Any]) -> Sequence[Partition]:
             with session.computing:

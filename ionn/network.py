@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 
+from ionn.arguments import name_of, path_of, text_of
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.layers import Shape, essential, infer, label
 from ionn.proto import caffe_pb2
@@ -104,15 +105,16 @@ class Network:
     param: Any = field(repr=False, compare=False)
 
     @classmethod
-    def load(cls, model: str) -> Network:
+    def load(cls, model: str | Path) -> Network:
         """Read a model by name (prototxt/NAME.prototxt of the checkout) or from a path that ends in .prototxt.
 
         A file's model is named after it, one in a deploy.prototxt after its folder, as Caffe's models are.
 
         Raises InputError if there is no such model or file, or if it is not a network that ionn can run.
         """
+        model = name_of(model, "model")
         if model.endswith(".prototxt"):
-            path = Path(model)
+            path = path_of(model, "model")
         else:
             known = {path.stem: path for path in sorted(_PROTOTXT.glob("*.prototxt"))}
             if model not in known:
@@ -132,7 +134,8 @@ class Network:
     @classmethod
     def from_text(cls, text: str, name: str) -> Network:
         """Read a model from the text of a prototxt. Raises InputError, naming `name`, if ionn cannot run it."""
-        return _build(text, name, name)
+        name = text_of(name, "name")
+        return _build(text_of(text, name), name, name)
 
 
 def _build(text: str, name: str, source: str) -> Network:
@@ -172,7 +175,21 @@ def _test_phase(net: Any) -> list[Any]:
             raise InputError(f"{label(layer)}: it has a loss_weight, which is for training; remove it")
         if layer.blobs:
             raise InputError(f"{label(layer)}: it has weights in the prototxt; move them to the caffemodel")
+    _check_unshared(chosen)
     return [essential(layer) for layer in chosen]
+
+
+def _check_unshared(layers: Iterable[Any]) -> None:
+    """Refuse weights that Caffe would store once for two layers, or twice in one: each layer has its own here."""
+    owners: dict[str, Any] = {}
+    for layer in layers:
+        for name in (param.name for param in layer.param if param.name):
+            if name in owners:
+                raise InputError(
+                    f"layer {owners[name].name!r} and layer {layer.name!r} share the parameter {name!r}, "
+                    "which ionn would compute as two; give each weights of its own"
+                )
+            owners[name] = layer
 
 
 def _legacy_input(net: Any) -> list[Any]:

@@ -83,6 +83,17 @@ class Plan:
         }
 
 
+def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
+    """The plan while no server's costs are known: nothing is uploaded. The client's side of `graph` is read only.
+
+    Raises InputError as `make_plan` does.
+    """
+    checked_mbps(mbps)
+    get_planner(algorithm)
+    model_bytes, local_ms = sum(stage.weight_bytes for stage in network.stages), graph.latency_ms(())
+    return Plan(network.name, algorithm, mbps, model_bytes, local_ms, local_ms, (), 0.0)
+
+
 def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
     """Plan a network whose costs over a link of `mbps` are `graph`, and time the planner (`planning_ms`).
 

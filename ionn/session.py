@@ -124,7 +124,6 @@ class LiveSession:
         self._on_progress = on_progress
         self._dilation = dilation
         self.last_query: QueryRecord | None = None
-        self.outputs: list[Floats] = []
         self._start_s = 0.0
         self._queries = 0
         # What each stage took at each side, for `measured_ms`.
@@ -194,35 +193,45 @@ class LiveSession:
             return True
         return self._client.fault is not None and time.monotonic() - self._client.lost_s > self.give_up_s
 
-    def query(self, raised_s: float | None = None, data: Floats | None = None) -> QueryRecord:
-        """One query, on `data` if given: its output, unlike that of an own input, is not compared. `outputs` are there
-        until the next query."""
-        index, self._queries = self._queries, self._queries + 1
-        which = index % len(self._inputs)
+    def query(self, raised_s: float | None = None) -> QueryRecord:
+        """One query of the experiment, on the next of the session's inputs; its output is compared."""
+        return self._query(None, raised_s)[1]
+
+    def answer(self, data: Floats) -> tuple[list[Floats], QueryRecord]:
+        """The network's outputs for `data`, which nobody else writes to, and how they came about.
+
+        Any number of threads may ask; their queries are computed one after another.
+        """
+        return self._query(data, None)
+
+    def _query(self, data: Floats | None, raised_s: float | None) -> tuple[list[Floats], QueryRecord]:
         start_s = self.now_s()
-        lost = self._client is not None and self._client.fault is not None
-        query = _Progress([self._inputs[which] if data is None else data])
         with self.computing:
+            index, self._queries = self._queries, self._queries + 1
+            which = index % len(self._inputs)
+            lost = self._client is not None and self._client.fault is not None
+            query = _Progress([self._inputs[which] if data is None else data])
             self._execute(query)
+            # They may be the net's own memory, which is another's as soon as the lock is free.
+            outputs = [output.copy() for output in query.outputs]
         end_s = self.now_s()
-        self.outputs = query.outputs
         wanted = self._expected[which]
         equal = (
             None
             if data is not None
             else all(
                 np.array_equal(got.view(np.uint32), want.view(np.uint32))
-                for got, want in zip(query.outputs, wanted, strict=True)
+                for got, want in zip(outputs, wanted, strict=True)
             )
         )
         record = QueryRecord(
             index, start_s if raised_s is None else raised_s, start_s, end_s,
             tuple(query.segments), query.overruns, query.overrun_ms, equal, lost or query.failed,
-            _difference(query.outputs, wanted) if equal is False else 0.0,
+            _difference(outputs, wanted) if equal is False else 0.0,
         )  # fmt: skip
         self.last_query = record
         self._on_progress(self)
-        return record
+        return outputs, record
 
     def _execute(self, query: _Progress) -> None:
         upload = self._upload

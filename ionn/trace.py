@@ -17,6 +17,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 
+from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.files import write_file
 from ionn.strict import NATURAL_MAX, TIME_MAX_MS, parse_json
@@ -167,6 +168,7 @@ class Trace:
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read a trace, with all times divided by its dilation. Raises InputError if it is not a complete trace."""
+        path = path_of(path, "trace")
         info: RunInfo | None = None
         partitions: list[PartitionRecord] = []
         queries: list[QueryRecord] = []

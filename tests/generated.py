@@ -34,13 +34,14 @@ class Proposal(NamedTuple):
 @dataclass
 class Draft:
     """A net so far. `shapes` of its blobs; `made_by` the layer that wrote each; `uses` of a blob's last version;
-    `names` of layers."""
+    `names` of layers, `parameters` that have a name and their shapes."""
 
     text: str = ""
     shapes: dict[str, Shape] = field(default_factory=dict)
     made_by: dict[str, str] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    parameters: list[tuple[str, Shape]] = field(default_factory=list)
     types: list[str] = field(default_factory=list)
     weighted: set[str] = field(default_factory=set)
 
@@ -297,8 +298,8 @@ GENERATORS: dict[str, Generator] = {
     "AbsVal": _plain(),
     "ArgMax": _argmax,
     "BNLL": _plain(),
-    "BatchNorm": _plain("", "batch_norm_param { use_global_stats: false }", "batch_norm_param { eps: 0.01 }"),
-    "BatchNormKyle": _plain("", "batch_norm_param { use_alpha_beta: true }"),
+    "BatchNorm": _plain("", "batch_norm_param { eps: 0.01 }", "batch_norm_param { use_global_stats: false }", ""),
+    "BatchNormKyle": _plain("", "batch_norm_param { use_alpha_beta: true use_global_stats: true }"),
     "Bias": _operand("bias"),
     "Concat": _concat,
     "Convolution": _convolution,
@@ -379,6 +380,15 @@ def _top_name(c: Choices, draft: Draft, number: int, top: int, bottoms: Sequence
     return plain if other in draft.shapes and not chance(c, 4) else other
 
 
+def _name_parameters(c: Choices, draft: Draft, param: Any, shapes: Sequence[Shape]) -> None:
+    """Name some of a layer's weights: mostly by names of their own, else by one that Caffe would share them by."""
+    for shape in shapes[: c.integer(1, 3)]:
+        shared = [name for name, other in draft.parameters if other == shape]
+        name = pick(c, shared) if shared and chance(c, 70) else f"w{len(draft.parameters)}"
+        param.param.add(name=name, lr_mult=0)  # BatchNorm's must not be trained
+        draft.parameters.append((name, shape))
+
+
 def _add(c: Choices, draft: Draft, number: int) -> bool:
     """Add a layer; whether the net can still be valid."""
     kinds = sorted(GENERATORS)
@@ -415,6 +425,8 @@ def _add(c: Choices, draft: Draft, number: int) -> bool:
         param.ClearField("name")
     if chance(c, 4):
         param.loss_weight.extend([0.0] * len(tops))
+    if result is not None and chance(c, 40):
+        _name_parameters(c, draft, param, result.weights)
     draft.text += layer_text(param)
     draft.names.append(name)
     draft.types.append(kind)

@@ -37,6 +37,8 @@ INPUTS = 4
 JUSTIFIED = {
     "it must start with its only Input layer": "a chain begins with one blob, which the query brings",
     "it has no output": "there is nothing to answer",
+    "it keeps state between queries": "an answer would depend on the queries before it, and on where they ran",
+    "share the parameter": "a layer's weights may be at both sides, and are one layer's: its name says whose",
     "another layer has its name": "weights are found by their layer's name, in a caffemodel and in pycaffe",
     "cannot work in place": "it would read what it has overwritten; where Caffe does not check that, it is an accident",
     "does not match its first": "Caffe's check is left out of its sources: it reads outside of the second input",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,6 +205,190 @@ def test_a_sliced_plan_is_made_while_queries_run(
     for answer in answers:
         np.testing.assert_array_equal(answer.outputs["prob"], expected)
     assert any(part.where == "server" for part in answers[-1].segments)
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads are switched as often as possible."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("restless")
+def test_threads_share_a_session(
+    vacant: str, tiny_files: Path, slow_client: str, tiny: Network, tiny_weights: Weights, tmp_path: Path
+) -> None:
+    """Each gets the answer to its own data: alone, while a server is found and planned for, and with it."""
+    path = tmp_path / "fast.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
+    rng = np.random.default_rng(3)
+    inputs = [rng.standard_normal(tiny.input_shape).astype(np.float32) for _ in range(4)]
+    net = engine.load_network(tiny, tiny_weights)
+    expected = [engine.forward(net, data)[0] for data in inputs]
+    answered, wrong, used = Counter[int](), Counter[int](), threading.Event()
+    stop = threading.Event()
+
+    def ask(index: int, session: ionn.Session) -> None:
+        while not stop.is_set():
+            answer = session.query(inputs[index])
+            answered[index] += 1
+            wrong[index] += answer.outputs["prob"].tobytes() != expected[index].tobytes()
+            if any(part.where == "server" for part in answer.segments):
+                used.set()
+
+    with ionn.connect(str(tiny_files), vacant, client=slow_client) as session, ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask, index, session) for index in range(len(inputs))]
+        try:
+            wait_for(lambda: sum(answered.values()) > 1000, "queries")
+            with live.process("serve", "--bind", vacant, "--costs", str(path)):
+                wait_for(used.is_set, "the server to be used")
+                before = sum(answered.values())
+                wait_for(lambda: sum(answered.values()) > before + 100, "queries with it")
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+    assert set(answered) == set(range(len(inputs)))
+    assert not wrong.total()
+
+
+@pytest.mark.parametrize("address", [None, "where nobody listens"])
+def test_there_is_no_plan_without_the_costs_of_a_server(
+    address: str | None, vacant: str, tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "planner.py"
+    path.write_text("def everything(graph):\n    return [[s] for s, on in enumerate(graph.offloadable) if on]\n")
+    algorithm = ionn.add_planner(f"{path}:everything")
+    where = address and vacant
+    with ionn.connect(str(tiny_files), where, client=slow_client, algorithm=algorithm) as session:
+        assert session.plan.partitions == ()
+        assert session.plan.best_ms == session.plan.local_ms > 0
+    with pytest.raises(ionn.InputError, match="unknown algorithm 'everythin'"):
+        ionn.connect(str(tiny_files), where, client=slow_client, algorithm="everythin").__enter__()
+
+
+# --- Mistakes -------------------------------------------------------------------------------------------------------
+
+HUGE = 10**400
+ANYTHING: list[Any] = [
+    None, True, -1, 0, 2, 1.5, -0.0, float("nan"), float("inf"), HUGE, "80", "", "a", "a\0b", "a\nb", "\ud800",
+    "x" * 5000, "a\0b.prototxt", "\ud800.prototxt", "a\0b.csv:x", "a\0b.py:f", ":f", "..:f", b"x",
+    Path("a"), Path("a\0b"), [], [[1], [2, 3]], [1, "a"], {}, (1, 3, -4, 4), (0, 3, 4, 4), (1, 3, 10**9, 10**9),
+    (1, 3.5, 4, 4), object(), int, len,
+    np.zeros((5, 5), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), np.zeros((4, 4, 3)),
+    np.ones((1, 3, 24, 24), complex), np.full((1, 3, 24, 24), 1e300), np.full((1, 3, 24, 24), "1"),
+    np.full((1, 3, 24, 24), None), np.zeros((1, 3, 24, 24), "datetime64[s]"), np.float32(3), np.array(3),
+]  # fmt: skip
+
+
+def connected(*arguments: Any, **named: Any) -> None:
+    with ionn.connect(*arguments, **named):
+        pass
+
+
+def calls(model: Path) -> dict[str, Callable[[Any], object]]:
+    """A call of everything public for each of its arguments, which gets what is given, all others being right."""
+    network = ionn.load_network(model)
+    there = "tcp://127.0.0.1:1"  # nobody is there
+    client = {"client": "odroid-xu4"}
+
+    def ask(data: Any) -> object:
+        with ionn.connect(model) as session:
+            return session.query(data)
+
+    def wait(timeout_s: Any) -> object:
+        with ionn.connect(model, there, server="gtx1080ti", **client) as session:
+            return session.wait_uploaded(timeout_s)
+
+    return {
+        "load_network": ionn.load_network,
+        "Network.load": ionn.Network.load,
+        "Network.from_text": lambda given: ionn.Network.from_text(given, "net"),
+        "Network.from_text name": lambda given: ionn.Network.from_text(model.read_text(), given),
+        "load_costs": ionn.load_costs,
+        "add_planner": ionn.add_planner,
+        "read_traces": ionn.read_traces,
+        "Trace.load": ionn.Trace.load,
+        "image_input": lambda given: image_input(given, (1, 3, 4, 4)),
+        "image_input shape": lambda given: image_input("coffee", given),
+        "plan_upload": ionn.plan_upload,
+        **{
+            f"plan_upload {name}": lambda given, name=name: ionn.plan_upload(network, **{name: given})
+            for name in ("client", "server", "mbps", "algorithm")
+        },
+        "run": ionn.run,
+        **{
+            f"run {name}": lambda given, name=name: ionn.run(model, **{name: given})
+            for name in ("algorithm", "testbed", "runs", "mbps", "results", "weights")
+        },
+        "connect": connected,
+        **{
+            f"connect {name}": lambda given, name=name: connected(model, **{name: given})
+            for name in ("address", "weights", "client", "server", "mbps", "algorithm", "keys")
+        },
+        **{
+            f"connect to nobody, {name}": lambda given, name=name: connected(model, there, **{**client, name: given})
+            for name in ("server", "mbps", "algorithm", "keys")
+        },
+        "query": ask,
+        "wait_uploaded": wait,
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mistake_is_said_in_one_line(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = []
+    for name, call in calls(tiny_files).items():
+        for given in ANYTHING:
+            if name == "run runs" and given is HUGE:  # who asks for that gets it
+                continue
+            try:
+                call(given)
+            except ionn.InputError as error:
+                if not str(error).isprintable():
+                    wrong.append((name, repr(given)[:40], str(error)))
+            except Exception as error:
+                wrong.append((name, repr(given)[:40], repr(error)))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_every_argument_is_mistaken(tiny_files: Path) -> None:
+    tried = " ".join(calls(tiny_files))
+    for name in set(ionn.__all__) - {"Answer", "InputError", "IonnError", "Plan", "Session"}:
+        assert name in tried
+    for function in (ionn.plan_upload, ionn.run, ionn.connect):
+        for parameter in list(inspect.signature(function).parameters)[1:]:
+            assert f"{function.__name__} {parameter}" in tried
+
+
+def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny: Network, tmp_path: Path) -> None:
+    data = np.ones(tiny.input_shape)
+    with ionn.connect(tiny_files, weights=tiny_files.with_suffix(".caffemodel"), mbps=np.float32(80)) as session:
+        expected = session.query(data).outputs["prob"]
+        for same in (data.tolist(), data.astype(int), data.astype(bool), data.astype(np.float16)):
+            np.testing.assert_array_equal(session.query(same).outputs["prob"], expected)
+        for wrong, message in {
+            "abc": r"data of shape \(\): tiny takes \(1, 3, 24, 24\)",
+            ((1,), (2, 3)): r"data \(\(1,\), \(2, 3\)\): give an array of the shape \(1, 3, 24, 24\)",
+        }.items():
+            with pytest.raises(ionn.InputError, match=message):
+                session.query(wrong)
+        with pytest.raises(ionn.InputError, match="data of type complex128: tiny takes float32"):
+            session.query(data * 1j)
+        with pytest.raises(ionn.InputError, match="too large for float32"):
+            session.query(data * 1e300)
+        with pytest.raises(ionn.InputError, match="timeout_s 'soon': give a number"):
+            session.wait_uploaded("soon")
+    with pytest.raises(ionn.InputError, match="mbps '80': give a number"):
+        connected(tiny_files, mbps="80")
+    with pytest.raises(ionn.InputError, match="runs 0: give a whole number from 1 on"):
+        ionn.run(tiny_files, runs=0)
+    with pytest.raises(ionn.InputError, match=r"keys: give ionn\.keys\.ClientKeys"):
+        connected(tiny_files, keys="secret")
+    assert len(ionn.run(tiny_files, results=str(tmp_path), mbps=80)) == len(ionn.read_traces(str(tmp_path))) == 1
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------

@@ -262,6 +262,8 @@ BAD: list[tuple[str, str, tuple[Shape, ...], int, str]] = [
     ("SPP", "", (IMAGE,), 1, "pyramid_height"),
     ("SPP", "spp_param { pyramid_height: 6 }", (IMAGE,), 1, "smaller than its kernel"),
     ("BatchNorm", "", ((4,),), 1, "at least 2 axes"),
+    ("BatchNorm", "batch_norm_param { use_global_stats: false }", (IMAGE,), 1, "between queries; remove use_global"),
+    ("BatchNormKyle", "batch_norm_param { use_global_stats: false }", (IMAGE,), 1, "it keeps state between queries"),
     ("Scale", "scale_param { axis: 4 }", (IMAGE,), 1, "axis 4 is out of range"),
     ("Scale", "scale_param { num_axes: 4 }", (IMAGE,), 1, "exceed an input"),
     ("Scale", "scale_param { num_axes: -2 }", (IMAGE,), 1, "num_axes must be"),
@@ -326,6 +328,14 @@ BAD: list[tuple[str, str, tuple[Shape, ...], int, str]] = [
     ("LSTM", "", (IMAGE,), 1, "keeps state"),
     ("Embed", "embed_param { num_output: 2 input_dim: 2 }", (IMAGE,), 1, "which memory it reads"),
     ("Convolutional", "", (IMAGE,), 1, "no such layer type"),
+]
+
+
+# Whether they are accepted or not.
+STATS: list[tuple[str, str, tuple[Shape, ...], int]] = [
+    (kind, f"batch_norm_param {{ use_global_stats: {value} }}", (IMAGE,), 1)
+    for kind in ("BatchNorm", "BatchNormKyle")
+    for value in ("true", "false")
 ]
 
 
@@ -429,6 +439,36 @@ def test_no_blob_is_read_or_written_where_it_was_before_a_layer_ran(
             # OpenBLAS's sum of absolute values goes in an order that depends on where in memory they lie.
             same = np.allclose(got, want, rtol=1e-5) if kind == "Normalize" else got.tobytes() == want.tobytes()
             assert same, (name, got, want)
+
+
+@pytest.mark.parametrize(("kind", "params", "bottoms", "tops"), [*(case for case in GOOD if case[2]), *STATS])
+def test_layers_keep_nothing_between_queries(
+    kind: str, params: str, bottoms: tuple[Shape, ...], tops: int, tmp_path: Path
+) -> None:
+    """What is accepted writes to no weights, and computes the same again whatever it computed meanwhile."""
+    layer = make_layer(kind, params, len(bottoms), tops)
+    try:
+        infer(layer, bottoms)
+    except InputError:
+        return
+    net = caffe_net(layer, bottoms, tmp_path)
+    rng = np.random.default_rng(5)
+    blobs = [blob for each in net.layers for blob in each.blobs]
+    for blob in blobs:
+        blob.data[...] = rng.random(blob.data.shape) + 0.5
+    before = [blob.data.tobytes() for blob in blobs]
+    inputs = [[rng.standard_normal(shape).astype(np.float32) for shape in bottoms] for _ in range(2)]
+    outputs = []
+    for index in (0, 1, 0, 0):
+        for number, data in enumerate(inputs[index]):
+            net.blobs[f"in{number}"].data[...] = data
+        net.forward()
+        outputs.append([net.blobs[top].data.tobytes() for top in layer.top])
+        assert [blob.data.tobytes() for blob in blobs] == before
+        assert [net.blobs[f"in{number}"].data.tobytes() for number in range(len(bottoms))] == [
+            data.tobytes() for data in inputs[index]
+        ]
+    assert outputs[0] == outputs[2] == outputs[3]
 
 
 def test_strangers_names_stay_on_one_line() -> None:

@@ -111,7 +111,7 @@ TRAINING_FIELDS = (
     DATA
     + conv("a", "data", 4, ONE + ' weight_filler { type: "xavier" }', 'param { name: "w" lr_mult: 0 }')
     + layer("BatchNorm", "bn", "a", "a", "param { lr_mult: 0 } param { lr_mult: 0 } param { lr_mult: 0 }")
-    + conv("b", "a", 4, ONE, 'param { name: "w" lr_mult: 0 } propagate_down: false')
+    + conv("b", "a", 4, ONE, 'param { name: "w2" lr_mult: 0 } param {} propagate_down: false')
 )
 
 EXPLICIT_SPLITS = (
@@ -309,6 +309,14 @@ BAD = [
     (DATA + layer("SoftmaxWithLoss", "loss", "data data"), "for training"),
     (DATA + layer("HDF5Output", "out", "data data", "", 'hdf5_output_param { file_name: "x" }'), "files"),
     (DATA + layer("Silence", "quiet", "data", ""), "it has no output"),
+    (
+        DATA + conv("a", "data", 4, ONE, 'param { name: "w" }') + conv("b", "a", 4, ONE, 'param { name: "w" }'),
+        "layer 'a' and layer 'b' share the parameter 'w'",
+    ),
+    (
+        DATA + layer("BatchNorm", "a", "data", None, 'param { name: "w" } param { name: "w" }'),
+        "layer 'a' and layer 'a' share the parameter 'w'",
+    ),
 ]
 
 

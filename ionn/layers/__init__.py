@@ -5,8 +5,8 @@ shapes of its bottom blobs, exactly as Caffe's LayerSetUp and Reshape do. It ref
 failed CHECK (which aborts the process), a division by zero or a read outside of a blob: a server runs strangers' nets
 only after this table has accepted them.
 
-The table is an allow-list. Its layers compute from their bottoms alone: no files, no code, no randomness, no state, and
-no memory access that depends on the values of a blob.
+The table is an allow-list. Its layers compute from their bottoms and weights alone, and write to neither: no files, no
+code, no randomness, no state, and no memory access that depends on the values of a blob.
 
 Operations count the multiply-adds of Convolution, Deconvolution and InnerProduct. For other layers they count the
 elements read: output elements times window (Pooling, LRN) or times bottoms (Eltwise), input elements of reductions,
@@ -24,7 +24,7 @@ from typing import Any
 
 from ionn.errors import InputError
 from ionn.layers import arithmetic, shaping, windows
-from ionn.layers.rule import Inferred, Refused, Rule, Shape, check_shape, shape_text
+from ionn.layers.rule import STATEFUL, Inferred, Refused, Rule, Shape, check_shape, shape_text
 from ionn.proto import caffe_pb2
 
 __all__ = ["LAYER_TYPES", "REASONS", "Inferred", "Rule", "Shape", "essential", "infer", "label", "shape_text"]
@@ -44,7 +44,7 @@ REASONS = {
             "SigmoidCrossEntropyLoss SmoothL1Loss SoftmaxWithLoss"
         ),
         "it makes its output from nothing; use an Input layer": "DummyData MemoryData Parameter",
-        "it keeps state between queries": "LSTM LSTMUnit RNN",
+        STATEFUL: "LSTM LSTMUnit RNN",
         "the values of its input decide how large its output is or which memory it reads": (
             "BatchReindex Embed Filter MaxUnPool PSROIPooling Proposal"
         ),

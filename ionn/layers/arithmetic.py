@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ionn.layers.rule import Inferred, Rule, Shape, axis_of, check_equal, need, shape_text
+from ionn.layers.rule import STATEFUL, Inferred, Rule, Shape, axis_of, check_equal, need, shape_text
 from ionn.proto import caffe_pb2
 
 
@@ -23,6 +23,11 @@ def _inner_product(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 def _batch_norm(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     shape = bottoms[0]
     need(len(shape) >= 2, f"takes an input of at least 2 axes, not {shape_text(shape)}")
+    # It would add the input's mean and variance to its weights.
+    need(
+        not p.HasField("use_global_stats") or p.use_global_stats,
+        f"{STATEFUL}; remove use_global_stats or set it to true",
+    )
     return Inferred((shape,), ((shape[1],), (shape[1],), (1,)), math.prod(shape))
 
 

@@ -15,6 +15,9 @@ MAX_AXES = 32
 
 ANY = (1, math.inf)  # of bottoms or tops
 
+# Why a layer is refused that computes from more than its bottoms and the weights that were loaded.
+STATEFUL = "it keeps state between queries"
+
 
 @dataclass(frozen=True)
 class Inferred:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 
+from ionn.arguments import name_of, text_of
 from ionn.errors import InputError, did_you_mean
 from ionn.graph import ExecutionGraph
 from ionn.paper import EFFICIENCY, FINE, ORIGINAL, RECURSIVE, SLICED
@@ -48,18 +50,19 @@ _ADDED: dict[str, Planner] = {}
 
 def get_planner(name: str) -> Planner:
     """The planner of that name. Raises InputError, with the known names, if there is none."""
-    if name not in PLANNERS:
+    if text_of(name, "algorithm") not in PLANNERS:
         known = ", ".join(PLANNERS)
         raise InputError(f"unknown algorithm {name!r}: known are {known}{did_you_mean(name, PLANNERS)}")
     return PLANNERS[name]
 
 
-def add_planner(spec: str) -> str:
+def add_planner(spec: str | Path) -> str:
     """Take a planner of the user's own, FILE.py:FUNCTION or MODULE:FUNCTION, into the registry under the function's
     name, which is returned. What it returns is checked whenever it plans.
 
     Raises InputError where there is no such function, or a planner of that name is there already.
     """
+    spec = name_of(spec, "planner")
     name, function = load_function(spec)
     if name in PLANNERS and name not in _ADDED:
         raise InputError(f"{spec}: {name} is one of ionn's own planners; rename the function")

@@ -1,0 +1,66 @@
+"""What users of the library give, checked before it is used: each function returns it, or raises InputError that says
+which argument it is."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+from ionn.errors import InputError
+
+
+def shown(given: object) -> str:
+    """An argument in a message, cut where it is long."""
+    try:
+        text = repr(given)
+    except Exception:  # an object of the user's
+        text = f"a {type(given).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def text_of(given: Any, what: str) -> str:
+    if not isinstance(given, str):
+        raise InputError(f"{what} {shown(given)}: give a text")
+    return given
+
+
+def path_of(given: Any, what: str) -> Path:
+    """A path, which need not exist, from a text or a path."""
+    try:
+        path = Path(given)
+        usable = b"\0" not in os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):  # half a surrogate pair is no character
+        usable = False
+    if not usable:
+        raise InputError(f"{what} {shown(given)}: give a path, as a text without null bytes or a pathlib.Path")
+    return path
+
+
+def name_of(given: Any, what: str) -> str:
+    """The text of what may be a name or a path."""
+    return given if isinstance(given, str) and "\0" not in given else str(path_of(given, what))
+
+
+def number_of(given: Any, what: str) -> float:
+    """A float that is a number; perhaps an infinite one."""
+    try:
+        number = float(given) if isinstance(given, numbers.Real) and not isinstance(given, bool) else None
+    except OverflowError:
+        number = None
+    if number is None or number != number:
+        raise InputError(f"{what} {shown(given)}: give a number")
+    return number
+
+
+def count_of(given: Any, what: str) -> int:
+    """An int from 1 on."""
+    try:
+        count = 0 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise InputError(f"{what} {shown(given)}: give a whole number from 1 on")
+    return count
