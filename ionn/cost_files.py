@@ -140,6 +140,6 @@ def _parse_ms(text: str | None, where: str) -> float:
     try:
         ms = float(text or "")
     except ValueError:
-        raise InputError(f"{where} is {printable(text or 'empty'):.100}; it must be a number of ms") from None
+        raise InputError(f"{where} is {text or 'empty':.100}; it must be a number of ms") from None
     check_number(ms, where)
     return ms

@@ -14,7 +14,7 @@ from ionn.cli.experiments import figures, run
 from ionn.cli.measuring import calibrate, profile
 from ionn.cli.planning import plan
 from ionn.cli.serving import keygen, link, ping, serve
-from ionn.errors import InputError, IonnError, ServerUnreachableError, printable
+from ionn.errors import InputError, IonnError, ServerUnreachableError
 
 
 def main() -> None:
@@ -30,10 +30,10 @@ def main() -> None:
         sys.stderr.write(f"ionn: {error.format_message()}\n")
         sys.exit(2)
     except (InputError, ServerUnreachableError) as error:
-        sys.stderr.write(f"ionn: {printable(str(error))}\n")
+        sys.stderr.write(f"ionn: {error}\n")
         sys.exit(2)
     except IonnError as error:
-        sys.stderr.write(f"ionn: {printable(str(error))}\n")
+        sys.stderr.write(f"ionn: {error}\n")
         sys.exit(1)
     except BrokenPipeError:  # whoever read our output has enough
         sys.stderr.close()
