@@ -28,7 +28,8 @@ DILATION_MAX = 1000.0
 
 # What the fields of a trace may hold; `Trace.load` refuses anything else.
 Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
-Real = Annotated[float, msgspec.Meta(ge=0, le=TIME_MAX_MS)]
+# A sum of times, of which a server may say any up to TIME_MAX_MS.
+Real = Annotated[float, msgspec.Meta(ge=0, le=1e6 * TIME_MAX_MS)]
 
 
 @dataclass(frozen=True)
