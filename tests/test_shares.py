@@ -36,14 +36,15 @@ NETWORK = network_of(
     "Convolution convolution_param { num_output: 200 kernel_size: 3 }",
     "*ReLU",
     "Pooling pooling_param { kernel_size: 2 stride: 2 }",
-    "InnerProduct inner_product_param { num_output: 500 }",
+    "InnerProduct inner_product_param { num_output: 600 }",
     "*ReLU",
     "InnerProduct inner_product_param { num_output: 10 }",
     "Softmax",
     shape="dim: 1 dim: 32 dim: 14 dim: 14",
 )
 CONV, POOL, FC, LAST = 1, 2, 3, 4
-ENDS = (144, 240, 384, 500)
+ENDS = (144, 288, 432, 600)
+# As small as slices are cut: smaller ones are not exact where OpenBLAS has kernels for small products.
 SLICES = [Slice(FC, begin, end) for begin, end in zip((0, *ENDS), ENDS, strict=False)]
 CONV_SLICES = [Slice(CONV, 0, 96), Slice(CONV, 96, 200)]
 
@@ -71,7 +72,7 @@ def graph_of(network: Network, cuts: Sequence[Cut]) -> ExecutionGraph:
     )  # fmt: skip
 
 
-GRAPH = graph_of(NETWORK, (Cut(CONV, 200, 96, 0.0, 0.0, 1.0), Cut(FC, 500, 96, 0.0, 0.0, 1.0)))
+GRAPH = graph_of(NETWORK, (Cut(CONV, 200, 96, 0.0, 0.0, 1.0), Cut(FC, 600, 144, 0.0, 0.0, 1.0)))
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +233,7 @@ def test_the_clients_share_is_paced(steady, net, inputs, sliced):
         wait_for(session.uploaded, "the upload")
         record = session.query()
     (segment,) = (segment for segment in record.segments if segment.where == "both")
-    assert segment.compute_ms >= 80 * (1 - 144 / 500)
+    assert segment.compute_ms >= 80 * (1 - 144 / 600)
     assert record.bit_equal
 
 
@@ -323,7 +324,7 @@ def test_what_cannot_be_run_is_told(raw, blobs):
     assert "not uploaded in slices" in refused(raw, wire.Part(1, FC, 144, False, data)).message
     send(raw, [SLICES[0]], 0)
     send(raw, [SLICES[2]], 1)
-    for channels in (0, 1, 143, 240, 384, 500, 10**9):
+    for channels in (0, 1, 143, 288, 432, 600, 10**9):
         answer = refused(raw, wire.Part(1, FC, channels, False, data))
         assert answer.code == wire.ERROR_QUERY
         assert f"the first {channels} channels of stage 3 are not" in answer.message
@@ -365,10 +366,10 @@ def test_a_complete_stage_still_answers_for_its_part(raw, blobs):
     for index, piece in enumerate(reversed(SLICES)):
         send(raw, [piece], index)
     data = (blobs[FC].tobytes(),)
-    for channels in (96, 144, 384):
+    for channels in (96, 144, 432):
         result = raw.ask(raw.control, wire.Part(1, FC, channels, False, data))
         assert bytes(result.payload[0]) == np.ascontiguousarray(blobs[LAST][:, :channels]).tobytes()
-    assert "the first 500 channels" in refused(raw, wire.Part(1, FC, 500, False, data)).message
+    assert "the first 600 channels" in refused(raw, wire.Part(1, FC, 600, False, data)).message
     assert bytes(raw.ask(raw.control, wire.Query(1, FC, FC, data)).payload[0]) == blobs[LAST].tobytes()
 
 
@@ -378,14 +379,14 @@ def header_of(pieces: Sequence[Piece], index: int) -> wire.PartitionHeader:
 
 def test_a_slice_is_taken_once(raw):
     send(raw, [SLICES[1]], 0)
-    for piece in (SLICES[1], Slice(FC, 0, 192), Slice(FC, 192, 500)):
+    for piece in (SLICES[1], Slice(FC, 0, 192), Slice(FC, 192, 600)):
         answer = refused(raw, header_of([piece], 1))
         assert answer.code == wire.ERROR_DAMAGED
         assert "of stage 3 were uploaded before" in answer.message
     assert "stage 3 was uploaded before" in refused(raw, header_of([FC], 1)).message
     arriving = header_of([SLICES[2]], 1)
     assert raw.ask(raw.control, arriving) == wire.Ack(1, 0)
-    assert "channels 240 to 384" in refused(raw, header_of([SLICES[2]], 2)).message
+    assert "channels 288 to 432" in refused(raw, header_of([SLICES[2]], 2)).message
 
 
 def test_a_slice_must_be_one(raw):
@@ -396,12 +397,12 @@ def test_a_slice_must_be_one(raw):
         return dataclasses.replace(good, nets=(dataclasses.replace(net, **changes),))
 
     for changes, said in (
-        ({"channels": Channels(0, 96, 500)}, "are not what its net makes"),
+        ({"channels": Channels(0, 96, 600)}, "are not what its net makes"),
         ({"channels": Channels(0, 144, 100_000)}, "the server's --weights-mb"),
         ({"channels": Channels(0, 144, 2**31 - 1)}, "larger than Caffe can count"),
         ({"channels": Channels(0, 144, 2**31)}, "is not a slice"),
-        ({"channels": Channels(0, 500, 500)}, "is not a slice"),
-        ({"channels": Channels(9, 9, 500)}, "is not a slice"),
+        ({"channels": Channels(0, 600, 600)}, "is not a slice"),
+        ({"channels": Channels(9, 9, 600)}, "is not a slice"),
         ({"stages": (dataclasses.replace(net.stages[0], outputs=(net.input,)),)}, "are not what its net makes"),
         ({"stages": net.stages * 2}, "not adjacent"),
         ({"prototxt": net.prototxt.replace('"InnerProduct"', '"Pooling"')}, "partition 0"),
@@ -410,7 +411,7 @@ def test_a_slice_must_be_one(raw):
         assert said in refused(raw, with_net(**changes)).message, changes
     assert raw.ask(raw.control, good) == wire.Ack(0, 0)
     other = dataclasses.replace(header_of([SLICES[1]], 1), nets=(
-        dataclasses.replace(net, channels=Channels(144, 288, 501)),
+        dataclasses.replace(net, channels=Channels(144, 288, 601)),
     ), blobs=good.blobs, size=good.size)  # fmt: skip
     assert "a slice of another stage 3" in refused(raw, other).message
 
@@ -495,4 +496,4 @@ def test_slices_are_nets_for_stock_caffe(tmp_path, blobs):
         f"['{NETWORK.stages[FC].outputs[0]}'])"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), blobs[LAST][:, 144:240])
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), blobs[LAST][:, 144:288])
