@@ -96,6 +96,10 @@ class Channel:
             inflow.expected_bytes = bytes_max
 
     def send(self, message: Message) -> None:
+        # ZeroMQ sometimes goes on taking messages for a connection that is closed.
+        self._hear_monitor()
+        if self._broken is not None:
+            raise self._why_broken()
         try:
             self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=False)
         except zmq.Again:
@@ -162,11 +166,16 @@ class Channel:
                     self._broken = self._broken or self._closed()
 
     def _why_broken(self) -> Exception:
-        """Why nothing can be sent any more."""
+        """Why nothing can be sent any more: what the server said last, or else what became of the connection."""
         deadline = time.monotonic() + _REASON_S
         while self._broken is None and (left_s := deadline - time.monotonic()) > 0:
             if self._monitor.poll(math.ceil(left_s * 1e3)):
                 self._hear_monitor()
+        try:
+            while not (self._inflow and self._inflow.flooded) and self._take() is not None:
+                pass
+        except (ServerError, ProtocolError) as error:
+            self._broken = error
         return self._broken or self.unreachable("the connection is closed")
 
     def _closed(self) -> Exception:

@@ -24,7 +24,7 @@ from ionn import wire
 from ionn.channel import Channel
 from ionn.cli import cli
 from ionn.client import Client, Patience
-from ionn.errors import InputError, NotAcceptedError, ServerUnreachableError
+from ionn.errors import InputError, NotAcceptedError, ServerError, ServerUnreachableError
 from ionn.keys import ClientKeys, client_keys, is_loopback, make_keys, read_key, server_keys
 from ionn.limits import Limits, option
 from ionn.server import Server as Listener
@@ -100,12 +100,28 @@ def test_a_closed_connection_says_why(said: str, steady: Server, keys: Path) -> 
     try:
         if said == "a hello":
             channel.send(wire.Hello(wire.PROTOCOL, "control"))
-        # Without a connection, a socket that has one at most can send nothing.
-        wait_for(lambda: not channel._socket.poll(0, zmq.POLLOUT), "the connection to be closed")
+        # What is sent until the connection is closed goes nowhere; the first thing that is sent later is told why.
         with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
-            channel.send(wire.Ping())
+            wait_for(lambda: channel.send(wire.Ping()), "the connection to be closed")
         with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
             channel.receive(WAIT_S)
+    finally:
+        channel.close()
+        context.destroy(linger=0)
+
+
+def test_what_a_server_said_before_it_closed_is_the_reason() -> None:
+    context = zmq.Context()
+    server = context.socket(zmq.ROUTER)
+    channel = Channel(context, f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}")
+    try:
+        channel.send(wire.Ping())
+        peer, *_ = server.recv_multipart()
+        server.send_multipart([peer, *wire.Error(wire.ERROR_SESSION, "enough for today").frames()])
+        server.close(linger=1000)
+        for _ in range(2):  # and goes on to be
+            with pytest.raises(ServerError, match="enough for today"):
+                wait_for(lambda: channel.send(wire.Ping()), "the connection to be closed")
     finally:
         channel.close()
         context.destroy(linger=0)
