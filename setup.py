@@ -41,7 +41,7 @@ setup(
     author="The ionn authors",
     python_requires=">=3.11",
     packages=find_packages(include=["ionn", "ionn.*"]),
-    package_data={"ionn": ["devices/*.json", "py.typed"]},
+    package_data={"ionn": ["costs/devices/*.json", "py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require={"fuzz": FUZZ_DEPENDENCIES, "metrics": METRICS_DEPENDENCIES, "test": TEST_DEPENDENCIES},
     entry_points={"console_scripts": ["ionn = ionn.__main__:main"]},

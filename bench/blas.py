@@ -1,9 +1,9 @@
 """Which OpenBLAS kernels compute the five models fastest on this CPU, and what a second thread gains. About 40 s.
 
-The limit is the fastest of all kernels that this CPU supports, with one thread; ours are what `ionn.engine` chooses.
-Each candidate is a process of its own that holds all five models; they take turns forward by forward, and the fastest
-turn counts: other work on this machine only adds. Results with other kernels or another number of threads differ in the
-last bits (the raw results have digests), which is why both ends of a session must use the same.
+The limit is the fastest of all kernels that this CPU supports, with one thread; ours are what `ionn.model.engine`
+chooses. Each candidate is a process of its own that holds all five models; they take turns forward by forward, and the
+fastest turn counts: other work on this machine only adds. Results with other kernels or another number of threads
+differ in the last bits (the raw results have digests), which is why both ends of a session must use the same.
 
 OPENBLAS_CORETYPE=X and OPENBLAS_NUM_THREADS=N overrule the engine, here and always.
 """
@@ -23,9 +23,10 @@ from typing import Any
 
 import support
 
-from ionn import engine, live, paper
-from ionn.caffemodel import read_weights, weights_path
-from ionn.network import Network
+from ionn import paper
+from ionn.model import engine, inputs
+from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.network import Network
 
 TURNS = 6
 # Within so much of the fastest, a choice is as good: the same kernels differ by this from process to process.
@@ -60,7 +61,7 @@ def worker() -> None:
     for model in paper.MODELS:
         network = Network.load(model)
         net = engine.load_network(network, read_weights(weights_path(model, None), network))
-        nets[model] = net, live.query_inputs(network, seed=0)[0]
+        nets[model] = net, inputs.query_inputs(network, seed=0)[0]
         engine.forward(*nets[model])
     print(json.dumps(engine.blas()), flush=True)
     for line in sys.stdin:

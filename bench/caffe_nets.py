@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ionn import engine, paper
-from ionn.cost_files import load_costs
-from ionn.engine import StageNet
+from ionn import paper
+from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.partition import extract
-from ionn.plan import make_plan
+from ionn.model import engine
+from ionn.model.engine import StageNet
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
 
 HEAD = "| prototxt | layers | stages | MB | partitions | latency, ms | in parts |\n|---|---|---|---|---|---|---|"
 

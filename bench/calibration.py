@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import support
 
 from ionn import paper
-from ionn.calibrate import calibrate
-from ionn.engine import StageNet, load_caffe
-from ionn.network import Network
-from ionn.partition import extract_net
+from ionn.costs.calibration import calibrate
+from ionn.model.engine import StageNet, load_caffe
+from ionn.model.network import Network
+from ionn.model.partial_net import extract_net
 
 CALIBRATION_S = 60.0
 TOTAL_PERCENT = 10.0

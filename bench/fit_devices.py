@@ -3,7 +3,8 @@
     python bench/fit_devices.py [PROFILES] [--dry-run]
 
 PROFILES is a directory of MODEL.csv files with the columns layer, type, odroid_xu4_ms and gtx1080ti_ms. Prints how well
-each model fits, also for each network when the model was fitted to the others only, and writes ionn/devices/*.json.
+each model fits, also for each network when the model was fitted to the others only, and writes
+ionn/costs/devices/*.json.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ionn.cost_files import load_costs
-from ionn.costs import Coefficients, CostModel
-from ionn.fitting import fit, fit_quality
-from ionn.network import Network
+from ionn.costs.fitting import fit, fit_quality
+from ionn.costs.loading import load_costs
+from ionn.costs.models import Coefficients, CostModel
+from ionn.model.network import Network
 from ionn.paper import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +95,7 @@ def main() -> None:
             print(f"{total.network:24}total {total.error:+6.1%}   {heavy.type} {heavy.median_error:.1%}")
         print()
         if not arguments.dry_run:
-            model.save(ROOT / "ionn" / "devices" / f"{name}.json")
+            model.save(ROOT / "ionn" / "costs" / "devices" / f"{name}.json")
 
 
 if __name__ == "__main__":

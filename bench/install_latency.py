@@ -29,13 +29,13 @@ import numpy as np
 import support
 import zmq
 
-from ionn import engine, live, paper
-from ionn.caffemodel import read_weights, weights_path
-from ionn.graph import runs_of
-from ionn.limits import Limits
-from ionn.network import Network
-from ionn.partition import Partition, extract, extract_net
-from ionn.wire import (
+from ionn import paper
+from ionn.model import engine
+from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.network import Network
+from ionn.model.partial_net import Partition, extract, extract_net
+from ionn.model.slices import runs_of
+from ionn.protocol.messages import (
     CHUNK_BYTES,
     PROTOCOL,
     Ack,
@@ -54,7 +54,9 @@ from ionn.wire import (
     decode,
     make_chunk,
 )
-from ionn.worker import SessionState
+from ionn.server.limits import Limits
+from ionn.server.worker import SessionState
+from ionn.testbed import processes
 
 ROUNDS = 3
 QUERIES = 4  # on every new partition
@@ -262,7 +264,7 @@ def rows() -> list[support.Row]:
     result: list[support.Row] = []
     alone = [part for model in paper.MODELS for part in measure(model, Alone)[0]]
     result += install_rows("a session alone", alone)
-    with live.process("serve", "--bind", "tcp://127.0.0.1:0") as server:
+    with processes.process("serve", "--bind", "tcp://127.0.0.1:0") as server:
         served = [(measure(model, lambda: Connected(server)), model) for model in paper.MODELS]
     result += install_rows("at a server", [part for (parts, _), _ in served for part in parts])
     return result + [memory_row(model, sum(part.bytes for part in parts), peak) for (parts, peak), model in served]

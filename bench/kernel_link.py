@@ -20,8 +20,10 @@ from pathlib import Path
 import support
 from namespaces import FRAME_BYTES, PAYLOAD_BYTES, two_machines
 
-from ionn import harness, live, paper
-from ionn.trace import Trace, trace_path
+from ionn import paper
+from ionn.costs import profiling
+from ionn.testbed import processes, runner
+from ionn.testbed.trace import Trace, trace_path
 
 MODEL = "alexnet"
 RUNS = 3  # through each
@@ -35,7 +37,7 @@ Server = tuple[str, tuple[str, ...]]
 @contextlib.contextmanager
 def our_link(costs: Path) -> Iterator[Server]:
     """A server behind our link."""
-    with live.start_testbed(paper.MBPS, costs) as address:
+    with processes.start_testbed(paper.MBPS, costs) as address:
         yield address, ()
 
 
@@ -44,7 +46,7 @@ def tc_tbf(costs: Path, congestion: str) -> Iterator[Server]:
     """A server on another machine."""
     with two_machines(paper.MBPS * FRAME_BYTES / PAYLOAD_BYTES, congestion) as (board, box):
         serve = ("serve", "--bind", f"tcp://{box.host}:0", "--insecure", "--costs", str(costs))
-        with live.process(*serve, within=box.enter) as address:
+        with processes.process(*serve, within=box.enter) as address:
             yield address, board.enter
 
 
@@ -78,8 +80,8 @@ def compare(costs: Path, congestion: str) -> list[support.Row]:
 def rows() -> list[support.Row]:
     with tempfile.TemporaryDirectory() as folder:
         costs = Path(folder) / "server.json"
-        subject = harness.prepare_live(MODEL)
-        live.profile_network(subject.network, subject.net, harness.PROFILE_RUNS).save(costs)
+        subject = runner.prepare_live(MODEL)
+        profiling.profile_network(subject.network, subject.net, runner.PROFILE_RUNS).save(costs)
         return [row for congestion in CONGESTION for row in compare(costs, congestion)]
 
 

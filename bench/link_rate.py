@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ionn.link import Address, serve_link
-from ionn.pacing import LinkPacer
+from ionn.address import Address
+from ionn.testbed.link import serve_link
+from ionn.testbed.link_pacer import LinkPacer
 
 MBPS = 80.0
 FAST_MBPS = 1000.0

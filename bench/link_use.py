@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import support
 
-from ionn import harness, live, paper
-from ionn.client import Client
-from ionn.experiment import run_experiment
-from ionn.live import Subject
-from ionn.partition import extract
-from ionn.session import LiveSession
-from ionn.trace import RunInfo, Trace
+from ionn import paper
+from ionn.client.session import Client
+from ionn.model import inputs
+from ionn.model.partial_net import extract
+from ionn.testbed import processes, runner
+from ionn.testbed.experiment import run_experiment
+from ionn.testbed.live import Subject
+from ionn.testbed.live_session import LiveSession
+from ionn.testbed.trace import RunInfo, Trace
 
 IDLE_SHARE = 0.985
 QUERYING_SHARE = 0.98
@@ -50,10 +52,10 @@ def querying_upload(subject: Subject, address: str) -> Trace:
     network, graph, plan = support.paper_plan(subject.network.name)
     stages = [part.stages for part in plan.partitions]
     parts = [extract(network, indices, subject.weights) for indices in stages]
-    inputs = live.query_inputs(network, seed=0)
+    photographs = inputs.query_inputs(network, seed=0)
     client = Client(address)
     try:
-        session = LiveSession(network, subject.net, graph, None, inputs, client, parts, stages)
+        session = LiveSession(network, subject.net, graph, None, photographs, client, parts, stages)
         info = RunInfo(
             testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=paper.MBPS, seed=0,
             dilation=1.0, client="not paced", server="", plan=plan.to_json(),
@@ -88,9 +90,11 @@ def measure(subject: Subject, querying: bool) -> list[support.Row]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bytes"
         with (
-            live.process("serve", "--bind", "tcp://127.0.0.1:0") as server,
+            processes.process("serve", "--bind", "tcp://127.0.0.1:0") as server,
             support.tap(server, output) as tapped,
-            live.process("link", "--listen", "tcp://127.0.0.1:0", "--to", tapped, "--mbps", str(paper.MBPS)) as link,
+            processes.process(
+                "link", "--listen", "tcp://127.0.0.1:0", "--to", tapped, "--mbps", str(paper.MBPS)
+            ) as link,
         ):
             if querying:
                 trace = querying_upload(subject, link)
@@ -117,8 +121,8 @@ def measure(subject: Subject, querying: bool) -> list[support.Row]:
 
 
 def rows() -> list[support.Row]:
-    idle = measure(harness.prepare_live("resnet"), querying=False)
-    return [*idle, *measure(harness.prepare_live("alexnet"), querying=True)]
+    idle = measure(runner.prepare_live("resnet"), querying=False)
+    return [*idle, *measure(runner.prepare_live("alexnet"), querying=True)]
 
 
 if __name__ == "__main__":

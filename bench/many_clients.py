@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import support
 
-from ionn import engine, live
-from ionn.caffemodel import Floats, read_weights, weights_path
-from ionn.client import Client
-from ionn.network import Network
-from ionn.partition import extract, extract_net
+from ionn.client.session import Client
+from ionn.model import engine, inputs
+from ionn.model.caffemodel import Floats, read_weights, weights_path
+from ionn.model.network import Network
+from ionn.model.partial_net import extract, extract_net
+from ionn.testbed import processes
 
 MODEL = "mobilenet"
 COUNTS = (1, 2, 4, 8)
@@ -38,7 +39,7 @@ def subject(index: int) -> tuple[Network, dict[str, tuple[Floats, ...]], range, 
     stored = read_weights(weights_path(MODEL, None), network)
     weights = {name: tuple(blob * np.float32(1 + index / 100) for blob in blobs) for name, blobs in stored.items()}
     stages = [stage.index for stage in network.stages if not stage.pinned]
-    return network, weights, range(stages[0], stages[-1] + 1), live.query_inputs(network, seed=0)[0]
+    return network, weights, range(stages[0], stages[-1] + 1), inputs.query_inputs(network, seed=0)[0]
 
 
 def turns(channel: Connection, query: Callable[[], Any]) -> None:
@@ -104,7 +105,7 @@ def turn(channels: list[Connection]) -> list[float]:
 
 def rows() -> list[support.Row]:
     rates: dict[tuple[str, int], list[list[float]]] = {}
-    with live.process("serve", "--bind", "tcp://127.0.0.1:0") as address, ExitStack() as stack:
+    with processes.process("serve", "--bind", "tcp://127.0.0.1:0") as address, ExitStack() as stack:
         sides = {"bare": start(bare, address, stack), "served": start(served, address, stack)}
         for count in COUNTS:
             for _ in range(ROUNDS):

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import support
 
 from ionn import paper
-from ionn.cost_files import load_costs
+from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
+from ionn.evaluation.summary import largest_share
+from ionn.model.network import Network
 from ionn.paper import SLICED, model_title
-from ionn.plan import make_plan
-from ionn.planners.optimal import area, least_area, optimal
-from ionn.summary import largest_share
-from ionn.trace import RunInfo, Trace
-from ionn.virtual import run_virtual
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.planning.planners.optimal import area, least_area, optimal
+from ionn.testbed.trace import RunInfo, Trace
+from ionn.testbed.virtual import run_virtual
 
 ALGORITHMS = (*paper.SHOWN, "optimal")
 # Planning is timed over as many repetitions, and the fastest counts.

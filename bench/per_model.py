@@ -6,11 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from ionn import harness, paper
+from ionn import paper
 from ionn.errors import IonnError
-from ionn.figures import draw_figures
-from ionn.report import terminal_summary
-from ionn.trace import Trace
+from ionn.evaluation.figures import draw_figures
+from ionn.evaluation.report import terminal_summary
+from ionn.testbed import runner
+from ionn.testbed.trace import Trace
 
 
 def at_least_1(text: str) -> int:
@@ -22,9 +23,9 @@ def at_least_1(text: str) -> int:
 
 def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
     """`runs` live runs of each of the paper's algorithms and with slices; finished ones in `results` are kept."""
-    harness.calibrate_server(results)
-    subject = harness.prepare_live(model)
-    return harness.run_live_all(subject, paper.SHOWN, runs, dilation=dilation, results=results)
+    runner.calibrate_server(results)
+    subject = runner.prepare_live(model)
+    return runner.run_live_all(subject, paper.SHOWN, runs, dilation=dilation, results=results)
 
 
 def main(model: str) -> None:

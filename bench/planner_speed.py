@@ -20,14 +20,15 @@ import support
 from numpy.typing import NDArray
 from support import Row
 
-from ionn import harness, paper
-from ionn.cost_files import load_costs
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.plan import make_plan
-from ionn.planners import get_planner
-from ionn.trace import RunInfo
-from ionn.virtual import run_virtual
+from ionn import paper
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.planning.planners import get_planner
+from ionn.testbed import runner
+from ionn.testbed.trace import RunInfo
+from ionn.testbed.virtual import run_virtual
 
 Times = NDArray[np.float64]
 
@@ -132,7 +133,7 @@ def timed_row(measure: str, limit_s: float, work: Callable[[], None]) -> Row:
 
 def virtual_set() -> None:
     for model in paper.MODELS:
-        harness.run_virtual_all(model, paper.ALGORITHMS)
+        runner.run_virtual_all(model, paper.ALGORITHMS)
 
 
 def sweep(model: str = "alexnet") -> None:

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ionn import paper
-from ionn.cost_files import load_costs
-from ionn.costs import Costs, Milliseconds
+from ionn.costs.loading import load_costs
+from ionn.costs.models import Costs, Milliseconds
 from ionn.errors import IonnError
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.plan import make_plan
-from ionn.trace import RunInfo
-from ionn.virtual import run_virtual
+from ionn.model.network import Network
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.testbed.trace import RunInfo
+from ionn.testbed.virtual import run_virtual
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ import time
 import numpy as np
 import support
 
-from ionn import engine, live
-from ionn.client import Client
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.partition import extract
-from ionn.session import LiveSession
+from ionn.client.session import Client
+from ionn.model import engine, inputs
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
+from ionn.planning.graph import ExecutionGraph
+from ionn.testbed import processes
+from ionn.testbed.live_session import LiveSession
 
 SERVER_STAGES = 40
 PARTITIONS = (1, 40)
@@ -68,7 +69,7 @@ def session(network: Network, address: str, partitions: int, stack: contextlib.E
     client = Client(address)
     stack.callback(client.close)
     made = LiveSession(
-        network, engine.load_network(network, weights), graph, None, live.query_inputs(network, seed=0), client,
+        network, engine.load_network(network, weights), graph, None, inputs.query_inputs(network, seed=0), client,
         [extract(network, part, weights) for part in stages], stages,
     )  # fmt: skip
     made.start_upload()
@@ -80,10 +81,10 @@ def session(network: Network, address: str, partitions: int, stack: contextlib.E
 def overheads_ms(network: Network, mbps: float | None, pause_s: float, queries: int) -> dict[int, list[float]]:
     """The overhead of every query, by the number of partitions."""
     with contextlib.ExitStack() as stack:
-        address = stack.enter_context(live.process("serve", "--bind", "tcp://127.0.0.1:0"))
+        address = stack.enter_context(processes.process("serve", "--bind", "tcp://127.0.0.1:0"))
         if mbps is not None:
             through = ("--to", address, "--mbps", str(mbps))
-            address = stack.enter_context(live.process("link", "--listen", "tcp://127.0.0.1:0", *through))
+            address = stack.enter_context(processes.process("link", "--listen", "tcp://127.0.0.1:0", *through))
         sessions = {count: session(network, address, count, stack) for count in PARTITIONS}
         up, down = network.stages[1].input_shape, network.stages[SERVER_STAGES + 1].input_shape
         link_ms = 0.0 if mbps is None else 4 * (np.prod(up) + np.prod(down)) * 8 / mbps / 1e3

@@ -13,16 +13,17 @@ from pathlib import Path
 
 from per_model import at_least_1, live
 
-from ionn import harness, paper
-from ionn.cost_files import load_costs
+from ionn import paper
+from ionn.costs.loading import load_costs
 from ionn.errors import IonnError
-from ionn.figures import draw_figures
+from ionn.evaluation.figures import draw_figures
+from ionn.evaluation.report import terminal_summary, write_report
+from ionn.evaluation.summary import load_results
 from ionn.files import write_file
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.plan import make_plan
-from ionn.report import terminal_summary, write_report
-from ionn.summary import load_results
+from ionn.model.network import Network
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.testbed import runner
 
 # Section 4.4 compares these; a plan is timed over as many repetitions, and the fastest counts.
 PLANNERS = (*paper.SHOWN, paper.FINE)
@@ -46,7 +47,7 @@ def reproduce(runs: int, results: Path) -> None:
     started = time.monotonic()
     write_plans(results)
     for model in paper.MODELS:
-        harness.run_virtual_all(model, paper.SHOWN, results=results)
+        runner.run_virtual_all(model, paper.SHOWN, results=results)
     for model in paper.MODELS:
         live(model, runs, 1.0, results)
     figures = draw_figures(results, results / "figures")

@@ -22,7 +22,7 @@ from typing import Any
 
 import support
 
-from ionn import live
+from ionn.model import engine
 
 BENCHES = (
     "startup",
@@ -50,7 +50,7 @@ def measure(name: str) -> tuple[list[support.Row], list[dict[str, Any]]]:
 
 def environment() -> dict[str, Any]:
     """What the numbers depend on. Runs in a process of its own too: it loads Caffe."""
-    return {**live.environment(), "commit": commit(), "load_average": os.getloadavg()[0]}
+    return {**engine.environment(), "commit": commit(), "load_average": os.getloadavg()[0]}
 
 
 def commit() -> str:

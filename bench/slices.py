@@ -12,13 +12,15 @@ import time
 import numpy as np
 import support
 
-from ionn import paper, wire
-from ionn.caffemodel import read_weights, weights_path
-from ionn.limits import Limits
-from ionn.partition import Partition, extract
-from ionn.plan import make_plan
-from ionn.slicing import SLICE_MS, Piece, Slice
-from ionn.worker import SessionState
+from ionn import paper
+from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.partial_net import Partition, extract
+from ionn.model.slices import Piece, Slice
+from ionn.planning.plan import make_plan
+from ionn.planning.slice_costs import SLICE_MS
+from ionn.protocol import messages
+from ionn.server.limits import Limits
+from ionn.server.worker import SessionState
 
 MODEL = "alexnet"
 RUNS = 40
@@ -29,17 +31,17 @@ MOST_RATIO = 1.05
 def upload(session: SessionState, number: int, sent: Partition) -> tuple[float, float]:
     """Have a session take a partition; the time in ms for its header, and for its end."""
     model = sent.caffemodel
-    messages = [
-        wire.PartitionHeader(number, sent.nets, model.blobs, model.size),
-        *(wire.make_chunk(number, offset, parts) for offset, parts in model.chunks(wire.CHUNK_BYTES)),
-        wire.PartitionEnd(number, hashlib.sha256(model.tobytes()).hexdigest()),
+    upload = [
+        messages.PartitionHeader(number, sent.nets, model.blobs, model.size),
+        *(messages.make_chunk(number, offset, parts) for offset, parts in model.chunks(messages.CHUNK_BYTES)),
+        messages.PartitionEnd(number, hashlib.sha256(model.tobytes()).hexdigest()),
     ]
     taken_ms = []
-    for message in messages:
+    for message in upload:
         began = time.perf_counter()
         answer = session.handle(message)
         taken_ms.append((time.perf_counter() - began) * 1e3)
-        assert not isinstance(answer, wire.Error), answer
+        assert not isinstance(answer, messages.Error), answer
         while session.warm_up():
             pass
     return taken_ms[0], taken_ms[-1]
@@ -84,8 +86,8 @@ def rows() -> list[support.Row]:
 
 
 def run(session: SessionState, stage: int, data: bytes) -> float:
-    result = session.handle(wire.Query(1, stage, stage, (data,)))
-    assert isinstance(result, wire.Result), result
+    result = session.handle(messages.Query(1, stage, stage, (data,)))
+    assert isinstance(result, messages.Result), result
     return result.stage_ms[0]
 
 

@@ -37,12 +37,13 @@ import psutil
 import strangers
 import support
 
-from ionn import harness, live
-from ionn.channel import ping
-from ionn.client import FAULTS, Client, Patience
+from ionn.client.connection import ping
+from ionn.client.session import FAULTS, Client, Patience
 from ionn.errors import IonnError
-from ionn.partition import extract
-from ionn.session import LiveSession
+from ionn.model import inputs
+from ionn.model.partial_net import extract
+from ionn.testbed import runner
+from ionn.testbed.live_session import LiveSession
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "soak"
 # The two smallest of the paper's models, for clients in turn: eight clients share two cores with their server.
@@ -87,17 +88,17 @@ def be_client(address: str, model: str, path: str) -> None:
         stopped = True
 
     signal.signal(signal.SIGTERM, stop)
-    subject = harness.prepare_live(model)
+    subject = runner.prepare_live(model)
     network, graph, plan = support.paper_plan(model)
     stages = [partition.stages for partition in plan.partitions]
     partitions = [extract(network, part, subject.weights) for part in stages]
-    inputs = live.query_inputs(network, seed=0)[:INPUTS]
+    photographs = inputs.query_inputs(network, seed=0)[:INPUTS]
     with open(path, "w", buffering=1, encoding="utf-8") as log:
         while not stopped:
             client = None
             with contextlib.suppress(*FAULTS):
                 client = Client(address, patience=PATIENCE)
-            session = LiveSession(network, subject.net, graph, None, inputs, client, partitions, stages)
+            session = LiveSession(network, subject.net, graph, None, photographs, client, partitions, stages)
             session.start_upload()
             # Without a server it tries again soon.
             ends = time.monotonic() + (0.0 if client is None else random.uniform(*SESSION_S))
@@ -543,7 +544,7 @@ def main() -> int:
     duration_s = arguments.minutes * 60
     logs = RESULTS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     logs.mkdir(parents=True)
-    with harness.bar(int(duration_s), "s", "soak") as progress:
+    with runner.bar(int(duration_s), "s", "soak") as progress:
         lines = soak(arguments.clients, duration_s, arguments.seed, logs, progress.update)
     print((logs / "table.md").read_text())
     print(f"written to {logs}")

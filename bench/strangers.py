@@ -23,12 +23,12 @@ import numpy as np
 import support
 import zmq
 
-from ionn import live
-from ionn.channel import ping
-from ionn.link import Address, parse_address
-from ionn.network import Network
-from ionn.partition import extract
-from ionn.wire import PROTOCOL, Bye, Hello, Message, PartitionHeader, Ping, Query, Welcome, decode
+from ionn.address import Address, parse_address
+from ionn.client.connection import ping
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
+from ionn.protocol.messages import PROTOCOL, Bye, Hello, Message, PartitionHeader, Ping, Query, Welcome, decode
+from ionn.testbed import processes
 
 LIMIT_MS = 100.0
 SECONDS = 3.0
@@ -239,7 +239,7 @@ class Pinger:
 
 def rows() -> list[support.Row]:
     result: list[support.Row] = []
-    with live.process("serve", "--bind", "tcp://127.0.0.1:0", "--idle-s", "2") as address:
+    with processes.process("serve", "--bind", "tcp://127.0.0.1:0", "--idle-s", "2") as address:
         pinger = Pinger(address)
         for name in ("", *ATTACKS):
             with contextlib.ExitStack() as stack:

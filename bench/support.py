@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ionn import paper
-from ionn.cost_files import load_costs
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.plan import Plan, make_plan
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import Plan, make_plan
 
 Row = tuple[str, float, float, str]  # measure, limit, ours, unit
 

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TextIO
 
-from ionn.link import parse_address
+from ionn.address import parse_address
 
 READ_BYTES = 64 * 1024
 

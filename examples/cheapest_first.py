@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ionn.graph import ExecutionGraph
+from ionn import ExecutionGraph
 
 
 def cheapest_first(graph: ExecutionGraph) -> list[list[int]]:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ionn.api import (
         Answer,
+        ExecutionGraph,
         InputError,
         IonnError,
         Network,
         Plan,
         Session,
+        Slice,
         Trace,
         add_planner,
         connect,
@@ -27,14 +29,18 @@ if TYPE_CHECKING:
         read_traces,
         run,
     )
+    from ionn.protocol.curve import ClientKeys
 
 __all__ = [
     "Answer",
+    "ClientKeys",
+    "ExecutionGraph",
     "InputError",
     "IonnError",
     "Network",
     "Plan",
     "Session",
+    "Slice",
     "Trace",
     "add_planner",
     "connect",
@@ -46,11 +52,14 @@ __all__ = [
     "run",
 ]
 
+# What needs a library that planning does not need.
+_ELSEWHERE = {"ClientKeys": "ionn.protocol.curve"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ionn' has no attribute {name!r}")
-    return getattr(importlib.import_module("ionn.api"), name)
+    return getattr(importlib.import_module(_ELSEWHERE.get(name, "ionn.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -18,25 +18,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ionn.arguments import count_of, number_of, path_of, shown, text_of
-from ionn.cost_files import load_costs
-from ionn.costs import Costs
+from ionn.costs.loading import load_costs
+from ionn.costs.models import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
-from ionn.graph import ExecutionGraph, checked_mbps
-from ionn.images import image_input
-from ionn.network import Network
+from ionn.model.inputs import image_input
+from ionn.model.network import Network
+from ionn.model.slices import Slice
 from ionn.paper import CLIENT, MBPS, RECURSIVE, SERVER
-from ionn.plan import Plan, empty_plan, make_plan
-from ionn.planners import add_planner, get_planner
-from ionn.trace import Segment, Trace, load_traces
+from ionn.planning.graph import ExecutionGraph, checked_mbps
+from ionn.planning.plan import Plan, empty_plan, make_plan
+from ionn.planning.planners import add_planner, get_planner
+from ionn.records import Segment
+from ionn.testbed.trace import Trace, load_traces
 
 if TYPE_CHECKING:
-    from ionn.caffemodel import Floats
-    from ionn.keys import ClientKeys
-    from ionn.live import Opened
+    from ionn.model.caffemodel import Floats
+    from ionn.protocol.curve import ClientKeys
+    from ionn.testbed.live import Opened
 
 __all__ = [
-    "Answer", "InputError", "IonnError", "Network", "Plan", "Session", "Trace", "add_planner", "connect", "image_input",
-    "load_costs", "load_network", "plan_upload", "read_traces", "run",
+    "Answer", "ExecutionGraph", "InputError", "IonnError", "Network", "Plan", "Session", "Slice", "Trace",
+    "add_planner", "connect", "image_input", "load_costs", "load_network", "plan_upload", "read_traces", "run",
 ]  # fmt: skip
 
 # Forward passes that this machine is timed over before it plans as a client.
@@ -88,17 +90,17 @@ def run(
     kept in that folder, and finished live runs are not run again. Raises InputError, and ServerUnreachableError where
     a live run lost its server.
     """
-    from ionn import harness
+    from ionn.testbed import runner
 
     mbps, runs, testbed = number_of(mbps, "mbps"), count_of(runs, "runs"), text_of(testbed, "testbed")
     results = None if results is None else path_of(results, "results")
     if testbed == "virtual":
-        harness.check_weights(model, weights)
-        return harness.run_virtual_all(model, [algorithm], runs, mbps=mbps, results=results)
+        runner.check_weights(model, weights)
+        return runner.run_virtual_all(model, [algorithm], runs, mbps=mbps, results=results)
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
-    subject = harness.prepare_live(model, weights)
-    traces = harness.run_live_all(subject, [algorithm], runs, mbps, results=results)
+    subject = runner.prepare_live(model, weights)
+    traces = runner.run_live_all(subject, [algorithm], runs, mbps, results=results)
     for trace in traces:
         if "fault" in trace.info.environment:
             raise ServerUnreachableError(trace.info.environment["fault"])
@@ -207,11 +209,13 @@ def connect(
     run here, and it is looked for again, at first after a quarter of a second, then less often, up to every five. When
     it answers, the plan is made, if that needed its costs, and uploaded; where costs are missing, `fault` says so.
     """
-    from ionn import engine, live
-    from ionn.caffemodel import read_weights, weights_path
-    from ionn.keys import ClientKeys
-    from ionn.link import parse_address
-    from ionn.session import LiveSession
+    from ionn.address import parse_address
+    from ionn.costs import profiling
+    from ionn.model import engine, inputs
+    from ionn.model.caffemodel import read_weights, weights_path
+    from ionn.protocol.curve import ClientKeys
+    from ionn.testbed import live
+    from ionn.testbed.live_session import LiveSession
 
     mbps = number_of(mbps, "mbps")
     checked_mbps(mbps)
@@ -219,12 +223,12 @@ def connect(
     costs = None if client is None else _costs(client, "client")
     there = None if server is None else _costs(server, "server")
     if keys is not None and not isinstance(keys, ClientKeys):
-        raise InputError("keys: give ionn.keys.ClientKeys")  # whatever it is may be secret
+        raise InputError("keys: give ionn.ClientKeys")  # whatever it is may be secret
     if address is not None:
         parse_address(address)
     network = Network.load(model)
     net = engine.load_network(network, read_weights(weights_path(model, weights), network))
-    sample = live.query_inputs(network, seed=0)[:1]
+    sample = inputs.query_inputs(network, seed=0)[:1]
     if address is None:
         costs = costs or load_costs(CLIENT)  # of no effect: nothing is uploaded
         graph = ExecutionGraph.from_network(network, costs, costs, mbps)
@@ -232,7 +236,7 @@ def connect(
         session = LiveSession(network, net, graph, None, sample, None, (), ())
         yield Session(network, live.Opened(session, graph, plan, costs, None))
         return
-    here = costs or live.profile_network(network, net, PROFILE_RUNS)
+    here = costs or profiling.profile_network(network, net, PROFILE_RUNS)
     subject = live.Subject(network, net, here, paced=False)
     link = live.Link(address, mbps, keys=keys)
     with live.open_session(subject, algorithm, link, there, sample, may_be_lost=True) as opened:

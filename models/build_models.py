@@ -27,8 +27,8 @@ import caffe
 import numpy as np
 from tqdm import tqdm
 
-from ionn import images
 from ionn.errors import InputError
+from ionn.model import inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = sorted(path.stem for path in (ROOT / "prototxt").glob("*.prototxt"))
@@ -43,7 +43,7 @@ def update(prototxt: Path, weights: Path) -> str:
 
     A file without a record was not built here, and is never touched. Raises InputError if the disk is full.
     """
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in (prototxt, Path(__file__), Path(images.__file__))))
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in (prototxt, Path(__file__), Path(inputs.__file__))))
     record = weights.with_suffix(".json")
     found = _check(weights, record, key.hexdigest())
     if found in (VERIFIED, FOREIGN):
@@ -91,7 +91,7 @@ def build(prototxt: Path, weights: Path) -> None:
     shape = tuple(net.blobs[net.inputs[0]].data.shape)
     net.blobs[net.inputs[0]].reshape(CALIBRATION_IMAGES, *shape[1:])
     net.reshape()
-    net.blobs[net.inputs[0]].data[...] = images.natural_images(shape, CALIBRATION_IMAGES)
+    net.blobs[net.inputs[0]].data[...] = inputs.natural_images(shape, CALIBRATION_IMAGES)
     layers = net.layer_dict
     logits = {net.bottom_names[name][0] for name, layer in layers.items() if layer.type == "Softmax"}
     for index, (name, layer) in enumerate(tqdm(layers.items(), desc=prototxt.stem, unit="layer", disable=None)):

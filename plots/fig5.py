@@ -2,7 +2,7 @@
 
 from script import main
 
-from ionn.figures import fig5
+from ionn.evaluation.figures import fig5
 
 if __name__ == "__main__":
     main(fig5)

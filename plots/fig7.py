@@ -2,7 +2,7 @@
 
 from script import main
 
-from ionn.figures import fig7
+from ionn.evaluation.figures import fig7
 
 if __name__ == "__main__":
     main(fig7)

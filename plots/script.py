@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ionn.errors import InputError
-from ionn.summary import SummaryRow, load_results, summary
+from ionn.evaluation.summary import SummaryRow, load_results, summary
 
 
 def main(draw: Callable[[Sequence[SummaryRow], Path], list[Path]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from ionn.proto import caffe_pb2
+from ionn.model.proto import caffe_pb2
 
 MAX = caffe_pb2.PoolingParameter.MAX
 AVERAGE = caffe_pb2.PoolingParameter.AVE

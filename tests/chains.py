@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
-from ionn.graph import ExecutionGraph, runs_of
-from ionn.slicing import TILE, Piece, Slice
+from ionn.model.slices import TILE, Piece, Slice, runs_of
+from ionn.planning.graph import ExecutionGraph
 
 
 def chain(

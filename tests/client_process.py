@@ -67,12 +67,12 @@ def _answer(program: Program) -> Report:
     from world import WAIT_S, Wire
 
     import ionn
-    from ionn.costs import Profile
-    from ionn.graph import ExecutionGraph
-    from ionn.plan import make_plan
-    from ionn.planners import PLANNERS
-    from ionn.planners.custom import checked
-    from ionn.slicing import Slice, stage_of
+    from ionn.costs.models import Profile
+    from ionn.model.slices import Slice, stage_of
+    from ionn.planning.graph import ExecutionGraph
+    from ionn.planning.plan import make_plan
+    from ionn.planning.planners import PLANNERS
+    from ionn.planning.planners.custom import checked
 
     # As for a user's planner, what it returns is checked.
     PLANNERS["generated"] = checked("generated", lambda graph: program.groups)

@@ -11,8 +11,8 @@ import pytest
 from command import serving
 from hypothesis import HealthCheck, Phase, settings
 
-from ionn import engine
-from ionn.network import Network
+from ionn.model import engine
+from ionn.model.network import Network
 
 # A busy machine is slow at times; that says nothing about the code.
 settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -65,7 +65,7 @@ def tiny_weights(tiny: Network) -> dict[str, tuple[np.ndarray, ...]]:
 @pytest.fixture
 def tiny_files(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], tmp_path: Path) -> Path:
     """tiny.prototxt, with tiny.caffemodel beside it."""
-    from ionn.caffemodel import serialise
+    from ionn.model.caffemodel import serialise
 
     path = tmp_path / "tiny.prototxt"
     path.write_text(TINY)

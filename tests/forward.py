@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ionn import engine
-from ionn.network import Network
+from ionn.model import engine
+from ionn.model.network import Network
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 

@@ -13,9 +13,9 @@ from google.protobuf import text_format
 from nets import layer
 
 from ionn.errors import InputError
-from ionn.layers import LAYER_TYPES, Shape, infer
-from ionn.network import Network
-from ionn.proto import caffe_pb2
+from ionn.model.layers import LAYER_TYPES, Shape, infer
+from ionn.model.network import Network
+from ionn.model.proto import caffe_pb2
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
 

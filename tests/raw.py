@@ -7,9 +7,9 @@ from typing import Any
 
 import zmq
 
-from ionn import wire
-from ionn.partition import Partition
-from ionn.wire import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
+from ionn.model.partial_net import Partition
+from ionn.protocol import messages
+from ionn.protocol.messages import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
 
 WAIT_S = 20.0
 
@@ -23,8 +23,8 @@ class Raw:
 
     def __enter__(self) -> Raw:
         self.control = self.connect()
-        welcome = self.ask(self.control, wire.Hello(PROTOCOL, "control"))
-        assert isinstance(welcome, wire.Welcome), welcome
+        welcome = self.ask(self.control, messages.Hello(PROTOCOL, "control"))
+        assert isinstance(welcome, messages.Welcome), welcome
         self.session = welcome.session
         return self
 
@@ -37,9 +37,9 @@ class Raw:
         socket.connect(self._address)
         return socket
 
-    def ask(self, socket: zmq.Socket[Any], *messages: Message | list[bytes]) -> Message:
-        """Send messages; the next answer, to one message that is the answer to it."""
-        for message in messages:
+    def ask(self, socket: zmq.Socket[Any], *requests: Message | list[bytes]) -> Message:
+        """Send requests; the next answer, to one message that is the answer to it."""
+        for message in requests:
             socket.send_multipart(message.frames() if isinstance(message, Message) else message)
         return self.answer(socket)
 
@@ -48,7 +48,7 @@ class Raw:
         return decode(socket.recv_multipart())
 
 
-def messages(partition: Partition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+def upload_messages(partition: Partition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
     model = partition.caffemodel
     return (
         PartitionHeader(index, partition.nets, model.blobs, model.size),

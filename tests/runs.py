@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ionn.trace import PartitionRecord, QueryRecord, RunInfo, Segment, Trace
+from ionn.records import PartitionRecord, QueryRecord, Segment
+from ionn.testbed.trace import RunInfo, Trace
 
 FIVE_FAST = (100.0,) * 5
 

@@ -12,12 +12,12 @@ from choices import Choices, chance, pick
 from oracle import Question, Tap, Truth
 from session_process import Step
 
-from ionn import wire
-from ionn.graph import runs_of
-from ionn.network import Network
-from ionn.partition import Partition, extract
-from ionn.slicing import Piece, Slice, find_cuts, output_channels, stage_of
-from ionn.wire import Message, PartitionEnd, PartitionHeader, make_chunk
+from ionn.model.network import Network
+from ionn.model.partial_net import Partition, extract
+from ionn.model.slices import Piece, Slice, output_channels, runs_of, stage_of
+from ionn.planning.slice_costs import find_cuts
+from ionn.protocol import messages
+from ionn.protocol.messages import Message, PartitionEnd, PartitionHeader, make_chunk
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 # What another order of summing may change, relative to the largest value.
@@ -80,14 +80,14 @@ class Expected:
     def check(self, frames: list[bytes]) -> None:
         if self.message is None:
             return
-        got = wire.decode(frames)
+        got = messages.decode(frames)
         said = f"session {self.session}, {self.what}: {got!r:.300}"
         if isinstance(self.answer, type):
             assert isinstance(got, self.answer), said
         elif self.answer is not None:
             assert got == self.answer, said
         if self.outputs is not None:
-            assert isinstance(got, wire.Result), said
+            assert isinstance(got, messages.Result), said
             assert got.shapes == tuple(output.shape for output in self.outputs), said
             for frame, want in zip(got.payload, self.outputs, strict=True):
                 values = np.frombuffer(frame, np.float32).reshape(want.shape)
@@ -161,7 +161,7 @@ class Schedule:
         c = self._c
         sessions = [self._session(number) for number in range(pick(c, [1, 1, 2]))]
         for session in sessions:
-            self._send(session, "hello", wire.Hello(wire.PROTOCOL, "control"), wire.Welcome)
+            self._send(session, "hello", messages.Hello(messages.PROTOCOL, "control"), messages.Welcome)
         while waiting := [session for session in sessions if any(not upload.done for upload in session.uploads)]:
             session = pick(c, waiting)
             self._go_on(session)
@@ -231,11 +231,11 @@ class Schedule:
         upload = pick(c, waiting[:3])
         model, number = upload.partition.caffemodel, upload.number
         if upload.received < 0:
-            self._send(session, f"header {upload.pieces}", upload.header(), wire.Ack(number, 0))
+            self._send(session, f"header {upload.pieces}", upload.header(), messages.Ack(number, 0))
             upload.received = 0
             return
         if chance(c, 4):
-            self._send(session, "header again", upload.header(), wire.Error)
+            self._send(session, "header again", upload.header(), messages.Error)
         if upload.received < model.size:
             chunks = list(model.chunks(min(10**6, max(upload.chunk_bytes, model.size // 12))))
             for offset, parts in chunks:
@@ -243,18 +243,20 @@ class Schedule:
                     continue
                 chunk = make_chunk(number, offset, parts)
                 upload.received += sum(map(len, parts))
-                self._send(session, f"chunk at {offset} of {upload.pieces}", chunk, wire.Ack(number, upload.received))
+                self._send(
+                    session, f"chunk at {offset} of {upload.pieces}", chunk, messages.Ack(number, upload.received)
+                )
                 if chance(c, 3):
-                    self._send(session, "the same again", chunk, wire.Error)
+                    self._send(session, "the same again", chunk, messages.Error)
                 if chance(c, 40):
                     return
             return
         if chance(c, 5):
-            self._send(session, f"wrong end {upload.pieces}", PartitionEnd(number, "0" * 64), wire.Error)
+            self._send(session, f"wrong end {upload.pieces}", PartitionEnd(number, "0" * 64), messages.Error)
             upload.received = -1
             return
         digest = hashlib.sha256(model.tobytes()).hexdigest()
-        self._send(session, f"end of {upload.pieces}", PartitionEnd(number, digest), wire.Ready(number))
+        self._send(session, f"end of {upload.pieces}", PartitionEnd(number, digest), messages.Ready(number))
         upload.done = True
         for piece in upload.pieces:
             if isinstance(piece, Slice):
@@ -292,8 +294,8 @@ class Schedule:
             self._send(
                 session,
                 f"stage {stage}, not ready",
-                wire.Query(session.queries, stage, stage, (data.tobytes(),)),
-                wire.Error,
+                messages.Query(session.queries, stage, stage, (data.tobytes(),)),
+                messages.Error,
             )
 
     def _warm_up(self, session: _Session) -> None:
@@ -301,9 +303,11 @@ class Schedule:
 
     def _hello(self, session: _Session) -> None:
         """A connection anew: the session says what it has."""
-        held = [wire.Held(u.number, u.partition.caffemodel.size, True) for u in session.uploads if u.done]
-        arriving = [wire.Held(u.number, u.received, False) for u in session.uploads if not u.done and u.received >= 0]
-        self._send(session, "hello again", wire.Hello(wire.PROTOCOL, "upload", "token"), wire.Welcome)
+        held = [messages.Held(u.number, u.partition.caffemodel.size, True) for u in session.uploads if u.done]
+        arriving = [
+            messages.Held(u.number, u.received, False) for u in session.uploads if not u.done and u.received >= 0
+        ]
+        self._send(session, "hello again", messages.Hello(messages.PROTOCOL, "upload", "token"), messages.Welcome)
         self.steps[-1] = Reconnection(session.number, "hello again", self.steps[-1].message, held=(*held, *arriving))
 
     def _query(self, session: _Session, first: int, last: int) -> None:
@@ -312,8 +316,8 @@ class Schedule:
         data = self._answers.blob(first, index)
         self._send(
             session, f"query {session.queries}: stages {first}..{last} of input {index}",
-            wire.Query(session.queries, first, last, (data.tobytes(),)),
-            wire.Result, self._answers.outputs(last, index), nearly=not self._answers.exact(first, last),
+            messages.Query(session.queries, first, last, (data.tobytes(),)),
+            messages.Result, self._answers.outputs(last, index), nearly=not self._answers.exact(first, last),
         )  # fmt: skip
 
     def _part(self, session: _Session, stage: int) -> None:
@@ -331,30 +335,30 @@ class Schedule:
         number, data, (whole,) = session.queries, self._answers.blob(stage, index), self._answers.outputs(stage, index)
         what = f"query {number}: channels 0..{count} of stage {stage} of input {index}"
         outputs = [] if stay else [np.ascontiguousarray(whole[:, :count])]
-        part = wire.Part(number, stage, count, stay, (data.tobytes(),))
-        self._send(session, what, part, wire.Result, outputs, nearly=not exact)
+        part = messages.Part(number, stage, count, stay, (data.tobytes(),))
+        self._send(session, what, part, messages.Result, outputs, nearly=not exact)
         if stay:
             others = np.ascontiguousarray(whole[:, count:]).tobytes()
             goes_on = stage + 1 in session.ready and chance(c, 60)
-            join = wire.Join(number, goes_on, (others,))
-            self._send(session, f"join, {what}", join, wire.Result, [] if goes_on else [whole], nearly=not exact)
+            join = messages.Join(number, goes_on, (others,))
+            self._send(session, f"join, {what}", join, messages.Result, [] if goes_on else [whole], nearly=not exact)
             if goes_on:
-                following = wire.Query(number, stage + 1, stage + 1)
+                following = messages.Query(number, stage + 1, stage + 1)
                 # After channels that are nearly right, nobody knows how near the next stage's output is.
                 exact_too = exact and self._answers.exact(stage + 1, stage + 1)
                 outputs = self._answers.outputs(stage + 1, index) if exact else None
-                self._send(session, f"from there, {what}", following, wire.Result, outputs, nearly=not exact_too)
+                self._send(session, f"from there, {what}", following, messages.Result, outputs, nearly=not exact_too)
 
 
 @dataclass(frozen=True)
 class Reconnection(Expected):
     """A hello: the answer tells what the session holds, in any order."""
 
-    held: tuple[wire.Held, ...] = ()
+    held: tuple[messages.Held, ...] = ()
 
     def check(self, frames: list[bytes]) -> None:
-        got = wire.decode(frames)
-        assert isinstance(got, wire.Welcome), got
+        got = messages.decode(frames)
+        assert isinstance(got, messages.Welcome), got
         assert sorted(got.held, key=lambda held: held.partition) == sorted(self.held, key=lambda held: held.partition)
 
 

@@ -25,9 +25,9 @@ class Sessions(Remote):
 
 
 def _answer(steps: Sequence[Step]) -> list[list[bytes]]:
-    from ionn.limits import Limits
-    from ionn.wire import decode
-    from ionn.worker import SessionState
+    from ionn.protocol.messages import decode
+    from ionn.server.limits import Limits
+    from ionn.server.worker import SessionState
 
     sessions: dict[int, SessionState] = {}
     answers: list[list[bytes]] = []

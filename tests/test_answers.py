@@ -16,19 +16,19 @@ from choices import Choices, Say, chance, for_each_seed, pick
 from client_process import Act, Clients, Program
 from generated import GENERATORS, Draft, draft_net, some_caffemodel, some_floats, some_weights, wide_net
 from oracle import Oracle, Question
-from raw import messages
+from raw import upload_messages
 from schedules import Answers, Expected, Schedule, Weights, describe, near, run, slices_of
 from session_process import Sessions
 from world import Server
 
-from ionn import wire
-from ionn.caffemodel import serialise
 from ionn.errors import InputError
-from ionn.layers import LAYER_TYPES
-from ionn.network import Network
-from ionn.partition import PartialNet, Partition, StageCut
-from ionn.planners import PLANNERS
-from ionn.slicing import Piece, Slice
+from ionn.model.caffemodel import serialise
+from ionn.model.layers import LAYER_TYPES
+from ionn.model.network import Network
+from ionn.model.partial_net import PartialNet, Partition, StageCut
+from ionn.model.slices import Piece, Slice
+from ionn.planning.planners import PLANNERS
+from ionn.protocol import messages
 
 NETS = int(os.environ.get("IONN_NETS", "200"))
 INPUTS = 4
@@ -143,9 +143,12 @@ def check_stranger(c: Choices, oracle: Oracle, sessions: Sessions, say: Say) -> 
     exact = Answers(network, truth, inputs).exact(0, len(network.stages) - 1)
     model = serialise("stranger", network.layers, weights)
     net = PartialNet(draft.text, network.input, tuple(cuts))
-    header, chunks, end_of_it = messages(Partition((net,), model))
-    steps = [Expected(0, "header", header, wire.Ack), *(Expected(0, "chunk", chunk, wire.Ack) for chunk in chunks)]
-    steps.append(Expected(0, "end", end_of_it, wire.Ready))
+    header, chunks, end_of_it = upload_messages(Partition((net,), model))
+    steps = [
+        Expected(0, "header", header, messages.Ack),
+        *(Expected(0, "chunk", chunk, messages.Ack) for chunk in chunks),
+    ]
+    steps.append(Expected(0, "end", end_of_it, messages.Ready))
     for number in range(c.integer(3, 12)):
         for _ in range(c.integer(0, 2)):
             steps.append(Expected(0, "idle", None))
@@ -155,9 +158,9 @@ def check_stranger(c: Choices, oracle: Oracle, sessions: Sessions, say: Say) -> 
         values = truth.taps[index]
         wanted = tuple(values[at : at + len(cuts[last].outputs)])
         data = inputs[index] if first == 0 else values[sum(len(cut.outputs) for cut in cuts[: first - 1])]
-        query = wire.Query(number, first, last, (data.tobytes(),))
+        query = messages.Query(number, first, last, (data.tobytes(),))
         what = f"query {number}: stages {first}..{last} of input {index}"
-        steps.append(Expected(0, what, query, wire.Result, wanted if first == 0 else None, nearly=not exact))
+        steps.append(Expected(0, what, query, messages.Result, wanted if first == 0 else None, nearly=not exact))
     say("\n".join(describe(steps)))
     run(steps, sessions.answers)
 

@@ -23,10 +23,12 @@ from skimage import data as photographs
 from world import wait_for
 
 import ionn
-from ionn import api, engine, live
-from ionn.caffemodel import serialise
-from ionn.images import PHOTOGRAPHS, image_input, natural_images
-from ionn.network import Network
+from ionn import api
+from ionn.model import engine
+from ionn.model.caffemodel import serialise
+from ionn.model.inputs import PHOTOGRAPHS, image_input, natural_images
+from ionn.model.network import Network
+from ionn.testbed import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +38,7 @@ def fast_server(tiny: Network, tmp_path: Path) -> Iterator[str]:
     """The address of a server that says it takes no time."""
     path = tmp_path / "fast.txt"
     path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
-    with live.process("serve", "--bind", "tcp://127.0.0.1:0", "--costs", str(path)) as address:
+    with processes.process("serve", "--bind", "tcp://127.0.0.1:0", "--costs", str(path)) as address:
         yield address
 
 
@@ -150,7 +152,7 @@ def test_a_server_that_appears_later_is_used(
         assert bool(session.plan.partitions) == (costs == "given")  # else nobody knows what a server is worth
         assert session.uploaded == 0.0
         told = [] if costs == "given" else ["--costs", str(path)]
-        with live.process("serve", "--bind", vacant, *told):
+        with processes.process("serve", "--bind", vacant, *told):
             wait_for(session.wait_uploaded, "the upload")
             after = session.query(data)
             assert session.fault is None
@@ -166,7 +168,7 @@ def test_a_server_that_appears_later_is_used(
 def test_a_server_that_appears_later_without_costs(vacant: str, tiny_files: Path, slow_client: str) -> None:
     with (
         ionn.connect(str(tiny_files), vacant, client=slow_client) as session,
-        live.process("serve", "--bind", vacant),
+        processes.process("serve", "--bind", vacant),
     ):
         wait_for(lambda: "sends no cost model" in str(session.fault), "the fault")
         assert not session.wait_uploaded(timeout_s=30)
@@ -197,7 +199,7 @@ def test_a_sliced_plan_is_made_while_queries_run(
     (expected,) = engine.forward(engine.load_network(network, weights), data)
     answers = []
     with ionn.connect(str(path), vacant, client=slow_client, algorithm="sliced-efficiency") as session:
-        with live.process("serve", "--bind", vacant, "--costs", str(costs)):
+        with processes.process("serve", "--bind", vacant, "--costs", str(costs)):
             wait_for(lambda: answers.append(session.query(data)) or session.plan.partitions, "a plan")
             wait_for(session.wait_uploaded, "the upload")
             answers.append(session.query(data))
@@ -242,7 +244,7 @@ def test_threads_share_a_session(
         asking = [pool.submit(ask, index, session) for index in range(len(inputs))]
         try:
             wait_for(lambda: sum(answered.values()) > 1000, "queries")
-            with live.process("serve", "--bind", vacant, "--costs", str(path)):
+            with processes.process("serve", "--bind", vacant, "--costs", str(path)):
                 wait_for(used.is_set, "the server to be used")
                 before = sum(answered.values())
                 wait_for(lambda: sum(answered.values()) > before + 100, "queries with it")
@@ -386,7 +388,7 @@ def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny
         connected(tiny_files, mbps="80")
     with pytest.raises(ionn.InputError, match="runs 0: give a whole number from 1 on"):
         ionn.run(tiny_files, runs=0)
-    with pytest.raises(ionn.InputError, match=r"keys: give ionn\.keys\.ClientKeys"):
+    with pytest.raises(ionn.InputError, match=r"keys: give ionn\.ClientKeys"):
         connected(tiny_files, keys="secret")
     assert len(ionn.run(tiny_files, results=str(tmp_path), mbps=80)) == len(ionn.read_traces(str(tmp_path))) == 1
 

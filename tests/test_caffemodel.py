@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ionn.caffemodel import read, read_weights, serialise, weights_path
 from ionn.errors import InputError
-from ionn.network import Network
-from ionn.proto import caffe_pb2
+from ionn.model.caffemodel import read, read_weights, serialise, weights_path
+from ionn.model.network import Network
+from ionn.model.proto import caffe_pb2
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 

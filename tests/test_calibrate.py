@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ionn import calibrate, engine
-from ionn.cost_files import load_costs
+from ionn.costs import calibration
+from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.layers import essential
-from ionn.network import Layer, Network
+from ionn.model import engine
+from ionn.model.layers import essential
+from ionn.model.network import Layer, Network
 from ionn.paper import MODELS
 
 DESIGN = "8255b94ad987f9c1885b8fe2d55abe65aba595bb6e1eab2a8b68e5ffb79edb95"
@@ -32,7 +33,7 @@ def layers(networks: list[Network]) -> Iterator[Layer]:
 
 @pytest.fixture(scope="module")
 def design() -> list[Network]:
-    return calibrate.design(calibrate.BLOCKS)
+    return calibration.design(calibration.BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,8 @@ def models() -> list[Network]:
 
 
 @pytest.fixture(scope="module")
-def quick() -> calibrate.Calibration:
-    return calibrate.calibrate((), blocks=20, passes=1)
+def quick() -> calibration.Calibration:
+    return calibration.calibrate((), blocks=20, passes=1)
 
 
 # --- The design -----------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def test_the_design_is_always_the_same(design: list[Network]) -> None:
 def test_every_layer_type_of_the_models_is_timed(design: list[Network], models: list[Network]) -> None:
     wanted = {layer.type for layer in layers(models)}
     assert wanted <= {layer.type for layer in layers(design)}
-    assert wanted <= {layer.type for layer in layers(calibrate.design(20))}
+    assert wanted <= {layer.type for layer in layers(calibration.design(20))}
 
 
 def test_no_layer_of_the_models_is_a_sample(design: list[Network], models: list[Network]) -> None:
@@ -96,7 +97,7 @@ def test_the_design_spans_what_cnns_have(design: list[Network], models: list[Net
 # --- A quick calibration --------------------------------------------------------------------------------------------
 
 
-def test_every_layer_of_the_models_gets_a_time(quick: calibrate.Calibration, models: list[Network]) -> None:
+def test_every_layer_of_the_models_gets_a_time(quick: calibration.Calibration, models: list[Network]) -> None:
     for network in models:
         ms = quick.model.layer_ms(network)
         assert (ms > 0).all()
@@ -112,13 +113,13 @@ def test_every_layer_of_the_models_gets_a_time(quick: calibrate.Calibration, mod
         'type: "InnerProduct" inner_product_param {{ num_output: {} }}',
     ],
 )
-def test_more_operations_take_more_time(quick: calibrate.Calibration, layer: str) -> None:
+def test_more_operations_take_more_time(quick: calibration.Calibration, layer: str) -> None:
     networks = [Network.from_text(ONE_LAYER.format(layer.format(outputs)), "one") for outputs in (64, 256, 1024)]
     times = [quick.model.layer_ms(network)[1] for network in networks]
     assert 0 < times[0] < times[1] < times[2]
 
 
-def test_the_model_describes_the_machine_and_survives_a_file(quick: calibrate.Calibration, tmp_path: Path) -> None:
+def test_the_model_describes_the_machine_and_survives_a_file(quick: calibration.Calibration, tmp_path: Path) -> None:
     assert {"cpu", "caffe", "blas_threads"} <= quick.model.machine.keys()
     quick.model.save(tmp_path / "server.json")
     assert load_costs(str(tmp_path / "server.json")) == quick.model
@@ -126,7 +127,7 @@ def test_the_model_describes_the_machine_and_survives_a_file(quick: calibrate.Ca
 
 def test_a_network_is_measured_beside_and_compared(tiny: Network, tiny_files: Path) -> None:
     calls: list[None] = []
-    result = calibrate.calibrate([str(tiny_files)], lambda: calls.append(None), blocks=3, passes=1)
+    result = calibration.calibrate([str(tiny_files)], lambda: calls.append(None), blocks=3, passes=1)
     (compared,) = result.quality.networks
     assert (compared.network, result.quality.heavy.samples) == ("tiny", 5)
     assert compared.predicted_ms == pytest.approx(result.model.layer_ms(tiny).sum())
@@ -138,14 +139,14 @@ def test_of_several_passes_the_lower_quartile_counts_without_the_first(monkeypat
     passes_ms = iter([900.0, 5.0, 1.0, 4.0, 2.0, 3.0])
     monkeypatch.setattr(engine, "time_pass", lambda net, clock: np.array([next(passes_ms), 7.0]))
     calls: list[None] = []
-    (layer_ms,) = calibrate._time([None], 5, math.inf, lambda: calls.append(None))  # type: ignore[list-item]
+    (layer_ms,) = calibration._time([None], 5, math.inf, lambda: calls.append(None))  # type: ignore[list-item]
     assert layer_ms.tolist() == [2.0, 7.0]
     assert len(calls) == 6
 
 
 def test_activations_with_random_weights_are_of_size_one(design: list[Network]) -> None:
     for network in design[:20]:
-        net = calibrate._load(network, calibrate._random_weights(network), calibrate._noise(network.input_shape))
+        net = calibration._load(network, calibration._random_weights(network), calibration._noise(network.input_shape))
         net.run(net.first, net.last)
         for stage in network.stages[1:]:
             if network.layers[stage.first_layer].type in ("Convolution", "InnerProduct"):
@@ -159,24 +160,24 @@ def test_every_layer_of_the_design_but_those_that_warm_is_a_sample(monkeypatch: 
         taken.extend(samples)
         return real_fit(samples, *arguments, **options)
 
-    real_fit = calibrate.fit
-    monkeypatch.setattr(calibrate, "fit", fit)
-    calibrate.calibrate((), blocks=3, passes=1)
-    wanted = [layer for network in calibrate.design(3) for layer in network.layers if layer.name != "ReLU data"]
+    real_fit = calibration.fit
+    monkeypatch.setattr(calibration, "fit", fit)
+    calibration.calibrate((), blocks=3, passes=1)
+    wanted = [layer for network in calibration.design(3) for layer in network.layers if layer.name != "ReLU data"]
     assert [layer.name for layer, _ in taken] == [layer.name for layer in wanted]
     assert all(ms >= 0 for _, ms in taken)
 
 
 def test_a_slow_machine_makes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_BUDGET_S", 0.0)
+    monkeypatch.setattr(calibration, "_BUDGET_S", 0.0)
     calls: list[None] = []
-    calibrate.calibrate((), lambda: calls.append(None), blocks=3, passes=50)
+    calibration.calibrate((), lambda: calls.append(None), blocks=3, passes=50)
     assert len(calls) == 4
 
 
 def test_an_unknown_model_is_refused_before_anything_is_timed() -> None:
     with pytest.raises(InputError, match="unknown model 'alexnett'"):
-        calibrate.calibrate(["alexnett"], lambda: pytest.fail("a pass was made"))
+        calibration.calibrate(["alexnett"], lambda: pytest.fail("a pass was made"))
 
 
 def test_a_pass_times_every_layer_by_the_clock_it_is_given(

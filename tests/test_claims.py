@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from runs import make_trace
 
-from ionn.claims import CLAIMS, Claim, Evidence, MissingRuns, interval_of_largest_difference, judge
+from ionn.evaluation.claims import CLAIMS, Claim, Evidence, MissingRuns, interval_of_largest_difference, judge
+from ionn.evaluation.slice_claims import SLICE_CLAIMS
+from ionn.evaluation.summary import Conditions, Stat, SummaryRow, summary
 from ionn.paper import ALGORITHMS, MODELS, SLICED
-from ionn.slice_claims import SLICE_CLAIMS
-from ionn.summary import Conditions, Stat, SummaryRow, summary
 
 VIRTUAL = Conditions("virtual", 80.0, 1.0)
 LIVE = Conditions("live", 80.0, 1.0)

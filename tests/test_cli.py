@@ -266,7 +266,9 @@ runpy.run_module("ionn", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["click", "ionn.cli.options", "ionn.experiment", "numpy", "google.protobuf", "zmq"])
+@pytest.mark.parametrize(
+    "module", ["click", "ionn.cli.options", "ionn.testbed.experiment", "numpy", "google.protobuf", "zmq"]
+)
 def test_ctrl_c_while_it_starts(module: str) -> None:
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run", "alexnet", "--testbed", "virtual"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

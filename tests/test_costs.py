@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ionn.cost_files import costs_from_json, device_names, load_costs
-from ionn.costs import CostModel, LayerTime, Profile
+from ionn.costs.features import features
+from ionn.costs.loading import costs_from_json, device_names, load_costs
+from ionn.costs.models import CostModel, LayerTime, Profile
 from ionn.errors import InputError
-from ionn.features import features
-from ionn.network import Network
+from ionn.model.network import Network
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "reference" / "profiles"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published profiles are not on this machine")

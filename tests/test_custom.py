@@ -12,9 +12,9 @@ import pytest
 from chains import chain, cut
 
 from ionn.errors import InputError, ProtocolError
-from ionn.planners import PLANNERS, add_planner, get_planner
-from ionn.planners.custom import checked, load_function
-from ionn.slicing import TILE, Slice
+from ionn.model.slices import TILE, Slice
+from ionn.planning.planners import PLANNERS, add_planner, get_planner
+from ionn.planning.planners.custom import checked, load_function
 
 GRAPH = chain([9, 9, 9, 9], [1, 1, 1, 1], [5, 5, 5, 5], [1] * 5, pinned=[3], cuts=[cut(1, tiles=10, least=2)])
 LAST = 10 * TILE
@@ -138,8 +138,8 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_planner_is_added_and_replaced_but_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ionn.planners.PLANNERS", dict(PLANNERS))
-    monkeypatch.setattr("ionn.planners._ADDED", {})
+    monkeypatch.setattr("ionn.planning.planners.PLANNERS", dict(PLANNERS))
+    monkeypatch.setattr("ionn.planning.planners._ADDED", {})
     path = tmp_path / "mine.py"
     for stage in (0, 2):  # the second time it is another one
         path.write_text(f"def alone(graph): return [[{stage}]]\ndef optimal(graph): return []")

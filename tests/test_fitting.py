@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ionn.cost_files import load_costs
-from ionn.costs import CostModel, Profile
+from ionn.costs.fitting import TypeQuality, fit, fit_quality
+from ionn.costs.loading import load_costs
+from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError
-from ionn.fitting import TypeQuality, fit, fit_quality
-from ionn.network import Layer, Network
+from ionn.model.network import Layer, Network
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "bench"))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph, Leg, runs_of
-from ionn.slicing import TILE, Slice, stage_of
+from ionn.model.slices import TILE, Slice, runs_of, stage_of
+from ionn.planning.graph import ExecutionGraph, Leg
 
 
 def subsets(stages):
@@ -25,7 +25,7 @@ def subsets(stages):
 def fig1_distance(graph: ExecutionGraph, uploaded: set[int], slices: list[Slice] = ()) -> float:
     """Fastest path over the nodes and edges of the paper's Fig. 1, relaxed in topological order.
 
-    A stage uploaded in part has the edges of `ionn.slicing` as well.
+    A stage uploaded in part has the edges of `ionn.planning.slice_costs` as well.
     """
     n = len(graph.stages)
     edges = []

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from ionn import calibrate, harness, live
-from ionn.cost_files import load_costs
+from ionn.costs import calibration
+from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph
-from ionn.plan import make_plan
-from ionn.trace import RunInfo, Trace, load_traces, trace_path
-from ionn.virtual import run_virtual
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.testbed import live, runner
+from ionn.testbed.trace import RunInfo, Trace, load_traces, trace_path
+from ionn.testbed.virtual import run_virtual
 
 ALGORITHMS = ("original", "efficiency")
 
@@ -27,7 +28,7 @@ ALGORITHMS = ("original", "efficiency")
 
 
 def test_virtual_runs_have_their_settings_and_are_saved(tiny_files: Path, tmp_path: Path) -> None:
-    traces = harness.run_virtual_all(
+    traces = runner.run_virtual_all(
         str(tiny_files), ALGORITHMS, 2, "gtx1080ti", "odroid-xu4", 40.0, 0.5, seed=3, results=tmp_path
     )
     assert [(trace.info.algorithm, trace.info.run) for trace in traces] == [
@@ -40,7 +41,7 @@ def test_virtual_runs_have_their_settings_and_are_saved(tiny_files: Path, tmp_pa
         assert Trace.load(trace_path(tmp_path, "virtual", "tiny", info.algorithm, info.run)) == trace
     assert len(load_traces(tmp_path)) == 4
     assert len({trace.queries[-1].latency_ms for trace in traces}) > 1
-    once = harness.run_virtual_all(str(tiny_files), ["original"], results=tmp_path)
+    once = runner.run_virtual_all(str(tiny_files), ["original"], results=tmp_path)
     # The second run was of other settings.
     assert [trace for trace in load_traces(tmp_path) if trace.info.algorithm == "original"] == once
     assert len(load_traces(tmp_path)) == 3
@@ -49,7 +50,7 @@ def test_virtual_runs_have_their_settings_and_are_saved(tiny_files: Path, tmp_pa
 def test_nothing_is_saved_without_a_folder(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    (trace,) = harness.run_virtual_all(str(tiny_files), ["original"])
+    (trace,) = runner.run_virtual_all(str(tiny_files), ["original"])
     assert trace.info.environment == {"noise": 0.0}
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -57,16 +58,16 @@ def test_nothing_is_saved_without_a_folder(tiny_files: Path, tmp_path: Path, mon
 @pytest.mark.parametrize("noise", [-0.001, 1.001, math.nan, math.inf])
 def test_noise_is_from_0_to_1(noise: float, tiny_files: Path) -> None:
     with pytest.raises(InputError, match=r"give a number from 0 to 1$"):
-        harness.run_virtual_all(str(tiny_files), ["original"], noise=noise)
-    assert harness.run_virtual_all(str(tiny_files), ["original"], noise=1.0)
+        runner.run_virtual_all(str(tiny_files), ["original"], noise=noise)
+    assert runner.run_virtual_all(str(tiny_files), ["original"], noise=1.0)
 
 
 def test_weights_are_checked_where_they_are_given(tiny_files: Path, tmp_path: Path) -> None:
-    harness.check_weights(str(tiny_files), None)
-    harness.check_weights(str(tiny_files), str(tiny_files.with_suffix(".caffemodel")))
+    runner.check_weights(str(tiny_files), None)
+    runner.check_weights(str(tiny_files), str(tiny_files.with_suffix(".caffemodel")))
     (tmp_path / "other.caffemodel").write_bytes(b"none")
     with pytest.raises(InputError, match=r"other\.caffemodel"):
-        harness.check_weights(str(tiny_files), str(tmp_path / "other.caffemodel"))
+        runner.check_weights(str(tiny_files), str(tmp_path / "other.caffemodel"))
 
 
 # --- Live runs ------------------------------------------------------------------------------------------------------
@@ -113,34 +114,34 @@ def testbed(monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 @pytest.fixture
 def subject(tiny_files: Path) -> live.Subject:
-    return harness.prepare_live(str(tiny_files))
+    return runner.prepare_live(str(tiny_files))
 
 
 TINY_PROFILE = "profile of tiny"  # what a server started here sends, if nothing else is there
 
 
 def test_runs_take_turns_and_finished_ones_are_kept(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
-    first = harness.run_live_all(subject, ALGORITHMS, 1, results=tmp_path)
+    first = runner.run_live_all(subject, ALGORITHMS, 1, results=tmp_path)
     here = ("tcp://127.0.0.1:1", None, None)
     assert testbed.log == [("testbed", 80.0, TINY_PROFILE), ("original", 1, *here), ("efficiency", 1, *here)]
     testbed.log.clear()
-    traces = harness.run_live_all(subject, ALGORITHMS, 3, results=tmp_path)
+    traces = runner.run_live_all(subject, ALGORITHMS, 3, results=tmp_path)
     turns = [("original", 2), ("efficiency", 2), ("original", 3), ("efficiency", 3)]
     assert testbed.log[1:] == [(*turn, *here) for turn in turns]
     assert traces[:2] == first
     assert [(trace.info.algorithm, trace.info.run) for trace in traces[2:]] == turns
     assert all(trace_path(tmp_path, "live", "tiny", *turn).exists() for turn in turns)
     testbed.log.clear()
-    assert harness.run_live_all(subject, ALGORITHMS, 3, results=tmp_path) == traces
+    assert runner.run_live_all(subject, ALGORITHMS, 3, results=tmp_path) == traces
     assert testbed.log == []  # not even a server
     assert testbed.running == 0
 
 
 def test_a_run_that_lost_its_server_is_run_again(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
     testbed.fault = "no answer"
-    harness.run_live_all(subject, ["original"], 1, results=tmp_path)
+    runner.run_live_all(subject, ["original"], 1, results=tmp_path)
     testbed.fault = None
-    (trace,) = harness.run_live_all(subject, ["original"], 1, results=tmp_path)
+    (trace,) = runner.run_live_all(subject, ["original"], 1, results=tmp_path)
     assert trace.info.environment == {}
     assert load_traces(tmp_path) == [trace]
 
@@ -148,59 +149,59 @@ def test_a_run_that_lost_its_server_is_run_again(testbed: StandIn, subject: live
 def test_a_dilated_run_has_its_own_folder_and_is_returned_undilated(
     testbed: StandIn, subject: live.Subject, tmp_path: Path
 ) -> None:
-    (plain,) = harness.run_live_all(subject, ["original"], 1)
-    (trace,) = harness.run_live_all(subject, ["original"], 1, dilation=4.0, results=tmp_path)
+    (plain,) = runner.run_live_all(subject, ["original"], 1)
+    (trace,) = runner.run_live_all(subject, ["original"], 1, dilation=4.0, results=tmp_path)
     assert testbed.log[2][:2] == ("testbed", 20.0)
     assert trace.queries[0].latency_ms == pytest.approx(plain.queries[0].latency_ms / 4)
     assert trace.info.dilation == 4.0
     assert trace_path(tmp_path, "live-dilation4", "tiny", "original", 1).exists()
-    assert harness.run_live_all(subject, ["original"], 1, dilation=4.0, results=tmp_path) == [trace]
+    assert runner.run_live_all(subject, ["original"], 1, dilation=4.0, results=tmp_path) == [trace]
 
 
 def test_a_server_that_runs_already_is_used(testbed: StandIn, subject: live.Subject) -> None:
     keys = object()
-    harness.run_live_all(subject, ["original"], 1, connect="tcp://box:7675", keys=keys, server="gtx1080ti")  # type: ignore[arg-type]
+    runner.run_live_all(subject, ["original"], 1, connect="tcp://box:7675", keys=keys, server="gtx1080ti")  # type: ignore[arg-type]
     assert testbed.log == [("original", 1, "tcp://box:7675", keys, "gtx1080ti")]
 
 
 def test_which_costs_a_server_started_here_sends(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
-    harness.run_live_all(subject, ["original"], 1, server="gtx1080ti")
+    runner.run_live_all(subject, ["original"], 1, server="gtx1080ti")
     assert testbed.log.pop(0) == ("testbed", 80.0, None)  # it plans with those
-    load_costs("odroid-xu4").save(tmp_path / harness.SERVER_COSTS)
-    harness.run_live_all(subject, ["original"], 1, results=tmp_path)
+    load_costs("odroid-xu4").save(tmp_path / runner.SERVER_COSTS)
+    runner.run_live_all(subject, ["original"], 1, results=tmp_path)
     assert testbed.log[1] == ("testbed", 80.0, "odroid-xu4")
-    (tmp_path / harness.SERVER_COSTS).write_text("{")
+    (tmp_path / runner.SERVER_COSTS).write_text("{")
     with pytest.raises(InputError, match=r"server\.json"):
-        harness.run_live_all(subject, ["original"], 2, results=tmp_path)
+        runner.run_live_all(subject, ["original"], 2, results=tmp_path)
 
 
 @pytest.mark.parametrize("dilation", [0.99, 0.0, -1.0, 1000.1, 1e308, math.inf, math.nan])
 def test_dilations_are_from_1_to_1000(dilation: float, subject: live.Subject) -> None:
     with pytest.raises(InputError, match="give a number from 1 to 1000"):
-        harness.run_live_all(subject, ["original"], 1, dilation=dilation)
+        runner.run_live_all(subject, ["original"], 1, dilation=dilation)
 
 
 def test_other_bad_settings_are_refused_before_anything_starts(
     testbed: StandIn, tiny_files: Path, subject: live.Subject
 ) -> None:
     with pytest.raises(InputError, match="bandwidth"):
-        harness.run_live_all(subject, ["original"], 1, mbps=0)
-    unpaced = harness.prepare_live(str(tiny_files), paced=False)
+        runner.run_live_all(subject, ["original"], 1, mbps=0)
+    unpaced = runner.prepare_live(str(tiny_files), paced=False)
     with pytest.raises(InputError, match="--dilation slows the pace"):
-        harness.run_live_all(unpaced, ["original"], 1, dilation=2)
+        runner.run_live_all(unpaced, ["original"], 1, dilation=2)
     with pytest.raises(InputError, match="no such"):
-        harness.run_live_all(subject, ["original"], 1, server="no/such.json")
+        runner.run_live_all(subject, ["original"], 1, server="no/such.json")
     assert testbed.log == []
-    assert harness.run_live_all(unpaced, ["original"], 1)[0].info.client == "odroid-xu4, not paced"
+    assert runner.run_live_all(unpaced, ["original"], 1)[0].info.client == "odroid-xu4, not paced"
 
 
 def test_a_run_with_other_settings_is_not_taken_for_this_one(
     testbed: StandIn, tiny_files: Path, subject: live.Subject, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"mbps": 80.0, "seed": 1, "server": "gtx1080ti", "results": tmp_path}
-    harness.run_live_all(subject, ["original"], 1, **settings)
-    assert harness.run_live_all(subject, ["original"], 1, **settings)
-    assert harness.run_live_all(subject, ["original"], 1, **{**settings, "server": None})  # whatever it was
+    runner.run_live_all(subject, ["original"], 1, **settings)
+    assert runner.run_live_all(subject, ["original"], 1, **settings)
+    assert runner.run_live_all(subject, ["original"], 1, **{**settings, "server": None})  # whatever it was
     path = trace_path(tmp_path, "live", "tiny", "original", 1)
     stored = Trace.load(path)
 
@@ -208,13 +209,13 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(
         with pytest.raises(
             InputError, match=r"run-01\.jsonl: a run with other settings; choose another results folder"
         ):
-            harness.run_live_all(used, ["original"], 1, **{**settings, **changes})
+            runner.run_live_all(used, ["original"], 1, **{**settings, **changes})
 
     refused(mbps=40.0)
     refused(seed=2)
     refused(server="odroid-xu4")
-    refused(harness.prepare_live(str(tiny_files), client="gtx1080ti"))
-    refused(harness.prepare_live(str(tiny_files), paced=False))
+    refused(runner.prepare_live(str(tiny_files), client="gtx1080ti"))
+    refused(runner.prepare_live(str(tiny_files), paced=False))
     for info in (
         {"dilation": 2.0},
         {"plan": {**stored.info.plan, "model_bytes": 1}},
@@ -227,7 +228,7 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(
 def test_this_machine_is_calibrated_once_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def calibration(progress: Any) -> SimpleNamespace:
+    def no_calibration(progress: Any) -> SimpleNamespace:
         calls.append(progress)
         return SimpleNamespace(model=load_costs("odroid-xu4"), quality=SimpleNamespace(table=lambda: "how well"))
 
@@ -238,11 +239,11 @@ def test_this_machine_is_calibrated_once_for_a_folder(tmp_path: Path, monkeypatc
         totals.append((total, unit))
         yield SimpleNamespace(update="progress")
 
-    monkeypatch.setattr(calibrate, "calibrate", calibration)
-    monkeypatch.setattr(harness, "bar", bar)
+    monkeypatch.setattr(calibration, "calibrate", no_calibration)
+    monkeypatch.setattr(runner, "bar", bar)
     for _ in range(2):
-        harness.calibrate_server(tmp_path)
-    assert (calls, totals) == (["progress"], [(calibrate.PASSES + 1, "pass")])
+        runner.calibrate_server(tmp_path)
+    assert (calls, totals) == (["progress"], [(calibration.PASSES + 1, "pass")])
     assert load_costs(str(tmp_path / "server.json")).name == "odroid-xu4"
     assert (tmp_path / "calibration.txt").read_text() == "how well\n"
 
@@ -261,9 +262,9 @@ class Progress:
 def test_progress_is_what_has_been_uploaded_and_the_last_query() -> None:
     progress = Progress()
     session = SimpleNamespace(total_bytes=100, uploaded_bytes=30, last_query=None)
-    harness._show(progress, session)
+    runner._show(progress, session)
     assert (progress.total, progress.n, progress.shown) == (100, 30, "")
-    harness._show(
+    runner._show(
         progress, SimpleNamespace(total_bytes=100, uploaded_bytes=70, last_query=SimpleNamespace(latency_ms=12.4))
     )
     assert (progress.n, progress.shown) == (70, "query 12 ms")

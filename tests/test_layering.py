@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -18,20 +19,40 @@ MODULES = {
 
 # From a network and costs to partitions in upload order.
 PLANNING = [
-    "ionn.network",
-    "ionn.cost_files",
-    "ionn.fitting",
-    "ionn.graph",
-    *(module for module in MODULES if module.startswith(("ionn.layers", "ionn.planners"))),
+    "ionn.costs.loading",
+    "ionn.costs.fitting",
+    "ionn.model.network",
+    *(module for module in MODULES if module.startswith(("ionn.model.layers", "ionn.planning"))),
 ]
+# It reports the planning time.
+PLANNING.remove("ionn.planning.plan")
 IMPURE = {"caffe", "zmq", "socket", "select", "selectors", "subprocess", "threading", "multiprocessing", "time"}
 # These read traces, and nothing else: no network, no cost model, no process.
-EVALUATION = ["ionn.summary", "ionn.claims", "ionn.figures"]
+EVALUATION = ["ionn.evaluation.summary", "ionn.evaluation.claims", "ionn.evaluation.figures"]
 # The one module that may touch each, apart from tests.
 ONLY = {
-    "caffe": {"ionn.engine"},
+    "caffe": {"ionn.model.engine"},
     "click": {module for module in MODULES if module.startswith("ionn.cli")},
 }
+# Protocols without sockets: bytes in, messages out.
+SOCKETS = {"socket", "select", "selectors", "subprocess", "multiprocessing"}
+# Floors that import nothing of each other.
+APART = {("server", "client"), ("client", "server")}
+
+
+def floors() -> dict[str, int]:
+    """How high each package, or module of none, lies: the table of docs/design.md, whose first row is the highest."""
+    table = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8").split("## Modules")[1]
+    rows = [re.findall(r"`([a-z]+)/?`", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")]
+    return {name: floor for floor, names in enumerate(reversed(rows)) for name in names}
+
+
+FLOORS = floors()
+
+
+def floor_name(module: str) -> str:
+    """The package that a module is in, or the module itself."""
+    return module.split(".")[1]
 
 
 @cache
@@ -62,8 +83,10 @@ def reached(module: str) -> frozenset[str]:
 
 
 def test_every_module_is_found() -> None:
-    assert {"ionn", "ionn.cli.options", "ionn.graph", "ionn.layers", "ionn.layers.windows"} <= set(MODULES)
-    assert {"ionn.graph", "ionn.slicing", "numpy", "math"} <= reached("ionn.planners")
+    assert {"ionn", "ionn.cli.options", "ionn.planning.graph", "ionn.model.layers", "ionn.model.layers.windows"} <= set(
+        MODULES
+    )
+    assert {"ionn.planning.graph", "ionn.planning.slice_costs", "numpy", "math"} <= reached("ionn.planning.planners")
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -71,15 +94,34 @@ def test_no_module_imports_itself_by_a_detour(module: str) -> None:
     assert module not in reached(module)
 
 
+def test_every_floor_is_in_the_table_and_no_other() -> None:
+    inner = {floor_name(module) for module in MODULES if "." in module}
+    assert set(FLOORS) == inner - {"__main__"}
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if floor_name(f"{module}.") in FLOORS))
+def test_imports_go_down(module: str) -> None:
+    """Or stay on their floor. `TYPE_CHECKING` and imports within functions are no excuse."""
+    name = floor_name(module)
+    for other in (floor_name(other) for other in imports(module) if other.startswith("ionn.")):
+        assert FLOORS[other] <= FLOORS[name], f"{module} imports {other}, which is above it"
+        assert (name, other) not in APART
+
+
 @pytest.mark.parametrize("module", PLANNING)
 def test_planning_imports_nothing_impure(module: str) -> None:
     assert IMPURE.isdisjoint({name.partition(".")[0] for name in reached(module)})
 
 
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.startswith("ionn.protocol")))
+def test_protocols_open_no_sockets(module: str) -> None:
+    assert SOCKETS.isdisjoint(imports(module))
+
+
 @pytest.mark.parametrize("module", EVALUATION)
 def test_figures_read_traces_only(module: str) -> None:
-    assert {"ionn.trace", "numpy"} <= reached(module)
-    assert {"ionn.network", "ionn.costs", "ionn.engine"}.isdisjoint(reached(module))
+    assert {"ionn.testbed.trace", "numpy"} <= reached(module)
+    assert {"ionn.model.network", "ionn.costs.models", "ionn.model.engine"}.isdisjoint(reached(module))
 
 
 @pytest.mark.parametrize("library", ONLY)
@@ -92,11 +134,11 @@ def test_one_module_touches_each_library(library: str) -> None:
 def test_planners_run_without_caffe_sockets_and_clocks() -> None:
     code = """
 import socket, sys, time
-from ionn.cost_files import load_costs
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
+from ionn.costs.loading import load_costs
+from ionn.planning.graph import ExecutionGraph
+from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
-from ionn.planners import PLANNERS
+from ionn.planning.planners import PLANNERS
 
 def impure(*arguments, **named):
     raise AssertionError("not pure")

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import Oracle, Question
 
-from ionn.engine import StageNet
 from ionn.errors import InputError
-from ionn.layers import LAYER_TYPES, REASONS, Inferred, Shape, essential, infer
-from ionn.partition import PartialNet, StageCut
-from ionn.proto import caffe_pb2
+from ionn.model.engine import StageNet
+from ionn.model.layers import LAYER_TYPES, REASONS, Inferred, Shape, essential, infer
+from ionn.model.partial_net import PartialNet, StageCut
+from ionn.model.proto import caffe_pb2
 
 caffe = pytest.importorskip("caffe")
 

@@ -18,14 +18,15 @@ from contextlib import suppress
 
 import pytest
 
+from ionn.address import Address, format_address, parse_address
 from ionn.errors import InputError
-from ionn.link import Address, format_address, parse_address, serve_link
-from ionn.pacing import LinkPacer
+from ionn.testbed.link import serve_link
+from ionn.testbed.link_pacer import LinkPacer
 
 FAST_MBPS = 2_000.0
 PROGRAM = """
 import sys
-from ionn.link import format_address, parse_address, serve_link
+from ionn.testbed.link import format_address, parse_address, serve_link
 listen, to, mbps = sys.argv[1:]
 serve_link(parse_address(listen, listen=True), parse_address(to), float(mbps),
            lambda address: print(format_address(address), flush=True))

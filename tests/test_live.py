@@ -15,15 +15,15 @@ import psutil
 import pytest
 from world import Server, wait_for
 
-from ionn import harness, live
-from ionn.client import Client
-from ionn.cost_files import load_costs
-from ionn.experiment import QUERIES_AFTER_UPLOAD
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.partition import extract
-from ionn.session import LiveSession
-from ionn.trace import Trace, load_traces
+from ionn.client.session import Client
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
+from ionn.planning.graph import ExecutionGraph
+from ionn.testbed import processes, runner
+from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
+from ionn.testbed.live_session import LiveSession
+from ionn.testbed.trace import Trace, load_traces
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 MBPS = 8.0
@@ -32,8 +32,8 @@ MBPS = 8.0
 @pytest.fixture
 def traces(tiny_files: Path, slow_client: str, tmp_path: Path) -> list[Trace]:
     results = tmp_path / "results"
-    subject = harness.prepare_live(str(tiny_files), client=slow_client)
-    return harness.run_live_all(subject, ["original", "recursive-efficiency"], 1, mbps=MBPS, results=results)
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    return runner.run_live_all(subject, ["original", "recursive-efficiency"], 1, mbps=MBPS, results=results)
 
 
 def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) -> None:
@@ -59,8 +59,8 @@ def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) 
 def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
     results = tmp_path / "results"
     kept = {path: path.stat().st_mtime_ns for path in results.rglob("run-01.jsonl")}
-    subject = harness.prepare_live(str(tiny_files), client=slow_client)
-    more = harness.run_live_all(subject, ["original"], 2, mbps=MBPS, results=results)
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    more = runner.run_live_all(subject, ["original"], 2, mbps=MBPS, results=results)
 
     assert [trace.info.run for trace in more] == [1, 2]
     assert more[0] == next(trace for trace in traces if trace.info.algorithm == "original")
@@ -71,7 +71,7 @@ def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_clie
 def test_a_server_that_dies_costs_no_query(
     number: int, tiny: Network, tiny_files: Path, tiny_weights: Weights, slow_client: str
 ) -> None:
-    subject = harness.prepare_live(str(tiny_files), client=slow_client)
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
     stages = [[1], [2, 3], [4]]
     graph = ExecutionGraph.from_network(tiny, subject.client, load_costs("gtx1080ti"), MBPS)
     server = Server()
@@ -143,7 +143,7 @@ def test_ctrl_c_while_a_process_is_being_started(monkeypatch: pytest.MonkeyPatch
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    with pytest.raises(KeyboardInterrupt), live.process("serve", "--bind", "tcp://127.0.0.1:0"):
+    with pytest.raises(KeyboardInterrupt), processes.process("serve", "--bind", "tcp://127.0.0.1:0"):
         pass
     (process,) = started
     assert process.returncode is not None
@@ -169,9 +169,9 @@ def test_without_a_server_queries_run_at_the_client(tiny_files: Path, slow_clien
 def test_an_empty_plan_runs_locally(tiny_files: Path, tmp_path: Path, tiny: Network) -> None:
     fast = tmp_path / "fast.txt"
     fast.write_text("".join(f"{layer.index} {layer.name} 0.01\n" for layer in tiny.layers))
-    subject = harness.prepare_live(str(tiny_files), client=str(fast))
+    subject = runner.prepare_live(str(tiny_files), client=str(fast))
 
-    (trace,) = harness.run_live_all(subject, ["recursive-efficiency"], 1, mbps=MBPS, server="odroid-xu4")
+    (trace,) = runner.run_live_all(subject, ["recursive-efficiency"], 1, mbps=MBPS, server="odroid-xu4")
 
     assert trace.partitions == ()
     assert trace.queries_before_upload == 0

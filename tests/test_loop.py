@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ionn.loop import IN, Loop
-from ionn.metrics import Counts
+from ionn.server.loop import IN, Loop
+from ionn.server.metrics import Counts
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 import write_prototxt
 
 from ionn.errors import InputError
-from ionn.images import natural_images
+from ionn.model.inputs import natural_images
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT.parent / "shared" / "reference" / "profiles"
@@ -235,5 +235,5 @@ def test_natural_images() -> None:
 
 
 def test_images_need_no_engine() -> None:
-    code = "import sys, ionn.images; sys.exit(bool({'caffe', 'skimage'} & sys.modules.keys()))"
+    code = "import sys, ionn.model.inputs; sys.exit(bool({'caffe', 'skimage'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

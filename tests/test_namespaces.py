@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from ionn import live
-from ionn.keys import make_keys
-from ionn.network import Network
+from ionn.model.network import Network
+from ionn.protocol.curve import make_keys
+from ionn.testbed import processes
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
@@ -58,7 +58,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(box: Machine, keys: Path, *variables: str) -> Iterator[str]:
     """A server on the box that the board may connect to; `variables` are of its environment."""
     told = ("--key", f"{keys}/box.secret", "--allow", f"{keys}/board.public", "--costs", "gtx1080ti")
-    with live.process(
+    with processes.process(
         "serve", "--bind", f"tcp://{box.host}:0", *told, within=(*box.enter, "env", *variables)
     ) as address:
         yield address
@@ -114,7 +114,7 @@ def test_the_commands_of_the_docs(machines: tuple[Machine, Machine], tiny_files:
             if program == "scp":
                 shutil.copy(folders[name] / arguments[0], folders[arguments[1].rstrip(":")])
             elif arguments[0] == "serve":
-                running.enter_context(live.process(*arguments, within=within))
+                running.enter_context(processes.process(*arguments, within=within))
             else:
                 whole = [*within, sys.executable, "-m", program, *arguments]
                 done = subprocess.run(whole, capture_output=True, text=True, timeout=WAIT_S, check=False)

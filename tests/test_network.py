@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from nets import DATA, ONE, conv, layer, random_nets, relu
 
 from ionn.errors import InputError
-from ionn.network import Layer, Network
+from ionn.model.network import Layer, Network
 from ionn.paper import MODELS
 
 caffe = pytest.importorskip("caffe")

@@ -9,15 +9,16 @@ import cv2
 import numpy as np
 import pytest
 
-from ionn import engine, harness, live
-from ionn.caffemodel import read_weights, weights_path
-from ionn.cost_files import load_costs
-from ionn.engine import StageNet
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.partition import PartialNet, Partition, extract
-from ionn.plan import make_plan
-from ionn.slicing import Piece, stage_of
+from ionn.costs.loading import load_costs
+from ionn.model import engine, inputs
+from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.engine import StageNet
+from ionn.model.network import Network
+from ionn.model.partial_net import PartialNet, Partition, extract
+from ionn.model.slices import Piece, stage_of
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.testbed import runner
 
 MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
 # Of the largest magnitude in a blob: the two sum in different orders.
@@ -42,15 +43,15 @@ def model(request: pytest.FixtureRequest) -> Model:
     network = Network.load(request.param)
     weights = read_weights(path, network)
     net = engine.load_network(network, weights)
-    engine.forward(net, live.query_inputs(network, seed=0)[0])
-    costs = load_costs(harness.CLIENT), load_costs(harness.SERVER)
-    graph = ExecutionGraph.from_network(network, *costs, harness.MBPS)
+    engine.forward(net, inputs.query_inputs(network, seed=0)[0])
+    costs = load_costs(runner.CLIENT), load_costs(runner.SERVER)
+    graph = ExecutionGraph.from_network(network, *costs, runner.MBPS)
     return Model(network, net, graph, lambda pieces: extract(network, pieces, weights))
 
 
 @pytest.mark.parametrize("algorithm", ["sliced-efficiency", "recursive-efficiency", "original"])
 def test_partitions(model: Model, algorithm: str) -> None:
-    plan = make_plan(model.network, model.graph, algorithm, harness.MBPS)
+    plan = make_plan(model.network, model.graph, algorithm, runner.MBPS)
     offloadable = [stage.index for stage in model.network.stages if not stage.pinned]
     assert sorted({stage_of(piece) for partition in plan.partitions for piece in partition.pieces}) == offloadable
     for planned in plan.partitions:

@@ -15,22 +15,23 @@ from forward import boundary_blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import random_nets
-from raw import messages
+from raw import upload_messages
 
-from ionn import wire
-from ionn.cost_files import load_costs
-from ionn.engine import StageNet
+from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph
-from ionn.limits import Limits
-from ionn.network import Network
+from ionn.evaluation.plan_figure import draw_plans, expected_latency
+from ionn.model.engine import StageNet
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
+from ionn.model.slices import Slice
 from ionn.paper import CLIENT, SERVER
-from ionn.partition import extract
-from ionn.plan import make_plan
-from ionn.plan_figure import draw_plans, expected_latency
-from ionn.planners.custom import checked
-from ionn.slicing import Cut, Slice
-from ionn.worker import SessionState
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.planning.planners.custom import checked
+from ionn.planning.slice_costs import Cut
+from ionn.protocol import messages
+from ionn.server.limits import Limits
+from ionn.server.worker import SessionState
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -226,12 +227,12 @@ def test_a_server_takes_what_the_check_of_plans_takes(made: list[list[object]]) 
     blobs = boundary_blobs(network, weights, data)
     session = SessionState("", {}, Limits(), lambda text: None)
     for index, pieces in enumerate(checked("mine", lambda graph: made)(graph)):
-        header, chunks, end = messages(extract(network, pieces, weights), index)
+        header, chunks, end = upload_messages(extract(network, pieces, weights), index)
         for message in (header, *chunks, end):
-            answer = session.handle(wire.decode(message.frames()))
-            assert not isinstance(answer, wire.Error), answer
-    result = session.handle(wire.Query(1, 1, 1, (data.tobytes(),)))
-    assert isinstance(result, wire.Result), result
+            answer = session.handle(messages.decode(message.frames()))
+            assert not isinstance(answer, messages.Error), answer
+    result = session.handle(messages.Query(1, 1, 1, (data.tobytes(),)))
+    assert isinstance(result, messages.Result), result
     np.testing.assert_array_equal(np.frombuffer(result.payload[0], "<f4"), blobs[2].ravel())
 
 

@@ -6,13 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import ionn.pacing
-from ionn.pacing import (
-    LinkPacer,
-    PacedResult,
-    WallClock,
-    run_paced,
-)
+import ionn.client.pacing
+from ionn.client.pacing import PacedResult, WallClock, run_paced
+from ionn.testbed.link_pacer import LinkPacer
 
 BYTES_PER_S = 10_000_000  # 80 Mbps
 
@@ -184,8 +180,8 @@ def test_the_wall_clock_sleeps_and_polls_only_the_end_of_a_wait(
     wait_s: float, slept_s: list[float], polls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine()
-    monkeypatch.setattr(ionn.pacing, "time", machine)
-    monkeypatch.setattr(ionn.pacing, "select", machine)
+    monkeypatch.setattr(ionn.client.pacing, "time", machine)
+    monkeypatch.setattr(ionn.client.pacing, "select", machine)
     WallClock().wait_until(50.0 + wait_s)
     assert machine.slept_s == pytest.approx(slept_s)
     assert abs(machine.polls - polls) <= 1  # of rounding

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from forward import Weights, boundary_blobs
 
-from ionn import engine
-from ionn.network import Network
-from ionn.partition import extract
+from ionn.model import engine
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
 
 
 @pytest.fixture

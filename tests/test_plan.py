@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from ionn.costs import Profile
+from ionn.costs.models import Profile
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.plan import make_plan
-from ionn.planners import PLANNERS
-from ionn.slicing import Slice, stage_of
+from ionn.model.network import Network
+from ionn.model.slices import Slice, stage_of
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.planning.planners import PLANNERS
 
 MBPS = 8.0  # a byte takes a microsecond
 
@@ -82,8 +82,8 @@ def test_planning_is_timed_in_ms(tiny, tiny_graph, monkeypatch):
         clock_s += 0.25
         return [[1]]
 
-    monkeypatch.setattr("ionn.plan.get_planner", lambda name: planner)
-    monkeypatch.setattr("ionn.plan.time.perf_counter", lambda: clock_s)
+    monkeypatch.setattr("ionn.planning.plan.get_planner", lambda name: planner)
+    monkeypatch.setattr("ionn.planning.plan.time.perf_counter", lambda: clock_s)
     assert make_plan(tiny, tiny_graph, "mine", MBPS).planning_ms == 250.0
 
 

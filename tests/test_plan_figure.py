@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import ionn.plan_figure
-from ionn.drawing import looks, new_figure
+import ionn.evaluation.plan_figure
 from ionn.errors import InputError
-from ionn.plan import Partition, Plan
-from ionn.plan_figure import draw_plans, expected_latency
+from ionn.evaluation.plan_figure import draw_plans, expected_latency
+from ionn.evaluation.style import looks, new_figure
+from ionn.planning.plan import Partition, Plan
 
 
 def plan(algorithm: str, *partitions: tuple[float, float]) -> Plan:
@@ -40,7 +40,7 @@ def axes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             drawn.append(plot)
             yield figure, plot
 
-    monkeypatch.setattr(ionn.plan_figure, "new_figure", remembered)
+    monkeypatch.setattr(ionn.evaluation.plan_figure, "new_figure", remembered)
     return drawn
 
 

@@ -15,14 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph, runs_of
-from ionn.planners import PLANNERS, get_planner
-from ionn.planners.efficiency import Candidate, Candidates, efficiency, recursive_efficiency
-from ionn.planners.optimal import _latencies, area, least_area, optimal
-from ionn.planners.original import original, original_fine
-from ionn.planners.sliced import sliced_efficiency
-from ionn.planners.weightless import merge_weightless
-from ionn.slicing import TILE, Piece, Slice, stage_of
+from ionn.model.slices import TILE, Piece, Slice, runs_of, stage_of
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.planners import PLANNERS, get_planner
+from ionn.planning.planners.efficiency import Candidate, Candidates, efficiency, recursive_efficiency
+from ionn.planning.planners.optimal import _latencies, area, least_area, optimal
+from ionn.planning.planners.original import original, original_fine
+from ionn.planning.planners.sliced import sliced_efficiency
+from ionn.planning.planners.weightless import merge_weightless
 
 A, B, C, D = range(4)
 
@@ -402,7 +402,7 @@ def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(gr
 
 
 def sliced_by_definition(graph: ExecutionGraph) -> list[list[Piece]]:
-    """What the docstring of `ionn.planners.sliced` says, with every latency from what is uploaded before."""
+    """What the docstring of `ionn.planning.planners.sliced` says, with every latency from what is uploaded before."""
     plan: list[list[Piece]] = []
     at_best_ms = graph.latency_ms(range(len(graph.stages)))
     for stages in recursive_efficiency(graph):

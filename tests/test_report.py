@@ -14,20 +14,20 @@ from pathlib import Path
 import pytest
 from runs import FIVE_FAST, make_trace
 
-from ionn.claims import CLAIMS, Evidence, Verdict, interval_of_largest_difference, judge
-from ionn.cost_files import load_costs
+from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.figures import draw_figures
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
+from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, interval_of_largest_difference, judge
+from ionn.evaluation.figures import draw_figures
+from ionn.evaluation.report import make_report, terminal_summary, write_report
+from ionn.evaluation.slice_claims import SLICE_CLAIMS
+from ionn.evaluation.summary import summary
+from ionn.evaluation.validation import predict, validate
+from ionn.model.network import Network
 from ionn.paper import ALGORITHMS
-from ionn.plan import make_plan
-from ionn.report import make_report, terminal_summary, write_report
-from ionn.slice_claims import SLICE_CLAIMS
-from ionn.summary import summary
-from ionn.trace import RunInfo, Trace, trace_path
-from ionn.validation import predict, validate
-from ionn.virtual import run_virtual
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.testbed.trace import RunInfo, Trace, trace_path
+from ionn.testbed.virtual import run_virtual
 
 REFERENCE = Path(__file__).resolve().parent.parent.parent / "shared" / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"{REFERENCE} is not here")

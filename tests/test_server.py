@@ -19,14 +19,14 @@ import pytest
 import zmq
 from command import Serving, serving
 from forward import boundary_blobs
-from raw import Raw, messages
+from raw import Raw, upload_messages
 
-from ionn import wire
-from ionn.client import Client
+from ionn.client.session import Client
 from ionn.errors import InputError, ServerError, ServerUnreachableError
-from ionn.network import Network
-from ionn.partition import Partition, extract
-from ionn.wire import PROTOCOL, PartitionEnd, PartitionHeader
+from ionn.model.network import Network
+from ionn.model.partial_net import Partition, extract
+from ionn.protocol import messages
+from ionn.protocol.messages import PROTOCOL, PartitionEnd, PartitionHeader
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 WAIT_S = 20.0
@@ -108,7 +108,7 @@ def test_a_failed_query_leaves_the_session_as_it_was(
     ):
         with pytest.raises(ServerError, match=reason) as caught:
             client.run(first, last, data)
-        assert caught.value.code == wire.ERROR_QUERY
+        assert caught.value.code == messages.ERROR_QUERY
     np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
 
 
@@ -139,9 +139,9 @@ def raw(server: str) -> Iterator[Raw]:
 
 
 def test_another_protocol_version_is_told(server: str, raw: Raw) -> None:
-    answer = raw.ask(raw.connect(), wire.Hello(PROTOCOL + 1, "control"))
-    assert isinstance(answer, wire.Error)
-    assert answer.code == wire.ERROR_VERSION
+    answer = raw.ask(raw.connect(), messages.Hello(PROTOCOL + 1, "control"))
+    assert isinstance(answer, messages.Error)
+    assert answer.code == messages.ERROR_VERSION
     assert f"speaks protocol {PROTOCOL}, the client {PROTOCOL + 1}" in answer.message
 
 
@@ -150,12 +150,14 @@ def test_a_client_that_meets_another_version_says_so() -> None:
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     port = router.bind_to_random_port("tcp://127.0.0.1")
-    command = [sys.executable, "-c", f"from ionn.client import Client; Client('tcp://127.0.0.1:{port}')"]
+    command = [sys.executable, "-c", f"from ionn.client.session import Client; Client('tcp://127.0.0.1:{port}')"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert router.poll(WAIT_S * 1e3)
         identity, *_ = router.recv_multipart()
-        router.send_multipart([identity, *wire.Error(wire.ERROR_VERSION, "the server speaks protocol 9").frames()])
+        router.send_multipart(
+            [identity, *messages.Error(messages.ERROR_VERSION, "the server speaks protocol 9").frames()]
+        )
         _, stderr = process.communicate(timeout=WAIT_S)
         assert re.fullmatch(r"ionn.errors.InputError: .*: the server speaks protocol 9", stderr.splitlines()[-1])
     finally:
@@ -163,10 +165,10 @@ def test_a_client_that_meets_another_version_says_so() -> None:
         context.destroy(linger=0)
 
 
-def refused(raw: Raw, message: wire.Message | list[bytes], code: str, socket: zmq.Socket[Any] | None = None) -> str:
+def refused(raw: Raw, message: messages.Message | list[bytes], code: str, socket: zmq.Socket[Any] | None = None) -> str:
     """Why a message is refused."""
     answer = raw.ask(socket or raw.control, message)
-    assert isinstance(answer, wire.Error), answer
+    assert isinstance(answer, messages.Error), answer
     assert answer.code == code, answer
     return answer.message
 
@@ -181,50 +183,50 @@ JUNK = [
 @pytest.mark.parametrize(("frame", "reason"), JUNK)
 def test_junk_gets_an_error_and_the_session_goes_on(raw: Raw, frame: bytes, reason: str) -> None:
     for socket in (raw.control, raw.connect()):
-        assert reason in refused(raw, [frame], wire.ERROR_PROTOCOL, socket)
-    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+        assert reason in refused(raw, [frame], messages.ERROR_PROTOCOL, socket)
+    assert isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
 
 
 def test_what_only_a_server_says_gets_an_error(raw: Raw) -> None:
-    assert "'ready' is not for a session" in refused(raw, wire.Ready(1), wire.ERROR_PROTOCOL)
-    assert "say hello first" in refused(raw, wire.Ready(1), wire.ERROR_SESSION, raw.connect())
-    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+    assert "'ready' is not for a session" in refused(raw, messages.Ready(1), messages.ERROR_PROTOCOL)
+    assert "say hello first" in refused(raw, messages.Ready(1), messages.ERROR_SESSION, raw.connect())
+    assert isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
 
 
 def test_only_a_complete_partition_is_used(
     raw: Raw, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
-    header, chunks, end = messages(extract(tiny, [1], tiny_weights))
-    query = wire.Query(1, 1, 1, (blobs[1].tobytes(),))
+    header, chunks, end = upload_messages(extract(tiny, [1], tiny_weights))
+    query = messages.Query(1, 1, 1, (blobs[1].tobytes(),))
     absent = "stage 1 is not uploaded"
 
-    assert raw.ask(raw.control, header) == wire.Ack(0, 0)
-    assert refused(raw, query, wire.ERROR_QUERY) == absent
-    assert raw.ask(raw.control, chunks[0]) == wire.Ack(0, header.size)
-    assert refused(raw, query, wire.ERROR_QUERY) == absent
-    assert "digest" in refused(raw, PartitionEnd(0, "0" * 64), wire.ERROR_DAMAGED)
-    assert refused(raw, query, wire.ERROR_QUERY) == absent
+    assert raw.ask(raw.control, header) == messages.Ack(0, 0)
+    assert refused(raw, query, messages.ERROR_QUERY) == absent
+    assert raw.ask(raw.control, chunks[0]) == messages.Ack(0, header.size)
+    assert refused(raw, query, messages.ERROR_QUERY) == absent
+    assert "digest" in refused(raw, PartitionEnd(0, "0" * 64), messages.ERROR_DAMAGED)
+    assert refused(raw, query, messages.ERROR_QUERY) == absent
 
     for message in (header, *chunks):
         raw.ask(raw.control, message)
-    assert raw.ask(raw.control, end) == wire.Ready(0)
-    assert isinstance(raw.ask(raw.control, query), wire.Result)
-    assert "announced before" in refused(raw, header, wire.ERROR_DAMAGED)
+    assert raw.ask(raw.control, end) == messages.Ready(0)
+    assert isinstance(raw.ask(raw.control, query), messages.Result)
+    assert "announced before" in refused(raw, header, messages.ERROR_DAMAGED)
 
 
 def test_weights_must_be_all_there(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
-    header, _, _ = messages(extract(tiny, [1], tiny_weights))
+    header, _, _ = upload_messages(extract(tiny, [1], tiny_weights))
     for blobs, reason in (
         (header.blobs[:-1], "blob 1 of layer 'conv1' is not sent"),
         ((), "blob 0 of layer 'conv1' is not sent"),
         ((*header.blobs, header.blobs[0]), "blob 0 of layer 'conv1' is sent twice"),
     ):
         wrong = PartitionHeader(0, header.nets, blobs, header.size)
-        assert reason in refused(raw, wrong, wire.ERROR_PARTITION)
+        assert reason in refused(raw, wrong, messages.ERROR_PARTITION)
 
 
 def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tiny_weights: Weights) -> None:
-    header, _, _ = messages(extract(tiny, [1], tiny_weights))
+    header, _, _ = upload_messages(extract(tiny, [1], tiny_weights))
     net = header.nets[0]
     for old, new, reason in (
         ("kernel_size: 3", "kernel_size: 300", "its kernel of 300 is larger"),
@@ -233,8 +235,8 @@ def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tin
     ):
         nets = (type(net)(net.prototxt.replace(old, new), net.input, net.stages),)
         wrong = PartitionHeader(0, nets, header.blobs, header.size)
-        assert reason in refused(raw, wrong, wire.ERROR_PARTITION)
-    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+        assert reason in refused(raw, wrong, messages.ERROR_PARTITION)
+    assert isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
 
 
 def test_a_killed_session_process_is_reported(process: Serving, blobs: list[np.ndarray]) -> None:

@@ -13,21 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw import Raw, messages
+from raw import Raw, upload_messages
 from test_slicing import network_of
 from world import IMPATIENT, Server, Wire, recover, wait_for
 
-from ionn import engine, harness, shares, wire
-from ionn.caffemodel import serialise
-from ionn.client import Client, Patience
-from ionn.experiment import QUERIES_AFTER_UPLOAD
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.partition import Channels, extract
-from ionn.session import LiveSession
-from ionn.shares import SlicedStage, slice_stages
-from ionn.slicing import Cut, Piece, Slice
-from ionn.trace import QueryRecord, Trace
+from ionn.client.session import Client, Patience, sliced_stage
+from ionn.client.sliced_stage import SlicedStage, slice_stages
+from ionn.model import engine
+from ionn.model.caffemodel import serialise
+from ionn.model.network import Network
+from ionn.model.partial_net import Channels, extract
+from ionn.model.slices import Piece, Slice
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.slice_costs import Cut
+from ionn.protocol import messages
+from ionn.records import QueryRecord
+from ionn.testbed import runner
+from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
+from ionn.testbed.live_session import LiveSession
+from ionn.testbed.trace import Trace
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 
@@ -305,34 +309,34 @@ def raw(steady: Server) -> Iterator[Raw]:
 
 
 def send(raw: Raw, pieces: Sequence[Piece], index: int) -> None:
-    header, chunks, end = messages(extract(NETWORK, pieces, WEIGHTS), index)
+    header, chunks, end = upload_messages(extract(NETWORK, pieces, WEIGHTS), index)
     for message in (header, *chunks, end):
         answer = raw.ask(raw.control, message)
-        assert not isinstance(answer, wire.Error), answer
-    assert answer == wire.Ready(index)
+        assert not isinstance(answer, messages.Error), answer
+    assert answer == messages.Ready(index)
 
 
-def refused(raw: Raw, message: wire.Message) -> wire.Error:
+def refused(raw: Raw, message: messages.Message) -> messages.Error:
     answer = raw.ask(raw.control, message)
-    assert isinstance(answer, wire.Error), answer
-    assert isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+    assert isinstance(answer, messages.Error), answer
+    assert isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
     return answer
 
 
 def test_what_cannot_be_run_is_told(raw, blobs):
     data = (blobs[FC].tobytes(),)
-    assert "not uploaded in slices" in refused(raw, wire.Part(1, FC, 144, False, data)).message
+    assert "not uploaded in slices" in refused(raw, messages.Part(1, FC, 144, False, data)).message
     send(raw, [SLICES[0]], 0)
     send(raw, [SLICES[2]], 1)
     for channels in (0, 1, 143, 288, 432, 600, 10**9):
-        answer = refused(raw, wire.Part(1, FC, channels, False, data))
-        assert answer.code == wire.ERROR_QUERY
+        answer = refused(raw, messages.Part(1, FC, channels, False, data))
+        assert answer.code == messages.ERROR_QUERY
         assert f"the first {channels} channels of stage 3 are not" in answer.message
-    assert "stage 3 is not uploaded" in refused(raw, wire.Query(1, FC, FC, data)).message
-    assert "stage 3 has 8 bytes" in refused(raw, wire.Part(1, FC, 144, False, (b"abcdefgh",))).message
-    assert "neither sent nor was it left" in refused(raw, wire.Part(1, FC, 144, False)).message
-    result = raw.ask(raw.control, wire.Part(1, FC, 144, False, data))
-    assert isinstance(result, wire.Result)
+    assert "stage 3 is not uploaded" in refused(raw, messages.Query(1, FC, FC, data)).message
+    assert "stage 3 has 8 bytes" in refused(raw, messages.Part(1, FC, 144, False, (b"abcdefgh",))).message
+    assert "neither sent nor was it left" in refused(raw, messages.Part(1, FC, 144, False)).message
+    result = raw.ask(raw.control, messages.Part(1, FC, 144, False, data))
+    assert isinstance(result, messages.Result)
     assert result.shapes == ((1, 144),)
     assert bytes(result.payload[0]) == blobs[LAST][:, :144].tobytes()
 
@@ -341,24 +345,24 @@ def test_a_join_must_fit(raw, blobs):
     data, others = (blobs[FC].tobytes(),), (blobs[LAST][:, 144:].tobytes(),)
     send(raw, [SLICES[0]], 0)
     send(raw, [LAST], 1)
-    assert "no part of a stage was left" in refused(raw, wire.Join(1, True, others)).message
-    stays = wire.Part(1, FC, 144, True, data)
+    assert "no part of a stage was left" in refused(raw, messages.Join(1, True, others)).message
+    stays = messages.Part(1, FC, 144, True, data)
     assert raw.ask(raw.control, stays).shapes == ()
-    assert "has 4 bytes" in refused(raw, wire.Join(1, True, (b"four",))).message
-    for wrong in (wire.Join(2, True, others), wire.Join(1, True), wire.Query(1, LAST, LAST)):
+    assert "has 4 bytes" in refused(raw, messages.Join(1, True, (b"four",))).message
+    for wrong in (messages.Join(2, True, others), messages.Join(1, True), messages.Query(1, LAST, LAST)):
         assert raw.ask(raw.control, stays).shapes == ()
-        assert refused(raw, wrong).code == wire.ERROR_QUERY
+        assert refused(raw, wrong).code == messages.ERROR_QUERY
         # After an error nothing is left.
-        assert "no part" in refused(raw, wire.Join(1, True, others)).message
-    for message in (stays, wire.Join(1, True, others)):
-        assert isinstance(raw.ask(raw.control, message), wire.Result)
-    assert "neither" in refused(raw, wire.Query(2, LAST, LAST)).message  # of another query
-    for message in (stays, wire.Join(1, True, others)):
-        assert isinstance(raw.ask(raw.control, message), wire.Result)
-    result = raw.ask(raw.control, wire.Query(1, LAST, LAST))
+        assert "no part" in refused(raw, messages.Join(1, True, others)).message
+    for message in (stays, messages.Join(1, True, others)):
+        assert isinstance(raw.ask(raw.control, message), messages.Result)
+    assert "neither" in refused(raw, messages.Query(2, LAST, LAST)).message  # of another query
+    for message in (stays, messages.Join(1, True, others)):
+        assert isinstance(raw.ask(raw.control, message), messages.Result)
+    result = raw.ask(raw.control, messages.Query(1, LAST, LAST))
     assert bytes(result.payload[0]) == blobs[LAST + 1].tobytes()
-    assert isinstance(raw.ask(raw.control, stays), wire.Result)
-    assert bytes(raw.ask(raw.control, wire.Join(1, False, others)).payload[0]) == blobs[LAST].tobytes()
+    assert isinstance(raw.ask(raw.control, stays), messages.Result)
+    assert bytes(raw.ask(raw.control, messages.Join(1, False, others)).payload[0]) == blobs[LAST].tobytes()
 
 
 def test_a_complete_stage_still_answers_for_its_part(raw, blobs):
@@ -367,25 +371,25 @@ def test_a_complete_stage_still_answers_for_its_part(raw, blobs):
         send(raw, [piece], index)
     data = (blobs[FC].tobytes(),)
     for channels in (96, 144, 432):
-        result = raw.ask(raw.control, wire.Part(1, FC, channels, False, data))
+        result = raw.ask(raw.control, messages.Part(1, FC, channels, False, data))
         assert bytes(result.payload[0]) == np.ascontiguousarray(blobs[LAST][:, :channels]).tobytes()
-    assert "the first 600 channels" in refused(raw, wire.Part(1, FC, 600, False, data)).message
-    assert bytes(raw.ask(raw.control, wire.Query(1, FC, FC, data)).payload[0]) == blobs[LAST].tobytes()
+    assert "the first 600 channels" in refused(raw, messages.Part(1, FC, 600, False, data)).message
+    assert bytes(raw.ask(raw.control, messages.Query(1, FC, FC, data)).payload[0]) == blobs[LAST].tobytes()
 
 
-def header_of(pieces: Sequence[Piece], index: int) -> wire.PartitionHeader:
-    return messages(extract(NETWORK, pieces, WEIGHTS), index)[0]
+def header_of(pieces: Sequence[Piece], index: int) -> messages.PartitionHeader:
+    return upload_messages(extract(NETWORK, pieces, WEIGHTS), index)[0]
 
 
 def test_a_slice_is_taken_once(raw):
     send(raw, [SLICES[1]], 0)
     for piece in (SLICES[1], Slice(FC, 0, 192), Slice(FC, 192, 600)):
         answer = refused(raw, header_of([piece], 1))
-        assert answer.code == wire.ERROR_DAMAGED
+        assert answer.code == messages.ERROR_DAMAGED
         assert "of stage 3 were uploaded before" in answer.message
     assert "stage 3 was uploaded before" in refused(raw, header_of([FC], 1)).message
     arriving = header_of([SLICES[2]], 1)
-    assert raw.ask(raw.control, arriving) == wire.Ack(1, 0)
+    assert raw.ask(raw.control, arriving) == messages.Ack(1, 0)
     assert "channels 288 to 432" in refused(raw, header_of([SLICES[2]], 2)).message
 
 
@@ -409,7 +413,7 @@ def test_a_slice_must_be_one(raw):
         ({"prototxt": net.prototxt.replace('"ReLU"', '"Softmax"')}, "are not what its net makes"),
     ):
         assert said in refused(raw, with_net(**changes)).message, changes
-    assert raw.ask(raw.control, good) == wire.Ack(0, 0)
+    assert raw.ask(raw.control, good) == messages.Ack(0, 0)
     other = dataclasses.replace(header_of([SLICES[1]], 1), nets=(
         dataclasses.replace(net, channels=Channels(144, 288, 601)),
     ), blobs=good.blobs, size=good.size)  # fmt: skip
@@ -417,13 +421,13 @@ def test_a_slice_must_be_one(raw):
 
 
 def test_a_slice_that_is_damaged_is_sent_again(raw, blobs):
-    header, chunks, _ = messages(extract(NETWORK, [SLICES[0]], WEIGHTS), 0)
+    header, chunks, _ = upload_messages(extract(NETWORK, [SLICES[0]], WEIGHTS), 0)
     for message in (header, *chunks):
-        assert not isinstance(raw.ask(raw.control, message), wire.Error)
-    assert "digest" in refused(raw, wire.PartitionEnd(0, "0" * 64)).message
+        assert not isinstance(raw.ask(raw.control, message), messages.Error)
+    assert "digest" in refused(raw, messages.PartitionEnd(0, "0" * 64)).message
     for index, piece in enumerate(SLICES):
         send(raw, [piece], index)
-    result = raw.ask(raw.control, wire.Query(1, FC, FC, (blobs[FC].tobytes(),)))
+    result = raw.ask(raw.control, messages.Query(1, FC, FC, (blobs[FC].tobytes(),)))
     assert bytes(result.payload[0]) == blobs[LAST].tobytes()
 
 
@@ -433,11 +437,11 @@ def test_the_whole_counts_with_the_first_slice():
     weights = weights_of(network)
     server = Server("--weights-mb", "29", "--memory-mb", "45")
     with Raw(server.address) as raw:
-        small, large = (messages(extract(network, [piece], weights), index) for index, piece in
+        small, large = (upload_messages(extract(network, [piece], weights), index) for index, piece in
                         enumerate((Slice(1, 0, 1500), Slice(1, 1500, 7000))))  # fmt: skip
-        assert raw.ask(raw.control, small[0]) == wire.Ack(0, 0)
+        assert raw.ask(raw.control, small[0]) == messages.Ack(0, 0)
         answer = refused(raw, large[0])
-        assert answer.code == wire.ERROR_PARTITION
+        assert answer.code == messages.ERROR_PARTITION
         assert "56 memory mb; the server's --memory-mb is 45" in answer.message
     server.stop()
 
@@ -446,13 +450,13 @@ def test_the_whole_counts_with_the_first_slice():
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> harness.Subject:
+def subject(tmp_path: Path) -> runner.Subject:
     path = tmp_path / "cut.prototxt"
     path.write_text(engine.extract_net(NETWORK, 0, len(NETWORK.stages) - 1).prototxt)
     path.with_suffix(".caffemodel").write_bytes(serialise("cut", NETWORK.layers, WEIGHTS).tobytes())
     slow = tmp_path / "slow.txt"
     slow.write_text("".join(f"{layer.index} {layer.name} 30.0\n" for layer in NETWORK.layers))
-    return harness.prepare_live(str(path), client=str(slow))
+    return runner.prepare_live(str(path), client=str(slow))
 
 
 def cut(trace: Trace) -> set[str]:
@@ -461,7 +465,7 @@ def cut(trace: Trace) -> set[str]:
 
 
 def test_a_live_run_in_slices(subject, tmp_path):
-    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti", results=tmp_path)
+    (trace,) = runner.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti", results=tmp_path)
     assert NETWORK.stages[FC].name in cut(trace)
     assert all(query.bit_equal and not query.fallback for query in trace.queries)
     assert any(segment.where == "both" for query in trace.queries for segment in query.segments)
@@ -472,14 +476,14 @@ def test_a_live_run_in_slices(subject, tmp_path):
 
 def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject, monkeypatch):
     """Played by weights that are a bit off in one stage's slices."""
-    rows = shares.slice_weights
+    rows = sliced_stage.slice_weights
 
     def off(network, piece, weights):
         factor = np.float32(1.001 if piece.stage == FC else 1)
         return {name: (blobs[0] * factor, *blobs[1:]) for name, blobs in rows(network, piece, weights).items()}
 
-    monkeypatch.setattr(shares, "slice_weights", off)
-    (trace,) = harness.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti")
+    monkeypatch.setattr(sliced_stage, "slice_weights", off)
+    (trace,) = runner.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti")
     assert NETWORK.stages[FC].name not in cut(trace)
     assert all(query.bit_equal for query in trace.queries)
 

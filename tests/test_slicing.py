@@ -12,17 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ionn import engine, harness
-from ionn.caffemodel import read_weights, weights_path
-from ionn.cost_files import load_costs
-from ionn.costs import CostModel, Profile
+from ionn.client.sliced_stage import SlicedStage
+from ionn.costs.loading import load_costs
+from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError
-from ionn.graph import ExecutionGraph
-from ionn.images import natural_images
-from ionn.network import Network
+from ionn.model import engine
+from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.inputs import natural_images
+from ionn.model.network import Network
+from ionn.model.slices import MOST_ROWS, SMALL_PRODUCT, TILE, Slice
 from ionn.paper import MODELS
-from ionn.shares import SlicedStage
-from ionn.slicing import MOST_ROWS, SLICE_MS, SMALL_PRODUCT, TILE, Cut, Slice, Split, find_cuts
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.slice_costs import SLICE_MS, Cut, Split, find_cuts
+from ionn.testbed import runner
 
 
 def network_of(*layers: str, shape: str = "dim: 1 dim: 256 dim: 14 dim: 14") -> Network:
@@ -340,7 +342,7 @@ def traces_of(model: str) -> dict[str, tuple[int, float]]:
     """Algorithm -> queries before the upload ended, and the largest partition's share of the model."""
     algorithms = ("original", "recursive-efficiency", "sliced-efficiency")
     rows = {}
-    for trace in harness.run_virtual_all(model, algorithms):
+    for trace in runner.run_virtual_all(model, algorithms):
         largest = max(partition.bytes for partition in trace.partitions)
         rows[trace.info.algorithm] = trace.queries_before_upload, largest / trace.info.plan["model_bytes"]
     return rows

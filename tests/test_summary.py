@@ -10,8 +10,8 @@ import pytest
 from runs import FIVE_FAST, make_trace
 
 from ionn.errors import InputError
-from ionn.summary import Stat, common_times, largest_share, load_results, mean_latency, summary
-from ionn.trace import trace_path
+from ionn.evaluation.summary import Stat, common_times, largest_share, load_results, mean_latency, summary
+from ionn.testbed.trace import trace_path
 
 
 def test_a_row_says_what_the_run_did():

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from runs import make_trace
 
-from ionn import harness
 from ionn.errors import InputError
-from ionn.report import terminal_summary
-from ionn.trace import PartitionRecord, QueryRecord, RunInfo, Segment, Trace, load_traces
+from ionn.evaluation.report import terminal_summary
+from ionn.records import PartitionRecord, QueryRecord, Segment
+from ionn.testbed import runner
+from ionn.testbed.trace import RunInfo, Trace, load_traces
 
 PARTITIONS = (PartitionRecord(0, ("fc",), 1000, 0.3, 0.9, 1.7), PartitionRecord(1, ("conv",), 10, 1.1, 2.3, 2.9))
 SEGMENTS = (Segment("client", 0, 1, 0.7, 1.3, (0.3, 0.4)), Segment("both", 2, 2, 2.1, 3.3))
@@ -85,7 +86,7 @@ PLACES = [
 @pytest.fixture(scope="module")
 def records() -> list[dict[str, Any]]:
     """The lines of a virtual run of AlexNet."""
-    (trace,) = harness.run_virtual_all("alexnet", ["recursive-efficiency"], 1)
+    (trace,) = runner.run_virtual_all("alexnet", ["recursive-efficiency"], 1)
     return json.loads(json.dumps(list(trace._records())))
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ionn import upload as module
 from ionn.errors import ProtocolError
-from ionn.network import Network
-from ionn.partition import Partition, extract
-from ionn.upload import Upload
-from ionn.wire import (
+from ionn.model.network import Network
+from ionn.model.partial_net import Partition, extract
+from ionn.protocol import sender as module
+from ionn.protocol.messages import (
     CHUNK_BYTES,
     PROTOCOL,
     Ack,
@@ -23,6 +22,7 @@ from ionn.wire import (
     Ready,
     Welcome,
 )
+from ionn.protocol.sender import Upload
 
 CHUNK, WINDOW = 1000, 2500
 

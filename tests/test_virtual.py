@@ -13,15 +13,16 @@ from chains import WORKED_EXAMPLE, chain, chains, cut
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from ionn.cost_files import load_costs
+from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.experiment import QUERIES_AFTER_UPLOAD
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
-from ionn.planners import PLANNERS
-from ionn.slicing import TILE, Piece, Slice, stage_of
-from ionn.trace import RunInfo, Segment, Trace
-from ionn.virtual import run_virtual
+from ionn.model.network import Network
+from ionn.model.slices import TILE, Piece, Slice, stage_of
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.planners import PLANNERS
+from ionn.records import Segment
+from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
+from ionn.testbed.trace import RunInfo, Trace
+from ionn.testbed.virtual import run_virtual
 
 
 def run_info(graph: ExecutionGraph, plan: list[list[Piece]], run: int = 1, seed: int = 0) -> RunInfo:

@@ -15,16 +15,17 @@ from forward import Weights
 from world import WAIT_S, Wire, wait_for
 
 import ionn
-from ionn import engine, live
-from ionn.caffemodel import read_weights, serialise
-from ionn.client import Client, Patience
+from ionn.client.session import Client, Patience
 from ionn.errors import InputError
-from ionn.network import Network
+from ionn.model import engine
+from ionn.model.caffemodel import read_weights, serialise
+from ionn.model.network import Network
+from ionn.testbed import processes
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with live.process("serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "30") as address:
+    with processes.process("serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "30") as address:
         Client(address, patience=Patience(connect_s=WAIT_S)).close()  # Caffe is loaded then
         yield address
 

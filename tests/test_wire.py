@@ -9,53 +9,53 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ionn import wire
-from ionn.caffemodel import BlobSpan
 from ionn.errors import ProtocolError
-from ionn.network import Network
-from ionn.partition import Channels, PartialNet, StageCut, extract
-from ionn.receiver import PartitionReceiver
-from ionn.wire import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
+from ionn.model.caffemodel import BlobSpan
+from ionn.model.network import Network
+from ionn.model.partial_net import Channels, PartialNet, StageCut, extract
+from ionn.protocol import messages
+from ionn.protocol.messages import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
+from ionn.protocol.receiver import PartitionReceiver
 
 NET = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)), StageCut(4, 5, ("a", "b"))))
 SLICE = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)),), Channels(0, 48, 100))
 MESSAGES = [
-    wire.Hello(1, "control"),
-    wire.Hello(1, "upload", "token"),
-    wire.Welcome(1, "token", 1000, 2000, {"kind": "cost-model"}, (wire.Held(0, 7, True),)),
+    messages.Hello(1, "control"),
+    messages.Hello(1, "upload", "token"),
+    messages.Welcome(1, "token", 1000, 2000, {"kind": "cost-model"}, (messages.Held(0, 7, True),)),
     PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
     PartitionHeader(0, (NET, SLICE), (BlobSpan("fc", 0, 10, 400),), 500),
     Chunk(2, 1000, 77, (b"abc", b"d")),
     PartitionEnd(2, "ff"),
-    wire.Ack(2, 12),
-    wire.Ready(2),
-    wire.Query(1, 2, 3, (b"\0" * 8,)),
-    wire.Query(1, 2, 3),
-    wire.Part(1, 3, 48, True, (b"\0" * 8,)),
-    wire.Part(1, 3, 48, False),
-    wire.Join(1, False, (b"\0" * 8,)),
-    wire.Result(1, (), (0.5,)),
-    wire.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
-    wire.Error(wire.ERROR_QUERY, "no", query=4),
-    wire.Ping(),
-    wire.Pong(),
-    wire.Bye(),
+    messages.Ack(2, 12),
+    messages.Ready(2),
+    messages.Query(1, 2, 3, (b"\0" * 8,)),
+    messages.Query(1, 2, 3),
+    messages.Part(1, 3, 48, True, (b"\0" * 8,)),
+    messages.Part(1, 3, 48, False),
+    messages.Join(1, False, (b"\0" * 8,)),
+    messages.Result(1, (), (0.5,)),
+    messages.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
+    messages.Error(messages.ERROR_QUERY, "no", query=4),
+    messages.Ping(),
+    messages.Pong(),
+    messages.Bye(),
 ]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_survives_the_wire(message: wire.Message) -> None:
+def test_a_message_survives_the_wire(message: messages.Message) -> None:
     assert decode(message.frames()) == message
 
 
 def test_every_message_type_is_in_the_table() -> None:
-    assert {type(message) for message in MESSAGES} == set(wire.Message.__subclasses__())
+    assert {type(message) for message in MESSAGES} == set(messages.Message.__subclasses__())
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_anything_else_is_a_protocol_error(message: wire.Message, data: st.DataObject) -> None:
+def test_anything_else_is_a_protocol_error(message: messages.Message, data: st.DataObject) -> None:
     """A mutated message decodes to a message or raises ProtocolError, never anything else."""
     head, *payload = message.frames()
     body = json.loads(head)
@@ -73,7 +73,7 @@ def test_anything_else_is_a_protocol_error(message: wire.Message, data: st.DataO
         decoded = decode([json.dumps(body).encode(), *payload])
     except ProtocolError:
         return
-    assert isinstance(decoded, wire.Message)
+    assert isinstance(decoded, messages.Message)
 
 
 JUNK = {
@@ -99,19 +99,19 @@ def test_a_header_has_its_limit() -> None:
     def header(size: int) -> bytes:
         return b'{"type": "ping"}'.ljust(size)
 
-    for limit in (100, wire.HEADER_BYTES_MAX):
-        assert decode([header(limit)], limit) == wire.Ping()
+    for limit in (100, messages.HEADER_BYTES_MAX):
+        assert decode([header(limit)], limit) == messages.Ping()
         with pytest.raises(ProtocolError, match=f"a header of {limit + 1} bytes; the limit is {limit}"):
             decode([header(limit + 1)], limit)
-    assert decode([header(wire.HEADER_BYTES_MAX)]) == wire.Ping()
+    assert decode([header(messages.HEADER_BYTES_MAX)]) == messages.Ping()
     with pytest.raises(ProtocolError, match="a header of"):
-        decode([header(wire.HEADER_BYTES_MAX + 1)])
+        decode([header(messages.HEADER_BYTES_MAX + 1)])
 
 
 @pytest.mark.parametrize("token", ["0", "0.5", "3", "1e9"])
 def test_times_of_stages(token: str) -> None:
     message = decode([f'{{"type": "result", "query": 1, "shapes": [], "stage_ms": [{token}]}}'.encode()])
-    assert isinstance(message, wire.Result)
+    assert isinstance(message, messages.Result)
     assert message.stage_ms == (float(token),)
     assert type(message.stage_ms[0]) is float
 
@@ -123,8 +123,8 @@ def test_what_is_no_time_of_a_stage(token: str) -> None:
 
 
 def test_an_errors_message_is_one_line_that_can_be_shown() -> None:
-    message = decode(wire.Error(wire.ERROR_QUERY, "a\x1b[31m\nb\u202e" + "x" * 2000).frames())
-    assert isinstance(message, wire.Error)
+    message = decode(messages.Error(messages.ERROR_QUERY, "a\x1b[31m\nb\u202e" + "x" * 2000).frames())
+    assert isinstance(message, messages.Error)
     assert message.message == ("a?[31m?b?" + "x" * 2000)[:1000]
 
 

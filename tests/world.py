@@ -17,16 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import psutil
 
-from ionn import engine
-from ionn.channel import ping
-from ionn.client import Client, Patience
-from ionn.engine import StageNet
-from ionn.graph import ExecutionGraph
-from ionn.link import format_address, parse_address
-from ionn.network import Network
-from ionn.partition import Partition, extract
-from ionn.session import LiveSession
-from ionn.trace import QueryRecord
+from ionn.address import format_address, parse_address
+from ionn.client.connection import ping
+from ionn.client.session import Client, Patience
+from ionn.model import engine
+from ionn.model.engine import StageNet
+from ionn.model.network import Network
+from ionn.model.partial_net import Partition, extract
+from ionn.planning.graph import ExecutionGraph
+from ionn.records import QueryRecord
+from ionn.testbed.live_session import LiveSession
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 # Long enough for a busy machine; nothing waits that long where all is well.

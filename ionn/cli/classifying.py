@@ -66,8 +66,8 @@ def classify(
     Example: ionn classify chelsea --model googlenet
     """
     from ionn import api
-    from ionn.keys import client_keys
-    from ionn.network import Network
+    from ionn.model.network import Network
+    from ionn.protocol.curve import client_keys
 
     algorithm = chosen_algorithm(algorithm, planner)
     keys = client_keys(key, server_key)

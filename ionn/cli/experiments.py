@@ -27,7 +27,7 @@ from ionn.cli.options import (
 from ionn.errors import InputError, ServerUnreachableError
 
 if TYPE_CHECKING:
-    from ionn.trace import Trace
+    from ionn.testbed.trace import Trace
 
 
 @click.command()
@@ -80,10 +80,10 @@ def run(
 
     Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
     """
-    from ionn import harness
-    from ionn.graph import checked_mbps
-    from ionn.keys import client_keys
     from ionn.paper import SERVER
+    from ionn.planning.graph import checked_mbps
+    from ionn.protocol.curve import client_keys
+    from ionn.testbed import runner
 
     algorithm = chosen_algorithm(algorithm, planner)
     checked_mbps(mbps)
@@ -94,11 +94,11 @@ def run(
         raise InputError("--noise is for the virtual testbed; leave it out")
     if testbed == "live":
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
-        subject = harness.prepare_live(model, weights, client, not unpaced)
-        traces = harness.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
+        subject = runner.prepare_live(model, weights, client, not unpaced)
+        traces = runner.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
     else:
-        harness.check_weights(model, weights)
-        traces = harness.run_virtual_all(model, [algorithm], runs, client, server or SERVER, mbps, noise, seed, results)
+        runner.check_weights(model, weights)
+        traces = runner.run_virtual_all(model, [algorithm], runs, client, server or SERVER, mbps, noise, seed, results)
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     faults = [trace.info.environment["fault"] for trace in traces if "fault" in trace.info.environment]
     if faults:
@@ -165,8 +165,8 @@ def figures(results: Path, out: Path | None) -> None:
 
     Example: ionn figures --results results
     """
-    from ionn.figures import draw_figures
-    from ionn.report import write_report
+    from ionn.evaluation.figures import draw_figures
+    from ionn.evaluation.report import write_report
 
     drawn = draw_figures(results, out or results / "figures")
     for path in (*drawn, write_report(results, drawn)):

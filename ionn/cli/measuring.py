@@ -8,11 +8,7 @@ from pathlib import Path
 
 import click
 
-from ionn.cli.options import (
-    json_option,
-    model_argument,
-    weights_argument,
-)
+from ionn.cli.options import json_option, model_argument, weights_argument
 
 
 @click.command()
@@ -26,16 +22,17 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
 
     Example: ionn profile alexnet --save alexnet-here.json
     """
-    from ionn import engine, live
-    from ionn.caffemodel import read_weights, weights_path
+    from ionn.costs import profiling
     from ionn.files import check_writable
-    from ionn.network import Network
+    from ionn.model import engine
+    from ionn.model.caffemodel import read_weights, weights_path
+    from ionn.model.network import Network
 
     network = Network.load(model)
     if save is not None:
         check_writable(save)
     blobs = read_weights(weights_path(model, weights), network)
-    measured = live.profile_network(network, engine.load_network(network, blobs), runs)
+    measured = profiling.profile_network(network, engine.load_network(network, blobs), runs)
     if save is not None:
         measured.save(save)
     layer_ms = measured.layer_ms(network)
@@ -64,15 +61,16 @@ def calibrate(save: Path, as_json: bool) -> None:
 
     Example: ionn calibrate --save server.json
     """
-    from ionn import calibrate, harness
+    from ionn.costs import calibration
     from ionn.files import check_writable
+    from ionn.testbed import runner
 
     check_writable(save)
-    with harness.bar(calibrate.PASSES + 1, "pass", "calibrating") as progress:
-        calibration = calibrate.calibrate(progress=progress.update)
-    calibration.model.save(save)
+    with runner.bar(calibration.PASSES + 1, "pass", "calibrating") as progress:
+        fitted = calibration.calibrate(progress=progress.update)
+    fitted.model.save(save)
     if as_json:
-        click.echo(json.dumps({"saved": str(save), **dataclasses.asdict(calibration.quality)}))
+        click.echo(json.dumps({"saved": str(save), **dataclasses.asdict(fitted.quality)}))
         return
-    click.echo(calibration.quality.table())
+    click.echo(fitted.quality.table())
     click.echo(f"saved {save}; 'ionn serve --costs {save}' sends it to clients")

@@ -13,8 +13,8 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from ionn.errors import InputError
-from ionn.limits import Limits, option
 from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
+from ionn.server.limits import Limits, option
 
 COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
 
@@ -46,14 +46,14 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
 
 
 def _complete_algorithm(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from ionn.planners import PLANNERS
+    from ionn.planning.planners import PLANNERS
 
     return [name for name in PLANNERS if name.startswith(incomplete)]
 
 
 def chosen_algorithm(algorithm: str, planner: str | None) -> str:
     """The name of the planner that --algorithm or --planner gives. Raises InputError where there is none."""
-    from ionn.planners import add_planner, get_planner
+    from ionn.planning.planners import add_planner, get_planner
 
     if planner is None:
         get_planner(algorithm)

@@ -24,9 +24,9 @@ from ionn.errors import InputError
 from ionn.paper import SERVER
 
 if TYPE_CHECKING:
-    from ionn.graph import ExecutionGraph
-    from ionn.network import Network
-    from ionn.plan import Partition, Plan
+    from ionn.model.network import Network
+    from ionn.planning.graph import ExecutionGraph
+    from ionn.planning.plan import Partition, Plan
 
 
 @click.command()
@@ -57,16 +57,16 @@ def plan(
 
     Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
     """
-    from ionn.cost_files import load_costs
-    from ionn.graph import ExecutionGraph, checked_mbps
-    from ionn.network import Network
-    from ionn.plan import make_plan
+    from ionn.costs.loading import load_costs
+    from ionn.model.network import Network
+    from ionn.planning.graph import ExecutionGraph, checked_mbps
+    from ionn.planning.plan import make_plan
 
     checked_mbps(mbps)
     algorithm = chosen_algorithm(algorithm, planner)
     network = Network.load(model)
     if weights is not None:
-        from ionn.caffemodel import read_weights
+        from ionn.model.caffemodel import read_weights
 
         read_weights(Path(weights), network)
     graph = ExecutionGraph.from_network(network, load_costs(client), load_costs(server), mbps)
@@ -80,10 +80,10 @@ def plan(
 
 
 def _plot(network: Network, graph: ExecutionGraph, mbps: float, path: Path) -> None:
-    from ionn.drawing import figure_kind
-    from ionn.plan import make_plan
-    from ionn.plan_figure import draw_plans
-    from ionn.planners import PLANNERS
+    from ionn.evaluation.plan_figure import draw_plans
+    from ionn.evaluation.style import figure_kind
+    from ionn.planning.plan import make_plan
+    from ionn.planning.planners import PLANNERS
 
     figure_kind(path)
     plans = []
@@ -146,7 +146,7 @@ def _plan_text(plan: Plan) -> str:
 
 def _stages_text(partition: Partition) -> str:
     """The stages by name; of longer runs the first and the last."""
-    from ionn.graph import runs_of
+    from ionn.model.slices import runs_of
 
     names = dict(zip(partition.stages, partition.stage_names, strict=True))
     texts = []

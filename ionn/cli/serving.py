@@ -14,16 +14,8 @@ from typing import Any
 
 import click
 
-from ionn.cli.options import (
-    Seconds,
-    json_option,
-    key_option,
-    limit_options,
-    mbps_option,
-    options,
-    server_key_option,
-)
-from ionn.limits import Limits
+from ionn.cli.options import Seconds, json_option, key_option, limit_options, mbps_option, options, server_key_option
+from ionn.server.limits import Limits
 
 SERVE_AT = "tcp://127.0.0.1:7675"
 LINK_AT = "tcp://127.0.0.1:7676"
@@ -88,12 +80,12 @@ def serve(
 
     Example: ionn serve --bind tcp://127.0.0.1:7675
     """
-    from ionn.cost_files import load_costs
-    from ionn.keys import server_keys
-    from ionn.link import format_address, parse_address
-    from ionn.logs import log_to_stderr
-    from ionn.metrics import serve_metrics
-    from ionn.server import Server
+    from ionn.address import format_address, parse_address
+    from ionn.costs.loading import load_costs
+    from ionn.protocol.curve import server_keys
+    from ionn.server.front import Server
+    from ionn.server.logs import log_to_stderr
+    from ionn.server.metrics import serve_metrics
 
     log_to_stderr(verbose, log_json)
     keys = server_keys(key, allow)
@@ -122,11 +114,11 @@ def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: flo
 
     Example: ionn ping tcp://127.0.0.1:7675
     """
-    from ionn.channel import ping as ask
+    from ionn.address import format_address, parse_address
+    from ionn.client.connection import ping as ask
     from ionn.errors import ServerError
-    from ionn.keys import client_keys
-    from ionn.link import format_address, parse_address
-    from ionn.wire import ERROR_BUSY
+    from ionn.protocol.curve import client_keys
+    from ionn.protocol.messages import ERROR_BUSY
 
     address = f"tcp://{format_address(parse_address(address))}"
     answer = ask(address, client_keys(key, server_key), timeout_s)
@@ -148,7 +140,7 @@ def keygen(name: Path) -> None:
 
     Example: ionn keygen phone
     """
-    from ionn.keys import make_keys
+    from ionn.protocol.curve import make_keys
 
     for path in make_keys(name):
         click.echo(path)
@@ -169,7 +161,8 @@ def link(listen: str, to: str, mbps: float, verbose: bool, stop_at_eof: bool) ->
 
     Example: ionn link --listen tcp://127.0.0.1:7676 --to tcp://127.0.0.1:7675 --mbps 80
     """
-    from ionn.link import format_address, parse_address, serve_link
+    from ionn.address import format_address, parse_address
+    from ionn.testbed.link import serve_link
 
     _log(verbose)
     with contextlib.suppress(PermissionError):

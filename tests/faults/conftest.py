@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from world import Server, World
 
-from ionn.cost_files import load_costs
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
+from ionn.planning.graph import ExecutionGraph
 
 
 @pytest.fixture(scope="session")

@@ -20,14 +20,15 @@ from click.testing import CliRunner
 from raw import Raw
 from world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
-from ionn import wire
-from ionn.channel import Channel
+from ionn.address import is_loopback
 from ionn.cli import cli
-from ionn.client import Client, Patience
+from ionn.client.connection import Channel
+from ionn.client.session import Client, Patience
 from ionn.errors import InputError, NotAcceptedError, ServerError, ServerUnreachableError
-from ionn.keys import ClientKeys, client_keys, is_loopback, make_keys, read_key, server_keys
-from ionn.limits import Limits, option
-from ionn.server import Server as Listener
+from ionn.protocol import messages
+from ionn.protocol.curve import ClientKeys, client_keys, make_keys, read_key, server_keys
+from ionn.server.front import Server as Listener
+from ionn.server.limits import Limits, option
 
 PATIENT = Patience(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
 
@@ -99,10 +100,10 @@ def test_a_closed_connection_says_why(said: str, steady: Server, keys: Path) -> 
     channel = Channel(context, steady.address, keys_of("phone", keys))
     try:
         if said == "a hello":
-            channel.send(wire.Hello(wire.PROTOCOL, "control"))
+            channel.send(messages.Hello(messages.PROTOCOL, "control"))
         # What is sent until the connection is closed goes nowhere; the first thing that is sent later is told why.
         with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
-            wait_for(lambda: channel.send(wire.Ping()), "the connection to be closed")
+            wait_for(lambda: channel.send(messages.Ping()), "the connection to be closed")
         with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
             channel.receive(WAIT_S)
     finally:
@@ -115,13 +116,13 @@ def test_what_a_server_said_before_it_closed_is_the_reason() -> None:
     server = context.socket(zmq.ROUTER)
     channel = Channel(context, f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}")
     try:
-        channel.send(wire.Ping())
+        channel.send(messages.Ping())
         peer, *_ = server.recv_multipart()
-        server.send_multipart([peer, *wire.Error(wire.ERROR_SESSION, "enough for today").frames()])
+        server.send_multipart([peer, *messages.Error(messages.ERROR_SESSION, "enough for today").frames()])
         server.close(linger=1000)
         for _ in range(2):  # and goes on to be
             with pytest.raises(ServerError, match="enough for today"):
-                wait_for(lambda: channel.send(wire.Ping()), "the connection to be closed")
+                wait_for(lambda: channel.send(messages.Ping()), "the connection to be closed")
     finally:
         channel.close()
         context.destroy(linger=0)
@@ -153,7 +154,7 @@ def test_what_only_this_machine_reaches() -> None:
 def test_a_public_address_without_keys_must_be_wanted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("ionn.server.is_loopback", lambda address: False)
+    monkeypatch.setattr("ionn.server.front.is_loopback", lambda address: False)
     with pytest.raises(InputError, match=r"a public address needs keys: give --key and --allow .* or --insecure"):
         Listener("tcp://127.0.0.1:0")
     with caplog.at_level(logging.WARNING):
@@ -203,7 +204,7 @@ def test_metrics_and_logs() -> None:
     found = re.search(r"http://\S+/metrics", errors.readline())
     assert found
     with Raw(told.address) as raw:
-        assert isinstance(raw.ask(raw.connect(), wire.Query(1, 1, 1, (b"",))), wire.Error)
+        assert isinstance(raw.ask(raw.connect(), messages.Query(1, 1, 1, (b"",))), messages.Error)
         with urllib.request.urlopen(found[0], timeout=WAIT_S) as answer:
             metrics = answer.read().decode()
     told.strike(signal.SIGTERM)
@@ -215,7 +216,7 @@ def test_metrics_and_logs() -> None:
     assert [event["event"] for event in events] == ["ready", "session started", "session ended", "stopped"]
     assert all(event["level"] == "info" and event["time"] for event in events)
     assert events[1]["session"] == events[2]["session"]
-    assert events[2]["code"] == wire.ERROR_STOPPING
+    assert events[2]["code"] == messages.ERROR_STOPPING
 
 
 def test_help_shows_every_limit() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from world import Server, Wire, World, at_server, bit_equal, recover, wait_for
 
-from ionn.client import FAULTS
+from ionn.client.session import FAULTS
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from world import WAIT_S, wait_for
 
 TESTBED = """
 import time
-from ionn.live import start_testbed
+from ionn.testbed.live import start_testbed
 with start_testbed(mbps=80) as address:
-    from ionn.client import Client, Patience
+    from ionn.client.session import Client, Patience
     client = Client(address, patience=Patience(connect_s=30))  # the session has a process too
     print(address, flush=True)
     time.sleep(60)
@@ -69,7 +69,7 @@ def test_a_killed_run_leaves_no_process(count: int, tiny_files: Path, slow_clien
 
 ORPHAN = """
 import os, sys
-from ionn.orphans import end_with
+from ionn.server.orphans import end_with
 parent = os.getpid()
 if os.fork() == 0:
     while os.getppid() == parent:
@@ -88,7 +88,7 @@ def test_a_parent_that_has_ended_before() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_child_ends_with_its_parent(frozen: bool) -> None:
     code = (
-        "import os, signal; from ionn.orphans import end_with; parent = os.getpid(); child = os.fork()\n"
+        "import os, signal; from ionn.server.orphans import end_with; parent = os.getpid(); child = os.fork()\n"
         "if child == 0: end_with(parent); print(os.getpid(), flush=True); signal.pause()\n"
         "signal.pause()"
     )

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import zmq
-from raw import Raw, messages
+from raw import Raw, upload_messages
 from world import IMPATIENT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
 
-from ionn import wire
-from ionn.channel import ping
-from ionn.client import FAULTS, Client
+from ionn.client.connection import ping
+from ionn.client.session import FAULTS, Client
 from ionn.errors import InputError, ServerError
-from ionn.network import Network
-from ionn.partition import Partition, extract
-from ionn.wire import PROTOCOL, PartitionHeader
+from ionn.model.network import Network
+from ionn.model.partial_net import Partition, extract
+from ionn.protocol import messages
+from ionn.protocol.messages import PROTOCOL, PartitionHeader
 
 
 @pytest.fixture
@@ -31,20 +31,20 @@ def raw(steady: Server) -> Iterator[Raw]:
         yield raw
 
 
-def error(raw: Raw, *sent: wire.Message | list[bytes]) -> wire.Error:
+def error(raw: Raw, *sent: messages.Message | list[bytes]) -> messages.Error:
     answer = raw.ask(raw.control, *sent)
-    assert isinstance(answer, wire.Error), answer
+    assert isinstance(answer, messages.Error), answer
     return answer
 
 
 def alive(raw: Raw) -> bool:
-    return isinstance(raw.ask(raw.control, wire.Ping()), wire.Pong)
+    return isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
 
 
 def send_all(raw: Raw, partition: Partition) -> None:
-    header, chunks, end = messages(partition)
+    header, chunks, end = upload_messages(partition)
     for message in (header, *chunks, end):
-        assert not isinstance(raw.ask(raw.control, message), wire.Error)
+        assert not isinstance(raw.ask(raw.control, message), messages.Error)
 
 
 def net_header(text: str) -> PartitionHeader:
@@ -53,7 +53,7 @@ def net_header(text: str) -> PartitionHeader:
     weights = {
         layer.name: tuple(np.zeros(shape, np.float32) for shape in layer.weight_shapes) for layer in network.layers
     }
-    return messages(extract(network, range(1, len(network.stages)), weights))[0]
+    return upload_messages(extract(network, range(1, len(network.stages)), weights))[0]
 
 
 INPUT = 'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ {} }} }} }}'
@@ -70,8 +70,8 @@ def test_another_client_takes_the_session_over(steady: Server, world: World) -> 
         wait_for(session.uploaded, "the upload")
         records = [session.query()]
         with Raw(steady.address) as thief:
-            welcome = thief.ask(thief.connect(), wire.Hello(PROTOCOL, "control", client._session))
-        assert isinstance(welcome, wire.Welcome)
+            welcome = thief.ask(thief.connect(), messages.Hello(PROTOCOL, "control", client._session))
+        assert isinstance(welcome, messages.Welcome)
         assert [(held.partition, held.ready) for held in welcome.held] == [(0, True), (1, True), (2, True)]
         wait_for(lambda: client.fault is not None or session.query().fallback, "the loss to be noticed")
         records += recover(session)
@@ -88,14 +88,14 @@ def test_two_clients_with_one_identity(steady: Server, world: World) -> None:
             socket.linger = 0
             socket.identity = b"twin"
             socket.connect(steady.address)
-            socket.send_multipart(wire.Hello(PROTOCOL, "control").frames())
+            socket.send_multipart(messages.Hello(PROTOCOL, "control").frames())
         welcomes = []
         for socket in sockets:
             assert socket.poll(WAIT_S * 1e3)
-            welcomes.append(wire.decode(socket.recv_multipart()))
+            welcomes.append(messages.decode(socket.recv_multipart()))
         first, second = welcomes
-        assert isinstance(first, wire.Welcome)
-        assert isinstance(second, wire.Welcome)
+        assert isinstance(first, messages.Welcome)
+        assert isinstance(second, messages.Welcome)
         assert first.session != second.session
     finally:
         context.destroy(linger=0)
@@ -103,25 +103,25 @@ def test_two_clients_with_one_identity(steady: Server, world: World) -> None:
 
 
 def test_a_partition_is_taken_once(raw: Raw, world: World) -> None:
-    header, chunks, end = messages(world.partitions[0])
+    header, chunks, end = upload_messages(world.partitions[0])
     send_all(raw, world.partitions[0])
     renamed = dataclasses.replace(header, partition=7)
     assert "announced before" in error(raw, header).message
     assert "stage 1 was uploaded before" in error(raw, renamed).message
     assert "not arriving" in error(raw, chunks[0]).message
     assert "not arriving" in error(raw, end).message
-    query = wire.Query(1, 1, 1, (world.input_of(1).tobytes(),))
-    assert isinstance(raw.ask(raw.control, query), wire.Result)
+    query = messages.Query(1, 1, 1, (world.input_of(1).tobytes(),))
+    assert isinstance(raw.ask(raw.control, query), messages.Result)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_refused_as_they_come(raw: Raw, world: World, value: float) -> None:
     weights = {name: tuple(blob.copy() for blob in blobs) for name, blobs in world.weights.items()}
     weights["conv1"][1][3] = value
-    header, chunks, _ = messages(extract(world.network, [1], weights))
-    assert raw.ask(raw.control, header) == wire.Ack(0, 0)
+    header, chunks, _ = upload_messages(extract(world.network, [1], weights))
+    assert raw.ask(raw.control, header) == messages.Ack(0, 0)
     refused = error(raw, *chunks)
-    assert refused.code == wire.ERROR_PARTITION
+    assert refused.code == messages.ERROR_PARTITION
     assert "blob 1 of layer 'conv1' has weights that are not finite" in refused.message
     assert "not arriving" in error(raw, chunks[0]).message
 
@@ -183,14 +183,14 @@ LIMITS = {
 @pytest.mark.parametrize("limit", LIMITS)
 def test_what_a_net_may_be_is_limited(limit: str, raw: Raw, world: World) -> None:
     text, reason = LIMITS[limit]
-    good = messages(world.partitions[0])[0]
+    good = upload_messages(world.partitions[0])[0]
     nets = (dataclasses.replace(good.nets[0], prototxt=text),)
     refused = error(raw, dataclasses.replace(good, nets=nets))
-    assert refused.code == wire.ERROR_PARTITION
+    assert refused.code == messages.ERROR_PARTITION
     assert reason in refused.message
     assert "\n" not in refused.message
     assert alive(raw)
-    assert raw.ask(raw.control, good) == wire.Ack(0, 0)
+    assert raw.ask(raw.control, good) == messages.Ack(0, 0)
 
 
 def test_the_limits_are_the_sessions_not_the_partitions(raw: Raw) -> None:
@@ -200,7 +200,7 @@ def test_the_limits_are_the_sessions_not_the_partitions(raw: Raw) -> None:
     for index in range(2):
         cuts = tuple(dataclasses.replace(stage, index=stage.index + 10 * index) for stage in stages)
         nets = (dataclasses.replace(header.nets[0], stages=cuts),)
-        assert raw.ask(raw.control, dataclasses.replace(header, partition=index, nets=nets)) == wire.Ack(index, 0)
+        assert raw.ask(raw.control, dataclasses.replace(header, partition=index, nets=nets)) == messages.Ack(index, 0)
     cuts = tuple(dataclasses.replace(stage, index=stage.index + 20) for stage in stages)
     nets = (dataclasses.replace(header.nets[0], stages=cuts),)
     assert "--weights-mb is 1000" in error(raw, dataclasses.replace(header, partition=2, nets=nets)).message
@@ -219,23 +219,23 @@ def test_what_a_message_may_be_is_limited(
     frames: list[bytes], reason: str, raw: Raw, steady: Server, world: World
 ) -> None:
     """Beyond that the connection ends, and not the session."""
-    header, chunks, _ = messages(world.partitions[1])
-    assert raw.ask(raw.control, header) == wire.Ack(0, 0)
+    header, chunks, _ = upload_messages(world.partitions[1])
+    assert raw.ask(raw.control, header) == messages.Ack(0, 0)
     refused = error(raw, frames)
-    assert refused.code == wire.ERROR_PROTOCOL
+    assert refused.code == messages.ERROR_PROTOCOL
     assert reason in refused.message
     again = raw.connect()
-    welcome = raw.ask(again, wire.Hello(PROTOCOL, "control", raw.session))
-    assert isinstance(welcome, wire.Welcome)
-    assert raw.ask(again, chunks[0]) == wire.Ack(0, 200_000)
+    welcome = raw.ask(again, messages.Hello(PROTOCOL, "control", raw.session))
+    assert isinstance(welcome, messages.Welcome)
+    assert raw.ask(again, chunks[0]) == messages.Ack(0, 200_000)
 
 
 def test_how_much_a_chunk_may_be_is_limited(raw: Raw, world: World) -> None:
-    header, chunks, _ = messages(world.partitions[1])
-    assert raw.ask(raw.control, header) == wire.Ack(0, 0)
-    large = wire.make_chunk(0, 0, [memoryview(bytes(1_000_001))])
+    header, chunks, _ = upload_messages(world.partitions[1])
+    assert raw.ask(raw.control, header) == messages.Ack(0, 0)
+    large = messages.make_chunk(0, 0, [memoryview(bytes(1_000_001))])
     assert "more than 1000000 bytes" in error(raw, large).message
-    assert raw.ask(raw.control, chunks[0]) == wire.Ack(0, 200_000)
+    assert raw.ask(raw.control, chunks[0]) == messages.Ack(0, 200_000)
 
 
 @pytest.fixture
@@ -257,11 +257,11 @@ LARGE = (
 def test_out_of_memory_names_the_layers_and_ends_that_session_only(small: Server) -> None:
     """LRN within channels holds four more blobs than it shows. Caffe aborts where it gets no memory."""
     with Raw(small.address) as raw:
-        header, _, _ = messages(extract(Network.from_text(LARGE, "large"), [1], {}))
-        assert raw.ask(raw.control, header) == wire.Ack(0, 0)
+        header, _, _ = upload_messages(extract(Network.from_text(LARGE, "large"), [1], {}))
+        assert raw.ask(raw.control, header) == messages.Ack(0, 0)
         died = raw.answer(raw.control)
-    assert isinstance(died, wire.Error)
-    assert died.code == wire.ERROR_CRASHED
+    assert isinstance(died, messages.Error)
+    assert died.code == messages.ERROR_CRASHED
     assert "while trying layers 'norm' to 'norm'" in died.message
     assert ping(small.address, timeout_s=20).sessions == 0
 
@@ -272,7 +272,7 @@ def test_a_model_that_crashes_every_session_is_given_up(small: Server) -> None:
         upload = client.start_upload([extract(Network.from_text(LARGE, "large"), [1], {})], time.monotonic)
         wait_for(lambda: upload.error is not None, "it to give up")
         assert isinstance(upload.error, ServerError)
-        assert upload.error.code == wire.ERROR_CRASHED
+        assert upload.error.code == messages.ERROR_CRASHED
         assert "'norm'" in str(upload.error)
         wait_for(lambda: client.fault is None, "the connection to be back")
         assert upload.ready == 0
@@ -284,12 +284,12 @@ def test_bytes_that_are_never_right_are_given_up(steady: Server, world: World, m
     """Though queries on the partition before them go well all the while."""
     sent = 0
 
-    def end(index: int, sha256: str) -> wire.PartitionEnd:
+    def end(index: int, sha256: str) -> messages.PartitionEnd:
         nonlocal sent
         sent += index == 1
-        return wire.PartitionEnd(index, "0" * 64 if index == 1 else sha256)
+        return messages.PartitionEnd(index, "0" * 64 if index == 1 else sha256)
 
-    monkeypatch.setattr("ionn.upload.PartitionEnd", end)
+    monkeypatch.setattr("ionn.protocol.sender.PartitionEnd", end)
     data = world.input_of(1)
     client = Client(steady.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
     try:
@@ -299,7 +299,7 @@ def test_bytes_that_are_never_right_are_given_up(steady: Server, world: World, m
             with contextlib.suppress(*FAULTS):
                 client.run(1, 1, data)
         assert isinstance(upload.error, ServerError)
-        assert upload.error.code == wire.ERROR_DAMAGED
+        assert upload.error.code == messages.ERROR_DAMAGED
         assert sent == 3
     finally:
         client.close()
@@ -308,8 +308,8 @@ def test_bytes_that_are_never_right_are_given_up(steady: Server, world: World, m
 def test_a_silent_session_ends(small: Server) -> None:
     with Raw(small.address) as raw:
         ended = raw.answer(raw.control)
-    assert isinstance(ended, wire.Error)
-    assert ended.code == wire.ERROR_SESSION
+    assert isinstance(ended, messages.Error)
+    assert ended.code == messages.ERROR_SESSION
     assert "nothing was heard of the client for 2 s" in ended.message
     wait_for(lambda: small.session_processes() == set(), "the session's process to be gone")
 
@@ -329,9 +329,9 @@ def test_a_session_that_is_gone_when_its_client_comes_back(small: Server, world:
     """The client begins anew, and the upload with it."""
     with Raw(small.address) as raw:
         wait_for(lambda: small.session_processes() == set(), "the session to end")
-        answer = raw.ask(raw.connect(), wire.Hello(PROTOCOL, "control", raw.session))
-    assert isinstance(answer, wire.Error)
-    assert answer.code == wire.ERROR_SESSION
+        answer = raw.ask(raw.connect(), messages.Hello(PROTOCOL, "control", raw.session))
+    assert isinstance(answer, messages.Error)
+    assert answer.code == messages.ERROR_SESSION
     with world.client(small.address) as (client, session):
         session.start_upload()
         wait_for(session.uploaded, "the upload")
@@ -368,10 +368,10 @@ def test_the_fork_server_dies_while_a_session_starts(world: World) -> None:
         with pytest.raises(ServerError, match="cannot start a session") as refused:
             Client(server.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
         killer.join()
-        assert refused.value.code == wire.ERROR_BUSY
+        assert refused.value.code == messages.ERROR_BUSY
         world.check_health(server.address)
         ended = raw.answer(raw.control)
-        assert isinstance(ended, wire.Error)
+        assert isinstance(ended, messages.Error)
         assert "ended with the fork server" in ended.message
     assert server.stop()[0] == 0
 
@@ -390,15 +390,15 @@ def test_sigterm_lets_a_running_query_finish(world: World) -> None:
         send_all(raw, world.partitions[0])
         (process,) = server.session_processes()
         os.kill(process, signal.SIGSTOP)
-        raw.control.send_multipart(wire.Query(1, 1, 1, (world.input_of(1).tobytes(),)).frames())
+        raw.control.send_multipart(messages.Query(1, 1, 1, (world.input_of(1).tobytes(),)).frames())
         time.sleep(0.3)
         server.strike(signal.SIGTERM)
-        refused = raw.ask(raw.connect(), wire.Hello(PROTOCOL, "control"))
-        assert isinstance(refused, wire.Error)
-        assert refused.code == wire.ERROR_STOPPING
+        refused = raw.ask(raw.connect(), messages.Hello(PROTOCOL, "control"))
+        assert isinstance(refused, messages.Error)
+        assert refused.code == messages.ERROR_STOPPING
         assert not ping(server.address, timeout_s=20).room
         os.kill(process, signal.SIGCONT)
-        assert isinstance(raw.answer(raw.control), wire.Result)
+        assert isinstance(raw.answer(raw.control), messages.Result)
     code, said = server.stop()
     assert code == 0
     assert "stopped" in said
@@ -419,7 +419,7 @@ def test_sigterm_ends_what_does_not_finish(world: World) -> None:
 
 
 def test_a_server_needs_sensible_limits() -> None:
-    from ionn.limits import Limits
+    from ionn.server.limits import Limits
 
     with pytest.raises(InputError, match=r"--blob-mb 0: give a number above 0"):
         Limits(blob_mb=0)

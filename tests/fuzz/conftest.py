@@ -8,7 +8,7 @@ import pytest
 from peer import Bystander, Peer
 from strategies import CASES
 
-from ionn.channel import ping
+from ionn.client.connection import ping
 
 # Tight ones, so that what a mutation lets grow is refused and not computed.
 LIMITS = ("--sessions", "50", "--blob-mb", "1", "--memory-mb", "100")

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ionn import caffemodel, wire
-from ionn.check import Usage, check_partition
 from ionn.errors import InputError, ProtocolError
-from ionn.limits import Limits
-from ionn.network import Network
-from ionn.partition import extract_net
-from ionn.proto import caffe_pb2
+from ionn.model import caffemodel
+from ionn.model.network import Network
+from ionn.model.partial_net import extract_net
+from ionn.model.proto import caffe_pb2
+from ionn.protocol import messages
+from ionn.server.admission import Usage, check_partition
+from ionn.server.limits import Limits
 
 # Where the frames of a message are parted in a fuzzer's input.
 SEPARATOR = b"\n"
@@ -33,13 +34,13 @@ def one_line(error: Exception) -> None:
 def read_message(data: bytes) -> None:
     """What is a message is written as it was read; and a partition is checked or refused."""
     try:
-        message = wire.decode(data.split(SEPARATOR))
+        message = messages.decode(data.split(SEPARATOR))
     except ProtocolError as error:
         one_line(error)
         return
     frames = message.frames()
-    assert wire.decode(frames).frames() == frames
-    if isinstance(message, wire.PartitionHeader):
+    assert messages.decode(frames).frames() == frames
+    if isinstance(message, messages.PartitionHeader):
         try:
             check_partition(message, Limits(), Usage(), {})
         except InputError as error:

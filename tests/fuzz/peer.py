@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import zmq
 
-from ionn import wire
-from ionn.network import Network
-from ionn.partition import PartialNet, extract, stage_cuts
-from ionn.wire import PROTOCOL, Message, PartitionEnd, PartitionHeader, decode, make_chunk
+from ionn.model.network import Network
+from ionn.model.partial_net import PartialNet, extract, stage_cuts
+from ionn.protocol import messages
+from ionn.protocol.messages import PROTOCOL, Message, PartitionEnd, PartitionHeader, decode, make_chunk
 
 WAIT_S = 60.0
 # A batch. Others are looked after when it ends, and what it left in the session is left behind.
@@ -37,15 +37,15 @@ class Session:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._socket.send_multipart(wire.Bye().frames())
+        self._socket.send_multipart(messages.Bye().frames())
         self._socket.close(1000)
         self._context.term()
 
     def _begin(self) -> None:
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.connect(self._address)
-        answer = self.ask(wire.Hello(PROTOCOL, "control"))
-        assert isinstance(answer, wire.Welcome), answer
+        answer = self.ask(messages.Hello(PROTOCOL, "control"))
+        assert isinstance(answer, messages.Welcome), answer
         self.token = answer.session
 
     def ask(self, message: Message | list[bytes]) -> Message:
@@ -56,8 +56,8 @@ def _ask(socket: zmq.Socket[Any], message: Message | list[bytes]) -> Message:
     socket.send_multipart(message.frames() if isinstance(message, Message) else message)
     assert socket.poll(WAIT_S * 1e3), "no answer"
     answer = decode(socket.recv_multipart())
-    if isinstance(answer, wire.Error):
-        assert answer.code != wire.ERROR_CRASHED, answer.message
+    if isinstance(answer, messages.Error):
+        assert answer.code != messages.ERROR_CRASHED, answer.message
         assert answer.message.isprintable()
     return answer
 
@@ -73,14 +73,14 @@ class Bystander(Session):
         self.ask(PartitionHeader(0, partition.nets, model.blobs, model.size))
         for offset, parts in model.chunks(50):
             self.ask(make_chunk(0, offset, parts))
-        assert self.ask(PartitionEnd(0, hashlib.sha256(model.tobytes()).hexdigest())) == wire.Ready(0)
+        assert self.ask(PartitionEnd(0, hashlib.sha256(model.tobytes()).hexdigest())) == messages.Ready(0)
         self._queries = 0
 
     def check(self) -> None:
         self._queries += 1
         data = np.arange(12, dtype=np.float32).reshape(1, 3, 2, 2) + self._queries
-        result = self.ask(wire.Query(self._queries, 1, 1, (data.tobytes(),)))
-        assert isinstance(result, wire.Result), result
+        result = self.ask(messages.Query(self._queries, 1, 1, (data.tobytes(),)))
+        assert isinstance(result, messages.Result), result
         assert result.query == self._queries
         assert bytes(result.payload[0]) == (data * 2).tobytes()
 
@@ -104,7 +104,7 @@ class Peer(Session):
 
     def renew(self) -> None:
         """Leave the session for another one."""
-        self._socket.send_multipart(wire.Bye().frames())
+        self._socket.send_multipart(messages.Bye().frames())
         self._socket.close(1000)
         self._begin()
 
@@ -114,9 +114,9 @@ class Peer(Session):
             socket.linger = 1000
             socket.connect(self._address)
             answer = _ask(socket, frames)
-            if isinstance(answer, wire.Welcome):
+            if isinstance(answer, messages.Welcome):
                 assert answer.session != self.token
-                socket.send_multipart(wire.Bye().frames())
+                socket.send_multipart(messages.Bye().frames())
             return answer
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from ionn import wire
-from ionn.caffemodel import BlobSpan
-from ionn.layers import LAYER_TYPES, REASONS
-from ionn.partition import Channels, PartialNet, StageCut
+from ionn.model.caffemodel import BlobSpan
+from ionn.model.layers import LAYER_TYPES, REASONS
+from ionn.model.partial_net import Channels, PartialNet, StageCut
+from ionn.protocol import messages
 
 # The test suite has the same cases each time. `make fuzz` sets this: so many times as many, and others each time.
 _TIMES = int(os.environ.get("FUZZ_TIMES", "0"))
@@ -86,30 +86,30 @@ _NET = PartialNet(
 )
 _SLICE = dataclasses.replace(_NET, stages=(StageCut(1, 1, ("fc",)),), channels=Channels(1, 3, 4))
 MESSAGES = [
-    wire.Hello(wire.PROTOCOL, "control"),
-    wire.Hello(wire.PROTOCOL, "upload", "0" * 32),
-    wire.Welcome(wire.PROTOCOL, "0" * 32, 1, 1),
-    wire.PartitionHeader(0, (_NET,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
-    wire.PartitionHeader(0, (_SLICE,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
-    wire.Chunk(0, 0, 0, (b"\0" * 8,)),
-    wire.PartitionEnd(0, "0" * 64),
-    wire.Ack(0, 0),
-    wire.Ready(0),
-    wire.Query(1, 1, 1, (b"\0" * 8,)),
-    wire.Query(1, 1, 1),
-    wire.Part(1, 1, 1, True, (b"\0" * 8,)),
-    wire.Part(1, 1, 1, False),
-    wire.Join(1, False, (b"\0" * 4,)),
-    wire.Result(1, ((1, 2),), (0.5,), (b"\0" * 8,)),
-    wire.Error(wire.ERROR_QUERY, "no", query=1),
-    wire.Ping(),
-    wire.Pong(),
-    wire.Bye(),
+    messages.Hello(messages.PROTOCOL, "control"),
+    messages.Hello(messages.PROTOCOL, "upload", "0" * 32),
+    messages.Welcome(messages.PROTOCOL, "0" * 32, 1, 1),
+    messages.PartitionHeader(0, (_NET,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
+    messages.PartitionHeader(0, (_SLICE,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
+    messages.Chunk(0, 0, 0, (b"\0" * 8,)),
+    messages.PartitionEnd(0, "0" * 64),
+    messages.Ack(0, 0),
+    messages.Ready(0),
+    messages.Query(1, 1, 1, (b"\0" * 8,)),
+    messages.Query(1, 1, 1),
+    messages.Part(1, 1, 1, True, (b"\0" * 8,)),
+    messages.Part(1, 1, 1, False),
+    messages.Join(1, False, (b"\0" * 4,)),
+    messages.Result(1, ((1, 2),), (0.5,), (b"\0" * 8,)),
+    messages.Error(messages.ERROR_QUERY, "no", query=1),
+    messages.Ping(),
+    messages.Pong(),
+    messages.Bye(),
 ]
 
 
 @st.composite
-def messages(draw: st.DrawFn) -> list[bytes]:
+def damaged_messages(draw: st.DrawFn) -> list[bytes]:
     """The frames of a message in which something, deep down, was changed, added or removed."""
     head, *payload = draw(st.sampled_from(MESSAGES)).frames()
     body = _changed(draw, json.loads(head))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from ionn.proto import caffe_pb2
+from ionn.model.proto import caffe_pb2
 
 
 @st.composite

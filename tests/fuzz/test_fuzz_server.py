@@ -15,14 +15,14 @@ from forward import boundary_blobs
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from peer import SMALL, Peer, whole_net
-from strategies import cases, json_values, messages, prototxts
+from strategies import cases, damaged_messages, json_values, prototxts
 
-from ionn import wire
 from ionn.errors import InputError
-from ionn.network import Network
-from ionn.partition import Partition, extract
-from ionn.slicing import Slice
-from ionn.wire import PartitionEnd, PartitionHeader, make_chunk
+from ionn.model.network import Network
+from ionn.model.partial_net import Partition, extract
+from ionn.model.slices import Slice
+from ionn.protocol import messages
+from ionn.protocol.messages import PartitionEnd, PartitionHeader, make_chunk
 
 # A net that passes the checks is built and run, if that takes no time.
 OPERATIONS_MAX = 10**7
@@ -35,23 +35,23 @@ FLOATS_MAX = 10**6
 ))  # fmt: skip
 def test_any_bytes(peer: Peer, frames: list[bytes]) -> None:
     peer.case()
-    assert isinstance(peer.ask(frames), wire.Error)
-    assert isinstance(peer.outside(frames), wire.Error)
+    assert isinstance(peer.ask(frames), messages.Error)
+    assert isinstance(peer.outside(frames), messages.Error)
 
 
 @cases
-@given(frames=messages())
-@example(frames=wire.Hello(wire.PROTOCOL, "control", "\ud800").frames())
-@example(frames=wire.Hello(wire.PROTOCOL, "\ud800").frames())
+@given(frames=damaged_messages())
+@example(frames=messages.Hello(messages.PROTOCOL, "control", "\ud800").frames())
+@example(frames=messages.Hello(messages.PROTOCOL, "\ud800").frames())
 def test_any_message_in_a_session(peer: Peer, frames: list[bytes]) -> None:
     peer.case()
     answer = peer.ask(frames)
-    if isinstance(answer, wire.Error) and answer.code == wire.ERROR_SESSION:  # it was a goodbye
+    if isinstance(answer, messages.Error) and answer.code == messages.ERROR_SESSION:  # it was a goodbye
         peer.renew()
 
 
 @cases
-@given(frames=messages())
+@given(frames=damaged_messages())
 def test_any_message_of_a_stranger(peer: Peer, frames: list[bytes]) -> None:
     peer.case()
     peer.outside(frames)
@@ -72,8 +72,8 @@ def test_any_prototxt(peer: Peer, text: str) -> None:
         network = Network.from_text(SMALL, "small")
         net = dataclasses.replace(whole_net(SMALL, network), prototxt=text)
         answer = peer.ask(PartitionHeader(index, (net,), (), 1))
-        assert isinstance(answer, wire.Error)
-        assert answer.code == wire.ERROR_PARTITION
+        assert isinstance(answer, messages.Error)
+        assert answer.code == messages.ERROR_PARTITION
         return
     size = sum(math.prod(shape) for layer in network.layers for shape in (*layer.weight_shapes, *layer.top_shapes))
     assume(size <= FLOATS_MAX and sum(layer.operations for layer in network.layers) <= OPERATIONS_MAX)
@@ -85,15 +85,15 @@ def test_any_prototxt(peer: Peer, text: str) -> None:
     model = extract(network, range(1, len(network.stages)), weights).caffemodel
     header = PartitionHeader(index, (dataclasses.replace(net, stages=cuts),), model.blobs, model.size)
     answer = peer.ask(header)
-    if isinstance(answer, wire.Error):
+    if isinstance(answer, messages.Error):
         assert "--" in answer.message  # a limit of the server
         return
     for offset, parts in model.chunks(100_000):
-        assert isinstance(peer.ask(make_chunk(index, offset, parts)), wire.Ack)
-    assert isinstance(peer.ask(PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest())), wire.Ready)
+        assert isinstance(peer.ask(make_chunk(index, offset, parts)), messages.Ack)
+    assert isinstance(peer.ask(PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest())), messages.Ready)
     data = np.full(network.input_shape, 0.25, "<f4")
-    result = peer.ask(wire.Query(1, first, first + len(cuts) - 1, (data.tobytes(),)))
-    assert isinstance(result, wire.Result), result
+    result = peer.ask(messages.Query(1, first, first + len(cuts) - 1, (data.tobytes(),)))
+    assert isinstance(result, messages.Result), result
     assert result.shapes == network.stages[-1].output_shapes
 
 
@@ -126,11 +126,11 @@ def test_any_caffemodel(peer: Peer, partitions: list[Partition], data: st.DataOb
         answer = peer.ask(make_chunk(0, offset, [memoryview(content)[offset : offset + 50_000]]))
     answer = peer.ask(PartitionEnd(0, hashlib.sha256(content).hexdigest()))
     # A span may move within the partition; a client that says so fools itself only.
-    if isinstance(answer, wire.Ready):
+    if isinstance(answer, messages.Ready):
         assert size == len(content)
         assert finite or not intact
     else:
-        assert isinstance(answer, wire.Error)
+        assert isinstance(answer, messages.Error)
         assert not (intact and finite and size == len(content))
 
 
@@ -154,8 +154,8 @@ def test_any_order(
     peer.case(fresh=True)
     _live_through(peer, partitions, story)
     blobs = boundary_blobs(tiny, tiny_weights, np.full(tiny.input_shape, 0.5, np.float32))
-    result = peer.ask(wire.Query(9, 1, 3, (blobs[1].tobytes(),)))
-    assert isinstance(result, wire.Result)
+    result = peer.ask(messages.Query(9, 1, 3, (blobs[1].tobytes(),)))
+    assert isinstance(result, messages.Result)
     assert bytes(result.payload[0]) == blobs[4].tobytes()
 
 
@@ -174,11 +174,11 @@ def test_any_order_of_slices(
     _live_through(peer, [extract(tiny, [piece], tiny_weights) for piece in slices], story)
     blobs = boundary_blobs(tiny, tiny_weights, np.full(tiny.input_shape, 0.5, np.float32))
     for message, wanted in (
-        (wire.Query(9, 4, 4, (blobs[4].tobytes(),)), blobs[5]),
-        (wire.Part(9, 4, 96, False, (blobs[4].tobytes(),)), blobs[5][:, :96]),
+        (messages.Query(9, 4, 4, (blobs[4].tobytes(),)), blobs[5]),
+        (messages.Part(9, 4, 96, False, (blobs[4].tobytes(),)), blobs[5][:, :96]),
     ):
         result = peer.ask(message)
-        assert isinstance(result, wire.Result)
+        assert isinstance(result, messages.Result)
         assert bytes(result.payload[0]) == np.ascontiguousarray(wanted).tobytes()
 
 
@@ -194,36 +194,36 @@ def _live_through(peer: Peer, partitions: list[Partition], story: list[tuple[str
             case "chunk":
                 peer.ask(chunk)
             case "damaged":
-                assert isinstance(peer.ask(dataclasses.replace(chunk, crc32=chunk.crc32 ^ 1)), wire.Error)
+                assert isinstance(peer.ask(dataclasses.replace(chunk, crc32=chunk.crc32 ^ 1)), messages.Error)
             case "end":
                 peer.ask(end)
             case "wrong end":
-                assert isinstance(peer.ask(dataclasses.replace(end, sha256="0" * 64)), wire.Error)
+                assert isinstance(peer.ask(dataclasses.replace(end, sha256="0" * 64)), messages.Error)
             case "query":
-                peer.ask(wire.Query(number, 1, 1 + index, (bytes(4),)))
+                peer.ask(messages.Query(number, 1, 1 + index, (bytes(4),)))
             case "part":
-                peer.ask(wire.Part(number, 4, (96, 240, 400)[index], index == number, (bytes(4 * 6 * 11 * 11),)))
+                peer.ask(messages.Part(number, 4, (96, 240, 400)[index], index == number, (bytes(4 * 6 * 11 * 11),)))
             case "join":
-                peer.ask(wire.Join(number, index == 0, (bytes(4 * (400 - 96)),)))
+                peer.ask(messages.Join(number, index == 0, (bytes(4 * (400 - 96)),)))
             case "hello":
-                assert isinstance(peer.ask(wire.Hello(wire.PROTOCOL, "control", peer.token)), wire.Welcome)
+                assert isinstance(peer.ask(messages.Hello(messages.PROTOCOL, "control", peer.token)), messages.Welcome)
             case "ping":
-                assert isinstance(peer.ask(wire.Ping()), wire.Pong)
-    welcome = peer.ask(wire.Hello(wire.PROTOCOL, "control", peer.token))
-    assert isinstance(welcome, wire.Welcome)
+                assert isinstance(peer.ask(messages.Ping()), messages.Pong)
+    welcome = peer.ask(messages.Hello(messages.PROTOCOL, "control", peer.token))
+    assert isinstance(welcome, messages.Welcome)
     held = {each.partition: each for each in welcome.held}
     for index, (header, chunks, end) in enumerate(upload):
         if index not in held:
-            assert isinstance(peer.ask(header), wire.Ack)
+            assert isinstance(peer.ask(header), messages.Ack)
         elif held[index].ready:
             continue
         for chunk in chunks:
             if index not in held or chunk.offset >= held[index].received:
-                assert isinstance(peer.ask(chunk), wire.Ack)
-        assert peer.ask(end) == wire.Ready(index)
+                assert isinstance(peer.ask(chunk), messages.Ack)
+        assert peer.ask(end) == messages.Ready(index)
 
 
-def _messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[wire.Chunk], PartitionEnd]:
+def _messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[messages.Chunk], PartitionEnd]:
     model = partition.caffemodel
     return (
         PartitionHeader(index, partition.nets, model.blobs, model.size),

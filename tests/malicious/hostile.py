@@ -19,14 +19,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_slicing import network_of
 
-from ionn import engine, wire
-from ionn.caffemodel import Floats
-from ionn.client import Client, Patience
-from ionn.graph import ExecutionGraph
-from ionn.partition import extract
-from ionn.session import LiveSession
-from ionn.shares import slice_stages
-from ionn.slicing import Cut, Piece, Slice
+from ionn.client.session import Client, Patience
+from ionn.client.sliced_stage import slice_stages
+from ionn.model import engine
+from ionn.model.caffemodel import Floats
+from ionn.model.partial_net import extract
+from ionn.model.slices import Piece, Slice
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.slice_costs import Cut
+from ionn.protocol import messages
+from ionn.testbed.live_session import LiveSession
 
 WAIT_S = 30.0
 QUICK = Patience(query_s=0.6, heartbeat_s=0.05, silence_s=0.6, connect_s=0.6, retry_s=0.01, retry_max_s=0.05)
@@ -116,8 +118,8 @@ class Connection:
             if not flags & 1:
                 return frames
 
-    def send(self, *messages: wire.Message) -> None:
-        self.raw(b"".join(multipart([bytes(f) for f in message.frames()]) for message in messages))
+    def send(self, *said: messages.Message) -> None:
+        self.raw(b"".join(multipart([bytes(f) for f in message.frames()]) for message in said))
 
     def raw(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -132,7 +134,7 @@ class Connection:
 # --- The server ------------------------------------------------------------------------------------------------------
 
 # What a script does in the place of an answer, at one of the MOMENTS. It returns whether the connection goes on.
-Script = Callable[[Connection, wire.Message], bool]
+Script = Callable[[Connection, messages.Message], bool]
 MOMENTS = (
     "welcome control", "welcome upload", "header ack", "chunk ack", "ready", "query", "part", "join", "pong control",
     "pong upload",
@@ -152,7 +154,7 @@ class Hostile:
         self._net = engine.load_network(NETWORK, WEIGHTS)
         self._computing = threading.Lock()
         self._left: dict[int, Floats] = {}
-        self._held: dict[int, wire.Held] = {}
+        self._held: dict[int, messages.Held] = {}
         self._sizes: dict[int, int] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -185,17 +187,17 @@ class Hostile:
         with contextlib.suppress(OSError, EOFError, ValueError):
             if self._moment == "greeting" and self._script is not None:
                 self.struck.set()
-                self._script(connection, wire.Bye())
+                self._script(connection, messages.Bye())
                 connection.close()
                 return
             connection.shake_hands()
             role = ""
             while True:
                 head, *payload = connection.receive()
-                message = wire.decode([head, *payload])
-                if isinstance(message, wire.Bye):
+                message = messages.decode([head, *payload])
+                if isinstance(message, messages.Bye):
                     break
-                if isinstance(message, wire.Hello):
+                if isinstance(message, messages.Hello):
                     role = message.role
                 moment, answer = self._answer(message, role)
                 if moment != self._moment:
@@ -208,44 +210,46 @@ class Hostile:
                     connection.send(answer)
         connection.close()
 
-    def _answer(self, message: wire.Message, role: str) -> tuple[str, wire.Message]:
+    def _answer(self, message: messages.Message, role: str) -> tuple[str, messages.Message]:
         """At which moment the answer is due, and the right one."""
         match message:
-            case wire.Hello():
+            case messages.Hello():
                 held = tuple(self._held.values())
-                return f"welcome {role}", wire.Welcome(wire.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held)
-            case wire.PartitionHeader():
+                return f"welcome {role}", messages.Welcome(
+                    messages.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held
+                )
+            case messages.PartitionHeader():
                 self._sizes[message.partition] = message.size
-                return "header ack", wire.Ack(message.partition, 0)
-            case wire.Chunk():
-                return "chunk ack", wire.Ack(message.partition, message.offset + sum(map(len, message.payload)))
-            case wire.PartitionEnd():
-                return "ready", wire.Ready(message.partition)
-            case wire.Query():
+                return "header ack", messages.Ack(message.partition, 0)
+            case messages.Chunk():
+                return "chunk ack", messages.Ack(message.partition, message.offset + sum(map(len, message.payload)))
+            case messages.PartitionEnd():
+                return "ready", messages.Ready(message.partition)
+            case messages.Query():
                 return "query", self._run(message)
-            case wire.Part():
+            case messages.Part():
                 data = self._input(message.query, message.payload, message.stage)
                 output = self._stage(message.stage, data)[0][:, : message.count]
                 self._left[message.query] = output
                 outputs = () if message.stay else (np.ascontiguousarray(output),)
-                return "part", wire.Result(message.query, tuple(o.shape for o in outputs), (0.5,), outputs)
-            case wire.Join():
+                return "part", messages.Result(message.query, tuple(o.shape for o in outputs), (0.5,), outputs)
+            case messages.Join():
                 first = self._left[message.query]
                 others = np.frombuffer(message.payload[0], "<f4").reshape(1, -1)
                 whole = np.concatenate((first, others), axis=1)
                 self._left[message.query] = whole
                 outputs = () if message.stay else (whole,)
-                return "join", wire.Result(message.query, tuple(o.shape for o in outputs), (), outputs)
-            case wire.Ping():
-                return f"pong {role}", wire.Pong()
+                return "join", messages.Result(message.query, tuple(o.shape for o in outputs), (), outputs)
+            case messages.Ping():
+                return f"pong {role}", messages.Pong()
         raise AssertionError(message)
 
-    def _hold(self, answer: wire.Message) -> None:
+    def _hold(self, answer: messages.Message) -> None:
         """What is told a client is told it again when it comes back."""
-        if isinstance(answer, wire.Ack):
-            self._held[answer.partition] = wire.Held(answer.partition, answer.received, False)
-        elif isinstance(answer, wire.Ready):
-            self._held[answer.partition] = wire.Held(answer.partition, self._sizes[answer.partition], True)
+        if isinstance(answer, messages.Ack):
+            self._held[answer.partition] = messages.Held(answer.partition, answer.received, False)
+        elif isinstance(answer, messages.Ready):
+            self._held[answer.partition] = messages.Held(answer.partition, self._sizes[answer.partition], True)
 
     def _input(self, query: int, payload: Sequence[Any], stage: int) -> Floats:
         if not payload:
@@ -258,13 +262,13 @@ class Hostile:
             self._net.run(stage, stage)
             return [output.copy() for output in self._net.outputs(stage)]
 
-    def _run(self, query: wire.Query) -> wire.Result:
+    def _run(self, query: messages.Query) -> messages.Result:
         outputs = [self._input(query.query, query.payload, query.first)]
         for stage in range(query.first, query.last + 1):
             outputs = self._stage(stage, outputs[0])
         self._left[query.query] = outputs[0]
         stages = query.last - query.first + 1
-        return wire.Result(query.query, tuple(o.shape for o in outputs), (0.5,) * stages, tuple(outputs))
+        return messages.Result(query.query, tuple(o.shape for o in outputs), (0.5,) * stages, tuple(outputs))
 
 
 # --- Scripts ---------------------------------------------------------------------------------------------------------
@@ -273,7 +277,7 @@ class Hostile:
 def changed(field: str, token: str | None) -> Script:
     """The answer with one field that is this JSON text, or is not there."""
 
-    def script(connection: Connection, answer: wire.Message) -> bool:
+    def script(connection: Connection, answer: messages.Message) -> bool:
         head, *payload = (bytes(each) for each in answer.frames())
         connection.raw(multipart([change(head, field, token), *payload]))
         return True
@@ -290,11 +294,11 @@ def change(head: bytes, field: str, token: str | None) -> bytes:
     return json.dumps(body).replace('"@@"', token).encode("utf-8", "surrogatepass")
 
 
-def say(*messages: wire.Message) -> Script:
+def say(*said: messages.Message) -> Script:
     """Other messages in place of the answer."""
 
-    def script(connection: Connection, answer: wire.Message) -> bool:
-        connection.send(*messages)
+    def script(connection: Connection, answer: messages.Message) -> bool:
+        connection.send(*said)
         return True
 
     return script
@@ -303,7 +307,7 @@ def say(*messages: wire.Message) -> Script:
 def pour(*pieces: bytes) -> Script:
     """These bytes, the last of them again and again until the connection breaks."""
 
-    def script(connection: Connection, answer: wire.Message) -> bool:
+    def script(connection: Connection, answer: messages.Message) -> bool:
         for piece in pieces[:-1]:
             connection.raw(piece)
         while True:

@@ -10,10 +10,11 @@ import pytest
 import zmq
 from hostile import GREETING, QUICK, READY, Connection, Hostile, Script, frame, pour
 
-from ionn.channel import ping
-from ionn.client import FAULTS, Client
+from ionn.client.connection import ping
+from ionn.client.mechanism import mechanism_of
+from ionn.client.session import FAULTS, Client
 from ionn.errors import InputError, printable
-from ionn.keys import ClientKeys, mechanism_of
+from ionn.protocol.curve import ClientKeys
 
 KEYS = ClientKeys(zmq.curve_keypair()[1].decode(), zmq.curve_keypair()[0].decode())
 

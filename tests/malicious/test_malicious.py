@@ -28,11 +28,11 @@ from hostile import (
 )
 from world import wait_for
 
-from ionn import wire
-from ionn.client import FAULTS, Client
+from ionn.client.session import FAULTS, Client
 from ionn.errors import ProtocolError, ServerUnreachableError, printable
-from ionn.partition import Partition
-from ionn.trace import QueryRecord
+from ionn.model.partial_net import Partition
+from ionn.protocol import messages
+from ionn.records import QueryRecord
 
 # JSON for a field of any type: each is wrong for most, and may be right for some.
 TOKENS: dict[str, str | None] = {
@@ -50,14 +50,15 @@ TOKENS: dict[str, str | None] = {
 # The right answer at each moment is of this type.
 _ANSWERS = ("welcome", "welcome", "ack", "ack", "ready", "result", "result", "result", "pong", "pong")
 ANSWERS = dict(zip(MOMENTS, _ANSWERS, strict=True))
-TYPES: dict[str, type[wire.Message]] = {cls.type: cls for cls in wire.Message.__subclasses__()}
-EXAMPLES: dict[str, wire.Message] = {
+TYPES: dict[str, type[messages.Message]] = {cls.type: cls for cls in messages.Message.__subclasses__()}
+EXAMPLES: dict[str, messages.Message] = {
     message.type: message
     for message in (
-        wire.Hello(wire.PROTOCOL, "control"), wire.Welcome(wire.PROTOCOL, "f" * 32, 10**5, 10**6),
-        wire.PartitionHeader(0, (), (), 0), wire.Chunk(0, 0, 0, (b"x",)), wire.PartitionEnd(0, ""), wire.Ack(0, 1),
-        wire.Ready(0), wire.Query(1, 1, 1), wire.Part(1, 1, 1, False), wire.Join(1, False), wire.Result(1, (), ()),
-        wire.Error(wire.ERROR_QUERY, "\x1b[31mno\n\u202e", 4), wire.Ping(), wire.Pong(), wire.Bye(),
+        messages.Hello(messages.PROTOCOL, "control"), messages.Welcome(messages.PROTOCOL, "f" * 32, 10**5, 10**6),
+        messages.PartitionHeader(0, (), (), 0), messages.Chunk(0, 0, 0, (b"x",)), messages.PartitionEnd(0, ""),
+        messages.Ack(0, 1), messages.Ready(0), messages.Query(1, 1, 1), messages.Part(1, 1, 1, False),
+        messages.Join(1, False), messages.Result(1, (), ()),
+        messages.Error(messages.ERROR_QUERY, "\x1b[31mno\n\u202e", 4), messages.Ping(), messages.Pong(), messages.Bye(),
     )
 }  # fmt: skip
 
@@ -81,7 +82,7 @@ def test_a_wrong_field_is_a_protocol_error_that_can_be_shown(type_: str) -> None
     for field, token in itertools.product(fields_of(type_), TOKENS.values()):
         said = ""
         try:
-            message = wire.decode([change(head, field, token), *payload])
+            message = messages.decode([change(head, field, token), *payload])
         except ProtocolError as error:
             said = str(error)
         else:
@@ -96,9 +97,9 @@ def test_a_wrong_field_is_a_protocol_error_that_can_be_shown(type_: str) -> None
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "latin-1"])
 def test_text_is_utf_8(encoding: str) -> None:
     head = '{"type": "error", "code": "query", "message": "é"}'
-    assert isinstance(wire.decode([head.encode()]), wire.Error)
+    assert isinstance(messages.decode([head.encode()]), messages.Error)
     with pytest.raises(ProtocolError, match="not a message of protocol"):
-        wire.decode([head.encode(encoding)])
+        messages.decode([head.encode(encoding)])
 
 
 # --- Whole sessions --------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ def test_no_answer_and_too_many(moment: str, count: int) -> None:
 
 
 def repeat(count: int) -> Script:
-    def script(connection: Connection, answer: wire.Message) -> bool:
+    def script(connection: Connection, answer: messages.Message) -> bool:
         connection.send(*[answer] * count)
         return True
 
@@ -226,18 +227,27 @@ def test_a_closed_connection(moment: str) -> None:
         assert re.search("connection was closed", str(fault)), fault
 
 
-WELCOME = wire.Welcome(wire.PROTOCOL, "f" * 32, 50_000, 10**6)
+WELCOME = messages.Welcome(messages.PROTOCOL, "f" * 32, 50_000, 10**6)
 WELCOMES = {
     "no window": (dataclasses.replace(WELCOME, window_bytes=0), "takes 0 bytes at a time"),
     "no chunk": (dataclasses.replace(WELCOME, chunk_bytes=0), "takes 0 bytes at a time"),
     "hardly a window": (dataclasses.replace(WELCOME, window_bytes=999), "takes 999 bytes at a time, less than 1000"),
     "another session": (dataclasses.replace(WELCOME, session="e" * 32), "another session than the one asked for"),
     "no session": (dataclasses.replace(WELCOME, session=""), "another session than the one asked for"),
-    "another version": (dataclasses.replace(WELCOME, protocol=wire.PROTOCOL + 1), f"to protocol {wire.PROTOCOL + 1}"),
-    "what was not sent": (dataclasses.replace(WELCOME, held=(wire.Held(7, 0, False),)), "holds what it was never sent"),
-    "more than there is": (dataclasses.replace(WELCOME, held=(wire.Held(0, 2**40, False),)), "holds what it was"),
-    "all but not whole": (dataclasses.replace(WELCOME, held=(wire.Held(0, 1, True),)), "holds what it was never sent"),
-    "one twice": (dataclasses.replace(WELCOME, held=(wire.Held(1, 0, False),) * 2), "holds what it was never sent"),
+    "another version": (
+        dataclasses.replace(WELCOME, protocol=messages.PROTOCOL + 1),
+        f"to protocol {messages.PROTOCOL + 1}",
+    ),
+    "what was not sent": (
+        dataclasses.replace(WELCOME, held=(messages.Held(7, 0, False),)),
+        "holds what it was never sent",
+    ),
+    "more than there is": (dataclasses.replace(WELCOME, held=(messages.Held(0, 2**40, False),)), "holds what it was"),
+    "all but not whole": (
+        dataclasses.replace(WELCOME, held=(messages.Held(0, 1, True),)),
+        "holds what it was never sent",
+    ),
+    "one twice": (dataclasses.replace(WELCOME, held=(messages.Held(1, 0, False),) * 2), "holds what it was never sent"),
 }
 
 
@@ -271,10 +281,10 @@ def test_an_upload_that_gets_nowhere_is_given_up() -> None:
 
 BIG = bytes(1024 * 1024)
 FLOODS: dict[str, tuple[bytes, ...]] = {
-    "pongs": (multipart([bytes(f) for f in wire.Pong().frames()]) * 1000,),
-    "results": (multipart([bytes(f) for f in wire.Result(7, ((1,),), (), (b"1234",)).frames()]) * 1000,),
-    "acks": (multipart([bytes(f) for f in wire.Ack(0, 0).frames()]) * 1000,),
-    "errors": (multipart([bytes(f) for f in wire.Error(wire.ERROR_QUERY, "no", 99).frames()]) * 1000,),
+    "pongs": (multipart([bytes(f) for f in messages.Pong().frames()]) * 1000,),
+    "results": (multipart([bytes(f) for f in messages.Result(7, ((1,),), (), (b"1234",)).frames()]) * 1000,),
+    "acks": (multipart([bytes(f) for f in messages.Ack(0, 0).frames()]) * 1000,),
+    "errors": (multipart([bytes(f) for f in messages.Error(messages.ERROR_QUERY, "no", 99).frames()]) * 1000,),
     "empty messages": (frame(b"") * 10_000,),
     "empty frames without end": (frame(b"", more=True) * 100_000,),
     "frames without end": (frame(b"x" * 1000, more=True) * 1000,),
@@ -301,7 +311,7 @@ def test_a_byte_now_and_then(moment: str) -> None:
     """A message that does not end in time is none, however slowly it comes."""
     stopped = threading.Event()
 
-    def drip(connection: Connection, answer: wire.Message) -> bool:
+    def drip(connection: Connection, answer: messages.Message) -> bool:
         for byte in multipart([bytes(each) for each in answer.frames()]):
             if stopped.wait(0.1):
                 return False
@@ -322,9 +332,9 @@ def test_a_byte_now_and_then(moment: str) -> None:
 class Slow(Hostile):
     """Each answer to a message of a query comes in time, all of them together do not."""
 
-    def _answer(self, message: wire.Message, role: str) -> tuple[str, wire.Message]:
+    def _answer(self, message: messages.Message, role: str) -> tuple[str, messages.Message]:
         moment, answer = super()._answer(message, role)
-        if isinstance(answer, wire.Result):
+        if isinstance(answer, messages.Result):
             time.sleep(QUICK.query_s / 2)
         return moment, answer
 

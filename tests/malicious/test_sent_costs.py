@@ -19,12 +19,14 @@ import pytest
 from google.protobuf import text_format
 from hostile import INPUTS, NETWORK, WEIGHTS, Connection, Hostile, often
 
-from ionn import engine, harness, live, wire
-from ionn.caffemodel import serialise
-from ionn.costs import CostModel, Profile
+from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError, ProtocolError, printable
-from ionn.session import DIFFERENCE_MAX
-from ionn.trace import Trace
+from ionn.model import engine
+from ionn.model.caffemodel import serialise
+from ionn.protocol import messages
+from ionn.testbed import live, runner
+from ionn.testbed.live_session import DIFFERENCE_MAX
+from ionn.testbed.trace import Trace
 
 NASTY = "\x1b]0;mine\x07\x1b[31m\r\n\u202e" + "x" * 3000
 FAST = CostModel("fast", {}, {"constant": 1e-3}).to_json()
@@ -51,7 +53,7 @@ BAD: dict[str, Any] = {
     "another kind": {**FAST, "kind": NASTY},
     "another version": {**FAST, "schema": 99},
     "nearly nothing": {"kind": "cost-model"},
-    "a profile of another network": Profile.of(harness.Network.load("alexnet"), 1.0).to_json(),
+    "a profile of another network": Profile.of(runner.Network.load("alexnet"), 1.0).to_json(),
     "a profile without layers": {**PROFILE, "layers": []},
     "a layer without times": {**PROFILE, "layers": [{"name": NASTY, "type": NASTY}]},
     "a layer with another name": {**PROFILE, "layers": [{**PROFILE["layers"][0], "name": NASTY}]},
@@ -128,8 +130,8 @@ def test_a_server_without_costs_is_the_callers_matter(may_be_lost: bool) -> None
 # --- Results ---------------------------------------------------------------------------------------------------------
 
 
-def lie(values: float, stage_ms: float, connection: Connection, answer: wire.Message) -> bool:
-    assert isinstance(answer, wire.Result)
+def lie(values: float, stage_ms: float, connection: Connection, answer: messages.Message) -> bool:
+    assert isinstance(answer, messages.Result)
     payload = tuple(np.full(shape, values, "<f4") for shape in answer.shapes)
     connection.send(dataclasses.replace(answer, payload=payload, stage_ms=(stage_ms,) * len(answer.stage_ms)))
     return True
@@ -145,7 +147,7 @@ def test_no_result_costs_a_run_its_trace(values: float, stage_ms: float, tmp_pat
     server = Hostile("query", lambda *said: lie(values, stage_ms, *said), costs=FAST)
     try:
         subject = live.Subject(NETWORK, engine.load_network(NETWORK, WEIGHTS), Profile.of(NETWORK, 4.0))
-        (trace,) = harness.run_live_all(subject, ["efficiency"], 1, results=tmp_path, connect=server.address)
+        (trace,) = runner.run_live_all(subject, ["efficiency"], 1, results=tmp_path, connect=server.address)
     finally:
         server.close()
     (path,) = tmp_path.rglob("run-*.jsonl")

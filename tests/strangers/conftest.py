@@ -7,9 +7,9 @@ import pytest
 from honest import Watched
 from world import Server, World
 
-from ionn.cost_files import load_costs
-from ionn.graph import ExecutionGraph
-from ionn.network import Network
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
+from ionn.planning.graph import ExecutionGraph
 
 OPTIONS = ("--sessions", "8", "--idle-s", "600", "--stall-s", "600", "--hello-s", "2", "--unread-s", "600")
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import psutil
 import zmq
-from raw import messages
+from raw import upload_messages
 from world import WAIT_S, Server, World, wait_for
 
-from ionn import wire
-from ionn.channel import ping
-from ionn.limits import Limits
-from ionn.wire import PROTOCOL
-from ionn.zmtp import FRAME_COST
+from ionn.client.connection import ping
+from ionn.protocol import messages
+from ionn.protocol.messages import PROTOCOL
+from ionn.protocol.zmtp import FRAME_COST
+from ionn.server.limits import Limits
 
 # What a front may grow beyond the sum of its limits.
 SLACK_BYTES = 50_000_000
@@ -49,29 +49,29 @@ class Honest:
         if keys is not None:
             keys.apply(self._socket)
         self._socket.connect(address)
-        welcome = self.ask(wire.Hello(PROTOCOL, "control"))
-        assert isinstance(welcome, wire.Welcome), welcome
+        welcome = self.ask(messages.Hello(PROTOCOL, "control"))
+        assert isinstance(welcome, messages.Welcome), welcome
         self.token = welcome.session
-        header, chunks, end = messages(world.partitions[0])
+        header, chunks, end = upload_messages(world.partitions[0])
         for message in (header, *chunks, end):
-            assert not isinstance(self.ask(message), wire.Error)
+            assert not isinstance(self.ask(message), messages.Error)
         self._data = world.input_of(1)
         self._expected = world.input_of(2).tobytes()
         self._queries = 0
 
-    def ask(self, message: wire.Message) -> wire.Message:
+    def ask(self, message: messages.Message) -> messages.Message:
         self._socket.send_multipart(message.frames())
         assert self._socket.poll(WAIT_S * 1e3), "an honest client gets no answer"
-        return wire.decode(self._socket.recv_multipart())
+        return messages.decode(self._socket.recv_multipart())
 
     def check(self) -> None:
         """It is answered, rightly, over the connection that it always had."""
         self._queries += 1
-        result = self.ask(wire.Query(self._queries, 1, 1, (self._data.tobytes(),)))
-        assert isinstance(result, wire.Result), result
+        result = self.ask(messages.Query(self._queries, 1, 1, (self._data.tobytes(),)))
+        assert isinstance(result, messages.Result), result
         assert result.query == self._queries
         assert bytes(result.payload[0]) == self._expected
-        assert isinstance(self.ask(wire.Ping()), wire.Pong)
+        assert isinstance(self.ask(messages.Ping()), messages.Pong)
 
     @contextlib.contextmanager
     def all_the_while(self) -> Iterator[None]:
@@ -97,7 +97,7 @@ class Honest:
             raise failures[0]
 
     def close(self) -> None:
-        self._socket.send_multipart(wire.Bye().frames())
+        self._socket.send_multipart(messages.Bye().frames())
         self._socket.close(1000)
         self._context.term()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from nacl import bindings as nacl
 
-from ionn.link import parse_address
-from ionn.wire import Message, decode
+from ionn.address import parse_address
+from ionn.protocol.messages import Message, decode
 
 WAIT_S = 30.0
 MORE, LONG, COMMAND = 1, 2, 4

@@ -25,12 +25,12 @@ from peers import (
 )
 from world import WAIT_S, Server, World, wait_for
 
-from ionn import wire
-from ionn.keys import ClientKeys, make_keys, read_key, server_keys
-from ionn.wire import PROTOCOL
+from ionn.protocol import messages
+from ionn.protocol.curve import ClientKeys, make_keys, read_key, server_keys
+from ionn.protocol.messages import PROTOCOL
 
-PING = message(wire.Ping())
-HELLO = wire.Hello(PROTOCOL, "control")
+PING = message(messages.Ping())
+HELLO = messages.Hello(PROTOCOL, "control")
 
 
 def test_random_bytes(watched: Watched) -> None:
@@ -52,7 +52,7 @@ def test_a_greeting_with_any_byte_changed(watched: Watched, change: int) -> None
         ignored = at in range(1, 9) or at == 11 or at > 32 or (at == 10 and changed[10] >= 3)
         with Stranger(watched.address) as peer:
             peer.send(bytes(changed) + ready() + PING)
-            assert isinstance(peer.answer(), wire.Pong if ignored else type(None)), at
+            assert isinstance(peer.answer(), messages.Pong if ignored else type(None)), at
     watched.end()
 
 
@@ -101,11 +101,11 @@ def test_chosen_identities(watched: Watched) -> None:
             peer = Stranger(watched.address, 2 + number % 5).__enter__()
             peers.append(peer)
             peer.shake_hands(DEALER + prop(b"Identity", identity))
-            assert isinstance(ask(peer, wire.Ping()), wire.Pong)
+            assert isinstance(ask(peer, messages.Ping()), messages.Pong)
             # No session, whoever's identity it is.
-            refused = ask(peer, wire.Query(1, 1, 1, (b"",)))
-            assert isinstance(refused, wire.Error)
-            assert refused.code == wire.ERROR_SESSION
+            refused = ask(peer, messages.Query(1, 1, 1, (b"",)))
+            assert isinstance(refused, messages.Error)
+            assert refused.code == messages.ERROR_SESSION
         watched.honest.check()
         Honest(watched.address, watched.world).close()
     finally:
@@ -123,18 +123,18 @@ def test_the_identity_of_a_client_that_just_dropped(watched: Watched) -> None:
     victim.connect(watched.address)
     victim.send_multipart(HELLO.frames())
     assert victim.poll(WAIT_S * 1e3)
-    welcome = wire.decode(victim.recv_multipart())
-    assert isinstance(welcome, wire.Welcome)
+    welcome = messages.decode(victim.recv_multipart())
+    assert isinstance(welcome, messages.Welcome)
     victim.close()
     with Stranger(watched.address) as peer:
         peer.shake_hands(DEALER + prop(b"Identity", b"victim"))
-        refused = ask(peer, wire.Query(1, 1, 1, (b"",)))
-        assert isinstance(refused, wire.Error)
-        assert refused.code == wire.ERROR_SESSION
+        refused = ask(peer, messages.Query(1, 1, 1, (b"",)))
+        assert isinstance(refused, messages.Error)
+        assert refused.code == messages.ERROR_SESSION
         # Its owner may come back.
-        assert isinstance(ask(peer, wire.Hello(PROTOCOL, "control", welcome.session)), wire.Welcome)
-        peer.send(message(wire.Bye()))
-        assert isinstance(peer.answer(), wire.Error)
+        assert isinstance(ask(peer, messages.Hello(PROTOCOL, "control", welcome.session)), messages.Welcome)
+        peer.send(message(messages.Bye()))
+        assert isinstance(peer.answer(), messages.Error)
     context.term()
     watched.end()
 
@@ -160,7 +160,7 @@ def test_one_byte_a_moment_and_half_open(watched: Watched) -> None:
 
 
 def test_resets_inside_of_everything(watched: Watched) -> None:
-    sent = greeting() + ready() + message(wire.Hello(PROTOCOL, "control", "no such session")) + PING
+    sent = greeting() + ready() + message(messages.Hello(PROTOCOL, "control", "no such session")) + PING
     with watched.honest.all_the_while():
         for at in range(0, len(sent), 3):
             with Stranger(watched.address, 2 + at % 3) as peer:
@@ -171,24 +171,24 @@ def test_resets_inside_of_everything(watched: Watched) -> None:
 
 def test_resets_inside_a_session(watched: Watched) -> None:
     """In each frame of a chunk, whole and in part; the session goes on where it was."""
-    chunk = message(wire.make_chunk(0, 0, [memoryview(bytes(50_000))]))
+    chunk = message(messages.make_chunk(0, 0, [memoryview(bytes(50_000))]))
     with Stranger(watched.address) as first:
         first.shake_hands()
         welcome = ask(first, HELLO)
-        assert isinstance(welcome, wire.Welcome)
+        assert isinstance(welcome, messages.Welcome)
         for at in (1, 2, 10, 60, 80, 1000, 40_000, len(chunk) - 1):
             with Stranger(watched.address) as peer:
                 peer.shake_hands()
-                assert isinstance(ask(peer, wire.Hello(PROTOCOL, "control", welcome.session)), wire.Welcome)
+                assert isinstance(ask(peer, messages.Hello(PROTOCOL, "control", welcome.session)), messages.Welcome)
                 peer.send(chunk[:at])
                 peer.reset()
             watched.honest.check()
     with Stranger(watched.address) as last:
         last.shake_hands()
-        assert isinstance(ask(last, wire.Hello(PROTOCOL, "control", welcome.session)), wire.Welcome)
-        assert isinstance(ask(last, wire.Ping()), wire.Pong)
-        last.send(message(wire.Bye()))
-        assert isinstance(last.answer(), wire.Error)
+        assert isinstance(ask(last, messages.Hello(PROTOCOL, "control", welcome.session)), messages.Welcome)
+        assert isinstance(ask(last, messages.Ping()), messages.Pong)
+        last.send(message(messages.Bye()))
+        assert isinstance(last.answer(), messages.Error)
     watched.end()
 
 
@@ -196,7 +196,7 @@ def test_commands_without_end(watched: Watched) -> None:
     """Pings of ZMTP's own are answered as long as the answers are read."""
     with Stranger(watched.address) as peer, watched.honest.all_the_while():
         peer.shake_hands()
-        assert isinstance(ask(peer, wire.Ping()), wire.Pong)
+        assert isinstance(ask(peer, messages.Ping()), messages.Pong)
         pings = frame(b"\x04PING\0\0" + bytes(16), COMMAND) * 50_000
         peer.socket.settimeout(3)
         try:
@@ -245,7 +245,7 @@ def curve_steps(peer: Stranger, client: CurveClient) -> Iterator[bytes]:
     _, welcome = peer.frame()
     yield client.initiate(welcome)
     peer.frame()
-    ping = wire.Ping().frames()
+    ping = messages.Ping().frames()
     yield client.seal(ping[0])
 
 
@@ -279,7 +279,7 @@ def test_a_curve_handshake_cut_and_corrupted(locked: tuple[Server, Honest, bytes
         for data in curve_steps(peer, client):
             peer.send(data)
         _, sealed = peer.frame()
-        assert isinstance(wire.decode([client.open(sealed)[1]]), wire.Pong)
+        assert isinstance(messages.decode([client.open(sealed)[1]]), messages.Pong)
 
 
 def test_unsealed_frames_after_the_handshake(locked: tuple[Server, Honest, bytes, bytes]) -> None:

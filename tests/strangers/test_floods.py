@@ -21,33 +21,33 @@ import psutil
 import pytest
 from honest import Honest, Watched, limits_bytes
 from peers import LONG, MORE, Stranger, ask, frame, message
-from raw import messages
+from raw import upload_messages
 from world import WAIT_S, Server, World, wait_for
 
-from ionn import wire
-from ionn.channel import ping
-from ionn.limits import Limits
-from ionn.link import parse_address
-from ionn.network import Network
-from ionn.partition import extract
-from ionn.wire import PROTOCOL
+from ionn.address import parse_address
+from ionn.client.connection import ping
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
+from ionn.protocol import messages
+from ionn.protocol.messages import PROTOCOL
+from ionn.server.limits import Limits
 
-HELLO = wire.Hello(PROTOCOL, "control")
+HELLO = messages.Hello(PROTOCOL, "control")
 
 
 def welcome(peer: Stranger, session: str = "", role: str = "control") -> str:
     """The token of a peer's session."""
     peer.shake_hands()
-    answer = ask(peer, wire.Hello(PROTOCOL, role, session))
-    assert isinstance(answer, wire.Welcome), answer
+    answer = ask(peer, messages.Hello(PROTOCOL, role, session))
+    assert isinstance(answer, messages.Welcome), answer
     return answer.session
 
 
 def bye(address: str, token: str) -> None:
     with Stranger(address) as peer:
         welcome(peer, token)
-        peer.send(message(wire.Bye()))
-        assert isinstance(peer.answer(), wire.Error)
+        peer.send(message(messages.Bye()))
+        assert isinstance(peer.answer(), messages.Error)
 
 
 def send_until_cut(peer: Stranger, data: bytes, times: int) -> int:
@@ -116,7 +116,7 @@ def test_small_messages_without_end(watched: Watched) -> None:
             for peer in (inside, outside):
                 with contextlib.suppress(OSError):
                     peer.socket.settimeout(0.2)
-                    peer.socket.sendall(message(wire.Ping()) * 1000)
+                    peer.socket.sendall(message(messages.Ping()) * 1000)
     bye(watched.address, token)
     watched.end(limits_bytes(1))
 
@@ -137,7 +137,7 @@ def test_what_is_under_way_waits_in_the_client(watched: Watched) -> None:
         process = session_process(watched, before)
         welcome(peer, token, "upload")
         os.kill(process, signal.SIGSTOP)
-        chunk = message(wire.make_chunk(0, 0, [memoryview(bytes(500_000))]))
+        chunk = message(messages.make_chunk(0, 0, [memoryview(bytes(500_000))]))
         peer.socket.setblocking(False)
         sent = memoryview(chunk * 60)
         while select.select([], [peer.socket], [], 1.0)[1]:
@@ -150,10 +150,10 @@ def test_what_is_under_way_waits_in_the_client(watched: Watched) -> None:
         peer.socket.sendall(sent)
         for _ in range(60):
             answer = peer.answer()
-            assert isinstance(answer, wire.Error)
-            assert answer.code == wire.ERROR_DAMAGED
-        control.send(message(wire.Bye()))
-        assert isinstance(control.answer(), wire.Error)
+            assert isinstance(answer, messages.Error)
+            assert answer.code == messages.ERROR_DAMAGED
+        control.send(message(messages.Bye()))
+        assert isinstance(control.answer(), messages.Error)
     watched.end(limits_bytes(1))
 
 
@@ -165,11 +165,11 @@ def test_reconnections_do_not_reset_credit(watched: Watched, count: int) -> None
         token = welcome(first)
         process = session_process(watched, before)
         os.kill(process, signal.SIGSTOP)
-        query = message(wire.Query(1, 1, 1, (bytes(30_000_000),)))
+        query = message(messages.Query(1, 1, 1, (bytes(30_000_000),)))
         for number in range(count):
             with Stranger(watched.address, 2 + number % 5) as peer:
                 peer.shake_hands()
-                peer.send(message(wire.Hello(PROTOCOL, "control", token)))
+                peer.send(message(messages.Hello(PROTOCOL, "control", token)))
                 peer.socket.settimeout(0.05 if number else 2)
                 with contextlib.suppress(OSError):
                     peer.socket.sendall(query)
@@ -190,10 +190,10 @@ def upload_wide(peer: Stranger) -> None:
     """A stage that makes 24 MB of 100 bytes."""
     network = Network.from_text(WIDE, "wide")
     weights = {"wide": (np.ones((240_000, 1, 1, 1), np.float32), np.zeros(240_000, np.float32))}
-    header, chunks, end = messages(extract(network, [1], weights))
+    header, chunks, end = upload_messages(extract(network, [1], weights))
     for each in (header, *chunks, end):
         answer = ask(peer, each)
-        assert not isinstance(answer, wire.Error), answer
+        assert not isinstance(answer, messages.Error), answer
 
 
 @pytest.mark.parametrize("queries", [10, pytest.param(140, marks=pytest.mark.long)])
@@ -202,7 +202,7 @@ def test_a_session_that_never_reads(watched: Watched, queries: int) -> None:
     with Stranger(watched.address) as peer, watched.honest.all_the_while():
         token = welcome(peer)
         upload_wide(peer)
-        peer.send(message(wire.Query(1, 1, 1, (np.ones(25, "<f4"),))) * queries)
+        peer.send(message(messages.Query(1, 1, 1, (np.ones(25, "<f4"),))) * queries)
         process = max(watched.server.session_processes(), key=lambda pid: sum(psutil.Process(pid).cpu_times()[:2]))
         wait_for(lambda: psutil.Process(process).status() == psutil.STATUS_SLEEPING, "the session to be waited for")
         time.sleep(0.5)
@@ -214,17 +214,17 @@ def test_one_answer_of_many_outputs(watched: Watched) -> None:
     """A cut that has one output sixty times; on the landed state its answers had the front hold 5.7 GB."""
     network = Network.from_text(WIDE, "wide")
     weights = {"wide": (np.ones((240_000, 1, 1, 1), np.float32), np.zeros(240_000, np.float32))}
-    header, chunks, end = messages(extract(network, [1], weights))
+    header, chunks, end = upload_messages(extract(network, [1], weights))
     (net,) = header.nets
     (cut,) = net.stages
     cut = dataclasses.replace(cut, outputs=cut.outputs * 60)
     header = dataclasses.replace(header, nets=(dataclasses.replace(net, stages=(cut,)),))
     with Stranger(watched.address) as peer, watched.honest.all_the_while():
         token = welcome(peer)
-        if not isinstance(ask(peer, header), wire.Error):  # a server may refuse it
+        if not isinstance(ask(peer, header), messages.Error):  # a server may refuse it
             for each in (*chunks, end):
-                assert not isinstance(ask(peer, each), wire.Error)
-            peer.send(message(wire.Query(1, 1, 1, (np.ones(25, "<f4"),))) * 4)
+                assert not isinstance(ask(peer, each), messages.Error)
+            peer.send(message(messages.Query(1, 1, 1, (np.ones(25, "<f4"),))) * 4)
             peer.receive(1_000_000)
             time.sleep(0.5)
     bye(watched.address, token)
@@ -281,10 +281,10 @@ def test_many_connections_at_once(watched: Watched, many_descriptors: None, coun
 def test_a_flood_of_one_address_evicts_nobody_else(watched: Watched) -> None:
     with Stranger(watched.address, 9) as patient:
         patient.shake_hands()
-        assert isinstance(ask(patient, wire.Ping()), wire.Pong)
+        assert isinstance(ask(patient, messages.Ping()), messages.Pong)
         opened = connect_many(watched.address, 400, 1)
         wait_for(lambda: watched.connections() <= 128 + 2, "the oldest ones to be closed")
-        assert isinstance(ask(patient, wire.Ping()), wire.Pong)
+        assert isinstance(ask(patient, messages.Ping()), messages.Pong)
         for peer in opened:
             peer.close()
     watched.end(limits_bytes(0))
@@ -349,7 +349,7 @@ def test_no_memory(own: Callable[..., Watched]) -> None:
         token = welcome(peer)
         resource.prlimit(front, resource.RLIMIT_DATA, (data_bytes + 8_000_000, unlimited[1]))
         try:
-            peer.send(message(wire.Query(1, 1, 1, (bytes(30_000_000),))))
+            peer.send(message(messages.Query(1, 1, 1, (bytes(30_000_000),))))
             assert peer.closed()
             watched.honest.check()
         finally:
@@ -391,13 +391,13 @@ def test_a_client_that_does_not_read_is_gone_but_its_session_is_not(own: Callabl
     with Stranger(watched.address) as peer, watched.honest.all_the_while():
         token = welcome(peer)
         upload_wide(peer)
-        peer.send(message(wire.Query(1, 1, 1, (np.ones(25, "<f4"),))) * 4)
+        peer.send(message(messages.Query(1, 1, 1, (np.ones(25, "<f4"),))) * 4)
         wait_for(lambda: watched.connections() == 1, "the connection to be closed")
         with Stranger(watched.address) as again:
             assert welcome(again, token) == token
-            assert isinstance(ask(again, wire.Ping()), wire.Pong)
-            again.send(message(wire.Bye()))
-            assert isinstance(again.answer(), wire.Error)
+            assert isinstance(ask(again, messages.Ping()), messages.Pong)
+            again.send(message(messages.Bye()))
+            assert isinstance(again.answer(), messages.Error)
     watched.end(limits_bytes(1))
 
 
@@ -416,15 +416,15 @@ def test_a_frozen_fork_server_holds_up_nobody(own: Callable[..., Watched]) -> No
             watched.honest.check()
             os.kill(process, signal.SIGKILL)
             ended = victim.answer()
-            assert isinstance(ended, wire.Error)
-            assert ended.code == wire.ERROR_CRASHED
+            assert isinstance(ended, messages.Error)
+            assert ended.code == messages.ERROR_CRASHED
             watched.honest.check()
             assert ping(watched.address, timeout_s=WAIT_S).sessions == 2
         finally:
             os.kill(forker, signal.SIGCONT)
-        assert isinstance(newcomer.answer(), wire.Welcome)
-        newcomer.send(message(wire.Bye()))
-        assert isinstance(newcomer.answer(), wire.Error)
+        assert isinstance(newcomer.answer(), messages.Welcome)
+        newcomer.send(message(messages.Bye()))
+        assert isinstance(newcomer.answer(), messages.Error)
     watched.end()
 
 
@@ -439,16 +439,16 @@ layer { name: "out" type: "ReLU" bottom: "pool" top: "out" }
 def test_nothing_outlives_a_front_that_is_killed_while_a_session_computes(world: World) -> None:
     """On the landed state the session's process and the fork server burnt a processor until they were found."""
     server = Server("--stall-s", "600")
-    header, chunks, end = messages(extract(Network.from_text(LONG_QUERY, "long"), [1], {}))
+    header, chunks, end = upload_messages(extract(Network.from_text(LONG_QUERY, "long"), [1], {}))
     with Stranger(server.address) as peer:
         welcome(peer)
-        assert ask(peer, header) == wire.Ack(0, 0)
+        assert ask(peer, header) == messages.Ack(0, 0)
         (session,) = server.session_processes()
         started = psutil.Process(server.pid).children(recursive=True)
         process = psutil.Process(session)
         busy_s = sum(process.cpu_times()[:2])
         # It may be trying the stage already.
-        for each in (*chunks, end, wire.Query(1, 1, 1, (bytes(4 * 8 * 800 * 800),))):
+        for each in (*chunks, end, messages.Query(1, 1, 1, (bytes(4 * 8 * 800 * 800),))):
             peer.send(message(each))
         wait_for(lambda: sum(process.cpu_times()[:2]) > busy_s + 0.3, "the session to compute")
         server.strike(signal.SIGKILL)

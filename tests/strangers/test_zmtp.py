@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nacl import bindings as nacl
 from peers import COMMAND, DEALER, LONG, MORE, READY, SIGNATURE, CurveClient, frame, greeting, prop, ready
 
-from ionn.zmtp import (
+from ionn.protocol.zmtp import (
     FRAME_COST,
     Bounds,
     Established,

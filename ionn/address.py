@@ -1,0 +1,44 @@
+"""Where a process listens, as people write it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket as sockets
+
+from ionn.arguments import text_of
+from ionn.errors import InputError
+
+Address = tuple[str, int]
+
+_ADDRESS = re.compile(r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+
+
+def parse_address(text: str, listen: bool = False) -> Address:
+    """`HOST:PORT` or `tcp://HOST:PORT` (an IPv6 address in brackets) -> (host, port).
+
+    Port 0, any free port, is an address to `listen` at only. Raises InputError for anything else.
+    """
+    match = _ADDRESS.fullmatch(text_of(text, "address"))
+    if match is None:
+        raise InputError(f"{text!r}: not an address; write HOST:PORT or tcp://HOST:PORT, for example 127.0.0.1:7676")
+    port = int(match[3])
+    if port > 65535 or (port == 0 and not listen):
+        raise InputError(f"{text}: no such port; give one from {0 if listen else 1} to 65535")
+    return match[1] or match[2], port
+
+
+def format_address(address: Address) -> str:
+    """The inverse of `parse_address`."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach tcp://HOST:PORT. Raises InputError for an unknown host."""
+    host, port = parse_address(address, listen=True)
+    try:
+        found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"{address}: unknown host; check its name") from error
+    return all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for *_, where in found)

@@ -1,0 +1,250 @@
+"""One connection of a client to a server: messages out and in, and what becomes of the connection."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ionn.client.inflow import Inflow
+from ionn.client.mechanism import mechanism_of
+from ionn.errors import InputError, NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
+from ionn.protocol.curve import ClientKeys
+from ionn.protocol.messages import ERROR_VERSION, PROTOCOL, Bye, Error, Hello, Message, Ping, Pong, Welcome, decode
+
+# What a server that cannot be trusted may make a client hold. The outputs of a stage are far smaller than a frame,
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+# a network has fewer outputs than that,
+FRAMES_MAX = 2000
+# and a cost model has less than this: JSON becomes up to thirty times as large when it is read.
+HEADER_BYTES_MAX = 1024 * 1024
+# Messages that wait to be received; those that follow wait in the system's buffers, which are small.
+_WAITING_MAX = 16
+# How long after a connection broke ZeroMQ may take to say so.
+_REASON_S = 1.0
+
+_EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_monitors = itertools.count()
+
+
+class Channel:
+    """Not for use by two threads at once. It does not reconnect: once it is broken, every call says why.
+
+    A message is taken only if it may be the next answer, by its type, to what was sent: a server that says what it was
+    not asked breaks the connection, by ProtocolError.
+
+    `greeted` tells whether there is a live server at the other end, even if it answers no message.
+    """
+
+    def __init__(self, context: zmq.Context[Any], address: str, keys: ClientKeys | None = None) -> None:
+        self._address = address
+        self._keys = keys
+        self.greeted = False
+        self._awaited: deque[str] = deque()  # the types of the answers to what was sent
+        self._inflow: Inflow | None = None
+        self._expected_bytes = HEADER_BYTES_MAX
+        self._broken: Exception | None = None
+        try:
+            self._socket = context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise self.unreachable(f"no connection can be made: {error.strerror}") from error
+        try:
+            self._socket.linger = 0
+            self._socket.sndhwm = 0  # what is under way is bounded by credit
+            self._socket.rcvhwm = _WAITING_MAX
+            self._socket.maxmsgsize = FRAME_BYTES_MAX
+            self._socket.reconnect_ivl = -1
+            self._socket.ipv6 = "[" in address
+            if keys is not None:
+                keys.apply(self._socket)
+            self._monitor = self._socket.get_monitor_socket(_EVENTS, f"inproc://monitor-{next(_monitors)}")
+            self._poller = zmq.Poller()
+            self._poller.register(self._socket, zmq.POLLIN)
+            self._poller.register(self._monitor, zmq.POLLIN)
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise self.unreachable(f"no connection can be made: {error.strerror}") from error
+
+    def wake_by(self, descriptor: int) -> None:
+        """Have `receive` also return, with nothing, when a file descriptor becomes readable."""
+        self._poller.register(descriptor, zmq.POLLIN)
+
+    def expect(self, bytes_max: int) -> None:
+        """The answers to what is sent next have so many bytes at most, beside their headers."""
+        self._expected_bytes = bytes_max
+        if (inflow := self._inflow) is not None:  # another thread may close this meanwhile
+            inflow.expected_bytes = bytes_max
+
+    def send(self, message: Message) -> None:
+        # ZeroMQ sometimes goes on taking messages for a connection that is closed.
+        self._hear_monitor()
+        if self._broken is not None:
+            raise self._why_broken()
+        try:
+            self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            raise self._why_broken() from None
+        if not isinstance(message, Bye):
+            self._awaited.append(message.answer)
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """The next message; None if there is none in time, and perhaps before.
+
+        Raises ServerUnreachableError when the connection breaks (NotAcceptedError if the server does not take the
+        keys), ServerError for an Error, ProtocolError.
+        """
+        ready = dict(self._poller.poll(0 if self._broken else max(0, math.ceil(timeout_s * 1e3))))
+        if self._monitor in ready:
+            self._hear_monitor()
+        if self._socket in ready and not (self._inflow and self._inflow.flooded):
+            return self._take()  # what was said before the connection broke
+        if self._broken is not None:
+            raise self._broken
+        return None
+
+    def _take(self) -> Message | None:
+        frames: list[zmq.Frame] = []
+        try:
+            while not frames or frames[-1].more:
+                if len(frames) == FRAMES_MAX:
+                    raise self.violation(f"the server's message has more than {FRAMES_MAX} frames")
+                frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        except zmq.Again:  # it went with the connection
+            return None
+        if self._inflow is not None:
+            self._inflow.take(sum(map(len, frames)), len(frames))
+        try:
+            message = decode(frames, HEADER_BYTES_MAX)
+        except ProtocolError as error:
+            raise self.violation(str(error)) from error
+        awaited = self._awaited.popleft() if self._awaited else ""
+        if isinstance(message, Error):  # also unasked, when the session ends
+            raise ServerError(message.code, f"{self._address}: {message.message}", message.query)
+        if not awaited:
+            raise self.violation(f"the server says '{message.type}', and was asked nothing")
+        if message.type != awaited:
+            raise self.violation(f"the server says '{message.type}' where '{awaited}' is due")
+        return message
+
+    def _hear_monitor(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)
+            match event["event"]:
+                case zmq.Event.CONNECTED:
+                    try:
+                        self._inflow = Inflow(event["value"], self._expected_bytes)
+                    except OSError as error:
+                        if error.errno in (errno.EMFILE, errno.ENFILE):
+                            self._broken = self.unreachable(f"no connection can be made: {error.strerror}")
+                        # Else it was closed already, which the next event says.
+                case zmq.Event.HANDSHAKE_SUCCEEDED:
+                    self.greeted = True
+                case zmq.Event.HANDSHAKE_FAILED_AUTH:
+                    reason = "the server does not allow this client's key; put it on its list"
+                    self._broken = self._broken or NotAcceptedError(f"{self._address}: {reason}")
+                case _:
+                    self._broken = self._broken or self._closed()
+
+    def _why_broken(self) -> Exception:
+        """Why nothing can be sent any more: what the server said last, or else what became of the connection."""
+        deadline = time.monotonic() + _REASON_S
+        while self._broken is None and (left_s := deadline - time.monotonic()) > 0:
+            if self._monitor.poll(math.ceil(left_s * 1e3)):
+                self._hear_monitor()
+        try:
+            while not (self._inflow and self._inflow.flooded) and self._take() is not None:
+                pass
+        except (ServerError, ProtocolError) as error:
+            self._broken = error
+        return self._broken or self.unreachable("the connection is closed")
+
+    def _closed(self) -> Exception:
+        if self._inflow is not None and self._inflow.flooded:
+            return self.violation("the server sent more than it was asked for")
+        if self.greeted:
+            return self.unreachable("the connection was closed")
+        reason = ""
+        match mechanism_of(self._address), self._keys:
+            case "CURVE", None:
+                reason = "the server takes only clients with keys; give --key, --server-key"
+            case "CURVE", _:
+                reason = "the server has another key than the one given; check --server-key"
+            case "NULL", ClientKeys():
+                reason = "the server has no keys; connect without"
+        return NotAcceptedError(f"{self._address}: {reason}") if reason else self.unreachable("no ionn server there")
+
+    def violation(self, what: str) -> ProtocolError:
+        """The error to raise when the server does what it must not."""
+        return ProtocolError(f"{self._address}: {what}")
+
+    def unreachable(self, reason: str) -> ServerUnreachableError:
+        """The error to raise when this connection is of no more use."""
+        return ServerUnreachableError(f"{self._address}: {reason}")
+
+    def ask(self, message: Message, timeout_s: float, stopped: threading.Event | None = None) -> Message:
+        """Send a message and wait for the next. ServerUnreachableError if none comes in time or before `stopped`."""
+        deadline = time.monotonic() + timeout_s
+        self.send(message)
+        while (left_s := deadline - time.monotonic()) > 0 and not (stopped and stopped.is_set()):
+            if (answer := self.receive(min(left_s, 0.1))) is not None:
+                return answer
+        raise self.unreachable(f"the server has not answered for {timeout_s:g} s")
+
+    def hello(self, role: str, session: str, timeout_s: float, stopped: threading.Event | None = None) -> Welcome:
+        """Begin a session, or go on with one. Raises as `receive` and `ask` do, VersionError for another version of the
+        protocol."""
+        try:
+            answer = self.ask(Hello(PROTOCOL, role, session), timeout_s, stopped)
+        except ServerError as error:
+            if error.code == ERROR_VERSION:
+                raise VersionError(str(error)) from error
+            raise
+        assert isinstance(answer, Welcome)
+        if answer.protocol != PROTOCOL:
+            raise self.violation(f"the server welcomes a client of protocol {PROTOCOL} to protocol {answer.protocol}")
+        if not answer.session or (session and answer.session != session):
+            raise self.violation("the server welcomes to another session than the one asked for")
+        self.expect(0)
+        return answer
+
+    def close(self, linger_ms: int = 0) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(linger_ms)
+        if self._inflow is not None:
+            self._inflow.close()
+            self._inflow = None
+
+
+def ping(address: str, keys: ClientKeys | None = None, timeout_s: float = 2.0) -> Pong:
+    """Ask a server at tcp://HOST:PORT whether it lives and takes another session.
+
+    Raises InputError for keys that do not fit, else as `Channel.receive` does.
+    """
+    context: zmq.Context[Any] = zmq.Context()
+    try:
+        channel = Channel(context, address, keys)
+        try:
+            answer = channel.ask(Ping(), timeout_s)
+        finally:
+            channel.close()
+    except NotAcceptedError as error:
+        raise InputError(str(error)) from error
+    finally:
+        context.destroy(linger=0)
+    assert isinstance(answer, Pong)
+    return answer

@@ -1,0 +1,47 @@
+"""Whether a server has keys, which ZeroMQ does not tell its clients."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as sockets
+import time
+
+from ionn.address import parse_address
+
+# The first bytes of every ZMTP 3 connection, and how many follow them; then the mechanism's name is known.
+_SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
+_GREETING_BYTES = 64
+
+
+def mechanism_of(address: str, timeout_s: float = 2.0) -> str:
+    """ "CURVE" if a live server at tcp://HOST:PORT has keys, "NULL" if it has none, empty if there is none within
+    `timeout_s`.
+
+    ZeroMQ itself does not tell a wrong key from a dead server, because a server closes the connection of a client that
+    it does not understand without a word.
+    """
+    deadline = time.monotonic() + timeout_s
+    for mechanism in ("CURVE", "NULL"):
+        if _mechanism_in(_greeting(parse_address(address), mechanism, deadline)) == mechanism:
+            return mechanism
+    return ""
+
+
+def _greeting(address: tuple[str, int], mechanism: str, deadline: float) -> bytes:
+    """What a server greets a client of some mechanism with; less than _GREETING_BYTES if that is not there in time."""
+    greeting = b""
+    with (
+        contextlib.suppress(OSError, ValueError),  # ValueError: the time is over
+        sockets.create_connection(address, deadline - time.monotonic()) as connection,
+    ):
+        connection.sendall((_SIGNATURE + b"\x03\x00" + mechanism.encode()).ljust(_GREETING_BYTES, b"\0"))
+        while len(greeting) < _GREETING_BYTES:
+            connection.settimeout(deadline - time.monotonic())  # a server may send a byte a second
+            if not (data := connection.recv(_GREETING_BYTES - len(greeting))):
+                break
+            greeting += data
+    return greeting
+
+
+def _mechanism_in(greeting: bytes) -> str:
+    return greeting[12:32].rstrip(b"\0").decode(errors="replace")

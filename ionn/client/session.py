@@ -1,0 +1,427 @@
+"""The client's half of a session: connect, upload partitions, have stages run at the server, and stay connected.
+
+One thread per client does all but the queries: it uploads, asks for signs of life, and when the server is lost it
+connects again and goes on where it was. A query never waits for it: it fails at once while there is no server, and
+after its time-out when there is none any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket as sockets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from ionn.address import format_address, parse_address
+from ionn.client.connection import FRAME_BYTES_MAX, Channel
+from ionn.client.query import Exchange
+from ionn.errors import (
+    InputError,
+    IonnError,
+    NotAcceptedError,
+    ProtocolError,
+    ServerError,
+    ServerUnreachableError,
+    VersionError,
+)
+from ionn.model.caffemodel import Floats
+from ionn.model.partial_net import Partition
+from ionn.protocol.curve import ClientKeys
+from ionn.protocol.messages import (
+    ERROR_CRASHED,
+    ERROR_DAMAGED,
+    ERROR_PARTITION,
+    ERROR_QUERY,
+    ERROR_SESSION,
+    ERROR_TAKEN,
+    Bye,
+    Message,
+    Ping,
+    Result,
+    Welcome,
+)
+from ionn.protocol.sender import Upload
+
+# What may become of a connection; none of it is the caller's fault, and a query can run at the client instead.
+FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
+# After so many losses in a row the upload is given up: where the server, or the model at it, is to blame (it crashes,
+# takes the bytes for damaged, says what it must not), and no partition became ready meanwhile; and where it has no byte
+# more than before.
+_SETBACKS_MAX = 3
+_LOSSES_MAX = 12
+# How long a goodbye may take: enough for a live server, short where it is gone.
+_GOODBYE_MS = 200
+
+# What the partitions for a server are made from: its costs, as in its Welcome.
+MakePartitions = Callable[[dict[str, Any]], Sequence[Partition]]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a client waits for what.
+
+    A query that runs at the server has `query_s` and ten times the latency that was expected. A server that is silent
+    for `heartbeat_s` is asked for a sign of life, and lost if it gives none within `silence_s`. It has `connect_s` to
+    answer a hello. After a loss the client connects again, after `retry_s` at first and `retry_max_s` at most.
+    """
+
+    query_s: float = 5.0
+    heartbeat_s: float = 1.0
+    silence_s: float = 5.0
+    connect_s: float = 5.0
+    retry_s: float = 0.25
+    retry_max_s: float = 5.0
+
+    def deadline_s(self, expected_ms: float) -> float:
+        return self.query_s + 10 * expected_ms / 1e3
+
+
+@dataclass
+class _Pulse:
+    """Whether the other end of a channel lives. `asked_s` is when it was first asked in vain."""
+
+    patience: Patience
+    heard_s: float = field(default_factory=time.monotonic)
+    asked_s: float | None = None
+    sent_s: float = 0.0
+
+    def beat(self, channel: Channel) -> bool:
+        """Ask for a sign of life if one is due; whether it was. Raises ServerUnreachableError if there was none for
+        too long."""
+        now_s = time.monotonic()
+        if self.asked_s is not None and now_s - self.asked_s > self.patience.silence_s:
+            raise channel.unreachable(f"the server gave no sign of life for {self.patience.silence_s:g} s")
+        due = now_s - max(self.heard_s, self.sent_s) >= self.patience.heartbeat_s
+        if due:
+            channel.send(Ping())
+            self.sent_s = now_s
+            self.asked_s = self.asked_s or now_s
+        return due
+
+    def heard(self) -> None:
+        self.heard_s, self.asked_s = time.monotonic(), None
+
+
+@dataclass(frozen=True)
+class _Connection:
+    """`welcome` is the upload channel's."""
+
+    control: Channel
+    upload: Channel
+    welcome: Welcome
+    made_s: float = field(default_factory=time.monotonic)
+
+    def close(self) -> None:
+        self.control.close()
+        self.upload.close()
+
+
+class Client:
+    """A session at a server.
+
+    Raises InputError for a malformed address, a wrong key or a server of another protocol version,
+    ServerUnreachableError where no server answers, ServerError where it refuses, ProtocolError where it is none of
+    ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
+    Close it when done.
+
+    `costs` is the server's cost model as JSON, `patience` as given. `fault` tells why the server is not available, None
+    while it is; `lost_s` is since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        keys: ClientKeys | None = None,
+        patience: Patience | None = None,
+        may_be_lost: bool = False,
+    ) -> None:
+        host, port = parse_address(address)
+        self.address = f"tcp://{format_address((host, port))}"
+        self._keys = keys
+        self.patience = patience or Patience()
+        self.costs: dict[str, Any] = {}
+        self.fault: Exception | None = None
+        self.lost_s = 0.0
+        self.upload: Upload | None = None
+        self._session = ""
+        self._queries = 0
+        # Losses in a row: of all kinds and of connections, since the server had more bytes than ever before; and by its
+        # fault, since it had more partitions.
+        self._losses = self._breaks = self._setbacks = 0
+        self._most_ready = self._most_bytes = 0
+        self._make: tuple[MakePartitions, Callable[[], float]] | None = None
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._stopped = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._querying = threading.Lock()  # whoever holds it may use the control channel
+        self._connection: _Connection | None = None
+        try:
+            self._connection = self._first_connection((host, port))
+        except BaseException as error:
+            if not (may_be_lost and isinstance(error, FAULTS)) or isinstance(error, NotAcceptedError):
+                self._context.destroy(linger=0)
+                os.close(self._wake)
+                if isinstance(error, NotAcceptedError):
+                    raise InputError(str(error)) from error
+                raise
+            self.fault, self.lost_s = error, time.monotonic()
+        self._keeper = threading.Thread(target=self._keep, name="ionn client", daemon=True)
+        self._keeper.start()
+
+    def start_upload(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> Upload:
+        """Upload the partitions in order, in the background; `now_s` is the clock of the records. Once per client."""
+        if self.upload is not None or self._make is not None:
+            raise ValueError("this client uploads already")
+        self.upload = upload = Upload(partitions, now_s)
+        os.eventfd_write(self._wake, 1)
+        return upload
+
+    def start_upload_when_known(self, make: MakePartitions, now_s: Callable[[], float]) -> None:
+        """Like `start_upload`, of the partitions that `make` makes when the server's costs are known.
+
+        The client's thread calls it once; where it raises an IonnError, that is the server's fault, and it is asked
+        again at the next connection.
+        """
+        if self.upload is not None or self._make is not None:
+            raise ValueError("this client uploads already")
+        self._make = make, now_s
+        os.eventfd_write(self._wake, 1)
+
+    def run(self, first: int, last: int, data: Floats, timeout_s: float | None = None) -> tuple[list[Floats], Result]:
+        """Have the server run stages `first`..`last` on `data`: the outputs, and what the server said about them.
+
+        Raises as `query` does.
+        """
+        with self.query(timeout_s) as exchange:
+            return exchange.result(exchange.run(first, last, data))
+
+    @contextlib.contextmanager
+    def query(self, timeout_s: float | None = None, results_bytes: int = FRAME_BYTES_MAX) -> Iterator[Exchange]:
+        """The messages of one query; its answers are waited for `timeout_s` in all, and have `results_bytes` at most.
+
+        Raises ServerUnreachableError, ServerError or ProtocolError. Unless the server just could not run this query
+        (ServerError with the code `query`), it is lost then, and is being connected to again.
+        """
+        with self._querying:
+            connection = self._connection
+            if connection is None:
+                raise ServerUnreachableError(
+                    f"{self.address}: the server is lost ({self.fault or 'the client was closed'})"
+                )
+            self._queries += 1
+            wait_s = self.patience.query_s if timeout_s is None else timeout_s
+            connection.control.expect(results_bytes)
+            try:
+                with Exchange(connection.control, self._queries, wait_s) as exchange:
+                    yield exchange
+            except FAULTS as error:
+                if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
+                    self._lose(connection, error)
+                raise
+            except BaseException:  # the caller broke off, and the answers that are still to come are nobody's
+                self._lose(connection, connection.control.unreachable("a query was broken off"))
+                raise
+            finally:
+                connection.control.expect(0)
+        if self.upload is None or self.upload.ended:  # else what arrives says so
+            self._breaks = self._setbacks = 0
+
+    def close(self) -> None:
+        """End the session; the server frees it."""
+        self._stopped.set()
+        os.eventfd_write(self._wake, 1)
+        self._keeper.join()
+        if self.upload is not None:
+            self.upload.stop(self.upload.error)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*FAULTS):
+                connection.control.send(Bye())
+            connection.upload.close()
+            connection.control.close(linger_ms=_GOODBYE_MS)
+        self._context.destroy(linger=_GOODBYE_MS)
+        os.close(self._wake)
+
+    def _lose(self, connection: _Connection | None, error: Exception) -> None:
+        """A connection is of no more use, and the thread shall make another. Called with the lock."""
+        if self._connection is not connection:  # the other channel said so already
+            return
+        if isinstance(error, ServerError) and error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
+            self._session = ""
+        if connection is not None:
+            self._breaks += 1
+            # What is lost at once each time is not made at once each time.
+            if time.monotonic() - connection.made_s > self.patience.retry_max_s:
+                self._losses = 0
+        by_server = isinstance(error, ServerError) and error.code in (ERROR_CRASHED, ERROR_DAMAGED)
+        if by_server or isinstance(error, ProtocolError):
+            self._setbacks += 1
+        if self.upload is not None:
+            self.upload.pause()
+            if not self.upload.ended and (self._setbacks >= _SETBACKS_MAX or self._breaks >= _LOSSES_MAX):
+                self.upload.stop(error)
+        if self.fault is None:
+            self.lost_s = time.monotonic()
+        self.fault = error
+        self._connection = None
+        os.eventfd_write(self._wake, 1)
+
+    # --- What the thread does -----------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Stay connected until told to stop."""
+        try:
+            while not self._stopped.is_set():
+                self._keep_once()
+        except BaseException as error:  # a mistake of ours: say so, and let queries run without
+            with self._querying:
+                self._lose(self._connection, error if isinstance(error, Exception) else RuntimeError(repr(error)))
+                if self.upload is not None:
+                    self.upload.stop(self.fault)
+            raise
+
+    def _keep_once(self) -> None:
+        """Make a connection if there is none, and tend it until it is lost."""
+        connection = self._connection
+        if connection is None:
+            # Not all clients of a server that comes back shall meet it at once.
+            wait_s = min(self.patience.retry_s * 2 ** min(self._losses, 16), self.patience.retry_max_s)
+            self._losses += 1
+            if self._stopped.wait(wait_s * random.uniform(0.5, 1.0)):
+                return
+        try:
+            if connection is None:
+                connection = self._connect()
+                with self._querying:
+                    self._connection, self.fault = connection, None
+            self._tend(connection)
+        except FAULTS as error:
+            if self._stopped.is_set():  # and that is all that is wrong
+                return
+            with self._querying:
+                self._lose(connection, error)
+        if connection is not None and self._connection is not connection:
+            connection.close()
+
+    def _first_connection(self, address: tuple[str, int]) -> _Connection:
+        try:
+            # ZeroMQ does not say why it cannot connect.
+            sockets.create_connection(address, timeout=self.patience.connect_s).close()
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ServerUnreachableError(f"{self.address}: no server there ({reason})") from error
+        try:
+            return self._connect()
+        except VersionError:
+            raise
+        except NotAcceptedError:
+            # A wrong key shows as a handshake that breaks off, which may be the network's fault: it does not twice.
+            return self._connect()
+
+    def _connect(self) -> _Connection:
+        """Both channels, in the session so far if there is one and the server still has it."""
+        with contextlib.ExitStack() as opened:
+            control = Channel(self._context, self.address, self._keys)
+            opened.callback(control.close)
+            try:
+                welcome = self._hello(control, "control")
+            except ServerError as error:
+                if error.code != ERROR_SESSION or not self._session:
+                    raise
+                self._session = ""
+                welcome = self._hello(control, "control")
+            except ServerUnreachableError:
+                if control.greeted:  # the server lives, so it is the session's process that does not answer
+                    self._session = ""
+                raise
+            self._session, self.costs = welcome.session, welcome.costs or self.costs
+            upload = Channel(self._context, self.address, self._keys)
+            opened.callback(upload.close)
+            upload.wake_by(self._wake)
+            welcome = self._hello(upload, "upload")
+            opened.pop_all()
+        return _Connection(control, upload, welcome)
+
+    def _hello(self, channel: Channel, role: str) -> Welcome:
+        return channel.hello(role, self._session, self.patience.connect_s, self._stopped)
+
+    def _tend(self, connection: _Connection) -> None:
+        """Upload, and see that both channels live; until told to stop or the connection is lost."""
+        control, channel = _Pulse(self.patience), _Pulse(self.patience)
+        upload: Upload | None = None
+        while self._connection is connection and not self._stopped.is_set():
+            if upload is None:
+                upload = self._begin_upload(connection)
+            outgoing = upload.next_message() if upload else None
+            if outgoing is not None:
+                connection.upload.send(outgoing)
+            incoming = self._receive(connection, upload, 0.0 if outgoing else self.patience.heartbeat_s / 4)
+            if incoming is not None:
+                channel.heard()
+            if self._querying.acquire(blocking=False):
+                try:
+                    # There are no more than were asked for.
+                    while connection.control.receive(0) is not None:
+                        control.heard()
+                    control.beat(connection.control)
+                finally:
+                    self._querying.release()
+                channel.beat(connection.upload)
+            else:  # the server works on a query, which has a deadline
+                control.heard()
+                channel.heard()
+
+    def _begin_upload(self, connection: _Connection) -> Upload | None:
+        """What is to be uploaded by this connection, if that is known by now."""
+        if self.upload is None and self._make is not None:
+            make, now_s = self._make
+            try:
+                partitions = make(self.costs)
+            except IonnError as error:
+                raise ProtocolError(str(error)) from error
+            self.upload, self._make = Upload(partitions, now_s), None
+        if self.upload is not None:
+            with self._named():
+                self.upload.begin(connection.welcome)
+        return self.upload
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """What an upload has against a server does not say which."""
+        try:
+            yield
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.address}: {error}") from error
+
+    def _receive(self, connection: _Connection, upload: Upload | None, timeout_s: float) -> Message | None:
+        """Take the next answer on the upload channel, if one comes in time."""
+        try:
+            message = connection.upload.receive(timeout_s)
+        except ServerError as error:
+            if upload is None or error.code not in (ERROR_PARTITION, ERROR_DAMAGED):
+                raise
+            if error.code == ERROR_DAMAGED and upload.error is None:
+                raise
+            # The server will not have this partition; what was sent of it meanwhile is refused too.
+            upload.stop(upload.error or error)
+            return None
+        if message is None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            return None
+        if upload is not None:
+            with self._named():
+                upload.take(message)
+            if upload.ready > self._most_ready:
+                self._most_ready, self._setbacks = upload.ready, 0
+            if upload.sent_bytes > self._most_bytes:
+                self._most_bytes = upload.sent_bytes
+                self._losses = self._breaks = 0
+        return message

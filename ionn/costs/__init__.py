@@ -1,0 +1,1 @@
+"""What layers cost on a device: cost models, profiles, and how they come about."""

@@ -1,0 +1,1 @@
+"""What traces say: summaries, verdicts on claims, figures, a report."""

@@ -1,0 +1,290 @@
+"""What the paper states about its results, and whether runs of ours support it.
+
+`CLAIMS` is the one place where the paper's numbers are typed. Each claim reads what was found from the runs of one set
+of conditions. Verdicts come from conditions like the paper's, in which the server is far faster than the client: the
+virtual testbed, and live runs with a dilation above 1. Other live runs have a CPU as server; their values only inform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ionn.evaluation.summary import Conditions, Stat, SummaryRow, common_times, distinct, mean_latency
+from ionn.paper import ALGORITHMS, CLIENT, FINE, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER, model_title
+
+COUNT_TOLERANCE = 0.12  # of the paper's number of queries
+GAIN_TOLERANCE = {"virtual": 5.0, "live": 15.0}  # percentage points
+CLEAR_PERCENT = 10.0  # from here on, a difference between mean latencies is called clear
+OTHER_MACHINE = "the paper's planner ran on its Odroid XU4; the planning table has the times of this machine"
+
+
+class MissingRuns(LookupError):
+    """The runs that a claim is about are not there; the message names them."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All rows of one set of conditions, and how long planning took: (model, algorithm) -> ms."""
+
+    conditions: Conditions
+    rows: Mapping[tuple[str, str], SummaryRow]
+    planning_ms: Mapping[tuple[str, str], float]
+
+    @classmethod
+    def of(cls, rows: Sequence[SummaryRow], planning_ms: Mapping[tuple[str, str], float]) -> list[Evidence]:
+        """The evidence for the paper's bandwidth, per conditions."""
+        return [
+            cls(where, {(row.model, row.algorithm): row for row in rows if row.conditions == where}, planning_ms)
+            for where in distinct(row.conditions for row in rows)
+            if where.mbps == MBPS
+        ]
+
+    @property
+    def judged(self) -> bool:
+        """Whether the runs are like the paper's: its devices, or its client and a server sped up by the dilation."""
+        infos = [trace.info for row in self.rows.values() for trace in row.traces]
+        virtual = self.conditions.testbed == "virtual"
+        return all(CLIENT in _plain(info.client) for info in infos) and (
+            all(SERVER in _plain(info.server) for info in infos) if virtual else self.conditions.dilation > 1
+        )
+
+    def row(self, model: str, algorithm: str) -> SummaryRow:
+        if (model, algorithm) not in self.rows:
+            raise MissingRuns(f"no {self.conditions.testbed} run of {model_title(model)} with {algorithm}")
+        return self.rows[model, algorithm]
+
+
+def _plain(device: str) -> str:
+    """Costs may come from a column that spells a device with underscores."""
+    return device.replace("_", "-")
+
+
+Finding = tuple[str, bool]  # what was found, and whether it is within the claim's tolerance
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`check` raises MissingRuns where it has no runs. `unchecked` is why the claim cannot be judged here, if so.
+    `everywhere`: it is judged in live runs without dilation too."""
+
+    text: str
+    paper: str
+    section: str
+    tolerance: str
+    check: Callable[[Evidence], Finding]
+    unchecked: str = ""
+    everywhere: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    claim: Claim
+    virtual: str
+    live: str
+    verdict: str  # "supported", "not supported on the TESTBED" or "not checked: REASON"
+
+    @property
+    def checked(self) -> bool:
+        return not self.verdict.startswith("not checked")
+
+
+def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
+    found: dict[str, list[str]] = {"virtual": [], "live": []}
+    holds: dict[str, bool] = {}
+    missing = f"no virtual run of {CLIENT} and {SERVER} at {MBPS:g} Mbps"
+    for each in evidence:
+        where = each.conditions
+        try:
+            text, held = claim.check(each)
+        except MissingRuns as error:
+            missing = str(error) if where.testbed == "virtual" else missing
+            continue
+        found.setdefault(where.testbed, []).append(
+            text + (f" (dilation {where.dilation:g})" if where.dilation != 1 else "")
+        )
+        if each.judged or claim.everywhere:
+            holds[where.name] = held
+    failed = [name for name, held in holds.items() if not held]
+    if claim.unchecked or not holds:
+        verdict = f"not checked: {claim.unchecked or missing}"
+    elif failed:
+        verdict = f"not supported on the {' and the '.join(failed)}"
+    else:
+        verdict = "supported"
+    return Verdict(claim, "; ".join(found["virtual"]) or "-", "; ".join(found["live"]) or "-", verdict)
+
+
+def gain_percent(new: Stat, old: Stat) -> float:
+    """How much larger the mean is, in percent; NaN over nothing."""
+    return (new.mean / old.mean - 1) * 100 if old.mean else math.nan
+
+
+def _queries(algorithm: str, paper: float) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        queries = evidence.row("alexnet", algorithm).queries
+        return queries.count(), abs(queries.mean / paper - 1) <= COUNT_TOLERANCE
+
+    return Claim(
+        f"AlexNet, {algorithm}: queries before the upload ended", f"{paper:g}", "4.3", f"±{COUNT_TOLERANCE:.0%}", check
+    )
+
+
+def _gain(what: str, of: Callable[[SummaryRow], Stat], paper: float) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        new, old = (of(evidence.row("alexnet", algorithm)) for algorithm in (RECURSIVE, ORIGINAL))
+        gain = gain_percent(new, old)
+        return f"{gain:+.0f}%", abs(gain - paper) <= GAIN_TOLERANCE[evidence.conditions.testbed]
+
+    tolerance = f"±{GAIN_TOLERANCE['virtual']:g} points; live ±{GAIN_TOLERANCE['live']:g}"
+    return Claim(f"AlexNet, {RECURSIVE} over original: {what}", f"{paper:+g}%", "4.3", tolerance, check)
+
+
+def _largest_difference(paper_from_s: float, paper_to_s: float) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        old, new = (evidence.row("alexnet", algorithm) for algorithm in (ORIGINAL, RECURSIVE))
+        from_s, to_s = interval_of_largest_difference(old, new)
+        overlap_s = min(to_s, paper_to_s) - max(from_s, paper_from_s)
+        return f"{from_s:.0f}-{to_s:.0f} s", overlap_s >= (paper_to_s - paper_from_s) / 2
+
+    return Claim(
+        f"AlexNet, {RECURSIVE} over original: when latencies differ most",
+        f"{paper_from_s:g}-{paper_to_s:g} s",
+        "4.3",
+        "overlap of at least half",
+        check,
+    )
+
+
+def interval_of_largest_difference(old: SummaryRow, new: SummaryRow) -> tuple[float, float]:
+    """When `new` is faster than `old` by the largest difference, and by at least half of it all around; seconds.
+
+    (NaN, NaN) where `new` is never faster, or they execute no queries at the same time.
+    """
+    times = common_times([*old.traces, *new.traces])
+    difference = mean_latency(old.traces, times[:-1])[0] - mean_latency(new.traces, times[:-1])[0]
+    if not (difference > 0).any():
+        return math.nan, math.nan
+    peak = int(difference.argmax())
+    below = np.flatnonzero(difference < difference[peak] / 2)
+    first = int(below[below < peak].max(initial=-1)) + 1
+    end = int(below[below > peak].min(initial=len(difference)))
+    return float(times[first]), float(times[end])
+
+
+def _single_stage(algorithm: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        traces = evidence.row("inception", algorithm).traces
+        largest = [max(trace.partitions, key=lambda p: p.bytes, default=None) for trace in traces]
+        stages = [partition.stages if partition else () for partition in largest]
+        return "; ".join(distinct(map(_stage_list, stages))), all(len(each) == 1 for each in stages)
+
+    return Claim(
+        f"Inception, {algorithm}: the largest partition is indivisible", "a single layer", "4.2", "one stage", check
+    )
+
+
+def _stage_list(stages: tuple[str, ...]) -> str:
+    return f"{stages[0]} alone" if len(stages) == 1 else f"{len(stages)} stages"
+
+
+def _smaller(model: str, algorithm: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        old, new = (evidence.row(model, name).largest_share.mean for name in (ORIGINAL, algorithm))
+        return f"{old:.0%} → {new:.0%}", new < old
+
+    return Claim(
+        f"{model_title(model)}, {algorithm}: largest partition smaller than original's", "smaller", "4.2", "none", check
+    )
+
+
+def _more(model: str, algorithm: str, than: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        old, new = (evidence.row(model, name) for name in (than, algorithm))
+        totals = [row.first_half.mean + row.second_half.mean for row in (old, new)]
+        return " → ".join(f"{total:g}" for total in totals), totals[1] > totals[0]
+
+    return Claim(
+        f"{model_title(model)}, {algorithm}: total number of partitions above {than}'s", "more", "4.2", "none", check
+    )
+
+
+def _more_in_both_halves(model: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        old, new = (evidence.row(model, algorithm) for algorithm in (ORIGINAL, RECURSIVE))
+        shown = " → ".join(f"{row.first_half.count()} + {row.second_half.count()}" for row in (old, new))
+        return shown, new.first_half.mean > old.first_half.mean and new.second_half.mean > old.second_half.mean
+
+    return Claim(
+        f"{model_title(model)}, {RECURSIVE}: more partitions in both halves of the upload than original",
+        "more",
+        "4.2",
+        "none",
+        check,
+    )
+
+
+def _benefit(model: str, clear: bool) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        rows = [evidence.row(model, algorithm) for algorithm in ALGORITHMS]
+        changes = [gain_percent(row.mean_ms, rows[0].mean_ms) for row in rows[1:]]
+        text = ", ".join(f"{change:+.0f}%" for change in changes)
+        if clear:
+            return text, changes[-1] <= -CLEAR_PERCENT
+        return text, all(abs(change) < CLEAR_PERCENT for change in changes)
+
+    return Claim(
+        f"{model_title(model)}: mean latency of efficiency, {RECURSIVE} against original",
+        "some benefit" if clear else "no clear difference",
+        "4.3",
+        f"{RECURSIVE} -{CLEAR_PERCENT:g}% or less" if clear else f"each within ±{CLEAR_PERCENT:g}%",
+        check,
+    )
+
+
+def _planning(what: str, algorithms: Iterable[str], models: Iterable[str], paper: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        times = [ms for (m, a), ms in evidence.planning_ms.items() if m in models and a in algorithms]
+        if not times or evidence.conditions.testbed != "virtual":
+            raise MissingRuns("no plan")
+        return " to ".join(distinct(f"{ms:.1f}" for ms in (min(times), max(times)))) + " ms", True
+
+    return Claim(f"{what}: planning time", paper, "4.4", "-", check, unchecked=OTHER_MACHINE)
+
+
+def _setting(text: str, paper: str, of: Callable[[Evidence], Iterable[float]]) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        return " to ".join(f"{value:g}" for value in distinct(sorted(of(evidence)))), True
+
+    return Claim(f"Setting: {text}", paper, "4.1", "-", check, unchecked="a setting, not a result")
+
+
+def _queries_after_upload(evidence: Evidence) -> list[int]:
+    traces = [trace for row in evidence.rows.values() for trace in row.traces]
+    return [sum(query.start_s >= trace.upload_s for query in trace.queries) for trace in traces]
+
+
+CLAIMS: tuple[Claim, ...] = (
+    _queries(ORIGINAL, 56.8),
+    _queries(RECURSIVE, 88.1),
+    _gain("queries before the upload ended", lambda row: row.queries, 55),
+    _gain("queries per second", lambda row: row.queries_per_s, 48),
+    _largest_difference(22, 30),
+    *(_single_stage(algorithm) for algorithm in ALGORITHMS),
+    *(_smaller(model, algorithm) for model in MODELS if model != "inception" for algorithm in ALGORITHMS[1:]),
+    *(_more(model, name, than) for model in MODELS for than, name in pairwise(ALGORITHMS)),
+    *(_more_in_both_halves(model) for model in ("alexnet", "resnet")),
+    _benefit("resnet", clear=True),
+    *(_benefit(model, clear=False) for model in ("inception", "googlenet", "mobilenet")),
+    _planning("original and efficiency", ALGORITHMS[:2], MODELS, "0.1-0.5 ms"),
+    _planning("original with steps of 0.0001", (FINE,), MODELS, "100 ms"),
+    _planning(f"AlexNet, {RECURSIVE}", (RECURSIVE,), ("alexnet",), "0.6 ms"),
+    _planning(f"MobileNet, {RECURSIVE}", (RECURSIVE,), ("mobilenet",), "2 ms"),
+    _setting("bandwidth of the link, Mbps", "80", lambda evidence: [evidence.conditions.mbps]),
+    _setting("runs that are averaged", "10", lambda evidence: [len(row.traces) for row in evidence.rows.values()]),
+    _setting("queries raised after the upload", "5", _queries_after_upload),
+)

@@ -1,0 +1,172 @@
+"""Figures 5, 6 and 7 of the paper, drawn from traces on disk. One style for all; readable in gray.
+
+`draw_figures` draws everything; `fig5`, `fig6` and `fig7` draw one. Each set of conditions (testbed, bandwidth,
+dilation) has figures of its own, as PNG and PDF. Runs with slices below the layer are not among the paper's: they have
+further figures, whose names end in "-sliced". The same traces give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_figure
+from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, load_results, mean_latency, summary
+from ionn.paper import SLICED, model_title
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Bar = Callable[["Axes", float, float, SummaryRow, dict[str, Any]], None]
+_Group = tuple[tuple[Any, ...], list[SummaryRow]]
+
+
+def draw_figures(results: Path, out: Path) -> list[Path]:
+    """Draw Figures 5, 6 and 7 of the traces in `results` into the folder `out`; the files written, PNG and PDF.
+
+    Raises InputError where there are no traces or `out` cannot be written.
+    """
+    rows = summary(load_results(results))
+    return [path for draw in (fig5, fig6, fig7) for path in draw(rows, out)]
+
+
+def fig5(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
+    """Number of partitions, by the half of the upload time in which their upload ends: fig5-CONDITIONS."""
+    return _bar_figures(rows, out / "fig5", "Partitions per model", "number of partitions", _halves_bar)
+
+
+def fig6(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
+    """Size of the largest partition relative to the model's weights: fig6-CONDITIONS."""
+    return _bar_figures(rows, out / "fig6", "Largest partition", "share of the model's weight bytes (%)", _share_bar)
+
+
+def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
+    """Latency of the queries over time, a figure per model: fig7-CONDITIONS-MODEL."""
+    paths = []
+    for (where, model, suffix), members in _groups(rows, lambda row: (row.conditions, row.model)):
+        styles = _styles(members)
+        with new_figure(6.8, 4.4) as (figure, axes):
+            for row in members:
+                _latency_line(axes, row, styles[row.algorithm])
+            axes.set(xlabel="time since the upload began (s)", ylabel="query execution latency (ms)")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            key = "marker: the first query starts; thin line: the upload ends"
+            figure.legend(loc="outside lower center", title=key)
+            _title(axes, f"{model_title(model)}: query latency during the upload", members)
+            paths += _save(figure, out / f"fig7-{where.slug}-{model}{suffix}")
+    return paths
+
+
+def _groups(rows: Sequence[SummaryRow], key: Callable[[SummaryRow], tuple[Any, ...]]) -> Iterator[_Group]:
+    """The rows by what they are about, one figure each: those of the paper's algorithms, then, with "-sliced" at the
+    end of the key, all algorithms of the models that ran with slices."""
+    subjects = {(row.conditions, row.model) for row in rows if row.algorithm == SLICED}
+    paper = [row for row in rows if row.algorithm != SLICED]
+    sliced = [row for row in rows if (row.conditions, row.model) in subjects]
+    for suffix, chosen in (("", paper), ("-sliced", sliced)):
+        for about, members in groupby(chosen, key):
+            yield (*about, suffix), list(members)
+
+
+def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str, bar: Bar) -> list[Path]:
+    """A figure per set of conditions: models side by side, a bar per algorithm."""
+    from matplotlib.ticker import MaxNLocator
+
+    paths = []
+    for (where, suffix), members in _groups(rows, lambda row: (row.conditions,)):
+        models = distinct(row.model for row in members)
+        styles = _styles(members)
+        width = 0.84 / len(styles)
+        with new_figure(max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles))), 3.4) as (figure, axes):
+            for row in members:
+                place = list(styles).index(row.algorithm) - (len(styles) - 1) / 2
+                bar(axes, models.index(row.model) + place * width, width, row, styles[row.algorithm])
+            axes.set_xticks(range(len(models)), [model_title(model) for model in models])
+            axes.tick_params(axis="x", length=0)
+            axes.grid(axis="x", visible=False)
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
+            axes.set_ylabel(ylabel)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axes.set_xlim(-0.6, len(models) - 0.4)
+            handles = _legend_handles(styles, halves=bar is _halves_bar)
+            axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+            _title(axes, title, members)
+            paths += _save(figure, stem.with_name(f"{stem.name}-{where.slug}{suffix}"))
+    return paths
+
+
+def _halves_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: Look) -> None:
+    box = {"width": width * 0.9, "hatch": style["hatch"], **EDGE}
+    axes.bar(x, row.first_half.mean, facecolor=style["color"], **box)
+    axes.bar(x, row.second_half.mean, bottom=row.first_half.mean, facecolor=_light(style["color"]), **box)
+    _spread_and_value(axes, x, row.partitions, f"{row.partitions.mean:.3g}")
+
+
+def _share_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: Look) -> None:
+    share = Stat(row.largest_share.mean * 100, row.largest_share.std * 100)
+    axes.bar(x, share.mean, width * 0.9, facecolor=style["color"], hatch=style["hatch"], **EDGE)
+    _spread_and_value(axes, x, share, f"{share.mean:.0f}")
+
+
+def _spread_and_value(axes: Axes, x: float, stat: Stat, label: str) -> None:
+    if stat.std:
+        axes.errorbar(x, stat.mean, yerr=stat.std, color="black", capsize=2, linewidth=0.8)
+    axes.annotate(
+        label, (x, stat.mean + stat.std), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=7.5
+    )
+
+
+def _latency_line(axes: Axes, row: SummaryRow, style: Look) -> None:
+    """The latency of the query in execution, as a step function of time; over several runs its mean and spread.
+
+    The line begins when the first query starts, after its wait for the first partition.
+    """
+    look = {"color": style["color"], "linestyle": style["line"]}
+    times = common_times(row.traces, last=max)
+    mean, spread = mean_latency(row.traces, times)
+    if len(row.traces) > 1:
+        band = {"step": "post", "color": style["color"], "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(times, mean - spread, mean + spread, **band)
+    label = f"{row.algorithm}: {row.queries.count()} queries before the upload ended at {row.upload_s.text()} s"
+    point = {"marker": style["marker"], "markevery": [0], "markersize": 4 + 1.5 * style["width"]}
+    axes.step(times, mean, where="post", linewidth=style["width"], label=label, clip_on=False, **look, **point)
+    axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
+
+
+def _styles(rows: Sequence[SummaryRow]) -> dict[str, Look]:
+    """Per algorithm, in drawing order: its look, the same in every figure that has the same algorithms."""
+    return looks([row.algorithm for row in rows])
+
+
+def _light(color: str) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (0.35 * channel + 0.65 for channel in to_rgb(color))
+    return red, green, blue
+
+
+def _legend_handles(styles: dict[str, Look], halves: bool) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(facecolor=s["color"], hatch=s["hatch"], label=name, **EDGE) for name, s in styles.items()]
+    if halves:
+        handles.append(Patch(facecolor="#777777", label="first half of the upload", **EDGE))
+        handles.append(Patch(facecolor=_light("#777777"), label="second half", **EDGE))
+    return handles
+
+
+def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
+    where = rows[0].conditions
+    how = "computed on the virtual testbed" if where.testbed == "virtual" else f"measured on the {where.name}"
+    runs = distinct(sorted(len(row.traces) for row in rows))
+    count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
+    axes.set_title(f"{title}\n", loc="left", fontweight="bold")
+    axes.text(0, 1.03, f"{how}, {where.mbps:g} Mbps, {count}", transform=axes.transAxes, color="#444444")
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    return [save_figure(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in ("png", "pdf")]

@@ -1,0 +1,378 @@
+"""The report: tables and verdicts from the traces of a results folder, as Markdown, as one HTML page, and as text."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import os
+import statistics
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ionn.errors import InputError
+from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
+from ionn.evaluation.slice_claims import SLICE_CLAIMS
+from ionn.evaluation.summary import (
+    Conditions,
+    Stat,
+    SummaryRow,
+    conditions,
+    distinct,
+    load_results,
+    lost_server,
+    summary,
+)
+from ionn.evaluation.validation import Validation, validate
+from ionn.files import write_file
+from ionn.paper import EFFICIENCY, FINE, ORIGINAL, SLICED, model_title
+from ionn.strict import parse_json
+from ionn.testbed.trace import Trace
+
+Plan = dict[str, Any]  # Plan.to_json()
+PlanningTimes = dict[tuple[str, str], float]  # (model, algorithm) -> ms
+
+_YES_NO = {True: "yes", False: "NO", None: "-"}
+
+STYLE = """
+body { font: 15px/1.45 sans-serif; max-width: 80em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-size: 13px; margin: 1em 0 }
+th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: left; vertical-align: top }
+th { background: #f4f4f4 }
+img { display: block; max-width: 48em; width: 100%; margin: 1.5em 0 }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what the table shows, and the table. `detail` is left out of the terminal's text."""
+
+    title: str
+    text: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    detail: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    sections: tuple[Section, ...]
+
+    def text(self) -> str:
+        """For the terminal."""
+        parts = [
+            f"{section.title}\n{textwrap.fill(section.text, 120)}\n\n{_text_table(section)}\n"
+            for section in self.sections
+            if not section.detail
+        ]
+        return "\n".join(parts)
+
+    def markdown(self, figures: Sequence[str] = ()) -> str:
+        """`figures`: paths of images, relative to the report."""
+        parts = ["# Report\n"]
+        for section in self.sections:
+            lines = [section.header, ("---",) * len(section.header), *section.rows]
+            table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+            parts.append(f"## {section.title}\n\n{section.text}\n\n{table}\n")
+        parts += ["## Figures\n", *(f"![{Path(figure).stem}]({figure})\n" for figure in figures)] if figures else []
+        return "\n".join(parts)
+
+    def html(self, figures: Sequence[Path] = ()) -> str:
+        """One self-contained page. `figures`: PNG files, which are embedded."""
+        parts = [f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>Report</title><style>{STYLE}</style>']
+        parts.append("<h1>Report</h1>")
+        for section in self.sections:
+            parts.append(f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.text)}</p>\n<table>")
+            parts.append(_html_row("th", section.header))
+            parts += [_html_row("td", row) for row in section.rows]
+            parts.append("</table>")
+        parts += ["<h2>Figures</h2>"] if figures else []
+        for figure in figures:
+            image = base64.b64encode(figure.read_bytes()).decode()
+            parts.append(f'<img alt="{html.escape(figure.stem)}" src="data:image/png;base64,{image}">')
+        return "\n".join([*parts, "</html>\n"])
+
+    def write(self, folder: Path, figures: Iterable[Path] = ()) -> Path:
+        """Write report.md and report.html into the folder; the path of report.md. Of `figures`, the PNGs are shown.
+
+        Raises InputError where that is not possible.
+        """
+        images = [figure for figure in figures if figure.suffix == ".png"]
+        links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
+        write_file(folder / "report.html", self.html(images).encode())
+        write_file(folder / "report.md", self.markdown(links).encode())
+        return folder / "report.md"
+
+
+def write_report(results: Path, figures: Iterable[Path] | None = None) -> Path:
+    """Write report.md and report.html of a results folder; the path of report.md.
+
+    `figures` are those that the report shows, by default what is in results/figures. Raises InputError where there are
+    no traces, and where something cannot be read or written.
+    """
+    shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
+    return make_report(load_results(results), _load_plans(results / "plans.json")).write(results, shown)
+
+
+def terminal_summary(traces: Sequence[Trace]) -> str:
+    """The report's tables, without details, as text."""
+    return make_report(traces).text()
+
+
+def make_report(traces: Sequence[Trace], plans: Sequence[Plan] = ()) -> Report:
+    """All that the traces say; `plans` are further ones, made for the comparison of planners (section 4.4).
+
+    Raises InputError for a live trace that does not hold the costs which predict it.
+    """
+    rows = summary(traces)
+    planning_ms = _planning_ms([trace.info.plan for row in rows for trace in row.traces], plans)
+    computed = [row.traces[0].info.plan for row in rows if row.conditions.testbed == "virtual"]
+    live = [validate(trace) for row in rows if row.conditions.testbed == "live" for trace in row.traces]
+    sections = [
+        *_claims(rows, planning_ms),
+        _slice_claims(rows, planning_ms),
+        *(_summary(where, list(group)) for where, group in groupby(rows, key=lambda row: row.conditions)),
+        _gains(rows),
+        _validation(live),
+        _planning(planning_ms, [*computed, *plans]),
+        _faults(traces),
+        _validation_runs(live),
+        _environments(rows),
+    ]
+    return Report(tuple(section for section in sections if section.rows))
+
+
+def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Section, Section]:
+    verdicts = [judge(claim, Evidence.of(rows, planning_ms)) for claim in CLAIMS]
+    supported = sum(v.verdict == "supported" for v in verdicts)
+    checked = [v for v in verdicts if v.checked]
+
+    def lines(chosen: Iterable[Verdict]) -> tuple[tuple[str, ...], ...]:
+        return tuple(
+            (v.claim.text, f"{v.claim.paper} ({v.claim.section})", v.virtual, v.live, v.claim.tolerance, v.verdict)
+            for v in chosen
+        )
+
+    header = ("claim", "paper (section)", "virtual", "live", "tolerance", "verdict")
+    return (
+        Section(
+            "The paper's claims",
+            f"{supported} supported, {len(checked) - supported} not supported, {len(verdicts) - len(checked)} "
+            "not checked. The virtual testbed decides, and live runs with a dilation above 1: there the server "
+            "is far faster than the client, as the paper's GPU is. In live runs without dilation the server is "
+            "the CPU of this machine: those values are shown for comparison only.",
+            header,
+            lines(checked),
+        ),
+        Section(
+            "Claims that are not checked",
+            "With the reason.",
+            header,
+            lines(v for v in verdicts if not v.checked),
+            detail=True,
+        ),
+    )
+
+
+def _slice_claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> Section:
+    found = [judge(claim, Evidence.of(rows, planning_ms)) for claim in SLICE_CLAIMS] if _ran(SLICED, rows) else []
+    return Section(
+        "Beyond the paper: slices below the layer",
+        f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs "
+        "do too.",
+        ("claim", "stated", "virtual", "live", "tolerance", "verdict"),
+        tuple((v.claim.text, v.claim.paper, v.virtual, v.live, v.claim.tolerance, v.verdict) for v in found),
+    )
+
+
+def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
+    return any(row.algorithm == algorithm for row in rows)
+
+
+def _summary(where: Conditions, rows: Sequence[SummaryRow]) -> Section:
+    return Section(
+        f"Summary: {where.name}, {where.mbps:g} Mbps",
+        "Mean ± sample standard deviation over the runs. Partitions: by the half of the upload time in which "
+        "their upload ends. Queries: those that ended before the upload did. Mean ms: of those that started "
+        "before the upload ended. Overruns: layers per run that were slower than their pace.",
+        (
+            "model", "algorithm", "runs", "partitions", "largest", "queries", "upload s", "queries/s",
+            "mean ms", "first ms", "last ms", "overruns", "bit-equal", "planning ms",
+        ),
+        tuple(
+            (
+                model_title(row.model), row.algorithm, str(len(row.traces)),
+                f"{row.first_half.count()} + {row.second_half.count()}", f"{row.largest_share.mean:.0%}",
+                row.queries.count(), row.upload_s.text(2), row.queries_per_s.text(2),
+                row.mean_ms.text(), row.first_ms.text(), row.last_ms.text(), row.overruns.count(),
+                _YES_NO[row.bit_equal], row.planning_ms.text(2),
+            )
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+def _gains(rows: Sequence[SummaryRow]) -> Section:
+    baselines = {(row.conditions, row.model): row for row in rows if row.algorithm == ORIGINAL}
+    lines = []
+    for row in rows:
+        base = baselines.get((row.conditions, row.model), row)
+        if base is not row:
+            pairs = ((row.queries, base.queries), (row.queries_per_s, base.queries_per_s), (row.mean_ms, base.mean_ms))
+            changes = (_percent(gain_percent(new, old)) for new, old in pairs)
+            lines.append((row.conditions.slug, model_title(row.model), row.algorithm, *changes))
+    return Section(
+        f"Change against {ORIGINAL}",
+        "Means over the runs.",
+        ("testbed", "model", "algorithm", "queries", "queries/s", "mean latency"),
+        tuple(lines),
+    )
+
+
+def _validation(live: Sequence[Validation]) -> Section:
+    lines = []
+    for (where, model, algorithm), group in groupby(live, key=_subject):
+        members = list(group)
+        measured, predicted = (
+            Stat.of(getattr(each, side).queries_in_upload for each in members) for side in ("measured", "predicted")
+        )
+        lines.append(
+            (
+                where, model, algorithm, str(len(members)), measured.text(), predicted.text(),
+                _percent(gain_percent(predicted, measured)),
+                _percent(_worst([each.query_error * 100 for each in members])),
+                *(_percent(of([each.latency_error * 100 for each in members]), "") for of in (_mean, _worst)),
+            )
+        )  # fmt: skip
+    return Section(
+        "Model validation: the virtual testbed predicts the live runs",
+        "Each live run against the virtual testbed fed with the costs measured in that run. Queries: those before the "
+        "upload ended, and the part that was over of the one under way then. Latency error: |predicted - measured| "
+        "over time, relative to the mean measured latency, until the upload ends.",
+        (
+            "testbed", "model", "algorithm", "runs", "measured queries", "predicted", "error", "worst run",
+            "latency error", "worst run",
+        ),
+        tuple(lines),
+    )  # fmt: skip
+
+
+def _validation_runs(live: Sequence[Validation]) -> Section:
+    return Section(
+        "Model validation, run by run",
+        "As above.",
+        ("testbed", "model", "algorithm", "run", "measured queries", "predicted", "error", "latency error"),
+        tuple(
+            (
+                *_subject(each), str(each.measured.info.run), f"{each.measured.queries_in_upload:.1f}",
+                f"{each.predicted.queries_in_upload:.1f}", _percent(each.query_error * 100),
+                _percent(each.latency_error * 100, ""),
+            )
+            for each in live
+        ),
+        detail=True,
+    )  # fmt: skip
+
+
+def _planning(planning_ms: PlanningTimes, plans: Iterable[Plan]) -> Section:
+    models, algorithms = (distinct(key[part] for key in planning_ms) for part in (0, 1))
+    stages = {(plan["model"], plan["algorithm"]): [part["stages"] for part in plan["partitions"]] for plan in plans}
+
+    def same(model: str) -> str:
+        fine, efficiency = stages.get((model, FINE)), stages.get((model, EFFICIENCY))
+        return _YES_NO[None if fine is None or efficiency is None else fine == efficiency]
+
+    return Section(
+        "Planning time in ms (section 4.4)",
+        "Of the planners, on this machine: the fastest of those in plans.json, else the median over all runs. Last "
+        f"column: whether {FINE} has the plan of efficiency.",
+        ("model", *algorithms, "same plan"),
+        tuple(
+            (
+                model_title(model),
+                *(f"{planning_ms[key]:.2f}" if (key := (model, name)) in planning_ms else "-" for name in algorithms),
+                same(model),
+            )
+            for model in models
+        ),
+    )
+
+
+def _faults(traces: Iterable[Trace]) -> Section:
+    lines = []
+    for trace in traces:
+        fallbacks = sum(query.fallback for query in trace.queries)
+        wrong = sum(query.bit_equal is False for query in trace.queries)
+        for text, applies in (
+            (f"left out of all tables and figures: {trace.info.environment.get('fault')}", lost_server(trace)),
+            (f"{fallbacks} queries completed by the client alone, the server having failed", fallbacks),
+            (f"{wrong} queries with an output that differs from the local one", wrong),
+        ):
+            if applies:
+                lines.append((f"{trace.info.testbed} {trace.info.model} {trace.info.algorithm} {trace.info.run}", text))
+    return Section("Runs with faults", "Whatever went wrong while they ran.", ("run", "what"), tuple(lines))
+
+
+def _environments(rows: Sequence[SummaryRow]) -> Section:
+    lines = []
+    for where, group in groupby(rows, key=lambda row: row.conditions):
+        infos = [trace.info for row in group for trace in row.traces]
+        facts = [{"client": i.client, "server": i.server, "seed": i.seed, **i.environment} for i in infos]
+        for name in distinct(name for fact in facts for name in fact):
+            values = distinct(str(fact[name]) for fact in facts if name in fact)
+            lines.append((where.slug, name, "; ".join(values)))
+    return Section(
+        "Where the runs were made", "As the traces record it.", ("testbed", "what", "value"), tuple(lines), detail=True
+    )
+
+
+def _planning_ms(run: Iterable[Plan], listed: Iterable[Plan]) -> PlanningTimes:
+    times: dict[tuple[str, str], list[float]] = {}
+    for plan in run:
+        times.setdefault((plan["model"], plan["algorithm"]), []).append(plan["planning_ms"])
+    medians = {key: statistics.median(each) for key, each in times.items()}
+    return medians | {(plan["model"], plan["algorithm"]): plan["planning_ms"] for plan in listed}
+
+
+def _load_plans(path: Path) -> list[Plan]:
+    """The plans of {"plans": [...]}, each `Plan.to_json()`; none where there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        plans: list[Plan] = parse_json(path.read_bytes())["plans"]
+        for plan in plans:
+            _ = plan["model"], plan["algorithm"], plan["planning_ms"] + 0.0, [p["stages"] for p in plan["partitions"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a list of plans ({error}); delete it and plan again") from error
+    return plans
+
+
+def _subject(validation: Validation) -> tuple[str, str, str]:
+    info = validation.measured.info
+    return conditions(validation.measured).slug, model_title(info.model), info.algorithm
+
+
+def _mean(values: Iterable[float]) -> float:
+    return Stat.of(values).mean
+
+
+def _worst(values: Iterable[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), key=abs, default=math.nan)
+
+
+def _percent(value: float, sign: str = "+") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.1f}%"
+
+
+def _text_table(section: Section) -> str:
+    lines = [section.header, *section.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _html_row(tag: str, cells: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

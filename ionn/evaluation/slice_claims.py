@@ -1,0 +1,90 @@
+"""What this project states about slices below the layer, and whether runs support it: claims of its own.
+
+The virtual testbed decides about gains, as for the paper's claims: on a live testbed the server's processor is much of
+a query's latency. What must hold anywhere (the order of the algorithms, exact outputs) live runs decide too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from ionn.evaluation.claims import Claim, Evidence, Finding, MissingRuns
+from ionn.paper import ALGORITHMS, MODELS, ORIGINAL, RECURSIVE, SLICED, model_title
+
+ALEXNET_GAIN = 2.0  # queries over original's
+INCEPTION_GAIN = 1.35  # over recursive-efficiency's
+LARGEST_SHARE = 0.1
+PLANNING_MS = 3.0
+# What two live runs of the same plan differ by: a query that ends just before the upload does or just after, and this.
+NOISE = 0.1
+_WHERE = "docs/slicing.md"
+
+
+def _gain(model: str, over: str, least: float) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        new, old = (evidence.row(model, algorithm).queries.mean for algorithm in (SLICED, over))
+        return f"{new / old:.2f} x", new >= least * old
+
+    text = f"{model_title(model)}: queries before the upload ended, against {over}"
+    return Claim(text, f"at least {least:g} x", _WHERE, "none", check)
+
+
+def _most_queries(model: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        counts = [evidence.row(model, algorithm).queries for algorithm in (*ALGORITHMS, SLICED)]
+        *others, ours = (count.mean for count in counts)
+        return ", ".join(count.count() for count in counts), ours > others[-1] >= max(others)
+
+    text = f"{model_title(model)}: queries of {', '.join(ALGORITHMS)}, {SLICED}"
+    return Claim(text, "most with slices, then recursive", _WHERE, "none", check, everywhere=True)
+
+
+def _not_worse(model: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        rows = [evidence.row(model, algorithm) for algorithm in (RECURSIVE, SLICED)]
+        old, new = (row.queries for row in rows)
+        text = f"{old.count()} → {new.count()}"
+        if len({json.dumps(trace.info.plan["partitions"]) for row in rows for trace in row.traces}) == 1:
+            return f"{text}, the same plan", True
+        noise = 0.0 if evidence.conditions.testbed == "virtual" else 1 + NOISE * old.mean
+        return text, new.mean >= old.mean - noise
+
+    text = f"{model_title(model)}: queries, {RECURSIVE} → {SLICED}"
+    return Claim(text, "not fewer", _WHERE, f"live 1 query and {NOISE:.0%}", check, everywhere=True)
+
+
+def _largest(model: str) -> Claim:
+    def check(evidence: Evidence) -> Finding:
+        share = evidence.row(model, SLICED).largest_share.mean
+        return f"{share:.0%}", share <= LARGEST_SHARE
+
+    text = f"{model_title(model)}: largest partition"
+    return Claim(text, f"at most {LARGEST_SHARE:.0%} of the model", _WHERE, "none", check)
+
+
+def _exact(evidence: Evidence) -> Finding:
+    verdicts = [row.bit_equal for (_, algorithm), row in evidence.rows.items() if algorithm == SLICED]
+    if not verdicts or None in verdicts:
+        raise MissingRuns(f"no {evidence.conditions.testbed} run with {SLICED} that computes")
+    return ("all" if all(verdicts) else "not all"), all(verdicts)
+
+
+def _planning(evidence: Evidence) -> Finding:
+    times = [ms for (_, algorithm), ms in evidence.planning_ms.items() if algorithm == SLICED]
+    if not times or evidence.conditions.testbed != "virtual":
+        raise MissingRuns("no plan")
+    return f"{max(times):.1f} ms", max(times) < PLANNING_MS
+
+
+def _claims() -> Iterable[Claim]:
+    yield _gain("alexnet", ORIGINAL, ALEXNET_GAIN)
+    yield _gain("inception", RECURSIVE, INCEPTION_GAIN)
+    yield from map(_largest, ("alexnet", "inception"))
+    yield from map(_most_queries, ("alexnet", "inception"))
+    yield from map(_not_worse, MODELS)
+    yield Claim("Outputs equal to the local forward, bit for bit", "all", _WHERE, "none", _exact, everywhere=True)
+    yield Claim("Longest planning time of all models", f"under {PLANNING_MS:g} ms", _WHERE, "none", _planning)
+
+
+SLICE_CLAIMS: tuple[Claim, ...] = tuple(_claims())

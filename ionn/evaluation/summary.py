@@ -1,0 +1,208 @@
+"""What traces say, in numbers: runs of equal conditions are grouped, and each group is averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ionn.errors import InputError
+from ionn.paper import MBPS, MODELS, SHOWN
+from ionn.testbed.trace import Trace, load_traces
+
+Grid = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must be equal for runs to be compared or averaged."""
+
+    testbed: str  # "virtual" or "live"
+    mbps: float
+    dilation: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.testbed} testbed" + (f", dilation {self.dilation:g}" if self.dilation != 1 else "")
+
+    @property
+    def slug(self) -> str:
+        """For file names: the testbed, and what differs from the paper's link and from real time."""
+        dilation = f"-x{self.dilation:g}" if self.dilation != 1 else ""
+        return self.testbed + dilation + (f"-{self.mbps:g}mbps" if self.mbps != MBPS else "")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation (0 for one run) over the runs in which the quantity is defined."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Stat:
+        defined = [value for value in values if not math.isnan(value)]
+        if not defined:
+            return cls(math.nan, 0.0)
+        return cls(float(np.mean(defined)), float(np.std(defined, ddof=1)) if len(defined) > 1 else 0.0)
+
+    def text(self, digits: int = 1) -> str:
+        if math.isnan(self.mean):
+            return "-"
+        spread = f"{self.std:.{digits}f}"
+        return f"{self.mean:.{digits}f}" + (f" ± {spread}" if float(spread) else "")
+
+    def count(self) -> str:
+        """Of a quantity that is a whole number in each run."""
+        return self.text(1 if self.std else 0)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One model and algorithm under one set of conditions, over its runs (paper, sections 4.2-4.4)."""
+
+    conditions: Conditions
+    model: str
+    algorithm: str
+    traces: tuple[Trace, ...]
+    first_half: Stat  # partitions whose upload ends in the first half of the upload time
+    second_half: Stat
+    partitions: Stat
+    largest_share: Stat  # bytes of the largest partition / weight bytes of the model
+    queries: Stat  # that ended before the upload did
+    upload_s: Stat
+    queries_per_s: Stat  # during the upload
+    mean_ms: Stat  # of the queries that started before the upload ended
+    first_ms: Stat
+    last_ms: Stat
+    overruns: Stat  # layers slower than the pace, per run
+    bit_equal: bool | None  # None where nothing was computed
+    planning_ms: Stat
+
+    @classmethod
+    def of(cls, conditions: Conditions, model: str, algorithm: str, traces: list[Trace]) -> SummaryRow:
+        halves = [trace.partitions_per_half() for trace in traces]
+        verdicts = {query.bit_equal for trace in traces for query in trace.queries} - {None}
+        return cls(
+            conditions,
+            model,
+            algorithm,
+            tuple(traces),
+            first_half=Stat.of(first for first, _ in halves),
+            second_half=Stat.of(second for _, second in halves),
+            partitions=Stat.of(sum(half) for half in halves),
+            largest_share=Stat.of(map(largest_share, traces)),
+            queries=Stat.of(trace.queries_before_upload for trace in traces),
+            upload_s=Stat.of(trace.upload_s for trace in traces),
+            queries_per_s=Stat.of(
+                trace.queries_before_upload / trace.upload_s if trace.upload_s else math.nan for trace in traces
+            ),
+            mean_ms=Stat.of(_mean_latency_ms(trace) for trace in traces),
+            first_ms=Stat.of(trace.queries[0].latency_ms for trace in traces),
+            last_ms=Stat.of(trace.queries[-1].latency_ms for trace in traces),
+            overruns=Stat.of(sum(query.overruns for query in trace.queries) for trace in traces),
+            bit_equal=all(verdicts) if verdicts else None,
+            planning_ms=Stat.of(trace.info.plan.get("planning_ms", math.nan) for trace in traces),
+        )
+
+
+def load_results(results: Path) -> list[Trace]:
+    """The complete traces of a results folder.
+
+    Raises InputError where none has kept its server to the end, and where one is no complete trace.
+    """
+    traces = load_traces(results)
+    if all(map(lost_server, traces)):
+        what = "every run lost its server" if traces else "no traces here"
+        raise InputError(f"{results}: {what}; `ionn run alexnet --testbed virtual --results {results}` makes one")
+    return traces
+
+
+def lost_server(trace: Trace) -> bool:
+    """Whether the run had to go on without its server, so that it is no measurement of the experiment."""
+    return "fault" in trace.info.environment
+
+
+def conditions(trace: Trace) -> Conditions:
+    return Conditions(trace.info.testbed, trace.info.mbps, trace.info.dilation)
+
+
+def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
+    """One row per conditions, model and algorithm: virtual before live, the paper's models and algorithms first.
+
+    Runs that lost their server are left out.
+    """
+    groups: dict[tuple[Conditions, str, str], list[Trace]] = {}
+    for trace in traces:
+        if lost_server(trace):
+            continue
+        groups.setdefault((conditions(trace), trace.info.model, trace.info.algorithm), []).append(trace)
+
+    def order(key: tuple[Conditions, str, str]) -> tuple[Any, ...]:
+        where, model, algorithm = key
+        return (
+            (where.testbed != "virtual", where.testbed, where.dilation, -where.mbps),
+            _rank(model, list(MODELS)),
+            _rank(algorithm, list(SHOWN)),
+        )
+
+    return [SummaryRow.of(*key, groups[key]) for key in sorted(groups, key=order)]
+
+
+def _rank(name: str, known: list[str]) -> tuple[int, str]:
+    return (known.index(name) if name in known else len(known)), name
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """The values without repetitions, in order of appearance."""
+    return list(dict.fromkeys(values))
+
+
+def largest_share(trace: Trace) -> float:
+    """Bytes of the largest partition over the weight bytes of the model (paper, Fig. 6); 0 for an empty plan."""
+    sizes = [partition.bytes for partition in trace.partitions]
+    return max(sizes) / trace.info.plan.get("model_bytes", sum(sizes)) if sizes else 0.0
+
+
+def _mean_latency_ms(trace: Trace) -> float:
+    latencies = [query.latency_ms for query in trace.queries if query.start_s < trace.upload_s]
+    return sum(latencies) / len(latencies) if latencies else math.nan
+
+
+def common_times(
+    traces: Sequence[Trace], end_s: float = math.inf, last: Callable[[Iterable[float]], float] = min
+) -> Grid:
+    """When a latency changes: (m,) seconds since the upload began, ascending, the last one an end.
+
+    The starts of all queries, from when every trace executes queries until the first of them (or the `last`: max) ends,
+    and before `end_s`; empty if there is no such time. Between two neighbouring times, `latency_at` of each trace is
+    constant.
+    """
+    start_s = max(trace.queries[0].start_s for trace in traces)
+    end_s = min(end_s, last(trace.queries[-1].end_s for trace in traces))
+    starts = {query.start_s for trace in traces for query in trace.queries if start_s <= query.start_s < end_s}
+    return np.array([*sorted(starts), end_s]) if starts else np.array([])
+
+
+def latency_at(trace: Trace, times_s: Grid) -> Grid:
+    """Latency in ms of the query that is being executed at each of `times_s` (m,), none before the first query; NaN
+    after the last one."""
+    starts = np.array([query.start_s for query in trace.queries])
+    latencies = np.array([query.latency_ms for query in trace.queries])
+    over = np.asarray(times_s) > trace.queries[-1].end_s
+    return np.where(over, math.nan, latencies[np.searchsorted(starts, times_s, side="right") - 1])
+
+
+def mean_latency(traces: Sequence[Trace], times_s: Grid) -> tuple[Grid, Grid]:
+    """Mean and sample standard deviation (0 for one run) of `latency_at`, over the runs that still execute queries at
+    that time; each (m,), ms."""
+    runs = np.array([latency_at(trace, times_s) for trace in traces])
+    count = (~np.isnan(runs)).sum(axis=0)
+    mean = np.nansum(runs, axis=0) / count
+    spread = np.sqrt(np.nansum((runs - mean) ** 2, axis=0) / np.maximum(count - 1, 1))
+    return mean, spread

@@ -1,0 +1,62 @@
+"""Does the virtual testbed predict live runs? The costs measured in a live run go in; its trace is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ionn.errors import InputError
+from ionn.evaluation.summary import common_times, latency_at
+from ionn.testbed.trace import Trace
+from ionn.testbed.virtual import run_virtual
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A live run and its prediction.
+
+    `latency_error`: mean over time of |predicted - measured latency|, relative to the mean measured latency, while both
+    upload and both execute queries; NaN if there is no such time.
+    """
+
+    measured: Trace
+    predicted: Trace
+    latency_error: float
+
+    @property
+    def query_error(self) -> float:
+        """(predicted - measured) / measured queries, as `Trace.queries_in_upload` counts; NaN if none was measured.
+
+        Whole queries would not do: of ten queries, the last may end just before the upload or just after.
+        """
+        measured = self.measured.queries_in_upload
+        return (self.predicted.queries_in_upload - measured) / measured if measured else math.nan
+
+
+def predict(trace: Trace) -> Trace:
+    """The run as the virtual testbed computes it from the trace's plan and measured costs.
+
+    Raises InputError where the trace does not hold them.
+    """
+    info = trace.info
+    try:
+        return run_virtual(dataclasses.replace(info, testbed="virtual"))
+    except (InputError, KeyError) as error:
+        raise InputError(
+            f"run {info.run} of {info.model}, {info.algorithm}, {info.testbed}: its trace lacks the costs that predict "
+            f"it ({error}); delete it and run again"
+        ) from error
+
+
+def validate(trace: Trace) -> Validation:
+    """Compare a live run with its prediction. Raises InputError as `predict` does."""
+    predicted = predict(trace)
+    times = common_times([trace, predicted], min(trace.upload_s, predicted.upload_s))
+    if not times.size:
+        return Validation(trace, predicted, math.nan)
+    seconds = np.diff(times)
+    measured_ms, predicted_ms = (latency_at(each, times[:-1]) for each in (trace, predicted))
+    return Validation(trace, predicted, float(np.abs(predicted_ms - measured_ms) @ seconds / (measured_ms @ seconds)))

@@ -1,0 +1,199 @@
+"""Caffe. The only module that touches pycaffe: nets that run stage by stage, and the time that layers take."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ionn.machine import machine
+from ionn.model.caffemodel import Floats
+from ionn.model.network import Network
+from ionn.model.partial_net import PartialNet, extract_net
+
+# One thread at both ends: another number sums in another order, so that results differ in the last bits, and on one
+# machine the two ends would compete for its cores.
+BLAS_THREADS = 1
+
+# On Zen 4 (AMD, family 19h with AVX-512) OpenBLAS 0.3.21 takes its kernels for Intel's Cooper Lake; those for AVX2 are
+# up to 20 % faster there (bench/blas.py).
+_ZEN4_KERNELS = "Haswell"
+
+
+def set_environment() -> None:
+    """Set what Caffe's libraries read when they load, but for what the user has set. `load_caffe` does it too."""
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(BLAS_THREADS))
+    if _is_zen4():
+        os.environ.setdefault("OPENBLAS_CORETYPE", _ZEN4_KERNELS)
+
+
+def _is_zen4() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            first_cpu = itertools.takewhile(str.strip, lines)
+            values = {name.strip(): value.split() for name, _, value in (line.partition(":") for line in first_cpu)}
+    except OSError:
+        return False
+    return (
+        values.get("vendor_id") == ["AuthenticAMD"]
+        and values.get("cpu family") == ["25"]
+        and "avx512f" in values.get("flags", ())
+    )
+
+
+def load_caffe() -> Any:
+    """Caffe, configured for this process. The first call loads it, 0.5 s."""
+    set_environment()
+    import caffe
+
+    caffe.set_mode_cpu()
+    return caffe
+
+
+def blas() -> str:
+    """What Caffe's OpenBLAS is and which kernels it uses: results may differ in the last bits between two of these."""
+    library = ctypes.CDLL(load_caffe()._caffe.__file__)  # finds the symbols of the libraries it is linked to
+    library.openblas_get_config.restype = ctypes.c_char_p
+    return str(library.openblas_get_config().decode())
+
+
+def blas_threads() -> str:
+    """How many threads OpenBLAS was told to use."""
+    set_environment()
+    return os.environ["OPENBLAS_NUM_THREADS"]
+
+
+class StageNet:
+    """A `caffe.Net` of a run of stages that can execute any part of that run.
+
+    Attributes: `first`, `last`, the stages it holds, both included.
+    """
+
+    def __init__(self, partial: PartialNet) -> None:
+        """Build the net, its weights all zero. A net that Caffe rejects ends the process: check it before."""
+        caffe = load_caffe()
+        # Caffe takes a path. A file in memory needs no folder, and nothing of it stays if Caffe aborts.
+        with open(os.memfd_create("prototxt"), "w", encoding="utf-8") as file:
+            file.write(partial.prototxt)
+            file.flush()
+            self._net = caffe.Net(f"/proc/self/fd/{file.fileno()}", caffe.TEST)
+        ends = [stage.last_layer for stage in partial.stages]
+        begins = [0, *(end + 1 for end in ends[:-1])]
+        self.first, self.last = partial.stages[0].index, partial.stages[-1].index
+        self._layers = {
+            stage.index: range(begin, end + 1) for stage, begin, end in zip(partial.stages, begins, ends, strict=True)
+        }
+        # Blobs, never views of their memory: Caffe's layers give a blob other memory when they run (Split, Flatten,
+        # Reshape, and Permute, Concat and Slice at times), and free what it had. A view costs 0.3 us.
+        self._outputs = {stage.index: [self._net.blobs[name] for name in stage.outputs] for stage in partial.stages}
+        self._inputs = {stage + 1: blobs[0] for stage, blobs in self._outputs.items()}
+        self._inputs[self.first] = self._net.blobs[partial.input]
+
+    def blob_bytes(self) -> dict[tuple[str, int], memoryview]:
+        """The writable bytes of every weight blob, by layer name and the blob's number in that layer."""
+        return {
+            (name, index): memoryview(blob.data.reshape(-1)).cast("B")
+            for name, blobs in self._net.params.items()
+            for index, blob in enumerate(blobs)
+        }
+
+    def weights(self) -> dict[str, tuple[Floats, ...]]:
+        """The weights of every layer that has some: views of the net's own, which hold as long as they are referred
+        to."""
+        return {name: tuple(blob.data for blob in blobs) for name, blobs in self._net.params.items()}
+
+    def load(self, weights: Mapping[str, Sequence[Floats]]) -> None:
+        """Copy the weights of every layer that has some."""
+        for name, blobs in self._net.params.items():
+            for blob, values in zip(blobs, weights[name], strict=True):
+                blob.data[...] = values
+
+    def input_shape(self, stage: int) -> tuple[int, ...]:
+        """The shape of the blob before a stage."""
+        return tuple(self._inputs[stage].shape)
+
+    def put(self, stage: int, data: Floats) -> None:
+        """Set the blob before a stage. Raises ValueError for data of another shape, which numpy would broadcast."""
+        view = self._inputs[stage].data
+        if data.shape != view.shape:
+            raise ValueError(f"data of shape {data.shape} for stage {stage}, which takes {view.shape}")
+        view[...] = data
+
+    def layers(self, first: int, last: int) -> range:
+        """The indices of the layers of stages `first`..`last` in this net."""
+        return range(self._layers[first].start, self._layers[last].stop)
+
+    def run_layer(self, layer: int) -> None:
+        self._net._forward(layer, layer)
+
+    def run(self, first: int, last: int) -> tuple[float, ...]:
+        """Run stages `first`..`last` on what `put` left before `first`; the time each took in ms."""
+        stage_ms = []
+        for stage in range(first, last + 1):
+            layers = self._layers[stage]
+            start = time.perf_counter()
+            self._net._forward(layers.start, layers.stop - 1)
+            stage_ms.append((time.perf_counter() - start) * 1e3)
+        return tuple(stage_ms)
+
+    def outputs(self, stage: int) -> list[Floats]:
+        """The blobs that a stage hands on, as it left them. They are views: the next run of this net overwrites them or
+        frees their memory, so copy what shall last."""
+        return [blob.data for blob in self._outputs[stage]]
+
+
+def load_network(network: Network, weights: Mapping[str, Sequence[Floats]]) -> StageNet:
+    """The whole network with its weights."""
+    net = StageNet(extract_net(network, 0, len(network.stages) - 1))
+    net.load(weights)
+    return net
+
+
+def forward(net: StageNet, data: Floats) -> list[Floats]:
+    """The outputs of the whole net for one input, as copies."""
+    net.put(net.first, data)
+    net.run(net.first, net.last)
+    return [output.copy() for output in net.outputs(net.last)]
+
+
+def time_pass(net: StageNet, clock: Callable[[], float] = time.perf_counter) -> NDArray[np.float64]:
+    """The time of every layer in one forward pass, in ms by a `clock` of seconds, shape (layers,)."""
+    elapsed = []
+    for layer in net.layers(net.first, net.last):
+        start = clock()
+        net.run_layer(layer)
+        elapsed.append((clock() - start) * 1e3)
+    return np.array(elapsed)
+
+
+def time_layers(
+    net: StageNet, runs: int, data: Floats | None = None, progress: Callable[[], None] = lambda: None
+) -> NDArray[np.float64]:
+    """The mean time of every layer over `runs` forward passes (after one more to warm up), in ms, shape (layers,)."""
+    if data is not None:
+        net.put(net.first, data)
+    passes = []
+    for _ in range(runs + 1):
+        passes.append(time_pass(net))
+        progress()
+    mean_ms: NDArray[np.float64] = np.mean(passes[1:], axis=0)
+    return mean_ms
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("caffe", "numpy", "protobuf", "pyzmq")}
+    return {**packages, "blas": blas()}
+
+
+def environment() -> dict[str, str]:
+    """Host, versions and BLAS, as every trace records them."""
+    return {**machine(), **versions(), "blas": blas(), "blas_threads": blas_threads()}

@@ -1,0 +1,364 @@
+"""A Caffe model's structure: its layers exactly as `caffe.Net` lists them, and its chain of stages.
+
+Reading a prototxt follows Caffe: legacy input fields become an Input layer, layers are filtered for phase TEST, and a
+Split layer follows every top that several layers consume. `Network.layers` then equals what `caffe.Net` lists: names,
+types, bottoms, tops and shapes.
+
+A stage is what a plan moves: the layers between two cut points. A layer is a cut point if every path from the input to
+an output, or to a dead end such as Silence, passes it, if it has one top, and if no later layer overwrites that top in
+place. Hence conv + in-place ReLU are one stage, and an inception module or a residual block is one stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.protobuf import text_format
+
+from ionn.arguments import name_of, path_of, text_of
+from ionn.errors import InputError, did_you_mean, printable
+from ionn.model.layers import Shape, essential, infer, label
+from ionn.model.proto import caffe_pb2
+
+_PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
+_FLOAT_BYTES = 4
+
+
+def _bytes(shapes: Iterable[Shape]) -> int:
+    return sum(map(math.prod, shapes)) * _FLOAT_BYTES
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as `caffe.Net` lists it. `operations` are defined in `ionn.model.layers`; shapes include the batch.
+
+    `param` is the LayerParameter that Caffe gets: the user's, without what does not compute (see
+    `ionn.model.layers.essential`). Its bottoms are the user's, `bottoms` are those that Caffe puts in their place. A
+    layer that is `inserted` is a Split of Caffe's own, which Caffe will insert again.
+    """
+
+    index: int
+    name: str
+    type: str
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    bottom_shapes: tuple[Shape, ...]
+    top_shapes: tuple[Shape, ...]
+    weight_shapes: tuple[Shape, ...]
+    operations: int
+    param: Any = field(repr=False, compare=False)
+    inserted: bool = False
+
+    @property
+    def weight_bytes(self) -> int:
+        return _bytes(self.weight_shapes)
+
+    @property
+    def input_bytes(self) -> int:
+        return _bytes(self.bottom_shapes)
+
+    @property
+    def output_bytes(self) -> int:
+        return _bytes(self.top_shapes)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers `first_layer`..`last_layer` (indices into `Network.layers`, both included), moved as one.
+
+    `name` is its output blob (of the last stage: its first output), `input` its input blob; the first stage's is the
+    network's input. A `pinned` stage stays at the client: the input stage, and a last stage without weights.
+    """
+
+    index: int
+    name: str
+    first_layer: int
+    last_layer: int
+    layers: tuple[str, ...]
+    input: str
+    input_shape: Shape
+    outputs: tuple[str, ...]
+    output_shapes: tuple[Shape, ...]
+    weight_bytes: int
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model's layers and stages. `outputs` are the tops that no layer consumes, in Caffe's order (by name).
+
+    `param` is the NetParameter without what Caffe inserts and without what does not compute. Give this to Caffe, never
+    the text it was read from: only what is in it has been checked.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    stages: tuple[Stage, ...]
+    input: str
+    input_shape: Shape
+    outputs: tuple[str, ...]
+    param: Any = field(repr=False, compare=False)
+
+    @classmethod
+    def load(cls, model: str | Path) -> Network:
+        """Read a model by name (prototxt/NAME.prototxt of the checkout) or from a path that ends in .prototxt.
+
+        A file's model is named after it, one in a deploy.prototxt after its folder, as Caffe's models are.
+
+        Raises InputError if there is no such model or file, or if it is not a network that ionn can run.
+        """
+        model = name_of(model, "model")
+        if model.endswith(".prototxt"):
+            path = path_of(model, "model")
+        else:
+            known = {path.stem: path for path in sorted(_PROTOTXT.glob("*.prototxt"))}
+            if model not in known:
+                names = ", ".join(known) or "none"
+                hint = did_you_mean(model, known)
+                raise InputError(f"unknown model {model!r}; use one of {names}, or a path that ends in .prototxt{hint}")
+            path = known[model]
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the model: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not a prototxt: it is not UTF-8 text") from error
+        name = path.resolve().parent.name if path.stem == "deploy" else path.stem
+        return _build(text, name, str(path))
+
+    @classmethod
+    def from_text(cls, text: str, name: str) -> Network:
+        """Read a model from the text of a prototxt. Raises InputError, naming `name`, if ionn cannot run it."""
+        name = text_of(name, "name")
+        return _build(text_of(text, name), name, name)
+
+
+def _build(text: str, name: str, source: str) -> Network:
+    net = _parse(text, source)
+    try:
+        params = _test_phase(net)
+        layers = _infer_layers(_insert_splits(params))
+        stages = _stages(layers)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    param = caffe_pb2.NetParameter(name=net.name or name, layer=params)
+    return Network(name, layers, stages, layers[0].tops[0], layers[0].top_shapes[0], stages[-1].outputs, param)
+
+
+def _parse(text: str, source: str) -> Any:
+    net = caffe_pb2.NetParameter()
+    try:
+        # Half a surrogate pair, which is no character, would break the parser.
+        text_format.Parse(text.encode("utf-8", "replace"), net)
+    except text_format.ParseError as error:
+        reason = printable(" ".join(str(error).partition(" : ")[2].split()))[-200:]  # it may quote a long line first
+        raise InputError(f"{source}:{error.GetLine()}:{error.GetColumn()}: {reason}") from error
+    if missing := net.FindInitializationErrors():
+        raise InputError(f"{source}: {missing[0]} is missing")
+    return net
+
+
+def _test_phase(net: Any) -> list[Any]:
+    """The layers of a NetParameter that take part in phase TEST, each reduced to what computes."""
+    if net.layers:
+        raise InputError("the old 'layers' format; convert it with Caffe's upgrade_net_proto_text")
+    chosen = [*_legacy_input(net), *(layer for layer in net.layer if _included(layer, set(net.state.stage)))]
+    for layer in chosen:
+        if layer.HasField("phase") and layer.phase != caffe_pb2.TEST:
+            raise InputError(f"{label(layer)}: it has phase TRAIN; remove the phase")
+        if any(layer.loss_weight):
+            raise InputError(f"{label(layer)}: it has a loss_weight, which is for training; remove it")
+        if layer.blobs:
+            raise InputError(f"{label(layer)}: it has weights in the prototxt; move them to the caffemodel")
+    _check_unshared(chosen)
+    return [essential(layer) for layer in chosen]
+
+
+def _check_unshared(layers: Iterable[Any]) -> None:
+    """Refuse weights that Caffe would store once for two layers, or twice in one: each layer has its own here."""
+    owners: dict[str, Any] = {}
+    for layer in layers:
+        for name in (param.name for param in layer.param if param.name):
+            if name in owners:
+                raise InputError(
+                    f"layer {owners[name].name!r} and layer {layer.name!r} share the parameter {name!r}, "
+                    "which ionn would compute as two; give each weights of its own"
+                )
+            owners[name] = layer
+
+
+def _legacy_input(net: Any) -> list[Any]:
+    """The Input layer that Caffe makes of the fields `input` and `input_shape` or `input_dim`."""
+    if not net.input:
+        return []
+    if len(net.input) != 1 or (len(net.input_shape), len(net.input_dim)) not in ((1, 0), (0, 4)):
+        raise InputError("give one 'input' with one 'input_shape' or four 'input_dim', or an Input layer")
+    layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
+    layer.input_param.shape.add(dim=net.input_shape[0].dim if net.input_shape else net.input_dim)
+    return [layer]
+
+
+def _included(layer: Any, stages: set[str]) -> bool:
+    """Caffe's FilterNet for phase TEST at level 0."""
+    if layer.include and layer.exclude:
+        raise InputError(f"{label(layer)}: give either include or exclude rules, not both")
+
+    def meets(rule: Any) -> bool:
+        return (
+            (not rule.HasField("phase") or rule.phase == caffe_pb2.TEST)
+            and (not rule.HasField("min_level") or rule.min_level <= 0)
+            and (not rule.HasField("max_level") or rule.max_level >= 0)
+            and stages.issuperset(rule.stage)
+            and stages.isdisjoint(rule.not_stage)
+        )
+
+    return any(map(meets, layer.include)) if layer.include else not any(map(meets, layer.exclude))
+
+
+class _Listed(NamedTuple):
+    """A layer in Caffe's list. `param` is as the user wrote it, `connected` has the bottoms that Caffe gives it."""
+
+    param: Any
+    connected: Any
+    inserted: bool
+
+
+def _insert_splits(params: Sequence[Any]) -> list[_Listed]:
+    """Add a Split layer after every top that is consumed more than once, with Caffe's names and order."""
+    producer: dict[str, tuple[int, int]] = {}  # blob -> the (layer, top) that wrote it last
+    sources: list[list[tuple[int, int]]] = []  # per layer and bottom
+    for index, param in enumerate(params):
+        for blob in param.bottom:
+            if blob not in producer:
+                raise InputError(f"{label(param)}: no layer before it makes its bottom {blob!r}")
+        sources.append([producer[blob] for blob in param.bottom])
+        producer.update((blob, (index, top)) for top, blob in enumerate(param.top))
+    uses = Counter(source for bottoms in sources for source in bottoms)
+    taken: Counter[tuple[int, int]] = Counter()
+    result = []
+    for index, param in enumerate(params):
+        connected = caffe_pb2.LayerParameter()
+        connected.CopyFrom(param)
+        for bottom, source in enumerate(sources[index]):
+            if uses[source] > 1:
+                connected.bottom[bottom] = f"{_split_name(params, source)}_{taken[source]}"
+                taken[source] += 1
+        result.append(_Listed(param, connected, False))
+        for top, blob in enumerate(param.top):
+            count = uses[index, top]
+            if count > 1:
+                name = _split_name(params, (index, top))
+                tops = [f"{name}_{use}" for use in range(count)]
+                split = caffe_pb2.LayerParameter(name=name, type="Split", bottom=[blob], top=tops)
+                result.append(_Listed(split, split, True))
+    return result
+
+
+def _split_name(params: Sequence[Any], source: tuple[int, int]) -> str:
+    layer, top = source
+    return f"{params[layer].top[top]}_{params[layer].name}_{top}_split"
+
+
+def _infer_layers(listed: Sequence[_Listed]) -> tuple[Layer, ...]:
+    """Shapes, weights and operations of every layer; checks what Caffe checks when it connects them."""
+    inputs = [param for param, _, _ in listed if param.type == "Input"]
+    if not inputs:
+        raise InputError("it has no Input layer; add one that gives the input's shape")
+    if len(inputs) > 1 or len(inputs[0].top) != 1 or inputs[0] is not listed[0].param:
+        raise InputError("it must start with its only Input layer, which has one top")
+    layers: list[Layer] = []
+    names = Counter(param.name for param, _, _ in listed)
+    shapes: dict[str, Shape] = {}
+    for index, (param, connected, inserted) in enumerate(listed):
+        bottoms, tops = tuple(connected.bottom), tuple(connected.top)
+        bottom_shapes = tuple(shapes[blob] for blob in bottoms)
+        result = infer(connected, bottom_shapes)
+        if result.weights and names[param.name] > 1:
+            raise InputError(f"{label(param)}: another layer has its name, by which its weights are found; rename it")
+        for position, (blob, shape) in enumerate(zip(tops, result.tops, strict=True)):
+            if blob in shapes and blob not in bottoms[position : position + 1]:
+                raise InputError(f"{label(param)}: its top {blob!r} was made before, and it cannot work on it in place")
+            shapes[blob] = shape
+        layers.append(
+            Layer(
+                index,
+                param.name,
+                param.type,
+                bottoms,
+                tops,
+                bottom_shapes,
+                result.tops,
+                result.weights,
+                result.operations,
+                param,
+                inserted,
+            )
+        )
+    return tuple(layers)
+
+
+def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
+    """Cut the layers into the chain."""
+    ends, outputs = _cut_points(layers)
+    if not outputs:
+        raise InputError("it has no output: a layer consumes every top")
+    shapes = {blob: shape for layer in layers for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)}
+    blob = layers[0].tops[0]
+    first = 0
+    stages = []
+    for index, last in enumerate(ends):
+        final = index == len(ends) - 1
+        inside = layers[first : last + 1]
+        weight_bytes = sum(layer.weight_bytes for layer in inside)
+        tops = outputs if final else layers[last].tops
+        stages.append(
+            Stage(
+                index=index,
+                name=tops[0],
+                first_layer=first,
+                last_layer=last,
+                layers=tuple(layer.name for layer in inside),
+                input=blob,
+                input_shape=shapes[blob],
+                outputs=tops,
+                output_shapes=tuple(shapes[top] for top in tops),
+                weight_bytes=weight_bytes,
+                pinned=index == 0 or (final and weight_bytes == 0),
+            )
+        )
+        blob, first = tops[0], last + 1
+    return tuple(stages)
+
+
+def _cut_points(layers: Sequence[Layer]) -> tuple[list[int], tuple[str, ...]]:
+    """The indices of the stages' last layers (the last layer always is one), and the network's outputs.
+
+    Layers are in topological order and all of them lie on a path from the input to the sink: so a layer dominates the
+    sink exactly if no blob made before it is used after it. The sink uses what no layer consumes.
+    """
+    sink = len(layers)
+    maker: dict[str, int] = {}  # blob not consumed yet -> the layer that made it
+    last_use = [sink if not layer.tops else 0 for layer in layers]
+    overwritten = [False] * len(layers)
+    for layer in layers:
+        for position, blob in enumerate(layer.bottoms):
+            made = maker.pop(blob)
+            last_use[made] = max(last_use[made], layer.index)
+            overwritten[made] |= blob in layer.tops[position : position + 1]
+        maker.update((blob, layer.index) for blob in layer.tops)
+    for made in maker.values():
+        last_use[made] = sink
+    ends = []
+    furthest = 0
+    for layer in layers:
+        if furthest <= layer.index and len(layer.tops) == 1 and not overwritten[layer.index]:
+            ends.append(layer.index)
+        furthest = max(furthest, last_use[layer.index])
+    if ends[-1:] != [sink - 1]:
+        ends.append(sink - 1)
+    return ends, tuple(sorted(maker))

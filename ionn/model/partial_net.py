@@ -1,0 +1,131 @@
+"""Partitions: stages cut out of a network as prototxt and caffemodel, ready to be shipped and built at a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from google.protobuf import text_format
+
+from ionn.model.caffemodel import Floats, Serialised, serialise_blobs
+from ionn.model.network import Layer, Network
+from ionn.model.proto import caffe_pb2
+from ionn.model.slices import Piece, Slice, runs_of, set_output_channels, stage_of
+
+
+@dataclass(frozen=True)
+class StageCut:
+    """How to find a stage in a net: its index in the chain, the index of its last layer in the net as Caffe lists it,
+    and the blobs it hands on. (Names would not do: Caffe's layers may share one, or have none.)"""
+
+    index: int
+    last_layer: int
+    outputs: tuple[str, ...]
+
+
+class Channels(NamedTuple):
+    """Output channels `begin`..`end` (not included) of a stage that has `of`."""
+
+    begin: int
+    end: int
+    of: int
+
+    def overlaps(self, other: Channels) -> bool:
+        return self.begin < other.end and other.begin < self.end
+
+
+@dataclass(frozen=True)
+class PartialNet:
+    """A run of stages as a net of its own: stock Caffe builds it from `prototxt`, whose input blob is `input`.
+
+    With `channels` it is a slice of its only stage: the same layers, with fewer output channels.
+    """
+
+    prototxt: str
+    input: str
+    stages: tuple[StageCut, ...]
+    channels: Channels | None = None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One upload: a partial net per run of adjacent stages, and one caffemodel with the weights of all of them."""
+
+    nets: tuple[PartialNet, ...]
+    caffemodel: Serialised
+
+
+def stage_cuts(network: Network, first: int, last: int) -> tuple[StageCut, ...]:
+    """The cuts of stages `first`..`last`, both included, in the net of these stages."""
+    stages = network.stages[first : last + 1]
+    # All but the first stage have an Input layer put before them.
+    offset = stages[0].first_layer - (first > 0)
+    return tuple(StageCut(stage.index, stage.last_layer - offset, stage.outputs) for stage in stages)
+
+
+def extract_net(network: Network, first: int, last: int) -> PartialNet:
+    """The net of stages `first`..`last`: an Input layer of the boundary's shape, then the layers as the user wrote them
+    (Caffe inserts the Split layers again)."""
+    net = _net(network, first, last)
+    return PartialNet(text_format.MessageToString(net), network.stages[first].input, stage_cuts(network, first, last))
+
+
+def extract_slice(network: Network, piece: Slice) -> PartialNet:
+    """The net of a slice."""
+    stage = network.stages[piece.stage]
+    net = _net(network, piece.stage, piece.stage)
+    channels = Channels(piece.begin, piece.end, stage.output_shapes[0][1])
+    set_output_channels(net.layer[1], piece.end - piece.begin)
+    cuts = stage_cuts(network, piece.stage, piece.stage)
+    return PartialNet(text_format.MessageToString(net), stage.input, cuts, channels)
+
+
+def _net(network: Network, first: int, last: int) -> Any:
+    stages = network.stages[first : last + 1]
+    begin, end = stages[0].first_layer, stages[-1].last_layer
+    net = caffe_pb2.NetParameter(name=f"{network.name}[{stages[0].name}..{stages[-1].name}]")
+    if first > 0:
+        # It takes the name of the layer that makes the blob, so that what Caffe inserts after it has the same names as
+        # in the whole net, where they clash with no other.
+        boundary = net.layer.add(name=network.layers[begin - 1].name, type="Input", top=[stages[0].input])
+        boundary.input_param.shape.add(dim=stages[0].input_shape)
+    net.layer.extend(layer.param for layer in network.layers[begin : end + 1] if not layer.inserted)
+    return net
+
+
+def slice_weights(
+    network: Network, piece: Slice, weights: Mapping[str, Sequence[Floats]]
+) -> dict[str, tuple[Floats, ...]]:
+    """The weights of a slice: rows of those of its stage, not copied."""
+    names = network.stages[piece.stage].layers
+    return {name: tuple(blob[piece.begin : piece.end] for blob in weights[name]) for name in names if name in weights}
+
+
+def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> Partition:
+    """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets."""
+    slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
+    runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
+    nets = (
+        *(extract_net(network, first, last) for first, last in runs),
+        *(extract_slice(network, piece) for piece in slices),
+    )
+    blobs = [
+        *((layer, weights[layer.name]) for first, last in runs for layer in _weighted(network, first, last)),
+        *(
+            (layer, slice_weights(network, piece, weights)[layer.name])
+            for piece in slices
+            for layer in _weighted(network, piece.stage, piece.stage)
+        ),
+    ]
+    return Partition(nets, serialise_blobs(network.name, blobs))
+
+
+def _is_whole(network: Network, piece: Slice) -> bool:
+    return piece.end - piece.begin == network.stages[piece.stage].output_shapes[0][1]
+
+
+def _weighted(network: Network, first: int, last: int) -> list[Layer]:
+    """The layers of stages `first`..`last` that have weights."""
+    begin, end = network.stages[first].first_layer, network.stages[last].last_layer
+    return [layer for layer in network.layers[begin : end + 1] if layer.weight_shapes]

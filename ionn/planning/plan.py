@@ -1,0 +1,133 @@
+"""An uploading plan: a planner's partitions with their names, sizes and the latency after each."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ionn.model.slices import Piece, Slice, stage_of
+from ionn.planning.graph import ExecutionGraph, checked_mbps
+from ionn.planning.planners import get_planner
+
+if TYPE_CHECKING:
+    from ionn.model.network import Network
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One upload: stages of the chain or slices of them (`pieces`, sorted by stage; several runs are possible), with
+    the `layers` they consist of.
+
+    `bytes` are weights, `upload_ms` is their upload overhead; `latency_ms` is a query's when this partition and all
+    before it are usable.
+    """
+
+    index: int
+    pieces: tuple[Piece, ...]
+    stage_names: tuple[str, ...]
+    layers: tuple[str, ...]
+    bytes: int
+    upload_ms: float
+    latency_ms: float
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The indices of the stages that are in it, with some or all of their channels."""
+        return tuple(map(stage_of, self.pieces))
+
+    @property
+    def slices(self) -> dict[str, tuple[int, int]]:
+        """The output channels (begin, end) of the stages that are in it with some of their channels only."""
+        pieces = zip(self.stage_names, self.pieces, strict=True)
+        return {name: (piece.begin, piece.end) for name, piece in pieces if isinstance(piece, Slice)}
+
+    def to_json(self) -> dict[str, Any]:
+        """`slices` is there only if it is not empty."""
+        return {
+            "stages": list(self.stage_names),
+            "layers": list(self.layers),
+            "bytes": self.bytes,
+            "upload_ms": self.upload_ms,
+            "latency_ms": self.latency_ms,
+        } | ({"slices": {name: list(channels) for name, channels in self.slices.items()}} if self.slices else {})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Partitions in upload order.
+
+    `model_bytes` are all weights of the network, uploaded or not. `local_ms` and `best_ms`: latency with nothing and
+    with everything uploaded.
+    """
+
+    model: str
+    algorithm: str
+    mbps: float
+    model_bytes: int
+    local_ms: float
+    best_ms: float
+    partitions: tuple[Partition, ...]
+    planning_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "algorithm": self.algorithm,
+            "mbps": self.mbps,
+            "model_bytes": self.model_bytes,
+            "local_ms": self.local_ms,
+            "best_ms": self.best_ms,
+            "partitions": [partition.to_json() for partition in self.partitions],
+            "planning_ms": self.planning_ms,
+        }
+
+
+def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
+    """The plan while no server's costs are known: nothing is uploaded. The client's side of `graph` is read only.
+
+    Raises InputError as `make_plan` does.
+    """
+    checked_mbps(mbps)
+    get_planner(algorithm)
+    model_bytes, local_ms = sum(stage.weight_bytes for stage in network.stages), graph.latency_ms(())
+    return Plan(network.name, algorithm, mbps, model_bytes, local_ms, local_ms, (), 0.0)
+
+
+def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
+    """Plan a network whose costs over a link of `mbps` are `graph`, and time the planner (`planning_ms`).
+
+    Raises InputError for an unknown algorithm and for a bandwidth that is not positive.
+    """
+    checked_mbps(mbps)
+    planner = get_planner(algorithm)
+    started = time.perf_counter()
+    pieces_in_order = planner(graph)
+    planning_ms = (time.perf_counter() - started) * 1e3
+
+    partitions: list[Partition] = []
+    uploaded: list[Piece] = []
+    for index, pieces in enumerate(pieces_in_order):
+        uploaded += pieces
+        stages = [network.stages[stage_of(piece)] for piece in pieces]
+        partitions.append(
+            Partition(
+                index=index,
+                pieces=tuple(pieces),
+                stage_names=tuple(stage.name for stage in stages),
+                layers=tuple(layer for stage in stages for layer in stage.layers),
+                bytes=sum(round(graph.share(p) * stage.weight_bytes) for p, stage in zip(pieces, stages, strict=True)),
+                upload_ms=graph.overhead_ms(pieces)[0],
+                latency_ms=graph.latency_ms(uploaded),
+            )
+        )
+    return Plan(
+        model=network.name,
+        algorithm=algorithm,
+        mbps=mbps,
+        model_bytes=sum(stage.weight_bytes for stage in network.stages),
+        local_ms=graph.latency_ms(()),
+        best_ms=graph.latency_ms(range(len(graph.stages))),
+        partitions=tuple(partitions),
+        planning_ms=planning_ms,
+    )

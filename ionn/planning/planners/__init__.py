@@ -1,0 +1,70 @@
+"""The planners: functions from an execution graph to partitions in upload order, each a list of stages, sorted.
+
+A planner may upload a stage in slices: partitions then hold a `Slice` in place of the stage, and the slices of a stage
+come in the order of its channels.
+
+Every planner uploads exactly the stages that the fastest path uses once uploading costs nothing (the optimal state); a
+graph with nothing worth offloading has an empty plan. No partition is without weights, unless all stages are. Planners
+of a user's own may do otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+
+from ionn.arguments import name_of, text_of
+from ionn.errors import InputError, did_you_mean
+from ionn.model.slices import Piece
+from ionn.paper import EFFICIENCY, FINE, ORIGINAL, RECURSIVE, SLICED
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.planners.custom import checked, load_function
+from ionn.planning.planners.efficiency import efficiency, recursive_efficiency
+from ionn.planning.planners.optimal import optimal
+from ionn.planning.planners.original import original, original_fine
+from ionn.planning.planners.sliced import sliced_efficiency
+from ionn.planning.planners.weightless import merge_weightless
+
+Planner = Callable[[ExecutionGraph], Sequence[Sequence[Piece]]]
+
+
+def _ours(planner: Planner) -> Planner:
+    @wraps(planner)
+    def plan(graph: ExecutionGraph) -> list[list[Piece]]:
+        return merge_weightless(graph, planner(graph))
+
+    return plan
+
+
+PLANNERS: dict[str, Planner] = {
+    ORIGINAL: _ours(original),
+    FINE: _ours(original_fine),
+    EFFICIENCY: _ours(efficiency),
+    RECURSIVE: _ours(recursive_efficiency),
+    SLICED: _ours(sliced_efficiency),
+    "optimal": _ours(optimal),
+}
+_ADDED: dict[str, Planner] = {}
+
+
+def get_planner(name: str) -> Planner:
+    """The planner of that name. Raises InputError, with the known names, if there is none."""
+    if text_of(name, "algorithm") not in PLANNERS:
+        known = ", ".join(PLANNERS)
+        raise InputError(f"unknown algorithm {name!r}: known are {known}{did_you_mean(name, PLANNERS)}")
+    return PLANNERS[name]
+
+
+def add_planner(spec: str | Path) -> str:
+    """Take a planner of the user's own, FILE.py:FUNCTION or MODULE:FUNCTION, into the registry under the function's
+    name, which is returned. What it returns is checked whenever it plans.
+
+    Raises InputError where there is no such function, or a planner of that name is there already.
+    """
+    spec = name_of(spec, "planner")
+    name, function = load_function(spec)
+    if name in PLANNERS and name not in _ADDED:
+        raise InputError(f"{spec}: {name} is one of ionn's own planners; rename the function")
+    PLANNERS[name] = _ADDED[name] = checked(name, function)
+    return name

@@ -1,0 +1,177 @@
+"""The paper's algorithms: partitions by efficiency (section 3.2) and recursively smaller ones (3.3, Algorithm 1).
+
+The efficiency of a candidate, a run of adjacent stages not uploaded yet, is the latency that it saves per time to
+upload it. What it saves depends on its neighbours: next to an uploaded stage a transfer vanishes, elsewhere one is
+added. A candidate without upload overhead has efficiency inf, 0 or -inf, by the sign of what it saves.
+
+Candidates of equal efficiency: the one with the earlier first stage, then the one with fewer stages.
+
+Few of the O(n^2) candidates are weighed again after a step. In a gap, a maximal run of missing stages, what is uploaded
+matters only to candidates that touch its ends: these O(n) are weighed each time. Of those inside, every stage remembers
+the best one that begins, and the best one that ends with it. When the gap has become too short for that one, its
+efficiency still bounds the others', and the stage is weighed again only if it has the highest bound. Memory is O(n).
+"""
+
+from __future__ import annotations
+
+import math
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ionn.model.slices import runs_of
+from ionn.planning.graph import ExecutionGraph
+
+# The smallest positive number. A gain divided by it is inf, 0 or -inf; added to any upload time but 0 it is lost.
+_SMALLEST = math.ulp(0.0)
+
+
+def efficiency(graph: ExecutionGraph) -> list[list[int]]:
+    """The initial partition, then again and again the candidate with the highest efficiency."""
+    return _plan(graph, recursive=False)
+
+
+def recursive_efficiency(graph: ExecutionGraph) -> list[list[int]]:
+    """Like `efficiency`, but a part of the candidate goes first while a part of it has positive efficiency."""
+    return _plan(graph, recursive=True)
+
+
+class Candidate(NamedTuple):
+    """Stages `first`..`last`, both included. Of two candidates, the smaller tuple is uploaded first."""
+
+    negative_efficiency: float
+    first: int
+    last: int
+
+
+class Candidates:
+    """The best candidates in gaps, which uploads divide into smaller ones."""
+
+    def __init__(self, graph: ExecutionGraph, uploaded: list[int]) -> None:
+        self._graph = graph
+        # Of a run a..b: gain = _gain_to[b] - _gain_from[a], upload time = _upload_to[b] - _upload_from[a].
+        gain_ms = np.concatenate([[0.0], np.cumsum(graph.client_ms - graph.server_ms)])
+        upload_ms = np.concatenate([[0.0], np.cumsum(graph.upload_ms)])
+        self._gain_from, self._gain_to = gain_ms[:-1] + graph.up_ms[:-1], gain_ms[1:] - graph.down_ms[1:]
+        self._upload_from, self._upload_to = upload_ms[:-1], upload_ms[1:]
+        # Of the candidates inside a gap that begin (end) with a stage: a bound on their efficiencies, and where the one
+        # that had that efficiency ends (begins). If it is inside the gap too, it is the best, at a tie the shortest.
+        n = len(graph.stages)
+        self._beginning = np.array([np.full(n, np.inf), np.full(n, n)])
+        self._ending = np.array([np.full(n, np.inf), np.full(n, -1)])
+        for first, last in runs_of(uploaded):
+            self.upload(first, last)
+
+    def upload(self, first: int, last: int) -> None:
+        """From now on stages `first`..`last` are at the server: a run that touches them saves a transfer there."""
+        if first > 0:
+            self._gain_to[first - 1] += self._graph.down_ms[first] + self._graph.up_ms[first]
+        if last + 1 < len(self._gain_from):
+            self._gain_from[last + 1] -= self._graph.up_ms[last + 1] + self._graph.down_ms[last + 1]
+
+    def best(self, first: int, last: int) -> Candidate:
+        """The best candidate in the gap `first`..`last`."""
+        from_first = self._efficiencies(first, slice(first, last + 1))
+        to_last = self._efficiencies(slice(first, last + 1), last)
+        touching = _touching(first, last, from_first, to_last)
+        return min(touching, self._inside(first, last, -touching.negative_efficiency))
+
+    def smallest_part(self, chosen: Candidate) -> Candidate:
+        """The best proper part of `chosen`, of that part, and so on, as long as there is one with positive efficiency.
+
+        `chosen` is the best candidate of its gap.
+        """
+        _, first, last = chosen
+        beginning, ending = (bounds[:, first : last + 1].copy() for bounds in (self._beginning, self._ending))
+        while (part := self._best_part(chosen.first, chosen.last)) is not None:
+            chosen = part
+        # The new bounds are those inside ever smaller parts. They hold in the gaps that `chosen` leaves only for what
+        # begins before it and what ends after it.
+        self._beginning[:, chosen.last + 1 : last + 1] = beginning[:, chosen.last + 1 - first :]
+        self._ending[:, first : chosen.first] = ending[:, : chosen.first - first]
+        return chosen
+
+    def _best_part(self, first: int, last: int) -> Candidate | None:
+        """The best proper part of `first`..`last`, or one that it leads to; None without positive efficiency.
+
+        While runs from `first` on are better than all that is inside, the best part is one of them, and so is the best
+        part of that: skip to the shortest that is better than all that is inside. Likewise for runs to `last`.
+        """
+        if first == last:
+            return None
+        from_first = self._efficiencies(first, slice(first, last))
+        to_last = self._efficiencies(slice(first + 1, last + 1), last)
+        touching = _touching(first, last, from_first, to_last)
+        inside = self._inside(first, last, max(-touching.negative_efficiency, 0.0))
+        part, floor = min(touching, inside), max(-inside.negative_efficiency, 0.0)
+        if part.negative_efficiency >= 0:
+            return None
+        if part.first == first:
+            skipped_to = int((from_first >= max(floor, _SMALLEST)).argmax())
+            return Candidate(-float(from_first[skipped_to]), first, first + skipped_to)
+        if part.last == last and -part.negative_efficiency > floor:
+            skipped_to = int(np.flatnonzero(to_last > floor)[-1])
+            return Candidate(-float(to_last[skipped_to]), first + 1 + skipped_to, last)
+        return part
+
+    def _inside(self, first: int, last: int, enough: float) -> Candidate:
+        """The best candidate that begins after `first` and ends before `last`.
+
+        If all are less efficient than `enough`, any candidate may be returned, with a bound on their efficiency that is
+        less than `enough`.
+        """
+        while first + 1 < last:
+            inside = slice(first + 1, last)
+            begin = first + 1 + int(self._beginning[0, inside].argmax())
+            end = first + 1 + int(self._ending[0, inside].argmax())
+            best = Candidate(-float(self._beginning[0, begin]), begin, int(self._beginning[1, begin]))
+            if best.last < last:
+                return best
+            if (bound := min(-best.negative_efficiency, float(self._ending[0, end]))) < enough:
+                return Candidate(-bound, begin, end)
+            efficiencies = self._efficiencies(begin, slice(begin, last))
+            shortest = int(efficiencies.argmax())
+            self._beginning[:, begin] = efficiencies[shortest], begin + shortest
+            if self._ending[1, end] <= first:
+                efficiencies = self._efficiencies(slice(first + 1, end + 1), end)[::-1]
+                shortest = int(efficiencies.argmax())
+                self._ending[:, end] = efficiencies[shortest], end - shortest
+        return Candidate(math.inf, first, last)
+
+    def _efficiencies(self, first: int | slice, last: int | slice) -> NDArray[np.float64]:
+        """Of the runs that begin with `first` and end with `last`, one of which is a slice."""
+        gain_ms = self._gain_to[last] - self._gain_from[first]
+        upload_ms = self._upload_to[last] - self._upload_from[first]
+        return np.asarray(gain_ms / (upload_ms + _SMALLEST))
+
+
+def _touching(first: int, last: int, from_first: NDArray[np.float64], to_last: NDArray[np.float64]) -> Candidate:
+    """The best of the runs from `first` on and of those to `last`, given their efficiencies in chain order."""
+    end, begin = int(from_first.argmax()), int(to_last.argmax())  # the first maximum: the shortest, and the earliest
+    return min(
+        Candidate(-float(from_first[end]), first, first + end),
+        Candidate(-float(to_last[begin]), last + 1 - len(to_last) + begin, last),
+    )
+
+
+@np.errstate(over="ignore")  # a gain divided by _SMALLEST
+def _plan(graph: ExecutionGraph, *, recursive: bool) -> list[list[int]]:
+    optimal = graph.shortest_path(np.zeros(len(graph.stages)))
+    initial = sorted(graph.shortest_path(graph.upload_ms) & optimal)
+    plan = [initial] if initial else []
+    candidates = Candidates(graph, initial)
+    # A gap is only ever changed by an upload out of itself, so each keeps its best candidate.
+    queue = [(candidates.best(*gap), gap) for gap in runs_of(optimal.difference(initial))]
+    heapify(queue)
+    while queue:
+        chosen, (gap_first, gap_last) = heappop(queue)
+        if recursive:
+            chosen = candidates.smallest_part(chosen)
+        plan.append(list(range(chosen.first, chosen.last + 1)))
+        candidates.upload(chosen.first, chosen.last)
+        for gap in ((gap_first, chosen.first - 1), (chosen.last + 1, gap_last)):
+            if gap[0] <= gap[1]:
+                heappush(queue, (candidates.best(*gap), gap))
+    return plan

@@ -1,0 +1,111 @@
+"""What a stage costs while only some of its channels are at the server.
+
+While some channels are at the server, a query may compute these there and the others at the client, at the same time
+and from the same input. In the execution graph (paper, Fig. 1; `ionn.planning.graph` has the node numbers) such a
+stage has four edges, by where its input is (1: the client, 2: the server) and where its output is wanted (4: the
+client, 3: the server):
+
+    1 --> 4   The input goes up, and the server's channels come down. The client computes all the while.
+    1 --> 3   The input goes up. The client's channels follow when they are computed and the uplink is free.
+    2 --> 4   The input comes down. The server's channels follow when they are computed and the downlink is free.
+    2 --> 3   The input comes down, and the client's channels go up. The server computes all the while.
+
+An edge ends when all channels are where they are wanted. Each side starts when it has the input; a direction of the
+link carries one transfer at a time, the input first. `Split.end_ms` is that in code. Once all channels are uploaded,
+the stage runs at the server like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ionn.errors import InputError
+from ionn.model.slices import TILE, slice_sizes
+
+if TYPE_CHECKING:
+    from ionn.model.network import Network
+
+# What a slice takes beyond its share of the upload: the message that announces it, and a layer more to be loaded at the
+# server. 0.6 to 1 ms were measured live (a partition more for the same bytes), 0.7 to 1.3 ms is the constant part of
+# the load times of the paper's server.
+SLICE_MS = 2.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a stage can be cut. Raises InputError for numbers that cannot be.
+
+    `channels` is how many it has, `least` how many a slice must have, a multiple of TILE. `client_fixed_ms` and
+    `server_fixed_ms` are parts of the stage's times that a side needs in full for any number of channels, such as the
+    convolution's unrolling of its input. `slice_ms` is what a slice takes to upload beyond its share.
+    """
+
+    stage: int
+    channels: int
+    least: int
+    client_fixed_ms: float
+    server_fixed_ms: float
+    slice_ms: float
+
+    def __post_init__(self) -> None:
+        if self.least < TILE or self.least % TILE or self.channels < 2 * self.least:
+            raise InputError(f"{self}: not a cut: needs slices of whole tiles of {TILE} channels, and room for two")
+        for name in ("client_fixed_ms", "server_fixed_ms", "slice_ms"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{self}: not a cut: {name} is negative or not finite")
+
+    @property
+    def most_slices(self) -> int:
+        return self.channels // self.least
+
+    def ends(self, slices: int) -> list[int]:
+        """Where each of `slices` slices of about equal size ends; at most `most_slices`."""
+        tiles = [self.channels * number // (slices * TILE) for number in range(1, slices)]
+        return [*(tile * TILE for tile in tiles), self.channels]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A stage of which some channels are at the server. Times in ms: each side's for its channels, the transfers of the
+    input, of the client's channels up and of the server's channels down."""
+
+    client_ms: float
+    server_ms: float
+    input_up_ms: float
+    input_down_ms: float
+    output_up_ms: float
+    output_down_ms: float
+
+    def end_ms(
+        self,
+        from_server: bool,
+        to_server: bool,
+        start_ms: float = 0.0,
+        send_up: Callable[[float, float], float] = lambda at_ms, ms: at_ms + ms,
+    ) -> float:
+        """When the output is complete at its place, if the input is there (`from_server` or not) at `start_ms`.
+
+        `send_up(at_ms, ms)` is the end of a transfer that takes `ms` of the uplink alone and may begin at `at_ms`.
+        """
+        here_ms = there_ms = uplink_free_ms = downlink_free_ms = start_ms
+        if from_server:
+            here_ms = downlink_free_ms = start_ms + self.input_down_ms
+        else:
+            there_ms = uplink_free_ms = send_up(start_ms, self.input_up_ms)
+        here_ms += self.client_ms
+        there_ms += self.server_ms
+        if to_server:
+            return max(there_ms, send_up(max(here_ms, uplink_free_ms), self.output_up_ms))
+        return max(here_ms, max(there_ms, downlink_free_ms) + self.output_down_ms)
+
+
+def find_cuts(network: Network, client_fixed_ms: Sequence[float], server_fixed_ms: Sequence[float]) -> tuple[Cut, ...]:
+    """The cuts of a network's stages. The arguments are parts of each stage's times, see `Cut`."""
+    sizes = {stage.index: size for stage in network.stages if (size := slice_sizes(network, stage))}
+    return tuple(
+        Cut(stage, channels, least, client_fixed_ms[stage], server_fixed_ms[stage], SLICE_MS)
+        for stage, (channels, least) in sizes.items()
+    )

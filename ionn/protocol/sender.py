@@ -1,0 +1,205 @@
+"""The upload of partitions: which message is next, and what the server's answers mean. No sockets here."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from ionn.errors import ProtocolError
+from ionn.model.partial_net import Partition
+from ionn.protocol.messages import (
+    CHUNK_BYTES,
+    Ack,
+    Held,
+    Message,
+    PartitionEnd,
+    PartitionHeader,
+    Pong,
+    Ready,
+    Welcome,
+    make_chunk,
+)
+from ionn.records import PartitionRecord
+
+# What a server must grant, in bytes: with less, an upload would hardly end.
+CREDIT_BYTES_MIN = 1000
+# What is taken of what a server grants, in bytes: half a second of a link of 250 Mbps.
+WINDOW_BYTES_MAX = 16 * 1000 * 1000
+# Messages under way: servers take 1,000.
+_UNDER_WAY_MAX = 500
+
+# A message, the only right answer to it, and the credit that it takes.
+_Step = tuple[Message, Message, int]
+
+
+class Upload:
+    """Partitions on their way to a server, in order. It survives connections: `begin` goes on from what a server holds.
+
+    The server answers in order, and what it has to answer is known: anything else is no answer.
+
+    `ready` is the number of partitions that queries may use now, `sent_bytes` the weights that the server has, `error`
+    what ended the upload early. `now_s` is the clock of the records.
+    """
+
+    def __init__(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> None:
+        self._partitions = partitions
+        self._now_s = now_s
+        self._changed = threading.Condition()
+        self._started_s = [0.0] * len(partitions)
+        self._ended_s = [0.0] * len(partitions)
+        self._ready_s: list[float | None] = [None] * len(partitions)
+        self._received = [0] * len(partitions)
+        self._whole: set[int] = set()
+        self._under_way_bytes = self._window_bytes = 0
+        self._awaited: deque[Message] = deque()
+        self._messages: Iterator[_Step] = iter(())
+        self._next: _Step | None = None
+        self._stopped = False
+        self.ready = 0
+        self.error: Exception | None = None
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(self._received)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will become ready."""
+        return self._stopped or self.ready == len(self._partitions)
+
+    def wait_ready(self, count: int, timeout_s: float) -> bool:
+        """Wait until `count` partitions are ready or the upload has ended; whether they are ready."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.ready >= count or self._stopped, timeout_s)
+        return self.ready >= count
+
+    def records(self, names: Sequence[tuple[str, ...]]) -> list[PartitionRecord]:
+        """What was uploaded, each partition as it was the last time; `names` are the stages of each."""
+        return [
+            PartitionRecord(
+                index, names[index], self._partitions[index].caffemodel.size,
+                self._started_s[index], self._ended_s[index], ready_s,
+            )
+            for index, ready_s in enumerate(self._ready_s) if ready_s is not None
+        ]  # fmt: skip
+
+    def begin(self, welcome: Welcome) -> None:
+        """A connection was made; the welcome says how much of what the server holds.
+
+        Raises ProtocolError for a welcome with which no upload can go on.
+        """
+        granted_bytes = min(welcome.chunk_bytes, welcome.window_bytes)
+        if granted_bytes < CREDIT_BYTES_MIN:
+            raise ProtocolError(f"the server takes {granted_bytes} bytes at a time, less than {CREDIT_BYTES_MIN}")
+        held = {each.partition: each for each in welcome.held}
+        if len(held) < len(welcome.held) or not all(map(self._may_be_held, welcome.held)):
+            raise ProtocolError("the server holds what it was never sent, it says")
+        self._whole = {index for index, each in held.items() if each.ready}
+        self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
+        self._under_way_bytes, self._window_bytes = 0, min(welcome.window_bytes, WINDOW_BYTES_MAX)
+        self._awaited.clear()
+        started = {index: each.received for index, each in held.items()}
+        self._messages = iter(()) if self._stopped else self._remaining(started, min(CHUNK_BYTES, granted_bytes))
+        self._next = None
+        self._count_ready()
+
+    def _may_be_held(self, held: Held) -> bool:
+        if held.partition >= len(self._partitions):
+            return False
+        size = self._partitions[held.partition].caffemodel.size
+        return held.received == size if held.ready else held.received <= size
+
+    def pause(self) -> None:
+        """The connection was lost: nothing is ready."""
+        self._messages, self._next = iter(()), None
+        self._whole = set()
+        self._count_ready()
+
+    def stop(self, error: Exception | None = None) -> None:
+        """Send nothing more, because of `error` if there is one. What is ready stays so."""
+        self._messages, self._next = iter(()), None
+        with self._changed:
+            self.error = error
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _count_ready(self) -> None:
+        """Those that are whole with all before them; after a loss a later one may be whole before an earlier one."""
+        ready = next(
+            (index for index in range(len(self._partitions)) if index not in self._whole), len(self._partitions)
+        )
+        now_s = self._now_s()
+        for index in range(ready):
+            self._ended_s[index] = self._ended_s[index] or now_s
+            self._ready_s[index] = self._ready_s[index] or now_s
+        with self._changed:
+            self.ready = ready
+            self._changed.notify_all()
+
+    def next_message(self) -> Message | None:
+        """The next message to send; None while the server's credit is used up, or when all is sent."""
+        if self._next is None:
+            self._next = next(self._messages, None)
+        step = self._next
+        if step is None or len(self._awaited) >= _UNDER_WAY_MAX:
+            return None
+        message, answer, size = step
+        if self._under_way_bytes + size > self._window_bytes:
+            return None
+        self._under_way_bytes += size
+        self._awaited.append(answer)
+        self._next = None
+        return message
+
+    def _remaining(self, started: dict[int, int], chunk_bytes: int) -> Iterator[_Step]:
+        for index, partition in enumerate(self._partitions):
+            model = partition.caffemodel
+            if index in self._whole:
+                continue
+            start = started.get(index)
+            if start is None:
+                self._started_s[index] = self._now_s()
+                yield PartitionHeader(index, partition.nets, model.blobs, model.size), Ack(index, 0), 0
+            digest = hashlib.sha256()
+            for offset, parts in model.chunks(chunk_bytes):
+                for part in parts:
+                    digest.update(part)
+                skip = max(0, (start or 0) - offset)
+                size = sum(map(len, parts)) - skip
+                if size > 0:
+                    chunk = make_chunk(index, offset + skip, _without(parts, skip))
+                    yield chunk, Ack(index, offset + skip + size), size
+            yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
+
+    def take(self, message: Message) -> None:
+        """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""
+        if self._stopped or isinstance(message, Pong):
+            return
+        if not self._awaited or message != self._awaited.popleft():
+            raise ProtocolError(f"the server's answer, '{message.type}', is not to what it was sent")
+        now_s = self._now_s()
+        if isinstance(message, Ack):
+            index = message.partition
+            self._under_way_bytes -= message.received - self._received[index]
+            self._received[index] = message.received
+            if message.received == self._partitions[index].caffemodel.size:
+                self._ended_s[index] = now_s
+                if index + 1 < len(self._partitions):
+                    # Its first chunks may have been queued long before, but the link turns to it only now.
+                    self._started_s[index + 1] = max(self._started_s[index + 1], now_s)
+        elif isinstance(message, Ready):
+            self._ready_s[message.partition] = now_s
+            self._whole.add(message.partition)
+            self._count_ready()
+
+
+def _without(parts: Sequence[memoryview], skip: int) -> list[memoryview]:
+    """The bytes of `parts` without the first `skip`."""
+    rest = []
+    for part in parts:
+        if skip < len(part):
+            rest.append(part[skip:])
+        skip = max(0, skip - len(part))
+    return rest

@@ -1,0 +1,70 @@
+"""What is recorded of an upload and of a query, wherever they ran: the lines of a trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from ionn.strict import NATURAL_MAX, TIME_MAX_MS
+
+# What the fields of a trace may hold; `Trace.load` refuses anything else.
+Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
+# A sum of times, of which a server may say any up to TIME_MAX_MS.
+Real = Annotated[float, msgspec.Meta(ge=0, le=1e6 * TIME_MAX_MS)]
+
+
+@dataclass(frozen=True)
+class PartitionRecord:
+    """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it."""
+
+    index: Natural
+    stages: tuple[str, ...]
+    bytes: Natural
+    start_s: Real
+    end_s: Real
+    ready_s: Real
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of stages `first`..`last` (indices, both included) that one side executed in one go.
+
+    `compute_ms` is the time its layers took there (a paced client's waits included), `total_ms` includes the transfers
+    to and from a server. `stage_ms` is `compute_ms` stage by stage, where it was measured. One stage may run at "both",
+    some of its channels at each; `compute_ms` is then that of the side that took longer.
+    """
+
+    where: Annotated[str, msgspec.Meta(pattern="^(client|server|both)$")]
+    first: Natural
+    last: Natural
+    compute_ms: Real
+    total_ms: Real
+    stage_ms: tuple[Real, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueryRecord:
+    """One query. `raised_s` <= `start_s`: the first query waits for the first partition before it executes.
+
+    `overruns` counts layers that took longer than the pace allows, `overrun_ms` is by how much in total.
+    `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
+    how much it does not: the largest of any value, relative to the output's largest value. Processors of another kind
+    add in another order. `fallback`: the server failed meanwhile, and the client completed the query alone.
+    """
+
+    index: Natural
+    raised_s: Real
+    start_s: Real
+    end_s: Real
+    segments: tuple[Segment, ...]
+    overruns: Natural = 0
+    overrun_ms: Real = 0.0
+    bit_equal: bool | None = None
+    fallback: bool = False
+    difference: Real = 0.0
+
+    @property
+    def latency_ms(self) -> float:
+        return (self.end_s - self.start_s) * 1e3

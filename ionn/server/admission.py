@@ -1,0 +1,249 @@
+"""What is checked of a stranger's partition before Caffe sees it: Caffe answers a bad net by aborting the process.
+
+Shapes, names and layer types are `Network`'s part. Here are the limits of a session, how the header's stages lie in
+the nets, and that the weights to come are those that the layers take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from google.protobuf import text_format
+
+from ionn.errors import InputError
+from ionn.model.layers import Shape, shape_text
+from ionn.model.network import Layer, Network
+from ionn.model.partial_net import PartialNet
+from ionn.model.proto import caffe_pb2
+from ionn.model.slices import output_channels, set_output_channels
+from ionn.protocol.messages import PartitionHeader
+from ionn.server.limits import Limits, option
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What nets take of a session's limits."""
+
+    layers: int = 0
+    weight_bytes: int = 0
+    memory_bytes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.layers + other.layers,
+            self.weight_bytes + other.weight_bytes,
+            self.memory_bytes + other.memory_bytes,
+        )
+
+
+class Boundary(NamedTuple):
+    """The shape that a stage takes, and those that it hands on."""
+
+    input: Shape
+    outputs: tuple[Shape, ...]
+
+
+class CheckedNet:
+    """A net that is safe to build and takes `usage`. `layers` names the layers of each stage, for messages. Of a slice,
+    `whole` is the net of its whole stage."""
+
+    def __init__(self, net: PartialNet, network: Network, usage: Usage, whole: CheckedNet | None = None) -> None:
+        # Only what was read has been checked: the text that Caffe gets is written from that.
+        self.net = replace(net, prototxt=text_format.MessageToString(network.param))
+        self.network = network
+        self.usage = usage
+        self.whole = whole
+
+    @property
+    def stage(self) -> int:
+        """The first of its stages, of a slice the only one."""
+        return self.net.stages[0].index
+
+    @cached_property
+    def layers(self) -> dict[int, str]:
+        """Raises InputError if the stages do not fit the net."""
+        return _check_stages(self.net, self.network)
+
+    @property
+    def boundaries(self) -> dict[int, Boundary]:
+        """What each of its stages takes and hands on; of a slice, what its whole stage does."""
+        if self.whole is not None:
+            return self.whole.boundaries
+        shapes = {
+            blob: shape
+            for layer in self.network.layers
+            for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)
+        }
+        boundaries, before = {}, shapes[self.net.input]
+        for stage in self.net.stages:
+            outputs = tuple(shapes[blob] for blob in stage.outputs)
+            boundaries[stage.index] = Boundary(before, outputs)
+            before = outputs[0]
+        return boundaries
+
+
+def check_partition(
+    header: PartitionHeader, limits: Limits, used: Usage, known: Mapping[int, Boundary], begun: Container[int] = ()
+) -> list[CheckedNet]:
+    """Check a partition's nets and weights against Caffe's rules, against the stages that the session has (`known`),
+    and against what it has left (`used` is in use).
+
+    The whole of a slice counts too, unless its stage has `begun` to arrive. Raises InputError, naming the layer, the
+    stage or the limit.
+    """
+    if not header.nets:
+        raise InputError(f"partition {header.partition} has no nets")
+    checked: list[CheckedNet] = []
+    counted: set[int] = set()
+    for net in header.nets:
+        network = Network.from_text(net.prototxt, f"partition {header.partition}")
+        whole = None if net.channels is None else _whole(net, network, limits)
+        usage = _usage(network, limits)
+        if whole is not None:
+            # A slice's weights are counted with the whole, where they go.
+            usage = replace(usage, weight_bytes=0)
+            if whole.stage not in begun and whole.stage not in counted:
+                counted.add(whole.stage)
+                used += whole.usage
+        checked.append(CheckedNet(net, network, usage, whole))
+        used += usage
+    _check_limits(used, limits)
+    _check_overlaps(checked)
+    _check_boundaries(checked, known)
+    assign_blobs(header, checked)
+    return checked
+
+
+def _check_overlaps(checked: list[CheckedNet]) -> None:
+    """A stage may be in one net, or its slices, which do not overlap, in several."""
+    nets: dict[int, list[CheckedNet]] = {}
+    for each in checked:
+        for stage in each.layers:
+            for other in nets.setdefault(stage, []):
+                mine, its = each.net.channels, other.net.channels
+                if mine is None or its is None or mine.overlaps(its):
+                    raise InputError(f"stage {stage} is in two nets")
+                assert each.whole is not None
+                assert other.whole is not None
+                if each.whole.net != other.whole.net:
+                    raise InputError(f"stage {stage} is in two nets, which are not slices of the same stage")
+            nets[stage].append(each)
+
+
+def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) -> None:
+    """What a stage hands on must be what the next one takes: numpy would broadcast it, or raise."""
+    boundaries = {**known}
+    for each in checked:
+        boundaries.update(each.boundaries)
+    for stage in {stage for each in checked for stage in each.layers}:
+        for before, after in ((stage - 1, stage), (stage, stage + 1)):
+            if before not in boundaries or after not in boundaries:
+                continue
+            made, taken = boundaries[before].outputs, boundaries[after].input
+            if made != (taken,):
+                shapes = ", ".join(map(shape_text, made))
+                raise InputError(f"stage {after} takes {shape_text(taken)}, but stage {before} makes {shapes}")
+
+
+def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
+    """The net of the stage that `net` is a slice of."""
+    assert net.channels is not None
+    begin, end, of = net.channels
+    stage, layers = net.stages[0], network.layers[1:]
+    if output_channels(layers) != end - begin or stage.outputs != layers[0].tops:
+        raise InputError(f"stage {stage.index}: channels {begin} to {end} are not what its net makes")
+    param = caffe_pb2.NetParameter()
+    param.CopyFrom(network.param)
+    set_output_channels(param.layer[1], of)
+    whole = Network.from_text(text_format.MessageToString(param), network.name)
+    return CheckedNet(replace(net, channels=None), whole, _usage(whole, limits))
+
+
+def _usage(network: Network, limits: Limits) -> Usage:
+    for layer in network.layers:
+        for top, top_shape in zip(layer.tops, layer.top_shapes, strict=True):
+            if _bytes(top_shape) > limits.blob_mb * 1e6:
+                raise InputError(
+                    f"layer {layer.name!r}: blob {top!r} has {_bytes(top_shape) / 1e6:.1f} MB; "
+                    f"the server's {option('blob_mb')} is {limits.blob_mb:g}"
+                )
+    weight_bytes = sum(layer.weight_bytes for layer in network.layers)
+    memory_bytes = weight_bytes + sum(layer.output_bytes + _columns_bytes(layer) for layer in network.layers)
+    return Usage(len(network.layers), weight_bytes, memory_bytes)
+
+
+def _bytes(shape: Shape) -> int:
+    return math.prod(shape) * _FLOAT_BYTES
+
+
+def _columns_bytes(layer: Layer) -> int:
+    """At most what Caffe unrolls a convolution's input into: an element per multiply-add of one output channel."""
+    if not layer.type.endswith("onvolution"):
+        return 0
+    group: int = layer.param.convolution_param.group
+    return layer.operations * group // layer.weight_shapes[0][0] * _FLOAT_BYTES
+
+
+def _check_limits(usage: Usage, limits: Limits) -> None:
+    for name, value in (
+        ("layers", usage.layers),
+        ("weights_mb", usage.weight_bytes / 1e6),
+        ("memory_mb", usage.memory_bytes / 1e6),
+    ):
+        if value > getattr(limits, name):
+            raise InputError(
+                f"the session's nets would have {value:.0f} {name.replace('_', ' ')}; "
+                f"the server's {option(name)} is {getattr(limits, name):g}"
+            )
+
+
+def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
+    """The layers of each stage, as text. The stages must cover the net, and each must make the blobs it hands on."""
+    if network.input != net.input:
+        raise InputError(f"the net's input is {network.input!r}, not {net.input!r}")
+    begin, layers = 0, {}
+    for stage in net.stages:
+        end = stage.last_layer
+        if not begin <= end < len(network.layers):
+            raise InputError(f"stage {stage.index} cannot end with layer {end} of {len(network.layers)}")
+        made = {top for layer in network.layers[begin : end + 1] for top in layer.tops}
+        if not stage.outputs or not made.issuperset(stage.outputs):
+            raise InputError(f"stage {stage.index} does not make its outputs")
+        first = network.layers[min(max(begin, 1), end)]  # not the Input layer, which every net starts with
+        layers[stage.index] = f"layers {first.name!r} to {network.layers[end].name!r}"
+        begin = end + 1
+    if begin != len(network.layers):
+        raise InputError(f"layer {network.layers[begin].name!r} is in no stage")
+    return layers
+
+
+def assign_blobs(header: PartitionHeader, checked: list[CheckedNet]) -> list[tuple[int, str, int]]:
+    """Where each of the header's blobs goes: the net (its index), the layer and the blob's number.
+
+    Every blob of every layer must be announced once, in its size. Slices of one stage have layers of the same name:
+    their blobs come in the order of the nets.
+    """
+    wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for index, each in enumerate(checked):
+        for layer in each.network.layers:
+            for blob, shape in enumerate(layer.weight_shapes):
+                wanted.setdefault((layer.name, blob), []).append((index, _bytes(shape)))
+    places = []
+    for span in header.blobs:
+        takers = wanted.get((span.layer, span.blob))
+        if not takers:
+            raise InputError(f"blob {span.blob} of layer {span.layer!r} is sent twice, or the layer has none")
+        index, size = takers.pop(0)
+        if size != span.size:
+            raise InputError(f"blob {span.blob} of layer {span.layer!r} has {span.size} bytes, the layer takes {size}")
+        places.append((index, span.layer, span.blob))
+    for (layer_name, blob), takers in wanted.items():
+        if takers:
+            raise InputError(f"blob {blob} of layer {layer_name!r} is not sent")
+    return places

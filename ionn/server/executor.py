@@ -1,0 +1,129 @@
+"""The stages of a session that are at the server, whole or in part, and the queries that run on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ionn.errors import ProtocolError
+from ionn.model.caffemodel import Floats
+from ionn.model.engine import StageNet
+from ionn.protocol.messages import ERROR_QUERY, Error, Join, Part, Query, Result
+from ionn.server.sliced_stage import Assembly
+
+
+class _Left(NamedTuple):
+    """What a message of a query left for the next: the output of a stage, or of its first channels only (`partial`)."""
+
+    query: int
+    stage: int
+    output: Floats
+    partial: bool = False
+
+
+class Stages:
+    """`assemblies` are the stages that are uploaded in slices, complete or not. `note` is told what runs."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._nets: dict[int, StageNet] = {}
+        self._layers: dict[int, str] = {}
+        self._left: _Left | None = None
+        self.assemblies: dict[int, Assembly] = {}
+
+    def __contains__(self, stage: int) -> bool:
+        """Whether it is there as a whole."""
+        return stage in self._nets
+
+    def add(self, net: StageNet, layers: Mapping[int, str]) -> None:
+        """The stages of `layers`, which names their layers, run on `net` from now on."""
+        self._nets.update(dict.fromkeys(layers, net))
+        self._layers.update(layers)
+
+    def handle(self, message: Query | Part | Join) -> Result | Error:
+        """The reply to a message of a query. What it carries holds until the next one; an error leaves nothing."""
+        try:
+            match message:
+                case Query():
+                    return self._run(message)
+                case Part():
+                    return self._run_part(message)
+                case Join():
+                    return self._join(message)
+        except ProtocolError as error:
+            self._left = None
+            return Error(ERROR_QUERY, str(error), query=message.query)
+        except MemoryError:
+            self._left = None
+            return Error(ERROR_QUERY, "no memory for the query", query=message.query)
+
+    def _input(self, message: Query | Part, stage: int, net: StageNet) -> Floats:
+        """What a message has a stage run on: its payload, or what the message before left."""
+        if message.payload:
+            return _floats(message.payload, net.input_shape(stage), f"the input of stage {stage}")
+        left = self._left
+        if left is None or left.partial or (left.query, left.stage + 1) != (message.query, stage):
+            raise ProtocolError(f"the input of stage {stage} is neither sent nor was it left by the message before")
+        return left.output
+
+    def _run(self, query: Query) -> Result:
+        if query.last < query.first:
+            raise ProtocolError(f"stages {query.first}..{query.last} are not a run")
+        missing = next((at for at in range(query.first, query.last + 1) if at not in self._nets), None)
+        if missing is not None:
+            raise ProtocolError(f"stage {missing} is not uploaded")
+        outputs = [self._input(query, query.first, self._nets[query.first])]
+        stage_ms: tuple[float, ...] = ()
+        stage = query.first
+        while stage <= query.last:
+            net = self._nets[stage]
+            net.put(stage, outputs[0])
+            last = min(query.last, net.last)
+            for each in range(stage, last + 1):
+                self._note(f"running a query, {self._layers[each]}")
+                stage_ms += net.run(each, each)
+            outputs = net.outputs(last)
+            stage = last + 1
+        # Only a stage in slices goes on from here. A copy, as stages may be tried meanwhile.
+        self._left = _Left(query.query, query.last, outputs[0].copy()) if stage in self.assemblies else None
+        return _result(query.query, outputs, stage_ms)
+
+    def _run_part(self, part: Part) -> Result:
+        if part.stage not in self.assemblies:
+            raise ProtocolError(f"stage {part.stage} is not uploaded in slices")
+        assembly = self.assemblies[part.stage]
+        data = self._input(part, part.stage, assembly.net)
+        self._note(f"running a query, {assembly.layers}")
+        ms, output = assembly.run(part.count, data)
+        self._left = _Left(part.query, part.stage, output, partial=True) if part.stay else None
+        return _result(part.query, () if part.stay else (output,), (ms,))
+
+    def _join(self, join: Join) -> Result:
+        left = self._left
+        if left is None or not left.partial or left.query != join.query:
+            raise ProtocolError("no part of a stage was left to be joined")
+        images, channels, *rest = self.assemblies[left.stage].output_shape
+        shape = (images, channels - left.output.shape[1], *rest)
+        others = _floats(join.payload, shape, f"the other channels of stage {left.stage}")
+        output = np.concatenate((left.output, others), axis=1)
+        self._left = _Left(join.query, left.stage, output)
+        return _result(join.query, () if join.stay else (output,), ())
+
+
+def _floats(payload: Sequence[Any], shape: tuple[int, ...], what: str) -> Floats:
+    """The one frame of a payload."""
+    if len(payload) != 1:
+        raise ProtocolError(f"{what} has one payload frame, not {len(payload)}")
+    if len(payload[0]) != 4 * math.prod(shape):
+        raise ProtocolError(f"{what} has {len(payload[0])} bytes, not {shape} floats")
+    return np.frombuffer(payload[0], "<f4").reshape(shape)
+
+
+def _result(query: int, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
+    shapes = tuple(output.shape for output in outputs)
+    # Flat, as `ascontiguousarray` makes a scalar an array of one axis.
+    payload = tuple(np.ascontiguousarray(output, "<f4").reshape(-1) for output in outputs)
+    return Result(query, shapes, tuple(round(ms, 4) for ms in stage_ms), payload)

@@ -1,0 +1,199 @@
+"""The fork server: a process that has loaded Caffe, from which sessions' processes are forked in milliseconds.
+
+The front never waits for it: requests and news are packets over a pair of sockets. A fork server ends with its front
+and sessions' processes end with their fork server, however those end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from ionn.server.limits import Limits
+from ionn.server.orphans import end_with
+from ionn.server.status import Note
+
+_PACKET_BYTES_MAX = 256
+_STOP_S = 2.0
+
+
+@dataclass(frozen=True)
+class News:
+    """Of the process that was wanted as `name`: its `pid`, and its exit code (negative: a signal) once it has ended."""
+
+    name: str
+    pid: int
+    code: int | None
+
+
+# The first news: Caffe is loaded, and sessions start at once from now on.
+_LOADED = News("", 0, None)
+
+
+class ForkServer:
+    """The front's end. `folder`, `costs` and `limits` are what every session's process gets.
+
+    `loaded` tells whether it can fork, as far as `news` was asked. Once that has told that it died, `bury` it, and
+    `start` it again when it is wanted.
+    """
+
+    def __init__(self, folder: str, costs: dict[str, Any], limits: Limits) -> None:
+        self._given = folder, costs, limits
+        self.start()
+
+    def start(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from ionn.server.forkserver import main; main({theirs.fileno()})"
+        )
+        with theirs, open(os.memfd_create("arguments"), "w+b") as arguments:
+            pickle.dump((os.getpid(), *self._given), arguments)
+            arguments.seek(0)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=arguments, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        self.alive = True
+        self.loaded = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def fork(self, name: str, pipe: socket.socket, note: int) -> None:
+        """Ask for a process that serves a session over `pipe`; what becomes of it is in the news. Both descriptors may
+        be closed then. Raises OSError if that cannot be asked now."""
+        socket.send_fds(self._socket, [name.encode()], [pipe.fileno(), note])
+
+    def news(self) -> News | None:
+        """The next news; None if there is none. Raises EOFError when the fork server has died, and its processes with
+        it."""
+        try:
+            packet = self._socket.recv(_PACKET_BYTES_MAX)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            packet = b""
+        if not packet:
+            raise EOFError
+        news = News(*json.loads(packet))
+        if news == _LOADED:
+            self.loaded = True
+            return self.news()
+        return news
+
+    def bury(self) -> None:
+        self.alive = False
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it, when its processes have been ended, and with it what is left of them."""
+        self._socket.close()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def main(descriptor: int) -> None:
+    """The fork server's process. `descriptor` is its end of the pair of sockets."""
+    parent, *given = pickle.load(sys.stdin.buffer)
+    end_with(parent)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+    from ionn.model import engine
+    from ionn.server import worker  # the worker is loaded here once for all sessions
+
+    assert worker
+    engine.load_caffe()
+    front = socket.socket(fileno=descriptor)
+    wake_read, wake = socket.socketpair()
+    for end in (wake_read, wake):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    names: dict[int, str] = {}
+    _tell(front, _LOADED)
+    while True:
+        ready, _, _ = select.select([front, wake_read], [], [])
+        if wake_read in ready:
+            wake_read.recv(4096)
+            _reap(front, names)
+        if front in ready:
+            try:
+                packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, 2)
+            except ConnectionResetError:  # it was closed with news unread
+                break
+            if not packet:
+                break
+            _fork(front, packet.decode(), descriptors, names, given)
+    while names:  # the front has ended them
+        names.pop(os.waitpid(-1, 0)[0], None)
+
+
+def _fork(front: socket.socket, name: str, descriptors: list[int], names: dict[int, str], given: list[Any]) -> None:
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:  # the pipe that is closed tells the front
+        pid = -1
+    if pid == 0:
+        _be_session(parent, name, descriptors, given)
+    for each in descriptors:
+        os.close(each)
+    if pid > 0:
+        names[pid] = name
+    _tell(front, News(name, pid, None if pid > 0 else 1))
+
+
+def _reap(front: socket.socket, names: dict[int, str]) -> None:
+    while names:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        _tell(front, News(names.pop(pid), pid, os.waitstatus_to_exitcode(status)))
+
+
+def _tell(front: socket.socket, news: News) -> None:
+    with contextlib.suppress(OSError):  # the front is gone, which is noticed soon
+        front.send(json.dumps([news.name, news.pid, news.code]).encode())
+
+
+def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]) -> None:
+    """The process of one session, from its fork to its end."""
+    code = 1
+    try:
+        end_with(parent)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        pipe, note = descriptors
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor > 2 and descriptor not in descriptors:
+                with contextlib.suppress(OSError):  # the one that lists them
+                    os.close(descriptor)
+
+        from ionn.server import worker
+
+        folder, costs, limits = given
+        worker.run(folder, socket.socket(fileno=pipe), name, costs, limits, Note(note))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,501 @@
+"""The edge server: one front process that every client talks to, and a worker process per session.
+
+The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Workers
+are forked from a process that has loaded Caffe already: a session starts in milliseconds.
+
+A session outlives its connections: a client that comes back with the session's token within `idle_s` goes on with it.
+
+The front waits for nobody. What a client sends beyond its session's credit stays in the client, what it does not read
+stays in its session's process, and processes are started and ended without waiting for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import resource
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from ionn.address import is_loopback
+from ionn.errors import InputError, IonnError, ProtocolError
+from ionn.protocol.buffers import give_back
+from ionn.protocol.curve import ServerKeys
+from ionn.protocol.messages import (
+    ERROR_BUSY,
+    ERROR_CRASHED,
+    ERROR_PROTOCOL,
+    ERROR_SESSION,
+    ERROR_STOPPING,
+    ERROR_TAKEN,
+    ERROR_VERSION,
+    PROTOCOL,
+    Error,
+    Hello,
+    Ping,
+    Pong,
+    decode,
+)
+from ionn.protocol.zmtp import TooLargeError
+from ionn.server.door import Connection, Door
+from ionn.server.forkserver import ForkServer, News
+from ionn.server.ipc import FrontPipe
+from ionn.server.limits import Limits, option
+from ionn.server.loop import GONE, IN, OUT, Loop
+from ionn.server.metrics import Counts
+from ionn.server.roster import ROLES, Sent, Session, bounds
+from ionn.server.status import Note
+from ionn.server.tempdir import run_folder
+
+log = logging.getLogger(__name__)
+
+# How often the front looks for sessions that are silent or stuck, and for connections that had their time.
+_TICK_S = 0.25
+# Pieces of answers in one turn, so that other sessions have theirs.
+_PIECES_AT_ONCE = 16
+# The end of a process shows in its pipe first, and then in the fork server's news; unless that is frozen.
+_NEWS_S = 1.0
+# The first session waits for the fork server to load Caffe, which takes a slow board some seconds.
+_START_S = 60.0
+# When the server stops, its clients have this long to hear of it.
+_FAREWELL_S = 0.5
+# Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts.
+_DESCRIPTORS_PER_SESSION = 6
+# What else the front has open: standard streams, libraries, the loop, the fork server, the metrics and its scrapers.
+_DESCRIPTORS = 64
+
+
+class _Refusal(Exception):
+    """A client's message is not accepted; the client is told why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.error = Error(code, message)
+
+
+class Server:
+    """`ionn serve`. Construct it, then `serve()` until SIGTERM or SIGINT.
+
+    `bind` is tcp://HOST:PORT (port 0: any free one; `address` says which). `costs` is the server's cost model as JSON,
+    sent to every client. Raises InputError if the address cannot be bound, for a public one where there are no
+    `keys`, unless that is wanted (`insecure`), and where the system does not allow as many open files as the limits
+    need.
+    """
+
+    def __init__(
+        self,
+        bind: str,
+        costs: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        keys: ServerKeys | None = None,
+        insecure: bool = False,
+    ) -> None:
+        self._costs = costs or {}
+        self._limits = limits or Limits()
+        if keys is None and not is_loopback(bind):
+            if not insecure:
+                raise InputError(
+                    f"{bind}: a public address needs keys: give --key and --allow (ionn keygen makes keys), "
+                    "or --insecure to serve anybody"
+                )
+            log.warning("%s: anybody may connect, and everything is sent in the clear", bind)
+        _reserve_descriptors(self._limits)
+        self.counts = Counts()
+        self._bounds = {role: bounds(role, self._limits) for role in ROLES}
+        self._sessions: dict[str, Session] = {}
+        self._stop_at: float | None = None
+        self._next_tick = 0.0
+        self._loop = Loop(self.counts)
+        self._door = Door(bind, self._limits, keys, self.counts, self._loop, self)
+        self.address = self._door.address
+
+    def close(self) -> None:
+        """Listen no more. For a server that does not `serve`, which does it too."""
+        self._door.shut()
+        self._loop.close()
+
+    def serve(self, ready: Callable[[str], None] = lambda address: None) -> None:
+        """Serve until told to stop; `ready` is called with the address as soon as clients may connect.
+
+        Raises IonnError where sessions cannot be started, because Caffe cannot be loaded.
+        """
+        wake = os.eventfd(0, os.EFD_NONBLOCK)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            now = time.monotonic()
+            self._stop_at = now + self._limits.stop_s if self._stop_at is None else now
+            os.eventfd_write(wake, 1)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        folder = run_folder()
+        self._forks = ForkServer(folder, self._costs, self._limits)
+        self._watch_forks()
+        self._loop.watch(wake, IN, lambda mask: _drain(wake), lambda: None, outer=False)
+        try:
+            while not self._forks.loaded and self._stop_at is None:
+                self._loop.turn(_TICK_S)
+                if not self._forks.alive:
+                    raise IonnError("the process that loads Caffe for all sessions ended; it has said why")
+            self._door.open()
+            ready(self.address)
+            log.info("ready", extra={"fields": {"address": self.address}})
+            while not self._stopped():
+                self._loop.turn(_TICK_S)
+                self._tick()
+            self._say_farewell()
+        finally:
+            # It is stopping: to be told so again changes nothing, not even when `wake` is closed.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            for session in list(self._sessions.values()):
+                self._end(session, ERROR_STOPPING, "the server stops")
+            self.close()
+            self._forks.close()
+            os.close(wake)
+        log.info("stopped")
+
+    def _stopped(self) -> bool:
+        """Whether it was told to stop, and what ran then has finished or had its time."""
+        if self._stop_at is None:
+            return False
+        return time.monotonic() >= self._stop_at or not any(
+            session.sent or any(connection.outgoing.size for connection in session.connections.values())
+            for session in self._sessions.values()
+        )
+
+    def _say_farewell(self) -> None:
+        for session in list(self._sessions.values()):
+            self._end(session, ERROR_STOPPING, "the server stops")
+        deadline = time.monotonic() + _FAREWELL_S
+        while self._door.leaving and (left_s := deadline - time.monotonic()) > 0:
+            self._loop.turn(left_s)
+
+    # --- Messages of clients ------------------------------------------------------------------------------------------
+
+    def room(self, connection: Connection) -> int:
+        session = connection.session
+        if session is None:
+            return connection.zmtp.bounds.cost
+        return self._room(session, connection.role)
+
+    def _room(self, session: Session, role: str) -> int:
+        return self._bounds[role].cost - session.under_way[role]
+
+    def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
+        session = connection.session
+        try:
+            if session is None:
+                self._greet(connection, frames, cost)
+            elif self._stop_at is not None:
+                raise _Refusal(ERROR_STOPPING, "the server stops")
+            else:
+                self._take(session, connection, frames, cost)
+        except _Refusal as refusal:
+            self.counts.refused[refusal.error.code] += 1
+            self._door.say(connection, refusal.error)
+
+    def too_large(self, connection: Connection, error: TooLargeError) -> None:
+        session = connection.session
+        if session is None:
+            answer = Error(ERROR_SESSION, "no session: say hello first")
+        else:
+            answer = Error(ERROR_PROTOCOL, self._too_large(connection.role, error))
+            self._forget(session, connection)
+        self.counts.refused[answer.code] += 1
+        self._door.dismiss(connection, answer)
+
+    def _too_large(self, role: str, error: TooLargeError) -> str:
+        limits = self._limits
+        match error.bound:
+            case "frames":
+                return f"more frames than the server's {option('frames')} {limits.frames}"
+            case "first_frame_bytes":
+                return f"a header of {error.found} bytes; the server's {option('header_kb')} is {limits.header_kb:g}"
+        name = "blob_mb" if role == "control" else "window_kb"
+        return f"a message of {error.found} bytes or more; the server's {option(name)} is {getattr(limits, name):g}"
+
+    def _greet(self, connection: Connection, frames: list[Any], cost: int) -> None:
+        """Answer a message without a session; a hello is answered by its session."""
+        try:
+            message = decode(frames)
+        except ProtocolError as error:
+            raise _Refusal(ERROR_PROTOCOL, str(error)) from None
+        if isinstance(message, Ping):
+            room = len(self._sessions) < self._limits.sessions and self._stop_at is None
+            self._door.say(connection, Pong(len(self._sessions), room))
+            return
+        if not isinstance(message, Hello):
+            raise _Refusal(ERROR_SESSION, "no session: say hello first")
+        if message.protocol != PROTOCOL:
+            versions = f"the server speaks protocol {PROTOCOL}, the client {message.protocol}"
+            raise _Refusal(ERROR_VERSION, f"{versions}; install the same version of ionn on both")
+        if message.role not in ROLES:
+            raise _Refusal(ERROR_PROTOCOL, f"no connection has the role {message.role[:20]!r}")
+        if self._stop_at is not None:
+            raise _Refusal(ERROR_STOPPING, "the server stops")
+        if message.session:
+            session = self._sessions.get(message.session)
+            if session is None or session.key != connection.key:
+                raise _Refusal(ERROR_SESSION, "no such session, or it has ended")
+        elif message.role != "control":
+            raise _Refusal(ERROR_SESSION, "a session begins with the connection of role 'control'")
+        else:
+            session = self._start(connection.key)
+        self._connect(connection, session, message.role)
+        self._take(session, connection, frames, cost)
+
+    def _connect(self, connection: Connection, session: Session, role: str) -> None:
+        """Make a connection the session's only one of its role."""
+        former = session.connections.get(role)
+        if former is not None:
+            self._forget(session, former)
+            self._door.dismiss(former, Error(ERROR_TAKEN, "the session went on over another connection"))
+        self._door.attach(connection, session, role, self._bounds[role])
+        session.connections[role] = connection
+
+    def _take(self, session: Session, connection: Connection, frames: list[Any], cost: int) -> None:
+        """A message for a session's process: hand it over, now or when there is room for it."""
+        session.heard = time.monotonic()
+        self.counts.messages += 1
+        self.counts.message_bytes += sum(map(len, frames))
+        if cost <= self._room(session, connection.role):
+            self._pass_on(session, connection, frames, cost)
+        else:  # a hello: what follows it waits before it is taken
+            session.held[connection.role] = frames, cost
+            connection.paused = True
+
+    def _pass_on(self, session: Session, connection: Connection, frames: list[Any], cost: int) -> None:
+        if not session.sent:
+            session.moved = time.monotonic()
+        session.sent.append(Sent(connection, connection.role, cost))
+        session.under_way[connection.role] += cost
+        with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
+            session.pipe.send(frames)
+        self._settle(session)
+
+    def drained(self, connection: Connection) -> None:
+        session = connection.session
+        if connection.closed:
+            self._forget(session, connection)
+        session.moved = time.monotonic()  # its process may have waited for this
+        self._loop.later(session.pipe.fileno())
+
+    def _forget(self, session: Session, connection: Connection) -> None:
+        """A session's connection is gone, or will be: what it has not been told is for nobody."""
+        if session.connections.get(connection.role) is connection:
+            del session.connections[connection.role]
+            session.held.pop(connection.role, None)
+            self._loop.later(session.pipe.fileno())
+
+    # --- Sessions' processes ------------------------------------------------------------------------------------------
+
+    def _start(self, key: bytes) -> Session:
+        """A session with a process of its own, which starts meanwhile."""
+        if len(self._sessions) >= self._limits.sessions:
+            raise _Refusal(ERROR_BUSY, f"the server has {self._limits.sessions} sessions already")
+        token = secrets.token_hex(16)
+        with contextlib.ExitStack() as passed:
+            try:
+                ours, theirs = socket.socketpair()
+                passed.enter_context(theirs)
+                pipe = FrontPipe(ours, self._frame_bytes_max())
+                memory = Note.allocate()
+                passed.callback(os.close, memory)
+                note = Note(memory)
+                if not self._forks.alive:
+                    self._forks.start()
+                    self._watch_forks()
+                self._forks.fork(token, theirs, memory)
+            except OSError as error:
+                raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error.strerror or error}") from error
+        now = time.monotonic()
+        session = self._sessions[token] = Session(token, key, pipe, note, heard=now, moved=now)
+
+        def failed() -> None:
+            if token in self._sessions:
+                self._end(session, ERROR_CRASHED, "the session's process could not be understood")
+
+        self._loop.watch(pipe.fileno(), IN, lambda mask: self._from_worker(session, mask), failed, outer=False)
+        self.counts.sessions = len(self._sessions)
+        self.counts.started += 1
+        log.info("session started", extra={"fields": {"session": token[:8]}})
+        return session
+
+    def _frame_bytes_max(self) -> int:
+        """Of an answer: an output is a blob, and a Welcome has the server's costs."""
+        return max(int(self._limits.blob_mb * 1e6), 1_000_000)
+
+    def _from_worker(self, session: Session, mask: int) -> None:
+        finished = False
+        with contextlib.suppress(OSError):  # the process has ended, which shows when all that it said is read
+            if mask & OUT:
+                session.pipe.flush()
+        try:
+            if self._pass_back(session, _PIECES_AT_ONCE):
+                self._loop.later(session.pipe.fileno())
+        except EOFError:
+            finished = True
+        reader = session.reader
+        if finished or (mask & GONE and reader is not None and reader.full):
+            # The fork server's news will tell more.
+            session.finished_at = time.monotonic()
+            self._loop.unwatch(session.pipe.fileno())
+        self._settle(session)
+
+    def _pass_back(self, session: Session, pieces: int) -> bool:
+        """Pass on what the process answers, as long as its reader reads; whether there may be more. Raises EOFError."""
+        try:
+            for _ in range(pieces):
+                reader = session.reader
+                if reader is not None and reader.full:
+                    self._door.flush(reader)
+                    if reader.full:
+                        return False
+                    continue  # it may be gone
+                piece = session.pipe.receive(whole=reader is not None and reader.zmtp.seals)
+                if piece is None:
+                    return False
+                session.moved = time.monotonic()
+                if not session.sent:
+                    raise ValueError("an answer that nobody asked for")
+                if reader is not None:
+                    self._door.answer(reader, *piece)
+                if piece.ends and not piece.more:
+                    self._answered(session)
+            return True
+        finally:
+            for connection in list(session.connections.values()):
+                self._door.flush(connection)
+
+    def _answered(self, session: Session) -> None:
+        """The first of the messages under way is so no more."""
+        _, role, cost = session.sent.popleft()
+        session.under_way[role] -= cost
+        session.heard = session.moved  # while it waited for an answer, a client was not silent
+        connection = session.connections.get(role)
+        if connection is None:
+            return
+        if role in session.held:
+            self._pass_on(session, connection, *session.held.pop(role))
+        if role not in session.held:
+            self._door.resume(connection)
+
+    def _settle(self, session: Session) -> None:
+        """Have the system tell what a session's pipe waits for now."""
+        reader = session.reader
+        mask = OUT if session.pipe.pending else 0
+        if reader is None or not reader.full:
+            mask |= IN
+        self._loop.change(session.pipe.fileno(), mask)
+
+    def _watch_forks(self) -> None:
+        self._loop.watch(self._forks.fileno(), IN, lambda mask: self._from_forks(), lambda: None, outer=False)
+
+    def _from_forks(self) -> None:
+        descriptor = self._forks.fileno()
+        try:
+            while (news := self._forks.news()) is not None:
+                self._take_news(news)
+        except EOFError:
+            self._loop.unwatch(descriptor)
+            self._forks.bury()
+            for session in list(self._sessions.values()):
+                if session.pid is None:
+                    self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server has died")
+                else:
+                    reason = f"the session's process ended with the fork server{session.doing()}"
+                    self._end(session, ERROR_CRASHED, reason)
+
+    def _take_news(self, news: News) -> None:
+        session = self._sessions.get(news.name)
+        if session is None:
+            if news.code is None:  # it ended before its process began
+                _kill(news.pid)
+            return
+        if news.code is None:
+            session.pid, session.moved = news.pid, time.monotonic()
+            return
+        # What it said last is in its pipe. Nothing waits for those who do not read it.
+        with contextlib.suppress(EOFError, ValueError):
+            self._pass_back(session, sys.maxsize)
+        session.pid = None
+        code = news.code
+        if code == 0:
+            self._end(session, ERROR_SESSION, "the client said goodbye")
+        else:
+            how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with code {code}"
+            self._end(session, ERROR_CRASHED, f"the session's process {how}{session.doing()}")
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + _TICK_S
+        self._loop.guard(lambda: self._door.tick(now))
+        for session in list(self._sessions.values()):
+            self._loop.guard(functools.partial(self._look_after, session, now))
+
+    def _look_after(self, session: Session, now: float) -> None:
+        """End a session whose client is silent or whose process is stuck or gone."""
+        limits, reader = self._limits, session.reader
+        if session.finished_at is not None and now - session.finished_at > _NEWS_S:
+            self._end(session, ERROR_CRASHED, f"the session's process has ended{session.doing()}")
+        elif not session.sent:
+            if now - session.last_heard > limits.idle_s:
+                self._end(session, ERROR_SESSION, f"nothing was heard of the client for {limits.idle_s:g} s")
+        elif session.pid is None:
+            if now - session.moved > _START_S:
+                self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server does not answer")
+        elif reader is not None and reader.full:  # it waits for its client
+            session.moved = now
+        elif now - session.moved > limits.stall_s:
+            reason = f"the session's process was stuck for {limits.stall_s:g} s"
+            self._end(session, ERROR_CRASHED, reason + session.doing())
+
+    def _end(self, session: Session, code: str, reason: str) -> None:
+        log.info("session ended", extra={"fields": {"session": session.token[:8], "code": code, "reason": reason}})
+        del self._sessions[session.token]
+        self.counts.sessions = len(self._sessions)
+        self.counts.ended[code] += 1
+        self._loop.unwatch(session.pipe.fileno())
+        session.pipe.close()
+        if session.pid is not None:
+            _kill(session.pid)
+        session.note.close()
+        session.sent.clear()  # they refer to each other: their memory is free at once, not some time later
+        connections, session.connections = session.connections, {}
+        for connection in connections.values():
+            self._door.dismiss(connection, Error(code, reason))
+        give_back()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _drain(wake: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(wake)
+
+
+def _reserve_descriptors(limits: Limits) -> None:
+    """Have the system allow as many open files as the limits need. Raises InputError where it does not."""
+    needed = int(limits.pending + _DESCRIPTORS_PER_SESSION * limits.sessions) + _DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != hard < needed:
+        raise InputError(
+            f"{option('pending')} {limits.pending:g} and {option('sessions')} {limits.sessions:g} need {needed} open "
+            f"files, and the system allows {hard}; lower them, or raise that (ulimit -Hn)"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,99 @@
+"""A stage that arrives in slices: what queries can use of it so far, and the whole that it becomes.
+
+Every slice is a net of its own. As soon as it is complete, queries can use it, and its rows of the weights are copied
+into the net of the whole stage. When the last one is there the whole net is that of a stage which was uploaded as one,
+and the slices' nets are freed. Until then the weights of such a stage take up to twice their memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ionn.errors import ProtocolError
+from ionn.model.caffemodel import Floats
+from ionn.model.engine import StageNet
+from ionn.model.partial_net import Channels
+from ionn.server.admission import CheckedNet, Usage
+
+
+class Assembly:
+    """`net` is the whole stage's, to be used once it is `complete`. Slices may come in any order."""
+
+    def __init__(self, whole: CheckedNet) -> None:
+        self.stage = whole.stage
+        self.layers = whole.layers[whole.stage]
+        self.net = StageNet(whole.net)
+        self._checked = whole
+        self._bytes = self.net.blob_bytes()
+        self._announced: dict[Channels, Usage] = {}
+        self._slices: dict[int, tuple[int, StageNet]] = {}  # by their first channel: their end, and their net
+        self.complete = False
+
+    @property
+    def announced(self) -> bool:
+        """Whether any slice is there or on its way."""
+        return bool(self._announced)
+
+    @property
+    def usage(self) -> Usage:
+        """Of the whole and, until it is complete, of the slices."""
+        return self._checked.usage if self.complete else sum(self._announced.values(), self._checked.usage)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.net.outputs(self.stage)[0].shape
+
+    def check(self, part: CheckedNet) -> Channels:
+        """The channels of a slice that may be announced next. Raises ProtocolError if it is none of this stage, or one
+        that was announced."""
+        channels, whole = part.net.channels, part.whole
+        assert channels is not None
+        assert whole is not None
+        if whole.net != self._checked.net:
+            raise ProtocolError(f"a slice of another stage {self.stage} than the one before")
+        begin, end, _ = channels
+        if any(map(channels.overlaps, self._announced)):
+            raise ProtocolError(f"channels {begin} to {end} of stage {self.stage} were uploaded before")
+        return channels
+
+    def announce(self, part: CheckedNet) -> None:
+        """A slice that `check` found right is on its way."""
+        self._announced[self.check(part)] = part.usage
+
+    def withdraw(self, channels: Channels) -> None:
+        """A slice that was announced does not come."""
+        del self._announced[channels]
+
+    def add(self, channels: Channels, net: StageNet) -> None:
+        """An announced slice has all its weights."""
+        for key, rows in net.blob_bytes().items():
+            whole = self._bytes[key]
+            begin = len(whole) // channels.of * channels.begin
+            whole[begin : begin + len(rows)] = rows
+        self._slices[channels.begin] = channels.end, net
+        self.complete = sum(end - begin for begin, (end, _) in self._slices.items()) == channels.of
+        if self.complete:
+            self._slices.clear()
+
+    def run(self, channels: int, data: Floats) -> tuple[float, Floats]:
+        """Run the first `channels` channels: the time in ms, and their output.
+
+        A client may not know yet that the stage is complete: then its whole runs, for any number. Raises ProtocolError
+        where that is not a number of channels that slices which are there make, beginning with the first.
+        """
+        nets = [self.net] if self.complete and 0 < channels < self.output_shape[1] else self._first(channels)
+        stage_ms, outputs = 0.0, []
+        for net in nets:
+            net.put(self.stage, data)
+            stage_ms += net.run(self.stage, self.stage)[0]
+            outputs += net.outputs(self.stage)
+        return stage_ms, np.concatenate(outputs, axis=1)[:, :channels]
+
+    def _first(self, channels: int) -> list[StageNet]:
+        nets, end = [], 0
+        while end < channels and end in self._slices:
+            end, net = self._slices[end]
+            nets.append(net)
+        if not nets or end != channels:
+            raise ProtocolError(f"the first {channels} channels of stage {self.stage} are not slices that are here")
+        return nets

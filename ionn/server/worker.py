@@ -1,0 +1,295 @@
+"""One client's session at the server: the partial nets it uploaded, and the queries that run on them.
+
+Each session lives in a process of its own: a net that Caffe rejects after all aborts the process, and memory is limited
+per process. `SessionState` is the session without sockets; `run` connects it to the server's front process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import signal
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ionn.errors import InputError, ProtocolError
+from ionn.model.engine import StageNet
+from ionn.model.partial_net import Channels, PartialNet, StageCut
+from ionn.protocol.messages import (
+    ERROR_DAMAGED,
+    ERROR_PARTITION,
+    ERROR_PROTOCOL,
+    PROTOCOL,
+    Ack,
+    Bye,
+    Chunk,
+    Error,
+    Held,
+    Hello,
+    Join,
+    Message,
+    Part,
+    PartitionEnd,
+    PartitionHeader,
+    Ping,
+    Pong,
+    Query,
+    Ready,
+    Welcome,
+    decode,
+)
+from ionn.protocol.receiver import PartitionReceiver
+from ionn.server.admission import Boundary, CheckedNet, Usage, assign_blobs, check_partition
+from ionn.server.executor import Stages
+from ionn.server.ipc import Pipe
+from ionn.server.limits import Limits
+from ionn.server.sliced_stage import Assembly
+from ionn.server.status import Note
+
+# A product large enough for OpenBLAS to use the buffer that it maps once, more than 100 MB.
+_PRODUCT = PartialNet(
+    """
+    layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 16 dim: 18 dim: 18 } } }
+    layer { name: "product" type: "Convolution" bottom: "data" top: "product"
+            convolution_param { num_output: 32 kernel_size: 3 } }
+    """,
+    "data",
+    (StageCut(0, 1, ("product",)),),
+)
+
+
+class _Arriving:
+    """A partition whose weights are on their way into its nets."""
+
+    def __init__(self, header: PartitionHeader, checked: list[CheckedNet]) -> None:
+        self.nets = [(each, StageNet(each.net)) for each in checked]
+        targets = [net.blob_bytes() for _, net in self.nets]
+        places = assign_blobs(header, checked)
+        self.receiver = PartitionReceiver(header, [targets[net][layer, blob] for net, layer, blob in places])
+
+    @property
+    def layers(self) -> str:
+        """For messages."""
+        return "; ".join(layers for each, _ in self.nets for layers in each.layers.values())
+
+    @property
+    def whole_stages(self) -> set[int]:
+        return {stage for each, _ in self.nets if each.whole is None for stage in each.layers}
+
+
+class SessionState:
+    """Answers a client's messages one by one; a message that fails leaves the session as it was.
+
+    `note` is told what goes on, in words, before anything that may end the process.
+    """
+
+    def __init__(self, token: str, costs: dict[str, Any], limits: Limits, note: Callable[[str], None]) -> None:
+        self._limits = limits
+        self._note = note
+        chunk_bytes, window_bytes = int(limits.chunk_kb * 1e3), int(limits.window_kb * 1e3)
+        self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs)
+        self._held: dict[int, Held] = {}
+        self._arriving: dict[int, _Arriving] = {}
+        self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices
+        self._boundaries: dict[int, Boundary] = {}  # of every stage, arriving or held
+        self._stages = Stages(note)
+        self._assemblies = self._stages.assemblies
+        self._cold: deque[tuple[StageNet, int, str]] = deque()
+
+    def handle(self, message: Message) -> Message:
+        """The reply to a message. What it carries must have been sent or copied before the next call of `handle` or
+        `warm_up`: the nets that run then may free its memory."""
+        match message:
+            case Hello():
+                arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())
+                return replace(self._welcome, held=(*self._held.values(), *arriving))
+            case PartitionHeader() | Chunk() | PartitionEnd():
+                return self._handle_partition(message)
+            case Query() | Part() | Join():
+                try:
+                    return self._stages.handle(message)
+                finally:
+                    self._note_idle()
+            case Ping():
+                return Pong()
+        return Error(ERROR_PROTOCOL, f"'{message.type}' is not for a session")
+
+    def _handle_partition(self, message: PartitionHeader | Chunk | PartitionEnd) -> Message:
+        index = message.partition
+        try:
+            match message:
+                case PartitionHeader():
+                    return self._begin(message)
+                case Chunk():
+                    return self._take(message)
+                case PartitionEnd():
+                    return self._finish(message)
+        except ProtocolError as error:
+            return Error(ERROR_DAMAGED, str(error), partition=index)
+        except InputError as error:
+            self._drop(index)
+            return Error(ERROR_PARTITION, str(error), partition=index)
+        except MemoryError:
+            self._drop(index)
+            return Error(ERROR_PARTITION, f"no memory for partition {index}", partition=index)
+
+    def _drop(self, index: int) -> None:
+        dropped = self._arriving.pop(index, None)
+        if dropped is None:
+            return
+        del self._usage[index]
+        for each, net in dropped.nets:
+            self._keep_cold(net)
+            if each.net.channels is not None:
+                assembly = self._assemblies[each.stage]
+                assembly.withdraw(each.net.channels)
+                if assembly.announced:
+                    continue
+                self._keep_cold(assembly.net)
+                del self._assemblies[each.stage]
+            for stage in each.layers:
+                del self._boundaries[stage]
+
+    def _keep_cold(self, freed: StageNet) -> None:
+        """A net is of no more use, so it need not be tried."""
+        self._cold = deque(cold for cold in self._cold if cold[0] is not freed)
+
+    def _begin(self, header: PartitionHeader) -> Message:
+        index = header.partition
+        if index in self._arriving or index in self._held:
+            raise ProtocolError(f"partition {index} was announced before")
+        busy = {stage for part in self._arriving.values() for stage in part.whole_stages}
+        for announced in header.nets:
+            for stage in (stage.index for stage in announced.stages):
+                partly = stage in self._assemblies and announced.channels is None
+                if stage in self._stages or stage in busy or partly:
+                    raise ProtocolError(f"stage {stage} was uploaded before")
+        self._note(f"building partition {index}")
+        usage = (*self._usage.values(), *(assembly.usage for assembly in self._assemblies.values()))
+        used = sum(usage, Usage())
+        checked = check_partition(header, self._limits, used, self._boundaries, self._assemblies)
+        wholes: dict[int, CheckedNet] = {}
+        for each in checked:
+            if each.stage in self._assemblies:
+                self._assemblies[each.stage].check(each)
+            elif each.whole is not None:
+                wholes[each.stage] = each.whole
+        arriving = _Arriving(header, checked)
+        assemblies = {stage: Assembly(whole) for stage, whole in wholes.items()}
+        # All is built; nothing of what follows fails.
+        self._assemblies.update(assemblies)
+        self._cold.extend((new.net, new.stage, new.layers) for new in assemblies.values())
+        for each, net in arriving.nets:
+            self._cold.extend((net, stage, layers) for stage, layers in each.layers.items())
+            if each.whole is not None:
+                self._assemblies[each.stage].announce(each)
+            self._boundaries.update(each.boundaries)
+        self._arriving[index] = arriving
+        self._usage[index] = sum((each.usage for each in checked if each.whole is None), Usage())
+        self._note_idle()
+        return Ack(index, 0)
+
+    def warm_up(self) -> bool:
+        """Run a stage that has not run yet, on whatever its blobs hold; whether there was one.
+
+        Caffe maps memory when it is first used, which costs about as much as the layers do. In a moment without
+        messages, mostly while weights arrive, that costs nothing; the first query would wait for it.
+        """
+        if not self._cold:
+            return False
+        net, stage, layers = self._cold.popleft()
+        self._note(f"trying {layers}")
+        net.run(stage, stage)
+        self._note_idle()
+        return True
+
+    def _part(self, index: int) -> _Arriving:
+        if index not in self._arriving:
+            raise ProtocolError(f"partition {index} is not arriving")
+        return self._arriving[index]
+
+    def _take(self, chunk: Chunk) -> Message:
+        receiver = self._part(chunk.partition).receiver
+        if sum(map(len, chunk.payload)) > self._welcome.chunk_bytes:
+            raise ProtocolError(f"a chunk of more than {self._welcome.chunk_bytes} bytes")
+        receiver.take(chunk)
+        return Ack(chunk.partition, receiver.received)
+
+    def _finish(self, end: PartitionEnd) -> Message:
+        index = end.partition
+        part = self._part(index)
+        try:
+            part.receiver.finish(end)
+        except ProtocolError:
+            if part.receiver.complete:
+                self._drop(index)
+            raise
+        del self._arriving[index]
+        self._held[index] = Held(index, part.receiver.received, True)
+        for each, net in part.nets:
+            if each.net.channels is None:
+                self._stages.add(net, each.layers)
+            else:
+                self._add_slice(each.stage, each.net.channels, net)
+        self._note_idle()
+        return Ready(index)
+
+    def _add_slice(self, stage: int, channels: Channels, net: StageNet) -> None:
+        assembly = self._assemblies[stage]
+        assembly.add(channels, net)
+        if assembly.complete:
+            self._stages.add(assembly.net, {stage: assembly.layers})
+            # The nets of its slices are freed.
+            self._cold = deque(cold for cold in self._cold if cold[1] != stage or cold[0] is assembly.net)
+
+    def _note_idle(self) -> None:
+        waiting = ", ".join(f"receiving partition {index} ({part.layers})" for index, part in self._arriving.items())
+        self._note(waiting)
+
+
+def _restrain(limits: Limits) -> None:
+    """Have the system hold this process to its limits, and leave it to the server to end it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
+        signal.signal(number, signal.SIG_IGN)
+    # First, because OpenBLAS tries for ever to get its buffer.
+    StageNet(_PRODUCT).run(0, 0)
+    used_pages = int(Path("/proc/self/statm").read_text().split()[5])
+    most = used_pages * resource.getpagesize() + int(limits.memory_mb * 1e6)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    # A core file of a dying session would delay the news of its death.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _answer(state: SessionState, frames: Sequence[Any]) -> Message | None:
+    """The reply to a client's message, None to its goodbye."""
+    try:
+        message = decode(frames)
+    except ProtocolError as error:
+        return Error(ERROR_PROTOCOL, str(error))
+    return None if isinstance(message, Bye) else state.handle(message)
+
+
+def run(folder: str, sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, note: Note) -> None:
+    """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
+
+    `folder` is the server's for temporary files, `sock` leads to its front process. In the `note` that reads what the
+    worker was doing when it died. Every message has one answer, in order.
+    """
+    _restrain(limits)
+    tempfile.tempdir = folder
+    pipe = Pipe(sock)
+    state = SessionState(token, costs, limits, note.write)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
+        while True:
+            if not select.select((pipe,), (), (), 0)[0] and state.warm_up():
+                continue
+            reply = _answer(state, pipe.receive())
+            if reply is None:
+                break
+            pipe.send(reply.frames())

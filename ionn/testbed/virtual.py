@@ -1,0 +1,178 @@
+"""The virtual testbed: the experiment on a simulated clock, over a fluid link.
+
+The uplink carries at most two flows, the upload (partitions back to back) and one query's features; while both are
+active each has half the rate (max-min fair). The downlink is separate. A partition is usable once the server has loaded
+it; it loads one partition at a time, while the link goes on with the next. A query fixes its route when it starts. A
+stage uploaded in part runs at both sides at once, as `ionn.planning.slice_costs` says.
+
+Work on the link is measured in ms at its full rate, so the bandwidth itself does not occur here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from bisect import bisect_right
+from typing import Any, NamedTuple
+
+from ionn.model.slices import Piece, Slice, channels_of
+from ionn.planning.graph import ExecutionGraph, Leg
+from ionn.planning.slice_costs import Split
+from ionn.records import PartitionRecord, QueryRecord, Segment
+from ionn.testbed.experiment import run_experiment
+from ionn.testbed.trace import RunInfo, Trace
+
+
+def run_virtual(info: RunInfo, noise: float = 0.0) -> Trace:
+    """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic.
+
+    `noise` multiplies each segment's compute time by a lognormal factor of mean 1 (`noise` is the standard deviation of
+    its logarithm) drawn from `info.seed` and `info.run`; the trace's environment records it. Raises InputError for a
+    graph that `ExecutionGraph.to_json` did not write.
+    """
+    info = dataclasses.replace(info, environment={**info.environment, "noise": noise})
+    return run_experiment(VirtualSession(info, noise), info)
+
+
+class _Hop(NamedTuple):
+    """A leg of a route: features go up, it computes, results come down (neither for a leg at the client). A stage at
+    both sides is a `split`."""
+
+    leg: Leg
+    up_ms: float
+    compute_ms: float
+    down_ms: float
+    split: Split | None
+
+
+class VirtualSession:
+    """A `Session` of the experiment on a simulated clock, in ms."""
+
+    def __init__(self, info: RunInfo, noise: float = 0.0) -> None:
+        self._graph = graph = ExecutionGraph.from_json(info.graph)
+        self._partitions = info.plan["partitions"]
+        self._pieces = [_pieces(graph, partition) for partition in self._partitions]
+        overheads_ms = [graph.overhead_ms(pieces) for pieces in self._pieces]
+        self._load_ms = [load_ms for _, load_ms in overheads_ms]
+        self._unsent_ms = [upload_ms - load_ms for upload_ms, load_ms in overheads_ms]
+        self._end_ms: list[float] = []  # of the partitions that have left the link
+        self._ready_ms: list[float] = []  # of the same; known as soon as the last byte has arrived
+        self._now_ms = 0.0
+        self._routes: dict[int, list[_Hop]] = {}
+        self._queries = 0
+        self._noise = noise
+        self._random = random.Random(f"{info.seed}/{info.run}")
+
+    def start_upload(self) -> None:
+        """The clock stands at 0 already."""
+
+    def wait_for_first_partition(self) -> None:
+        if self._pieces:
+            if not self._ready_ms:
+                self._advance(self._now_ms + self._unsent_ms[0])
+            self._advance(self._ready_ms[0])
+
+    def uploaded(self) -> bool:
+        return self._usable() == len(self._pieces)
+
+    def query(self, raised_s: float | None = None) -> QueryRecord:
+        start_s = self._now_ms / 1e3
+        segments: list[Segment] = []
+        for hop in self._route(self._usable()):
+            began_ms = self._now_ms
+            compute_ms = self._run_split(hop.split, hop.leg) if hop.split else self._run(hop)
+            segments.append(Segment(*hop.leg[:3], compute_ms, self._now_ms - began_ms))
+        self._queries += 1
+        return QueryRecord(
+            index=self._queries - 1,
+            raised_s=start_s if raised_s is None else raised_s,
+            start_s=start_s,
+            end_s=self._now_ms / 1e3,
+            segments=tuple(segments),
+        )
+
+    def _run(self, hop: _Hop) -> float:
+        self._send_features(hop.up_ms)
+        compute_ms = hop.compute_ms * self._factor()
+        self._advance(self._now_ms + compute_ms + hop.down_ms)
+        return compute_ms
+
+    def _run_split(self, split: Split, leg: Leg) -> float:
+        """Run a stage at both sides; the time of the one that computes longer."""
+        split = dataclasses.replace(
+            split, client_ms=split.client_ms * self._factor(), server_ms=split.server_ms * self._factor()
+        )
+
+        def send_up(at_ms: float, work_ms: float) -> float:
+            self._advance(at_ms)
+            self._send_features(work_ms)
+            return self._now_ms
+
+        self._advance(split.end_ms(leg.from_server, leg.to_server, self._now_ms, send_up))
+        return max(split.client_ms, split.server_ms)
+
+    def _factor(self) -> float:
+        return self._random.lognormvariate(-(self._noise**2) / 2, self._noise) if self._noise else 1.0
+
+    def finish(self) -> list[PartitionRecord]:
+        start_ms = [0.0, *self._end_ms]
+        return [
+            PartitionRecord(
+                index=index,
+                stages=tuple(self._partitions[index]["stages"]),
+                bytes=self._partitions[index]["bytes"],
+                start_s=start_ms[index] / 1e3,
+                end_s=end_ms / 1e3,
+                ready_s=self._ready_ms[index] / 1e3,
+            )
+            for index, end_ms in enumerate(self._end_ms)
+        ]
+
+    def _usable(self) -> int:
+        """How many partitions queries may use now; they become usable in plan order."""
+        return bisect_right(self._ready_ms, self._now_ms)
+
+    def _route(self, usable: int) -> list[_Hop]:
+        if usable not in self._routes:
+            uploaded = [piece for pieces in self._pieces[:usable] for piece in pieces]
+            self._routes[usable] = [self._hop(leg, uploaded) for leg in self._graph.legs(uploaded)]
+        return self._routes[usable]
+
+    def _hop(self, leg: Leg, uploaded: list[Piece]) -> _Hop:
+        graph = self._graph
+        run = slice(leg.first, leg.last + 1)
+        if leg.where == "client":
+            return _Hop(leg, 0.0, float(graph.client_ms[run].sum()), 0.0, None)
+        if leg.where == "both":
+            return _Hop(leg, 0.0, 0.0, 0.0, graph.split(leg.first, channels_of(uploaded)[leg.first]))
+        up_ms = 0.0 if leg.from_server else float(graph.up_ms[leg.first])
+        down_ms = 0.0 if leg.to_server else float(graph.down_ms[leg.last + 1])
+        return _Hop(leg, up_ms, float(graph.server_ms[run].sum()), down_ms, None)
+
+    def _send_features(self, work_ms: float) -> None:
+        while work_ms > 0 and len(self._end_ms) < len(self._pieces):
+            shared_ms = min(work_ms, self._unsent_ms[len(self._end_ms)])
+            self._advance(self._now_ms + 2 * shared_ms, upload_rate=0.5)
+            work_ms -= shared_ms
+        self._advance(self._now_ms + work_ms)
+
+    def _advance(self, until_ms: float, upload_rate: float = 1.0) -> None:
+        """Move the clock to `until_ms` while the upload, if it has not ended, goes on at a share of the link's rate."""
+        for index in range(len(self._end_ms), len(self._pieces)):
+            end_ms = self._now_ms + self._unsent_ms[index] / upload_rate
+            if end_ms > until_ms:
+                sent_ms = (until_ms - self._now_ms) * upload_rate
+                self._unsent_ms[index] = max(0.0, self._unsent_ms[index] - sent_ms)  # rounding must not leave a debt
+                break
+            self._now_ms = end_ms
+            self._end_ms.append(end_ms)
+            self._ready_ms.append(max([end_ms, *self._ready_ms[-1:]]) + self._load_ms[index])
+        self._now_ms = until_ms
+
+
+def _pieces(graph: ExecutionGraph, partition: dict[str, Any]) -> list[Piece]:
+    """What a partition of `Plan.to_json` uploads."""
+    index = {name: stage for stage, name in enumerate(graph.stages)}
+    slices = partition.get("slices", {})
+    names = partition["stages"]
+    return [Slice(index[name], *slices[name]) if name in slices else index[name] for name in names]
