@@ -61,7 +61,7 @@ def worker() -> None:
     for model in paper.MODELS:
         network = Network.load(model)
         net = engine.load_network(network, read_weights(weights_path(model, None), network))
-        nets[model] = net, inputs.query_inputs(network, seed=0)[0]
+        nets[model] = net, inputs.query_inputs(network, seed=0, count=1)[0]
         engine.forward(*nets[model])
     print(json.dumps(engine.blas()), flush=True)
     for line in sys.stdin:

@@ -17,6 +17,7 @@ import numpy as np
 import support
 
 from ionn import paper
+from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.model import inputs
 from ionn.model.partial_net import extract
@@ -55,7 +56,8 @@ def querying_upload(subject: Subject, address: str) -> Trace:
     photographs = inputs.query_inputs(network, seed=0)
     client = Client(address)
     try:
-        session = LiveSession(network, subject.net, graph, None, photographs, client, parts, stages)
+        offloading = Offloading(network, subject.net, graph, client, parts, stages)
+        session = LiveSession(offloading, subject.net, photographs)
         info = RunInfo(
             testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=paper.MBPS, seed=0,
             dilation=1.0, client="not paced", server="", plan=plan.to_json(),

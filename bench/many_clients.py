@@ -39,7 +39,7 @@ def subject(index: int) -> tuple[Network, dict[str, tuple[Floats, ...]], range, 
     stored = read_weights(weights_path(MODEL, None), network)
     weights = {name: tuple(blob * np.float32(1 + index / 100) for blob in blobs) for name, blobs in stored.items()}
     stages = [stage.index for stage in network.stages if not stage.pinned]
-    return network, weights, range(stages[0], stages[-1] + 1), inputs.query_inputs(network, seed=0)[0]
+    return network, weights, range(stages[0], stages[-1] + 1), inputs.query_inputs(network, seed=0, count=1)[0]
 
 
 def turns(channel: Connection, query: Callable[[], Any]) -> None:

@@ -16,6 +16,7 @@ import time
 import numpy as np
 import support
 
+from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.model import engine, inputs
 from ionn.model.network import Network
@@ -68,10 +69,9 @@ def session(network: Network, address: str, partitions: int, stack: contextlib.E
     )  # fmt: skip
     client = Client(address)
     stack.callback(client.close)
-    made = LiveSession(
-        network, engine.load_network(network, weights), graph, None, inputs.query_inputs(network, seed=0), client,
-        [extract(network, part, weights) for part in stages], stages,
-    )  # fmt: skip
+    net = engine.load_network(network, weights)
+    offloading = Offloading(network, net, graph, client, [extract(network, part, weights) for part in stages], stages)
+    made = LiveSession(offloading, net, inputs.query_inputs(network, seed=0))
     made.start_upload()
     while not made.uploaded():
         time.sleep(0.01)

@@ -38,6 +38,7 @@ import strangers
 import support
 
 from ionn.client.connection import ping
+from ionn.client.offloading import Offloading
 from ionn.client.session import FAULTS, Client, Patience
 from ionn.errors import IonnError
 from ionn.model import inputs
@@ -98,7 +99,8 @@ def be_client(address: str, model: str, path: str) -> None:
             client = None
             with contextlib.suppress(*FAULTS):
                 client = Client(address, patience=PATIENCE)
-            session = LiveSession(network, subject.net, graph, None, photographs, client, partitions, stages)
+            offloading = Offloading(network, subject.net, graph, client, partitions, stages)
+            session = LiveSession(offloading, subject.net, photographs)
             session.start_upload()
             # Without a server it tries again soon.
             ends = time.monotonic() + (0.0 if client is None else random.uniform(*SESSION_S))

@@ -32,9 +32,9 @@ from ionn.records import Segment
 from ionn.testbed.trace import Trace, load_traces
 
 if TYPE_CHECKING:
+    from ionn.client.offloading import Offloading
     from ionn.model.caffemodel import Floats
     from ionn.protocol.curve import ClientKeys
-    from ionn.testbed.live import Opened
 
 __all__ = [
     "Answer", "ExecutionGraph", "InputError", "IonnError", "Network", "Plan", "Session", "Slice", "Trace",
@@ -140,26 +140,27 @@ class Session:
     work all the same.
     """
 
-    def __init__(self, network: Network, opened: Opened) -> None:
-        self.network = network
-        self._opened = opened
-        self._live = opened.session
+    def __init__(self, offloading: Offloading) -> None:
+        self.network = offloading.network
+        self._offloading = offloading
 
     @property
     def plan(self) -> Plan:
         """What it uploads, in which order; empty until a server's costs are known."""
-        return self._opened.plan
+        assert self._offloading.plan is not None
+        return self._offloading.plan
 
     @property
     def fault(self) -> Exception | None:
-        return self._opened.fault or self._live.fault
+        return self._offloading.fault
 
     @property
     def uploaded(self) -> float:
         """How much of the plan has been sent, from 0 to 1."""
-        if not self._live.planned:
+        if not self._offloading.planned:
             return 0.0
-        return self._live.uploaded_bytes / self._live.total_bytes if self._live.total_bytes else 1.0
+        total_bytes = self._offloading.total_bytes
+        return self._offloading.uploaded_bytes / total_bytes if total_bytes else 1.0
 
     def query(self, data: Floats) -> Answer:
         """Compute the network on `data`, float32 (N, C, H, W) as `network.input_shape`, over both sides.
@@ -168,16 +169,20 @@ class Session:
         query one session: each gets the answer to its own data, one after another, and its latency has the waiting in
         it. Raises InputError for data of another shape, and for what are no real numbers.
         """
-        outputs, record = self._live.answer(_input_of(self.network, data))
-        named = dict(zip(self.network.outputs, outputs, strict=True))
-        return Answer(named, record.segments, record.latency_ms, record.fallback)
+        given = _input_of(self.network, data)
+        start_s = time.perf_counter()
+        done = self._offloading.executor.execute(given)
+        latency_ms = (time.perf_counter() - start_s) * 1e3
+        return Answer(
+            dict(zip(self.network.outputs, done.outputs, strict=True)), done.segments, latency_ms, done.fallback
+        )
 
     def wait_uploaded(self, timeout_s: float | None = None) -> bool:
         """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived.
 
         Raises InputError for a time that is no number."""
         end_s = None if timeout_s is None else time.monotonic() + number_of(timeout_s, "timeout_s")
-        while not self._live.uploaded() and self.fault is None:
+        while not self._offloading.uploaded() and self.fault is None:
             if end_s is not None and time.monotonic() >= end_s:
                 return False
             time.sleep(0.02)
@@ -210,12 +215,11 @@ def connect(
     it answers, the plan is made, if that needed its costs, and uploaded; where costs are missing, `fault` says so.
     """
     from ionn.address import parse_address
+    from ionn.client.offloading import Offloading, open_offloading
     from ionn.costs import profiling
-    from ionn.model import engine, inputs
+    from ionn.model import engine
     from ionn.model.caffemodel import read_weights, weights_path
     from ionn.protocol.curve import ClientKeys
-    from ionn.testbed import live
-    from ionn.testbed.live_session import LiveSession
 
     mbps = number_of(mbps, "mbps")
     checked_mbps(mbps)
@@ -228,20 +232,18 @@ def connect(
         parse_address(address)
     network = Network.load(model)
     net = engine.load_network(network, read_weights(weights_path(model, weights), network))
-    sample = inputs.query_inputs(network, seed=0)[:1]
     if address is None:
         costs = costs or load_costs(CLIENT)  # of no effect: nothing is uploaded
-        graph = ExecutionGraph.from_network(network, costs, costs, mbps)
-        plan = empty_plan(network, graph, algorithm, mbps)
-        session = LiveSession(network, net, graph, None, sample, None, (), ())
-        yield Session(network, live.Opened(session, graph, plan, costs, None))
+        offloading = Offloading(network, net, ExecutionGraph.from_network(network, costs, costs, mbps))
+        offloading.plan = empty_plan(network, offloading.graph, algorithm, mbps)
+        yield Session(offloading)
         return
     here = costs or profiling.profile_network(network, net, PROFILE_RUNS)
-    subject = live.Subject(network, net, here, paced=False)
-    link = live.Link(address, mbps, keys=keys)
-    with live.open_session(subject, algorithm, link, there, sample, may_be_lost=True) as opened:
-        opened.session.start_upload()
-        yield Session(network, opened)
+    with open_offloading(
+        network, net, here, address, mbps, algorithm, there=there, keys=keys, may_be_lost=True
+    ) as offloading:
+        offloading.start_upload()
+        yield Session(offloading)
 
 
 def _costs(given: str | Path | Costs, what: str) -> Costs:

@@ -100,7 +100,7 @@ def _answer(program: Program) -> Report:
                         places = {segment.where for segment in answer.segments}
                         answers.append(Got(number, answer.outputs, places, answer.fallback))
                     elif what == "wait":
-                        upload = session._live._upload
+                        upload = session._offloading.upload
                         if upload is not None and session.fault is None:
                             upload.wait_ready(min(number, len(session.plan.partitions)), WAIT_S)
                     elif what == "reset" and wire is not None:

@@ -17,7 +17,7 @@ from ionn.costs.loading import load_costs
 from ionn.errors import InputError
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.testbed import live, runner
+from ionn.testbed import live, processes, runner
 from ionn.testbed.trace import RunInfo, Trace, load_traces, trace_path
 from ionn.testbed.virtual import run_virtual
 
@@ -107,7 +107,7 @@ class StandIn:
 @pytest.fixture
 def testbed(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     stand_in = StandIn()
-    monkeypatch.setattr(live, "start_testbed", stand_in.start)
+    monkeypatch.setattr(processes, "start_testbed", stand_in.start)
     monkeypatch.setattr(live, "run_live", stand_in.run)
     return stand_in
 
@@ -261,10 +261,11 @@ class Progress:
 
 def test_progress_is_what_has_been_uploaded_and_the_last_query() -> None:
     progress = Progress()
-    session = SimpleNamespace(total_bytes=100, uploaded_bytes=30, last_query=None)
+    offloading = SimpleNamespace(total_bytes=100, uploaded_bytes=30)
+    session = SimpleNamespace(offloading=offloading, last_query=None)
     runner._show(progress, session)
     assert (progress.total, progress.n, progress.shown) == (100, 30, "")
-    runner._show(
-        progress, SimpleNamespace(total_bytes=100, uploaded_bytes=70, last_query=SimpleNamespace(latency_ms=12.4))
-    )
+    offloading.uploaded_bytes = 70
+    session.last_query = SimpleNamespace(latency_ms=12.4)
+    runner._show(progress, session)
     assert (progress.n, progress.shown) == (70, "query 12 ms")

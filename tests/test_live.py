@@ -15,6 +15,7 @@ import psutil
 import pytest
 from world import Server, wait_for
 
+from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.costs.loading import load_costs
 from ionn.model.network import Network
@@ -82,11 +83,12 @@ def test_a_server_that_dies_costs_no_query(
             wait_for(lambda: not server.alive(), "its end")
 
     client = Client(server.address)
-    session = LiveSession(
-        tiny, subject.net, graph, [0.0] * len(tiny.layers),
-        harness_inputs(tiny), client, [extract(tiny, s, tiny_weights) for s in stages], stages, kill_after_two,
+    offloading = Offloading(
+        tiny, subject.net, graph, client, [extract(tiny, s, tiny_weights) for s in stages], stages,
+        layer_ms=[0.0] * len(tiny.layers),
     )  # fmt: skip
-    session.silence_s = 2.0
+    offloading.executor.silence_s = 2.0
+    session = LiveSession(offloading, subject.net, harness_inputs(tiny), kill_after_two)
     try:
         session.start_upload()
         wait_for(session.uploaded, "the upload")
@@ -97,7 +99,7 @@ def test_a_server_that_dies_costs_no_query(
 
     assert all(record.bit_equal for record in records)
     assert [record.fallback for record in records] == [False, False, True, True, True, True]
-    assert session.fault is not None
+    assert session.offloading.fault is not None
 
 
 def harness_inputs(network: Network) -> list[np.ndarray]:

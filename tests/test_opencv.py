@@ -43,7 +43,7 @@ def model(request: pytest.FixtureRequest) -> Model:
     network = Network.load(request.param)
     weights = read_weights(path, network)
     net = engine.load_network(network, weights)
-    engine.forward(net, inputs.query_inputs(network, seed=0)[0])
+    engine.forward(net, inputs.query_inputs(network, seed=0, count=1)[0])
     costs = load_costs(runner.CLIENT), load_costs(runner.SERVER)
     graph = ExecutionGraph.from_network(network, *costs, runner.MBPS)
     return Model(network, net, graph, lambda pieces: extract(network, pieces, weights))

@@ -17,7 +17,9 @@ from raw import Raw, upload_messages
 from test_slicing import network_of
 from world import IMPATIENT, Server, Wire, recover, wait_for
 
-from ionn.client.session import Client, Patience, sliced_stage
+from ionn.client import sliced_stage
+from ionn.client.offloading import Offloading
+from ionn.client.session import Client, Patience
 from ionn.client.sliced_stage import SlicedStage, slice_stages
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
@@ -124,9 +126,8 @@ def session_of(
     client = Client(address, patience=patience)
     try:
         partitions = [extract(NETWORK, part, WEIGHTS) for part in pieces]
-        yield LiveSession(
-            NETWORK, net, GRAPH, layer_ms, inputs, client, partitions, pieces, dilation=1.0, sliced=sliced
-        )
+        offloading = Offloading(NETWORK, net, GRAPH, client, partitions, pieces, sliced, layer_ms)
+        yield LiveSession(offloading, net, inputs)
     finally:
         client.close()
 
@@ -166,8 +167,8 @@ def test_every_number_of_slices_every_way(way, count, steady, net, inputs, slice
     assert not any(record.fallback for record in records)
     assert where(records[0]) == expected
     # What a stage takes at a side is known only from whole runs of it.
-    assert FC not in session.measured_ms("server")
-    assert FC not in session.measured_ms("client")
+    assert FC not in session.offloading.executor.measured_ms("server")
+    assert FC not in session.offloading.executor.measured_ms("client")
 
 
 def test_all_slices_are_a_stage_of_the_server(steady, net, inputs, sliced):
@@ -214,10 +215,12 @@ def test_two_stages_in_part_one_after_the_other(steady):
     inputs = [rng.standard_normal(network.input_shape).astype(np.float32) for _ in range(2)]
     client = Client(steady.address)
     try:
-        session = LiveSession(
-            network, engine.load_network(network, weights), graph, None, inputs, client,
-            [extract(network, slices[0], weights)], slices[:1], sliced=slice_stages(network, slices, weights),
+        net = engine.load_network(network, weights)
+        offloading = Offloading(
+            network, net, graph, client, [extract(network, slices[0], weights)], slices[:1],
+            slice_stages(network, slices, weights),
         )  # fmt: skip
+        session = LiveSession(offloading, net, inputs)
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         records = [session.query() for _ in inputs]
@@ -257,7 +260,7 @@ def test_a_server_that_dies_during_the_clients_share_costs_no_query(way, net, in
         return run(self, data, begin, end, layer_ms)
 
     with session_of(server.address, net, inputs, sliced, pieces, IMPATIENT) as session:
-        session.silence_s = 1.0
+        session.offloading.executor.silence_s = 1.0
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         monkeypatch.setattr(SlicedStage, "run", run_and_kill)
@@ -276,9 +279,9 @@ def test_an_upload_in_slices_goes_on_over_a_new_connection(steady, net, inputs, 
             link.delay_s = 0.01
             session.start_upload()
             for ready in (2, 3):
-                wait_for(lambda ready=ready: session._upload.ready >= ready, "some slices")
+                wait_for(lambda ready=ready: session.offloading.upload.ready >= ready, "some slices")
                 link.reset()
-                wait_for(lambda: session.fault is not None, "the loss to be noticed")
+                wait_for(lambda: session.offloading.fault is not None, "the loss to be noticed")
             link.delay_s = 0.0
             records = [*recover(session), session.query()]
             assert where(records[-1]) == [("client", 0, 0), ("server", 1, 4), ("client", 5, 5)]
@@ -292,7 +295,7 @@ def test_a_session_that_crashes_begins_anew(steady, net, inputs, sliced):
     others = steady.session_processes()
     with session_of(steady.address, net, inputs, sliced, pieces, IMPATIENT) as session:
         session.start_upload()
-        wait_for(lambda: session._upload.ready >= 3, "some slices")
+        wait_for(lambda: session.offloading.upload.ready >= 3, "some slices")
         (mine,) = steady.session_processes() - others
         os.kill(mine, signal.SIGKILL)
         records = recover(session)

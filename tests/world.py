@@ -19,6 +19,7 @@ import psutil
 
 from ionn.address import format_address, parse_address
 from ionn.client.connection import ping
+from ionn.client.offloading import Offloading
 from ionn.client.session import Client, Patience
 from ionn.model import engine
 from ionn.model.engine import StageNet
@@ -191,7 +192,8 @@ class World:
         return self.net.outputs(stage - 1)[0].copy()
 
     def session(self, client: Client | None) -> LiveSession:
-        return LiveSession(self.network, self.net, self.graph, None, self.inputs, client, self.partitions, STAGES)
+        offloading = Offloading(self.network, self.net, self.graph, client, self.partitions, STAGES)
+        return LiveSession(offloading, self.net, self.inputs)
 
     @contextlib.contextmanager
     def client(self, address: str, patience: Patience = IMPATIENT) -> Iterator[tuple[Client, LiveSession]]:
@@ -207,7 +209,7 @@ class World:
         with self.client(address, Patience(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)) as (_, session):
             session.start_upload()
             wait_for(session.uploaded, "the upload")
-            assert session.fault is None
+            assert session.offloading.fault is None
             record = session.query()
             assert at_server(record)
             assert record.bit_equal
@@ -225,7 +227,7 @@ def recover(session: LiveSession) -> list[QueryRecord]:
         records.append(session.query())
         return session.uploaded() and at_server(records[-1])
 
-    wait_for(whole, f"the server to be used again ({session.fault})")
+    wait_for(whole, f"the server to be used again ({session.offloading.fault})")
     return records
 
 

@@ -101,7 +101,9 @@ def calibrate(
     end_s = time.monotonic() + _BUDGET_S
     networks = [Network.load(model) for model in models]
     nets = [
-        _load(network, read_weights(weights_path(model, None), network), inputs.query_inputs(network, seed=0)[0])
+        _load(
+            network, read_weights(weights_path(model, None), network), inputs.query_inputs(network, seed=0, count=1)[0]
+        )
         for model, network in zip(models, networks, strict=True)
     ]
     samples = design(blocks)

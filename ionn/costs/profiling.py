@@ -14,5 +14,5 @@ from ionn.model.network import Network
 
 def profile_network(network: Network, net: StageNet, runs: int, progress: Callable[[], None] = lambda: None) -> Profile:
     """Time every layer of a network in this process."""
-    data = query_inputs(network, seed=0)[0]
+    data = query_inputs(network, seed=0, count=1)[0]
     return Profile.of(network, engine.time_layers(net, runs, data, progress), machine=machine())

@@ -79,13 +79,13 @@ def _planes(photograph: NDArray[np.uint8], network_input_shape: tuple[int, ...],
     return planes.transpose(2, 0, 1)
 
 
-def query_inputs(network: Network, seed: int) -> Sequence[Floats]:
+def query_inputs(network: Network, seed: int, count: int = INPUTS) -> Sequence[Floats]:
     """Inputs for queries: photographs where the network takes images, else seeded noise."""
     if len(network.input_shape) == 4:
-        images = natural_images(network.input_shape, INPUTS * network.input_shape[0])
-        return list(images.reshape(INPUTS, *network.input_shape))
+        images = natural_images(network.input_shape, count * network.input_shape[0])
+        return list(images.reshape(count, *network.input_shape))
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal(network.input_shape, np.float32) for _ in range(INPUTS)]
+    return [rng.standard_normal(network.input_shape, np.float32) for _ in range(count)]
 
 
 def image_input(image: str | Path | NDArray[np.uint8], network_input_shape: tuple[int, ...]) -> NDArray[np.float32]:

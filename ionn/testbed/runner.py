@@ -160,8 +160,8 @@ def _server_costs(subject: Subject, results: Path | None, stack: contextlib.Exit
 
 
 def _show(progress: Any, session: LiveSession) -> None:
-    progress.total = session.total_bytes
-    progress.update(session.uploaded_bytes - progress.n)
+    progress.total = session.offloading.total_bytes
+    progress.update(session.offloading.uploaded_bytes - progress.n)
     if session.last_query is not None:
         progress.set_postfix_str(f"query {session.last_query.latency_ms:.0f} ms", refresh=False)
 

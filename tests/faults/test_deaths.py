@@ -42,7 +42,9 @@ def queries_through(session: LiveSession, phase: str, strike: Strike, number: in
     records = []
     session.start_upload()
     if phase == "mid-partition":
-        wait_for(lambda: session.uploaded_bytes > session.total_bytes / 3, "a third of the upload")
+        wait_for(
+            lambda: session.offloading.uploaded_bytes > session.offloading.total_bytes / 3, "a third of the upload"
+        )
         assert not session.uploaded()
     elif phase != "first partition":
         wait_for(session.uploaded, "the upload")

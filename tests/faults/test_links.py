@@ -34,7 +34,9 @@ def test_a_way_that_fails(fault: str, phase: str, wire: Wire, world: World) -> N
         wire.delay_s = 0.02 if "partition" in phase else 0.0
         session.start_upload()
         if phase == "mid-partition":
-            wait_for(lambda: session.uploaded_bytes > session.total_bytes / 3, "a third of the upload")
+            wait_for(
+                lambda: session.offloading.uploaded_bytes > session.offloading.total_bytes / 3, "a third of the upload"
+            )
         elif phase != "first partition":
             wait_for(session.uploaded, "the upload")
             records.append(session.query())
@@ -77,11 +79,14 @@ def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, world: World) ->
     with world.client(wire.address) as (client, session):
         session.start_upload()
         for share in (0.3, 0.5, 0.7):
-            wait_for(lambda share=share: session.uploaded_bytes > session.total_bytes * share, f"{share} of the upload")
+            wait_for(
+                lambda share=share: session.offloading.uploaded_bytes > session.offloading.total_bytes * share,
+                f"{share} of the upload",
+            )
             wire.reset()
             wait_for(lambda: client.fault is not None, "the loss to be noticed")
             wait_for(lambda: client.fault is None, "the connection to be back")
-            assert session.uploaded_bytes > session.total_bytes * share
+            assert session.offloading.uploaded_bytes > session.offloading.total_bytes * share
         assert bit_equal(recover(session))
         assert [record.bytes for record in session.finish()] == [p.caffemodel.size for p in world.partitions]
 

@@ -130,11 +130,15 @@ def test_a_refused_partition_ends_the_upload_and_nothing_else(steady: Server, wo
     weights = {name: tuple(blob.copy() for blob in blobs) for name, blobs in world.weights.items()}
     weights["fc1"][0][5] = np.nan
     with world.client(steady.address) as (client, session):
-        session._partitions = [world.partitions[0], extract(world.network, [2, 3, 4], weights), world.partitions[2]]
+        session.offloading._partitions = [
+            world.partitions[0],
+            extract(world.network, [2, 3, 4], weights),
+            world.partitions[2],
+        ]
         session.start_upload()
         wait_for(session.uploaded, "the refusal")
-        assert isinstance(session.fault, ServerError)
-        assert "layer 'fc1' has weights that are not finite" in str(session.fault)
+        assert isinstance(session.offloading.fault, ServerError)
+        assert "layer 'fc1' has weights that are not finite" in str(session.offloading.fault)
         # What came before is still used.
         wait_for(lambda: at_server(session.query()), "the first partition to be used")
         assert client.fault is None

@@ -19,6 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_slicing import network_of
 
+from ionn.client.offloading import Offloading
 from ionn.client.session import Client, Patience
 from ionn.client.sliced_stage import slice_stages
 from ionn.model import engine
@@ -346,6 +347,6 @@ def session_at(address: str) -> Iterator[tuple[Watched, LiveSession]]:
         sliced = slice_stages(NETWORK, [SLICES], WEIGHTS)
         partitions = [extract(NETWORK, pieces, WEIGHTS) for pieces in PIECES]
         net = engine.load_network(NETWORK, WEIGHTS)
-        yield client, LiveSession(NETWORK, net, GRAPH, None, INPUTS, client, partitions, PIECES, sliced=sliced)
+        yield client, LiveSession(Offloading(NETWORK, net, GRAPH, client, partitions, PIECES, sliced), net, INPUTS)
     finally:
         client.close()

@@ -270,7 +270,7 @@ def test_an_upload_that_gets_nowhere_is_given_up() -> None:
             while not session.uploaded():
                 assert time.monotonic() < deadline
                 session.query()
-            assert "connection was closed" in str(session.fault)
+            assert "connection was closed" in str(session.offloading.fault)
             assert client.upload is not None
             assert client.upload.ready == 0
     finally:

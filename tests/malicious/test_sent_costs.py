@@ -19,13 +19,14 @@ import pytest
 from google.protobuf import text_format
 from hostile import INPUTS, NETWORK, WEIGHTS, Connection, Hostile, often
 
+from ionn.client.offloading import open_offloading
 from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError, ProtocolError, printable
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
 from ionn.protocol import messages
 from ionn.testbed import live, runner
-from ionn.testbed.live_session import DIFFERENCE_MAX
+from ionn.testbed.live_session import DIFFERENCE_MAX, LiveSession
 from ionn.testbed.trace import Trace
 
 NASTY = "\x1b]0;mine\x07\x1b[31m\r\n\u202e" + "x" * 3000
@@ -69,10 +70,12 @@ GOOD: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def opened(server: Hostile, **options: Any) -> Iterator[live.Opened]:
-    subject = live.Subject(NETWORK, engine.load_network(NETWORK, WEIGHTS), Profile.of(NETWORK, 40.0), paced=False)
-    with live.open_session(subject, "sliced-efficiency", live.Link(server.address, 80), None, INPUTS, **options) as it:
-        yield it
+def opened(server: Hostile, may_be_lost: bool) -> Iterator[LiveSession]:
+    net, here = engine.load_network(NETWORK, WEIGHTS), Profile.of(NETWORK, 40.0)
+    with open_offloading(
+        NETWORK, net, here, server.address, 80, "sliced-efficiency", may_be_lost=may_be_lost
+    ) as offloading:
+        yield LiveSession(offloading, net, INPUTS)
 
 
 @pytest.fixture(params=[True, False], ids=["may be lost", "must be there"])
@@ -84,10 +87,10 @@ def may_be_lost(request: pytest.FixtureRequest) -> bool:
 def test_costs_that_cannot_be_used_are_a_fault(which: str, may_be_lost: bool) -> None:
     server = Hostile(costs=BAD[which])
     try:
-        with opened(server, may_be_lost=may_be_lost) as it:
-            it.session.start_upload()
-            fault = it.fault or it.session.fault
-            record = it.session.query()
+        with opened(server, may_be_lost) as session:
+            session.start_upload()
+            fault = session.offloading.fault
+            record = session.query()
     finally:
         server.close()
     assert isinstance(fault, ProtocolError)
@@ -96,32 +99,35 @@ def test_costs_that_cannot_be_used_are_a_fault(which: str, may_be_lost: bool) ->
     assert len(str(fault)) < 1000
     assert [segment.where for segment in record.segments] == ["client"]
     assert record.bit_equal
-    assert not it.plan.partitions
+    assert session.offloading.plan is not None
+    assert not session.offloading.plan.partitions
 
 
 @pytest.mark.parametrize("which", GOOD)
 def test_costs_with_odd_names_are_used(which: str, may_be_lost: bool) -> None:
     server = Hostile(costs=GOOD[which])
     try:
-        with opened(server, may_be_lost=may_be_lost) as it:
-            it.session.start_upload()
-            while not it.session.uploaded():
+        with opened(server, may_be_lost) as session:
+            session.start_upload()
+            while not session.uploaded():
                 time.sleep(0.01)
-            record = it.session.query()
-            assert it.session.fault is None
+            record = session.query()
+            assert session.offloading.fault is None
     finally:
         server.close()
-    assert it.fault is None
-    assert printable(it.server.name) == it.server.name
-    assert len(it.server.name) <= 200
+    offloading = session.offloading
+    assert offloading.server is not None
+    assert offloading.plan is not None
+    assert printable(offloading.server.name) == offloading.server.name
+    assert len(offloading.server.name) <= 200
     assert record.difference < 1e-4
-    assert bool(it.plan.partitions) == (which != "the most there can be")
+    assert bool(offloading.plan.partitions) == (which != "the most there can be")
 
 
 def test_a_server_without_costs_is_the_callers_matter(may_be_lost: bool) -> None:
     server = Hostile()
     try:
-        with pytest.raises(InputError, match="sends no cost model"), opened(server, may_be_lost=may_be_lost):
+        with pytest.raises(InputError, match="sends no cost model"), opened(server, may_be_lost):
             pass
     finally:
         server.close()

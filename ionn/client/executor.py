@@ -1,0 +1,269 @@
+"""Queries over both sides: stages run here, at the server, or with some of their channels at each."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ionn.client.pacing import PacedResult, run_paced
+from ionn.client.query import Exchange
+from ionn.client.session import FAULTS, Client, Patience
+from ionn.client.sliced_stage import SlicedStage
+from ionn.model.caffemodel import Floats
+from ionn.model.engine import StageNet
+from ionn.model.network import Network
+from ionn.model.slices import Piece, channels_of
+from ionn.planning.graph import ExecutionGraph, Leg
+from ionn.records import Segment
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What became of a query: the network's outputs, which nobody else writes to, and how they came about.
+
+    `overruns` and `overrun_ms` are those of a paced client. `fallback`: the server was lost, or failed meanwhile, and
+    the client completed the query alone.
+    """
+
+    outputs: list[Floats]
+    segments: tuple[Segment, ...]
+    overruns: int
+    overrun_ms: float
+    fallback: bool
+
+
+@dataclass
+class _Progress:
+    """How far a query has come, seen from the client: `outputs` of the stage before `position` are there, and of the
+    stage at `position` perhaps a `share` of the channels."""
+
+    outputs: list[Floats]
+    position: int = 0
+    share: list[Floats] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    overruns: int = 0
+    overrun_ms: float = 0.0
+    failed: bool = False
+
+    def reach(self, stage: int, outputs: list[Floats]) -> None:
+        self.position, self.outputs, self.share = stage + 1, outputs, []
+
+    def count(self, paced: PacedResult) -> None:
+        self.overruns += paced.overruns
+        self.overrun_ms += paced.overrun_ms
+
+
+def _trips(legs: Sequence[Leg]) -> list[list[Leg]]:
+    """The legs by trips: one at the client, or those between which data stays at the server."""
+    trips: list[list[Leg]] = []
+    for leg in legs:
+        if leg.from_server and leg.where != "client":
+            trips[-1].append(leg)
+        else:
+            trips.append([leg])
+    return trips
+
+
+def _check_result(
+    exchange: Exchange,
+    leg: Leg,
+    outputs: Sequence[Floats],
+    shapes: tuple[tuple[int, ...], ...],
+    stages: int | None = None,
+) -> None:
+    """Raise ProtocolError if that cannot be what a leg results in: outputs, and times of so many `stages`."""
+    if tuple(output.shape for output in outputs) != shapes or stages not in (None, leg.last - leg.first + 1):
+        raise exchange.violation(f"the server's result is not what stages {leg.first}..{leg.last} have")
+
+
+class QueryExecutor:
+    """Runs queries of a network whose partitions are arriving at a server.
+
+    Each takes the fastest path through the stages of `graph` that are there when it starts. `pieces[i]` are what the
+    client uploads as its i-th partition, and `sliced` the stages that go in slices. `net` is the client's own copy of
+    the network. `layer_ms` (layers,) is the pace of its layers, or None to run them as fast as this machine does.
+    On the wall, times are `dilation` times as long as the graph's.
+
+    All stages run here where there is no `client`, and while its server is lost. A query that the server fails is
+    completed here. Any number of threads may ask; their queries are computed one after another. Whoever else uses
+    `net` holds `computing` meanwhile.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        net: StageNet,
+        graph: ExecutionGraph,
+        client: Client | None = None,
+        pieces: Sequence[Sequence[Piece]] = (),
+        sliced: Mapping[int, SlicedStage] | None = None,
+        layer_ms: Sequence[float] | None = None,
+        dilation: float = 1.0,
+    ) -> None:
+        self._network = network
+        self._net = net
+        self._client = client
+        self._layer_ms = layer_ms
+        self._dilation = dilation
+        self.computing = threading.Lock()
+        # What each stage took at each side, for `measured_ms`.
+        self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
+        self.silence_s = (client.patience if client else Patience()).query_s
+        self.adopt(graph, pieces, sliced or {})
+
+    def adopt(
+        self, graph: ExecutionGraph, pieces: Sequence[Sequence[Piece]], sliced: Mapping[int, SlicedStage]
+    ) -> None:
+        """Go by another plan, of which nothing is uploaded yet. Called while holding `computing`."""
+        self._graph, self._pieces, self._sliced = graph, pieces, sliced
+
+    def execute(self, data: Floats) -> Execution:
+        """Compute the network on `data`, of its input's shape."""
+        with self.computing:
+            lost = self._client is not None and self._client.fault is not None
+            query = _Progress([data])
+            self._execute(query)
+            # They may be the net's own memory, which is another's as soon as the lock is free.
+            outputs = [output.copy() for output in query.outputs]
+        return Execution(outputs, tuple(query.segments), query.overruns, query.overrun_ms, lost or query.failed)
+
+    def measured_ms(self, where: str) -> dict[int, float]:
+        """The mean time in ms that each stage took at "client" or "server" in these queries, where it ran there."""
+        return {stage: float(np.mean(times)) for stage, times in self._observed[where].items()}
+
+    def _execute(self, query: _Progress) -> None:
+        upload = self._client.upload if self._client is not None else None
+        ready = upload.ready if upload else 0
+        uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
+        channels = channels_of(uploaded)
+        for trip in _trips(self._graph.legs(uploaded)):
+            if trip[0].where == "client":
+                self._run_here(query, trip[0].last)
+                continue
+            try:
+                self._run_there(query, trip, channels)
+            except FAULTS:
+                self._complete(query, channels)
+                return
+
+    def _run_here(self, query: _Progress, last: int) -> None:
+        """Run the stages up to `last` at the client."""
+        first = query.position
+        began = time.perf_counter()
+        self._net.put(first, query.outputs[0])
+        if self._layer_ms is None:
+            stage_ms = self._net.run(first, last)
+        else:
+            layers = self._net.layers(first, last)
+            paced = run_paced(self._net.run_layer, layers, [self._layer_ms[layer] for layer in layers])
+            query.count(paced)
+            ends = np.cumsum([len(self._net.layers(stage, stage)) for stage in range(first, last + 1)])
+            stage_ms = tuple(float(ms.sum()) for ms in np.split(np.array(paced.layer_ms), ends[:-1]))
+        query.segments.append(self._segment("client", first, last, stage_ms, began))
+        query.reach(last, self._net.outputs(last))
+
+    def _run_there(self, query: _Progress, trip: Sequence[Leg], channels: Mapping[int, int]) -> None:
+        """Run a trip: legs between which data is at the server, from the client's data and back to it.
+
+        What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
+        """
+        assert self._client is not None
+        with self._client.query(self._deadline_s(trip), self._results_bytes(trip, channels)) as exchange:
+
+            def send(leg: Leg, data: Floats | None) -> int:
+                if leg.where == "server":
+                    return exchange.run(leg.first, leg.last, data)
+                return exchange.run_part(leg.first, channels[leg.first], leg.to_server, data)
+
+            began = time.perf_counter()
+            ticket = send(trip[0], query.outputs[0])
+            for leg, following in zip(trip, (*trip[1:], None), strict=True):
+                share_ms, joined = 0.0, -1
+                # The client's channels of a stage at both need its input, wherever it is needed too.
+                down = following is not None and following.where == "both"
+                if leg.where == "both":
+                    share_ms = self._run_share(query, channels[leg.first])
+                    if leg.to_server:
+                        joined = exchange.join(query.share[0], stay=not down)
+                sent_ahead = -1 if following is None else send(following, None)
+                outputs, result = exchange.result(ticket)
+                _check_result(exchange, leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
+                if leg.where == "server":
+                    query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
+                else:
+                    ms = max(share_ms, result.stage_ms[0])
+                    query.segments.append(Segment("both", *leg[1:3], ms, (time.perf_counter() - began) * 1e3))
+                    if not leg.to_server:
+                        outputs = [np.concatenate((outputs[0], query.share[0]), axis=1)]
+                    elif down:
+                        outputs, _ = exchange.result(joined)
+                        _check_result(exchange, leg, outputs, self._network.stages[leg.last].output_shapes)
+                if outputs:
+                    query.reach(leg.last, outputs)
+                ticket, began = sent_ahead, time.perf_counter()
+
+    def _run_share(self, query: _Progress, begin: int, end: int | None = None) -> float:
+        """Run channels `begin`..`end` (by default the last) of the next stage at the client; how long that took."""
+        stage = query.position
+        sliced = self._sliced[stage]
+        end = sliced.channels if end is None else end
+        pace_ms = None
+        if self._layer_ms is not None:
+            whole_ms = float(self._graph.client_ms[stage])
+            share_ms = self._graph.split(stage, sliced.channels - (end - begin)).client_ms
+            first, last = self._network.stages[stage].first_layer, self._network.stages[stage].last_layer
+            scale = share_ms / whole_ms if whole_ms else 0.0
+            pace_ms = [ms * scale for ms in self._layer_ms[first : last + 1]]
+        output, paced = sliced.run(query.outputs[0], begin, end, pace_ms)
+        if pace_ms is not None:
+            query.count(paced)
+        query.share.append(output)
+        return sum(paced.layer_ms)
+
+    def _complete(self, query: _Progress, channels: Mapping[int, int]) -> None:
+        """The server failed: complete the query at the client, from the last data that is here."""
+        query.failed = True
+        if query.share:
+            stage = query.position
+            began = time.perf_counter()
+            ms = self._run_share(query, 0, channels[stage])
+            query.segments.append(Segment("client", stage, stage, ms, (time.perf_counter() - began) * 1e3))
+            query.reach(stage, [np.concatenate(query.share[::-1], axis=1)])
+        last = len(self._network.stages) - 1
+        if query.position <= last:
+            self._run_here(query, last)
+
+    def _deadline_s(self, trip: Sequence[Leg]) -> float:
+        graph, expected_ms = self._graph, 0.0
+        for leg in trip:
+            expected_ms += graph.up_ms[leg.first] + graph.server_ms[leg.first : leg.last + 1].sum()
+            expected_ms += graph.down_ms[leg.last + 1]
+        return Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
+
+    def _results_bytes(self, trip: Sequence[Leg], channels: Mapping[int, int]) -> int:
+        """The most that a trip's results can have: a stage at both may have its whole output joined too."""
+        stages = self._network.stages
+        shapes = [shape for leg in trip for shape in self._shapes(leg, channels)]
+        shapes += [shape for leg in trip if leg.where == "both" for shape in stages[leg.last].output_shapes]
+        return _FLOAT_BYTES * sum(map(math.prod, shapes))
+
+    def _shapes(self, leg: Leg, channels: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
+        """Of the outputs that a leg's message brings to the client."""
+        shapes = self._network.stages[leg.last].output_shapes
+        if leg.where == "server":
+            return shapes
+        images, _, *rest = shapes[0]
+        return () if leg.to_server else ((images, channels[leg.first], *rest),)
+
+    def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
+        for stage, ms in zip(range(first, last + 1), stage_ms, strict=True):
+            self._observed[where][stage].append(ms)
+        return Segment(where, first, last, sum(stage_ms), (time.perf_counter() - began) * 1e3, stage_ms)
