@@ -39,7 +39,7 @@ import support
 
 from ionn.client.connection import ping
 from ionn.client.offloading import Offloading
-from ionn.client.session import FAULTS, Client, Patience
+from ionn.client.session import FAULTS, Client, Timeouts
 from ionn.errors import IonnError
 from ionn.model import inputs
 from ionn.model.partial_net import extract
@@ -55,7 +55,7 @@ INPUTS = 2
 PAUSE_S = 0.5
 SESSION_S = (15.0, 40.0)
 # Faults are noticed, and sessions of clients that are gone are ended, while the next fault is being rolled.
-PATIENCE = Patience(query_s=2.0, heartbeat_s=0.5, silence_s=3.0, connect_s=5.0)
+PATIENCE = Timeouts(query_s=2.0, heartbeat_s=0.5, silence_s=3.0, connect_s=5.0)
 SERVER = ("serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "40", "--idle-s", "10", "--stall-s", "5")
 UNKILLED = 2
 FAULT_EVERY_S = 2.0
@@ -98,7 +98,7 @@ def be_client(address: str, model: str, path: str) -> None:
         while not stopped:
             client = None
             with contextlib.suppress(*FAULTS):
-                client = Client(address, patience=PATIENCE)
+                client = Client(address, timeouts=PATIENCE)
             offloading = Offloading(network, subject.net, graph, client, partitions, stages)
             session = LiveSession(offloading, subject.net, photographs)
             session.start_upload()
@@ -261,7 +261,7 @@ class Soak:
 
     def _files_without_clients(self) -> Counter[str]:
         """What the server's front process has open when its first client has come and gone."""
-        Client(self.server.address, patience=Patience(connect_s=SETTLE_S)).close()
+        Client(self.server.address, timeouts=Timeouts(connect_s=SETTLE_S)).close()
         self.wait(lambda: ping(self.server.address, timeout_s=SETTLE_S).sessions == 0, SETTLE_S)
         time.sleep(1.0)
         return self.open_files()

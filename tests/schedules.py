@@ -15,7 +15,7 @@ from session_process import Step
 from ionn.model.network import Network
 from ionn.model.partial_net import Partition, extract
 from ionn.model.slices import Piece, Slice, output_channels, runs_of, stage_of
-from ionn.planning.slice_costs import find_cuts
+from ionn.planning.slice_costs import slice_plans
 from ionn.protocol import messages
 from ionn.protocol.messages import Message, PartitionEnd, PartitionHeader, make_chunk
 
@@ -110,7 +110,7 @@ def slices_of(c: Choices, network: Network, stage: int, planned_only: bool = Fal
     if channels is None or channels < 2:
         return None
     fixed = [0.0] * len(network.stages)
-    planned = [cut for cut in find_cuts(network, fixed, fixed) if cut.stage == stage]
+    planned = [cut for cut in slice_plans(network, fixed, fixed) if cut.stage == stage]
     if planned and (planned_only or not chance(c, 25)):
         ends = planned[0].ends(c.integer(2, planned[0].most_slices))
     elif planned_only:

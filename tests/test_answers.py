@@ -25,7 +25,7 @@ from ionn.errors import InputError
 from ionn.model.caffemodel import serialise
 from ionn.model.layers import LAYER_TYPES
 from ionn.model.network import Network
-from ionn.model.partial_net import PartialNet, Partition, StageCut
+from ionn.model.partial_net import NetStage, PartialNet, Partition
 from ionn.model.slices import Piece, Slice
 from ionn.planning.planners import PLANNERS
 from ionn.protocol import messages
@@ -128,14 +128,14 @@ def check_stranger(c: Choices, oracle: Oracle, sessions: Sessions, say: Say) -> 
         return
     weights, inputs = some_numbers(network, seed=c.integer(0, 9))
     ends = sorted({*(c.integer(0, len(network.layers) - 1) for _ in range(c.integer(0, 5))), len(network.layers) - 1})
-    cuts: list[StageCut] = []
+    cuts: list[NetStage] = []
     for begin, end in zip((0, *(end + 1 for end in ends)), ends, strict=False):
         made = [blob for layer in network.layers[begin : end + 1] for blob in layer.tops]
         if not made:
             return
         # Only the last may hand on several blobs: the one behind it would not know which.
         outputs = [pick(c, made) for _ in range(c.integer(1, 3) if end == ends[-1] else 1)]
-        cuts.append(StageCut(len(cuts), end, tuple(outputs)))
+        cuts.append(NetStage(len(cuts), end, tuple(outputs)))
     say(str(cuts))
     taps = [(cut.last_layer, blob) for cut in cuts for blob in cut.outputs]
     truth = oracle.compute(Question(draft.text, inputs, weights, taps))

@@ -111,7 +111,7 @@ BAD_INPUT = {
     "caffemodel is a folder": (["plan", "alexnet", "{}"], ["Is a directory"]),
     "nowhere to save, profile": (["profile", "{}/tiny.prototxt", "--save", "{}"], ["cannot write there"]),
     "nowhere to save, calibrate": (["calibrate", "--save", "{}/words.txt/x.json"], ["words.txt/x.json"]),
-    "no patience": (["ping", "--timeout-s", "0"], ["--timeout-s"]),
+    "no timeouts": (["ping", "--timeout-s", "0"], ["--timeout-s"]),
     "unknown testbed": (["run", "alexnet", "--testbed", "vrtual"], ["vrtual", "virtual"]),
     "unknown kind of figure": (["plan", "alexnet", "--plot", "plan.gif"], ["plan.gif", ".png"]),
     "garbage address": (["serve", "--bind", "nowhere"], ["nowhere", "HOST:PORT"]),

@@ -20,7 +20,7 @@ from oracle import Oracle, Question
 from ionn.errors import InputError
 from ionn.model.engine import StageNet
 from ionn.model.layers import LAYER_TYPES, REASONS, Inferred, Shape, essential, infer
-from ionn.model.partial_net import PartialNet, StageCut
+from ionn.model.partial_net import NetStage, PartialNet
 from ionn.model.proto import caffe_pb2
 
 caffe = pytest.importorskip("caffe")
@@ -413,7 +413,7 @@ def test_no_blob_is_read_or_written_where_it_was_before_a_layer_ran(
     net.layer.add(name="last", type="Power", bottom=outputs[:1], top=["last"]).power_param.scale = 3
     text = text_format.MessageToString(net)
     split = kind == "Silence"  # then "in0" is used twice
-    cuts = (StageCut(0, int(split), ("in0",)), StageCut(1, 1 + split, outputs), StageCut(2, 2 + split, ("last",)))
+    cuts = (NetStage(0, int(split), ("in0",)), NetStage(1, 1 + split, outputs), NetStage(2, 2 + split, ("last",)))
     staged = StageNet(PartialNet(text, "in0", cuts))
     (tmp_path / "net.prototxt").write_text(text)
     stock = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)

@@ -28,7 +28,7 @@ from ionn.paper import CLIENT, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners.custom import checked
-from ionn.planning.slice_costs import Cut
+from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
 from ionn.server.limits import Limits
 from ionn.server.worker import SessionState
@@ -239,7 +239,7 @@ def test_a_server_takes_what_the_check_of_plans_takes(made: list[list[object]]) 
 def test_slices_of_a_planner_are_checked() -> None:
     """A stage of 480 channels whose slices have at least 96."""
     times = [[1.0] * 2] * 3 + [[0.0] * 2] + [[1.0] * 3] * 2
-    graph = ExecutionGraph(("a", "b"), *times, [True] * 2, [Cut(0, 480, 96, 0, 0, 0)])
+    graph = ExecutionGraph(("a", "b"), *times, [True] * 2, [SlicePlan(0, 480, 96, 0, 0, 0)])
     good = [[(0, 0, 96), 1], [(0, 96, 240)], [Slice(0, 240, 480)]]
     plan = checked("good", lambda graph: good)(graph)
     assert plan == [[Slice(0, 0, 96), 1], [Slice(0, 96, 240)], [Slice(0, 240, 480)]]

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from raw import Raw, upload_messages
 from test_slicing import network_of
-from world import IMPATIENT, Server, Wire, recover, wait_for
+from world import SHORT, Server, Wire, recover, wait_for
 
 from ionn.client import sliced_stage
 from ionn.client.offloading import Offloading
-from ionn.client.session import Client, Patience
+from ionn.client.session import Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage, slice_stages
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
@@ -27,7 +27,7 @@ from ionn.model.network import Network
 from ionn.model.partial_net import Channels, extract
 from ionn.model.slices import Piece, Slice
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.slice_costs import Cut
+from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
 from ionn.records import QueryRecord
 from ionn.testbed import runner
@@ -67,7 +67,7 @@ def weights_of(network: Network) -> Weights:
 WEIGHTS = weights_of(NETWORK)
 
 
-def graph_of(network: Network, cuts: Sequence[Cut]) -> ExecutionGraph:
+def graph_of(network: Network, cuts: Sequence[SlicePlan]) -> ExecutionGraph:
     """A server that is much faster than the client, and not far away."""
     n = len(network.stages)
     return ExecutionGraph(
@@ -78,7 +78,7 @@ def graph_of(network: Network, cuts: Sequence[Cut]) -> ExecutionGraph:
     )  # fmt: skip
 
 
-GRAPH = graph_of(NETWORK, (Cut(CONV, 200, 96, 0.0, 0.0, 1.0), Cut(FC, 600, 144, 0.0, 0.0, 1.0)))
+GRAPH = graph_of(NETWORK, (SlicePlan(CONV, 200, 96, 0.0, 0.0, 1.0), SlicePlan(FC, 600, 144, 0.0, 0.0, 1.0)))
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +120,10 @@ def session_of(
     inputs: list[np.ndarray],
     sliced: dict[int, SlicedStage],
     pieces: Sequence[Sequence[Piece]],
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
     layer_ms: Sequence[float] | None = None,
 ) -> Iterator[LiveSession]:
-    client = Client(address, patience=patience)
+    client = Client(address, timeouts=timeouts)
     try:
         partitions = [extract(NETWORK, part, WEIGHTS) for part in pieces]
         offloading = Offloading(NETWORK, net, GRAPH, client, partitions, pieces, sliced, layer_ms)
@@ -208,7 +208,7 @@ def test_two_stages_in_part_one_after_the_other(steady):
     graph = ExecutionGraph(
         stages=tuple(stage.name for stage in network.stages), client_ms=np.full(n, 200.0),
         up_ms=np.array([1, 1, 100, 1, 1.0]), offloadable=np.array([False, True, True, False]),
-        cuts=[Cut(stage, 192, 48, 0.0, 0.0, 1.0) for stage in (1, 2)], **ms,
+        cuts=[SlicePlan(stage, 192, 48, 0.0, 0.0, 1.0) for stage in (1, 2)], **ms,
     )  # fmt: skip
     slices = [[Slice(1, 0, 144), Slice(2, 0, 144)], [Slice(1, 144, 192), Slice(2, 144, 192)]]
     rng = np.random.default_rng(2)
@@ -259,7 +259,7 @@ def test_a_server_that_dies_during_the_clients_share_costs_no_query(way, net, in
             server.strike(signal.SIGKILL)
         return run(self, data, begin, end, layer_ms)
 
-    with session_of(server.address, net, inputs, sliced, pieces, IMPATIENT) as session:
+    with session_of(server.address, net, inputs, sliced, pieces, SHORT) as session:
         session.offloading.executor.silence_s = 1.0
         session.start_upload()
         wait_for(session.uploaded, "the upload")
@@ -275,7 +275,7 @@ def test_an_upload_in_slices_goes_on_over_a_new_connection(steady, net, inputs, 
     pieces = [[CONV, POOL], *([piece] for piece in SLICES), [LAST]]
     link = Wire(steady.address)
     try:
-        with session_of(link.address, net, inputs, sliced, pieces, IMPATIENT) as session:
+        with session_of(link.address, net, inputs, sliced, pieces, SHORT) as session:
             link.delay_s = 0.01
             session.start_upload()
             for ready in (2, 3):
@@ -293,7 +293,7 @@ def test_an_upload_in_slices_goes_on_over_a_new_connection(steady, net, inputs, 
 def test_a_session_that_crashes_begins_anew(steady, net, inputs, sliced):
     pieces = [[CONV, POOL], *([piece] for piece in SLICES)]
     others = steady.session_processes()
-    with session_of(steady.address, net, inputs, sliced, pieces, IMPATIENT) as session:
+    with session_of(steady.address, net, inputs, sliced, pieces, SHORT) as session:
         session.start_upload()
         wait_for(lambda: session.offloading.upload.ready >= 3, "some slices")
         (mine,) = steady.session_processes() - others

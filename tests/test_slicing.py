@@ -23,7 +23,7 @@ from ionn.model.network import Network
 from ionn.model.slices import MOST_ROWS, SMALL_PRODUCT, TILE, Slice
 from ionn.paper import MODELS
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.slice_costs import SLICE_MS, Cut, Split, find_cuts
+from ionn.planning.slice_costs import SLICE_MS, SlicePlan, Split, slice_plans
 from ionn.testbed import runner
 
 
@@ -43,7 +43,7 @@ def network_of(*layers: str, shape: str = "dim: 1 dim: 256 dim: 14 dim: 14") -> 
 def cuts_of(network: Network) -> dict[str, tuple[int, int]]:
     """Stage name -> channels, and the least of a slice."""
     times = [0.0] * len(network.stages)
-    return {network.stages[cut.stage].name: (cut.channels, cut.least) for cut in find_cuts(network, times, times)}
+    return {network.stages[cut.stage].name: (cut.channels, cut.least) for cut in slice_plans(network, times, times)}
 
 
 FC = "InnerProduct inner_product_param { num_output: 4096 }"
@@ -135,7 +135,7 @@ def test_stages_of_the_five_models():
 @given(st.integers(2, 200), st.integers(1, 20), st.integers(0, TILE - 1), st.data())
 def test_slices_are_whole_tiles_and_large_enough(tiles, least, over, data):
     channels = max(tiles, 2 * least) * TILE + over
-    cut = Cut(0, channels, least * TILE, 0.0, 0.0, 0.0)
+    cut = SlicePlan(0, channels, least * TILE, 0.0, 0.0, 0.0)
     slices = data.draw(st.integers(1, cut.most_slices))
     ends = cut.ends(slices)
     sizes = np.diff([0, *ends])
@@ -159,7 +159,7 @@ def test_slices_are_whole_tiles_and_large_enough(tiles, least, over, data):
 def test_what_is_not_a_cut_is_an_input_error(change):
     numbers = {"stage": 0, "channels": 500, "least": TILE, "client_fixed_ms": 0.0, "server_fixed_ms": 0.0}
     with pytest.raises(InputError, match="not a cut"):
-        Cut(**{**numbers, "slice_ms": 0.0, **change})
+        SlicePlan(**{**numbers, "slice_ms": 0.0, **change})
 
 
 # --- What a split stage takes ---------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_halves_of_the_papers_devices_equal_their_prediction():
 )
 def test_slices_concatenate_to_the_stage_bit_for_bit(layer, shape):
     network = network_of(layer, "*ReLU", "*Dropout", shape=shape)
-    (cut,) = find_cuts(network, [0.0] * 2, [0.0] * 2)
+    (cut,) = slice_plans(network, [0.0] * 2, [0.0] * 2)
     rng = np.random.default_rng(5)
     blobs = [rng.standard_normal(shape).astype(np.float32) for shape in network.layers[1].weight_shapes]
     data = rng.standard_normal(network.input_shape).astype(np.float32)
@@ -322,7 +322,7 @@ def test_slices_of_the_models_are_exact(model: str) -> None:
     weights = read_weights(weights_path(model, None), network)
     whole = engine.load_network(network, weights)
     whole.put(0, natural_images(network.input_shape, 1))
-    cuts = {cut.stage: cut for cut in find_cuts(network, *[[0.0] * len(network.stages)] * 2)}
+    cuts = {cut.stage: cut for cut in slice_plans(network, *[[0.0] * len(network.stages)] * 2)}
     assert cuts
     for stage in range(max(cuts) + 1):
         if cut := cuts.get(stage):

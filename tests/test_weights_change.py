@@ -15,7 +15,7 @@ from forward import Weights
 from world import WAIT_S, Wire, wait_for
 
 import ionn
-from ionn.client.session import Client, Patience
+from ionn.client.session import Client, Timeouts
 from ionn.errors import InputError
 from ionn.model import engine
 from ionn.model.caffemodel import read_weights, serialise
@@ -26,7 +26,7 @@ from ionn.testbed import processes
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with processes.process("serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "30") as address:
-        Client(address, patience=Patience(connect_s=WAIT_S)).close()  # Caffe is loaded then
+        Client(address, timeouts=Timeouts(connect_s=WAIT_S)).close()  # Caffe is loaded then
         yield address
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from ionn.errors import ProtocolError
 from ionn.model.caffemodel import BlobSpan
 from ionn.model.network import Network
-from ionn.model.partial_net import Channels, PartialNet, StageCut, extract
+from ionn.model.partial_net import Channels, NetStage, PartialNet, extract
 from ionn.protocol import messages
 from ionn.protocol.messages import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
 from ionn.protocol.receiver import PartitionReceiver
 
-NET = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)), StageCut(4, 5, ("a", "b"))))
-SLICE = PartialNet("layer {}", "data", (StageCut(3, 2, ("conv",)),), Channels(0, 48, 100))
+NET = PartialNet("layer {}", "data", (NetStage(3, 2, ("conv",)), NetStage(4, 5, ("a", "b"))))
+SLICE = PartialNet("layer {}", "data", (NetStage(3, 2, ("conv",)),), Channels(0, 48, 100))
 MESSAGES = [
     messages.Hello(1, "control"),
     messages.Hello(1, "upload", "token"),

@@ -20,7 +20,7 @@ import psutil
 from ionn.address import format_address, parse_address
 from ionn.client.connection import ping
 from ionn.client.offloading import Offloading
-from ionn.client.session import Client, Patience
+from ionn.client.session import Client, Timeouts
 from ionn.model import engine
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
@@ -34,7 +34,7 @@ Weights = dict[str, tuple[np.ndarray, ...]]
 WAIT_S = 30.0
 # Short times, so that a fault is noticed at once. A busy machine may mistake a slow answer for a fault: that costs a
 # local query, and no test minds.
-IMPATIENT = Patience(query_s=0.7, heartbeat_s=0.1, silence_s=0.7, connect_s=1.0, retry_s=0.05, retry_max_s=0.3)
+SHORT = Timeouts(query_s=0.7, heartbeat_s=0.1, silence_s=0.7, connect_s=1.0, retry_s=0.05, retry_max_s=0.3)
 # The partitions of the tiny network; the second has nearly all of its 1.2 MB.
 STAGES = ([1], [2, 3, 4], [5])
 
@@ -89,7 +89,7 @@ class Server(Process):
     def start(self) -> None:
         """Return when Caffe is loaded too, which the first session waits for."""
         super().start()
-        Client(self.address, patience=Patience(connect_s=WAIT_S)).close()
+        Client(self.address, timeouts=Timeouts(connect_s=WAIT_S)).close()
 
     def session_processes(self) -> set[int]:
         """The processes of sessions: what the fork server, the parent of them all, has for children."""
@@ -196,8 +196,8 @@ class World:
         return LiveSession(offloading, self.net, self.inputs)
 
     @contextlib.contextmanager
-    def client(self, address: str, patience: Patience = IMPATIENT) -> Iterator[tuple[Client, LiveSession]]:
-        client = Client(address, patience=patience)
+    def client(self, address: str, timeouts: Timeouts = SHORT) -> Iterator[tuple[Client, LiveSession]]:
+        client = Client(address, timeouts=timeouts)
         try:
             yield client, self.session(client)
         finally:
@@ -206,7 +206,7 @@ class World:
     def check_health(self, address: str) -> None:
         """A new client can upload everything and have it run, and what comes back is right."""
         assert ping(address, timeout_s=WAIT_S).room
-        with self.client(address, Patience(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)) as (_, session):
+        with self.client(address, Timeouts(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)) as (_, session):
             session.start_upload()
             wait_for(session.uploaded, "the upload")
             assert session.offloading.fault is None

@@ -40,7 +40,7 @@ _EVENTS = (
 _monitors = itertools.count()
 
 
-class Channel:
+class Connection:
     """Not for use by two threads at once. It does not reconnect: once it is broken, every call says why.
 
     A message is taken only if it may be the next answer, by its type, to what was sent: a server that says what it was
@@ -233,15 +233,15 @@ class Channel:
 def ping(address: str, keys: ClientKeys | None = None, timeout_s: float = 2.0) -> Pong:
     """Ask a server at tcp://HOST:PORT whether it lives and takes another session.
 
-    Raises InputError for keys that do not fit, else as `Channel.receive` does.
+    Raises InputError for keys that do not fit, else as `Connection.receive` does.
     """
     context: zmq.Context[Any] = zmq.Context()
     try:
-        channel = Channel(context, address, keys)
+        connection = Connection(context, address, keys)
         try:
-            answer = channel.ask(Ping(), timeout_s)
+            answer = connection.ask(Ping(), timeout_s)
         finally:
-            channel.close()
+            connection.close()
     except NotAcceptedError as error:
         raise InputError(str(error)) from error
     finally:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ionn.client.pacing import PacedResult, run_paced
 from ionn.client.query import Exchange
-from ionn.client.session import FAULTS, Client, Patience
+from ionn.client.session import FAULTS, Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage
 from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
@@ -116,7 +116,7 @@ class QueryExecutor:
         self.computing = threading.Lock()
         # What each stage took at each side, for `measured_ms`.
         self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
-        self.silence_s = (client.patience if client else Patience()).query_s
+        self.silence_s = (client.timeouts if client else Timeouts()).query_s
         self.adopt(graph, pieces, sliced or {})
 
     def adopt(
@@ -246,7 +246,7 @@ class QueryExecutor:
         for leg in trip:
             expected_ms += graph.up_ms[leg.first] + graph.server_ms[leg.first : leg.last + 1].sum()
             expected_ms += graph.down_ms[leg.last + 1]
-        return Patience(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
+        return Timeouts(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
 
     def _results_bytes(self, trip: Sequence[Leg], channels: Mapping[int, int]) -> int:
         """The most that a trip's results can have: a stage at both may have its whole output joined too."""

@@ -7,21 +7,21 @@ from types import TracebackType
 
 import numpy as np
 
-from ionn.client.connection import Channel
+from ionn.client.connection import Connection
 from ionn.errors import ProtocolError, ServerError
 from ionn.model.caffemodel import Floats
 from ionn.protocol.messages import ERROR_QUERY, Join, Message, Part, Query, Result
 
 
 class Exchange:
-    """Stages of query number `query`, run by the server over a channel that nobody else uses meanwhile.
+    """Stages of query number `query`, run by the server over a connection that nobody else uses meanwhile.
 
     `run`, `run_part` and `join` send a message and return its ticket, for which `result` waits. Without `data`, the
     stage runs on what the message before left at the server. Used in a `with` statement, which ends when every message
-    is answered, so that the channel is free for the next query. Its answers are waited for `timeout_s` in all.
+    is answered, so that the connection is free for the next query. Its answers are waited for `timeout_s` in all.
     """
 
-    def __init__(self, control: Channel, query: int, timeout_s: float) -> None:
+    def __init__(self, control: Connection, query: int, timeout_s: float) -> None:
         self._control = control
         self._query = query
         self._left_s = timeout_s

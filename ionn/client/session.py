@@ -20,7 +20,7 @@ from typing import Any
 import zmq
 
 from ionn.address import format_address, parse_address
-from ionn.client.connection import FRAME_BYTES_MAX, Channel
+from ionn.client.connection import FRAME_BYTES_MAX, Connection
 from ionn.client.query import Exchange
 from ionn.errors import (
     InputError,
@@ -64,7 +64,7 @@ MakePartitions = Callable[[dict[str, Any]], Sequence[Partition]]
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How long a client waits for what.
 
     A query that runs at the server has `query_s` and ten times the latency that was expected. A server that is silent
@@ -84,23 +84,23 @@ class Patience:
 
 
 @dataclass
-class _Pulse:
-    """Whether the other end of a channel lives. `asked_s` is when it was first asked in vain."""
+class _Heartbeat:
+    """Whether the other end of a connection lives. `asked_s` is when it was first asked in vain."""
 
-    patience: Patience
+    timeouts: Timeouts
     heard_s: float = field(default_factory=time.monotonic)
     asked_s: float | None = None
     sent_s: float = 0.0
 
-    def beat(self, channel: Channel) -> bool:
+    def beat(self, connection: Connection) -> bool:
         """Ask for a sign of life if one is due; whether it was. Raises ServerUnreachableError if there was none for
         too long."""
         now_s = time.monotonic()
-        if self.asked_s is not None and now_s - self.asked_s > self.patience.silence_s:
-            raise channel.unreachable(f"the server gave no sign of life for {self.patience.silence_s:g} s")
-        due = now_s - max(self.heard_s, self.sent_s) >= self.patience.heartbeat_s
+        if self.asked_s is not None and now_s - self.asked_s > self.timeouts.silence_s:
+            raise connection.unreachable(f"the server gave no sign of life for {self.timeouts.silence_s:g} s")
+        due = now_s - max(self.heard_s, self.sent_s) >= self.timeouts.heartbeat_s
         if due:
-            channel.send(Ping())
+            connection.send(Ping())
             self.sent_s = now_s
             self.asked_s = self.asked_s or now_s
         return due
@@ -110,11 +110,11 @@ class _Pulse:
 
 
 @dataclass(frozen=True)
-class _Connection:
-    """`welcome` is the upload channel's."""
+class _Connections:
+    """`welcome` is the upload connection's."""
 
-    control: Channel
-    upload: Channel
+    control: Connection
+    upload: Connection
     welcome: Welcome
     made_s: float = field(default_factory=time.monotonic)
 
@@ -131,7 +131,7 @@ class Client:
     ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
     Close it when done.
 
-    `costs` is the server's cost model as JSON, `patience` as given. `fault` tells why the server is not available, None
+    `costs` is the server's cost model as JSON, `timeouts` as given. `fault` tells why the server is not available, None
     while it is; `lost_s` is since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
     """
 
@@ -139,13 +139,13 @@ class Client:
         self,
         address: str,
         keys: ClientKeys | None = None,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         may_be_lost: bool = False,
     ) -> None:
         host, port = parse_address(address)
         self.address = f"tcp://{format_address((host, port))}"
         self._keys = keys
-        self.patience = patience or Patience()
+        self.timeouts = timeouts or Timeouts()
         self.costs: dict[str, Any] = {}
         self.fault: Exception | None = None
         self.lost_s = 0.0
@@ -160,10 +160,10 @@ class Client:
         self._context: zmq.Context[Any] = zmq.Context()
         self._stopped = threading.Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
-        self._querying = threading.Lock()  # whoever holds it may use the control channel
-        self._connection: _Connection | None = None
+        self._querying = threading.Lock()  # whoever holds it may use the control connection
+        self._connections: _Connections | None = None
         try:
-            self._connection = self._first_connection((host, port))
+            self._connections = self._first_connections((host, port))
         except BaseException as error:
             if not (may_be_lost and isinstance(error, FAULTS)) or isinstance(error, NotAcceptedError):
                 self._context.destroy(linger=0)
@@ -210,26 +210,26 @@ class Client:
         (ServerError with the code `query`), it is lost then, and is being connected to again.
         """
         with self._querying:
-            connection = self._connection
-            if connection is None:
+            connections = self._connections
+            if connections is None:
                 raise ServerUnreachableError(
                     f"{self.address}: the server is lost ({self.fault or 'the client was closed'})"
                 )
             self._queries += 1
-            wait_s = self.patience.query_s if timeout_s is None else timeout_s
-            connection.control.expect(results_bytes)
+            wait_s = self.timeouts.query_s if timeout_s is None else timeout_s
+            connections.control.expect(results_bytes)
             try:
-                with Exchange(connection.control, self._queries, wait_s) as exchange:
+                with Exchange(connections.control, self._queries, wait_s) as exchange:
                     yield exchange
             except FAULTS as error:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
-                    self._lose(connection, error)
+                    self._lose(connections, error)
                 raise
             except BaseException:  # the caller broke off, and the answers that are still to come are nobody's
-                self._lose(connection, connection.control.unreachable("a query was broken off"))
+                self._lose(connections, connections.control.unreachable("a query was broken off"))
                 raise
             finally:
-                connection.control.expect(0)
+                connections.control.expect(0)
         if self.upload is None or self.upload.ended:  # else what arrives says so
             self._breaks = self._setbacks = 0
 
@@ -240,25 +240,25 @@ class Client:
         self._keeper.join()
         if self.upload is not None:
             self.upload.stop(self.upload.error)
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        connections, self._connections = self._connections, None
+        if connections is not None:
             with contextlib.suppress(*FAULTS):
-                connection.control.send(Bye())
-            connection.upload.close()
-            connection.control.close(linger_ms=_GOODBYE_MS)
+                connections.control.send(Bye())
+            connections.upload.close()
+            connections.control.close(linger_ms=_GOODBYE_MS)
         self._context.destroy(linger=_GOODBYE_MS)
         os.close(self._wake)
 
-    def _lose(self, connection: _Connection | None, error: Exception) -> None:
+    def _lose(self, connections: _Connections | None, error: Exception) -> None:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""
-        if self._connection is not connection:  # the other channel said so already
+        if self._connections is not connections:  # the other connection said so already
             return
         if isinstance(error, ServerError) and error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
             self._session = ""
-        if connection is not None:
+        if connections is not None:
             self._breaks += 1
             # What is lost at once each time is not made at once each time.
-            if time.monotonic() - connection.made_s > self.patience.retry_max_s:
+            if time.monotonic() - connections.made_s > self.timeouts.retry_max_s:
                 self._losses = 0
         by_server = isinstance(error, ServerError) and error.code in (ERROR_CRASHED, ERROR_DAMAGED)
         if by_server or isinstance(error, ProtocolError):
@@ -270,7 +270,7 @@ class Client:
         if self.fault is None:
             self.lost_s = time.monotonic()
         self.fault = error
-        self._connection = None
+        self._connections = None
         os.eventfd_write(self._wake, 1)
 
     # --- What the thread does -----------------------------------------------------------------------------------------
@@ -282,38 +282,38 @@ class Client:
                 self._keep_once()
         except BaseException as error:  # a mistake of ours: say so, and let queries run without
             with self._querying:
-                self._lose(self._connection, error if isinstance(error, Exception) else RuntimeError(repr(error)))
+                self._lose(self._connections, error if isinstance(error, Exception) else RuntimeError(repr(error)))
                 if self.upload is not None:
                     self.upload.stop(self.fault)
             raise
 
     def _keep_once(self) -> None:
         """Make a connection if there is none, and tend it until it is lost."""
-        connection = self._connection
-        if connection is None:
+        connections = self._connections
+        if connections is None:
             # Not all clients of a server that comes back shall meet it at once.
-            wait_s = min(self.patience.retry_s * 2 ** min(self._losses, 16), self.patience.retry_max_s)
+            wait_s = min(self.timeouts.retry_s * 2 ** min(self._losses, 16), self.timeouts.retry_max_s)
             self._losses += 1
             if self._stopped.wait(wait_s * random.uniform(0.5, 1.0)):
                 return
         try:
-            if connection is None:
-                connection = self._connect()
+            if connections is None:
+                connections = self._connect()
                 with self._querying:
-                    self._connection, self.fault = connection, None
-            self._tend(connection)
+                    self._connections, self.fault = connections, None
+            self._tend(connections)
         except FAULTS as error:
             if self._stopped.is_set():  # and that is all that is wrong
                 return
             with self._querying:
-                self._lose(connection, error)
-        if connection is not None and self._connection is not connection:
-            connection.close()
+                self._lose(connections, error)
+        if connections is not None and self._connections is not connections:
+            connections.close()
 
-    def _first_connection(self, address: tuple[str, int]) -> _Connection:
+    def _first_connections(self, address: tuple[str, int]) -> _Connections:
         try:
             # ZeroMQ does not say why it cannot connect.
-            sockets.create_connection(address, timeout=self.patience.connect_s).close()
+            sockets.create_connection(address, timeout=self.timeouts.connect_s).close()
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ServerUnreachableError(f"{self.address}: no server there ({reason})") from error
@@ -325,10 +325,10 @@ class Client:
             # A wrong key shows as a handshake that breaks off, which may be the network's fault: it does not twice.
             return self._connect()
 
-    def _connect(self) -> _Connection:
-        """Both channels, in the session so far if there is one and the server still has it."""
+    def _connect(self) -> _Connections:
+        """Both connections, in the session so far if there is one and the server still has it."""
         with contextlib.ExitStack() as opened:
-            control = Channel(self._context, self.address, self._keys)
+            control = Connection(self._context, self.address, self._keys)
             opened.callback(control.close)
             try:
                 welcome = self._hello(control, "control")
@@ -342,43 +342,43 @@ class Client:
                     self._session = ""
                 raise
             self._session, self.costs = welcome.session, welcome.costs or self.costs
-            upload = Channel(self._context, self.address, self._keys)
+            upload = Connection(self._context, self.address, self._keys)
             opened.callback(upload.close)
             upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
             opened.pop_all()
-        return _Connection(control, upload, welcome)
+        return _Connections(control, upload, welcome)
 
-    def _hello(self, channel: Channel, role: str) -> Welcome:
-        return channel.hello(role, self._session, self.patience.connect_s, self._stopped)
+    def _hello(self, connection: Connection, role: str) -> Welcome:
+        return connection.hello(role, self._session, self.timeouts.connect_s, self._stopped)
 
-    def _tend(self, connection: _Connection) -> None:
-        """Upload, and see that both channels live; until told to stop or the connection is lost."""
-        control, channel = _Pulse(self.patience), _Pulse(self.patience)
+    def _tend(self, connections: _Connections) -> None:
+        """Upload, and see that both connections live; until told to stop or the connection is lost."""
+        control, connection = _Heartbeat(self.timeouts), _Heartbeat(self.timeouts)
         upload: Upload | None = None
-        while self._connection is connection and not self._stopped.is_set():
+        while self._connections is connections and not self._stopped.is_set():
             if upload is None:
-                upload = self._begin_upload(connection)
+                upload = self._begin_upload(connections)
             outgoing = upload.next_message() if upload else None
             if outgoing is not None:
-                connection.upload.send(outgoing)
-            incoming = self._receive(connection, upload, 0.0 if outgoing else self.patience.heartbeat_s / 4)
+                connections.upload.send(outgoing)
+            incoming = self._receive(connections, upload, 0.0 if outgoing else self.timeouts.heartbeat_s / 4)
             if incoming is not None:
-                channel.heard()
+                connection.heard()
             if self._querying.acquire(blocking=False):
                 try:
                     # There are no more than were asked for.
-                    while connection.control.receive(0) is not None:
+                    while connections.control.receive(0) is not None:
                         control.heard()
-                    control.beat(connection.control)
+                    control.beat(connections.control)
                 finally:
                     self._querying.release()
-                channel.beat(connection.upload)
+                connection.beat(connections.upload)
             else:  # the server works on a query, which has a deadline
                 control.heard()
-                channel.heard()
+                connection.heard()
 
-    def _begin_upload(self, connection: _Connection) -> Upload | None:
+    def _begin_upload(self, connections: _Connections) -> Upload | None:
         """What is to be uploaded by this connection, if that is known by now."""
         if self.upload is None and self._make is not None:
             make, now_s = self._make
@@ -389,7 +389,7 @@ class Client:
             self.upload, self._make = Upload(partitions, now_s), None
         if self.upload is not None:
             with self._named():
-                self.upload.begin(connection.welcome)
+                self.upload.begin(connections.welcome)
         return self.upload
 
     @contextlib.contextmanager
@@ -400,10 +400,10 @@ class Client:
         except ProtocolError as error:
             raise ProtocolError(f"{self.address}: {error}") from error
 
-    def _receive(self, connection: _Connection, upload: Upload | None, timeout_s: float) -> Message | None:
-        """Take the next answer on the upload channel, if one comes in time."""
+    def _receive(self, connections: _Connections, upload: Upload | None, timeout_s: float) -> Message | None:
+        """Take the next answer on the upload connection, if one comes in time."""
         try:
-            message = connection.upload.receive(timeout_s)
+            message = connections.upload.receive(timeout_s)
         except ServerError as error:
             if upload is None or error.code not in (ERROR_PARTITION, ERROR_DAMAGED):
                 raise

@@ -15,7 +15,7 @@ from ionn.model.slices import Piece, Slice, runs_of, set_output_channels, stage_
 
 
 @dataclass(frozen=True)
-class StageCut:
+class NetStage:
     """How to find a stage in a net: its index in the chain, the index of its last layer in the net as Caffe lists it,
     and the blobs it hands on. (Names would not do: Caffe's layers may share one, or have none.)"""
 
@@ -44,7 +44,7 @@ class PartialNet:
 
     prototxt: str
     input: str
-    stages: tuple[StageCut, ...]
+    stages: tuple[NetStage, ...]
     channels: Channels | None = None
 
 
@@ -56,19 +56,19 @@ class Partition:
     caffemodel: Serialised
 
 
-def stage_cuts(network: Network, first: int, last: int) -> tuple[StageCut, ...]:
+def net_stages(network: Network, first: int, last: int) -> tuple[NetStage, ...]:
     """The cuts of stages `first`..`last`, both included, in the net of these stages."""
     stages = network.stages[first : last + 1]
     # All but the first stage have an Input layer put before them.
     offset = stages[0].first_layer - (first > 0)
-    return tuple(StageCut(stage.index, stage.last_layer - offset, stage.outputs) for stage in stages)
+    return tuple(NetStage(stage.index, stage.last_layer - offset, stage.outputs) for stage in stages)
 
 
 def extract_net(network: Network, first: int, last: int) -> PartialNet:
     """The net of stages `first`..`last`: an Input layer of the boundary's shape, then the layers as the user wrote them
     (Caffe inserts the Split layers again)."""
     net = _net(network, first, last)
-    return PartialNet(text_format.MessageToString(net), network.stages[first].input, stage_cuts(network, first, last))
+    return PartialNet(text_format.MessageToString(net), network.stages[first].input, net_stages(network, first, last))
 
 
 def extract_slice(network: Network, piece: Slice) -> PartialNet:
@@ -77,7 +77,7 @@ def extract_slice(network: Network, piece: Slice) -> PartialNet:
     net = _net(network, piece.stage, piece.stage)
     channels = Channels(piece.begin, piece.end, stage.output_shapes[0][1])
     set_output_channels(net.layer[1], piece.end - piece.begin)
-    cuts = stage_cuts(network, piece.stage, piece.stage)
+    cuts = net_stages(network, piece.stage, piece.stage)
     return PartialNet(text_format.MessageToString(net), stage.input, cuts, channels)
 
 

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ionn.errors import InputError
 from ionn.model.slices import Piece, Slice, channels_of, stage_of
-from ionn.planning.slice_costs import Cut, Split, find_cuts
+from ionn.planning.slice_costs import SlicePlan, Split, slice_plans
 
 if TYPE_CHECKING:
     from ionn.costs.models import Costs
@@ -86,7 +86,7 @@ class ExecutionGraph:
     up_ms: NDArray[np.float64]  # (n + 1,)
     down_ms: NDArray[np.float64]  # (n + 1,)
     offloadable: NDArray[np.bool_]  # (n,)
-    cuts: Sequence[Cut] = ()
+    cuts: Sequence[SlicePlan] = ()
 
     def __post_init__(self) -> None:
         n = len(self.stages)
@@ -131,7 +131,7 @@ class ExecutionGraph:
             up_ms=transfer_ms,
             down_ms=transfer_ms,
             offloadable=np.array([not stage.pinned for stage in network.stages]),
-            cuts=find_cuts(network, *fixed_ms),
+            cuts=slice_plans(network, *fixed_ms),
         )
 
     def shortest_path(self, overhead_ms: ArrayLike) -> frozenset[int]:
@@ -209,7 +209,7 @@ class ExecutionGraph:
     def from_json(cls, data: dict[str, Any]) -> ExecutionGraph:
         """The graph that `to_json` wrote. Raises InputError for anything else."""
         try:
-            cuts = tuple(Cut(**cut) for cut in data.get("cuts", ()))
+            cuts = tuple(SlicePlan(**cut) for cut in data.get("cuts", ()))
             return cls(**{**data, "stages": tuple(data["stages"]), "cuts": cuts})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"execution graph: not written by ionn ({error}); run again") from error
@@ -233,7 +233,7 @@ class ExecutionGraph:
         return list(zip(self.client_ms.tolist(), self.up_ms.tolist(), self.down_ms.tolist(), strict=False))
 
     @cached_property
-    def _cut(self) -> dict[int, Cut]:
+    def _cut(self) -> dict[int, SlicePlan]:
         return {cut.stage: cut for cut in self.cuts}
 
     def _only(self, uploaded: Iterable[Piece]) -> tuple[list[float], dict[int, Split]]:

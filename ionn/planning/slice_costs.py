@@ -35,7 +35,7 @@ SLICE_MS = 2.0
 
 
 @dataclass(frozen=True)
-class Cut:
+class SlicePlan:
     """How a stage can be cut. Raises InputError for numbers that cannot be.
 
     `channels` is how many it has, `least` how many a slice must have, a multiple of TILE. `client_fixed_ms` and
@@ -102,10 +102,12 @@ class Split:
         return max(here_ms, max(there_ms, downlink_free_ms) + self.output_down_ms)
 
 
-def find_cuts(network: Network, client_fixed_ms: Sequence[float], server_fixed_ms: Sequence[float]) -> tuple[Cut, ...]:
-    """The cuts of a network's stages. The arguments are parts of each stage's times, see `Cut`."""
+def slice_plans(
+    network: Network, client_fixed_ms: Sequence[float], server_fixed_ms: Sequence[float]
+) -> tuple[SlicePlan, ...]:
+    """Of the stages of a network that can be cut. The arguments are parts of each stage's times, see `SlicePlan`."""
     sizes = {stage.index: size for stage in network.stages if (size := slice_sizes(network, stage))}
     return tuple(
-        Cut(stage, channels, least, client_fixed_ms[stage], server_fixed_ms[stage], SLICE_MS)
+        SlicePlan(stage, channels, least, client_fixed_ms[stage], server_fixed_ms[stage], SLICE_MS)
         for stage, (channels, least) in sizes.items()
     )

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from ionn.errors import ProtocolError, printable
 from ionn.model.caffemodel import BlobSpan
-from ionn.model.partial_net import Channels, PartialNet, StageCut
+from ionn.model.partial_net import Channels, NetStage, PartialNet
 from ionn.strict import natural, parse_json, time_ms
 
 PROTOCOL = 4
@@ -292,7 +292,7 @@ def _id(value: Any) -> int:
 def _net(value: Any) -> PartialNet:
     net = _object(value)
     stages = tuple(
-        StageCut(natural(stage["index"]), natural(stage["last_layer"]), _names(stage["outputs"]))
+        NetStage(natural(stage["index"]), natural(stage["last_layer"]), _names(stage["outputs"]))
         for stage in map(_object, _list(net["stages"]))
     )
     if not stages:

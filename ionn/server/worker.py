@@ -20,7 +20,7 @@ from typing import Any
 
 from ionn.errors import InputError, ProtocolError
 from ionn.model.engine import StageNet
-from ionn.model.partial_net import Channels, PartialNet, StageCut
+from ionn.model.partial_net import Channels, NetStage, PartialNet
 from ionn.protocol.messages import (
     ERROR_DAMAGED,
     ERROR_PARTITION,
@@ -60,7 +60,7 @@ _PRODUCT = PartialNet(
             convolution_param { num_output: 32 kernel_size: 3 } }
     """,
     "data",
-    (StageCut(0, 1, ("product",)),),
+    (NetStage(0, 1, ("product",)),),
 )
 
 

@@ -22,15 +22,15 @@ from world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
 from ionn.address import is_loopback
 from ionn.cli import cli
-from ionn.client.connection import Channel
-from ionn.client.session import Client, Patience
+from ionn.client.connection import Connection
+from ionn.client.session import Client, Timeouts
 from ionn.errors import InputError, NotAcceptedError, ServerError, ServerUnreachableError
 from ionn.protocol import messages
 from ionn.protocol.curve import ClientKeys, client_keys, make_keys, read_key, server_keys
 from ionn.server.front import Server as Listener
 from ionn.server.limits import Limits, option
 
-PATIENT = Patience(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
+LONG_WAITS = Timeouts(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
 
 
 class Untouched(Server):
@@ -65,7 +65,7 @@ def locked(keys: Path) -> Iterator[Server]:
 
 
 def test_an_allowed_client_is_served_and_reconnects(locked: Server, keys: Path, world: World) -> None:
-    client = Client(locked.address, keys_of("phone", keys), PATIENT)
+    client = Client(locked.address, keys_of("phone", keys), LONG_WAITS)
     try:
         session = world.session(client)
         session.start_upload()
@@ -85,46 +85,46 @@ def test_an_allowed_client_is_served_and_reconnects(locked: Server, keys: Path, 
 def test_a_wrong_key_is_named(who: str | None, server: str, reason: str, locked: Server, keys: Path) -> None:
     """As what it is and not as a dead server: not when the time is up."""
     with pytest.raises(InputError, match=reason):
-        Client(locked.address, who and keys_of(who, keys, server), PATIENT)
+        Client(locked.address, who and keys_of(who, keys, server), LONG_WAITS)
 
 
 def test_a_server_without_keys_is_named(steady: Server, keys: Path) -> None:
     with pytest.raises(InputError, match="the server has no keys; connect without"):
-        Client(steady.address, keys_of("phone", keys), PATIENT)
+        Client(steady.address, keys_of("phone", keys), LONG_WAITS)
 
 
 @pytest.mark.parametrize("said", ["nothing", "a hello"])
 def test_a_closed_connection_says_why(said: str, steady: Server, keys: Path) -> None:
     """Also where it was closed before anything was sent, or heard."""
     context = zmq.Context()
-    channel = Channel(context, steady.address, keys_of("phone", keys))
+    connection = Connection(context, steady.address, keys_of("phone", keys))
     try:
         if said == "a hello":
-            channel.send(messages.Hello(messages.PROTOCOL, "control"))
+            connection.send(messages.Hello(messages.PROTOCOL, "control"))
         # What is sent until the connection is closed goes nowhere; the first thing that is sent later is told why.
         with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
-            wait_for(lambda: channel.send(messages.Ping()), "the connection to be closed")
+            wait_for(lambda: connection.send(messages.Ping()), "the connection to be closed")
         with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
-            channel.receive(WAIT_S)
+            connection.receive(WAIT_S)
     finally:
-        channel.close()
+        connection.close()
         context.destroy(linger=0)
 
 
 def test_what_a_server_said_before_it_closed_is_the_reason() -> None:
     context = zmq.Context()
     server = context.socket(zmq.ROUTER)
-    channel = Channel(context, f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}")
+    connection = Connection(context, f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}")
     try:
-        channel.send(messages.Ping())
+        connection.send(messages.Ping())
         peer, *_ = server.recv_multipart()
         server.send_multipart([peer, *messages.Error(messages.ERROR_SESSION, "enough for today").frames()])
         server.close(linger=1000)
         for _ in range(2):  # and goes on to be
             with pytest.raises(ServerError, match="enough for today"):
-                wait_for(lambda: channel.send(messages.Ping()), "the connection to be closed")
+                wait_for(lambda: connection.send(messages.Ping()), "the connection to be closed")
     finally:
-        channel.close()
+        connection.close()
         context.destroy(linger=0)
 
 

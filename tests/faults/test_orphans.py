@@ -17,8 +17,8 @@ TESTBED = """
 import time
 from ionn.testbed.live import start_testbed
 with start_testbed(mbps=80) as address:
-    from ionn.client.session import Client, Patience
-    client = Client(address, patience=Patience(connect_s=30))  # the session has a process too
+    from ionn.client.session import Client, Timeouts
+    client = Client(address, timeouts=Timeouts(connect_s=30))  # the session has a process too
     print(address, flush=True)
     time.sleep(60)
 """

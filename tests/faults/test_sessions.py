@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 from raw import Raw, upload_messages
-from world import IMPATIENT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
+from world import SHORT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
 
 from ionn.client.connection import ping
 from ionn.client.session import FAULTS, Client
@@ -271,7 +271,7 @@ def test_out_of_memory_names_the_layers_and_ends_that_session_only(small: Server
 
 
 def test_a_model_that_crashes_every_session_is_given_up(small: Server) -> None:
-    client = Client(small.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
+    client = Client(small.address, timeouts=dataclasses.replace(SHORT, connect_s=20))
     try:
         upload = client.start_upload([extract(Network.from_text(LARGE, "large"), [1], {})], time.monotonic)
         wait_for(lambda: upload.error is not None, "it to give up")
@@ -295,7 +295,7 @@ def test_bytes_that_are_never_right_are_given_up(steady: Server, world: World, m
 
     monkeypatch.setattr("ionn.protocol.sender.PartitionEnd", end)
     data = world.input_of(1)
-    client = Client(steady.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
+    client = Client(steady.address, timeouts=dataclasses.replace(SHORT, connect_s=20))
     try:
         upload = client.start_upload(world.partitions, time.monotonic)
         deadline = time.monotonic() + 30
@@ -319,7 +319,7 @@ def test_a_silent_session_ends(small: Server) -> None:
 
 
 def test_a_full_server_says_so(small: Server) -> None:
-    clients = [Client(small.address, patience=dataclasses.replace(IMPATIENT, connect_s=20)) for _ in range(2)]
+    clients = [Client(small.address, timeouts=dataclasses.replace(SHORT, connect_s=20)) for _ in range(2)]
     try:
         assert not ping(small.address, timeout_s=20).room
         with pytest.raises(ServerError, match="2 sessions already"):
@@ -370,7 +370,7 @@ def test_the_fork_server_dies_while_a_session_starts(world: World) -> None:
         killer = threading.Timer(1.0, lambda: [os.kill(process, signal.SIGKILL) for process in server.helpers()])
         killer.start()
         with pytest.raises(ServerError, match="cannot start a session") as refused:
-            Client(server.address, patience=dataclasses.replace(IMPATIENT, connect_s=20))
+            Client(server.address, timeouts=dataclasses.replace(SHORT, connect_s=20))
         killer.join()
         assert refused.value.code == messages.ERROR_BUSY
         world.check_health(server.address)

@@ -9,7 +9,7 @@ import numpy as np
 import zmq
 
 from ionn.model.network import Network
-from ionn.model.partial_net import PartialNet, extract, stage_cuts
+from ionn.model.partial_net import PartialNet, extract, net_stages
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, Message, PartitionEnd, PartitionHeader, decode, make_chunk
 
@@ -122,4 +122,4 @@ class Peer(Session):
 
 def whole_net(text: str, network: Network) -> PartialNet:
     """A net of all stages, in the text's own words."""
-    return PartialNet(text, network.input, stage_cuts(network, 0, len(network.stages) - 1))
+    return PartialNet(text, network.input, net_stages(network, 0, len(network.stages) - 1))

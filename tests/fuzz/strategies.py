@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ionn.model.caffemodel import BlobSpan
 from ionn.model.layers import LAYER_TYPES, REASONS
-from ionn.model.partial_net import Channels, PartialNet, StageCut
+from ionn.model.partial_net import Channels, NetStage, PartialNet
 from ionn.protocol import messages
 
 # The test suite has the same cases each time. `make fuzz` sets this: so many times as many, and others each time.
@@ -82,9 +82,9 @@ _NET = PartialNet(
     'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 } } } '
     'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 2 } }',
     "data",
-    (StageCut(0, 0, ("data",)), StageCut(1, 1, ("fc",))),
+    (NetStage(0, 0, ("data",)), NetStage(1, 1, ("fc",))),
 )
-_SLICE = dataclasses.replace(_NET, stages=(StageCut(1, 1, ("fc",)),), channels=Channels(1, 3, 4))
+_SLICE = dataclasses.replace(_NET, stages=(NetStage(1, 1, ("fc",)),), channels=Channels(1, 3, 4))
 MESSAGES = [
     messages.Hello(messages.PROTOCOL, "control"),
     messages.Hello(messages.PROTOCOL, "upload", "0" * 32),

@@ -20,19 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_slicing import network_of
 
 from ionn.client.offloading import Offloading
-from ionn.client.session import Client, Patience
+from ionn.client.session import Client, Timeouts
 from ionn.client.sliced_stage import slice_stages
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
 from ionn.model.partial_net import extract
 from ionn.model.slices import Piece, Slice
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.slice_costs import Cut
+from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
 from ionn.testbed.live_session import LiveSession
 
 WAIT_S = 30.0
-QUICK = Patience(query_s=0.6, heartbeat_s=0.05, silence_s=0.6, connect_s=0.6, retry_s=0.01, retry_max_s=0.05)
+QUICK = Timeouts(query_s=0.6, heartbeat_s=0.05, silence_s=0.6, connect_s=0.6, retry_s=0.01, retry_max_s=0.05)
 
 # Stages: 0 the input, 1 a convolution, 2 a pooling, 3 an inner product in slices, 4 another one, 5 the softmax.
 NETWORK = network_of(
@@ -63,7 +63,7 @@ GRAPH = ExecutionGraph(
     stages=tuple(stage.name for stage in NETWORK.stages),
     client_ms=np.full(N, 40.0), server_ms=np.full(N, 1.0), upload_ms=np.full(N, 10.0), load_ms=np.zeros(N),
     up_ms=np.full(N + 1, 0.5), down_ms=np.full(N + 1, 0.5),
-    offloadable=np.array([not stage.pinned for stage in NETWORK.stages]), cuts=(Cut(3, 96, 48, 0.0, 0.0, 1.0),),
+    offloadable=np.array([not stage.pinned for stage in NETWORK.stages]), cuts=(SlicePlan(3, 96, 48, 0.0, 0.0, 1.0),),
 )  # fmt: skip
 INPUTS = [np.random.default_rng(seed).standard_normal(NETWORK.input_shape).astype(np.float32) for seed in (1, 2)]
 
@@ -328,9 +328,9 @@ def often(cases: Iterable[tuple[Any, ...]], kept: Callable[..., bool]) -> list[A
 class Watched(Client):
     """A client that remembers why it lost its server."""
 
-    def __init__(self, address: str, patience: Patience = QUICK) -> None:
+    def __init__(self, address: str, timeouts: Timeouts = QUICK) -> None:
         self.faults: list[Exception] = []
-        super().__init__(address, patience=patience, may_be_lost=True)
+        super().__init__(address, timeouts=timeouts, may_be_lost=True)
         if self.fault is not None:
             self.faults.insert(0, self.fault)
 

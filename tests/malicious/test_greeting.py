@@ -71,7 +71,7 @@ def test_a_greeting(which: str) -> None:
     server = Hostile("greeting", script)
     try:
         with pytest.raises((InputError, *FAULTS)) as raised:
-            Client(server.address, patience=QUICK)
+            Client(server.address, timeouts=QUICK)
         with pytest.raises((InputError, *FAULTS)) as again:
             ping(server.address, timeout_s=0.6)
     finally:
@@ -90,7 +90,7 @@ def test_any_greeting(seed: int) -> None:
     server = Hostile("greeting", send(bytes(greeting)))
     try:
         with pytest.raises((InputError, *FAULTS)) as raised:
-            Client(server.address, patience=QUICK)
+            Client(server.address, timeouts=QUICK)
     finally:
         server.close()
     assert printable(str(raised.value)) == str(raised.value)

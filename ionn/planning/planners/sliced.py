@@ -22,7 +22,7 @@ import math
 from ionn.model.slices import Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners.efficiency import recursive_efficiency
-from ionn.planning.slice_costs import Cut
+from ionn.planning.slice_costs import SlicePlan
 
 
 def sliced_efficiency(graph: ExecutionGraph) -> list[list[Piece]]:
@@ -61,7 +61,7 @@ def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_m
     return partitions
 
 
-def _number_of_slices(graph: ExecutionGraph, cut: Cut, gain_ms: float, rest_ms: float) -> int:
+def _number_of_slices(graph: ExecutionGraph, cut: SlicePlan, gain_ms: float, rest_ms: float) -> int:
     wait_ms = cut.slice_ms * (2 * rest_ms + gain_ms)
     ideal = math.sqrt(gain_ms * graph.upload_ms[cut.stage] / wait_ms) if wait_ms > 0 else math.inf
     return round(min(ideal, cut.most_slices)) if ideal >= 2 else 1
