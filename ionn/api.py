@@ -209,10 +209,11 @@ def connect(
 
     The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
 
-    The session ends with the context. Raises InputError where files do not fit, the server does not take `keys`, or
-    sends no costs and none are given. A server that does not answer is no error: the session's `fault` says so, queries
-    run here, and it is looked for again, at first after a quarter of a second, then less often, up to every five. When
-    it answers, the plan is made, if that needed its costs, and uploaded; where costs are missing, `fault` says so.
+    The session ends with the context. Raises InputError where files do not fit, or the server sends no costs and none
+    are given, and NotAcceptedError where it does not take `keys`. A server that does not answer is no error: the
+    session's `fault` says so, queries run here, and it is looked for again, at first after a quarter of a second, then
+    less often, up to every five. When it answers, the plan is made, if that needed its costs, and uploaded; where costs
+    are missing, `fault` says so.
     """
     from ionn.address import parse_address
     from ionn.client.offloading import Offloading, open_offloading

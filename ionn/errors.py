@@ -17,6 +17,10 @@ class InputError(IonnError):
     """What the user gave (a file, a name, a number) cannot be used. The command line ends with exit code 2."""
 
 
+class PartitionError(IonnError):
+    """A server cannot take a client's partition: its nets or weights are wrong, or need more than is left."""
+
+
 class ServerError(IonnError):
     """The server refused or failed a request; `code` is the short machine-readable reason of the wire protocol, and
     `query` the number of the query that failed, -1 where it was none."""

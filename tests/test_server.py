@@ -159,7 +159,7 @@ def test_a_client_that_meets_another_version_says_so() -> None:
             [identity, *messages.Error(messages.ERROR_VERSION, "the server speaks protocol 9").frames()]
         )
         _, stderr = process.communicate(timeout=WAIT_S)
-        assert re.fullmatch(r"ionn.errors.InputError: .*: the server speaks protocol 9", stderr.splitlines()[-1])
+        assert re.fullmatch(r"ionn.errors.VersionError: .*: the server speaks protocol 9", stderr.splitlines()[-1])
     finally:
         process.kill()
         context.destroy(linger=0)

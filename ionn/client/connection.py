@@ -15,7 +15,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ionn.client.inflow import Inflow
 from ionn.client.mechanism import mechanism_of
-from ionn.errors import InputError, NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
+from ionn.errors import NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import ERROR_VERSION, PROTOCOL, Bye, Error, Hello, Message, Ping, Pong, Welcome, decode
 
@@ -233,7 +233,7 @@ class Connection:
 def ping(address: str, keys: ClientKeys | None = None, timeout_s: float = 2.0) -> Pong:
     """Ask a server at tcp://HOST:PORT whether it lives and takes another session.
 
-    Raises InputError for keys that do not fit, else as `Connection.receive` does.
+    Raises as `Connection.receive` does.
     """
     context: zmq.Context[Any] = zmq.Context()
     try:
@@ -242,8 +242,6 @@ def ping(address: str, keys: ClientKeys | None = None, timeout_s: float = 2.0) -
             answer = connection.ask(Ping(), timeout_s)
         finally:
             connection.close()
-    except NotAcceptedError as error:
-        raise InputError(str(error)) from error
     finally:
         context.destroy(linger=0)
     assert isinstance(answer, Pong)

@@ -14,7 +14,7 @@ from ionn.client.session import FAULTS, Client
 from ionn.client.sliced_stage import SlicedStage, slice_stages
 from ionn.costs.loading import costs_from_json
 from ionn.costs.models import Costs, Scaled
-from ionn.errors import InputError, ProtocolError
+from ionn.errors import InputError, NotAcceptedError, ProtocolError
 from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
 from ionn.model.inputs import query_inputs
@@ -177,7 +177,8 @@ def open_offloading(
     carries `mbps`; client and link are slowed down by `dilation`.
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
-    looked for again, and planned for when it sends its costs. Raises InputError where the server sends none.
+    looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
+    NotAcceptedError where it does not take the keys.
     """
     get_planner(algorithm)
 
@@ -215,6 +216,8 @@ def open_offloading(
                 ready = prepared(Scaled(there, dilation), graph_with(Scaled(there, dilation)))
             elif client.fault is None:
                 ready = prepare(client.costs)
+        except NotAcceptedError:  # which waiting does not mend
+            raise
         except FAULTS as error:
             client, fault = None, error
         known = ready is not None

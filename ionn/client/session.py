@@ -23,7 +23,6 @@ from ionn.address import format_address, parse_address
 from ionn.client.connection import FRAME_BYTES_MAX, Connection
 from ionn.client.query import Exchange
 from ionn.errors import (
-    InputError,
     IonnError,
     NotAcceptedError,
     ProtocolError,
@@ -126,7 +125,7 @@ class _Connections:
 class Client:
     """A session at a server.
 
-    Raises InputError for a malformed address, a wrong key or a server of another protocol version,
+    Raises InputError for a malformed address, NotAcceptedError for a wrong key or a server of another protocol version,
     ServerUnreachableError where no server answers, ServerError where it refuses, ProtocolError where it is none of
     ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
     Close it when done.
@@ -168,8 +167,6 @@ class Client:
             if not (may_be_lost and isinstance(error, FAULTS)) or isinstance(error, NotAcceptedError):
                 self._context.destroy(linger=0)
                 os.close(self._wake)
-                if isinstance(error, NotAcceptedError):
-                    raise InputError(str(error)) from error
                 raise
             self.fault, self.lost_s = error, time.monotonic()
         self._keeper = threading.Thread(target=self._keep, name="ionn client", daemon=True)

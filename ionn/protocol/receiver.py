@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ionn.errors import InputError, ProtocolError
+from ionn.errors import PartitionError, ProtocolError
 from ionn.protocol.messages import Chunk, PartitionEnd, PartitionHeader, make_chunk
 
 
@@ -15,8 +15,8 @@ class PartitionReceiver:
     """Takes the chunks of one partition in order and puts the floats where they belong.
 
     `targets` holds, for each of the header's blobs, the writable bytes of that blob in its net. Every method raises
-    ProtocolError for bytes that are not the expected ones, and leaves the receiver as it was; `take` raises InputError
-    for weights that no sending again makes good.
+    ProtocolError for bytes that are not the expected ones, and leaves the receiver as it was; `take` raises
+    PartitionError for weights that no sending again makes good.
     """
 
     def __init__(self, header: PartitionHeader, targets: Sequence[memoryview]) -> None:
@@ -62,7 +62,7 @@ class PartitionReceiver:
                 target[low:high] = source[start : start + high - low]
                 # The floats that are complete now. Checked as they come, nothing is left to do at the end.
                 if not np.isfinite(target[low // 4 * 4 : high // 4 * 4].view("<f4")).all():
-                    raise InputError(f"blob {span.blob} of layer {span.layer!r} has weights that are not finite")
+                    raise PartitionError(f"blob {span.blob} of layer {span.layer!r} has weights that are not finite")
             if end < span.offset + span.size:
                 return
             self._next += 1

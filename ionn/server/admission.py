@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from google.protobuf import text_format
 
-from ionn.errors import InputError
+from ionn.errors import InputError, PartitionError
 from ionn.model.layers import Shape, shape_text
 from ionn.model.network import Layer, Network
 from ionn.model.partial_net import PartialNet
@@ -67,7 +67,7 @@ class CheckedNet:
 
     @cached_property
     def layers(self) -> dict[int, str]:
-        """Raises InputError if the stages do not fit the net."""
+        """Raises PartitionError if the stages do not fit the net."""
         return _check_stages(self.net, self.network)
 
     @property
@@ -94,15 +94,15 @@ def check_partition(
     """Check a partition's nets and weights against Caffe's rules, against the stages that the session has (`known`),
     and against what it has left (`used` is in use).
 
-    The whole of a slice counts too, unless its stage has `begun` to arrive. Raises InputError, naming the layer, the
-    stage or the limit.
+    The whole of a slice counts too, unless its stage has `begun` to arrive. Raises PartitionError, naming the layer,
+    the stage or the limit.
     """
     if not header.nets:
-        raise InputError(f"partition {header.partition} has no nets")
+        raise PartitionError(f"partition {header.partition} has no nets")
     checked: list[CheckedNet] = []
     counted: set[int] = set()
     for net in header.nets:
-        network = Network.from_text(net.prototxt, f"partition {header.partition}")
+        network = _network_of(net.prototxt, f"partition {header.partition}")
         whole = None if net.channels is None else _whole(net, network, limits)
         usage = _usage(network, limits)
         if whole is not None:
@@ -120,6 +120,13 @@ def check_partition(
     return checked
 
 
+def _network_of(prototxt: str, name: str) -> Network:
+    try:
+        return Network.from_text(prototxt, name)
+    except InputError as error:  # the client's, not this server's user's
+        raise PartitionError(str(error)) from error
+
+
 def _check_overlaps(checked: list[CheckedNet]) -> None:
     """A stage may be in one net, or its slices, which do not overlap, in several."""
     nets: dict[int, list[CheckedNet]] = {}
@@ -128,11 +135,11 @@ def _check_overlaps(checked: list[CheckedNet]) -> None:
             for other in nets.setdefault(stage, []):
                 mine, its = each.net.channels, other.net.channels
                 if mine is None or its is None or mine.overlaps(its):
-                    raise InputError(f"stage {stage} is in two nets")
+                    raise PartitionError(f"stage {stage} is in two nets")
                 assert each.whole is not None
                 assert other.whole is not None
                 if each.whole.net != other.whole.net:
-                    raise InputError(f"stage {stage} is in two nets, which are not slices of the same stage")
+                    raise PartitionError(f"stage {stage} is in two nets, which are not slices of the same stage")
             nets[stage].append(each)
 
 
@@ -148,7 +155,7 @@ def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) 
             made, taken = boundaries[before].outputs, boundaries[after].input
             if made != (taken,):
                 shapes = ", ".join(map(shape_text, made))
-                raise InputError(f"stage {after} takes {shape_text(taken)}, but stage {before} makes {shapes}")
+                raise PartitionError(f"stage {after} takes {shape_text(taken)}, but stage {before} makes {shapes}")
 
 
 def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
@@ -157,11 +164,11 @@ def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
     begin, end, of = net.channels
     stage, layers = net.stages[0], network.layers[1:]
     if output_channels(layers) != end - begin or stage.outputs != layers[0].tops:
-        raise InputError(f"stage {stage.index}: channels {begin} to {end} are not what its net makes")
+        raise PartitionError(f"stage {stage.index}: channels {begin} to {end} are not what its net makes")
     param = caffe_pb2.NetParameter()
     param.CopyFrom(network.param)
     set_output_channels(param.layer[1], of)
-    whole = Network.from_text(text_format.MessageToString(param), network.name)
+    whole = _network_of(text_format.MessageToString(param), network.name)
     return CheckedNet(replace(net, channels=None), whole, _usage(whole, limits))
 
 
@@ -169,7 +176,7 @@ def _usage(network: Network, limits: Limits) -> Usage:
     for layer in network.layers:
         for top, top_shape in zip(layer.tops, layer.top_shapes, strict=True):
             if _bytes(top_shape) > limits.blob_mb * 1e6:
-                raise InputError(
+                raise PartitionError(
                     f"layer {layer.name!r}: blob {top!r} has {_bytes(top_shape) / 1e6:.1f} MB; "
                     f"the server's {option('blob_mb')} is {limits.blob_mb:g}"
                 )
@@ -197,7 +204,7 @@ def _check_limits(usage: Usage, limits: Limits) -> None:
         ("memory_mb", usage.memory_bytes / 1e6),
     ):
         if value > getattr(limits, name):
-            raise InputError(
+            raise PartitionError(
                 f"the session's nets would have {value:.0f} {name.replace('_', ' ')}; "
                 f"the server's {option(name)} is {getattr(limits, name):g}"
             )
@@ -206,20 +213,20 @@ def _check_limits(usage: Usage, limits: Limits) -> None:
 def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
     """The layers of each stage, as text. The stages must cover the net, and each must make the blobs it hands on."""
     if network.input != net.input:
-        raise InputError(f"the net's input is {network.input!r}, not {net.input!r}")
+        raise PartitionError(f"the net's input is {network.input!r}, not {net.input!r}")
     begin, layers = 0, {}
     for stage in net.stages:
         end = stage.last_layer
         if not begin <= end < len(network.layers):
-            raise InputError(f"stage {stage.index} cannot end with layer {end} of {len(network.layers)}")
+            raise PartitionError(f"stage {stage.index} cannot end with layer {end} of {len(network.layers)}")
         made = {top for layer in network.layers[begin : end + 1] for top in layer.tops}
         if not stage.outputs or not made.issuperset(stage.outputs):
-            raise InputError(f"stage {stage.index} does not make its outputs")
+            raise PartitionError(f"stage {stage.index} does not make its outputs")
         first = network.layers[min(max(begin, 1), end)]  # not the Input layer, which every net starts with
         layers[stage.index] = f"layers {first.name!r} to {network.layers[end].name!r}"
         begin = end + 1
     if begin != len(network.layers):
-        raise InputError(f"layer {network.layers[begin].name!r} is in no stage")
+        raise PartitionError(f"layer {network.layers[begin].name!r} is in no stage")
     return layers
 
 
@@ -238,12 +245,14 @@ def assign_blobs(header: PartitionHeader, checked: list[CheckedNet]) -> list[tup
     for span in header.blobs:
         takers = wanted.get((span.layer, span.blob))
         if not takers:
-            raise InputError(f"blob {span.blob} of layer {span.layer!r} is sent twice, or the layer has none")
+            raise PartitionError(f"blob {span.blob} of layer {span.layer!r} is sent twice, or the layer has none")
         index, size = takers.pop(0)
         if size != span.size:
-            raise InputError(f"blob {span.blob} of layer {span.layer!r} has {span.size} bytes, the layer takes {size}")
+            raise PartitionError(
+                f"blob {span.blob} of layer {span.layer!r} has {span.size} bytes, the layer takes {size}"
+            )
         places.append((index, span.layer, span.blob))
     for (layer_name, blob), takers in wanted.items():
         if takers:
-            raise InputError(f"blob {blob} of layer {layer_name!r} is not sent")
+            raise PartitionError(f"blob {blob} of layer {layer_name!r} is not sent")
     return places

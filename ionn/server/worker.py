@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ionn.errors import InputError, ProtocolError
+from ionn.errors import PartitionError, ProtocolError
 from ionn.model.engine import StageNet
 from ionn.model.partial_net import Channels, NetStage, PartialNet
 from ionn.protocol.messages import (
@@ -132,7 +132,7 @@ class SessionState:
                     return self._finish(message)
         except ProtocolError as error:
             return Error(ERROR_DAMAGED, str(error), partition=index)
-        except InputError as error:
+        except PartitionError as error:
             self._drop(index)
             return Error(ERROR_PARTITION, str(error), partition=index)
         except MemoryError:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ionn.errors import InputError, ProtocolError
+from ionn.errors import InputError, PartitionError, ProtocolError
 from ionn.model import caffemodel
 from ionn.model.network import Network
 from ionn.model.partial_net import extract_net
@@ -43,7 +43,7 @@ def read_message(data: bytes) -> None:
     if isinstance(message, messages.PartitionHeader):
         try:
             check_partition(message, Limits(), Usage(), {})
-        except InputError as error:
+        except PartitionError as error:
             one_line(error)
 
 
