@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from ionn.errors import InputError
 from ionn.model.slices import TILE, Piece, Slice, runs_of, stage_of
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.planners import PLANNERS, get_planner
+from ionn.planning.planners import PLANNERS, get_planner, reference
 from ionn.planning.planners.efficiency import Candidate, Candidates, efficiency, recursive_efficiency
 from ionn.planning.planners.optimal import _latencies, area, least_area, optimal
 from ionn.planning.planners.original import original, original_fine
+from ionn.planning.planners.reference import algorithm_1
 from ionn.planning.planners.sliced import sliced_efficiency
 from ionn.planning.planners.weightless import merge_weightless
 
@@ -43,38 +44,6 @@ def improvements(graph: ExecutionGraph, plan: list[list[int]]) -> list[float]:
     return [forced_ms(graph, []) - forced_ms(graph, uploaded := uploaded + partition) for partition in plan]
 
 
-def efficiency_by_definition(graph: ExecutionGraph, uploaded: set[int], run: list[int]) -> float:
-    gain_ms = forced_ms(graph, uploaded) - forced_ms(graph, uploaded.union(run))
-    upload_ms = sum(graph.upload_ms[run])
-    return gain_ms / upload_ms if upload_ms else math.copysign(math.inf, gain_ms) if gain_ms else 0.0
-
-
-def best_by_definition(graph: ExecutionGraph, uploaded: set[int], runs: list[list[int]]) -> list[int]:
-    return min(runs, key=lambda run: (-efficiency_by_definition(graph, uploaded, run), run[0], len(run)))
-
-
-def plan_by_definition(graph: ExecutionGraph, recursive: bool) -> list[list[int]]:
-    """Algorithm 1 of the paper, line by line, every efficiency from two latencies."""
-    optimal = graph.shortest_path(np.zeros(len(graph.stages)))
-    initial = graph.shortest_path(graph.upload_ms)
-    plan = [sorted(initial)] if initial else []
-    uploaded = set(initial)
-    while missing := optimal - uploaded:
-        gaps = runs_of(missing)
-        runs = [
-            list(range(a, b + 1)) for first, last in gaps for a in range(first, last + 1) for b in range(a, last + 1)
-        ]
-        p = best_by_definition(graph, uploaded, runs)
-        while recursive:
-            parts = [run for run in runs if set(run) < set(p) and efficiency_by_definition(graph, uploaded, run) > 0]
-            if not parts:
-                break
-            p = best_by_definition(graph, uploaded, parts)
-        plan.append(p)
-        uploaded.update(p)
-    return plan
-
-
 @pytest.mark.parametrize(
     ("algorithm", "plan", "improvement"),
     [
@@ -87,6 +56,14 @@ def plan_by_definition(graph: ExecutionGraph, recursive: bool) -> list[list[int]
 def test_worked_example_plans(algorithm, plan, improvement):
     assert get_planner(algorithm)(WORKED_EXAMPLE) == plan
     assert improvements(WORKED_EXAMPLE, plan) == improvement
+
+
+def test_algorithm_1_plans_the_worked_example():
+    assert algorithm_1(WORKED_EXAMPLE) == [[B], [A], [C], [D]]
+    assert algorithm_1(WORKED_EXAMPLE, recursive=False) == [[B], [A], [C, D]]
+    efficiencies = {run: reference.efficiency(WORKED_EXAMPLE, [B], run) for run in reference.candidates([A, C, D])}
+    assert efficiencies == {(A,): 0.75, (C,): 0.5, (C, D): 16 / 24, (D,): -1}
+    assert reference.efficiency(WORKED_EXAMPLE, [A, B, C], (D,)) == 1
 
 
 def test_worked_example_efficiencies():
@@ -138,9 +115,9 @@ MIRRORED = chain(
 @example(EQUAL_SIDES, True)
 @example(LOOKS_INSIDE, True)
 @example(MIRRORED, True)
-def test_efficiency_plans_equal_the_definition(graph, recursive):
-    planner = UNMERGED["recursive-efficiency" if recursive else "efficiency"]
-    assert planner(graph) == plan_by_definition(graph, recursive)
+def test_efficiency_plans_are_those_of_the_paper(graph, recursive):
+    planner = PLANNERS["recursive-efficiency" if recursive else "efficiency"]
+    assert planner(graph) == algorithm_1(graph, recursive=recursive)
 
 
 def weigh_all(graph: ExecutionGraph, uploaded: set[int], first: int, last: int) -> np.ndarray:

@@ -18,6 +18,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "planning/planners/efficiency": PLANNERS,
         "planning/planners/optimal": PLANNERS,
         "planning/planners/original": PLANNERS,
+        "planning/planners/reference": PLANNERS,
         "planning/planners/sliced": PLANNERS,
         "planning/planners/weightless": PLANNERS,
         "costs/models": COSTS,
