@@ -85,12 +85,12 @@ fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand
 	IONN_NETS=$$(($(FUZZ_TIMES) * 1000)) $(PYTEST) -m nets --timeout 0
 	@mkdir -p results/fuzz
 	for target in message caffemodel prototxt; do \
-	  .venv/bin/python tests/fuzz/decoders.py $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \
+	  .venv/bin/python -m tests.fuzz.decoders $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \
 	    || exit 1; \
 	done
 
 mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do the tests notice? 20 minutes
-	.venv/bin/python tests/mutants/mutate.py --mutants $(MUTANTS) --seed $(SEED)
+	.venv/bin/python -m tests.mutants.mutate --mutants $(MUTANTS) --seed $(SEED)
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay
 	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import serving
 from hypothesis import HealthCheck, Phase, settings
 
 from ionn.model import engine
 from ionn.model.network import Network
+from tests.support.command import serving
 
 # A busy machine is slow at times; that says nothing about the code.
 settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])

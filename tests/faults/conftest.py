@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from world import Server, World
 
 from ionn.costs.loading import load_costs
 from ionn.model.network import Network
 from ionn.planning.graph import ExecutionGraph
+from tests.support.world import Server, World
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import zmq
-from world import Server, World, bit_equal, recover
+
+from tests.support.world import Server, World, bit_equal, recover
 
 Frames = list[bytes]
 # What becomes of a message: the messages that go on instead, None to hold it back until another one comes.

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from world import Link, Process, Server, World, at_server, bit_equal, recover, wait_for
 
 from ionn.client.session import FAULTS
 from ionn.records import QueryRecord
 from ionn.testbed.live_session import LiveSession
+from tests.support.world import Link, Process, Server, World, at_server, bit_equal, recover, wait_for
 
 PHASES = ("first partition", "mid-partition", "mid-query", "between")
 STRIKES = {"kill -9": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}

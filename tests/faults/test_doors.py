@@ -17,8 +17,6 @@ from pathlib import Path
 import pytest
 import zmq
 from click.testing import CliRunner
-from raw import Raw
-from world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
 from ionn.address import is_loopback
 from ionn.cli import cli
@@ -29,6 +27,8 @@ from ionn.protocol import messages
 from ionn.protocol.curve import ClientKeys, client_keys, make_keys, read_key, server_keys
 from ionn.server.front import Server as Listener
 from ionn.server.limits import Limits, option
+from tests.support.raw import Raw
+from tests.support.world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
 LONG_WAITS = Timeouts(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
 

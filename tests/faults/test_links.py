@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from world import Server, Wire, World, at_server, bit_equal, recover, wait_for
 
 from ionn.client.session import FAULTS
+from tests.support.world import Server, Wire, World, at_server, bit_equal, recover, wait_for
 
 
 @pytest.fixture

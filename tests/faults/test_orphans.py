@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from world import WAIT_S, wait_for
+
+from tests.support.world import WAIT_S, wait_for
 
 TESTBED = """
 import time
-from ionn.testbed.live import start_testbed
+from ionn.testbed.processes import start_testbed
 with start_testbed(mbps=80) as address:
     from ionn.client.session import Client, Timeouts
     client = Client(address, timeouts=Timeouts(connect_s=30))  # the session has a process too

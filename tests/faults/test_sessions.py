@@ -13,8 +13,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import zmq
-from raw import Raw, upload_messages
-from world import SHORT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
 
 from ionn.client.connection import ping
 from ionn.client.session import FAULTS, Client
@@ -23,6 +21,8 @@ from ionn.model.network import Network
 from ionn.model.partial_net import Partition, extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionHeader
+from tests.support.raw import Raw, upload_messages
+from tests.support.world import SHORT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from peer import Bystander, Peer
-from strategies import CASES
 
 from ionn.client.connection import ping
+from tests.fuzz.peer import Bystander, Peer
+from tests.fuzz.strategies import CASES
 
 # Tight ones, so that what a mutation lets grow is refused and not computed.
 LIMITS = ("--sessions", "50", "--blob-mb", "1", "--memory-mb", "100")

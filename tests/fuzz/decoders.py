@@ -91,7 +91,7 @@ def caffemodel_seeds() -> list[bytes]:
 
 def seeds(target: str) -> list[bytes]:
     """Inputs that a target takes."""
-    from strategies import MESSAGES, PROTOTXTS
+    from tests.fuzz.strategies import MESSAGES, PROTOTXTS
 
     match target:
         case "message":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from decoders import TARGETS, seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples
 
 from ionn.model.proto import caffe_pb2
+from tests.fuzz.decoders import TARGETS, seeds
+from tests.fuzz.strategies import examples
 
 
 @st.composite

@@ -11,11 +11,8 @@ import math
 
 import numpy as np
 import pytest
-from forward import boundary_blobs
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from peer import SMALL, Peer, whole_net
-from strategies import cases, damaged_messages, json_values, prototxts
 
 from ionn.errors import InputError
 from ionn.model.network import Network
@@ -23,6 +20,9 @@ from ionn.model.partial_net import Partition, extract
 from ionn.model.slices import Slice
 from ionn.protocol import messages
 from ionn.protocol.messages import PartitionEnd, PartitionHeader, make_chunk
+from tests.fuzz.peer import SMALL, Peer, whole_net
+from tests.fuzz.strategies import cases, damaged_messages, json_values, prototxts
+from tests.support.forward import boundary_blobs
 
 # A net that passes the checks is built and run, if that takes no time.
 OPERATIONS_MAX = 10**7

@@ -7,17 +7,12 @@ import contextlib
 import json
 import socket
 import struct
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_slicing import network_of
 
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client, Timeouts
@@ -30,6 +25,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
 from ionn.testbed.live_session import LiveSession
+from tests.support.nets import network_of
 
 WAIT_S = 30.0
 QUICK = Timeouts(query_s=0.6, heartbeat_s=0.05, silence_s=0.6, connect_s=0.6, retry_s=0.01, retry_max_s=0.05)
@@ -334,10 +330,10 @@ class Watched(Client):
         if self.fault is not None:
             self.faults.insert(0, self.fault)
 
-    def _lose(self, connection: Any, error: Exception) -> None:
-        if self._connection is connection:
+    def _lose(self, connections: Any, error: Exception) -> None:
+        if self._connections is connections:
             self.faults.append(error)
-        super()._lose(connection, error)
+        super()._lose(connections, error)
 
 
 @contextlib.contextmanager
@@ -350,3 +346,24 @@ def session_at(address: str) -> Iterator[tuple[Watched, LiveSession]]:
         yield client, LiveSession(Offloading(NETWORK, net, GRAPH, client, partitions, PIECES, sliced), net, INPUTS)
     finally:
         client.close()
+
+
+# --- Floods ----------------------------------------------------------------------------------------------------------
+
+BIG = bytes(1024 * 1024)
+FLOODS: dict[str, tuple[bytes, ...]] = {
+    "pongs": (multipart([bytes(f) for f in messages.Pong().frames()]) * 1000,),
+    "results": (multipart([bytes(f) for f in messages.Result(7, ((1,),), (), (b"1234",)).frames()]) * 1000,),
+    "acks": (multipart([bytes(f) for f in messages.Ack(0, 0).frames()]) * 1000,),
+    "errors": (multipart([bytes(f) for f in messages.Error(messages.ERROR_QUERY, "no", 99).frames()]) * 1000,),
+    "empty messages": (frame(b"") * 10_000,),
+    "empty frames without end": (frame(b"", more=True) * 100_000,),
+    "frames without end": (frame(b"x" * 1000, more=True) * 1000,),
+    "large frames without end": (frame(BIG, more=True),),
+    "large messages": (frame(BIG) * 8,),
+    "a message of many frames": (frame(b"", more=True) * 2500 + frame(b""),),
+    "a frame that never ends": (b"\2" + (60 * 2**20).to_bytes(8), BIG),
+    "a frame of 2^62 bytes": (b"\2" + (2**62).to_bytes(8), BIG),
+    "commands": (frame(b"\x04PING\x00\x00" + b"x" * 16, command=True) * 1000,),
+    "junk": (bytes(range(256)) * 1000,),
+}

@@ -8,13 +8,13 @@ import time
 
 import pytest
 import zmq
-from hostile import GREETING, QUICK, READY, Connection, Hostile, Script, frame, pour
 
 from ionn.client.connection import ping
 from ionn.client.mechanism import mechanism_of
 from ionn.client.session import FAULTS, Client
 from ionn.errors import NotAcceptedError, printable
 from ionn.protocol.curve import ClientKeys
+from tests.malicious.hostile import GREETING, QUICK, READY, Connection, Hostile, Script, frame, pour
 
 KEYS = ClientKeys(zmq.curve_keypair()[1].decode(), zmq.curve_keypair()[0].decode())
 

@@ -10,7 +10,14 @@ import threading
 import time
 
 import pytest
-from hostile import (
+
+from ionn.client.session import FAULTS, Client
+from ionn.errors import ProtocolError, ServerUnreachableError, printable
+from ionn.model.partial_net import Partition
+from ionn.protocol import messages
+from ionn.records import QueryRecord
+from tests.malicious.hostile import (
+    FLOODS,
     INPUTS,
     MOMENTS,
     QUICK,
@@ -19,20 +26,13 @@ from hostile import (
     Script,
     change,
     changed,
-    frame,
     multipart,
     often,
     pour,
     say,
     session_at,
 )
-from world import wait_for
-
-from ionn.client.session import FAULTS, Client
-from ionn.errors import ProtocolError, ServerUnreachableError, printable
-from ionn.model.partial_net import Partition
-from ionn.protocol import messages
-from ionn.records import QueryRecord
+from tests.support.world import wait_for
 
 # JSON for a field of any type: each is wrong for most, and may be right for some.
 TOKENS: dict[str, str | None] = {
@@ -278,24 +278,6 @@ def test_an_upload_that_gets_nowhere_is_given_up() -> None:
 
 
 # --- Floods ----------------------------------------------------------------------------------------------------------
-
-BIG = bytes(1024 * 1024)
-FLOODS: dict[str, tuple[bytes, ...]] = {
-    "pongs": (multipart([bytes(f) for f in messages.Pong().frames()]) * 1000,),
-    "results": (multipart([bytes(f) for f in messages.Result(7, ((1,),), (), (b"1234",)).frames()]) * 1000,),
-    "acks": (multipart([bytes(f) for f in messages.Ack(0, 0).frames()]) * 1000,),
-    "errors": (multipart([bytes(f) for f in messages.Error(messages.ERROR_QUERY, "no", 99).frames()]) * 1000,),
-    "empty messages": (frame(b"") * 10_000,),
-    "empty frames without end": (frame(b"", more=True) * 100_000,),
-    "frames without end": (frame(b"x" * 1000, more=True) * 1000,),
-    "large frames without end": (frame(BIG, more=True),),
-    "large messages": (frame(BIG) * 8,),
-    "a message of many frames": (frame(b"", more=True) * 2500 + frame(b""),),
-    "a frame that never ends": (b"\2" + (60 * 2**20).to_bytes(8), BIG),
-    "a frame of 2^62 bytes": (b"\2" + (2**62).to_bytes(8), BIG),
-    "commands": (frame(b"\x04PING\x00\x00" + b"x" * 16, command=True) * 1000,),
-    "junk": (bytes(range(256)) * 1000,),
-}
 
 
 @pytest.mark.parametrize(("moment", "flood"), often(itertools.product(MOMENTS, FLOODS), lambda at, _: at in OFTEN))

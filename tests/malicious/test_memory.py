@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import MOMENTS, WAIT_S, Hostile, Script, often, pour
-from test_malicious import FLOODS
 
+from tests.malicious.hostile import FLOODS, MOMENTS, WAIT_S, Hostile, Script, often, pour
+
+ROOT = Path(__file__).resolve().parents[2]
 EXTRA_MB = 100.0
 LOSSES = 3
 OFTEN = (
@@ -29,8 +30,8 @@ CASES = often(itertools.product(MOMENTS_OF_QUERIES, FLOODS), lambda *case: case 
 def run(moment: str, script: Script | None, losses: int) -> dict[str, Any]:
     server = Hostile(moment, script)
     try:
-        command = [sys.executable, str(Path(__file__).with_name("victim.py")), server.address, str(losses)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S, check=True)
+        command = [sys.executable, "-m", "tests.malicious.victim", server.address, str(losses)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * WAIT_S, check=True)
     finally:
         server.close()
     return dict(json.loads(done.stdout))

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from hostile import INPUTS, NETWORK, WEIGHTS, Connection, Hostile, often
 
 from ionn.client.offloading import open_offloading
 from ionn.costs.models import CostModel, Profile
@@ -28,6 +27,7 @@ from ionn.protocol import messages
 from ionn.testbed import live, runner
 from ionn.testbed.live_session import DIFFERENCE_MAX, LiveSession
 from ionn.testbed.trace import Trace
+from tests.malicious.hostile import INPUTS, NETWORK, WEIGHTS, Connection, Hostile, often
 
 NASTY = "\x1b]0;mine\x07\x1b[31m\r\n\u202e" + "x" * 3000
 FAST = CostModel("fast", {}, {"constant": 1e-3}).to_json()

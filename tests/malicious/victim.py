@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from hostile import session_at
+from tests.malicious.hostile import session_at
 
 
 def peak_mb() -> float:

@@ -1,6 +1,6 @@
 """How strong are the tests? Small faults are put into the code, one at a time; the tests must notice: `make mutants`.
 
-    python tests/mutants/mutate.py --mutants 300 --seed 0 [--modules graph wire ...]
+    python -m tests.mutants.mutate --mutants 300 --seed 0 [--modules graph wire ...]
 
 A mutant is the code with one operator, number, statement or branch changed. Each of a seeded sample, the same number of
 every group, meets the tests that suites.py names for its module, in a copy of this tree. It is killed if one of them
@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from suites import GROUPS
+from tests.mutants.suites import GROUPS
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")

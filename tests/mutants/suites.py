@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-PLANNERS = ["test_planners.py", "test_slicing.py", "test_custom.py", "test_own_model.py"]
-LAYERS = ["test_layers.py", "test_network.py", "test_partition.py"]
-COSTS = ["test_costs.py", "test_fitting.py", "test_calibrate.py"]
-REPORT = ["test_summary.py", "test_claims.py", "test_report.py", "test_figures.py"]
+PLANNERS = ["unit/test_planners.py", "unit/test_slices.py", "unit/test_custom.py", "integration/test_own_model.py"]
+LAYERS = ["integration/test_layers.py", "unit/test_network.py", "unit/test_partial_net.py"]
+COSTS = ["unit/test_costs.py", "unit/test_fitting.py", "integration/test_calibration.py"]
+REPORT = ["unit/test_summary.py", "unit/test_claims.py", "unit/test_report.py", "unit/test_figures.py"]
 
 # Group -> module -> test files.
 GROUPS: dict[str, dict[str, list[str]]] = {
     "planning": {
-        "planning/graph": ["test_graph.py", "test_plan.py", *PLANNERS],
-        "planning/plan": ["test_plan.py", *PLANNERS],
-        "planning/slice_costs": ["test_slicing.py", "test_graph.py", "test_plan.py", *PLANNERS],
+        "planning/graph": ["unit/test_graph.py", "unit/test_plan.py", *PLANNERS],
+        "planning/plan": ["unit/test_plan.py", *PLANNERS],
+        "planning/slice_costs": ["unit/test_slices.py", "unit/test_graph.py", "unit/test_plan.py", *PLANNERS],
         "planning/planners/__init__": PLANNERS,
-        "planning/planners/custom": ["test_custom.py", *PLANNERS],
+        "planning/planners/custom": ["unit/test_custom.py", *PLANNERS],
         "planning/planners/efficiency": PLANNERS,
         "planning/planners/optimal": PLANNERS,
         "planning/planners/original": PLANNERS,
@@ -24,16 +24,31 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "costs/models": COSTS,
         "costs/loading": COSTS,
         "costs/features": COSTS,
-        "costs/fitting": ["test_fitting.py", *COSTS],
-        "costs/calibration": ["test_calibrate.py", *COSTS],
+        "costs/fitting": ["unit/test_fitting.py", *COSTS],
+        "costs/calibration": ["integration/test_calibration.py", *COSTS],
     },
     "protocol": {
-        "protocol/messages": ["test_wire.py", "test_strict.py", "fuzz/test_decoders.py", "test_server.py"],
-        "strict": ["test_strict.py", "test_wire.py", "test_costs.py"],
-        "protocol/sender": ["test_upload.py", "test_server.py", "faults/test_chunks.py", "test_shares.py"],
-        "protocol/receiver": ["test_session_state.py", "faults/test_chunks.py", "test_server.py", "test_shares.py"],
-        "protocol/curve": ["faults/test_doors.py", "test_cli.py"],
-        "address": ["test_link.py", "faults/test_doors.py", "test_cli.py"],
+        "protocol/messages": [
+            "unit/test_messages.py",
+            "unit/test_strict.py",
+            "fuzz/test_decoders.py",
+            "integration/test_server.py",
+        ],
+        "strict": ["unit/test_strict.py", "unit/test_messages.py", "unit/test_costs.py"],
+        "protocol/sender": [
+            "unit/test_sender.py",
+            "integration/test_server.py",
+            "faults/test_chunks.py",
+            "integration/test_sliced_stages.py",
+        ],
+        "protocol/receiver": [
+            "integration/test_session_state.py",
+            "faults/test_chunks.py",
+            "integration/test_server.py",
+            "integration/test_sliced_stages.py",
+        ],
+        "protocol/curve": ["faults/test_doors.py", "integration/test_cli.py"],
+        "address": ["integration/test_link.py", "faults/test_doors.py", "integration/test_cli.py"],
     },
     "model": {
         "model/network": LAYERS,
@@ -43,32 +58,37 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "model/layers/shaping": LAYERS,
         "model/layers/windows": LAYERS,
         "model/caffemodel": [
-            "test_caffemodel.py",
-            "test_partition.py",
+            "unit/test_caffemodel.py",
+            "unit/test_partial_net.py",
             "fuzz/test_decoders.py",
-            "test_weights_change.py",
+            "integration/test_weights_change.py",
         ],
-        "model/slices": ["test_slicing.py", "test_shares.py", *PLANNERS],
-        "model/partial_net": ["test_partition.py", "test_slicing.py", "test_session_state.py", "test_own_model.py"],
+        "model/slices": ["unit/test_slices.py", "integration/test_sliced_stages.py", *PLANNERS],
+        "model/partial_net": [
+            "unit/test_partial_net.py",
+            "unit/test_slices.py",
+            "integration/test_session_state.py",
+            "integration/test_own_model.py",
+        ],
     },
     "testbed": {
-        "testbed/experiment": ["test_experiment.py", "test_virtual.py", "test_live.py"],
-        "testbed/virtual": ["test_virtual.py"],
-        "client/pacing": ["test_pacing.py", "test_live.py"],
-        "testbed/link_pacer": ["test_pacing.py", "test_link.py"],
-        "testbed/link": ["test_link.py"],
-        "testbed/runner": ["test_harness.py", "test_live.py"],
+        "testbed/experiment": ["unit/test_experiment.py", "unit/test_virtual.py", "integration/test_live.py"],
+        "testbed/virtual": ["unit/test_virtual.py"],
+        "client/pacing": ["unit/test_pacing.py", "integration/test_live.py"],
+        "testbed/link_pacer": ["unit/test_pacing.py", "integration/test_link.py"],
+        "testbed/link": ["integration/test_link.py"],
+        "testbed/runner": ["integration/test_runner.py", "integration/test_live.py"],
     },
     "evaluation": {
-        "records": ["test_trace.py", "test_virtual.py", *REPORT],
-        "testbed/trace": ["test_trace.py", "test_virtual.py", *REPORT],
+        "records": ["unit/test_trace.py", "unit/test_virtual.py", *REPORT],
+        "testbed/trace": ["unit/test_trace.py", "unit/test_virtual.py", *REPORT],
         "evaluation/summary": REPORT,
         "evaluation/claims": REPORT,
         "evaluation/slice_claims": REPORT,
         "evaluation/validation": REPORT,
         "evaluation/report": REPORT,
-        "evaluation/figures": ["test_figures.py", "test_report.py"],
-        "evaluation/style": ["test_figures.py", "test_plan_figure.py"],
-        "evaluation/plan_figure": ["test_plan_figure.py", "test_own_model.py"],
+        "evaluation/figures": ["unit/test_figures.py", "unit/test_report.py"],
+        "evaluation/style": ["unit/test_figures.py", "unit/test_plan_figure.py"],
+        "evaluation/plan_figure": ["unit/test_plan_figure.py", "integration/test_own_model.py"],
     },
 }

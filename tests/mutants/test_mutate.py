@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 
 import pytest
-from mutate import ROOT, Mutator, candidates, path_of
-from suites import GROUPS
+
+from tests.mutants.mutate import ROOT, Mutator, candidates, path_of
+from tests.mutants.suites import GROUPS
 
 CODE = """
 def f(a: int = 2, *, b: int | None = None) -> int:

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from honest import Watched
-from world import Server, World
 
 from ionn.costs.loading import load_costs
 from ionn.model.network import Network
 from ionn.planning.graph import ExecutionGraph
+from tests.strangers.honest import Watched
+from tests.support.world import Server, World
 
 OPTIONS = ("--sessions", "8", "--idle-s", "600", "--stall-s", "600", "--hello-s", "2", "--unread-s", "600")
 

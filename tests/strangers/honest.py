@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import psutil
 import zmq
-from raw import upload_messages
-from world import WAIT_S, Server, World, wait_for
 
 from ionn.client.connection import ping
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL
 from ionn.protocol.zmtp import FRAME_COST
 from ionn.server.limits import Limits
+from tests.support.raw import upload_messages
+from tests.support.world import WAIT_S, Server, World, wait_for
 
 # What a front may grow beyond the sum of its limits.
 SLACK_BYTES = 50_000_000

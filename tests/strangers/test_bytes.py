@@ -7,8 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import zmq
-from honest import Honest, Watched, random_bytes
-from peers import (
+
+from ionn.protocol import messages
+from ionn.protocol.curve import ClientKeys, make_keys, read_key, server_keys
+from ionn.protocol.messages import PROTOCOL
+from tests.strangers.honest import Honest, Watched, random_bytes
+from tests.strangers.peers import (
     COMMAND,
     DEALER,
     LONG,
@@ -23,11 +27,7 @@ from peers import (
     prop,
     ready,
 )
-from world import WAIT_S, Server, World, wait_for
-
-from ionn.protocol import messages
-from ionn.protocol.curve import ClientKeys, make_keys, read_key, server_keys
-from ionn.protocol.messages import PROTOCOL
+from tests.support.world import WAIT_S, Server, World, wait_for
 
 PING = message(messages.Ping())
 HELLO = messages.Hello(PROTOCOL, "control")

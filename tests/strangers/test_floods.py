@@ -19,10 +19,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from honest import Honest, Watched, limits_bytes
-from peers import LONG, MORE, Stranger, ask, frame, message
-from raw import upload_messages
-from world import WAIT_S, Server, World, wait_for
 
 from ionn.address import parse_address
 from ionn.client.connection import ping
@@ -31,6 +27,10 @@ from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL
 from ionn.server.limits import Limits
+from tests.strangers.honest import Honest, Watched, limits_bytes
+from tests.strangers.peers import LONG, MORE, Stranger, ask, frame, message
+from tests.support.raw import upload_messages
+from tests.support.world import WAIT_S, Server, World, wait_for
 
 HELLO = messages.Hello(PROTOCOL, "control")
 

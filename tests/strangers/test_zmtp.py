@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nacl import bindings as nacl
-from peers import COMMAND, DEALER, LONG, MORE, READY, SIGNATURE, CurveClient, frame, greeting, prop, ready
 
 from ionn.protocol.zmtp import (
     FRAME_COST,
@@ -22,6 +21,19 @@ from ionn.protocol.zmtp import (
     Send,
     ServerConnection,
     ZmtpError,
+)
+from tests.strangers.peers import (
+    COMMAND,
+    DEALER,
+    LONG,
+    MORE,
+    READY,
+    SIGNATURE,
+    CurveClient,
+    frame,
+    greeting,
+    prop,
+    ready,
 )
 
 BOUNDS = Bounds(frames=3, first_frame_bytes=1000, message_bytes=50_000)

@@ -1,0 +1,1 @@
+"""Processes that die, links that break, messages that get lost."""

@@ -1,0 +1,1 @@
+"""Tests of parts together: real Caffe, real sockets, real processes."""

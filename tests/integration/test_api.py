@@ -1,0 +1,526 @@
+"""The library as its users import it, and `ionn classify`, which is made of it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from skimage import data as photographs
+
+import ionn
+from ionn import api
+from ionn.model import engine
+from ionn.model.caffemodel import serialise
+from ionn.model.inputs import PHOTOGRAPHS, image_input, natural_images
+from ionn.model.network import Network
+from ionn.testbed import processes
+from tests.support.command import ionn as command
+from tests.support.forward import Weights
+from tests.support.world import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def fast_server(tiny: Network, tmp_path: Path) -> Iterator[str]:
+    """The address of a server that says it takes no time."""
+    path = tmp_path / "fast.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
+    with processes.process("serve", "--bind", "tcp://127.0.0.1:0", "--costs", str(path)) as address:
+        yield address
+
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_loaded_when_they_are_used() -> None:
+    code = """
+import sys, ionn
+assert not [name for name in sys.modules if name.startswith("ionn.")], "import ionn loads nothing"
+plan = ionn.plan_upload(ionn.load_network("alexnet"))
+assert {"caffe", "zmq", "click", "matplotlib", "skimage"}.isdisjoint(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_name_is_there_and_documented() -> None:
+    assert dir(ionn) == ionn.__all__ == sorted([*api.__all__, "ClientKeys"])
+    for name in ionn.__all__:
+        thing = getattr(ionn, name)
+        assert thing.__doc__, name
+        if not isinstance(thing, type):
+            assert "Raises" in thing.__doc__, name
+            assert "return" in thing.__annotations__, name
+    with pytest.raises(AttributeError, match="no attribute 'load_netwrk'"):
+        ionn.load_netwrk  # noqa: B018
+
+
+def test_a_plan(tiny_files: Path, slow_client: str) -> None:
+    network = ionn.load_network(str(tiny_files))
+    plan = ionn.plan_upload(network, client=slow_client, server=ionn.load_costs("gtx1080ti"), mbps=8)
+    assert plan.partitions
+    assert plan.best_ms < plan.local_ms == pytest.approx(3 * len(network.layers))
+    with pytest.raises(ionn.InputError, match="did you mean efficiency"):
+        ionn.plan_upload(network, algorithm="efficincy")
+
+
+def test_runs_and_their_traces(tiny_files: Path, tmp_path: Path) -> None:
+    (trace,) = ionn.run(str(tiny_files), "original", testbed="virtual", results=tmp_path)
+    (read,) = ionn.read_traces(tmp_path)
+    assert read == trace
+    with pytest.raises(ionn.InputError, match="testbed 'real'"):
+        ionn.run(str(tiny_files), testbed="real")
+
+
+# --- Sessions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_without_a_server_computes_here(tiny_files: Path, tiny: Network, tiny_weights: Weights) -> None:
+    data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
+    (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
+    with ionn.connect(str(tiny_files)) as session:
+        assert session.wait_uploaded()
+        answer = session.query(data)
+        with pytest.raises(ionn.InputError, match=r"data of shape \(3, 24, 24\): tiny takes \(1, 3, 24, 24\)"):
+            session.query(data[0])
+    np.testing.assert_array_equal(answer.outputs["prob"], expected)
+    assert [(part.where, part.first, part.last) for part in answer.segments] == [("client", 0, 6)]
+    assert (session.fault, session.uploaded, session.plan.partitions) == (None, 1.0, ())
+
+
+def test_a_session_offloads(
+    tiny_files: Path, slow_client: str, fast_server: str, tiny: Network, tiny_weights: Weights
+) -> None:
+    rng = np.random.default_rng(3)
+    inputs = [rng.standard_normal(tiny.input_shape).astype(np.float32) for _ in range(3)]
+    net = engine.load_network(tiny, tiny_weights)
+    with ionn.connect(str(tiny_files), fast_server, client=slow_client) as session:
+        answers = [session.query(inputs[0])]
+        wait_for(session.wait_uploaded, "the upload")
+        answers += [session.query(data) for data in inputs[1:]]
+    for data, answer in zip(inputs, answers, strict=True):
+        np.testing.assert_array_equal(answer.outputs["prob"], engine.forward(net, data)[0])
+        assert answer.latency_ms > 0
+        assert not answer.fallback
+    assert session.uploaded == 1.0
+    assert [part.where for part in answers[-1].segments] == ["client", "server", "client"]
+    assert session.plan.partitions
+
+
+def test_a_session_whose_server_is_not_there(tiny_files: Path, slow_client: str) -> None:
+    with ionn.connect(str(tiny_files), "tcp://127.0.0.1:1", client=slow_client, server="gtx1080ti") as session:
+        assert not session.wait_uploaded(timeout_s=30)
+        answer = session.query(np.zeros((1, 3, 24, 24), np.float32))
+        assert session.uploaded == 0.0
+    assert "no server there" in str(session.fault)
+    assert [part.where for part in answer.segments] == ["client"]
+
+
+@pytest.fixture
+def vacant() -> Iterator[str]:
+    """An address where nobody listens, and nobody else will."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        yield f"tcp://127.0.0.1:{place.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("costs", ["those that it sends", "given"])
+def test_a_server_that_appears_later_is_used(
+    costs: str, vacant: str, tiny_files: Path, slow_client: str, tiny: Network, tiny_weights: Weights, tmp_path: Path
+) -> None:
+    path = tmp_path / "fast.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
+    given = "gtx1080ti" if costs == "given" else None
+    data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
+    (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
+    with ionn.connect(str(tiny_files), vacant, client=slow_client, server=given) as session:
+        assert "no server there" in str(session.fault)
+        before = session.query(data)
+        assert bool(session.plan.partitions) == (costs == "given")  # else nobody knows what a server is worth
+        assert session.uploaded == 0.0
+        told = [] if costs == "given" else ["--costs", str(path)]
+        with processes.process("serve", "--bind", vacant, *told):
+            wait_for(session.wait_uploaded, "the upload")
+            after = session.query(data)
+            assert session.fault is None
+            assert session.uploaded == 1.0
+            assert session.plan.partitions
+    assert [part.where for part in before.segments] == ["client"]
+    assert [part.where for part in after.segments] == ["client", "server", "client"]
+    assert not after.fallback
+    for answer in (before, after):
+        np.testing.assert_array_equal(answer.outputs["prob"], expected)
+
+
+def test_a_server_that_appears_later_without_costs(vacant: str, tiny_files: Path, slow_client: str) -> None:
+    with (
+        ionn.connect(str(tiny_files), vacant, client=slow_client) as session,
+        processes.process("serve", "--bind", vacant),
+    ):
+        wait_for(lambda: "sends no cost model" in str(session.fault), "the fault")
+        assert not session.wait_uploaded(timeout_s=30)
+        answer = session.query(np.zeros((1, 3, 24, 24), np.float32))
+        assert not session.plan.partitions
+        assert session.uploaded == 0.0
+    assert [part.where for part in answer.segments] == ["client"]
+
+
+def test_a_sliced_plan_is_made_while_queries_run(
+    vacant: str, tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    """Which takes Caffe itself, to see that the slices are exact."""
+    wide = tiny_files.read_text().replace("num_output: 400", "num_output: 6000")
+    network = Network.from_text(wide, "wide")
+    rng = np.random.default_rng(7)
+    weights = {
+        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.1 for shape in layer.weight_shapes)
+        for layer in network.layers
+        if layer.weight_shapes
+    }
+    path = tmp_path / "wide.prototxt"
+    path.write_text(wide)
+    path.with_suffix(".caffemodel").write_bytes(serialise("wide", network.layers, weights).tobytes())
+    costs = tmp_path / "costs.txt"
+    costs.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in network.layers))
+    data = np.random.default_rng(3).standard_normal(network.input_shape).astype(np.float32)
+    (expected,) = engine.forward(engine.load_network(network, weights), data)
+    answers = []
+    with ionn.connect(str(path), vacant, client=slow_client, algorithm="sliced-efficiency") as session:
+        with processes.process("serve", "--bind", vacant, "--costs", str(costs)):
+            wait_for(lambda: answers.append(session.query(data)) or session.plan.partitions, "a plan")
+            wait_for(session.wait_uploaded, "the upload")
+            answers.append(session.query(data))
+        assert any(partition.slices for partition in session.plan.partitions)
+    for answer in answers:
+        np.testing.assert_array_equal(answer.outputs["prob"], expected)
+    assert any(part.where == "server" for part in answers[-1].segments)
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads are switched as often as possible."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.usefixtures("restless")
+def test_threads_share_a_session(
+    vacant: str, tiny_files: Path, slow_client: str, tiny: Network, tiny_weights: Weights, tmp_path: Path
+) -> None:
+    """Each gets the answer to its own data: alone, while a server is found and planned for, and with it."""
+    path = tmp_path / "fast.txt"
+    path.write_text("".join(f"{layer.index} {layer.name} 0\n" for layer in tiny.layers))
+    rng = np.random.default_rng(3)
+    inputs = [rng.standard_normal(tiny.input_shape).astype(np.float32) for _ in range(4)]
+    net = engine.load_network(tiny, tiny_weights)
+    expected = [engine.forward(net, data)[0] for data in inputs]
+    answered, wrong, used = Counter[int](), Counter[int](), threading.Event()
+    stop = threading.Event()
+
+    def ask(index: int, session: ionn.Session) -> None:
+        while not stop.is_set():
+            answer = session.query(inputs[index])
+            answered[index] += 1
+            wrong[index] += answer.outputs["prob"].tobytes() != expected[index].tobytes()
+            if any(part.where == "server" for part in answer.segments):
+                used.set()
+
+    with ionn.connect(str(tiny_files), vacant, client=slow_client) as session, ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask, index, session) for index in range(len(inputs))]
+        try:
+            wait_for(lambda: sum(answered.values()) > 1000, "queries")
+            with processes.process("serve", "--bind", vacant, "--costs", str(path)):
+                wait_for(used.is_set, "the server to be used")
+                before = sum(answered.values())
+                wait_for(lambda: sum(answered.values()) > before + 100, "queries with it")
+        finally:
+            stop.set()
+        for each in asking:
+            each.result()
+    assert set(answered) == set(range(len(inputs)))
+    assert not wrong.total()
+
+
+@pytest.mark.parametrize("address", [None, "where nobody listens"])
+def test_there_is_no_plan_without_the_costs_of_a_server(
+    address: str | None, vacant: str, tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "planner.py"
+    path.write_text("def everything(graph):\n    return [[s] for s, on in enumerate(graph.offloadable) if on]\n")
+    algorithm = ionn.add_planner(f"{path}:everything")
+    where = address and vacant
+    with ionn.connect(str(tiny_files), where, client=slow_client, algorithm=algorithm) as session:
+        assert session.plan.partitions == ()
+        assert session.plan.best_ms == session.plan.local_ms > 0
+    with pytest.raises(ionn.InputError, match="unknown algorithm 'everythin'"):
+        ionn.connect(str(tiny_files), where, client=slow_client, algorithm="everythin").__enter__()
+
+
+# --- Mistakes -------------------------------------------------------------------------------------------------------
+
+HUGE = 10**400
+ANYTHING: list[Any] = [
+    None, True, -1, 0, 2, 1.5, -0.0, float("nan"), float("inf"), HUGE, "80", "", "a", "a\0b", "a\nb", "\ud800",
+    "x" * 5000, "a\0b.prototxt", "\ud800.prototxt", "a\0b.csv:x", "a\0b.py:f", ":f", "..:f", b"x",
+    Path("a"), Path("a\0b"), [], [[1], [2, 3]], [1, "a"], {}, (1, 3, -4, 4), (0, 3, 4, 4), (1, 3, 10**9, 10**9),
+    (1, 3.5, 4, 4), object(), int, len,
+    np.zeros((5, 5), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), np.zeros((4, 4, 3)),
+    np.ones((1, 3, 24, 24), complex), np.full((1, 3, 24, 24), 1e300), np.full((1, 3, 24, 24), "1"),
+    np.full((1, 3, 24, 24), None), np.zeros((1, 3, 24, 24), "datetime64[s]"), np.float32(3), np.array(3),
+]  # fmt: skip
+
+
+def connected(*arguments: Any, **named: Any) -> None:
+    with ionn.connect(*arguments, **named):
+        pass
+
+
+def calls(model: Path) -> dict[str, Callable[[Any], object]]:
+    """A call of everything public for each of its arguments, which gets what is given, all others being right."""
+    network = ionn.load_network(model)
+    there = "tcp://127.0.0.1:1"  # nobody is there
+    client = {"client": "odroid-xu4"}
+
+    def ask(data: Any) -> object:
+        with ionn.connect(model) as session:
+            return session.query(data)
+
+    def wait(timeout_s: Any) -> object:
+        with ionn.connect(model, there, server="gtx1080ti", **client) as session:
+            return session.wait_uploaded(timeout_s)
+
+    return {
+        "load_network": ionn.load_network,
+        "Network.load": ionn.Network.load,
+        "Network.from_text": lambda given: ionn.Network.from_text(given, "net"),
+        "Network.from_text name": lambda given: ionn.Network.from_text(model.read_text(), given),
+        "load_costs": ionn.load_costs,
+        "ClientKeys secret": lambda given: ionn.ClientKeys(given, "0" * 40),
+        "ClientKeys server_public": lambda given: ionn.ClientKeys("0" * 40, given),
+        "add_planner": ionn.add_planner,
+        "read_traces": ionn.read_traces,
+        "Trace.load": ionn.Trace.load,
+        "image_input": lambda given: image_input(given, (1, 3, 4, 4)),
+        "image_input shape": lambda given: image_input("coffee", given),
+        "plan_upload": ionn.plan_upload,
+        **{
+            f"plan_upload {name}": lambda given, name=name: ionn.plan_upload(network, **{name: given})
+            for name in ("client", "server", "mbps", "algorithm")
+        },
+        "run": ionn.run,
+        **{
+            f"run {name}": lambda given, name=name: ionn.run(model, **{name: given})
+            for name in ("algorithm", "testbed", "runs", "mbps", "results", "weights")
+        },
+        "connect": connected,
+        **{
+            f"connect {name}": lambda given, name=name: connected(model, **{name: given})
+            for name in ("address", "weights", "client", "server", "mbps", "algorithm", "keys")
+        },
+        **{
+            f"connect to nobody, {name}": lambda given, name=name: connected(model, there, **{**client, name: given})
+            for name in ("server", "mbps", "algorithm", "keys")
+        },
+        "query": ask,
+        "wait_uploaded": wait,
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mistake_is_said_in_one_line(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = []
+    for name, call in calls(tiny_files).items():
+        for given in ANYTHING:
+            if name == "run runs" and given is HUGE:  # who asks for that gets it
+                continue
+            try:
+                call(given)
+            except ionn.InputError as error:
+                if not str(error).isprintable():
+                    wrong.append((name, repr(given)[:40], str(error)))
+            except Exception as error:
+                wrong.append((name, repr(given)[:40], repr(error)))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_every_argument_is_mistaken(tiny_files: Path) -> None:
+    tried = " ".join(calls(tiny_files))
+    # What is not made by its users has no arguments to be mistaken in.
+    for name in set(ionn.__all__) - {"Answer", "ExecutionGraph", "InputError", "IonnError", "Plan", "Session", "Slice"}:
+        assert name in tried
+    for function in (ionn.plan_upload, ionn.run, ionn.connect):
+        for parameter in list(inspect.signature(function).parameters)[1:]:
+            assert f"{function.__name__} {parameter}" in tried
+
+
+def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny: Network, tmp_path: Path) -> None:
+    data = np.ones(tiny.input_shape)
+    with ionn.connect(tiny_files, weights=tiny_files.with_suffix(".caffemodel"), mbps=np.float32(80)) as session:
+        expected = session.query(data).outputs["prob"]
+        for same in (data.tolist(), data.astype(int), data.astype(bool), data.astype(np.float16)):
+            np.testing.assert_array_equal(session.query(same).outputs["prob"], expected)
+        for wrong, message in {
+            "abc": r"data of shape \(\): tiny takes \(1, 3, 24, 24\)",
+            ((1,), (2, 3)): r"data \(\(1,\), \(2, 3\)\): give an array of the shape \(1, 3, 24, 24\)",
+        }.items():
+            with pytest.raises(ionn.InputError, match=message):
+                session.query(wrong)
+        with pytest.raises(ionn.InputError, match="data of type complex128: tiny takes float32"):
+            session.query(data * 1j)
+        with pytest.raises(ionn.InputError, match="too large for float32"):
+            session.query(data * 1e300)
+        with pytest.raises(ionn.InputError, match="timeout_s 'soon': give a number"):
+            session.wait_uploaded("soon")
+    with pytest.raises(ionn.InputError, match="mbps '80': give a number"):
+        connected(tiny_files, mbps="80")
+    with pytest.raises(ionn.InputError, match="runs 0: give a whole number from 1 on"):
+        ionn.run(tiny_files, runs=0)
+    with pytest.raises(ionn.InputError, match=r"keys: give ionn\.ClientKeys"):
+        connected(tiny_files, keys="secret")
+    assert len(ionn.run(tiny_files, results=str(tmp_path), mbps=80)) == len(ionn.read_traces(str(tmp_path))) == 1
+
+
+# --- Images ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_the_same_by_name_as_pixels_and_from_a_file() -> None:
+    shape = (2, 3, 50, 40)
+    by_name = image_input("coffee", shape)
+    assert (by_name.dtype, by_name.shape) == (np.float32, shape)
+    np.testing.assert_array_equal(by_name[0], natural_images(shape, 3)[PHOTOGRAPHS.index("coffee")])
+    np.testing.assert_array_equal(by_name[0], by_name[1])
+    file = Path(photographs.__file__).with_name("coffee.png")
+    np.testing.assert_array_equal(image_input(file, shape), by_name)
+    np.testing.assert_array_equal(image_input(photographs.coffee(), shape), by_name)
+
+
+def test_gray_and_transparent_images(tmp_path: Path) -> None:
+    from skimage import io
+
+    pixels = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    colors = np.repeat(pixels[..., None], 3, axis=2)
+    for name, image in {
+        "gray": pixels,
+        "deep": pixels.astype(np.uint16) * 257,
+        "rgba": np.concatenate([colors, np.full((10, 10, 1), 9, np.uint8)], axis=2),
+    }.items():
+        path = tmp_path / f"{name}.png"
+        io.imsave(path, image, check_contrast=False)
+        np.testing.assert_array_equal(image_input(path, (1, 3, 10, 10)), image_input(colors, (1, 3, 10, 10)))
+
+
+# --- ionn classify --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.txt"
+    path.write_text("".join(f"class {letter}\n" for letter in "abcdefghij"))
+    return path
+
+
+def test_classify(tiny_files: Path, tiny: Network, tiny_weights: Weights, labels: Path) -> None:
+    scores = engine.forward(engine.load_network(tiny, tiny_weights), image_input("chelsea", tiny.input_shape))[0][0]
+    best = scores.argsort()[::-1][:3].tolist()
+    done = command("classify", "chelsea", "--model", tiny_files, "--top", "3", "--labels", labels, "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert [row["class"] for row in shown["classes"]] == best
+    assert [row["label"] for row in shown["classes"]] == [f"class {'abcdefghij'[index]}" for index in best]
+    assert [row["score"] for row in shown["classes"]] == pytest.approx(scores[best].tolist())
+    (segment,) = shown["segments"]
+    assert segment["stages"] == [stage.name for stage in tiny.stages]
+    text = command("classify", "chelsea", "--model", tiny_files, "--labels", labels).stdout
+    assert f"  class {'abcdefghij'[best[0]]}\n" in text
+    assert "uploaded" not in text
+
+
+def test_classify_at_a_server(tiny_files: Path, slow_client: str, fast_server: str) -> None:
+    local = json.loads(command("classify", "coffee", "--model", tiny_files, "--json").stdout)
+    done = command(
+        "classify", "coffee", "--model", tiny_files, "--connect", fast_server, "--client", slow_client, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    remote = json.loads(done.stdout)
+    assert remote["classes"] == local["classes"]
+    assert remote["uploaded"] == 1
+    assert [part["where"] for part in remote["segments"]] == ["client", "server", "client"]
+
+
+def test_classify_says_what_is_wrong(tiny_files: Path, labels: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("one\n")
+    for arguments, message in {
+        ("chelse", "--model", tiny_files): "did you mean chelsea?",
+        (labels, "--model", tiny_files): "not an image",
+        (tmp_path / "no.png", "--model", tiny_files): "no.png: no such image",
+        ("chelsea", "--model", "alexnett"): "did you mean alexnet?",
+        ("chelsea", "--model", tiny_files, "--labels", short): "1 labels for the 10 classes of tiny",
+        ("chelsea", "--model", tiny_files, "--wait-s", "1"): "--connect",
+        ("chelsea",): "--model",
+    }.items():
+        done = command("classify", *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert done.stderr.count("\n") == 1
+        assert message in done.stderr
+
+
+def test_classify_without_its_server_answers_and_fails(tiny_files: Path, slow_client: str) -> None:
+    options = ("--client", slow_client, "--server", "gtx1080ti")
+    done = command("classify", "coffee", "--model", tiny_files, "--connect", "tcp://127.0.0.1:1", *options)
+    assert done.returncode == 2
+    assert "score  class" in done.stdout
+    assert done.stderr == (
+        "ionn: tcp://127.0.0.1:1: no server there (Connection refused); the query ran at the client\n"
+    )
+
+
+# --- Examples -------------------------------------------------------------------------------------------------------
+
+
+def example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, f"examples/{name}", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_every_example_is_run() -> None:
+    names = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert names == {"cheapest_first.py", "compare_planners.py", "offload_queries.py", "plan_my_model.py"}
+
+
+def test_examples_that_need_no_server(tiny_files: Path) -> None:
+    planned = example("plan_my_model.py", str(tiny_files))
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.startswith("tiny: 12 layers, 7 stages, input (1, 3, 24, 24)\n")
+    compared = example("compare_planners.py", "alexnet")
+    assert compared.returncode == 0, compared.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in compared.stdout.splitlines()[1:]}
+    assert list(rows) == ["original", "efficiency", "recursive-efficiency", "cheapest_first"]
+    assert len({last_ms for _, _, last_ms in rows.values()}) == 1  # all upload the same stages
+    failed = example("plan_my_model.py", "alexnett")
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+
+
+def test_the_example_with_a_server(tiny_files: Path, slow_client: str, fast_server: str) -> None:
+    done = example("offload_queries.py", fast_server, str(tiny_files), slow_client)
+    assert done.returncode == 0, done.stderr
+    assert "at the server" in done.stdout.splitlines()[-1]

@@ -1,0 +1,310 @@
+"""The command line as a user meets it: processes, exit codes, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.command import ionn
+
+
+def test_plan_json_is_what_people_script_against() -> None:
+    done = ionn("plan", "alexnet", "--algorithm", "recursive-efficiency", "--mbps", "80", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    plan = json.loads(done.stdout)
+    assert set(plan) == {
+        "model",
+        "algorithm",
+        "mbps",
+        "model_bytes",
+        "local_ms",
+        "best_ms",
+        "partitions",
+        "planning_ms",
+        "chain",
+    }
+    assert (plan["model"], plan["algorithm"], plan["mbps"]) == ("alexnet", "recursive-efficiency", 80)
+    for partition in plan["partitions"]:
+        assert set(partition) == {"stages", "layers", "bytes", "upload_ms", "latency_ms"}
+    assert sum(partition["bytes"] for partition in plan["partitions"]) == 243_860_896
+    latencies = [plan["local_ms"], *(partition["latency_ms"] for partition in plan["partitions"])]
+    assert latencies == sorted(latencies, reverse=True)
+    assert latencies[-1] == plan["best_ms"]
+    assert plan["partitions"][0]["layers"][:3] == ["conv1", "relu1", "norm1"]
+
+
+def test_plan_shows_the_channels_of_slices() -> None:
+    done = ionn("plan", "alexnet", "--algorithm", "sliced-efficiency", "--json")
+    plan = json.loads(done.stdout)
+    assert sum(partition["bytes"] for partition in plan["partitions"]) == 243_860_896
+    slices = [partition["slices"]["fc6"] for partition in plan["partitions"] if "fc6" in partition["stages"]]
+    assert (slices[0][0], slices[-1][1]) == (0, 4096)
+    assert (
+        f" fc6[{slices[0][0]}:{slices[0][1]}]\n" in ionn("plan", "alexnet", "--algorithm", "sliced-efficiency").stdout
+    )
+
+
+def test_run_json_is_what_people_script_against() -> None:
+    done = ionn("run", "alexnet", "--testbed", "virtual", "--algorithm", "original", "--runs", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {"model", "algorithm", "testbed", "runs"} <= set(result)
+    assert len(result["runs"]) == 2
+    for run in result["runs"]:
+        assert {"queries_before_upload", "upload_s", "first_ms", "last_ms", "bit_equal", "overruns"} <= set(run)
+        assert run["bit_equal"] is None
+        assert run["queries_before_upload"] > 0
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    top = ionn("--help")
+    assert top.returncode == 0
+    commands = [line.split()[0] for line in top.stdout.split("Commands:\n")[1].split("\n\n")[0].splitlines()]
+    assert {"plan", "run", "serve", "link", "figures", "profile", "calibrate"} <= set(commands)
+    for command in commands:
+        done = ionn(command, "--help")
+        assert done.returncode == 0
+        assert f"Example: ionn {command}" in done.stdout
+
+
+@pytest.fixture
+def broken(tiny_files: Path) -> Path:
+    """A folder of files with one mistake each, and a sound model `tiny`."""
+    folder = tiny_files.parent
+    text = tiny_files.read_text()
+    (folder / "malformed.prototxt").write_text(text.replace("layer {", "layer ((", 1))
+    (folder / "unknown_type.prototxt").write_text(text.replace('"Softmax"', '"Sofmax"'))
+    (folder / "impossible.prototxt").write_text(text.replace("kernel_size: 2", "kernel_size: 99"))
+    (folder / "short.csv").write_text("layer,ms\ndata,1\n")
+    (folder / "words.txt").write_text("0 data fast\n")
+    return folder
+
+
+# What is given, and what the one line must name.
+BAD_INPUT = {
+    "missing prototxt": (["plan", "no/such.prototxt"], ["no/such.prototxt"]),
+    "malformed prototxt": (["plan", "{}/malformed.prototxt"], ["malformed.prototxt:3:7"]),
+    "unknown layer type": (["plan", "{}/unknown_type.prototxt"], ["prob", "Sofmax"]),
+    "impossible layer": (["plan", "{}/impossible.prototxt"], ["pool"]),
+    "unknown model": (["plan", "alexnut"], ["alexnut", "alexnet"]),
+    "unknown algorithm": (["plan", "alexnet", "--algorithm", "orignal"], ["orignal", "original"]),
+    "unknown algorithm, run": (["run", "{}/tiny.prototxt", "--algorithm", "x"], ["x", "original"]),
+    "bandwidth 0": (["plan", "alexnet", "--mbps", "0"], ["0"]),
+    "bandwidth negative": (["run", "{}/tiny.prototxt", "--mbps", "-1"], ["-1"]),
+    "bandwidth not a number": (["plan", "alexnet", "--mbps", "nan"], ["nan"]),
+    "link bandwidth": (["link", "--mbps", "0", "--listen", "127.0.0.1:0"], ["0"]),
+    "unknown device": (["plan", "alexnet", "--client", "odroid"], ["odroid", "odroid-xu4"]),
+    "missing column": (["plan", "alexnet", "--client", "{}/short.csv:nope"], ["short.csv", "nope"]),
+    "profile of another net": (["plan", "alexnet", "--client", "{}/short.csv:ms"], ["short.csv", "alexnet"]),
+    "unreadable profile": (["plan", "alexnet", "--server", "{}/words.txt"], ["words.txt", "fast"]),
+    "missing caffemodel": (["run", "{}/tiny.prototxt", "{}/no.caffemodel"], ["no.caffemodel"]),
+    "caffemodel of another net": (["run", "alexnet", "{}/tiny.caffemodel"], ["tiny.caffemodel", "conv1"]),
+    "caffemodel is a folder": (["plan", "alexnet", "{}"], ["Is a directory"]),
+    "nowhere to save, profile": (["profile", "{}/tiny.prototxt", "--save", "{}"], ["cannot write there"]),
+    "nowhere to save, calibrate": (["calibrate", "--save", "{}/words.txt/x.json"], ["words.txt/x.json"]),
+    "no timeouts": (["ping", "--timeout-s", "0"], ["--timeout-s"]),
+    "unknown testbed": (["run", "alexnet", "--testbed", "vrtual"], ["vrtual", "virtual"]),
+    "unknown kind of figure": (["plan", "alexnet", "--plot", "plan.gif"], ["plan.gif", ".png"]),
+    "garbage address": (["serve", "--bind", "nowhere"], ["nowhere", "HOST:PORT"]),
+    "no traces": (["figures", "--results", "{}/none"], ["none"]),
+    "no such option": (["plan", "alexnet", "--mpbs", "8"], ["--mpbs"]),
+    "no such command": (["plna", "alexnet"], ["plna", "plan"]),
+    "dilation": (["run", "{}/tiny.prototxt", "--dilation", "0.5"], ["0.5"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT, ids=list(BAD_INPUT))
+def test_bad_input_is_one_clear_line_and_exit_code_2(case: str, broken: Path) -> None:
+    arguments, names = BAD_INPUT[case]
+    done = ionn(*(argument.replace("{}", str(broken)) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("ionn: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for name in names:
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize("command", [["serve", "--bind"], ["link", "--listen"]])
+def test_port_in_use(command: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        done = ionn(*command, address)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert address.removeprefix("tcp://") in done.stderr
+
+
+def test_disk_full_keeps_what_was_written(tiny_files: Path, tmp_path: Path) -> None:
+    """The virtual testbed writes a trace for each run; a small limit on file size stands in for a full disk."""
+    results = tmp_path / "results"
+    assert ionn("run", tiny_files, "--testbed", "virtual", "--results", results).returncode == 0
+    (kept,) = results.rglob("run-01.jsonl")
+    before = kept.read_bytes()
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) - 10},) * 2)"
+    code = (
+        f"{limit}; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from ionn.__main__ import main; main()"
+    )
+    command = ["run", str(tiny_files), "--testbed", "virtual", "--results", str(results), "--runs", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
+    assert kept.read_bytes() == before
+    assert [path.name for path in results.rglob("*.jsonl*")] == ["run-01.jsonl"]
+
+
+def test_profile_can_be_used_as_costs(tiny_files: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "here.json"
+    assert ionn("profile", tiny_files, "--runs", "2", "--save", saved).returncode == 0
+    plan = ionn("plan", tiny_files, "--client", saved, "--server", saved, "--json")
+    assert plan.returncode == 0, plan.stderr
+    # Nothing is gained at a server that is no faster than the client.
+    assert json.loads(plan.stdout)["partitions"] == []
+    text = tmp_path / "here.txt"
+    text.write_text(ionn("profile", tiny_files, "--runs", "2").stdout)
+    assert ionn("plan", tiny_files, "--client", text, "--server", saved).returncode == 0
+
+
+def test_no_command_is_the_help_and_exit_code_2() -> None:
+    done = ionn()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: ")
+    assert "Exit codes:" in done.stderr
+
+
+# --- Manners --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_piped_has_no_control_characters(tiny_files: Path, server: str, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for command in (
+        ["--help"],
+        ["plan", tiny_files],
+        ["run", tiny_files, "--testbed", "virtual", "--results", results],
+        ["run", tiny_files, "--mbps", "80"],
+        ["figures", "--results", results],
+        ["classify", "chelsea", "--model", tiny_files],
+        ["profile", tiny_files, "--runs", "2"],
+        ["ping", server],
+    ):
+        done = ionn(*command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+        assert done.stderr == ""
+        assert done.stdout.replace("\n", "").isprintable()
+
+
+def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:
+    for command in (
+        ["plan", tiny_files],
+        ["run", tiny_files, "--testbed", "virtual"],
+        ["classify", "chelsea", "--model", tiny_files],
+        ["profile", tiny_files, "--runs", "2"],
+        ["ping", server],
+    ):
+        done = ionn(*command, "--json")
+        assert done.stdout.count("\n") == 1
+        assert isinstance(json.loads(done.stdout), dict)
+    assert json.loads(done.stdout) == {"address": server, "sessions": 0, "room": True}
+
+
+INTERRUPTED = {
+    "profile": ["profile", "{}", "--runs", "1000000", "--save", "{}.json"],
+    "calibrate": ["calibrate", "--save", "{}.json"],
+    "run": ["run", "{}", "--mbps", "0.5", "--results", "{}.results"],
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_ctrl_c_leaves_nothing(case: str, tiny_files: Path) -> None:
+    before = set(tiny_files.parent.iterdir())
+    command = [sys.executable, "-m", "ionn", *(part.replace("{}", str(tiny_files)) for part in INTERRUPTED[case])]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            busy = psutil.Process(process.pid)
+            deadline = time.monotonic() + 30
+            # By then it is beyond its imports, at work.
+            while sum(busy.cpu_times()[:2]) < 1.0 and not busy.children() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            children = busy.children(recursive=True)
+            os.killpg(process.pid, signal.SIGINT)
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert stderr.strip() == "ionn: interrupted"
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert set(tiny_files.parent.iterdir()) == before
+
+
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+module = sys.argv.pop(1)
+
+class Interrupter:
+    def find_spec(name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter)
+runpy.run_module("ionn", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["click", "ionn.cli.options", "ionn.testbed.experiment", "numpy", "google.protobuf", "zmq"]
+)
+def test_ctrl_c_while_it_starts(module: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run", "alexnet", "--testbed", "virtual"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "ionn: interrupted")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_is_told_to_stop_over_and_over_ends_as_if_told_once(number: int) -> None:
+    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline()
+            while server.poll() is None:
+                os.kill(server.pid, number)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+
+
+def complete(words: str) -> list[str]:
+    """What bash would offer after `words`."""
+    code = "import sys; sys.argv[0] = 'ionn'; from ionn.__main__ import main; main()"
+    environment = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_IONN_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+def test_shell_completion() -> None:
+    assert complete("ionn cal") == ["calibrate"]
+    assert complete("ionn plan al") == ["alexnet"]
+    assert complete("ionn plan alexnet --algorithm rec") == ["recursive-efficiency"]
+    assert complete("ionn run alexnet --testbed ") == ["live", "virtual"]
+    assert complete("ionn plan my.proto") == ["my.proto"]  # a file: the shell goes on
+    assert "--plot" in complete("ionn plan alexnet --")

@@ -1,0 +1,182 @@
+"""The experiment on the small network: real client, link and server processes, real Caffe."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from ionn.client.offloading import Offloading
+from ionn.client.session import Client
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
+from ionn.planning.graph import ExecutionGraph
+from ionn.testbed import processes, runner
+from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
+from ionn.testbed.live_session import LiveSession
+from ionn.testbed.trace import Trace, load_traces
+from tests.support.world import Server, wait_for
+
+Weights = dict[str, tuple[np.ndarray, ...]]
+MBPS = 8.0
+
+
+@pytest.fixture
+def traces(tiny_files: Path, slow_client: str, tmp_path: Path) -> list[Trace]:
+    results = tmp_path / "results"
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    return runner.run_live_all(subject, ["original", "recursive-efficiency"], 1, mbps=MBPS, results=results)
+
+
+def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) -> None:
+    weight_bytes = sum(blob.nbytes for blobs in tiny_weights.values() for blob in blobs)
+    for trace in traces:
+        assert len(trace.partitions) == len(trace.info.plan["partitions"]) > 0
+        assert all(query.bit_equal for query in trace.queries)
+        assert not any(query.fallback for query in trace.queries)
+        # The first query waits for the first partition; five more follow the upload.
+        assert trace.queries[0].start_s >= trace.partitions[0].ready_s
+        assert sum(query.start_s >= trace.upload_s for query in trace.queries) == QUERIES_AFTER_UPLOAD
+        # One after another, in the order of the plan.
+        assert all(a.end_s <= b.start_s for a, b in zip(trace.queries, trace.queries[1:], strict=False))
+        assert all(a.ready_s <= b.ready_s for a, b in zip(trace.partitions, trace.partitions[1:], strict=False))
+        # Real bytes at a real rate: not faster than the link.
+        assert trace.upload_s >= weight_bytes * 8 / (MBPS * 1e6)
+        # The last queries ran at the server, all but what stays at the client.
+        assert [s.where for s in trace.queries[-1].segments] == ["client", "server", "client"]
+        assert trace.info.environment["blas_threads"] == "1"
+    assert load_traces(tmp_path / "results") == sorted(traces, key=lambda trace: trace.info.algorithm)
+
+
+def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    kept = {path: path.stat().st_mtime_ns for path in results.rglob("run-01.jsonl")}
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    more = runner.run_live_all(subject, ["original"], 2, mbps=MBPS, results=results)
+
+    assert [trace.info.run for trace in more] == [1, 2]
+    assert more[0] == next(trace for trace in traces if trace.info.algorithm == "original")
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("run-01.jsonl")} == kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_dies_costs_no_query(
+    number: int, tiny: Network, tiny_files: Path, tiny_weights: Weights, slow_client: str
+) -> None:
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    stages = [[1], [2, 3], [4]]
+    graph = ExecutionGraph.from_network(tiny, subject.client, load_costs("gtx1080ti"), MBPS)
+    server = Server()
+
+    def kill_after_two(session: LiveSession) -> None:
+        if session.last_query is not None and session.last_query.index == 1:
+            server.strike(number)
+            wait_for(lambda: not server.alive(), "its end")
+
+    client = Client(server.address)
+    offloading = Offloading(
+        tiny, subject.net, graph, client, [extract(tiny, s, tiny_weights) for s in stages], stages,
+        layer_ms=[0.0] * len(tiny.layers),
+    )  # fmt: skip
+    offloading.executor.silence_s = 2.0
+    session = LiveSession(offloading, subject.net, harness_inputs(tiny), kill_after_two)
+    try:
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        records = [session.query() for _ in range(6)]
+    finally:
+        client.close()
+        server.stop()
+
+    assert all(record.bit_equal for record in records)
+    assert [record.fallback for record in records] == [False, False, True, True, True, True]
+    assert session.offloading.fault is not None
+
+
+def harness_inputs(network: Network) -> list[np.ndarray]:
+    rng = np.random.default_rng(11)
+    return [rng.standard_normal(network.input_shape).astype(np.float32) for _ in range(3)]
+
+
+def test_ctrl_c_keeps_finished_runs_and_leaves_nothing_running(
+    tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    command = [
+        sys.executable, "-m", "ionn", "run", str(tiny_files), "--algorithm", "original", "--runs", "50",
+        "--client", slow_client, "--mbps", str(MBPS), "--results", str(results),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_for(lambda: list(results.rglob("run-*.jsonl")), "the first run")
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert load_traces(results)
+    assert not list(results.rglob("*.part"))
+
+
+def test_ctrl_c_while_a_process_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), processes.process("serve", "--bind", "tcp://127.0.0.1:0"):
+        pass
+    (process,) = started
+    assert process.returncode is not None
+
+
+def test_without_a_server_queries_run_at_the_client(tiny_files: Path, slow_client: str) -> None:
+    command = [
+        sys.executable, "-m", "ionn", "run", str(tiny_files), "--client", slow_client, "--json",
+        "--connect", "tcp://127.0.0.1:1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "tcp://127.0.0.1:1: no server there" in done.stderr
+    assert "ran at the client" in done.stderr
+    (run,) = json.loads(done.stdout)["runs"]
+    assert run["connected"] is False
+    assert run["queries"] == QUERIES_AFTER_UPLOAD
+    assert run["bit_equal"] is True
+
+
+def test_an_empty_plan_runs_locally(tiny_files: Path, tmp_path: Path, tiny: Network) -> None:
+    fast = tmp_path / "fast.txt"
+    fast.write_text("".join(f"{layer.index} {layer.name} 0.01\n" for layer in tiny.layers))
+    subject = runner.prepare_live(str(tiny_files), client=str(fast))
+
+    (trace,) = runner.run_live_all(subject, ["recursive-efficiency"], 1, mbps=MBPS, server="odroid-xu4")
+
+    assert trace.partitions == ()
+    assert trace.queries_before_upload == 0
+    assert len(trace.queries) == QUERIES_AFTER_UPLOAD
+    assert {s.where for q in trace.queries for s in q.segments} == {"client"}
+    assert all(query.bit_equal for query in trace.queries)

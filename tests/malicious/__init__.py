@@ -1,0 +1,1 @@
+"""A server that is up to no good, and its clients."""

@@ -1,0 +1,123 @@
+"""A user's program, in a process of its own: `ionn.connect`, and queries while the model is uploaded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support.remote import Remote, serve
+
+# What the program does, one after the other: raise a query on an input, wait until so many partitions are there (or
+# all), or lose every connection.
+Act = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Program:
+    """`address` is None for a program without a server. Without `groups`, the pieces that are uploaded one after the
+    other, `algorithm` plans. `client_ms` and `server_ms` are times of every layer."""
+
+    prototxt: str
+    caffemodel: bytes
+    inputs: Sequence[np.ndarray]
+    acts: Sequence[Act]
+    address: str | None = None
+    algorithm: str = "generated"
+    groups: Sequence[Sequence[Any]] = ()
+    client_ms: Sequence[float] = ()
+    server_ms: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Got:
+    """The answer to a query: on which input, its outputs, and where its stages ran."""
+
+    index: int
+    outputs: dict[str, np.ndarray]
+    places: set[str]
+    fallback: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """`uploaded` is what was planned, `cut_for_nothing` stages of which slices were planned, but found not exact."""
+
+    answers: list[Got]
+    uploaded: list[tuple[Any, ...]]
+    cut_for_nothing: set[int]
+    fault: str
+
+
+class Clients(Remote):
+    def __init__(self) -> None:
+        super().__init__("client_process")
+
+    def run(self, program: Program) -> Report:
+        return self.ask(program)  # type: ignore[no-any-return]
+
+
+MBPS = 2000.0
+
+
+def _answer(program: Program) -> Report:
+    import ionn
+    from ionn.costs.models import Profile
+    from ionn.model.slices import Slice, stage_of
+    from ionn.planning.graph import ExecutionGraph
+    from ionn.planning.plan import make_plan
+    from ionn.planning.planners import PLANNERS
+    from ionn.planning.planners.custom import checked
+    from tests.support.world import WAIT_S, Wire
+
+    # As for a user's planner, what it returns is checked.
+    PLANNERS["generated"] = checked("generated", lambda graph: program.groups)
+    wire = None if program.address is None else Wire(program.address)
+    answers: list[Got] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "net.prototxt")
+            path.write_text(program.prototxt)
+            path.with_suffix(".caffemodel").write_bytes(program.caffemodel)
+            network = ionn.load_network(path)
+            here, there = (
+                Profile.of(network, np.array(ms or [1.0] * len(network.layers)))
+                for ms in (program.client_ms, program.server_ms)
+            )
+            graph = ExecutionGraph.from_network(network, here, there, MBPS)
+            planned = make_plan(network, graph, program.algorithm, MBPS)
+            with ionn.connect(
+                str(path), None if wire is None else wire.address,
+                client=here, server=there, mbps=MBPS, algorithm=program.algorithm,
+            ) as session:  # fmt: skip
+                for what, number in program.acts:
+                    if what == "query":
+                        answer = session.query(program.inputs[number])
+                        places = {segment.where for segment in answer.segments}
+                        answers.append(Got(number, answer.outputs, places, answer.fallback))
+                    elif what == "wait":
+                        upload = session._offloading.upload
+                        if upload is not None and session.fault is None:
+                            upload.wait_ready(min(number, len(session.plan.partitions)), WAIT_S)
+                    elif what == "reset" and wire is not None:
+                        wire.reset()
+                fault = str(session.fault or "")
+                pieces = [part.pieces for part in session.plan.partitions]
+        cut = {stage_of(piece) for part in planned.partitions for piece in part.pieces if isinstance(piece, Slice)}
+        # Alone there is nothing to plan for.
+        cut = cut if wire is not None else set()
+        kept = {stage_of(piece) for part in pieces for piece in part if isinstance(piece, Slice)}
+        return Report(answers, pieces, cut - kept, fault)
+    finally:
+        if wire is not None:
+            wire.close()
+
+
+if __name__ == "__main__":
+    from tests.support import client_process
+
+    serve(client_process._answer)

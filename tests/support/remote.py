@@ -1,0 +1,80 @@
+"""A helper process that may die of what it is asked: the tests that ask it notice, and start another."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class DiedError(Exception):
+    """The process ended where an answer was due."""
+
+
+class Remote:
+    """A process that runs a module of this package, which calls `serve`. Use it in a `with` statement."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def _end(self) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        return process.wait()
+
+    def ask(self, request: Any) -> Any:
+        """The answer to a request. Raises DiedError where there is none; the next request gets a new process."""
+        if self._process is None:
+            # What Caffe says before it aborts is of no interest: the signal tells enough.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"tests.support.{self._module}"], cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                # glibc fills what it frees, so that whatever reads it later reads nonsense.
+                env={**os.environ, "MALLOC_PERTURB_": "165"},
+            )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump(request, self._process.stdin)
+            self._process.stdin.flush()
+            answer = pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            # Closing its pipes ends a process that lives.
+            raise DiedError(f"{self._module} ended with exit code {self._end()}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def serve(answer: Callable[[Any], Any]) -> None:
+    """Answer requests until there are no more. What `answer` raises is raised where it was asked."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # nothing else may be among the answers
+    while True:
+        try:
+            request = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            result = answer(request)
+        except Exception as error:
+            result = AssertionError(f"{type(error).__name__}: {error}")
+        pickle.dump(result, answers)
+        answers.flush()

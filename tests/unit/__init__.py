@@ -1,0 +1,1 @@
+"""Tests of single parts; few of them need Caffe or another process."""

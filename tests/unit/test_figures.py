@@ -1,0 +1,218 @@
+"""Figures: the right files with the right numbers in them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import pytest
+
+import ionn.evaluation.figures
+from ionn.errors import InputError
+from ionn.evaluation.figures import draw_figures, fig5, fig6, fig7
+from ionn.evaluation.summary import summary
+from ionn.testbed.trace import trace_path
+from tests.support.runs import FIVE_FAST, make_trace
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for testbed in ("virtual", "live"):
+        for algorithm in ("original", "efficiency"):
+            make_trace(algorithm, testbed=testbed).save(trace_path(tmp_path, testbed, "alexnet", algorithm, 1))
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The plots that are drawn, instead of files."""
+    plots = []
+    monkeypatch.setattr(ionn.evaluation.figures, "_save", lambda figure, stem: plots.append(figure.axes[0]) or [])
+    return plots
+
+
+def test_each_testbed_has_its_figures_as_png_and_pdf(results: Path):
+    paths = draw_figures(results, results / "figures")
+    stems = {
+        name.format(testbed) for name in ("fig5-{}", "fig6-{}", "fig7-{}-alexnet") for testbed in ("virtual", "live")
+    }
+    assert {path.name for path in paths} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    assert set((results / "figures").iterdir()) == set(paths)
+    for path in paths:
+        assert path.stat().st_size < 200_000
+        if path.suffix == ".png":
+            image = cv2.imread(str(path))
+            assert image.shape[1] > 900
+            assert len(set(map(tuple, image.reshape(-1, 3)[::50]))) > 3
+        else:
+            assert path.read_bytes().startswith(b"%PDF")
+
+
+def test_equal_traces_give_equal_bytes(tmp_path: Path):
+    one, two = ([path.read_bytes() for path in fig5(summary([make_trace()]), tmp_path / name)] for name in "ab")
+    assert one == two
+    assert b"Software" not in one[0]
+    assert b"CreationDate" not in one[1]
+
+
+def test_fig5_stacks_the_halves(drawn: list, tmp_path: Path):
+    halves = make_trace("efficiency", ends_s=(0.5, 1.0, 4.0), sizes=(1, 1, 1))
+    fig5(summary([make_trace("original"), halves]), tmp_path)
+    bars = [(bar.get_y(), bar.get_height()) for bar in drawn[0].patches]
+    assert bars == [(0, 1), (1, 1), (0, 2), (2, 1)]
+    assert [label.get_text() for label in drawn[0].texts if label.get_text().isdigit()] == ["2", "3"]
+    legend = [text.get_text() for text in drawn[0].get_legend().get_texts()]
+    assert legend == ["original", "efficiency", "first half of the upload", "second half"]
+    assert (drawn[0].get_ylabel(), drawn[0].get_title("left").strip()) == (
+        "number of partitions",
+        "Partitions per model",
+    )
+    assert all(tick == int(tick) for tick in drawn[0].get_yticks())
+
+
+@pytest.mark.parametrize("models", [1, 5])
+def test_bars_stand_side_by_side_around_the_names_of_their_models(models: int, drawn: list, tmp_path: Path):
+    names = ["original", "efficiency", "recursive-efficiency"]
+    rows = summary([make_trace(name, model=f"model{m}") for m in range(models) for name in names])
+    fig6(rows, tmp_path)
+    (plot,) = drawn
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in plot.patches)
+    assert len(edges) == 3 * models
+    left, right = plot.get_xlim()
+    for model in range(models):
+        group = edges[3 * model : 3 * model + 3]
+        assert sum(map(sum, group)) / 6 == pytest.approx(model)  # its centre
+        assert model - 0.45 < group[0][0] < group[-1][1] < model + 0.45
+        assert all(0.01 < begin - end < 0.05 for (_, end), (begin, _) in pairwise(group))
+    assert left < edges[0][0] < edges[-1][1] < right
+    assert right - edges[-1][1] == pytest.approx(edges[0][0] - left)
+    assert [tick.get_text() for tick in plot.get_xticklabels()] == [f"model{m}" for m in range(models)]
+    assert list(plot.get_xticks()) == list(range(models))
+    heights = [bar.get_height() for bar in plot.patches]
+    assert heights == pytest.approx([75] * len(heights))
+    assert 75 < plot.get_ylim()[1] < 85
+    assert {label.get_text() for label in plot.texts[:-1]} == {"75"}
+    legend = [text.get_text() for text in plot.get_legend().get_texts()]
+    assert legend == names
+    assert plot.get_ylabel() == "share of the model's weight bytes (%)"
+    assert plot.get_title("left").strip() == "Largest partition"
+
+
+def test_the_second_half_is_the_same_colour_lighter(drawn: list, tmp_path: Path):
+    fig5(summary([make_trace()]), tmp_path)
+    first, second = (bar.get_facecolor() for bar in drawn[0].patches)
+    assert [1 - light for light in second[:3]] == pytest.approx([0.35 * (1 - dark) for dark in first[:3]])
+    assert first[3] == second[3] == 1
+
+
+def test_fig6_shows_the_share_in_percent_and_its_spread(drawn: list, tmp_path: Path):
+    other = make_trace(run=2, sizes=(1_000, 1_000))
+    fig6(summary([make_trace(), other]), tmp_path)
+    assert drawn[0].patches[0].get_height() == pytest.approx((75 + 50) / 2)
+    (error_bar,) = drawn[0].collections
+    assert [y for _, y in error_bar.get_segments()[0]] == pytest.approx([62.5 - 17.68, 62.5 + 17.68], abs=0.01)
+    assert drawn[0].get_ylim()[0] == 0
+
+
+def test_fig7_starts_with_the_first_query_and_marks_the_end_of_the_upload(drawn: list, tmp_path: Path):
+    fig7(summary([make_trace("original")]), tmp_path)
+    latency, upload_end = drawn[0].lines
+    assert list(latency.get_xdata()) == pytest.approx([1, 2, 3, 3.5, 4, 4.1, 4.2, 4.3, 4.4, 4.5])
+    assert list(latency.get_ydata()) == pytest.approx([1000, 1000, 500, 500, 100, 100, 100, 100, 100, 100])
+    assert latency.get_drawstyle() == "steps-post"
+    assert latency.get_label() == "original: 4 queries before the upload ended at 4.0 s"
+    assert list(upload_end.get_xdata()) == [4, 4]
+    assert drawn[0].get_xlim()[0] == drawn[0].get_ylim()[0] == 0
+    assert drawn[0].get_xlabel() == "time since the upload began (s)"
+    assert drawn[0].get_ylabel() == "query execution latency (ms)"
+    (legend,) = drawn[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [latency.get_label()]
+    assert legend.get_title().get_text() == "marker: the first query starts; thin line: the upload ends"
+
+
+def test_fig7_draws_mean_and_spread_of_several_runs(drawn: list, tmp_path: Path):
+    fig7(summary([make_trace(), make_trace(run=2, latencies_ms=(3000.0, *FIVE_FAST))]), tmp_path)
+    assert drawn[0].lines[0].get_ydata()[0] == pytest.approx(2000)
+    (band,) = drawn[0].collections
+    spread = [y for x, y in band.get_paths()[0].vertices if x == 1.0]
+    assert (min(spread), max(spread)) == pytest.approx((2000 - 1000 * 2**0.5, 2000 + 1000 * 2**0.5))
+    assert "2 runs, mean ± std" in drawn[0].texts[0].get_text()
+
+
+def test_fig7_of_runs_that_never_execute_at_the_same_time_and_of_an_empty_plan(tmp_path: Path):
+    apart = [make_trace(), make_trace(run=2, ends_s=(60.0, 61.0))]
+    empty = make_trace(model="tiny", ends_s=(), sizes=(), latencies_ms=FIVE_FAST)
+    assert len(fig7(summary([*apart, empty]), tmp_path)) == 4
+    assert len(fig5(summary([empty]), tmp_path) + fig6(summary([empty]), tmp_path)) == 4
+
+
+def test_titles_tell_the_testbeds_apart(drawn: list, tmp_path: Path):
+    fig7(summary([make_trace(), make_trace(testbed="live", dilation=8.0, mbps=40.0)]), tmp_path)
+    assert [plot.texts[0].get_text() for plot in drawn] == [
+        "computed on the virtual testbed, 80 Mbps, 1 run",
+        "measured on the live testbed, dilation 8, 40 Mbps, 1 run",
+    ]
+    assert drawn[0].get_title("left").strip() == "AlexNet: query latency during the upload"
+
+
+def test_algorithms_look_alike_in_every_figure_and_unlike_each_other(drawn: list, tmp_path: Path):
+    names = ["original", "efficiency", "recursive-efficiency", "sliced-efficiency", "mine"]
+    fig6(summary(map(make_trace, names)), tmp_path)
+    fig6(summary(map(make_trace, names[1:3])), tmp_path)
+    papers, all_of_them, two = [[(bar.get_facecolor(), bar.get_hatch()) for bar in plot.patches] for plot in drawn]
+    assert two == all_of_them[1:3] == papers[1:3]
+    assert len(set(all_of_them)) == len({hatch for _, hatch in all_of_them}) == len(names)
+
+
+def test_slices_have_figures_of_their_own_beside_the_papers(drawn: list, tmp_path: Path):
+    names = ["original", "recursive-efficiency", "sliced-efficiency"]
+    traces = [*map(make_trace, names), make_trace("original", model="resnet")]
+    paths = fig7(summary(traces), tmp_path)
+    assert [len(plot.lines) for plot in drawn] == [2 * 2, 2 * 1, 2 * 3]  # a latency and an end of the upload each
+    assert not paths
+
+
+def test_slices_are_in_the_names_of_their_figures(tmp_path: Path):
+    rows = summary(map(make_trace, ("original", "sliced-efficiency")))
+    names = [path.name for draw in (fig5, fig6, fig7) for path in draw(rows, tmp_path) if path.suffix == ".png"]
+    assert names == [
+        f"{stem}{end}.png"
+        for stem in ("fig5-virtual", "fig6-virtual", "fig7-virtual-alexnet")
+        for end in ("", "-sliced")
+    ]
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    code = "import sys, ionn.evaluation.figures, ionn.evaluation.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(results: Path):
+    blocked = results / "file"
+    blocked.write_text("")
+    with pytest.raises(InputError, match=r"fig5-virtual\.png: cannot write: Not a directory"):
+        draw_figures(results, blocked / "figures")
+
+
+def test_scripts_draw_their_figure(results: Path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    done = script("plots/fig6.py", str(results), str(results / "out"))
+    assert done.stdout.split() == [
+        str(results / "out" / name)
+        for name in ("fig6-virtual.png", "fig6-virtual.pdf", "fig6-live.png", "fig6-live.pdf")
+    ]
+    failed = script("plots/fig7.py", str(results / "nowhere"))
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("error: ")
+    assert failed.stderr.count("\n") == 1

@@ -1,0 +1,374 @@
+"""The report: verdicts, predictions and tables that follow from the traces."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ionn.costs.loading import load_costs
+from ionn.errors import InputError
+from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, interval_of_largest_difference, judge
+from ionn.evaluation.figures import draw_figures
+from ionn.evaluation.report import make_report, terminal_summary, write_report
+from ionn.evaluation.slice_claims import SLICE_CLAIMS
+from ionn.evaluation.summary import summary
+from ionn.evaluation.validation import predict, validate
+from ionn.model.network import Network
+from ionn.paper import ALGORITHMS
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.testbed.trace import RunInfo, Trace, trace_path
+from ionn.testbed.virtual import run_virtual
+from tests.support.runs import FIVE_FAST, make_trace
+
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
+needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"{REFERENCE} is not here")
+
+
+@pytest.fixture(scope="module")
+def alexnet() -> list[Trace]:
+    """AlexNet's runs on the paper's testbed, by the devices' cost models."""
+    return alexnet_runs("odroid-xu4", "gtx1080ti")
+
+
+def alexnet_runs(client_spec: str, server_spec: str) -> list[Trace]:
+    network = Network.load("alexnet")
+    client, server = load_costs(client_spec), load_costs(server_spec)
+    graph = ExecutionGraph.from_network(network, client, server, 80)
+    traces = []
+    for algorithm in ALGORITHMS:
+        plan = make_plan(network, graph, algorithm, 80)
+        info = RunInfo(
+            "virtual", "alexnet", algorithm, 1, 80.0, 0, 1.0, client.name, server.name, plan.to_json(), graph.to_json()
+        )
+        traces.append(run_virtual(info))
+    return traces
+
+
+def as_live(trace: Trace, **changes: object) -> Trace:
+    return dataclasses.replace(trace, info=dataclasses.replace(trace.info, testbed="live", server="cpu", **changes))
+
+
+def verdict(traces: list[Trace], text: str) -> Verdict:
+    (claim,) = [claim for claim in CLAIMS if text in claim.text]
+    return judge(claim, Evidence.of(summary(traces), {}))
+
+
+MORE = "recursive-efficiency over original: queries before"
+
+
+def runs_with_queries(original: int, recursive: int, **info: object) -> list[Trace]:
+    """Runs that complete as many queries before the upload ends, 3 s after the first arrival."""
+    return [
+        make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), **info)
+        for name, n in (("original", original), ("recursive-efficiency", recursive))
+    ]
+
+
+def test_verdicts_on_numbers():
+    assert verdict(runs_with_queries(60, 93), MORE).verdict == "supported"
+    found = verdict(runs_with_queries(60, 70), MORE)
+    assert (found.virtual, found.live, found.verdict) == ("+17%", "-", "not supported on the virtual testbed")
+    assert verdict(runs_with_queries(60, 93), "AlexNet, original: queries").verdict == "supported"
+    assert verdict(runs_with_queries(64, 93), "AlexNet, original: queries").verdict.startswith("not supported")
+
+
+def test_a_live_run_counts_only_where_the_server_is_far_faster_than_the_client():
+    virtual = runs_with_queries(60, 93)
+    undilated = verdict(virtual + runs_with_queries(60, 66, testbed="live"), MORE)
+    assert (undilated.live, undilated.verdict) == ("+10%", "supported")
+    dilated = verdict(virtual + runs_with_queries(60, 66, testbed="live", dilation=8.0), MORE)
+    assert (dilated.live, dilated.verdict) == ("+10% (dilation 8)", "not supported on the live testbed, dilation 8")
+    assert verdict(virtual + runs_with_queries(60, 85, testbed="live", dilation=8.0), MORE).verdict == "supported"
+
+
+@pytest.mark.parametrize("other", [{"mbps": 40.0}, {"server": "cpu"}, {"client": "fast-phone"}])
+def test_runs_unlike_the_papers_are_not_judged(other: dict[str, object]):
+    found = verdict(runs_with_queries(60, 93, **other), MORE)
+    assert found.verdict == "not checked: no virtual run of odroid-xu4 and gtx1080ti at 80 Mbps"
+
+
+def test_missing_runs_are_named():
+    assert verdict([make_trace()], MORE).verdict == ("not checked: no virtual run of AlexNet with recursive-efficiency")
+
+
+def test_verdicts_on_partitions():
+    whole = make_trace(ends_s=(4.0,), sizes=(4_000,), latencies_ms=FIVE_FAST)
+    finer = make_trace("recursive-efficiency", ends_s=(1.0, 2.0, 3.0, 4.0), sizes=(1_000,) * 4)
+    found = verdict([make_trace(), finer], "AlexNet, recursive-efficiency: more partitions")
+    assert (found.virtual, found.verdict) == ("1 + 1 → 2 + 2", "supported")
+    assert verdict([whole, finer], "AlexNet, recursive-efficiency: largest").virtual == "100% → 25%"
+    one_stage = verdict([make_trace(model="inception")], "Inception, original")
+    assert (one_stage.virtual, one_stage.verdict) == ("stage1 alone", "supported")
+
+
+def test_latencies_that_differ_clearly_or_not():
+    def runs(model: str, efficiency_ms: float, recursive_ms: float) -> list[Trace]:
+        return [
+            make_trace(name, (ms,) * 9, model=model)
+            for name, ms in zip(ALGORITHMS, (500.0, efficiency_ms, recursive_ms), strict=True)
+        ]
+
+    assert verdict(runs("resnet", 500, 400), "ResNet: mean latency").verdict == "supported"
+    assert verdict(runs("resnet", 500, 480), "ResNet: mean latency").verdict.startswith("not supported")
+    assert verdict(runs("mobilenet", 500, 480), "MobileNet: mean latency").verdict == "supported"
+    found = verdict(runs("mobilenet", 500, 400), "MobileNet: mean latency")
+    assert (found.virtual, found.verdict) == ("+0%, -20%", "not supported on the virtual testbed")
+
+
+def test_interval_of_the_largest_difference():
+    old, new = summary(
+        [
+            make_trace("original", (1000.0,) * 10, ends_s=(1.0, 9.0)),
+            make_trace("recursive-efficiency", (1000.0, 800.0, 200.0, 200.0, 800.0, *[1000.0] * 5), ends_s=(1.0, 9.0)),
+        ]
+    )
+    assert interval_of_largest_difference(old, new) == pytest.approx((2.8, 3.2))
+
+
+@needs_reference
+def test_every_number_of_the_paper_is_a_claim():
+    with (REFERENCE / "paper.csv").open() as lines:
+        stated = list(csv.DictReader(lines))
+    numbers = [row for row in stated if row["value"][0].isdigit()]
+    assert len(numbers) > 10
+    for row in numbers:
+        shown = {claim.paper for claim in CLAIMS if claim.section == row["section"]}
+        unit = {"percent": "%", "seconds": " s", "ms": " ms"}.get(row["unit"], "")
+        assert shown & {row["value"] + unit, f"+{row['value']}{unit}"}, row
+    assert {claim.section for claim in CLAIMS} == {row["section"] for row in stated}
+
+
+def test_a_virtual_run_predicts_itself(alexnet: list[Trace]):
+    live = as_live(alexnet[2])
+    checked = validate(live)
+    assert checked.predicted.queries == live.queries
+    assert checked.query_error == checked.latency_error == 0
+
+
+def predictable(client_ms: float, run: int = 1) -> Trace:
+    """A live run of queries that took 125 ms each, with costs by which they take `client_ms`."""
+    graph = ExecutionGraph(
+        stages=("stage0", "stage1"),
+        client_ms=[client_ms, 0.0],
+        server_ms=[500.0, 500.0],
+        upload_ms=[1000.0, 3000.0],
+        load_ms=[0.0, 0.0],
+        up_ms=[10.0] * 3,
+        down_ms=[10.0] * 3,
+        offloadable=[True, True],
+    )
+    return make_trace(latencies_ms=(125.0,) * 29, testbed="live", graph=graph.to_json(), run=run)
+
+
+def test_prediction_errors():
+    live = predictable(137.5)
+    checked = validate(live)
+    assert checked.latency_error == pytest.approx(0.1)
+    assert live.queries_before_upload == 24
+    assert checked.predicted.queries_before_upload == 21
+    assert checked.query_error == pytest.approx(125.0 / 137.5 - 1)
+
+
+def test_details_are_not_for_the_terminal():
+    report = make_report([predictable(137.5)])
+    details = {part.title for part in report.sections if part.detail}
+    assert details == {"Claims that are not checked", "Model validation, run by run", "Where the runs were made"}
+    assert all((part.title in report.text()) != part.detail for part in report.sections)
+    assert all(f"## {part.title}\n" in report.markdown() for part in report.sections)
+
+
+def test_prediction_errors_in_the_report():
+    sections = {part.title: part for part in make_report([predictable(137.5), predictable(100.0, run=2)]).sections}
+    (line,) = sections["Model validation: the virtual testbed predicts the live runs"].rows
+    # Of 24 queries each, 21.8 and 30 were predicted: 7.95 % more on average; latencies are off by 10 and 20 %.
+    assert line == (
+        "live", "AlexNet", "original", "2", "24.0", "25.9 ± 5.8", "+8.0%", "+25.0%", "15.0%", "20.0%",
+    )  # fmt: skip
+    assert sections["Model validation, run by run"].rows == (
+        ("live", "AlexNet", "original", "1", "24.0", "21.8", "-9.1%", "10.0%"),
+        ("live", "AlexNet", "original", "2", "24.0", "30.0", "+25.0%", "20.0%"),
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_error_where_both_upload_and_execute_at_no_time():
+    nothing = ExecutionGraph(("stage0",), [100.0], [200.0], [1.0], [0.0], [1.0] * 2, [1.0] * 2, [True])
+    live = make_trace(testbed="live", latencies_ms=FIVE_FAST, ends_s=(), sizes=(), graph=nothing.to_json())
+    checked = validate(live)
+    assert math.isnan(checked.latency_error)
+    assert math.isnan(checked.query_error)
+    assert checked.predicted.info.testbed == "virtual"
+
+
+def test_a_live_trace_without_its_costs_is_named():
+    with pytest.raises(InputError, match="run 1 of alexnet, original, live: its trace lacks the costs"):
+        predict(make_trace(testbed="live"))
+
+
+class Page(HTMLParser):
+    """Cells per table row, and the sources of the images."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[int]] = []
+        self.images: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append(0)
+        elif tag in ("td", "th"):
+            self.tables[-1][-1] += 1
+        elif tag == "img":
+            self.images.append(dict(attributes)["src"] or "")
+
+
+def test_the_report_shows_tables_and_figures(alexnet: list[Trace], tmp_path: Path):
+    odd = "an <odd> | name"
+    for trace in [*alexnet, *(as_live(trace, environment={"cpu": odd}) for trace in alexnet)]:
+        trace.save(trace_path(tmp_path, trace.info.testbed, "alexnet", trace.info.algorithm, 1))
+    figures = draw_figures(tmp_path, tmp_path / "figures")
+    path = write_report(tmp_path, figures)
+    assert path == tmp_path / "report.md"
+    text, page = path.read_text(), (tmp_path / "report.html").read_text()
+
+    assert "| AlexNet | recursive-efficiency | 1 | " in text
+    assert "an <odd> \\| name" in text
+    assert "an &lt;odd&gt; | name" in page
+    shown = [figure for figure in figures if figure.suffix == ".png"]
+    for figure in shown:
+        assert f"({figure.relative_to(tmp_path)})" in text
+    assert page.count("<h1>Report</h1>") == 1
+    assert page.count("<table>") == page.count("</table>") == page.count("<h2>") - 1  # the figures' heading
+    html = Page(page)
+    assert len(html.tables) == text.count("| --- |\n")
+    assert all(len(set(table)) == 1 for table in html.tables)
+    images = [base64.b64decode(image.removeprefix("data:image/png;base64,")) for image in html.images]
+    assert images == [figure.read_bytes() for figure in shown]
+
+    write_report(tmp_path)
+    assert sorted(html.images) == sorted(Page((tmp_path / "report.html").read_text()).images)
+
+
+def slice_verdict(traces: Sequence[Trace], text: str) -> tuple[str, ...]:
+    (claim,) = [claim for claim in SLICE_CLAIMS if text in claim.text]
+    found = judge(claim, Evidence.of(summary(traces), {}))
+    return found.virtual, found.live, found.verdict
+
+
+def sliced_runs(counts: Sequence[int], model: str = "inception", **info: object) -> list[Trace]:
+    """Runs of the three algorithms and with slices that complete so many queries before the upload ends."""
+    *others, ours = [
+        make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), model=model, **info)
+        for name, n in zip((*ALGORITHMS, "sliced-efficiency"), counts, strict=True)
+    ]
+    plan = {**ours.info.plan, "partitions": [{**part, "slices": {}} for part in ours.info.plan["partitions"]]}
+    return [*others, dataclasses.replace(ours, info=dataclasses.replace(ours.info, plan=plan))]
+
+
+def test_verdicts_on_slices():
+    virtual = sliced_runs((50, 50, 52, 80))
+    assert slice_verdict(virtual, "Inception: queries before") == ("1.54 x", "-", "supported")
+    assert slice_verdict(virtual, "Inception: queries of") == ("50, 50, 52, 80", "-", "supported")
+    assert slice_verdict(virtual, "Inception: largest") == ("75%", "-", "not supported on the virtual testbed")
+    few = slice_verdict(sliced_runs((50, 50, 52, 70)), "Inception: queries before")
+    assert few == ("1.35 x", "-", "not supported on the virtual testbed")
+    assert slice_verdict(sliced_runs((50, 50, 52, 51)), "Inception: queries, recursive")[2].startswith("not supported")
+
+
+def test_live_runs_decide_about_the_order_but_not_about_gains():
+    virtual = sliced_runs((50, 50, 52, 80))
+    live = sliced_runs((30, 30, 32, 36), testbed="live", bit_equal=True)
+    assert slice_verdict(virtual + live, "Inception: queries before") == ("1.54 x", "1.12 x", "supported")
+    assert slice_verdict(virtual + live, "Outputs equal") == ("-", "all", "supported")
+    assert slice_verdict(virtual + live, "Inception: queries of")[2] == "supported"
+    worse = sliced_runs((30, 30, 32, 26), testbed="live", bit_equal=False)
+    for text in ("Inception: queries of", "Inception: queries, recursive", "Outputs equal"):
+        assert slice_verdict(virtual + worse, text)[2] == "not supported on the live testbed"
+    noisy = sliced_runs((30, 30, 32, 28), testbed="live")
+    assert slice_verdict(virtual + noisy, "Inception: queries, recursive") == ("52 → 80", "32 → 28", "supported")
+    same = [dataclasses.replace(t, info=dataclasses.replace(t.info, plan=worse[0].info.plan)) for t in worse]
+    same_plan = ("52 → 80", "32 → 26, the same plan", "supported")
+    assert slice_verdict(virtual + same, "Inception: queries, recursive") == same_plan
+
+
+def test_claims_are_listed_once_and_counted(alexnet: list[Trace]):
+    checked, unchecked = make_report(alexnet).sections[:2]
+    assert (checked.title, unchecked.title) == ("The paper's claims", "Claims that are not checked")
+    assert len(checked.rows) + len(unchecked.rows) == len(CLAIMS)
+    assert {len(row) for row in (*checked.rows, *unchecked.rows)} == {6}
+    assert all(row[5] == "supported" or row[5].startswith("not supported") for row in checked.rows)
+    assert all(row[5].startswith("not checked: ") for row in unchecked.rows)
+    supported = sum(row[5] == "supported" for row in checked.rows)
+    counts = f"{supported} supported, {len(checked.rows) - supported} not supported, {len(unchecked.rows)} not checked."
+    assert checked.text.startswith(counts)
+    assert 0 < supported < len(checked.rows)
+    assert [part.detail for part in (checked, unchecked)] == [False, True]
+
+
+def test_the_report_has_claims_about_slices_where_there_are_some(alexnet: list[Trace]):
+    def titles(traces: list[Trace]) -> list[str]:
+        return [part.title for part in make_report(traces).sections if "slices" in part.title]
+
+    assert titles(alexnet) == []
+    assert titles(sliced_runs((50, 50, 52, 80))) == ["Beyond the paper: slices below the layer"]
+
+
+@needs_reference
+def test_published_latencies_support_the_main_claims():
+    profile = REFERENCE / "profiles" / "alexnet.csv"
+    alexnet = alexnet_runs(f"{profile}:odroid_xu4_ms", f"{profile}:gtx1080ti_ms")
+    for text in ("AlexNet, original: queries", "AlexNet, recursive-efficiency: queries", MORE, "queries per second"):
+        assert verdict(alexnet, text).verdict == "supported"
+
+
+def test_the_terminal_gets_what_was_checked(alexnet: list[Trace]):
+    text = terminal_summary(alexnet)
+    assert "supported" in text
+    assert "not checked:" not in text
+    assert "Model validation" not in text
+    claims = text.split("Summary: virtual testbed, 80 Mbps")[0].splitlines()
+    column = next(line for line in claims if line.startswith("claim")).index("paper (section)")
+    assert all(line[column - 1] == " " for line in claims if line.startswith("AlexNet"))
+
+
+def test_gains_against_original():
+    (section,) = [part for part in make_report(runs_with_queries(60, 93)).sections if part.title.startswith("Change")]
+    assert section.rows == (("virtual", "AlexNet", "recursive-efficiency", "+55.0%", "+55.0%", "-35.3%"),)
+
+
+def test_planning_times_and_the_fine_steps(tmp_path: Path):
+    trace = make_trace("efficiency")
+    trace.save(trace_path(tmp_path, "virtual", "alexnet", "efficiency", 1))
+    fine = {**trace.info.plan, "algorithm": "original-0.0001", "planning_ms": 90.0}
+    plans = tmp_path / "plans.json"
+    for partitions, same in ((fine["partitions"], "yes"), (fine["partitions"][::-1], "NO")):
+        plans.write_text(json.dumps({"plans": [{**fine, "partitions": partitions}]}))
+        assert f"| AlexNet | 0.50 | 90.00 | {same} |" in write_report(tmp_path).read_text()
+    for broken in ("{", "[]", '{"plans": [{"model": "alexnet"}]}'):
+        plans.write_text(broken)
+        with pytest.raises(InputError, match=r"plans\.json: not a list of plans"):
+            write_report(tmp_path)
+
+
+def test_faults_are_told():
+    traces = [
+        make_trace(bit_equal=False),
+        make_trace("efficiency", testbed="live", environment={"fault": "no answer"}),
+    ]
+    (section,) = [part for part in make_report(traces).sections if part.title == "Runs with faults"]
+    assert section.rows == (
+        ("virtual alexnet original 1", "9 queries with an output that differs from the local one"),
+        ("live alexnet efficiency 1", "left out of all tables and figures: no answer"),
+    )

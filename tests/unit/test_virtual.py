@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from ionn.costs.loading import load_costs
+from ionn.errors import InputError
+from ionn.model.network import Network
+from ionn.model.slices import TILE, Piece, Slice, stage_of
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.planners import PLANNERS
+from ionn.records import Segment
+from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
+from ionn.testbed.trace import RunInfo, Trace
+from ionn.testbed.virtual import run_virtual
+from tests.support.chains import WORKED_EXAMPLE, chain, chains, cut
+
+
+def run_info(graph: ExecutionGraph, plan: list[list[Piece]], run: int = 1, seed: int = 0) -> RunInfo:
+    partitions = [
+        {
+            "stages": [graph.stages[stage_of(piece)] for piece in pieces],
+            "slices": {graph.stages[p.stage]: [p.begin, p.end] for p in pieces if isinstance(p, Slice)},
+            "bytes": 100 + stage_of(pieces[0]),
+        }
+        for pieces in plan
+    ]
+    return RunInfo(
+        testbed="virtual",
+        model="chain",
+        algorithm="by hand",
+        run=run,
+        mbps=80.0,
+        seed=seed,
+        dilation=1.0,
+        client="a client",
+        server="a server",
+        plan={"partitions": partitions},
+        graph=graph.to_json(),
+    )
+
+
+def log(trace: Trace) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    """Partitions (start, end, ready) and queries (raised, start, end), in ms."""
+    partitions = [(p.start_s, p.end_s, p.ready_s) for p in trace.partitions]
+    queries = [(q.raised_s, q.start_s, q.end_s) for q in trace.queries]
+    return ([tuple(round(s * 1e3, 6) for s in record) for record in records] for records in (partitions, queries))
+
+
+def test_queries_and_upload_share_the_uplink():
+    graph = chain(client=[19, 40], server=[2, 1], upload=[20, 30], up=[3, 50, 0], down=[0, 4, 5])
+    partitions, queries = log(run_virtual(run_info(graph, [[0], [1]])))
+    # The first query: 3 ms worth of features take 6 beside the upload of B, then 2 at the server, 4 down, 40 for B.
+    # B's 30 ms on the link become 33. The queries after it: 3 up, 2 + 1 at the server, 5 down.
+    assert partitions == [(0, 20, 20), (20, 53, 53)]
+    ends = [72, 83, 94, 105, 116, 127]
+    assert queries == [(0, 20, ends[0]), *((start, start, end) for start, end in pairwise(ends))]
+
+
+def test_upload_ends_while_features_go_up():
+    graph = chain(client=[50, 1], server=[1, 1], upload=[10, 4], up=[9, 9, 9], down=[0, 2, 2])
+    partitions, queries = log(run_virtual(run_info(graph, [[0], [1]])))
+    # From 10 on each has half: B's 4 end at 18, the features' other 5 at 23; then 1 + 2 and 1 at the client.
+    assert partitions == [(0, 10, 10), (10, 18, 18)]
+    assert queries[0] == (0, 10, 27)
+
+
+def test_server_loads_one_partition_at_a_time_beside_the_link():
+    graph = chain([90, 90, 90], [1, 1, 1], [10 + 30, 10 + 5, 10 + 2], [1] * 4, load=[30, 5, 2])
+    partitions, queries = log(run_virtual(run_info(graph, [[0], [1], [2]])))
+    assert partitions == [(0, 10, 40), (10, 20, 45), (20, 30, 47)]
+    assert queries[0] == (0, 40, 40 + 1 + 1 + 1 + 180)
+
+
+def test_segments_alternate_and_add_up():
+    graph = chain(client=[20, 5, 20, 7], server=[1, 30, 2, 1], upload=[9] * 4, up=[1, 2, 3, 4, 0], pinned=[3])
+    trace = run_virtual(run_info(graph, [[0, 2]]))
+    assert trace.queries[0].segments == (
+        Segment("server", 0, 0, 1, 1 + 1 + 2),
+        Segment("client", 1, 1, 5, 5),
+        Segment("server", 2, 2, 2, 3 + 2 + 4),
+        Segment("client", 3, 3, 7, 7),
+    )
+    assert trace.partitions[0].stages == ("A", "C")
+    assert trace.partitions[0].bytes == 100
+
+
+def test_empty_plan_queries_run_at_the_client():
+    partitions, queries = log(run_virtual(run_info(WORKED_EXAMPLE, [])))
+    assert partitions == []
+    assert queries == [(50 * k, 50 * k, 50 * (k + 1)) for k in range(QUERIES_AFTER_UPLOAD)]
+
+
+def test_weightless_partitions_take_no_time():
+    graph = chain(client=[9, 9, 9], server=[1, 1, 1], upload=[0, 5, 0], up=[1] * 4)
+    partitions, queries = log(run_virtual(run_info(graph, [[0], [1], [2]])))
+    assert partitions == [(0, 0, 0), (0, 6, 6), (6, 6, 6)]  # the first query's features take 1 of the link
+    assert queries[0] == (0, 0, 2 + 1 + 1 + 18)
+
+
+def split_run(plan: list[list[Piece]]) -> Trace:
+    """Of three stages; A and C have no weights, B's second half takes 100 to upload."""
+    graph = chain([20, 20, 20], [2, 2, 2], [0, 200, 0], [3, 4, 6, 4], cuts=[cut(1, tiles=2)])
+    return run_virtual(run_info(graph, plan))
+
+
+FIRST, SECOND = Slice(1, 0, TILE), Slice(1, TILE, 2 * TILE)
+
+
+def test_both_sides_compute_while_features_share_the_uplink():
+    first, *_ = split_run([[FIRST], [SECOND]]).queries
+    # The features take 8 of the 10 that the client computes its half; 1 at the server and 3 down make 12.
+    assert first.segments == (
+        Segment("client", 0, 0, 20, 20),
+        Segment("both", 1, 1, 10, pytest.approx(12)),
+        Segment("client", 2, 2, 20, pytest.approx(20)),
+    )
+    joined_at_server = split_run([[FIRST, 2], [SECOND]]).queries[0]
+    # The client's half goes up in 6 when it is computed.
+    assert joined_at_server.segments[1:] == (
+        Segment("both", 1, 1, 10, pytest.approx(16)),
+        Segment("server", 2, 2, 2, pytest.approx(2 + 4)),
+    )
+    from_server = split_run([[0, FIRST], [SECOND]]).queries[0]
+    assert from_server.segments == (
+        Segment("server", 0, 0, 2, pytest.approx(6 + 2)),
+        Segment("both", 1, 1, 10, pytest.approx(4 + 10)),
+        Segment("client", 2, 2, 20, pytest.approx(20)),
+    )
+    between = split_run([[0, FIRST, 2], [SECOND]]).queries[0]
+    assert between.segments[1] == Segment("both", 1, 1, 10, pytest.approx(4 + 10 + 6))
+
+
+def test_a_stage_is_one_at_the_server_when_its_slices_are_there():
+    trace = split_run([[0, FIRST], [SECOND, 2]])
+    assert [(p.stages, round(p.end_s * 1e3)) for p in trace.partitions[:1]] == [(("A", "B"), 100)]
+    assert trace.queries[-1].segments == (Segment("server", 0, 2, 6, pytest.approx(3 + 6 + 4)),)
+
+
+class Task:
+    """Something that a query does: `ms` are left of it. `what` is "up" where it takes the uplink."""
+
+    def __init__(self, what: str, ms: float, *waits_for: Task) -> None:
+        self.what, self.ms, self.waits_for = what, ms, waits_for
+
+    @property
+    def ready(self) -> bool:
+        return all(task.done for task in self.waits_for)
+
+    @property
+    def done(self) -> bool:
+        return self.ms <= 0 and self.ready
+
+
+def ticks(graph: ExecutionGraph, plan: list[list[Piece]]) -> Iterator[tuple[str, int, int]]:
+    """The same testbed ticking by 1 ms: yields ("ready", index, ms) and ("query", start ms, end ms) as they happen.
+
+    With whole numbers as costs every event falls on a tick, even if the link is halved.
+    """
+    overheads = [graph.overhead_ms(pieces) for pieces in plan]
+    unsent = [upload_ms - load_ms for upload_ms, load_ms in overheads]
+    loading: list[float] = []
+    usable = now = after = 0
+    query: list[Task] = []
+    started = 0
+    while True:
+        while unsent and unsent[0] <= 0:
+            unsent.pop(0)
+            loading.append(overheads[usable + len(loading)][1])
+        while loading and loading[0] <= 0:
+            loading.pop(0)
+            yield "ready", usable, now
+            usable += 1
+        if query and all(task.done for task in query):
+            yield "query", started, now
+            query = []
+        if not query and (usable or not plan):
+            after += usable == len(plan)
+            if after > QUERIES_AFTER_UPLOAD:
+                return
+            query, started = tasks(graph, [piece for pieces in plan[:usable] for piece in pieces]), now
+            continue
+        running = [task for task in query if task.ms > 0 and task.ready]
+        sending = any(task.what == "up" for task in running)
+        for task in running:
+            task.ms -= 0.5 if task.what == "up" and unsent else 1
+        if loading:
+            loading[0] -= 1
+        if unsent:
+            unsent[0] -= 0.5 if sending else 1
+        now += 1
+
+
+def tasks(graph: ExecutionGraph, uploaded: list[Piece]) -> list[Task]:
+    """What a query does, leg by leg."""
+    todo = [Task("start", 0)]
+
+    def then(what: str, ms: float) -> None:
+        todo.append(Task(what, ms, todo[-1]))
+
+    for leg in graph.legs(uploaded):
+        last, end = todo[-1], leg.last + 1
+        if leg.where == "client":
+            then("compute", sum(graph.client_ms[leg.first : end]))
+        elif leg.where == "server":
+            if not leg.from_server:
+                then("up", graph.up_ms[leg.first])
+            then("compute", sum(graph.server_ms[leg.first : end]))
+            if not leg.to_server:
+                then("down", graph.down_ms[end])
+        else:
+            channels = sum(p.end - p.begin for p in uploaded if isinstance(p, Slice) and p.stage == leg.first)
+            split = graph.split(leg.first, channels)
+            moved = Task("down", split.input_down_ms, last) if leg.from_server else Task("up", split.input_up_ms, last)
+            client = Task("compute", split.client_ms, moved if leg.from_server else last)
+            server = Task("compute", split.server_ms, last if leg.from_server else moved)
+            if leg.to_server:
+                returned = Task("up", split.output_up_ms, client, moved)
+            else:
+                returned = Task("down", split.output_down_ms, server, moved)
+            todo += [moved, client, server, returned, Task("join", 0, client, server, returned)]
+    return todo
+
+
+@st.composite
+def graphs_and_plans(draw: st.DrawFn) -> tuple[ExecutionGraph, list[list[Piece]]]:
+    """Slow clients (never 0 ms: the query loop would not end); the plan uploads stages, some of them in two halves, in
+    any order and grouping. Times are even, so that those of halves are whole."""
+    graph = draw(chains(5, st.integers(0, 9).map(lambda ms: 2 * ms), loads=True))
+    n = len(graph.stages)
+    cuts = [cut(stage, tiles=2, slice_ms=draw(st.integers(0, 2))) for stage in draw(st.sets(st.integers(0, n - 1)))]
+    graph = ExecutionGraph.from_json({**graph.to_json(), "client_ms": list(4 * graph.client_ms + 2), "cuts": cuts})
+    halved = {each.stage for each in graph.cuts}
+    pieces: list[Piece] = [stage for stage in range(n) if stage not in halved]
+    for stage in halved:
+        pieces += [Slice(stage, 0, TILE), Slice(stage, TILE, 2 * TILE)]
+    order = draw(st.permutations(pieces))
+    cuts = [0, *sorted(draw(st.sets(st.integers(1, len(order))))), len(order)]
+    plan = []
+    for first, end in pairwise(sorted(set(cuts))):
+        stages = Counter(map(stage_of, order[first:end]))
+        plan.append([p if stages[stage_of(p)] == 1 else stage_of(p) for p in order[first:end]])
+        plan[-1] = sorted(set(plan[-1]), key=stage_of)
+    return graph, plan
+
+
+@given(graphs_and_plans())
+def test_events_equal_a_simulation_in_ticks(graph_and_plan):
+    graph, plan = graph_and_plan
+    event(str({leg.where for uploaded in accumulate(plan) for leg in graph.legs(uploaded)}))
+    partitions, queries = log(run_virtual(run_info(graph, plan)))
+    events = list(ticks(graph, plan))
+    assert [ready for _, _, ready in partitions] == [ms for kind, _, ms in events if kind == "ready"]
+    assert [query[1:] for query in queries] == [tuple(ms) for kind, *ms in events if kind == "query"]
+
+
+def test_same_settings_same_trace():
+    info = run_info(WORKED_EXAMPLE, [[1], [0], [2], [3]])
+    assert run_virtual(info, noise=0.1) == run_virtual(info, noise=0.1)
+
+
+def test_noise_depends_on_seed_and_run_and_has_mean_one():
+    info = run_info(WORKED_EXAMPLE, [])
+    runs = [run_virtual(dataclasses.replace(info, run=run), noise=0.6) for run in range(400)]
+    assert len({trace.queries[0].latency_ms for trace in runs}) == 400
+    latencies_ms = [query.latency_ms for trace in runs for query in trace.queries]
+    assert sum(latencies_ms) / len(latencies_ms) == pytest.approx(50, rel=0.06)  # standard error 0.015
+    logarithms = [math.log(ms / 50) for ms in latencies_ms]
+    assert statistics.stdev(logarithms) == pytest.approx(0.6, rel=0.06)
+    assert run_virtual(dataclasses.replace(info, seed=1), 0.3).queries != run_virtual(info, 0.3).queries
+    assert run_virtual(info, 0.3).info.environment == {"noise": 0.3}
+
+
+def test_a_trace_predicts_itself_from_disk(tmp_path):
+    trace = run_virtual(run_info(WORKED_EXAMPLE, PLANNERS["recursive-efficiency"](WORKED_EXAMPLE)))
+    trace.save(tmp_path / "run.jsonl")
+    loaded = Trace.load(tmp_path / "run.jsonl")
+    assert loaded == trace
+    assert run_virtual(loaded.info) == trace
+
+
+def test_graph_of_another_version_is_an_input_error():
+    info = dataclasses.replace(run_info(WORKED_EXAMPLE, []), graph={"client_ms": [1]})
+    with pytest.raises(InputError, match="execution graph"):
+        run_virtual(info)
+
+
+PROFILES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profiles"
+
+
+@pytest.mark.skipif(not PROFILES.is_dir(), reason=f"no published profiles in {PROFILES}")
+def test_alexnet_completes_more_queries_as_in_the_paper():
+    network = Network.load("alexnet")
+    columns = ("odroid_xu4_ms", "gtx1080ti_ms")
+    client, server = (load_costs(f"{PROFILES / 'alexnet.csv'}:{column}") for column in columns)
+    graph = ExecutionGraph.from_network(network, client, server, 80.0)
+    queries = {
+        algorithm: run_virtual(run_info(graph, PLANNERS[algorithm](graph))).queries_before_upload
+        for algorithm in ("original", "recursive-efficiency")
+    }
+    assert queries["original"] == pytest.approx(56.8, rel=0.12)
+    assert queries["recursive-efficiency"] == pytest.approx(88.1, rel=0.12)
+    assert queries["recursive-efficiency"] / queries["original"] == pytest.approx(1.55, abs=0.05)
