@@ -74,7 +74,6 @@ class Offloading:
         self.graph = graph
         self.plan: Plan | None = None
         self.server: Costs | None = None
-        self._net = net
         self._client = client
         self._partitions = partitions
         self._pieces = pieces
@@ -142,7 +141,7 @@ class Offloading:
         """Whether nothing more will arrive: all partitions are usable, or the server has been lost for `give_up_s`."""
         if self._client is None:
             return True
-        upload = self._client.upload
+        upload = self.upload
         if self.planned if upload is None else upload.ended:
             return True
         return self._client.fault is not None and time.monotonic() - self._client.lost_s > give_up_s
@@ -213,7 +212,8 @@ def open_offloading(
             client = Client(address, keys, may_be_lost=may_be_lost)
             stack.callback(client.close)
             if there is not None:
-                ready = prepared(Scaled(there, dilation), graph_with(Scaled(there, dilation)))
+                there = Scaled(there, dilation)
+                ready = prepared(there, graph_with(there))
             elif client.fault is None:
                 ready = prepare(client.costs)
         except NotAcceptedError:  # which waiting does not mend
