@@ -100,7 +100,7 @@ def test_the_session_process(how: str, phase: str, steady: Server, link: Link, w
 def test_before_the_client_connects(what: str, how: str, steady: Server, link: Link, world: World) -> None:
     struck: Process = steady if what == "server" else link
     struck.strike(STRIKES[how])
-    with pytest.raises(FAULTS), world.client(link.address):
+    with pytest.raises(FAULTS), world.client(link.address, first_connect_s=1.0):
         pass
     session = world.session(None)
     session.start_upload()
@@ -124,7 +124,7 @@ def test_a_session_process_that_is_just_starting(how: str, steady: Server, world
     thread = threading.Thread(target=strike)
     thread.start()
     try:
-        with world.client(steady.address) as (_, session):
+        with world.client(steady.address, first_connect_s=1.0) as (_, session):
             session.start_upload()
             records = [session.query(), *recover(session)]
     except FAULTS:

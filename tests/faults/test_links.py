@@ -20,7 +20,7 @@ def wire(steady: Server) -> Iterator[Wire]:
 
 def test_a_blocked_way_while_connecting(wire: Wire, world: World) -> None:
     wire.blocked = True
-    with pytest.raises(FAULTS, match="not answered"), world.client(wire.address):
+    with pytest.raises(FAULTS, match="not answered"), world.client(wire.address, first_connect_s=1.0):
         pass
     wire.blocked = False
     world.check_health(wire.address)

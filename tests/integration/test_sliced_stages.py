@@ -33,7 +33,7 @@ from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace
 from tests.support.nets import network_of
 from tests.support.raw import Raw, upload_messages
-from tests.support.world import SHORT, Server, Wire, recover, wait_for
+from tests.support.world import SHORT, Server, Wire, connected, recover, wait_for
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 
@@ -123,13 +123,10 @@ def session_of(
     timeouts: Timeouts | None = None,
     layer_ms: Sequence[float] | None = None,
 ) -> Iterator[LiveSession]:
-    client = Client(address, timeouts=timeouts)
-    try:
+    with connected(address, timeouts) as client:
         partitions = [extract(NETWORK, part, WEIGHTS) for part in pieces]
         offloading = Offloading(NETWORK, net, GRAPH, client, partitions, pieces, sliced, layer_ms)
         yield LiveSession(offloading, net, inputs)
-    finally:
-        client.close()
 
 
 def where(record: QueryRecord) -> list[tuple[str, int, int]]:

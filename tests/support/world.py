@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -172,6 +173,18 @@ class Wire:
             end.close()
 
 
+@contextlib.contextmanager
+def connected(address: str, timeouts: Timeouts | None, first_connect_s: float = WAIT_S) -> Iterator[Client]:
+    """A client whose first connection has a time of its own: it is not tried again, as those after a loss are."""
+    timeouts = timeouts or Timeouts()
+    client = Client(address, timeouts=dataclasses.replace(timeouts, connect_s=first_connect_s))
+    client.timeouts = timeouts
+    try:
+        yield client
+    finally:
+        client.close()
+
+
 class World:
     """The tiny network at a client that is slower than any server, and what it computes alone."""
 
@@ -196,12 +209,11 @@ class World:
         return LiveSession(offloading, self.net, self.inputs)
 
     @contextlib.contextmanager
-    def client(self, address: str, timeouts: Timeouts = SHORT) -> Iterator[tuple[Client, LiveSession]]:
-        client = Client(address, timeouts=timeouts)
-        try:
+    def client(
+        self, address: str, timeouts: Timeouts = SHORT, first_connect_s: float = WAIT_S
+    ) -> Iterator[tuple[Client, LiveSession]]:
+        with connected(address, timeouts, first_connect_s) as client:
             yield client, self.session(client)
-        finally:
-            client.close()
 
     def check_health(self, address: str) -> None:
         """A new client can upload everything and have it run, and what comes back is right."""
