@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ionn.client import sliced_stage
 from ionn.client.offloading import Offloading
+from ionn.client.pacing import PacedResult
 from ionn.client.session import Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage, slice_stages
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
 from ionn.model.network import Network
-from ionn.model.partial_net import Channels, extract
+from ionn.model.partial_net import Channels, extract, extract_net, slice_weights
 from ionn.model.slices import Piece, Slice
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
@@ -29,6 +32,7 @@ from ionn.protocol import messages
 from ionn.records import QueryRecord
 from ionn.testbed import runner
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
+from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace
 from tests.support.nets import network_of
@@ -133,10 +137,17 @@ def where(record: QueryRecord) -> list[tuple[str, int, int]]:
     return [(segment.where, segment.first, segment.last) for segment in record.segments]
 
 
+def has_ready(session: LiveSession, least: int) -> bool:
+    """Whether so many partitions are ready at the server."""
+    upload = session.offloading.upload
+    assert upload is not None
+    return upload.ready >= least
+
+
 # --- Both sides at once ----------------------------------------------------------------------------------------------
 
 # What else is uploaded, and where the stages then run; "both" stands for the slices' stage.
-WAYS = {
+WAYS: dict[str, tuple[list[int], list[tuple[str, int, int]]]] = {
     "client to client": ([], [("client", 0, 2), ("both", 3, 3), ("client", 4, 5)]),
     "client to server": ([LAST], [("client", 0, 2), ("both", 3, 3), ("server", 4, 4), ("client", 5, 5)]),
     "server to client": (
@@ -152,7 +163,9 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("count", range(1, len(SLICES)))
-def test_every_number_of_slices_every_way(way, count, steady, net, inputs, sliced):
+def test_every_number_of_slices_every_way(
+    way: str, count: int, steady: Server, net: engine.StageNet, inputs: list[np.ndarray], sliced: dict[int, SlicedStage]
+) -> None:
     others, expected = WAYS[way]
     pieces: list[list[Piece]] = [sorted([*others, SLICES[0]], key=lambda p: p.stage if isinstance(p, Slice) else p)]
     pieces += [[piece] for piece in SLICES[1:count]]
@@ -168,8 +181,12 @@ def test_every_number_of_slices_every_way(way, count, steady, net, inputs, slice
     assert FC not in session.offloading.executor.measured_ms("client")
 
 
-def test_all_slices_are_a_stage_of_the_server(steady, net, inputs, sliced):
-    pieces = [*([piece] for piece in CONV_SLICES), [POOL], *([piece] for piece in SLICES), [LAST]]
+def test_all_slices_are_a_stage_of_the_server(
+    steady: Server, net: engine.StageNet, inputs: list[np.ndarray], sliced: dict[int, SlicedStage]
+) -> None:
+    pieces: list[Sequence[Piece]] = [
+        *([piece] for piece in CONV_SLICES), [POOL], *([piece] for piece in SLICES), [LAST]
+    ]  # fmt: skip
     with session_of(steady.address, net, inputs, sliced, pieces) as session:
         session.start_upload()
         seen: list[QueryRecord] = []
@@ -180,7 +197,9 @@ def test_all_slices_are_a_stage_of_the_server(steady, net, inputs, sliced):
     assert where(last) == [("client", 0, 0), ("server", 1, 4), ("client", 5, 5)]
 
 
-def test_two_stages_in_part(steady, net, inputs, sliced):
+def test_two_stages_in_part(
+    steady: Server, net: engine.StageNet, inputs: list[np.ndarray], sliced: dict[int, SlicedStage]
+) -> None:
     """Slices need not come stage after stage."""
     pieces: list[list[Piece]] = [[CONV_SLICES[0], SLICES[0]], [SLICES[1]], [POOL]]
     with session_of(steady.address, net, inputs, sliced, pieces) as session:
@@ -192,7 +211,7 @@ def test_two_stages_in_part(steady, net, inputs, sliced):
     assert [place for place, *_ in where(record)] == ["client", "both", "server", "both", "client"]
 
 
-def test_two_stages_in_part_one_after_the_other(steady):
+def test_two_stages_in_part_one_after_the_other(steady: Server) -> None:
     """The first joins at the server, where the second goes on: what is between them is too large to go up."""
     network = network_of(
         "Convolution convolution_param { num_output: 192 kernel_size: 1 }",
@@ -229,7 +248,9 @@ def test_two_stages_in_part_one_after_the_other(steady):
     assert all(record.bit_equal and not record.fallback for record in records)
 
 
-def test_the_clients_share_is_paced(steady, net, inputs, sliced):
+def test_the_clients_share_is_paced(
+    steady: Server, net: engine.StageNet, inputs: list[np.ndarray], sliced: dict[int, SlicedStage]
+) -> None:
     layer_ms = [0.0] * len(NETWORK.layers)
     layer_ms[NETWORK.stages[FC].first_layer] = 80.0
     with session_of(steady.address, net, inputs, sliced, [[SLICES[0]]], layer_ms=layer_ms) as session:
@@ -245,13 +266,21 @@ def test_the_clients_share_is_paced(steady, net, inputs, sliced):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_server_that_dies_during_the_clients_share_costs_no_query(way, net, inputs, sliced, monkeypatch):
+def test_a_server_that_dies_during_the_clients_share_costs_no_query(
+    way: str,
+    net: engine.StageNet,
+    inputs: list[np.ndarray],
+    sliced: dict[int, SlicedStage],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     others, _ = WAYS[way]
-    pieces: list[list[Piece]] = [*([stage] for stage in others), [SLICES[0]]]
+    pieces: list[Sequence[Piece]] = [*([stage] for stage in others), [SLICES[0]]]
     server = Server()
     run = SlicedStage.run
 
-    def run_and_kill(self, data, begin, end, layer_ms):
+    def run_and_kill(
+        self: SlicedStage, data: np.ndarray, begin: int, end: int, layer_ms: Sequence[float] | None
+    ) -> tuple[np.ndarray, PacedResult]:
         if server.alive():
             server.strike(signal.SIGKILL)
         return run(self, data, begin, end, layer_ms)
@@ -268,15 +297,17 @@ def test_a_server_that_dies_during_the_clients_share_costs_no_query(way, net, in
     server.stop()
 
 
-def test_an_upload_in_slices_goes_on_over_a_new_connection(steady, net, inputs, sliced):
-    pieces = [[CONV, POOL], *([piece] for piece in SLICES), [LAST]]
+def test_an_upload_in_slices_goes_on_over_a_new_connection(
+    steady: Server, net: engine.StageNet, inputs: list[np.ndarray], sliced: dict[int, SlicedStage]
+) -> None:
+    pieces: list[Sequence[Piece]] = [[CONV, POOL], *([piece] for piece in SLICES), [LAST]]
     link = Wire(steady.address)
     try:
         with session_of(link.address, net, inputs, sliced, pieces, SHORT) as session:
             link.delay_s = 0.01
             session.start_upload()
-            for ready in (2, 3):
-                wait_for(lambda ready=ready: session.offloading.upload.ready >= ready, "some slices")
+            for least in (2, 3):
+                wait_for(partial(has_ready, session, least), "some slices")
                 link.reset()
                 wait_for(lambda: session.offloading.fault is not None, "the loss to be noticed")
             link.delay_s = 0.0
@@ -287,12 +318,14 @@ def test_an_upload_in_slices_goes_on_over_a_new_connection(steady, net, inputs, 
     assert all(record.bit_equal for record in records)
 
 
-def test_a_session_that_crashes_begins_anew(steady, net, inputs, sliced):
-    pieces = [[CONV, POOL], *([piece] for piece in SLICES)]
+def test_a_session_that_crashes_begins_anew(
+    steady: Server, net: engine.StageNet, inputs: list[np.ndarray], sliced: dict[int, SlicedStage]
+) -> None:
+    pieces: list[Sequence[Piece]] = [[CONV, POOL], *([piece] for piece in SLICES)]
     others = steady.session_processes()
     with session_of(steady.address, net, inputs, sliced, pieces, SHORT) as session:
         session.start_upload()
-        wait_for(lambda: session.offloading.upload.ready >= 3, "some slices")
+        wait_for(partial(has_ready, session, 3), "some slices")
         (mine,) = steady.session_processes() - others
         os.kill(mine, signal.SIGKILL)
         records = recover(session)
@@ -316,6 +349,12 @@ def send(raw: Raw, pieces: Sequence[Piece], index: int) -> None:
     assert answer == messages.Ready(index)
 
 
+def answered(raw: Raw, message: messages.Message) -> messages.Result:
+    answer = raw.ask(raw.control, message)
+    assert isinstance(answer, messages.Result), answer
+    return answer
+
+
 def refused(raw: Raw, message: messages.Message) -> messages.Error:
     answer = raw.ask(raw.control, message)
     assert isinstance(answer, messages.Error), answer
@@ -323,7 +362,7 @@ def refused(raw: Raw, message: messages.Message) -> messages.Error:
     return answer
 
 
-def test_what_cannot_be_run_is_told(raw, blobs):
+def test_what_cannot_be_run_is_told(raw: Raw, blobs: list[np.ndarray]) -> None:
     data = (blobs[FC].tobytes(),)
     assert "not uploaded in slices" in refused(raw, messages.Part(1, FC, 144, False, data)).message
     send(raw, [SLICES[0]], 0)
@@ -335,22 +374,21 @@ def test_what_cannot_be_run_is_told(raw, blobs):
     assert "stage 3 is not uploaded" in refused(raw, messages.Query(1, FC, FC, data)).message
     assert "stage 3 has 8 bytes" in refused(raw, messages.Part(1, FC, 144, False, (b"abcdefgh",))).message
     assert "neither sent nor was it left" in refused(raw, messages.Part(1, FC, 144, False)).message
-    result = raw.ask(raw.control, messages.Part(1, FC, 144, False, data))
-    assert isinstance(result, messages.Result)
+    result = answered(raw, messages.Part(1, FC, 144, False, data))
     assert result.shapes == ((1, 144),)
     assert bytes(result.payload[0]) == blobs[LAST][:, :144].tobytes()
 
 
-def test_a_join_must_fit(raw, blobs):
+def test_a_join_must_fit(raw: Raw, blobs: list[np.ndarray]) -> None:
     data, others = (blobs[FC].tobytes(),), (blobs[LAST][:, 144:].tobytes(),)
     send(raw, [SLICES[0]], 0)
     send(raw, [LAST], 1)
     assert "no part of a stage was left" in refused(raw, messages.Join(1, True, others)).message
     stays = messages.Part(1, FC, 144, True, data)
-    assert raw.ask(raw.control, stays).shapes == ()
+    assert answered(raw, stays).shapes == ()
     assert "has 4 bytes" in refused(raw, messages.Join(1, True, (b"four",))).message
     for wrong in (messages.Join(2, True, others), messages.Join(1, True), messages.Query(1, LAST, LAST)):
-        assert raw.ask(raw.control, stays).shapes == ()
+        assert answered(raw, stays).shapes == ()
         assert refused(raw, wrong).code == messages.ERROR_QUERY
         # After an error nothing is left.
         assert "no part" in refused(raw, messages.Join(1, True, others)).message
@@ -365,7 +403,7 @@ def test_a_join_must_fit(raw, blobs):
     assert bytes(raw.ask(raw.control, messages.Join(1, False, others)).payload[0]) == blobs[LAST].tobytes()
 
 
-def test_a_complete_stage_still_answers_for_its_part(raw, blobs):
+def test_a_complete_stage_still_answers_for_its_part(raw: Raw, blobs: list[np.ndarray]) -> None:
     """The client may not know yet that it is complete."""
     for index, piece in enumerate(reversed(SLICES)):
         send(raw, [piece], index)
@@ -381,7 +419,7 @@ def header_of(pieces: Sequence[Piece], index: int) -> messages.PartitionHeader:
     return upload_messages(extract(NETWORK, pieces, WEIGHTS), index)[0]
 
 
-def test_a_slice_is_taken_once(raw):
+def test_a_slice_is_taken_once(raw: Raw) -> None:
     send(raw, [SLICES[1]], 0)
     for piece in (SLICES[1], Slice(FC, 0, 192), Slice(FC, 192, 600)):
         answer = refused(raw, header_of([piece], 1))
@@ -393,11 +431,11 @@ def test_a_slice_is_taken_once(raw):
     assert "channels 288 to 432" in refused(raw, header_of([SLICES[2]], 2)).message
 
 
-def test_a_slice_must_be_one(raw):
+def test_a_slice_must_be_one(raw: Raw) -> None:
     good = header_of([SLICES[0]], 0)
     (net,) = good.nets
 
-    def with_net(**changes):
+    def with_net(**changes: Any) -> messages.PartitionHeader:
         return dataclasses.replace(good, nets=(dataclasses.replace(net, **changes),))
 
     for changes, said in (
@@ -420,7 +458,7 @@ def test_a_slice_must_be_one(raw):
     assert "a slice of another stage 3" in refused(raw, other).message
 
 
-def test_a_slice_that_is_damaged_is_sent_again(raw, blobs):
+def test_a_slice_that_is_damaged_is_sent_again(raw: Raw, blobs: list[np.ndarray]) -> None:
     header, chunks, _ = upload_messages(extract(NETWORK, [SLICES[0]], WEIGHTS), 0)
     for message in (header, *chunks):
         assert not isinstance(raw.ask(raw.control, message), messages.Error)
@@ -431,7 +469,7 @@ def test_a_slice_that_is_damaged_is_sent_again(raw, blobs):
     assert bytes(result.payload[0]) == blobs[LAST].tobytes()
 
 
-def test_the_whole_counts_with_the_first_slice():
+def test_the_whole_counts_with_the_first_slice() -> None:
     """A stage of 28 MB in slices of 6 and 22 MB: nobody gets more memory by sending it in slices."""
     network = network_of("InnerProduct inner_product_param { num_output: 7000 }", shape="dim: 1 dim: 1000")
     weights = weights_of(network)
@@ -450,9 +488,9 @@ def test_the_whole_counts_with_the_first_slice():
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> runner.Subject:
+def subject(tmp_path: Path) -> Subject:
     path = tmp_path / "cut.prototxt"
-    path.write_text(engine.extract_net(NETWORK, 0, len(NETWORK.stages) - 1).prototxt)
+    path.write_text(extract_net(NETWORK, 0, len(NETWORK.stages) - 1).prototxt)
     path.with_suffix(".caffemodel").write_bytes(serialise("cut", NETWORK.layers, WEIGHTS).tobytes())
     slow = tmp_path / "slow.txt"
     slow.write_text("".join(f"{layer.index} {layer.name} 30.0\n" for layer in NETWORK.layers))
@@ -464,7 +502,7 @@ def cut(trace: Trace) -> set[str]:
     return {name for partition in trace.info.plan["partitions"] for name in partition.get("slices", {})}
 
 
-def test_a_live_run_in_slices(subject, tmp_path):
+def test_a_live_run_in_slices(subject: Subject, tmp_path: Path) -> None:
     (trace,) = runner.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti", results=tmp_path)
     assert NETWORK.stages[FC].name in cut(trace)
     assert all(query.bit_equal and not query.fallback for query in trace.queries)
@@ -474,13 +512,12 @@ def test_a_live_run_in_slices(subject, tmp_path):
     assert len(trace.partitions) == len(trace.info.plan["partitions"])
 
 
-def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject, monkeypatch):
+def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Played by weights that are a bit off in one stage's slices."""
-    rows = sliced_stage.slice_weights
 
-    def off(network, piece, weights):
+    def off(network: Network, piece: Slice, weights: Weights) -> Weights:
         factor = np.float32(1.001 if piece.stage == FC else 1)
-        return {name: (blobs[0] * factor, *blobs[1:]) for name, blobs in rows(network, piece, weights).items()}
+        return {name: (blobs[0] * factor, *blobs[1:]) for name, blobs in slice_weights(network, piece, weights).items()}
 
     monkeypatch.setattr(sliced_stage, "slice_weights", off)
     (trace,) = runner.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti")
@@ -488,7 +525,7 @@ def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject, monkeypatch):
     assert all(query.bit_equal for query in trace.queries)
 
 
-def test_slices_are_nets_for_stock_caffe(tmp_path, blobs):
+def test_slices_are_nets_for_stock_caffe(tmp_path: Path, blobs: list[np.ndarray]) -> None:
     """A process that knows nothing of ionn builds a slice from what is sent, and gets the stage's channels."""
     partition = extract(NETWORK, [SLICES[1]], WEIGHTS)
     (tmp_path / "p.prototxt").write_text(partition.nets[0].prototxt)

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from ionn.model.slices import TILE, Piece, Slice, runs_of
 from ionn.planning.graph import ExecutionGraph
 
+Times = Sequence[float] | np.ndarray
+
 
 def chain(
-    client: Sequence[float],
-    server: Sequence[float],
-    upload: Sequence[float],
-    up: Sequence[float],
-    down: Sequence[float] | None = None,
+    client: Times,
+    server: Times,
+    upload: Times,
+    up: Times,
+    down: Times | None = None,
     load: Sequence[float] | None = None,
     pinned: Sequence[int] = (),
     cuts: Sequence[dict[str, float]] = (),
@@ -75,9 +77,12 @@ def cut_chains(draw: st.DrawFn, graphs: st.SearchStrategy[ExecutionGraph], most_
     graph = draw(graphs)
     cuts = []
     for stage in draw(st.sets(st.integers(0, len(graph.stages) - 1))):
-        fixed = [draw(st.sampled_from([0.0, 0.5, 1.0])) * ms[stage] for ms in (graph.client_ms, graph.server_ms)]
+        client_ms, server_ms = (
+            draw(st.sampled_from([0.0, 0.5, 1.0])) * ms[stage] for ms in (graph.client_ms, graph.server_ms)
+        )
         tiles = draw(st.integers(2, most_tiles))
-        cuts.append(cut(stage, tiles, draw(st.integers(1, tiles // 2)), *fixed, draw(st.sampled_from([0.0, 0.5, 2.0]))))
+        least, slice_ms = draw(st.integers(1, tiles // 2)), draw(st.sampled_from([0.0, 0.5, 2.0]))
+        cuts.append(cut(stage, tiles, least, client_ms, server_ms, slice_ms))
     return ExecutionGraph.from_json({**graph.to_json(), "cuts": cuts})
 
 

@@ -18,7 +18,7 @@ MBPS = 8.0  # a byte takes a microsecond
 
 
 @pytest.fixture
-def tiny_graph(tiny):
+def tiny_graph(tiny: Network) -> ExecutionGraph:
     """The client takes 1 ms for the first layer, 2 for the second, and so on; the server a quarter of that."""
     client_ms = np.arange(1.0, len(tiny.layers) + 1)
     client = Profile.of(tiny, client_ms)
@@ -26,7 +26,7 @@ def tiny_graph(tiny):
     return ExecutionGraph.from_network(tiny, client, server, MBPS)
 
 
-def test_graph_of_a_network(tiny, tiny_graph):
+def test_graph_of_a_network(tiny: Network, tiny_graph: ExecutionGraph) -> None:
     # data | conv1 relu1 split left right join | pool | fc1 relu2 | fc2 | prob
     assert tiny_graph.stages == ("data", "conv1", "join", "pool", "fc1", "fc2", "prob")
     layer_numbers = [(1,), (2, 3), (4, 5, 6, 7), (8,), (9, 10), (11,), (12,)]
@@ -44,7 +44,7 @@ def test_graph_of_a_network(tiny, tiny_graph):
     assert tiny_graph.offloadable.tolist() == [False, True, True, True, True, True, False]
 
 
-def test_bandwidth_scales_transfers_and_weights_but_not_loading(tiny):
+def test_bandwidth_scales_transfers_and_weights_but_not_loading(tiny: Network) -> None:
     costs = Profile.of(tiny, np.ones(len(tiny.layers)), load_ms=3.0)
     slow, fast = (ExecutionGraph.from_network(tiny, costs, costs, mbps) for mbps in (10, 80))
     assert slow.up_ms == pytest.approx(8 * fast.up_ms, abs=1e-6)
@@ -53,14 +53,14 @@ def test_bandwidth_scales_transfers_and_weights_but_not_loading(tiny):
 
 
 @pytest.mark.parametrize("algorithm", PLANNERS)
-def test_plan_describes_the_planner_s_partitions(tiny, tiny_graph, algorithm):
+def test_plan_describes_the_planner_s_partitions(tiny: Network, tiny_graph: ExecutionGraph, algorithm: str) -> None:
     plan = make_plan(tiny, tiny_graph, algorithm, MBPS)
     assert [list(partition.stages) for partition in plan.partitions] == PLANNERS[algorithm](tiny_graph)
     assert plan.partitions
     assert plan.local_ms == sum(range(1, 13))
     assert plan.best_ms == plan.partitions[-1].latency_ms < plan.local_ms
     assert plan.planning_ms > 0
-    uploaded = []
+    uploaded: list[int] = []
     for index, partition in enumerate(plan.partitions):
         uploaded += partition.stages
         stages = [tiny.stages[i] for i in partition.stages]
@@ -74,10 +74,10 @@ def test_plan_describes_the_planner_s_partitions(tiny, tiny_graph, algorithm):
         assert partition.latency_ms == tiny_graph.latency_ms(uploaded)
 
 
-def test_planning_is_timed_in_ms(tiny, tiny_graph, monkeypatch):
+def test_planning_is_timed_in_ms(tiny: Network, tiny_graph: ExecutionGraph, monkeypatch: pytest.MonkeyPatch) -> None:
     clock_s = 7.0
 
-    def planner(graph):
+    def planner(graph: ExecutionGraph) -> list[list[int]]:
         nonlocal clock_s
         clock_s += 0.25
         return [[1]]
@@ -87,7 +87,7 @@ def test_planning_is_timed_in_ms(tiny, tiny_graph, monkeypatch):
     assert make_plan(tiny, tiny_graph, "mine", MBPS).planning_ms == 250.0
 
 
-def test_json(tiny, tiny_graph):
+def test_json(tiny: Network, tiny_graph: ExecutionGraph) -> None:
     plan = make_plan(tiny, tiny_graph, "recursive-efficiency", MBPS)
     document = json.loads(json.dumps(plan.to_json()))
     keys = ["model", "algorithm", "mbps", "model_bytes", "local_ms", "best_ms", "partitions", "planning_ms"]
@@ -118,7 +118,7 @@ def wide() -> Network:
     )
 
 
-def test_slices_in_a_plan(wide):
+def test_slices_in_a_plan(wide: Network) -> None:
     client, server = (Profile.of(wide, [0, ms, 40 * ms, ms, ms]) for ms in (10.0, 0.1))
     graph = ExecutionGraph.from_network(wide, client, server, MBPS)
     plan = make_plan(wide, graph, "sliced-efficiency", MBPS)
@@ -141,7 +141,7 @@ def test_slices_in_a_plan(wide):
     assert sum(partition.bytes for partition in plan.partitions) == plan.model_bytes
 
 
-def test_nothing_worth_offloading(tiny):
+def test_nothing_worth_offloading(tiny: Network) -> None:
     costs = Profile.of(tiny, np.ones(len(tiny.layers)))
     plan = make_plan(tiny, ExecutionGraph.from_network(tiny, costs, costs, MBPS), "efficiency", MBPS)
     assert plan.partitions == ()
@@ -149,7 +149,7 @@ def test_nothing_worth_offloading(tiny):
 
 
 @pytest.mark.parametrize("mbps", [0.0, -80.0, math.nan, math.inf])
-def test_bandwidth_must_be_positive(tiny, tiny_graph, mbps):
+def test_bandwidth_must_be_positive(tiny: Network, tiny_graph: ExecutionGraph, mbps: float) -> None:
     costs = Profile.of(tiny, np.ones(len(tiny.layers)))
     with pytest.raises(InputError, match=r"bandwidth .* Mbps: give a positive number"):
         ExecutionGraph.from_network(tiny, costs, costs, mbps)
@@ -157,12 +157,12 @@ def test_bandwidth_must_be_positive(tiny, tiny_graph, mbps):
         make_plan(tiny, tiny_graph, "efficiency", mbps)
 
 
-def test_bandwidth_too_small_to_count_with(tiny):
+def test_bandwidth_too_small_to_count_with(tiny: Network) -> None:
     costs = Profile.of(tiny, np.ones(len(tiny.layers)))
     with pytest.raises(InputError, match="not finite"):
         ExecutionGraph.from_network(tiny, costs, costs, 1e-310)
 
 
-def test_unknown_algorithm(tiny, tiny_graph):
+def test_unknown_algorithm(tiny: Network, tiny_graph: ExecutionGraph) -> None:
     with pytest.raises(InputError, match="unknown algorithm"):
         make_plan(tiny, tiny_graph, "orginal", MBPS)

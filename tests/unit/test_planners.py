@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ionn.errors import InputError
 from ionn.model.slices import TILE, Piece, Slice, runs_of, stage_of
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.planners import PLANNERS, get_planner, reference
+from ionn.planning.planners import PLANNERS, Planner, get_planner, reference
 from ionn.planning.planners.efficiency import Candidate, Candidates, efficiency, recursive_efficiency
 from ionn.planning.planners.optimal import _latencies, area, least_area, optimal
 from ionn.planning.planners.original import original, original_fine
@@ -28,7 +28,7 @@ from tests.support.chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain
 A, B, C, D = range(4)
 
 # Without the rule that merges partitions without weights.
-UNMERGED = {
+UNMERGED: dict[str, Planner] = {
     "original": original,
     "original-0.0001": original_fine,
     "efficiency": efficiency,
@@ -53,12 +53,12 @@ def improvements(graph: ExecutionGraph, plan: list[list[int]]) -> list[float]:
         ("recursive-efficiency", [[B], [A], [C], [D]], [9, 15, 23, 31]),
     ],
 )
-def test_worked_example_plans(algorithm, plan, improvement):
+def test_worked_example_plans(algorithm: str, plan: list[list[int]], improvement: list[float]) -> None:
     assert get_planner(algorithm)(WORKED_EXAMPLE) == plan
     assert improvements(WORKED_EXAMPLE, plan) == improvement
 
 
-def test_algorithm_1_plans_the_worked_example():
+def test_algorithm_1_plans_the_worked_example() -> None:
     assert algorithm_1(WORKED_EXAMPLE) == [[B], [A], [C], [D]]
     assert algorithm_1(WORKED_EXAMPLE, recursive=False) == [[B], [A], [C, D]]
     efficiencies = {run: reference.efficiency(WORKED_EXAMPLE, [B], run) for run in reference.candidates([A, C, D])}
@@ -66,7 +66,7 @@ def test_algorithm_1_plans_the_worked_example():
     assert reference.efficiency(WORKED_EXAMPLE, [A, B, C], (D,)) == 1
 
 
-def test_worked_example_efficiencies():
+def test_worked_example_efficiencies() -> None:
     candidates = Candidates(WORKED_EXAMPLE, [B])
     assert candidates.best(A, A) == (-6 / 8, A, A)
     candidates.upload(A, A)
@@ -77,7 +77,7 @@ def test_worked_example_efficiencies():
     assert candidates.best(D, D) == (-1, D, D)
 
 
-def test_worked_example_finer_is_not_always_better():
+def test_worked_example_finer_is_not_always_better() -> None:
     assert improvements(WORKED_EXAMPLE, [[B], [A], [D], [C]]) == [9, 15, 7, 31]
     usable = [[B], [B, A], [B, A, D], [B, A, D, C]]
     assert [50 - WORKED_EXAMPLE.latency_ms(uploaded) for uploaded in usable] == [9, 15, 15, 31]
@@ -115,7 +115,7 @@ MIRRORED = chain(
 @example(EQUAL_SIDES, True)
 @example(LOOKS_INSIDE, True)
 @example(MIRRORED, True)
-def test_efficiency_plans_are_those_of_the_paper(graph, recursive):
+def test_efficiency_plans_are_those_of_the_paper(graph: ExecutionGraph, recursive: bool) -> None:
     planner = PLANNERS["recursive-efficiency" if recursive else "efficiency"]
     assert planner(graph) == algorithm_1(graph, recursive=recursive)
 
@@ -172,7 +172,7 @@ def long_chain(seed: int, n: int) -> ExecutionGraph:
         shapes = (spread, along**power, 1 - along**power)
         noise = 1 + random.choice([0, 1e-6, 1e-3, 0.1]) * random.uniform(-1, 1, size)
         present = random.random(size) < random.choice([0.5, 1, 1, 1])
-        ms = random.choice(scales) * random.choice(shapes) * noise * present
+        ms: np.ndarray = random.choice(scales) * random.choice(shapes) * noise * present
         return np.rint(ms) if whole else ms
 
     up = times(n + 1, 0, 1, 2, 5, 20, n) + random.choice([0, 0, 20])
@@ -183,27 +183,33 @@ def long_chain(seed: int, n: int) -> ExecutionGraph:
 
 @settings(max_examples=300)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans())
-def test_efficiency_plans_equal_the_exhaustive_ones(seed, n, recursive):
+def test_efficiency_plans_equal_the_exhaustive_ones(seed: int, n: int, recursive: bool) -> None:
     graph = long_chain(seed, n)
     planner = UNMERGED["recursive-efficiency" if recursive else "efficiency"]
     assert planner(graph) == exhaustive_plan(graph, recursive)
 
 
 @pytest.mark.parametrize("falling", [True, False])
-def test_algorithm_1_is_not_followed_stage_by_stage(falling, monkeypatch):
+def test_algorithm_1_is_not_followed_stage_by_stage(falling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before each of n uploads, it removes all stages but one from its candidate, one after another."""
     n = 200
     transfer = np.rint(n * n - np.arange(n + 1) ** 2)
     graph = chain(np.full(n, 10 * n), np.ones(n), np.full(n, 10_000), transfer if falling else transfer[::-1])
-    weighed = []
+    weighed = 0
     efficiencies = Candidates._efficiencies
-    monkeypatch.setattr(Candidates, "_efficiencies", lambda *runs: weighed.append(runs) or efficiencies(*runs))
+
+    def weigh(candidates: Candidates, first: int | slice, last: int | slice) -> np.ndarray:
+        nonlocal weighed
+        weighed += 1
+        return efficiencies(candidates, first, last)
+
+    monkeypatch.setattr(Candidates, "_efficiencies", weigh)
     assert len(PLANNERS["recursive-efficiency"](graph)) == n
-    assert len(weighed) < 15 * n
+    assert weighed < 15 * n
 
 
 @pytest.mark.parametrize("algorithm", ["efficiency", "recursive-efficiency"])
-def test_planning_keeps_no_table_of_all_candidates(algorithm):
+def test_planning_keeps_no_table_of_all_candidates(algorithm: str) -> None:
     n = 1000
     graph = chain(np.arange(n) % 7 + 9, np.ones(n), np.full(n, 1000), np.linspace(500, 1, n + 1))
     tracemalloc.start()
@@ -217,8 +223,9 @@ def test_planning_keeps_no_table_of_all_candidates(algorithm):
 
 
 @given(chains(7, SMALL_INTEGERS) | chains(7, DECIMALS))
-def test_original_equals_the_definition(graph):
-    plan, uploaded = [], set()
+def test_original_equals_the_definition(graph: ExecutionGraph) -> None:
+    plan: list[list[int]] = []
+    uploaded: set[int] = set()
     for factor in (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0):
         overhead = [0 if i in uploaded else factor * graph.upload_ms[i] for i in range(len(graph.stages))]
         if partition := sorted(graph.shortest_path(overhead) - uploaded):
@@ -239,11 +246,11 @@ TOO_LARGE = chain(
 
 
 @pytest.mark.parametrize("algorithm", PLANNERS)
-def test_every_plan_uploads_the_optimal_stages_once(algorithm):
+def test_every_plan_uploads_the_optimal_stages_once(algorithm: str) -> None:
     @settings(max_examples=10 if algorithm == "original-0.0001" else 100)
     @given(chains(12, st.floats(0, 1e4)))
     @example(TOO_LARGE)
-    def check(graph):
+    def check(graph: ExecutionGraph) -> None:
         plan = PLANNERS[algorithm](graph)
         in_order = [stage for partition in plan for stage in partition]
         assert sorted(in_order) == sorted(graph.shortest_path(np.zeros(len(graph.stages))))
@@ -257,7 +264,9 @@ def test_every_plan_uploads_the_optimal_stages_once(algorithm):
 
 def latency_by_bytes(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> list[tuple[float, float]]:
     """What has been sent (as ms of the link) after each partition, and a query's latency then."""
-    points, uploaded, sent_ms = [], [], 0.0
+    points: list[tuple[float, float]] = []
+    uploaded: list[Piece] = []
+    sent_ms = 0.0
     for pieces in plan:
         upload_ms, load_ms = graph.overhead_ms(pieces)
         uploaded += pieces
@@ -267,12 +276,12 @@ def latency_by_bytes(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> 
 
 
 @pytest.mark.parametrize("algorithm", PLANNERS)
-def test_no_partition_is_without_weights_and_no_query_slower_for_it(algorithm):
+def test_no_partition_is_without_weights_and_no_query_slower_for_it(algorithm: str) -> None:
     """Queries are compared at every byte uploaded, from the end of the first partition on."""
 
     @settings(max_examples=10 if algorithm == "original-0.0001" else 200)
     @given(cut_chains(chains(8, SMALL_INTEGERS, loads=True) | chains(8, DECIMALS, loads=True)))
-    def check(graph):
+    def check(graph: ExecutionGraph) -> None:
         before, plan = UNMERGED[algorithm](graph), PLANNERS[algorithm](graph)
         assert Counter(concatenated.from_iterable(plan)) == Counter(concatenated.from_iterable(before))
         assert all(len(set(map(stage_of, pieces))) == len(pieces) for pieces in plan)
@@ -285,7 +294,7 @@ def test_no_partition_is_without_weights_and_no_query_slower_for_it(algorithm):
     check()
 
 
-def test_what_has_no_weights_goes_with_what_was_sent_before_it():
+def test_what_has_no_weights_goes_with_what_was_sent_before_it() -> None:
     graph = chain([9] * 5, [1] * 5, [0, 3, 1, 4, 0], [0] * 6, load=[0, 1, 1, 0, 0])
     assert merge_weightless(graph, [[0], [2], [1], [4], [3]]) == [[0, 1, 2, 4], [3]]
     assert merge_weightless(graph, [[1], [4], [3], [0, 2]]) == [[1, 4], [0, 2, 3]]
@@ -294,40 +303,40 @@ def test_what_has_no_weights_goes_with_what_was_sent_before_it():
 
 
 @pytest.mark.parametrize("algorithm", PLANNERS)
-def test_nothing_worth_offloading_is_an_empty_plan(algorithm):
+def test_nothing_worth_offloading_is_an_empty_plan(algorithm: str) -> None:
     assert PLANNERS[algorithm](chain([5, 6, 7], [5, 6, 7], [1, 1, 1], [0, 0, 0, 0])) == []
     assert PLANNERS[algorithm](chain([5, 6], [1, 1], [1, 1], [9, 9, 9])) == []
 
 
-def test_original_halves_the_penalty_six_times():
+def test_original_halves_the_penalty_six_times() -> None:
     gains = [64 + 1, 32 + 1, 16 + 1, 8 + 1, 4 + 1, 2 + 1, 1.5, 0.75, 0.25]  # the last two are below all factors but 0
     graph = chain(gains, [0] * 9, [64] * 9, [0] * 10)
     assert PLANNERS["original"](graph) == [*([i] for i in range(7)), [7, 8]]
 
 
-def test_fine_penalties_are_multiples_of_a_ten_thousandth():
+def test_fine_penalties_are_multiples_of_a_ten_thousandth() -> None:
     gains = [k + 0.5 for k in range(7020, 7000, -1)]  # each just above one factor's overhead
     graph = chain([*gains, 0.5], [0] * 21, [10_000] * 21, [0] * 22)
     assert PLANNERS["original-0.0001"](graph) == [[i] for i in range(21)]
 
 
 @pytest.mark.parametrize("step", [9999, 7000, 2500, 1, 0])
-def test_no_fine_penalty_lies_between_two_ten_thousandths(step):
+def test_no_fine_penalty_lies_between_two_ten_thousandths(step: int) -> None:
     graph = chain([step + 0.99, step + 0.5, step + 0.01], [0] * 3, [10_000] * 3, [0] * 4)
     assert PLANNERS["original-0.0001"](graph) == [[0, 1, 2]]
 
 
-def test_the_last_fine_penalty_but_0_is_a_ten_thousandth():
+def test_the_last_fine_penalty_but_0_is_a_ten_thousandth() -> None:
     graph = chain([1.5, 0.5], [0, 0], [10_000, 10_000], [0, 0, 0])
     assert PLANNERS["original-0.0001"](graph) == [[0], [1]]
 
 
-def test_initial_partition_is_not_divided():
+def test_initial_partition_is_not_divided() -> None:
     graph = chain([90, 1, 90], [1, 1, 1], [9, 9, 9], [1, 5, 5, 1])
     assert PLANNERS["recursive-efficiency"](graph)[0] == [0, 1, 2]
 
 
-def test_stages_without_upload_overhead_come_at_once():
+def test_stages_without_upload_overhead_come_at_once() -> None:
     graph = chain([9, 9, 9], [1, 1, 1], [40, 0, 40], [2, 20, 2, 2])
     # B alone would pay 20 + 2 to save 8; next to A it saves a transfer as well
     assert PLANNERS["efficiency"](graph) == [[0, 1], [2]]
@@ -337,7 +346,7 @@ def test_stages_without_upload_overhead_come_at_once():
         assert Candidates(chain([7], [4], [0], [1, 2]), []).best(0, 0) == (0, 0, 0)
 
 
-def test_ties_go_to_the_earlier_then_to_the_shorter():
+def test_ties_go_to_the_earlier_then_to_the_shorter() -> None:
     graph = chain([3, 3, 3], [1, 1, 1], [4, 4, 4], [0, 0, 0, 0])
     assert PLANNERS["efficiency"](graph) == [[0], [1], [2]]
 
@@ -346,11 +355,11 @@ def test_ties_go_to_the_earlier_then_to_the_shorter():
 
 
 @given(cut_chains(chains(7, SMALL_INTEGERS) | chains(7, DECIMALS)))
-def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(graph):
+def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(graph: ExecutionGraph) -> None:
     plan = iter(UNMERGED["sliced-efficiency"](graph))
     uploaded: list[Piece] = []
     for stages in UNMERGED["recursive-efficiency"](graph):
-        before_ms, after_ms = graph.latency_ms(uploaded), graph.latency_ms(uploaded + stages)
+        before_ms, after_ms = graph.latency_ms(uploaded), graph.latency_ms([*uploaded, *stages])
         pieces = next(plan)
         slices = [piece for piece in pieces if isinstance(piece, Slice)]
         if not slices:
@@ -373,7 +382,9 @@ def test_sliced_plans_are_those_of_recursive_efficiency_with_stages_in_slices(gr
                 if end == cut.channels:
                     break
                 before_ms = latency_ms
-                (slice_,) = pieces = next(plan)
+                (piece,) = pieces = next(plan)
+                assert isinstance(piece, Slice)
+                slice_ = piece
         uploaded += stages
     assert next(plan, None) is None
 
@@ -385,32 +396,35 @@ def sliced_by_definition(graph: ExecutionGraph) -> list[list[Piece]]:
     for stages in recursive_efficiency(graph):
         before = [piece for pieces in plan for piece in pieces]
         can_be_cut = [each for each in graph.cuts if each.stage in stages and graph.has_weights[each.stage]]
-        without_ms, with_ms = graph.latency_ms(before), graph.latency_ms(before + stages)
+        without_ms, with_ms = graph.latency_ms(before), graph.latency_ms([*before, *stages])
         plan.append(list(stages))
         if not can_be_cut or without_ms - with_ms > sum(graph.upload_ms[stages]):
             continue
         chosen = max(can_be_cut, key=lambda each: graph.upload_ms[each.stage])
         others = [stage for stage in stages if stage != chosen.stage]
-        gain_ms, rest_ms = graph.latency_ms(before + others) - with_ms, with_ms - at_best_ms
+        gain_ms, rest_ms = graph.latency_ms([*before, *others]) - with_ms, with_ms - at_best_ms
         cost_ms = chosen.slice_ms * (2 * rest_ms + gain_ms)
         squared = gain_ms * graph.upload_ms[chosen.stage] / cost_ms if cost_ms else math.inf
         if squared < 4:
             continue
-        slices, latest_ms = [], without_ms
+        slices: list[Slice] = []
+        latest_ms = without_ms
         for end in chosen.ends(round(min(math.sqrt(squared), chosen.channels // chosen.least))):
             now_ms = graph.latency_ms([*before, *others, Slice(chosen.stage, 0, end)])
             if with_ms < now_ms < latest_ms or end == chosen.channels:
                 slices.append(Slice(chosen.stage, slices[-1].end if slices else 0, end))
                 latest_ms = now_ms
         if len(slices) > 1:
-            plan[-1:] = [sorted([*others, slices[0]], key=stage_of), *([each] for each in slices[1:])]
+            first: list[Piece] = [*others, slices[0]]
+            plan[-1] = sorted(first, key=stage_of)
+            plan += [[each] for each in slices[1:]]
     return plan
 
 
 @given(
     cut_chains(chains(5, SMALL_INTEGERS, loads=True) | chains(5, DECIMALS, loads=True), most_tiles=12), st.booleans()
 )
-def test_sliced_plans_equal_the_definition(graph, worth_cutting):
+def test_sliced_plans_equal_the_definition(graph: ExecutionGraph, worth_cutting: bool) -> None:
     if worth_cutting:  # a slow client, cheap transfers and long uploads
         data = graph.to_json()
         changes = {"client_ms": 4 * graph.client_ms + 4, "upload_ms": 50 * graph.upload_ms + 50}
@@ -418,7 +432,7 @@ def test_sliced_plans_equal_the_definition(graph, worth_cutting):
     assert sliced_efficiency(graph) == sliced_by_definition(graph)
 
 
-def test_only_a_stage_of_the_partition_that_has_weights_is_cut():
+def test_only_a_stage_of_the_partition_that_has_weights_is_cut() -> None:
     cuts = [cut(0, tiles=2), cut(1, tiles=2)]
     graph = chain([20, 20], [0, 0], [30, 400], [0, 0, 0], cuts=cuts)
     halves = [Slice(0, 0, TILE), Slice(0, TILE, 2 * TILE), Slice(1, 0, TILE), Slice(1, TILE, 2 * TILE)]
@@ -427,13 +441,13 @@ def test_only_a_stage_of_the_partition_that_has_weights_is_cut():
     assert sliced_efficiency(loaded) == [[0], *([half] for half in halves[2:])]
 
 
-def test_the_stage_with_the_largest_upload_is_the_one_in_slices():
+def test_the_stage_with_the_largest_upload_is_the_one_in_slices() -> None:
     graph = chain([20, 20], [0, 0], [10, 40], [5, 15, 5], cuts=[cut(0, tiles=4), cut(1, tiles=4)])
     assert [stage_of(piece) for pieces in sliced_efficiency(graph) for piece in pieces] == [0, 1, 1, 1, 1]
 
 
 @given(cut_chains(chains(7, DECIMALS)))
-def test_slices_that_cost_nothing_never_add_to_the_area(graph):
+def test_slices_that_cost_nothing_never_add_to_the_area(graph: ExecutionGraph) -> None:
     cuts = [{**each, "slice_ms": 0.0} for each in graph.to_json()["cuts"]]
     graph = ExecutionGraph.from_json({**graph.to_json(), "cuts": cuts})
     whole, sliced = (area(graph, UNMERGED[name](graph)) for name in ("recursive-efficiency", "sliced-efficiency"))
@@ -445,18 +459,18 @@ def test_slices_that_cost_nothing_never_add_to_the_area(graph):
 @example(10, 1000, 2, 158)  # one slice is 10 % better than two
 @example(10, 1000, 2, 164)
 @example(40, 1000, 5, 200)  # one is 20 % better than two
-def test_the_number_of_slices_is_the_best(gain, upload, rest, slice_ms):
+def test_the_number_of_slices_is_the_best(gain: int, upload: int, rest: int, slice_ms: int) -> None:
     """Of all numbers of equal slices of A, while B, which is less efficient, has to wait.
 
     Nearly so: the planner's number leaves out that a stage which is not cut has no slice to run besides.
     """
     graph = chain([gain, rest], [0, 0], [upload, 10**9], [0, 0, 0], cuts=[cut(0, tiles=40, slice_ms=slice_ms)])
 
-    def loss(partitions: list[list[Piece]]) -> float:
+    def loss(partitions: Sequence[Sequence[Piece]]) -> float:
         """Area of A's upload and what waits for it, beyond that of saving all the while."""
         times_ms = [graph.overhead_ms(pieces)[0] for pieces in partitions]
         latencies_ms = [graph.latency_ms(pieces) for pieces in accumulate([[], *partitions[:-1]])]
-        return sum(map(operator.mul, times_ms, latencies_ms)) - upload * (gain / 2 + rest)
+        return float(sum(map(operator.mul, times_ms, latencies_ms))) - upload * (gain / 2 + rest)
 
     best = loss([[0]])
     for number in range(2, 41):
@@ -466,7 +480,7 @@ def test_the_number_of_slices_is_the_best(gain, upload, rest, slice_ms):
     assert loss(chosen) <= (1.12 + slice_ms / upload) * best
 
 
-def test_slices_of_alexnets_last_layers_shape():
+def test_slices_of_alexnets_last_layers_shape() -> None:
     """A slow inner product behind stages at the server: each slice saves its share, the last one the transfers too."""
     graph = chain([9, 100], [1, 1], [1, 1000], [1, 2, 2], cuts=[cut(1, tiles=40, least=8, slice_ms=1)])
     plan = PLANNERS["sliced-efficiency"](graph)
@@ -475,20 +489,20 @@ def test_slices_of_alexnets_last_layers_shape():
     assert [graph.latency_ms(pieces) for pieces in uploaded] == [104, 84, 64, 44, 24, 5]
 
 
-def test_what_saves_more_than_its_upload_takes_is_not_cut():
+def test_what_saves_more_than_its_upload_takes_is_not_cut() -> None:
     cuts = [cut(0, tiles=40)]
     assert PLANNERS["sliced-efficiency"](chain([100], [0], [99], [0, 0], cuts=cuts)) == [[0]]
     for upload in (100, 101):
         assert len(PLANNERS["sliced-efficiency"](chain([100], [0], [upload], [0, 0], cuts=cuts))) == 40
 
 
-def test_two_slices_where_two_are_the_best_number():
+def test_two_slices_where_two_are_the_best_number() -> None:
     """sqrt(4 x 8 / (2 x 4)) = 2."""
     plan = PLANNERS["sliced-efficiency"](chain([4], [0], [8], [0, 0], cuts=[cut(0, tiles=4, slice_ms=2)]))
     assert plan == [[Slice(0, 0, 2 * TILE)], [Slice(0, 2 * TILE, 4 * TILE)]]
 
 
-def test_slices_that_would_be_slower_than_the_stage_at_the_server_wait_for_the_rest():
+def test_slices_that_would_be_slower_than_the_stage_at_the_server_wait_for_the_rest() -> None:
     # Half at each side takes 50. A server of half the speed of the client needs 40 for all.
     graph = chain([100], [40], [900], [0, 0], cuts=[cut(0, tiles=4)])
     assert PLANNERS["sliced-efficiency"](graph) == [
@@ -502,11 +516,11 @@ def test_slices_that_would_be_slower_than_the_stage_at_the_server_wait_for_the_r
 
 
 def area_by_definition(graph: ExecutionGraph, order: Sequence[int]) -> float:
-    return sum(graph.latency_ms(order[:k]) * graph.upload_ms[stage] for k, stage in enumerate(order)) / 1e3
+    return float(sum(graph.latency_ms(order[:k]) * graph.upload_ms[stage] for k, stage in enumerate(order))) / 1e3
 
 
 @given(chains(5, SMALL_INTEGERS) | chains(5, DECIMALS))
-def test_optimal_has_the_least_area_of_all_orders(graph):
+def test_optimal_has_the_least_area_of_all_orders(graph: ExecutionGraph) -> None:
     stages = graph.shortest_path(np.zeros(len(graph.stages)))
     least = min(area_by_definition(graph, order) for order in permutations(stages))
     plan = UNMERGED["optimal"](graph)
@@ -516,7 +530,7 @@ def test_optimal_has_the_least_area_of_all_orders(graph):
 
 
 @given(chains(6, DECIMALS), st.data())
-def test_latencies_of_many_sets_are_those_of_each(graph, data):
+def test_latencies_of_many_sets_are_those_of_each(graph: ExecutionGraph, data: st.DataObject) -> None:
     n = len(graph.stages)
     free = data.draw(
         st.lists(st.integers(0, n - 1), unique=True).filter(lambda stages: graph.offloadable[stages].all())
@@ -529,17 +543,17 @@ def test_latencies_of_many_sets_are_those_of_each(graph, data):
 
 
 @given(chains(8, DECIMALS))
-def test_no_planner_of_whole_stages_has_less_area(graph):
+def test_no_planner_of_whole_stages_has_less_area(graph: ExecutionGraph) -> None:
     areas = [area(graph, UNMERGED[name](graph)) for name in ("original", "efficiency", "recursive-efficiency")]
     assert area(graph, UNMERGED["optimal"](graph)) <= min(areas) * (1 + 1e-9) + 1e-9
 
 
-def test_worked_example_is_planned_in_the_best_order():
+def test_worked_example_is_planned_in_the_best_order() -> None:
     assert PLANNERS["optimal"](WORKED_EXAMPLE) == PLANNERS["recursive-efficiency"](WORKED_EXAMPLE)
     assert area(WORKED_EXAMPLE, PLANNERS["optimal"](WORKED_EXAMPLE)) * 1e3 == 50 * 8 + 41 * 8 + 35 * 16 + 27 * 8
 
 
-def test_the_bound_counts_every_instant_by_itself():
+def test_the_bound_counts_every_instant_by_itself() -> None:
     # Alone, B saves most per time. In the first 3 only A fits; with 4 B; with 7 both.
     graph = chain([10, 20], [0, 0], [3, 4], [0, 0, 0])
     assert least_area(graph) * 1e3 == pytest.approx(30 * 3 + 20 * 1 + 10 * 3, rel=1e-3)
@@ -553,7 +567,7 @@ def test_the_bound_counts_every_instant_by_itself():
     assert least_area(chain([10], [0], [0], [0, 0])) == least_area(chain([10], [20], [5], [0, 0])) == 0
 
 
-def test_too_many_stages_to_order_are_an_input_error():
+def test_too_many_stages_to_order_are_an_input_error() -> None:
     n = 21
     graph = chain([9] * n, [1] * n, [1] * n, [0] * (n + 1))
     with pytest.raises(InputError, match=f"optimal: {n} stages to order"):
@@ -561,7 +575,7 @@ def test_too_many_stages_to_order_are_an_input_error():
     assert least_area(graph) > 0
 
 
-def test_unknown_algorithm_names_the_known():
+def test_unknown_algorithm_names_the_known() -> None:
     with pytest.raises(InputError, match=r"'eficiency': known are original, .*; did you mean efficiency\?"):
         get_planner("eficiency")
     with pytest.raises(InputError, match="'x': known are original, "):

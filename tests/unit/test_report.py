@@ -73,7 +73,7 @@ def runs_with_queries(original: int, recursive: int, **info: object) -> list[Tra
     ]
 
 
-def test_verdicts_on_numbers():
+def test_verdicts_on_numbers() -> None:
     assert verdict(runs_with_queries(60, 93), MORE).verdict == "supported"
     found = verdict(runs_with_queries(60, 70), MORE)
     assert (found.virtual, found.live, found.verdict) == ("+17%", "-", "not supported on the virtual testbed")
@@ -81,7 +81,7 @@ def test_verdicts_on_numbers():
     assert verdict(runs_with_queries(64, 93), "AlexNet, original: queries").verdict.startswith("not supported")
 
 
-def test_a_live_run_counts_only_where_the_server_is_far_faster_than_the_client():
+def test_a_live_run_counts_only_where_the_server_is_far_faster_than_the_client() -> None:
     virtual = runs_with_queries(60, 93)
     undilated = verdict(virtual + runs_with_queries(60, 66, testbed="live"), MORE)
     assert (undilated.live, undilated.verdict) == ("+10%", "supported")
@@ -91,16 +91,16 @@ def test_a_live_run_counts_only_where_the_server_is_far_faster_than_the_client()
 
 
 @pytest.mark.parametrize("other", [{"mbps": 40.0}, {"server": "cpu"}, {"client": "fast-phone"}])
-def test_runs_unlike_the_papers_are_not_judged(other: dict[str, object]):
+def test_runs_unlike_the_papers_are_not_judged(other: dict[str, object]) -> None:
     found = verdict(runs_with_queries(60, 93, **other), MORE)
     assert found.verdict == "not checked: no virtual run of odroid-xu4 and gtx1080ti at 80 Mbps"
 
 
-def test_missing_runs_are_named():
+def test_missing_runs_are_named() -> None:
     assert verdict([make_trace()], MORE).verdict == ("not checked: no virtual run of AlexNet with recursive-efficiency")
 
 
-def test_verdicts_on_partitions():
+def test_verdicts_on_partitions() -> None:
     whole = make_trace(ends_s=(4.0,), sizes=(4_000,), latencies_ms=FIVE_FAST)
     finer = make_trace("recursive-efficiency", ends_s=(1.0, 2.0, 3.0, 4.0), sizes=(1_000,) * 4)
     found = verdict([make_trace(), finer], "AlexNet, recursive-efficiency: more partitions")
@@ -110,7 +110,7 @@ def test_verdicts_on_partitions():
     assert (one_stage.virtual, one_stage.verdict) == ("stage1 alone", "supported")
 
 
-def test_latencies_that_differ_clearly_or_not():
+def test_latencies_that_differ_clearly_or_not() -> None:
     def runs(model: str, efficiency_ms: float, recursive_ms: float) -> list[Trace]:
         return [
             make_trace(name, (ms,) * 9, model=model)
@@ -124,7 +124,7 @@ def test_latencies_that_differ_clearly_or_not():
     assert (found.virtual, found.verdict) == ("+0%, -20%", "not supported on the virtual testbed")
 
 
-def test_interval_of_the_largest_difference():
+def test_interval_of_the_largest_difference() -> None:
     old, new = summary(
         [
             make_trace("original", (1000.0,) * 10, ends_s=(1.0, 9.0)),
@@ -135,7 +135,7 @@ def test_interval_of_the_largest_difference():
 
 
 @needs_reference
-def test_every_number_of_the_paper_is_a_claim():
+def test_every_number_of_the_paper_is_a_claim() -> None:
     with (REFERENCE / "paper.csv").open() as lines:
         stated = list(csv.DictReader(lines))
     numbers = [row for row in stated if row["value"][0].isdigit()]
@@ -147,7 +147,7 @@ def test_every_number_of_the_paper_is_a_claim():
     assert {claim.section for claim in CLAIMS} == {row["section"] for row in stated}
 
 
-def test_a_virtual_run_predicts_itself(alexnet: list[Trace]):
+def test_a_virtual_run_predicts_itself(alexnet: list[Trace]) -> None:
     live = as_live(alexnet[2])
     checked = validate(live)
     assert checked.predicted.queries == live.queries
@@ -169,7 +169,7 @@ def predictable(client_ms: float, run: int = 1) -> Trace:
     return make_trace(latencies_ms=(125.0,) * 29, testbed="live", graph=graph.to_json(), run=run)
 
 
-def test_prediction_errors():
+def test_prediction_errors() -> None:
     live = predictable(137.5)
     checked = validate(live)
     assert checked.latency_error == pytest.approx(0.1)
@@ -178,7 +178,7 @@ def test_prediction_errors():
     assert checked.query_error == pytest.approx(125.0 / 137.5 - 1)
 
 
-def test_details_are_not_for_the_terminal():
+def test_details_are_not_for_the_terminal() -> None:
     report = make_report([predictable(137.5)])
     details = {part.title for part in report.sections if part.detail}
     assert details == {"Claims that are not checked", "Model validation, run by run", "Where the runs were made"}
@@ -186,7 +186,7 @@ def test_details_are_not_for_the_terminal():
     assert all(f"## {part.title}\n" in report.markdown() for part in report.sections)
 
 
-def test_prediction_errors_in_the_report():
+def test_prediction_errors_in_the_report() -> None:
     sections = {part.title: part for part in make_report([predictable(137.5), predictable(100.0, run=2)]).sections}
     (line,) = sections["Model validation: the virtual testbed predicts the live runs"].rows
     # Of 24 queries each, 21.8 and 30 were predicted: 7.95 % more on average; latencies are off by 10 and 20 %.
@@ -200,7 +200,7 @@ def test_prediction_errors_in_the_report():
 
 
 @pytest.mark.filterwarnings("error")
-def test_no_error_where_both_upload_and_execute_at_no_time():
+def test_no_error_where_both_upload_and_execute_at_no_time() -> None:
     nothing = ExecutionGraph(("stage0",), [100.0], [200.0], [1.0], [0.0], [1.0] * 2, [1.0] * 2, [True])
     live = make_trace(testbed="live", latencies_ms=FIVE_FAST, ends_s=(), sizes=(), graph=nothing.to_json())
     checked = validate(live)
@@ -209,7 +209,7 @@ def test_no_error_where_both_upload_and_execute_at_no_time():
     assert checked.predicted.info.testbed == "virtual"
 
 
-def test_a_live_trace_without_its_costs_is_named():
+def test_a_live_trace_without_its_costs_is_named() -> None:
     with pytest.raises(InputError, match="run 1 of alexnet, original, live: its trace lacks the costs"):
         predict(make_trace(testbed="live"))
 
@@ -234,7 +234,7 @@ class Page(HTMLParser):
             self.images.append(dict(attributes)["src"] or "")
 
 
-def test_the_report_shows_tables_and_figures(alexnet: list[Trace], tmp_path: Path):
+def test_the_report_shows_tables_and_figures(alexnet: list[Trace], tmp_path: Path) -> None:
     odd = "an <odd> | name"
     for trace in [*alexnet, *(as_live(trace, environment={"cpu": odd}) for trace in alexnet)]:
         trace.save(trace_path(tmp_path, trace.info.testbed, "alexnet", trace.info.algorithm, 1))
@@ -277,7 +277,7 @@ def sliced_runs(counts: Sequence[int], model: str = "inception", **info: object)
     return [*others, dataclasses.replace(ours, info=dataclasses.replace(ours.info, plan=plan))]
 
 
-def test_verdicts_on_slices():
+def test_verdicts_on_slices() -> None:
     virtual = sliced_runs((50, 50, 52, 80))
     assert slice_verdict(virtual, "Inception: queries before") == ("1.54 x", "-", "supported")
     assert slice_verdict(virtual, "Inception: queries of") == ("50, 50, 52, 80", "-", "supported")
@@ -287,7 +287,7 @@ def test_verdicts_on_slices():
     assert slice_verdict(sliced_runs((50, 50, 52, 51)), "Inception: queries, recursive")[2].startswith("not supported")
 
 
-def test_live_runs_decide_about_the_order_but_not_about_gains():
+def test_live_runs_decide_about_the_order_but_not_about_gains() -> None:
     virtual = sliced_runs((50, 50, 52, 80))
     live = sliced_runs((30, 30, 32, 36), testbed="live", bit_equal=True)
     assert slice_verdict(virtual + live, "Inception: queries before") == ("1.54 x", "1.12 x", "supported")
@@ -303,7 +303,7 @@ def test_live_runs_decide_about_the_order_but_not_about_gains():
     assert slice_verdict(virtual + same, "Inception: queries, recursive") == same_plan
 
 
-def test_claims_are_listed_once_and_counted(alexnet: list[Trace]):
+def test_claims_are_listed_once_and_counted(alexnet: list[Trace]) -> None:
     checked, unchecked = make_report(alexnet).sections[:2]
     assert (checked.title, unchecked.title) == ("The paper's claims", "Claims that are not checked")
     assert len(checked.rows) + len(unchecked.rows) == len(CLAIMS)
@@ -317,7 +317,7 @@ def test_claims_are_listed_once_and_counted(alexnet: list[Trace]):
     assert [part.detail for part in (checked, unchecked)] == [False, True]
 
 
-def test_the_report_has_claims_about_slices_where_there_are_some(alexnet: list[Trace]):
+def test_the_report_has_claims_about_slices_where_there_are_some(alexnet: list[Trace]) -> None:
     def titles(traces: list[Trace]) -> list[str]:
         return [part.title for part in make_report(traces).sections if "slices" in part.title]
 
@@ -326,14 +326,14 @@ def test_the_report_has_claims_about_slices_where_there_are_some(alexnet: list[T
 
 
 @needs_reference
-def test_published_latencies_support_the_main_claims():
+def test_published_latencies_support_the_main_claims() -> None:
     profile = REFERENCE / "profiles" / "alexnet.csv"
     alexnet = alexnet_runs(f"{profile}:odroid_xu4_ms", f"{profile}:gtx1080ti_ms")
     for text in ("AlexNet, original: queries", "AlexNet, recursive-efficiency: queries", MORE, "queries per second"):
         assert verdict(alexnet, text).verdict == "supported"
 
 
-def test_the_terminal_gets_what_was_checked(alexnet: list[Trace]):
+def test_the_terminal_gets_what_was_checked(alexnet: list[Trace]) -> None:
     text = terminal_summary(alexnet)
     assert "supported" in text
     assert "not checked:" not in text
@@ -343,12 +343,12 @@ def test_the_terminal_gets_what_was_checked(alexnet: list[Trace]):
     assert all(line[column - 1] == " " for line in claims if line.startswith("AlexNet"))
 
 
-def test_gains_against_original():
+def test_gains_against_original() -> None:
     (section,) = [part for part in make_report(runs_with_queries(60, 93)).sections if part.title.startswith("Change")]
     assert section.rows == (("virtual", "AlexNet", "recursive-efficiency", "+55.0%", "+55.0%", "-35.3%"),)
 
 
-def test_planning_times_and_the_fine_steps(tmp_path: Path):
+def test_planning_times_and_the_fine_steps(tmp_path: Path) -> None:
     trace = make_trace("efficiency")
     trace.save(trace_path(tmp_path, "virtual", "alexnet", "efficiency", 1))
     fine = {**trace.info.plan, "algorithm": "original-0.0001", "planning_ms": 90.0}
@@ -362,7 +362,7 @@ def test_planning_times_and_the_fine_steps(tmp_path: Path):
             write_report(tmp_path)
 
 
-def test_faults_are_told():
+def test_faults_are_told() -> None:
     traces = [
         make_trace(bit_equal=False),
         make_trace("efficiency", testbed="live", environment={"fault": "no answer"}),

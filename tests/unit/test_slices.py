@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ CONV = "Convolution convolution_param { num_output: 256 kernel_size: 3 }"
 POOL = "Pooling pooling_param { kernel_size: 2 }"
 
 
-def test_inner_products_and_convolutions_can_be_cut():
+def test_inner_products_and_convolutions_can_be_cut() -> None:
     assert cuts_of(network_of(FC)) == {"a": (4096, TILE)}
     assert cuts_of(network_of(CONV)) == {"a": (256, TILE)}
     everything = ("*ReLU", "*Dropout", "*TanH", "*Sigmoid", "*ELU", "*Power power_param { scale: 2 }")
@@ -62,7 +64,7 @@ def test_inner_products_and_convolutions_can_be_cut():
         ("LRN", "Softmax"),
     ],
 )
-def test_other_stages_cannot_be_cut(layers):
+def test_other_stages_cannot_be_cut(layers: tuple[str, ...]) -> None:
     assert cuts_of(network_of(*layers)) == {}
 
 
@@ -85,14 +87,14 @@ def test_other_stages_cannot_be_cut(layers):
         ),
     ],
 )
-def test_slices_are_more_than_a_small_product(layer, shape, products_per_channel):
+def test_slices_are_more_than_a_small_product(layer: str, shape: str, products_per_channel: int) -> None:
     ((channels, least),) = cuts_of(network_of(layer, shape=shape)).values()
     assert least % TILE == 0
     assert (least - TILE) * products_per_channel <= SMALL_PRODUCT < least * products_per_channel
     assert channels >= 2 * least
 
 
-def test_inner_products_of_many_rows_cannot_be_cut():
+def test_inner_products_of_many_rows_cannot_be_cut() -> None:
     def inner_product(rows: int) -> Network:
         return network_of(FC, shape=f"dim: {rows} dim: 3000")
 
@@ -101,7 +103,7 @@ def test_inner_products_of_many_rows_cannot_be_cut():
     assert cuts_of(network_of(CONV, shape="dim: 20 dim: 256 dim: 14 dim: 14")) == {"a": (256, TILE)}
 
 
-def test_a_product_of_less_than_two_slices_cannot_be_cut():
+def test_a_product_of_less_than_two_slices_cannot_be_cut() -> None:
     def inner_product(outputs: int) -> Network:
         return network_of(f"InnerProduct inner_product_param {{ num_output: {outputs} }}", shape="dim: 1 dim: 1024")
 
@@ -110,7 +112,7 @@ def test_a_product_of_less_than_two_slices_cannot_be_cut():
     assert cuts_of(inner_product(2 * least)) == {"a": (2 * least, least)}
 
 
-def test_stages_of_the_five_models():
+def test_stages_of_the_five_models() -> None:
     assert {model: list(cuts_of(Network.load(model))) for model in MODELS} == {
         "alexnet": ["conv1", "conv3", "fc6", "fc7", "fc8"],
         "inception": ["fc1"],
@@ -121,7 +123,7 @@ def test_stages_of_the_five_models():
 
 
 @given(st.integers(2, 200), st.integers(1, 20), st.integers(0, TILE - 1), st.data())
-def test_slices_are_whole_tiles_and_large_enough(tiles, least, over, data):
+def test_slices_are_whole_tiles_and_large_enough(tiles: int, least: int, over: int, data: st.DataObject) -> None:
     channels = max(tiles, 2 * least) * TILE + over
     cut = SlicePlan(0, channels, least * TILE, 0.0, 0.0, 0.0)
     slices = data.draw(st.integers(1, cut.most_slices))
@@ -144,7 +146,7 @@ def test_slices_are_whole_tiles_and_large_enough(tiles, least, over, data):
         {"client_fixed_ms": math.nan},
     ],
 )
-def test_what_is_not_a_cut_is_an_input_error(change):
+def test_what_is_not_a_cut_is_an_input_error(change: dict[str, Any]) -> None:
     numbers = {"stage": 0, "channels": 500, "least": TILE, "client_fixed_ms": 0.0, "server_fixed_ms": 0.0}
     with pytest.raises(InputError, match="not a cut"):
         SlicePlan(**{**numbers, "slice_ms": 0.0, **change})
@@ -153,7 +155,10 @@ def test_what_is_not_a_cut_is_an_input_error(change):
 # --- What a split stage takes ---------------------------------------------------------------------------------------
 
 
-def schedule(tasks: dict[str, tuple[str, int, tuple[str, ...]]]) -> int:
+Tasks = dict[str, tuple[str, float, tuple[str, ...]]]
+
+
+def schedule(tasks: Tasks) -> int:
     """When the last of tasks ends: name -> (what it occupies, how long, what it waits for). Ticks of 1; whatever is
     occupied works on one task at a time, the one that is first in `tasks`."""
     left = {name: ms for name, (_, ms, _) in tasks.items()}
@@ -172,7 +177,7 @@ def schedule(tasks: dict[str, tuple[str, int, tuple[str, ...]]]) -> int:
         now += 1
 
 
-def tasks_of(split: Split, from_server: bool, to_server: bool) -> dict[str, tuple[str, int, tuple[str, ...]]]:
+def tasks_of(split: Split, from_server: bool, to_server: bool) -> Tasks:
     moved = ("input",)
     return {
         "input": ("downlink", split.input_down_ms, ()) if from_server else ("uplink", split.input_up_ms, ()),
@@ -190,12 +195,12 @@ WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
 
 @given(st.builds(Split, *[st.integers(0, 9)] * 6), st.sampled_from(WAYS))
-def test_the_four_ways_equal_a_simulation_in_ticks(split, way):
+def test_the_four_ways_equal_a_simulation_in_ticks(split: Split, way: tuple[bool, bool]) -> None:
     assert split.end_ms(*way) == schedule(tasks_of(split, *way))
     assert split.end_ms(*way, start_ms=100) == 100 + split.end_ms(*way)
 
 
-def test_the_four_ways_by_hand():
+def test_the_four_ways_by_hand() -> None:
     split = Split(client_ms=10, server_ms=2, input_up_ms=5, input_down_ms=3, output_up_ms=4, output_down_ms=6)
     assert split.end_ms(False, False) == 5 + 2 + 6
     assert split.end_ms(False, True) == 10 + 4
@@ -207,9 +212,9 @@ def test_the_four_ways_by_hand():
 
 
 @given(st.builds(Split, *[st.integers(0, 9)] * 4, st.just(0), st.just(0)), st.integers(0, 9), st.integers(0, 9))
-def test_to_come_or_to_go_by_way_of_the_other_side_is_never_faster(split, up_ms, down_ms):
+def test_to_come_or_to_go_by_way_of_the_other_side_is_never_faster(split: Split, up_ms: int, down_ms: int) -> None:
     """Why the fastest path starts a split stage where its input is, and joins it where its output is wanted."""
-    split = Split(*[split.client_ms, split.server_ms, split.input_up_ms, split.input_down_ms], up_ms // 2, down_ms // 2)
+    split = dataclasses.replace(split, output_up_ms=up_ms // 2, output_down_ms=down_ms // 2)
     for to_server in (False, True):
         assert split.end_ms(False, to_server) <= split.input_up_ms + split.end_ms(True, to_server)
         assert split.end_ms(True, to_server) <= split.input_down_ms + split.end_ms(False, to_server)
@@ -221,7 +226,7 @@ def test_to_come_or_to_go_by_way_of_the_other_side_is_never_faster(split, up_ms,
 # --- What the sides need in full ------------------------------------------------------------------------------------
 
 
-def test_fixed_times_are_those_of_features_without_channels():
+def test_fixed_times_are_those_of_features_without_channels() -> None:
     device = CostModel(
         "device",
         {"Convolution": {"operations": 1e-6, "im2col_bytes": 1e-5, "constant": 3.0}, "InnerProduct": {"constant": 1.0}},
@@ -241,7 +246,7 @@ def test_fixed_times_are_those_of_features_without_channels():
     assert split.client_ms == pytest.approx(device.layer_ms(half)[1:3].sum())
 
 
-def test_halves_of_the_papers_devices_equal_their_prediction():
+def test_halves_of_the_papers_devices_equal_their_prediction() -> None:
     whole, half = network_of(CONV, "*ReLU"), network_of(CONV.replace("256", "128"), "*ReLU")
     client, server = load_costs("odroid-xu4"), load_costs("gtx1080ti")
     split = ExecutionGraph.from_network(whole, client, server, 80.0).split(1, 128)
@@ -265,7 +270,7 @@ def test_halves_of_the_papers_devices_equal_their_prediction():
         ("Convolution convolution_param { num_output: 500 kernel_size: 5 }", "dim: 1 dim: 64 dim: 7 dim: 8"),
     ],
 )
-def test_slices_concatenate_to_the_stage_bit_for_bit(layer, shape):
+def test_slices_concatenate_to_the_stage_bit_for_bit(layer: str, shape: str) -> None:
     network = network_of(layer, "*ReLU", "*Dropout", shape=shape)
     (cut,) = slice_plans(network, [0.0] * 2, [0.0] * 2)
     rng = np.random.default_rng(5)
@@ -336,19 +341,19 @@ def traces_of(model: str) -> dict[str, tuple[int, float]]:
     return rows
 
 
-def test_alexnet_completes_twice_as_many_queries_as_with_original():
+def test_alexnet_completes_twice_as_many_queries_as_with_original() -> None:
     rows = traces_of("alexnet")
     assert rows["sliced-efficiency"][0] >= 2 * rows["original"][0]
     assert rows["sliced-efficiency"][1] <= 0.1
 
 
-def test_inception_completes_a_third_more_queries_than_with_recursive_efficiency():
+def test_inception_completes_a_third_more_queries_than_with_recursive_efficiency() -> None:
     rows = traces_of("inception")
     assert rows["sliced-efficiency"][0] >= Fraction(135, 100) * rows["recursive-efficiency"][0]
     assert rows["sliced-efficiency"][1] <= 0.1
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_no_model_completes_fewer_queries(model):
+def test_no_model_completes_fewer_queries(model: str) -> None:
     rows = traces_of(model)
     assert rows["sliced-efficiency"][0] >= rows["recursive-efficiency"][0]

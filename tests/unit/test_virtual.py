@@ -4,9 +4,10 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import event, given
@@ -25,7 +26,7 @@ from ionn.testbed.virtual import run_virtual
 from tests.support.chains import WORKED_EXAMPLE, chain, chains, cut
 
 
-def run_info(graph: ExecutionGraph, plan: list[list[Piece]], run: int = 1, seed: int = 0) -> RunInfo:
+def run_info(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]], run: int = 1, seed: int = 0) -> RunInfo:
     partitions = [
         {
             "stages": [graph.stages[stage_of(piece)] for piece in pieces],
@@ -51,12 +52,15 @@ def run_info(graph: ExecutionGraph, plan: list[list[Piece]], run: int = 1, seed:
 
 def log(trace: Trace) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
     """Partitions (start, end, ready) and queries (raised, start, end), in ms."""
-    partitions = [(p.start_s, p.end_s, p.ready_s) for p in trace.partitions]
-    queries = [(q.raised_s, q.start_s, q.end_s) for q in trace.queries]
-    return ([tuple(round(s * 1e3, 6) for s in record) for record in records] for records in (partitions, queries))
+
+    def in_ms(*seconds: float) -> tuple[float, ...]:
+        return tuple(round(s * 1e3, 6) for s in seconds)
+
+    partitions = [in_ms(p.start_s, p.end_s, p.ready_s) for p in trace.partitions]
+    return partitions, [in_ms(q.raised_s, q.start_s, q.end_s) for q in trace.queries]
 
 
-def test_queries_and_upload_share_the_uplink():
+def test_queries_and_upload_share_the_uplink() -> None:
     graph = chain(client=[19, 40], server=[2, 1], upload=[20, 30], up=[3, 50, 0], down=[0, 4, 5])
     partitions, queries = log(run_virtual(run_info(graph, [[0], [1]])))
     # The first query: 3 ms worth of features take 6 beside the upload of B, then 2 at the server, 4 down, 40 for B.
@@ -66,7 +70,7 @@ def test_queries_and_upload_share_the_uplink():
     assert queries == [(0, 20, ends[0]), *((start, start, end) for start, end in pairwise(ends))]
 
 
-def test_upload_ends_while_features_go_up():
+def test_upload_ends_while_features_go_up() -> None:
     graph = chain(client=[50, 1], server=[1, 1], upload=[10, 4], up=[9, 9, 9], down=[0, 2, 2])
     partitions, queries = log(run_virtual(run_info(graph, [[0], [1]])))
     # From 10 on each has half: B's 4 end at 18, the features' other 5 at 23; then 1 + 2 and 1 at the client.
@@ -74,14 +78,14 @@ def test_upload_ends_while_features_go_up():
     assert queries[0] == (0, 10, 27)
 
 
-def test_server_loads_one_partition_at_a_time_beside_the_link():
+def test_server_loads_one_partition_at_a_time_beside_the_link() -> None:
     graph = chain([90, 90, 90], [1, 1, 1], [10 + 30, 10 + 5, 10 + 2], [1] * 4, load=[30, 5, 2])
     partitions, queries = log(run_virtual(run_info(graph, [[0], [1], [2]])))
     assert partitions == [(0, 10, 40), (10, 20, 45), (20, 30, 47)]
     assert queries[0] == (0, 40, 40 + 1 + 1 + 1 + 180)
 
 
-def test_segments_alternate_and_add_up():
+def test_segments_alternate_and_add_up() -> None:
     graph = chain(client=[20, 5, 20, 7], server=[1, 30, 2, 1], upload=[9] * 4, up=[1, 2, 3, 4, 0], pinned=[3])
     trace = run_virtual(run_info(graph, [[0, 2]]))
     assert trace.queries[0].segments == (
@@ -94,13 +98,13 @@ def test_segments_alternate_and_add_up():
     assert trace.partitions[0].bytes == 100
 
 
-def test_empty_plan_queries_run_at_the_client():
+def test_empty_plan_queries_run_at_the_client() -> None:
     partitions, queries = log(run_virtual(run_info(WORKED_EXAMPLE, [])))
     assert partitions == []
     assert queries == [(50 * k, 50 * k, 50 * (k + 1)) for k in range(QUERIES_AFTER_UPLOAD)]
 
 
-def test_weightless_partitions_take_no_time():
+def test_weightless_partitions_take_no_time() -> None:
     graph = chain(client=[9, 9, 9], server=[1, 1, 1], upload=[0, 5, 0], up=[1] * 4)
     partitions, queries = log(run_virtual(run_info(graph, [[0], [1], [2]])))
     assert partitions == [(0, 0, 0), (0, 6, 6), (6, 6, 6)]  # the first query's features take 1 of the link
@@ -116,34 +120,39 @@ def split_run(plan: list[list[Piece]]) -> Trace:
 FIRST, SECOND = Slice(1, 0, TILE), Slice(1, TILE, 2 * TILE)
 
 
-def test_both_sides_compute_while_features_share_the_uplink():
+def about(ms: float) -> float:
+    """Equal to what differs from `ms` by rounding only."""
+    return cast(float, pytest.approx(ms))
+
+
+def test_both_sides_compute_while_features_share_the_uplink() -> None:
     first, *_ = split_run([[FIRST], [SECOND]]).queries
     # The features take 8 of the 10 that the client computes its half; 1 at the server and 3 down make 12.
     assert first.segments == (
         Segment("client", 0, 0, 20, 20),
-        Segment("both", 1, 1, 10, pytest.approx(12)),
-        Segment("client", 2, 2, 20, pytest.approx(20)),
+        Segment("both", 1, 1, 10, about(12)),
+        Segment("client", 2, 2, 20, about(20)),
     )
     joined_at_server = split_run([[FIRST, 2], [SECOND]]).queries[0]
     # The client's half goes up in 6 when it is computed.
     assert joined_at_server.segments[1:] == (
-        Segment("both", 1, 1, 10, pytest.approx(16)),
-        Segment("server", 2, 2, 2, pytest.approx(2 + 4)),
+        Segment("both", 1, 1, 10, about(16)),
+        Segment("server", 2, 2, 2, about(2 + 4)),
     )
     from_server = split_run([[0, FIRST], [SECOND]]).queries[0]
     assert from_server.segments == (
-        Segment("server", 0, 0, 2, pytest.approx(6 + 2)),
-        Segment("both", 1, 1, 10, pytest.approx(4 + 10)),
-        Segment("client", 2, 2, 20, pytest.approx(20)),
+        Segment("server", 0, 0, 2, about(6 + 2)),
+        Segment("both", 1, 1, 10, about(4 + 10)),
+        Segment("client", 2, 2, 20, about(20)),
     )
     between = split_run([[0, FIRST, 2], [SECOND]]).queries[0]
-    assert between.segments[1] == Segment("both", 1, 1, 10, pytest.approx(4 + 10 + 6))
+    assert between.segments[1] == Segment("both", 1, 1, 10, about(4 + 10 + 6))
 
 
-def test_a_stage_is_one_at_the_server_when_its_slices_are_there():
+def test_a_stage_is_one_at_the_server_when_its_slices_are_there() -> None:
     trace = split_run([[0, FIRST], [SECOND, 2]])
     assert [(p.stages, round(p.end_s * 1e3)) for p in trace.partitions[:1]] == [(("A", "B"), 100)]
-    assert trace.queries[-1].segments == (Segment("server", 0, 2, 6, pytest.approx(3 + 6 + 4)),)
+    assert trace.queries[-1].segments == (Segment("server", 0, 2, 6, about(3 + 6 + 4)),)
 
 
 class Task:
@@ -244,9 +253,9 @@ def graphs_and_plans(draw: st.DrawFn) -> tuple[ExecutionGraph, list[list[Piece]]
     for stage in halved:
         pieces += [Slice(stage, 0, TILE), Slice(stage, TILE, 2 * TILE)]
     order = draw(st.permutations(pieces))
-    cuts = [0, *sorted(draw(st.sets(st.integers(1, len(order))))), len(order)]
+    ends = [0, *sorted(draw(st.sets(st.integers(1, len(order))))), len(order)]
     plan = []
-    for first, end in pairwise(sorted(set(cuts))):
+    for first, end in pairwise(sorted(set(ends))):
         stages = Counter(map(stage_of, order[first:end]))
         plan.append([p if stages[stage_of(p)] == 1 else stage_of(p) for p in order[first:end]])
         plan[-1] = sorted(set(plan[-1]), key=stage_of)
@@ -254,7 +263,7 @@ def graphs_and_plans(draw: st.DrawFn) -> tuple[ExecutionGraph, list[list[Piece]]
 
 
 @given(graphs_and_plans())
-def test_events_equal_a_simulation_in_ticks(graph_and_plan):
+def test_events_equal_a_simulation_in_ticks(graph_and_plan: tuple[ExecutionGraph, list[list[Piece]]]) -> None:
     graph, plan = graph_and_plan
     event(str({leg.where for uploaded in accumulate(plan) for leg in graph.legs(uploaded)}))
     partitions, queries = log(run_virtual(run_info(graph, plan)))
@@ -263,12 +272,12 @@ def test_events_equal_a_simulation_in_ticks(graph_and_plan):
     assert [query[1:] for query in queries] == [tuple(ms) for kind, *ms in events if kind == "query"]
 
 
-def test_same_settings_same_trace():
+def test_same_settings_same_trace() -> None:
     info = run_info(WORKED_EXAMPLE, [[1], [0], [2], [3]])
     assert run_virtual(info, noise=0.1) == run_virtual(info, noise=0.1)
 
 
-def test_noise_depends_on_seed_and_run_and_has_mean_one():
+def test_noise_depends_on_seed_and_run_and_has_mean_one() -> None:
     info = run_info(WORKED_EXAMPLE, [])
     runs = [run_virtual(dataclasses.replace(info, run=run), noise=0.6) for run in range(400)]
     assert len({trace.queries[0].latency_ms for trace in runs}) == 400
@@ -280,7 +289,7 @@ def test_noise_depends_on_seed_and_run_and_has_mean_one():
     assert run_virtual(info, 0.3).info.environment == {"noise": 0.3}
 
 
-def test_a_trace_predicts_itself_from_disk(tmp_path):
+def test_a_trace_predicts_itself_from_disk(tmp_path: Path) -> None:
     trace = run_virtual(run_info(WORKED_EXAMPLE, PLANNERS["recursive-efficiency"](WORKED_EXAMPLE)))
     trace.save(tmp_path / "run.jsonl")
     loaded = Trace.load(tmp_path / "run.jsonl")
@@ -288,7 +297,7 @@ def test_a_trace_predicts_itself_from_disk(tmp_path):
     assert run_virtual(loaded.info) == trace
 
 
-def test_graph_of_another_version_is_an_input_error():
+def test_graph_of_another_version_is_an_input_error() -> None:
     info = dataclasses.replace(run_info(WORKED_EXAMPLE, []), graph={"client_ms": [1]})
     with pytest.raises(InputError, match="execution graph"):
         run_virtual(info)
@@ -298,7 +307,7 @@ PROFILES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profi
 
 
 @pytest.mark.skipif(not PROFILES.is_dir(), reason=f"no published profiles in {PROFILES}")
-def test_alexnet_completes_more_queries_as_in_the_paper():
+def test_alexnet_completes_more_queries_as_in_the_paper() -> None:
     network = Network.load("alexnet")
     columns = ("odroid_xu4_ms", "gtx1080ti_ms")
     client, server = (load_costs(f"{PROFILES / 'alexnet.csv'}:{column}") for column in columns)
