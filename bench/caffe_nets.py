@@ -44,7 +44,7 @@ def equal_in_parts(network: Network, partitions: list[tuple[int, ...]]) -> bool:
     whole = engine.load_network(network, weights)
     data = rng.standard_normal(network.input_shape, np.float32)
     expected = engine.forward(whole, data)
-    nets = {}
+    nets: dict[int, StageNet] = {}
     for stages in partitions:
         for partial in extract(network, stages, weights).nets:
             net = StageNet(partial)

@@ -132,7 +132,7 @@ class Connected:
         self.peak_bytes = 0
 
     def _connect(self, address: str, hello: Hello) -> zmq.Socket[Any]:
-        socket = self._context.socket(zmq.DEALER)
+        socket: zmq.Socket[Any] = self._context.socket(zmq.DEALER)
         socket.connect(address)
         socket.send_multipart(hello.frames())
         welcome = self._receive(socket)

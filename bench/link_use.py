@@ -83,7 +83,7 @@ def feature_bytes(subject: Subject, trace: Trace) -> int:
 def rates_mbps(times_s: np.ndarray, bytes_up: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
     """The rate in every window of WINDOW_S between two times, in steps of STEP_S."""
     begins = np.arange(start_s, end_s - WINDOW_S, STEP_S)
-    crossed = np.interp(begins + WINDOW_S, times_s, bytes_up) - np.interp(begins, times_s, bytes_up)
+    crossed: np.ndarray = np.interp(begins + WINDOW_S, times_s, bytes_up) - np.interp(begins, times_s, bytes_up)
     return crossed * 8 / 1e6 / WINDOW_S
 
 

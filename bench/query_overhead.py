@@ -93,7 +93,7 @@ def overheads_ms(network: Network, mbps: float | None, pause_s: float, queries: 
             for count, made in sessions.items():
                 time.sleep(pause_s)
                 query = made.query()
-                assert [part.where for part in query.segments] == ["client", "server", "client"], made.fault
+                assert [part.where for part in query.segments] == ["client", "server", "client"], made.offloading.fault
                 assert query.bit_equal
                 result[count].append(query.latency_ms - sum(part.compute_ms for part in query.segments) - link_ms)
     return {count: overhead_ms[WARM_UP:] for count, overhead_ms in result.items()}

@@ -28,7 +28,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +294,7 @@ class Soak:
     def run(self, duration_s: float, progress: Callable[[int], object]) -> None:
         began = time.monotonic()
         for share, how in RESTARTS:
-            self._due.append((began + share * duration_s, lambda how=how: self._restart_server(how)))
+            self._due.append((began + share * duration_s, partial(self._restart_server, how)))
         fault_at = sample_at = began + FAULT_EVERY_S
         seconds = 0
         while (now := time.monotonic()) < began + duration_s:
@@ -336,8 +337,10 @@ class Soak:
             self._strike_session(how)
             return
         spared = UNKILLED if (what, how) == ("client", "kill") else 0
-        pool = {"link": self.links, "client": self.clients[spared:], "server": [self.server]}[what]
-        victims = [process for process in pool if not process.struck and process.alive()]
+        pools: dict[str, Sequence[Process]] = {
+            "link": self.links, "client": self.clients[spared:], "server": [self.server]
+        }  # fmt: skip
+        victims = [process for process in pools[what] if not process.struck and process.alive()]
         if not victims:
             return
         victim = self._random.choice(victims)

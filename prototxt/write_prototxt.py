@@ -216,7 +216,7 @@ MODELS: dict[str, Callable[[], Definition]] = {
 
 def definition(model: str) -> str:
     """The prototxt of one of MODELS, as text."""
-    return text_format.MessageToString(MODELS[model]().param)
+    return str(text_format.MessageToString(MODELS[model]().param))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Meddler:
 
 def is_chunk(message: dict[str, Any]) -> bool:
     """The third and later chunks of the large partition."""
-    return message["type"] == "chunk" and message["partition"] == 1 and message["offset"] > 200_000
+    return message["type"] == "chunk" and message["partition"] == 1 and int(message["offset"]) > 200_000
 
 
 def is_type(name: str, partition: int = 1) -> Callable[[dict[str, Any]], bool]:

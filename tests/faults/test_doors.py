@@ -85,7 +85,7 @@ def test_an_allowed_client_is_served_and_reconnects(locked: Server, keys: Path, 
 def test_a_wrong_key_is_named(who: str | None, server: str, reason: str, locked: Server, keys: Path) -> None:
     """As what it is and not as a dead server: not when the time is up."""
     with pytest.raises(NotAcceptedError, match=reason):
-        Client(locked.address, who and keys_of(who, keys, server), LONG_WAITS)
+        Client(locked.address, keys_of(who, keys, server) if who else None, LONG_WAITS)
 
 
 def test_a_server_without_keys_is_named(steady: Server, keys: Path) -> None:

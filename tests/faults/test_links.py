@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -78,15 +79,16 @@ def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, world: World) ->
     wire.delay_s = 0.02
     with world.client(wire.address) as (client, session):
         session.start_upload()
+
+        def has_uploaded(share: float) -> bool:
+            return session.offloading.uploaded_bytes > session.offloading.total_bytes * share
+
         for share in (0.3, 0.5, 0.7):
-            wait_for(
-                lambda share=share: session.offloading.uploaded_bytes > session.offloading.total_bytes * share,
-                f"{share} of the upload",
-            )
+            wait_for(partial(has_uploaded, share), f"{share} of the upload")
             wire.reset()
             wait_for(lambda: client.fault is not None, "the loss to be noticed")
             wait_for(lambda: client.fault is None, "the connection to be back")
-            assert session.offloading.uploaded_bytes > session.offloading.total_bytes * share
+            assert has_uploaded(share)
         assert bit_equal(recover(session))
         assert [record.bytes for record in session.finish()] == [p.caffemodel.size for p in world.partitions]
 

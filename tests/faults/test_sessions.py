@@ -91,7 +91,7 @@ def test_two_clients_with_one_identity(steady: Server, world: World) -> None:
             socket.send_multipart(messages.Hello(PROTOCOL, "control").frames())
         welcomes = []
         for socket in sockets:
-            assert socket.poll(WAIT_S * 1e3)
+            assert socket.poll(int(WAIT_S * 1e3))
             welcomes.append(messages.decode(socket.recv_multipart()))
         first, second = welcomes
         assert isinstance(first, messages.Welcome)
@@ -355,7 +355,12 @@ def test_the_fork_server_is_replaced(world: World) -> None:
         for process in server.helpers():
             os.kill(process, signal.SIGKILL)
         records = [session.query()]
-        wait_for(lambda: records.append(session.query()) or server.session_processes() - forked, "a new session")
+
+        def new_session() -> set[int]:
+            records.append(session.query())
+            return server.session_processes() - forked
+
+        wait_for(new_session, "a new session")
         records += recover(session)
     wait_for(lambda: not any(map(_exists, forked)), "the orphan to be ended")
     assert bit_equal(records)
@@ -367,7 +372,12 @@ def test_the_fork_server_dies_while_a_session_starts(world: World) -> None:
     with Raw(server.address) as raw:
         for process in server.helpers():
             os.kill(process, signal.SIGSTOP)
-        killer = threading.Timer(1.0, lambda: [os.kill(process, signal.SIGKILL) for process in server.helpers()])
+
+        def kill() -> None:
+            for process in server.helpers():
+                os.kill(process, signal.SIGKILL)
+
+        killer = threading.Timer(1.0, kill)
         killer.start()
         with pytest.raises(ServerError, match="cannot start a session") as refused:
             Client(server.address, timeouts=dataclasses.replace(SHORT, connect_s=20))

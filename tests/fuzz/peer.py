@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import zmq
@@ -32,7 +32,7 @@ class Session:
         self._address = address
         self._context = zmq.Context()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         self._begin()
         return self
 
@@ -54,7 +54,7 @@ class Session:
 
 def _ask(socket: zmq.Socket[Any], message: Message | list[bytes]) -> Message:
     socket.send_multipart(message.frames() if isinstance(message, Message) else message)
-    assert socket.poll(WAIT_S * 1e3), "no answer"
+    assert socket.poll(int(WAIT_S * 1e3)), "no answer"
     answer = decode(socket.recv_multipart())
     if isinstance(answer, messages.Error):
         assert answer.code != messages.ERROR_CRASHED, answer.message

@@ -200,7 +200,7 @@ def some_groups(c: Choices, network: Network) -> list[list[Piece]]:
         if len(new) > 1 and chance(c, 40):
             new.pop()  # a stage that never is there as a whole
         elif chance(c, 5) and cut is not None:
-            new = [Slice(stage.index, 0, new[-1].end)]
+            new = [Slice(stage.index, 0, cut[0][-1].end)]
         at = 0
         for piece in new:
             at = c.integer(at, len(pieces))

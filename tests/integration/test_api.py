@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,12 @@ def test_a_sliced_plan_is_made_while_queries_run(
     answers = []
     with ionn.connect(str(path), vacant, client=slow_client, algorithm="sliced-efficiency") as session:
         with processes.process("serve", "--bind", vacant, "--costs", str(costs)):
-            wait_for(lambda: answers.append(session.query(data)) or session.plan.partitions, "a plan")
+
+            def planned() -> bool:
+                answers.append(session.query(data))
+                return bool(session.plan.partitions)
+
+            wait_for(planned, "a plan")
             wait_for(session.wait_uploaded, "the upload")
             answers.append(session.query(data))
         assert any(partition.slices for partition in session.plan.partitions)
@@ -290,18 +296,23 @@ def connected(*arguments: Any, **named: Any) -> None:
         pass
 
 
+def naming(name: str, call: Callable[..., object]) -> Callable[[Any], object]:
+    """A call that gives what it is given as the argument `name`."""
+    return lambda given: call(**{name: given})
+
+
 def calls(model: Path) -> dict[str, Callable[[Any], object]]:
     """A call of everything public for each of its arguments, which gets what is given, all others being right."""
     network = ionn.load_network(model)
     there = "tcp://127.0.0.1:1"  # nobody is there
-    client = {"client": "odroid-xu4"}
+    client = "odroid-xu4"
 
     def ask(data: Any) -> object:
         with ionn.connect(model) as session:
             return session.query(data)
 
     def wait(timeout_s: Any) -> object:
-        with ionn.connect(model, there, server="gtx1080ti", **client) as session:
+        with ionn.connect(model, there, client=client, server="gtx1080ti") as session:
             return session.wait_uploaded(timeout_s)
 
     return {
@@ -319,21 +330,21 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
         "image_input shape": lambda given: image_input("coffee", given),
         "plan_upload": ionn.plan_upload,
         **{
-            f"plan_upload {name}": lambda given, name=name: ionn.plan_upload(network, **{name: given})
+            f"plan_upload {name}": naming(name, partial(ionn.plan_upload, network))
             for name in ("client", "server", "mbps", "algorithm")
         },
         "run": ionn.run,
         **{
-            f"run {name}": lambda given, name=name: ionn.run(model, **{name: given})
+            f"run {name}": naming(name, partial(ionn.run, model))
             for name in ("algorithm", "testbed", "runs", "mbps", "results", "weights")
         },
         "connect": connected,
         **{
-            f"connect {name}": lambda given, name=name: connected(model, **{name: given})
+            f"connect {name}": naming(name, partial(connected, model))
             for name in ("address", "weights", "client", "server", "mbps", "algorithm", "keys")
         },
         **{
-            f"connect to nobody, {name}": lambda given, name=name: connected(model, there, **{**client, name: given})
+            f"connect to nobody, {name}": naming(name, partial(connected, model, there, client=client))
             for name in ("server", "mbps", "algorithm", "keys")
         },
         "query": ask,
@@ -370,15 +381,18 @@ def test_every_argument_is_mistaken(tiny_files: Path) -> None:
 
 
 def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny: Network, tmp_path: Path) -> None:
-    data = np.ones(tiny.input_shape)
-    with ionn.connect(tiny_files, weights=tiny_files.with_suffix(".caffemodel"), mbps=np.float32(80)) as session:
+    # Of types that are taken, or refused, only when it runs.
+    data: Any = np.ones(tiny.input_shape)
+    mbps: Any = np.float32(80)
+    with ionn.connect(tiny_files, weights=tiny_files.with_suffix(".caffemodel"), mbps=mbps) as session:
         expected = session.query(data).outputs["prob"]
         for same in (data.tolist(), data.astype(int), data.astype(bool), data.astype(np.float16)):
             np.testing.assert_array_equal(session.query(same).outputs["prob"], expected)
-        for wrong, message in {
+        wrongs: dict[Any, str] = {
             "abc": r"data of shape \(\): tiny takes \(1, 3, 24, 24\)",
             ((1,), (2, 3)): r"data \(\(1,\), \(2, 3\)\): give an array of the shape \(1, 3, 24, 24\)",
-        }.items():
+        }
+        for wrong, message in wrongs.items():
             with pytest.raises(ionn.InputError, match=message):
                 session.query(wrong)
         with pytest.raises(ionn.InputError, match="data of type complex128: tiny takes float32"):
@@ -386,7 +400,7 @@ def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny
         with pytest.raises(ionn.InputError, match="too large for float32"):
             session.query(data * 1e300)
         with pytest.raises(ionn.InputError, match="timeout_s 'soon': give a number"):
-            session.wait_uploaded("soon")
+            session.wait_uploaded("soon")  # type: ignore[arg-type]
     with pytest.raises(ionn.InputError, match="mbps '80': give a number"):
         connected(tiny_files, mbps="80")
     with pytest.raises(ionn.InputError, match="runs 0: give a whole number from 1 on"):
@@ -402,7 +416,8 @@ def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny
 def test_an_image_is_the_same_by_name_as_pixels_and_from_a_file() -> None:
     shape = (2, 3, 50, 40)
     by_name = image_input("coffee", shape)
-    assert (by_name.dtype, by_name.shape) == (np.float32, shape)
+    assert by_name.dtype == np.float32
+    assert by_name.shape == shape
     np.testing.assert_array_equal(by_name[0], natural_images(shape, 3)[PHOTOGRAPHS.index("coffee")])
     np.testing.assert_array_equal(by_name[0], by_name[1])
     file = Path(photographs.__file__).with_name("coffee.png")
@@ -466,7 +481,7 @@ def test_classify_at_a_server(tiny_files: Path, slow_client: str, fast_server: s
 def test_classify_says_what_is_wrong(tiny_files: Path, labels: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("one\n")
-    for arguments, message in {
+    mistakes: dict[tuple[str | Path, ...], str] = {
         ("chelse", "--model", tiny_files): "did you mean chelsea?",
         (labels, "--model", tiny_files): "not an image",
         (tmp_path / "no.png", "--model", tiny_files): "no.png: no such image",
@@ -474,7 +489,8 @@ def test_classify_says_what_is_wrong(tiny_files: Path, labels: Path, tmp_path: P
         ("chelsea", "--model", tiny_files, "--labels", short): "1 labels for the 10 classes of tiny",
         ("chelsea", "--model", tiny_files, "--wait-s", "1"): "--connect",
         ("chelsea",): "--model",
-    }.items():
+    }
+    for arguments, message in mistakes.items():
         done = command("classify", *arguments)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert done.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ionn.costs import calibration
+from ionn.costs import calibration, fitting
 from ionn.costs.loading import load_costs
 from ionn.errors import InputError
 from ionn.model import engine
@@ -158,9 +158,8 @@ def test_every_layer_of_the_design_but_those_that_warm_is_a_sample(monkeypatch: 
 
     def fit(samples: Any, *arguments: Any, **options: Any) -> Any:
         taken.extend(samples)
-        return real_fit(samples, *arguments, **options)
+        return fitting.fit(samples, *arguments, **options)
 
-    real_fit = calibration.fit
     monkeypatch.setattr(calibration, "fit", fit)
     calibration.calibrate((), blocks=3, passes=1)
     wanted = [layer for network in calibration.design(3) for layer in network.layers if layer.name != "ReLU data"]

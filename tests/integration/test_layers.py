@@ -354,7 +354,7 @@ def net_text(layer: Any, shapes: Sequence[Shape]) -> str:
         for shape in shapes:
             source.input_param.shape.add(dim=shape)
     net.layer.append(layer)
-    return text_format.MessageToString(net)
+    return str(text_format.MessageToString(net))
 
 
 def caffe_net(layer: Any, shapes: Sequence[Shape], folder: Path) -> Any:

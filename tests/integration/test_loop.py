@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -50,9 +51,12 @@ def test_a_handler_that_fails_is_isolated(
     def fail(mask: int) -> None:
         raise error
 
+    def take(pipe: Pipe, mask: int) -> None:
+        read.append(os.read(pipe.end, 1))
+
     loop.watch(pipes[0].end, IN, fail, lambda: failed.append(len(failed)), outer)
     for pipe in pipes[1:]:
-        loop.watch(pipe.end, IN, lambda mask, pipe=pipe: read.append(os.read(pipe.end, 1)), lambda: None, outer)
+        loop.watch(pipe.end, IN, partial(take, pipe), lambda: None, outer)
     with caplog.at_level(logging.WARNING):
         for turn in range(1, 5):
             for pipe in pipes:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -170,8 +171,8 @@ def test_files_are_kept_only_if_they_fit_their_record(small: Path, tmp_path: Pat
         weights.write_bytes(content)
         assert build_models.update(small, weights) == "damaged, built"
         assert weights.read_bytes() == good
-    for content in ("", "[]", "{}"):
-        record.write_text(content)
+    for text in ("", "[]", "{}"):
+        record.write_text(text)
         assert build_models.update(small, weights) == "damaged record small.json, built"
     small.write_text(SMALL.replace("num_output: 10", "num_output: 11"))
     assert build_models.update(small, weights) == "outdated, built"
@@ -203,7 +204,7 @@ def test_an_interrupted_build_leaves_the_old_file(small: Path, tmp_path: Path, m
 
 
 def test_a_full_disk_is_the_users_error(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_models.shutil, "disk_usage", lambda path: SimpleNamespace(free=999_999))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=999_999))
     with pytest.raises(InputError, match="no room for 6 MB of weights"):
         build_models.update(small, tmp_path / "small.caffemodel")
 

@@ -16,9 +16,9 @@ from ionn.model.engine import StageNet
 from ionn.model.network import Network
 from ionn.model.partial_net import PartialNet, Partition, extract
 from ionn.model.slices import Piece, stage_of
+from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.testbed import runner
 
 MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
 # Of the largest magnitude in a blob: the two sum in different orders.
@@ -44,14 +44,14 @@ def model(request: pytest.FixtureRequest) -> Model:
     weights = read_weights(path, network)
     net = engine.load_network(network, weights)
     engine.forward(net, inputs.query_inputs(network, seed=0, count=1)[0])
-    costs = load_costs(runner.CLIENT), load_costs(runner.SERVER)
-    graph = ExecutionGraph.from_network(network, *costs, runner.MBPS)
+    costs = load_costs(CLIENT), load_costs(SERVER)
+    graph = ExecutionGraph.from_network(network, *costs, MBPS)
     return Model(network, net, graph, lambda pieces: extract(network, pieces, weights))
 
 
 @pytest.mark.parametrize("algorithm", ["sliced-efficiency", "recursive-efficiency", "original"])
 def test_partitions(model: Model, algorithm: str) -> None:
-    plan = make_plan(model.network, model.graph, algorithm, runner.MBPS)
+    plan = make_plan(model.network, model.graph, algorithm, MBPS)
     offloadable = [stage.index for stage in model.network.stages if not stage.pinned]
     assert sorted({stage_of(piece) for partition in plan.partitions for piece in partition.pieces}) == offloadable
     for planned in plan.partitions:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ from tests.support.raw import upload_messages
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def replaying(plan: object) -> Callable[[ExecutionGraph], object]:
+    """A planner that knows only this plan."""
+    return lambda graph: plan
+
+
 @settings(max_examples=60)
 @given(random_nets(), st.sampled_from([1.0, 80.0, 100_000.0]))
 def test_every_planner_plans_random_nets(text: str, mbps: float) -> None:
@@ -43,7 +49,8 @@ def test_every_planner_plans_random_nets(text: str, mbps: float) -> None:
     graph = ExecutionGraph.from_network(network, load_costs(CLIENT), load_costs(SERVER), mbps)
     plans = [make_plan(network, graph, name, mbps) for name in ("original", "recursive-efficiency", "optimal")]
     for plan in plans:
-        checked("same", lambda graph, plan=plan: [p.pieces for p in plan.partitions])(graph)  # raises if it is none
+        pieces = [partition.pieces for partition in plan.partitions]
+        checked("same", replaying(pieces))(graph)  # raises if it is none
         assert expected_latency(plan)[1][-1] == plan.best_ms <= plan.local_ms
         assert all(partition.bytes > 0 for partition in plan.partitions) or len(plan.partitions) == 1
     weights = {
@@ -238,16 +245,17 @@ def test_a_server_takes_what_the_check_of_plans_takes(made: list[list[object]]) 
 
 def test_slices_of_a_planner_are_checked() -> None:
     """A stage of 480 channels whose slices have at least 96."""
-    times = [[1.0] * 2] * 3 + [[0.0] * 2] + [[1.0] * 3] * 2
-    graph = ExecutionGraph(("a", "b"), *times, [True] * 2, [SlicePlan(0, 480, 96, 0, 0, 0)])
+    stages, blobs = np.ones(2), np.ones(3)
+    cuts = [SlicePlan(0, 480, 96, 0, 0, 0)]
+    graph = ExecutionGraph(("a", "b"), stages, stages, stages, np.zeros(2), blobs, blobs, np.ones(2, bool), cuts)
     good = [[(0, 0, 96), 1], [(0, 96, 240)], [Slice(0, 240, 480)]]
-    plan = checked("good", lambda graph: good)(graph)
+    plan = checked("good", replaying(good))(graph)
     assert plan == [[Slice(0, 0, 96), 1], [Slice(0, 96, 240)], [Slice(0, 240, 480)]]
     together = [[1, (0, 0, 96), (0, 96, 240)], [(0, 240, 384), (0, 384, 480)]]
-    assert checked("together", lambda graph: together)(graph) == [[Slice(0, 0, 240), 1], [Slice(0, 240, 480)]]
+    assert checked("together", replaying(together))(graph) == [[Slice(0, 0, 240), 1], [Slice(0, 240, 480)]]
     whole = [[(0, 0, 240), 1, (0, 240, 480)]]
-    assert checked("whole", lambda graph: whole)(graph) == [[0, 1]]
-    assert checked("whole", lambda graph: [[(0, 0, 480)]])(graph) == [[0]]
+    assert checked("whole", replaying(whole))(graph) == [[0, 1]]
+    assert checked("whole", replaying([[(0, 0, 480)]]))(graph) == [[0]]
     for bad in (
         [[(0, 96, 240)]],
         [[(0, 0, 48)]],
@@ -261,4 +269,4 @@ def test_slices_of_a_planner_are_checked() -> None:
         [[(0, 0, 480), 0]],
     ):
         with pytest.raises(InputError, match="not a plan"):
-            checked("bad", lambda graph, bad=bad: bad)(graph)
+            checked("bad", replaying(bad))(graph)

@@ -14,6 +14,7 @@ import pytest
 
 from ionn.costs import calibration
 from ionn.costs.loading import load_costs
+from ionn.costs.models import CostModel
 from ionn.errors import InputError
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
@@ -167,7 +168,9 @@ def test_a_server_that_runs_already_is_used(testbed: StandIn, subject: live.Subj
 def test_which_costs_a_server_started_here_sends(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
     runner.run_live_all(subject, ["original"], 1, server="gtx1080ti")
     assert testbed.log.pop(0) == ("testbed", 80.0, None)  # it plans with those
-    load_costs("odroid-xu4").save(tmp_path / runner.SERVER_COSTS)
+    costs = load_costs("odroid-xu4")
+    assert isinstance(costs, CostModel)
+    costs.save(tmp_path / runner.SERVER_COSTS)
     runner.run_live_all(subject, ["original"], 1, results=tmp_path)
     assert testbed.log[1] == ("testbed", 80.0, "odroid-xu4")
     (tmp_path / runner.SERVER_COSTS).write_text("{")
@@ -262,7 +265,7 @@ class Progress:
 def test_progress_is_what_has_been_uploaded_and_the_last_query() -> None:
     progress = Progress()
     offloading = SimpleNamespace(total_bytes=100, uploaded_bytes=30)
-    session = SimpleNamespace(offloading=offloading, last_query=None)
+    session: Any = SimpleNamespace(offloading=offloading, last_query=None)
     runner._show(progress, session)
     assert (progress.total, progress.n, progress.shown) == (100, 30, "")
     offloading.uploaded_bytes = 70

@@ -153,7 +153,7 @@ def test_a_client_that_meets_another_version_says_so() -> None:
     command = [sys.executable, "-c", f"from ionn.client.session import Client; Client('tcp://127.0.0.1:{port}')"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        assert router.poll(WAIT_S * 1e3)
+        assert router.poll(int(WAIT_S * 1e3))
         identity, *_ = router.recv_multipart()
         router.send_multipart(
             [identity, *messages.Error(messages.ERROR_VERSION, "the server speaks protocol 9").frames()]

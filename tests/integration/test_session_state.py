@@ -127,8 +127,8 @@ def test_a_partition_may_have_several_slices_of_a_stage(groups: list[list[int]])
     whole = session()
     assert send(whole, part_of(WIDE, [1]), 0) == messages.Ready(0)
     query = messages.Query(1, 1, 1, (np.arange(18, dtype=np.float32).tobytes(),))
-    first, second = (each.handle(query).frames() for each in (state, whole))
-    np.testing.assert_allclose(*(np.frombuffer(frames[1], np.float32) for frames in (first, second)), rtol=1e-5)
+    first, second = (np.frombuffer(each.handle(query).frames()[1], np.float32) for each in (state, whole))
+    np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
 def test_slices_of_a_partition_must_not_overlap() -> None:

@@ -23,6 +23,7 @@ from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError, ProtocolError, printable
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
+from ionn.model.network import Network
 from ionn.protocol import messages
 from ionn.testbed import live, runner
 from ionn.testbed.live_session import DIFFERENCE_MAX, LiveSession
@@ -54,7 +55,7 @@ BAD: dict[str, Any] = {
     "another kind": {**FAST, "kind": NASTY},
     "another version": {**FAST, "schema": 99},
     "nearly nothing": {"kind": "cost-model"},
-    "a profile of another network": Profile.of(runner.Network.load("alexnet"), 1.0).to_json(),
+    "a profile of another network": Profile.of(Network.load("alexnet"), 1.0).to_json(),
     "a profile without layers": {**PROFILE, "layers": []},
     "a layer without times": {**PROFILE, "layers": [{"name": NASTY, "type": NASTY}]},
     "a layer with another name": {**PROFILE, "layers": [{**PROFILE["layers"][0], "name": NASTY}]},

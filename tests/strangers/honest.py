@@ -61,7 +61,7 @@ class Honest:
 
     def ask(self, message: messages.Message) -> messages.Message:
         self._socket.send_multipart(message.frames())
-        assert self._socket.poll(WAIT_S * 1e3), "an honest client gets no answer"
+        assert self._socket.poll(int(WAIT_S * 1e3)), "an honest client gets no answer"
         return messages.decode(self._socket.recv_multipart())
 
     def check(self) -> None:

@@ -122,7 +122,7 @@ def test_the_identity_of_a_client_that_just_dropped(watched: Watched) -> None:
     victim.linger = 0
     victim.connect(watched.address)
     victim.send_multipart(HELLO.frames())
-    assert victim.poll(WAIT_S * 1e3)
+    assert victim.poll(int(WAIT_S * 1e3))
     welcome = messages.decode(victim.recv_multipart())
     assert isinstance(welcome, messages.Welcome)
     victim.close()

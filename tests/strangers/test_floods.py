@@ -454,8 +454,8 @@ def test_nothing_outlives_a_front_that_is_killed_while_a_session_computes(world:
         server.strike(signal.SIGKILL)
     assert len(started) >= 2
     _, alive = psutil.wait_procs(started, 10)
-    for each in alive:
-        each.kill()
+    for orphan in alive:
+        orphan.kill()
     assert alive == []
 
 

@@ -71,7 +71,7 @@ def _axis(c: Choices, shape: Shape) -> int:
     if chance(c, 3):
         return c.integer(-6, 5)
     n = max(len(shape), 1)
-    axis = pick(c, [min(1, n - 1), *range(n)])
+    axis: int = pick(c, [min(1, n - 1), *range(n)])
     return axis - n if chance(c, 20) else axis
 
 
@@ -526,4 +526,4 @@ def some_caffemodel(c: Choices, network: Network, weights: Mapping[str, Sequence
             else:
                 blob.shape.dim.extend(values.shape)
             getattr(blob, pick(c, ["data", "data", "double_data"])).extend(values.ravel().tolist())
-    return net.SerializeToString()
+    return bytes(net.SerializeToString())

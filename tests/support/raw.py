@@ -44,7 +44,7 @@ class Raw:
         return self.answer(socket)
 
     def answer(self, socket: zmq.Socket[Any]) -> Message:
-        assert socket.poll(WAIT_S * 1e3), "no answer"
+        assert socket.poll(int(WAIT_S * 1e3)), "no answer"
         return decode(socket.recv_multipart())
 
 

@@ -346,8 +346,8 @@ class Schedule:
                 following = messages.Query(number, stage + 1, stage + 1)
                 # After channels that are nearly right, nobody knows how near the next stage's output is.
                 exact_too = exact and self._answers.exact(stage + 1, stage + 1)
-                outputs = self._answers.outputs(stage + 1, index) if exact else None
-                self._send(session, f"from there, {what}", following, messages.Result, outputs, nearly=not exact_too)
+                expected = self._answers.outputs(stage + 1, index) if exact else None
+                self._send(session, f"from there, {what}", following, messages.Result, expected, nearly=not exact_too)
 
 
 @dataclass(frozen=True)

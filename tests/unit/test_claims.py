@@ -22,14 +22,14 @@ DILATED = Conditions("live", 80.0, 8.0)
 
 def row(model: str, algorithm: str, where: Conditions = VIRTUAL, **quantities: Any) -> SummaryRow:
     """A summary row in which nothing is known but these quantities; numbers are means."""
-    settings = {"testbed": where.testbed, "dilation": where.dilation, "model": model}
-    made = SummaryRow.of(where, model, algorithm, [make_trace(algorithm, **settings)])
+    trace = make_trace(algorithm, testbed=where.testbed, dilation=where.dilation, model=model)
+    made = SummaryRow.of(where, model, algorithm, [trace])
     stats = {
         field.name: Stat(math.nan, 0.0)
         for field in dataclasses.fields(SummaryRow)
         if isinstance(getattr(made, field.name), Stat)
     }
-    known = {name: Stat(value, 0.0) if name in stats else value for name, value in quantities.items()}
+    known: dict[str, Any] = {name: Stat(value, 0.0) if name in stats else value for name, value in quantities.items()}
     return dataclasses.replace(made, **{**stats, "bit_equal": None, **known})
 
 
@@ -50,7 +50,7 @@ def check(text: str, *rows: SummaryRow) -> tuple[str, bool]:
 def both(
     model: str, quantity: str, old: float, new: float, algorithm: str = "recursive-efficiency"
 ) -> list[SummaryRow]:
-    return [row(model, "original", **{quantity: old}), row(model, algorithm, **{quantity: new})]
+    return [row(model, "original", VIRTUAL, **{quantity: old}), row(model, algorithm, VIRTUAL, **{quantity: new})]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_numbers_of_partitions(old: tuple[int, int], new: tuple[int, int], holds
     halves = [{"first_half": float(first), "second_half": float(second)} for first, second in (old, new)]
     for model, title in MODELS.items():
         for than, algorithm in pairwise(ALGORITHMS):
-            rows = [row(model, than, **halves[0]), row(model, algorithm, **halves[1])]
+            rows = [row(model, than, VIRTUAL, **halves[0]), row(model, algorithm, VIRTUAL, **halves[1])]
             found = check(f"{title}, {algorithm}: total number", *rows)
             assert found == (f"{sum(old)} → {sum(new)}", holds)
 
@@ -355,13 +355,13 @@ def test_largest_slices_and_planning_time_and_outputs() -> None:
     assert check("Outputs equal", *rows) == ("all", True)
     assert check("Outputs equal", rows[0], row("resnet", SLICED, bit_equal=False)) == ("not all", False)
     assert check("Outputs equal", *rows, row("resnet", "original", bit_equal=False)) == ("all", True)
-    for missing in ([row("alexnet", SLICED)], [row("alexnet", "original", bit_equal=True)]):
+    for missing in (row("alexnet", SLICED), row("alexnet", "original", bit_equal=True)):
         with pytest.raises(MissingRuns):
-            check("Outputs equal", *missing)
+            check("Outputs equal", missing)
     times = {("alexnet", SLICED): 2.9, ("resnet", SLICED): 1.0, ("resnet", "original"): 99.0}
     longest = claim("Longest planning time")
     assert longest.check(evidence(rows[0], planning_ms=times)) == ("2.9 ms", True)
     assert longest.check(evidence(rows[0], planning_ms={**times, ("x", SLICED): 3.0})) == ("3.0 ms", False)
-    for missing in (evidence(rows[0]), evidence(row("alexnet", SLICED, LIVE), planning_ms=times)):
+    for incomplete in (evidence(rows[0]), evidence(row("alexnet", SLICED, LIVE), planning_ms=times)):
         with pytest.raises(MissingRuns):
-            longest.check(missing)
+            longest.check(incomplete)

@@ -113,7 +113,7 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "beside.py").write_text("ANSWER = [[0]]")
     (tmp_path / "planner_file.py").write_text("import beside\ndef zero(graph): return beside.ANSWER\nnumber = 3")
     name, function = load_function(f"{tmp_path}/planner_file.py:zero")
-    assert (name, function(None)) == ("zero", [[0]])
+    assert (name, function(GRAPH)) == ("zero", [[0]])
     assert sys.path[0] == str(tmp_path)
     load_function(f"{tmp_path}/planner_file.py:zero")
     assert sys.path.count(str(tmp_path)) == 1
@@ -122,7 +122,7 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "folder" / "planner_module.py").write_text("def one(graph): return [[1]]")
     monkeypatch.chdir(tmp_path / "folder")
     name, function = load_function("planner_module:one")
-    assert (name, function(None)) == ("one", [[1]])
+    assert (name, function(GRAPH)) == ("one", [[1]])
     for spec, message in {
         f"{tmp_path}/planner_file.py:number": "has no function number",
         f"{tmp_path}/planner_file.py:nothing": "has no function nothing",

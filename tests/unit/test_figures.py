@@ -10,6 +10,8 @@ from pathlib import Path
 
 import cv2
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import ionn.evaluation.figures
 from ionn.errors import InputError
@@ -30,10 +32,15 @@ def results(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
     """The plots that are drawn, instead of files."""
-    plots = []
-    monkeypatch.setattr(ionn.evaluation.figures, "_save", lambda figure, stem: plots.append(figure.axes[0]) or [])
+    plots: list[Axes] = []
+
+    def keep(figure: Figure, stem: Path) -> list[Path]:
+        plots.append(figure.axes[0])
+        return []
+
+    monkeypatch.setattr(ionn.evaluation.figures, "_save", keep)
     return plots
 
 
@@ -48,6 +55,7 @@ def test_each_testbed_has_its_figures_as_png_and_pdf(results: Path) -> None:
         assert path.stat().st_size < 200_000
         if path.suffix == ".png":
             image = cv2.imread(str(path))
+            assert image is not None
             assert image.shape[1] > 900
             assert len(set(map(tuple, image.reshape(-1, 3)[::50]))) > 3
         else:
@@ -61,7 +69,7 @@ def test_equal_traces_give_equal_bytes(tmp_path: Path) -> None:
     assert b"CreationDate" not in one[1]
 
 
-def test_fig5_stacks_the_halves(drawn: list, tmp_path: Path) -> None:
+def test_fig5_stacks_the_halves(drawn: list[Axes], tmp_path: Path) -> None:
     halves = make_trace("efficiency", ends_s=(0.5, 1.0, 4.0), sizes=(1, 1, 1))
     fig5(summary([make_trace("original"), halves]), tmp_path)
     bars = [(bar.get_y(), bar.get_height()) for bar in drawn[0].patches]
@@ -77,7 +85,9 @@ def test_fig5_stacks_the_halves(drawn: list, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("models", [1, 5])
-def test_bars_stand_side_by_side_around_the_names_of_their_models(models: int, drawn: list, tmp_path: Path) -> None:
+def test_bars_stand_side_by_side_around_the_names_of_their_models(
+    models: int, drawn: list[Axes], tmp_path: Path
+) -> None:
     names = ["original", "efficiency", "recursive-efficiency"]
     rows = summary([make_trace(name, model=f"model{m}") for m in range(models) for name in names])
     fig6(rows, tmp_path)
@@ -104,14 +114,14 @@ def test_bars_stand_side_by_side_around_the_names_of_their_models(models: int, d
     assert plot.get_title("left").strip() == "Largest partition"
 
 
-def test_the_second_half_is_the_same_colour_lighter(drawn: list, tmp_path: Path) -> None:
+def test_the_second_half_is_the_same_colour_lighter(drawn: list[Axes], tmp_path: Path) -> None:
     fig5(summary([make_trace()]), tmp_path)
     first, second = (bar.get_facecolor() for bar in drawn[0].patches)
     assert [1 - light for light in second[:3]] == pytest.approx([0.35 * (1 - dark) for dark in first[:3]])
     assert first[3] == second[3] == 1
 
 
-def test_fig6_shows_the_share_in_percent_and_its_spread(drawn: list, tmp_path: Path) -> None:
+def test_fig6_shows_the_share_in_percent_and_its_spread(drawn: list[Axes], tmp_path: Path) -> None:
     other = make_trace(run=2, sizes=(1_000, 1_000))
     fig6(summary([make_trace(), other]), tmp_path)
     assert drawn[0].patches[0].get_height() == pytest.approx((75 + 50) / 2)
@@ -120,7 +130,7 @@ def test_fig6_shows_the_share_in_percent_and_its_spread(drawn: list, tmp_path: P
     assert drawn[0].get_ylim()[0] == 0
 
 
-def test_fig7_starts_with_the_first_query_and_marks_the_end_of_the_upload(drawn: list, tmp_path: Path) -> None:
+def test_fig7_starts_with_the_first_query_and_marks_the_end_of_the_upload(drawn: list[Axes], tmp_path: Path) -> None:
     fig7(summary([make_trace("original")]), tmp_path)
     latency, upload_end = drawn[0].lines
     assert list(latency.get_xdata()) == pytest.approx([1, 2, 3, 3.5, 4, 4.1, 4.2, 4.3, 4.4, 4.5])
@@ -136,7 +146,7 @@ def test_fig7_starts_with_the_first_query_and_marks_the_end_of_the_upload(drawn:
     assert legend.get_title().get_text() == "marker: the first query starts; thin line: the upload ends"
 
 
-def test_fig7_draws_mean_and_spread_of_several_runs(drawn: list, tmp_path: Path) -> None:
+def test_fig7_draws_mean_and_spread_of_several_runs(drawn: list[Axes], tmp_path: Path) -> None:
     fig7(summary([make_trace(), make_trace(run=2, latencies_ms=(3000.0, *FIVE_FAST))]), tmp_path)
     assert drawn[0].lines[0].get_ydata()[0] == pytest.approx(2000)
     (band,) = drawn[0].collections
@@ -152,7 +162,7 @@ def test_fig7_of_runs_that_never_execute_at_the_same_time_and_of_an_empty_plan(t
     assert len(fig5(summary([empty]), tmp_path) + fig6(summary([empty]), tmp_path)) == 4
 
 
-def test_titles_tell_the_testbeds_apart(drawn: list, tmp_path: Path) -> None:
+def test_titles_tell_the_testbeds_apart(drawn: list[Axes], tmp_path: Path) -> None:
     fig7(summary([make_trace(), make_trace(testbed="live", dilation=8.0, mbps=40.0)]), tmp_path)
     assert [plot.texts[0].get_text() for plot in drawn] == [
         "computed on the virtual testbed, 80 Mbps, 1 run",
@@ -161,7 +171,7 @@ def test_titles_tell_the_testbeds_apart(drawn: list, tmp_path: Path) -> None:
     assert drawn[0].get_title("left").strip() == "AlexNet: query latency during the upload"
 
 
-def test_algorithms_look_alike_in_every_figure_and_unlike_each_other(drawn: list, tmp_path: Path) -> None:
+def test_algorithms_look_alike_in_every_figure_and_unlike_each_other(drawn: list[Axes], tmp_path: Path) -> None:
     names = ["original", "efficiency", "recursive-efficiency", "sliced-efficiency", "mine"]
     fig6(summary(map(make_trace, names)), tmp_path)
     fig6(summary(map(make_trace, names[1:3])), tmp_path)
@@ -170,7 +180,7 @@ def test_algorithms_look_alike_in_every_figure_and_unlike_each_other(drawn: list
     assert len(set(all_of_them)) == len({hatch for _, hatch in all_of_them}) == len(names)
 
 
-def test_slices_have_figures_of_their_own_beside_the_papers(drawn: list, tmp_path: Path) -> None:
+def test_slices_have_figures_of_their_own_beside_the_papers(drawn: list[Axes], tmp_path: Path) -> None:
     names = ["original", "recursive-efficiency", "sliced-efficiency"]
     traces = [*map(make_trace, names), make_trace("original", model="resnet")]
     paths = fig7(summary(traces), tmp_path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,8 +149,11 @@ class Sent:
         self.end = PartitionEnd(0, hashlib.sha256(self.model.tobytes()).hexdigest())
         self.blobs = [np.zeros_like(weights[span.layer][span.blob]) for span in self.model.blobs]
         self.wanted = [weights[span.layer][span.blob] for span in self.model.blobs]
-        targets = [memoryview(blob.reshape(-1)).cast("B") for blob in self.blobs]
-        self.receiver = PartitionReceiver(self.header, targets)
+        self.receiver = PartitionReceiver(self.header, self.targets())
+
+    def targets(self) -> list[memoryview]:
+        """The blobs as bytes."""
+        return [blob.reshape(-1).data.cast("B") for blob in self.blobs]
 
 
 @pytest.fixture(params=[997, 10**6])
@@ -227,19 +231,19 @@ def test_a_wrong_digest_does_not_finish(sent: Sent) -> None:
         ({"offset": 0}, "lies outside the partition"),
     ],
 )
-def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, int], reason: str) -> None:
+def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, Any], reason: str) -> None:
     spans = list(sent.header.blobs)
     spans[-1] = dataclasses.replace(spans[-1], **change)
     header = dataclasses.replace(sent.header, blobs=tuple(spans))
     with pytest.raises(ProtocolError, match=f"blob . of layer 'fc1' {reason}"):
-        PartitionReceiver(header, [memoryview(blob.reshape(-1)).cast("B") for blob in sent.blobs])
+        PartitionReceiver(header, sent.targets())
 
 
 @pytest.mark.parametrize(
     "channels", [(48, 48, 100), (49, 48, 100), (0, 100, 100), (48, 101, 100), (0, 1, 2**31), (-1, 48, 100), (0, 48)]
 )
 def test_channels_that_are_no_slice_are_refused(channels: tuple[int, ...]) -> None:
-    net = dataclasses.replace(SLICE, channels=channels)
+    net = dataclasses.replace(SLICE, channels=channels)  # type: ignore[arg-type]
     with pytest.raises(ProtocolError, match="not a message"):
         decode(PartitionHeader(0, (net,), (), 500).frames())
 

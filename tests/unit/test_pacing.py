@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import pytest
 from hypothesis import example, given
@@ -95,8 +96,12 @@ def run(compute_ms: list[float], target_ms: list[float], overshoot_ms: float = 0
 
 
 def approx(overruns: int, overrun_ms: float, layer_ms: list[float]) -> PacedResult:
-    values = (pytest.approx(value, abs=1e-6) for value in (overrun_ms, tuple(layer_ms)))
-    return PacedResult(overruns, *values)
+    """Equal to a result with such times."""
+    return PacedResult(
+        overruns,
+        cast(float, pytest.approx(overrun_ms, abs=1e-6)),
+        cast(tuple[float, ...], pytest.approx(tuple(layer_ms), abs=1e-6)),
+    )
 
 
 def test_layers_take_their_targets() -> None:
@@ -158,7 +163,8 @@ class Machine:
     """What `WallClock` takes from `time` and `select`: a sleep ends 30 us late, a poll takes 10 us."""
 
     def __init__(self) -> None:
-        self.now_s, self.slept_s, self.polls = 50.0, [], 0
+        self.now_s, self.polls = 50.0, 0
+        self.slept_s: list[float] = []
 
     def monotonic(self) -> float:
         return self.now_s

@@ -10,7 +10,9 @@ import math
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ionn.costs.loading import load_costs
@@ -27,6 +29,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.testbed.trace import RunInfo, Trace, trace_path
 from ionn.testbed.virtual import run_virtual
+from tests.support.chains import chain
 from tests.support.runs import FIVE_FAST, make_trace
 
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -53,7 +56,7 @@ def alexnet_runs(client_spec: str, server_spec: str) -> list[Trace]:
     return traces
 
 
-def as_live(trace: Trace, **changes: object) -> Trace:
+def as_live(trace: Trace, **changes: Any) -> Trace:
     return dataclasses.replace(trace, info=dataclasses.replace(trace.info, testbed="live", server="cpu", **changes))
 
 
@@ -65,7 +68,7 @@ def verdict(traces: list[Trace], text: str) -> Verdict:
 MORE = "recursive-efficiency over original: queries before"
 
 
-def runs_with_queries(original: int, recursive: int, **info: object) -> list[Trace]:
+def runs_with_queries(original: int, recursive: int, **info: Any) -> list[Trace]:
     """Runs that complete as many queries before the upload ends, 3 s after the first arrival."""
     return [
         make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), **info)
@@ -158,13 +161,13 @@ def predictable(client_ms: float, run: int = 1) -> Trace:
     """A live run of queries that took 125 ms each, with costs by which they take `client_ms`."""
     graph = ExecutionGraph(
         stages=("stage0", "stage1"),
-        client_ms=[client_ms, 0.0],
-        server_ms=[500.0, 500.0],
-        upload_ms=[1000.0, 3000.0],
-        load_ms=[0.0, 0.0],
-        up_ms=[10.0] * 3,
-        down_ms=[10.0] * 3,
-        offloadable=[True, True],
+        client_ms=np.array([client_ms, 0.0]),
+        server_ms=np.array([500.0, 500.0]),
+        upload_ms=np.array([1000.0, 3000.0]),
+        load_ms=np.zeros(2),
+        up_ms=np.full(3, 10.0),
+        down_ms=np.full(3, 10.0),
+        offloadable=np.array([True, True]),
     )
     return make_trace(latencies_ms=(125.0,) * 29, testbed="live", graph=graph.to_json(), run=run)
 
@@ -201,7 +204,7 @@ def test_prediction_errors_in_the_report() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_no_error_where_both_upload_and_execute_at_no_time() -> None:
-    nothing = ExecutionGraph(("stage0",), [100.0], [200.0], [1.0], [0.0], [1.0] * 2, [1.0] * 2, [True])
+    nothing = chain(client=[100.0], server=[200.0], upload=[1.0], up=[1.0] * 2)
     live = make_trace(testbed="live", latencies_ms=FIVE_FAST, ends_s=(), sizes=(), graph=nothing.to_json())
     checked = validate(live)
     assert math.isnan(checked.latency_error)
@@ -267,7 +270,7 @@ def slice_verdict(traces: Sequence[Trace], text: str) -> tuple[str, ...]:
     return found.virtual, found.live, found.verdict
 
 
-def sliced_runs(counts: Sequence[int], model: str = "inception", **info: object) -> list[Trace]:
+def sliced_runs(counts: Sequence[int], model: str = "inception", **info: Any) -> list[Trace]:
     """Runs of the three algorithms and with slices that complete so many queries before the upload ends."""
     *others, ours = [
         make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), model=model, **info)

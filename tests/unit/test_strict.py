@@ -76,7 +76,8 @@ def test_the_limits_themselves_are_read() -> None:
 
 def test_naturals() -> None:
     assert [natural(value) for value in (0, 1, NATURAL_MAX)] == [0, 1, NATURAL_MAX]
-    for value in (-1, NATURAL_MAX + 1, 1.0, True, "1", None, [], 10**400):
+    wrong: list[object] = [-1, NATURAL_MAX + 1, 1.0, True, "1", None, [], 10**400]
+    for value in wrong:
         with pytest.raises(ValueError, match="is not a natural number"):
             natural(value)
 

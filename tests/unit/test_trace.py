@@ -87,7 +87,8 @@ PLACES = [
 def records() -> list[dict[str, Any]]:
     """The lines of a virtual run of AlexNet."""
     (trace,) = runner.run_virtual_all("alexnet", ["recursive-efficiency"], 1)
-    return json.loads(json.dumps(list(trace._records())))
+    records: list[dict[str, Any]] = json.loads(json.dumps(list(trace._records())))
+    return records
 
 
 @pytest.mark.parametrize(("kind", "place"), PLACES, ids=str)
