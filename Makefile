@@ -62,7 +62,7 @@ test: models ## run the tests: 3 minutes on two cores
 test-long: models ## run what takes too long for that, and 1,000 generated nets: 4 minutes
 	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
 
-lint: setup ## ruff, and mypy on the package
+lint: setup ## ruff and mypy
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy

@@ -27,6 +27,7 @@ TEST_DEPENDENCIES = [
     "pytest-timeout>=2.3.1,<3",  # no test may hang
     "pytest-xdist>=3.6,<4",  # the tests in several processes, as half of their time is waiting
     "ruff==0.17.*",  # lint and format
+    "types-psutil>=5.9,<8",  # the types of psutil, which ships none, for mypy
 ]
 
 FUZZ_DEPENDENCIES = [

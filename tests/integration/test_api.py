@@ -422,7 +422,8 @@ def test_an_image_is_the_same_by_name_as_pixels_and_from_a_file() -> None:
     np.testing.assert_array_equal(by_name[0], by_name[1])
     file = Path(photographs.__file__).with_name("coffee.png")
     np.testing.assert_array_equal(image_input(file, shape), by_name)
-    np.testing.assert_array_equal(image_input(photographs.coffee(), shape), by_name)
+    pixels = photographs.coffee()  # type: ignore[no-untyped-call]
+    np.testing.assert_array_equal(image_input(pixels, shape), by_name)
 
 
 def test_gray_and_transparent_images(tmp_path: Path) -> None:
