@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 DEPENDENCIES = [
     "click>=8.1,<9",  # the command line
     "matplotlib>=3.9,<4",  # figures; 3.9 is the first for numpy 2
-    "msgspec>=0.19,<1",  # traces are checked against the types that declare them
+    "msgspec>=0.19,<1",  # what is read from outside is checked against the types that declare it
     "numpy>=2,<3",  # the Caffe wheel is built against numpy 2
     "protobuf>=4.21.1,<8",  # Caffe's messages; Debian's protoc 3.21 generates code for 4.21, which 7.36 still runs
     "pynacl>=1.6,<2",  # CurveZMQ's cryptography in the server's own ZMTP endpoint; 1.6 has what it needs

@@ -23,7 +23,7 @@ from namespaces import FRAME_BYTES, PAYLOAD_BYTES, two_machines
 from ionn import paper
 from ionn.costs import profiling
 from ionn.testbed import processes, runner
-from ionn.testbed.trace import Trace, trace_path
+from ionn.testbed.trace import Trace, load_traces
 
 MODEL = "alexnet"
 RUNS = 3  # through each
@@ -56,7 +56,8 @@ def run(server: Server) -> Trace:
     with tempfile.TemporaryDirectory() as results:
         client = ("run", MODEL, "--algorithm", paper.RECURSIVE, "--connect", address, "--results", results)
         subprocess.run([*enter, sys.executable, "-m", "ionn", *client], stdout=subprocess.DEVNULL, check=True)
-        return Trace.load(trace_path(Path(results), "live", MODEL, paper.RECURSIVE, 1))
+        (trace,) = load_traces(Path(results))
+        return trace
 
 
 def row(what: str, values: list[tuple[float, ...]]) -> support.Row:

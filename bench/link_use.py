@@ -25,6 +25,7 @@ from ionn.testbed import processes, runner
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
 
 IDLE_SHARE = 0.985
@@ -58,12 +59,7 @@ def querying_upload(subject: Subject, address: str) -> Trace:
     try:
         offloading = Offloading(network, subject.net, graph, client, parts, stages)
         session = LiveSession(offloading, subject.net, photographs)
-        info = RunInfo(
-            testbed="live", model=network.name, algorithm=plan.algorithm, run=1, mbps=paper.MBPS, seed=0,
-            dilation=1.0, client="not paced", server="", plan=plan.to_json(),
-            graph=graph.to_json(),
-        )  # fmt: skip
-        return run_experiment(session, info)
+        return run_experiment(session, RunInfo(Settings("live", paced=False), 1, plan, graph))
     finally:
         client.close()
 

@@ -20,6 +20,7 @@ from ionn.paper import SLICED, model_title
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners.optimal import area, least_area, optimal
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
 
@@ -65,10 +66,7 @@ def measure(model: str) -> tuple[dict[str, Result], float, bool]:
         except InputError:  # too many stages for the best order
             continue
         plan = min(plans, key=lambda plan: plan.planning_ms)
-        info = RunInfo(
-            testbed="virtual", model=model, algorithm=algorithm, run=1, mbps=paper.MBPS, seed=0, dilation=1.0,
-            client=paper.CLIENT, server=paper.SERVER, plan=plan.to_json(), graph=graph.to_json(),
-        )  # fmt: skip
+        info = RunInfo(Settings("virtual"), 1, plan, graph)
         pieces = [partition.pieces for partition in plan.partitions]
         results[algorithm] = Result(run_virtual(info), area(graph, pieces), plan.planning_ms)
         support.keep(

@@ -25,7 +25,9 @@ def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
     """`runs` live runs of each of the paper's algorithms and with slices; finished ones in `results` are kept."""
     runner.calibrate_server(results)
     subject = runner.prepare_live(model)
-    return runner.run_live_all(subject, paper.SHOWN, runs, dilation=dilation, results=results)
+    return runner.run_live_all(
+        subject, paper.SHOWN, runs, runner.live_settings(subject, dilation=dilation), results=results
+    )
 
 
 def main(model: str) -> None:

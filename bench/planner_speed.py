@@ -27,6 +27,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import get_planner
 from ionn.testbed import runner
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo
 from ionn.testbed.virtual import run_virtual
 
@@ -142,20 +143,8 @@ def sweep(model: str = "alexnet") -> None:
     for mbps in SWEEP_MBPS.tolist():
         costs = ExecutionGraph.from_network(network, client, server, mbps)
         for algorithm in paper.ALGORITHMS:
-            info = RunInfo(
-                testbed="virtual",
-                model=model,
-                algorithm=algorithm,
-                run=1,
-                mbps=mbps,
-                seed=0,
-                dilation=1.0,
-                client=client.name,
-                server=server.name,
-                plan=make_plan(network, costs, algorithm, mbps).to_json(),
-                graph=costs.to_json(),
-            )
-            run_virtual(info)
+            plan = make_plan(network, costs, algorithm, mbps)
+            run_virtual(RunInfo(Settings("virtual", mbps), 1, plan, costs))
 
 
 def rows() -> list[Row]:

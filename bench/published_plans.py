@@ -22,6 +22,7 @@ from ionn.errors import IonnError
 from ionn.model.network import Network
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo
 from ionn.testbed.virtual import run_virtual
 
@@ -80,11 +81,8 @@ def main() -> None:
             sys.exit(f"published_plans: {error}")
         for algorithm in paper.ALGORITHMS:
             plan = make_plan(network, graph, algorithm, paper.MBPS)
-            info = RunInfo(
-                testbed="virtual", model=model, algorithm=algorithm, run=1, mbps=paper.MBPS, seed=0, dilation=1.0,
-                client="published", server="published", plan=plan.to_json(), graph=graph.to_json(),
-            )  # fmt: skip
-            trace = run_virtual(info)
+            settings = Settings("virtual", client="published", server="published")
+            trace = run_virtual(RunInfo(settings, 1, plan, graph))
             largest = max(plan.partitions, key=lambda partition: partition.bytes)
             halves = "+".join(map(str, trace.partitions_per_half()))
             print(

@@ -100,10 +100,11 @@ def run(
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
     subject = runner.prepare_live(model, weights)
-    traces = runner.run_live_all(subject, [algorithm], runs, mbps, results=results)
+    settings = runner.live_settings(subject, mbps=mbps)
+    traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results)
     for trace in traces:
-        if "fault" in trace.info.environment:
-            raise ServerUnreachableError(trace.info.environment["fault"])
+        if trace.info.fault is not None:
+            raise ServerUnreachableError(trace.info.fault)
     return traces
 
 

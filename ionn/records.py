@@ -7,12 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from ionn.strict import NATURAL_MAX, TIME_MAX_MS
-
-# What the fields of a trace may hold; `Trace.load` refuses anything else.
-Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
-# A sum of times, of which a server may say any up to TIME_MAX_MS.
-Real = Annotated[float, msgspec.Meta(ge=0, le=1e6 * TIME_MAX_MS)]
+from ionn.schema import Natural, Real
 
 
 @dataclass(frozen=True)

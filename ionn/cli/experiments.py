@@ -80,6 +80,7 @@ def run(
 
     Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
     """
+    from ionn.costs.loading import load_costs
     from ionn.paper import SERVER
     from ionn.planning.graph import checked_mbps
     from ionn.protocol.curve import client_keys
@@ -94,13 +95,22 @@ def run(
         raise InputError("--noise is for the virtual testbed; leave it out")
     if testbed == "live":
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
+        planned = None if server is None else load_costs(server)
         subject = runner.prepare_live(model, weights, client, not unpaced)
-        traces = runner.run_live_all(subject, [algorithm], runs, mbps, dilation, results, connect, server, seed, keys)
+        settings = runner.live_settings(
+            subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect is not None
+        )
+        traces = runner.run_live_all(
+            subject, [algorithm], runs, settings, server=planned, results=results, address=connect, keys=keys
+        )
     else:
         runner.check_weights(model, weights)
-        traces = runner.run_virtual_all(model, [algorithm], runs, client, server or SERVER, mbps, noise, seed, results)
+        traces = runner.run_virtual_all(
+            model, [algorithm], runs,
+            client=client, server=server or SERVER, mbps=mbps, noise=noise, seed=seed, results=results,
+        )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
-    faults = [trace.info.environment["fault"] for trace in traces if "fault" in trace.info.environment]
+    faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
     if faults:
         raise ServerUnreachableError(f"{faults[0]}; the queries ran at the client")
 
@@ -110,10 +120,10 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
     return {
         "model": info.model,
         "algorithm": info.algorithm,
-        "testbed": info.testbed,
-        "mbps": info.mbps,
-        "dilation": info.dilation,
-        "client": info.client,
+        "testbed": info.settings.testbed,
+        "mbps": info.settings.mbps,
+        "dilation": info.settings.dilation,
+        "client": info.settings.device,
         "server": info.server,
         "runs": [_run_json(trace) for trace in traces],
     }
@@ -123,7 +133,7 @@ def _run_json(trace: Trace) -> dict[str, Any]:
     equal = [query.bit_equal for query in trace.queries if query.bit_equal is not None]
     return {
         "run": trace.info.run,
-        "connected": "fault" not in trace.info.environment,
+        "connected": trace.info.fault is None,
         "partitions": len(trace.partitions),
         "queries": len(trace.queries),
         "queries_before_upload": trace.queries_before_upload,
@@ -141,7 +151,8 @@ def _run_json(trace: Trace) -> dict[str, Any]:
 def _runs_text(traces: list[Trace]) -> str:
     info = traces[0].info
     lines = [
-        f"{info.model}, {info.algorithm}, {info.testbed} testbed, {info.mbps:g} Mbps, client {info.client}, "
+        f"{info.model}, {info.algorithm}, {info.settings.testbed} testbed, {info.settings.mbps:g} Mbps, "
+        f"client {info.settings.device}, "
         f"server {info.server}",
         f"{'run':>3} {'partitions':>10} {'queries before':>14} {'upload s':>8} {'first ms':>8} {'last ms':>8} "
         f"{'overruns':>8}  outputs",

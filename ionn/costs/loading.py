@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ionn.arguments import path_of
 from ionn.costs.models import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
 from ionn.errors import InputError, did_you_mean, printable
-from ionn.strict import parse_json
+from ionn.schema import read_json
 
 # What is read of a text in costs.
 _TEXT_MAX = 200
@@ -46,49 +50,77 @@ def load_costs(spec: str | Path) -> Costs:
     raise InputError(f"{spec}: no such file or device; devices are {', '.join(known)}{did_you_mean(spec, known)}")
 
 
+def costs_label(costs: Costs) -> str:
+    """What traces call costs: the name of the device that has them, or else their own and a digest of their numbers."""
+    if costs.name in device_names() and costs == load_costs(costs.name):
+        return costs.name
+    digest = hashlib.sha256(json.dumps(costs.to_json(), sort_keys=True).encode())
+    return f"{costs.name} ({digest.hexdigest()[:8]})"
+
+
+class _CostModelDocument(msgspec.Struct, tag_field="kind", tag="cost-model"):
+    """What `CostModel.to_json` makes, beside the schema."""
+
+    name: str
+    machine: dict[str, str]
+    layers: dict[str, dict[str, float]]
+    default: dict[str, float]
+    loads: dict[str, dict[str, float]]
+
+    def costs(self) -> CostModel:
+        layers, loads = (
+            {_shown(type_): _named(coefficients) for type_, coefficients in functions.items()}
+            for functions in (self.layers, self.loads)
+        )
+        return CostModel(_shown(self.name), layers, _named(self.default), loads, _machine(self.machine))
+
+
+class _ProfileDocument(msgspec.Struct, tag_field="kind", tag="profile"):
+    """What `Profile.to_json` makes, beside the schema."""
+
+    name: str
+    machine: dict[str, str]
+    layers: list[LayerTime]
+
+    def costs(self) -> Profile:
+        layers = (replace(layer, name=_shown(layer.name), type=_shown(layer.type)) for layer in self.layers)
+        return Profile(_shown(self.name), tuple(layers), _machine(self.machine))
+
+
+class _Version(msgspec.Struct):
+    kind: str = ""
+    schema: int = 0
+
+
 def costs_from_json(document: object, source: str) -> CostModel | Profile:
     """A cost model or profile from what its `to_json` made, checked: it may come from a stranger.
 
     Raises InputError, naming `source`.
     """
     try:
-        match _printable(document):
-            case {"kind": "cost-model" | "profile", **rest} if rest.get("schema") != SCHEMA:
-                raise InputError("written by another version of ionn; measure again")
-            case {"machine": dict(machine)} if not all(isinstance(value, str) for value in machine.values()):
-                raise InputError("machine: not an object of texts")
-            case {
-                "kind": "cost-model",
-                "name": str(name),
-                "machine": dict(machine),
-                "layers": dict(functions),
-                "default": dict(default),
-                "loads": dict(loads),
-            }:
-                return CostModel(name, functions, default, loads, machine)
-            case {"kind": "profile", "name": str(name), "machine": dict(machine), "layers": list(layers)}:
-                return Profile(name, tuple(map(_layer_time, layers)), machine)
-            case {"kind": "cost-model" | "profile" as kind}:
-                raise InputError(f"not a complete {kind}; measure again")
-        raise InputError("not a cost model or profile of ionn")
+        version = msgspec.convert(document, _Version)
+        if version.kind not in ("cost-model", "profile"):
+            raise InputError("not a cost model or profile of ionn")
+        if version.schema != SCHEMA:
+            raise InputError("written by another version of ionn; measure again")
+        return msgspec.convert(document, _CostModelDocument | _ProfileDocument).costs()
+    except msgspec.ValidationError as error:
+        raise InputError(f"{source}: not a cost model or profile of ionn: {error}; measure again") from error
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
 
-def _printable(value: Any) -> Any:
-    """A JSON value, of which every text is fit to be shown: names in costs get into messages and reports."""
-    if isinstance(value, dict):
-        return {_printable(key): _printable(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_printable(inner) for inner in value]
-    return printable(value[:_TEXT_MAX]) if isinstance(value, str) else value
+def _shown(text: str) -> str:
+    """A text that is fit to be shown: names in costs get into messages and reports."""
+    return printable(text[:_TEXT_MAX])
 
 
-def _layer_time(document: object) -> LayerTime:
-    match document:
-        case {"name": str(name), "type": str(type_), "ms": ms, "load_ms": load_ms}:
-            return LayerTime(name, type_, ms, load_ms)
-    raise InputError("a layer without name, type, ms and load_ms")
+def _named(coefficients: dict[str, float]) -> dict[str, float]:
+    return {_shown(feature): value for feature, value in coefficients.items()}
+
+
+def _machine(machine: dict[str, str]) -> dict[str, str]:
+    return {_shown(what): _shown(text) for what, text in machine.items()}
 
 
 def _read(path: Path) -> str:
@@ -104,7 +136,7 @@ def _from_text(path: Path) -> CostModel | Profile:
     text = _read(path)
     if text.lstrip().startswith("{"):
         try:
-            document = parse_json(text)
+            document = read_json(text)
         except ValueError as error:
             raise InputError(f"{path}: not JSON: {error}") from error
         return costs_from_json(document, str(path))

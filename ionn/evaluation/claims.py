@@ -1,8 +1,8 @@
 """What the paper states about its results, and whether runs of ours support it.
 
-`CLAIMS` is the one place where the paper's numbers are typed. Each claim reads what was found from the runs of one set
-of conditions. Verdicts come from conditions like the paper's, in which the server is far faster than the client: the
-virtual testbed, and live runs with a dilation above 1. Other live runs have a CPU as server; their values only inform.
+`CLAIMS` is the one place where the paper's numbers are typed. Each claim reads what was found from runs of the
+paper's settings. Verdicts come from those in which the server is far faster than the client: on the virtual testbed,
+and live with a dilation above 1. Other live runs have a CPU as server; their values only inform.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from ionn.evaluation.summary import Conditions, Stat, SummaryRow, common_times, distinct, mean_latency
+from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, mean_latency
 from ionn.paper import ALGORITHMS, CLIENT, FINE, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER, model_title
+from ionn.testbed.settings import Settings
 
 COUNT_TOLERANCE = 0.12  # of the paper's number of queries
 GAIN_TOLERANCE = {"virtual": 5.0, "live": 15.0}  # percentage points
@@ -29,39 +30,30 @@ class MissingRuns(LookupError):
 
 @dataclass(frozen=True)
 class Evidence:
-    """All rows of one set of conditions, and how long planning took: (model, algorithm) -> ms."""
+    """All rows of the same settings, and how long planning took: (model, algorithm) -> ms."""
 
-    conditions: Conditions
+    settings: Settings
     rows: Mapping[tuple[str, str], SummaryRow]
     planning_ms: Mapping[tuple[str, str], float]
 
     @classmethod
     def of(cls, rows: Sequence[SummaryRow], planning_ms: Mapping[tuple[str, str], float]) -> list[Evidence]:
-        """The evidence for the paper's bandwidth, per conditions."""
+        """The evidence of the paper's settings, undilated and dilated; what other runs show is no evidence."""
         return [
-            cls(where, {(row.model, row.algorithm): row for row in rows if row.conditions == where}, planning_ms)
-            for where in distinct(row.conditions for row in rows)
-            if where.mbps == MBPS
+            cls(settings, {(row.model, row.algorithm): row for row in rows if row.settings == settings}, planning_ms)
+            for settings in distinct(row.settings for row in rows)
+            if settings.are_papers
         ]
 
     @property
     def judged(self) -> bool:
-        """Whether the runs are like the paper's: its devices, or its client and a server sped up by the dilation."""
-        infos = [trace.info for row in self.rows.values() for trace in row.traces]
-        virtual = self.conditions.testbed == "virtual"
-        return all(CLIENT in _plain(info.client) for info in infos) and (
-            all(SERVER in _plain(info.server) for info in infos) if virtual else self.conditions.dilation > 1
-        )
+        """Whether the server is far faster than the client, as the paper's GPU is."""
+        return self.settings.testbed == "virtual" or self.settings.dilation > 1
 
     def row(self, model: str, algorithm: str) -> SummaryRow:
         if (model, algorithm) not in self.rows:
-            raise MissingRuns(f"no {self.conditions.testbed} run of {model_title(model)} with {algorithm}")
+            raise MissingRuns(f"no {self.settings.testbed} run of {model_title(model)} with {algorithm}")
         return self.rows[model, algorithm]
-
-
-def _plain(device: str) -> str:
-    """Costs may come from a column that spells a device with underscores."""
-    return device.replace("_", "-")
 
 
 Finding = tuple[str, bool]  # what was found, and whether it is within the claim's tolerance
@@ -98,7 +90,7 @@ def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     holds: dict[str, bool] = {}
     missing = f"no virtual run of {CLIENT} and {SERVER} at {MBPS:g} Mbps"
     for each in evidence:
-        where = each.conditions
+        where = each.settings
         try:
             text, held = claim.check(each)
         except MissingRuns as error:
@@ -138,7 +130,7 @@ def _gain(what: str, of: Callable[[SummaryRow], Stat], paper: float) -> Claim:
     def check(evidence: Evidence) -> Finding:
         new, old = (of(evidence.row("alexnet", algorithm)) for algorithm in (RECURSIVE, ORIGINAL))
         gain = gain_percent(new, old)
-        return f"{gain:+.0f}%", abs(gain - paper) <= GAIN_TOLERANCE[evidence.conditions.testbed]
+        return f"{gain:+.0f}%", abs(gain - paper) <= GAIN_TOLERANCE[evidence.settings.testbed]
 
     tolerance = f"±{GAIN_TOLERANCE['virtual']:g} points; live ±{GAIN_TOLERANCE['live']:g}"
     return Claim(f"AlexNet, {RECURSIVE} over original: {what}", f"{paper:+g}%", "4.3", tolerance, check)
@@ -249,7 +241,7 @@ def _benefit(model: str, clear: bool) -> Claim:
 def _planning(what: str, algorithms: Iterable[str], models: Iterable[str], paper: str) -> Claim:
     def check(evidence: Evidence) -> Finding:
         times = [ms for (m, a), ms in evidence.planning_ms.items() if m in models and a in algorithms]
-        if not times or evidence.conditions.testbed != "virtual":
+        if not times or evidence.settings.testbed != "virtual":
             raise MissingRuns("no plan")
         return " to ".join(distinct(f"{ms:.1f}" for ms in (min(times), max(times)))) + " ms", True
 
@@ -284,7 +276,7 @@ CLAIMS: tuple[Claim, ...] = (
     _planning("original with steps of 0.0001", (FINE,), MODELS, "100 ms"),
     _planning(f"AlexNet, {RECURSIVE}", (RECURSIVE,), ("alexnet",), "0.6 ms"),
     _planning(f"MobileNet, {RECURSIVE}", (RECURSIVE,), ("mobilenet",), "2 ms"),
-    _setting("bandwidth of the link, Mbps", "80", lambda evidence: [evidence.conditions.mbps]),
+    _setting("bandwidth of the link, Mbps", "80", lambda evidence: [evidence.settings.mbps]),
     _setting("runs that are averaged", "10", lambda evidence: [len(row.traces) for row in evidence.rows.values()]),
     _setting("queries raised after the upload", "5", _queries_after_upload),
 )

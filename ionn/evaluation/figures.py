@@ -1,8 +1,8 @@
 """Figures 5, 6 and 7 of the paper, drawn from traces on disk. One style for all; readable in gray.
 
-`draw_figures` draws everything; `fig5`, `fig6` and `fig7` draw one. Each set of conditions (testbed, bandwidth,
-dilation) has figures of its own, as PNG and PDF. Runs with slices below the layer are not among the paper's: they have
-further figures, whose names end in "-sliced". The same traces give the same bytes.
+`draw_figures` draws everything; `fig5`, `fig6` and `fig7` draw one. Runs of other settings (testbed, bandwidth,
+dilation and so on) have figures of their own, as PNG and PDF. Runs with slices below the layer are not among the
+paper's: they have further figures, whose names end in "-sliced". The same traces give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def draw_figures(results: Path, out: Path) -> list[Path]:
 
 
 def fig5(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
-    """Number of partitions, by the half of the upload time in which their upload ends: fig5-CONDITIONS."""
+    """Number of partitions, by the half of the upload time in which their upload ends: fig5-SETTINGS."""
     return _bar_figures(rows, out / "fig5", "Partitions per model", "number of partitions", _halves_bar)
 
 
 def fig6(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
-    """Size of the largest partition relative to the model's weights: fig6-CONDITIONS."""
+    """Size of the largest partition relative to the model's weights: fig6-SETTINGS."""
     return _bar_figures(rows, out / "fig6", "Largest partition", "share of the model's weight bytes (%)", _share_bar)
 
 
 def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
-    """Latency of the queries over time, a figure per model: fig7-CONDITIONS-MODEL."""
+    """Latency of the queries over time, a figure per model: fig7-SETTINGS-MODEL."""
     paths = []
-    for (where, model, suffix), members in _groups(rows, lambda row: (row.conditions, row.model)):
+    for (settings, model, suffix), members in _groups(rows, lambda row: (row.settings, row.model)):
         styles = _styles(members)
         with new_figure(6.8, 4.4) as (figure, axes):
             for row in members:
@@ -57,27 +57,27 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             key = "marker: the first query starts; thin line: the upload ends"
             figure.legend(loc="outside lower center", title=key)
             _title(axes, f"{model_title(model)}: query latency during the upload", members)
-            paths += _save(figure, out / f"fig7-{where.slug}-{model}{suffix}")
+            paths += _save(figure, out / f"fig7-{settings.slug}-{model}{suffix}")
     return paths
 
 
 def _groups(rows: Sequence[SummaryRow], key: Callable[[SummaryRow], tuple[Any, ...]]) -> Iterator[_Group]:
     """The rows by what they are about, one figure each: those of the paper's algorithms, then, with "-sliced" at the
     end of the key, all algorithms of the models that ran with slices."""
-    subjects = {(row.conditions, row.model) for row in rows if row.algorithm == SLICED}
+    subjects = {(row.settings, row.model) for row in rows if row.algorithm == SLICED}
     paper = [row for row in rows if row.algorithm != SLICED]
-    sliced = [row for row in rows if (row.conditions, row.model) in subjects]
+    sliced = [row for row in rows if (row.settings, row.model) in subjects]
     for suffix, chosen in (("", paper), ("-sliced", sliced)):
         for about, members in groupby(chosen, key):
             yield (*about, suffix), list(members)
 
 
 def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str, bar: Bar) -> list[Path]:
-    """A figure per set of conditions: models side by side, a bar per algorithm."""
+    """A figure per settings: models side by side, a bar per algorithm."""
     from matplotlib.ticker import MaxNLocator
 
     paths = []
-    for (where, suffix), members in _groups(rows, lambda row: (row.conditions,)):
+    for (settings, suffix), members in _groups(rows, lambda row: (row.settings,)):
         models = distinct(row.model for row in members)
         styles = _styles(members)
         width = 0.84 / len(styles)
@@ -95,7 +95,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
             handles = _legend_handles(styles, halves=bar is _halves_bar)
             axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
             _title(axes, title, members)
-            paths += _save(figure, stem.with_name(f"{stem.name}-{where.slug}{suffix}"))
+            paths += _save(figure, stem.with_name(f"{stem.name}-{settings.slug}{suffix}"))
     return paths
 
 
@@ -160,12 +160,12 @@ def _legend_handles(styles: dict[str, Look], halves: bool) -> list[Any]:
 
 
 def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
-    where = rows[0].conditions
-    how = "computed on the virtual testbed" if where.testbed == "virtual" else f"measured on the {where.name}"
+    settings = rows[0].settings
+    how = f"{'computed' if settings.testbed == 'virtual' else 'measured'} on the {settings.name}"
     runs = distinct(sorted(len(row.traces) for row in rows))
     count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
-    axes.text(0, 1.03, f"{how}, {where.mbps:g} Mbps, {count}", transform=axes.transAxes, color="#444444")
+    axes.text(0, 1.03, f"{how}, {settings.mbps:g} Mbps, {count}", transform=axes.transAxes, color="#444444")
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:

@@ -12,28 +12,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ionn.errors import InputError
 from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
-from ionn.evaluation.summary import (
-    Conditions,
-    Stat,
-    SummaryRow,
-    conditions,
-    distinct,
-    load_results,
-    lost_server,
-    summary,
-)
+from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, summary
 from ionn.evaluation.validation import Validation, validate
 from ionn.files import write_file
 from ionn.paper import EFFICIENCY, FINE, ORIGINAL, SLICED, model_title
-from ionn.strict import parse_json
+from ionn.planning.plan import Plan
+from ionn.schema import Real, read_json
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace
 
-Plan = dict[str, Any]  # Plan.to_json()
 PlanningTimes = dict[tuple[str, str], float]  # (model, algorithm) -> ms
 
 _YES_NO = {True: "yes", False: "NO", None: "-"}
@@ -45,6 +38,28 @@ th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: left; ve
 th { background: #f4f4f4 }
 img { display: block; max-width: 48em; width: 100%; margin: 1.5em 0 }
 """
+
+
+class ListedStages(msgspec.Struct, frozen=True):
+    stages: tuple[str, ...]
+
+
+class ListedPlan(msgspec.Struct, frozen=True):
+    """What the comparison of planners (section 4.4) takes of a plan, as `Plan.to_json` has it: results/plans.json."""
+
+    model: str
+    algorithm: str
+    partitions: tuple[ListedStages, ...]
+    planning_ms: Real
+
+    @classmethod
+    def of(cls, plan: Plan) -> ListedPlan:
+        stages = tuple(ListedStages(partition.stage_names) for partition in plan.partitions)
+        return cls(plan.model, plan.algorithm, stages, plan.planning_ms)
+
+
+class _PlanList(msgspec.Struct):
+    plans: tuple[ListedPlan, ...]
 
 
 @dataclass(frozen=True)
@@ -123,19 +138,16 @@ def terminal_summary(traces: Sequence[Trace]) -> str:
     return make_report(traces).text()
 
 
-def make_report(traces: Sequence[Trace], plans: Sequence[Plan] = ()) -> Report:
-    """All that the traces say; `plans` are further ones, made for the comparison of planners (section 4.4).
-
-    Raises InputError for a live trace that does not hold the costs which predict it.
-    """
+def make_report(traces: Sequence[Trace], plans: Sequence[ListedPlan] = ()) -> Report:
+    """All that the traces say; `plans` are further ones, made for the comparison of planners (section 4.4)."""
     rows = summary(traces)
     planning_ms = _planning_ms([trace.info.plan for row in rows for trace in row.traces], plans)
-    computed = [row.traces[0].info.plan for row in rows if row.conditions.testbed == "virtual"]
-    live = [validate(trace) for row in rows if row.conditions.testbed == "live" for trace in row.traces]
+    computed = [ListedPlan.of(row.traces[0].info.plan) for row in rows if row.settings.testbed == "virtual"]
+    live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
     sections = [
         *_claims(rows, planning_ms),
         _slice_claims(rows, planning_ms),
-        *(_summary(where, list(group)) for where, group in groupby(rows, key=lambda row: row.conditions)),
+        *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         _validation(live),
         _planning(planning_ms, [*computed, *plans]),
@@ -193,9 +205,9 @@ def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
     return any(row.algorithm == algorithm for row in rows)
 
 
-def _summary(where: Conditions, rows: Sequence[SummaryRow]) -> Section:
+def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
     return Section(
-        f"Summary: {where.name}, {where.mbps:g} Mbps",
+        f"Summary: {settings.name}, {settings.mbps:g} Mbps",
         "Mean ± sample standard deviation over the runs. Partitions: by the half of the upload time in which "
         "their upload ends. Queries: those that ended before the upload did. Mean ms: of those that started "
         "before the upload ended. Overruns: layers per run that were slower than their pace.",
@@ -217,14 +229,14 @@ def _summary(where: Conditions, rows: Sequence[SummaryRow]) -> Section:
 
 
 def _gains(rows: Sequence[SummaryRow]) -> Section:
-    baselines = {(row.conditions, row.model): row for row in rows if row.algorithm == ORIGINAL}
+    baselines = {(row.settings, row.model): row for row in rows if row.algorithm == ORIGINAL}
     lines = []
     for row in rows:
-        base = baselines.get((row.conditions, row.model), row)
+        base = baselines.get((row.settings, row.model), row)
         if base is not row:
             pairs = ((row.queries, base.queries), (row.queries_per_s, base.queries_per_s), (row.mean_ms, base.mean_ms))
             changes = (_percent(gain_percent(new, old)) for new, old in pairs)
-            lines.append((row.conditions.slug, model_title(row.model), row.algorithm, *changes))
+            lines.append((row.settings.slug, model_title(row.model), row.algorithm, *changes))
     return Section(
         f"Change against {ORIGINAL}",
         "Means over the runs.",
@@ -278,9 +290,9 @@ def _validation_runs(live: Sequence[Validation]) -> Section:
     )  # fmt: skip
 
 
-def _planning(planning_ms: PlanningTimes, plans: Iterable[Plan]) -> Section:
+def _planning(planning_ms: PlanningTimes, plans: Iterable[ListedPlan]) -> Section:
     models, algorithms = (distinct(key[part] for key in planning_ms) for part in (0, 1))
-    stages = {(plan["model"], plan["algorithm"]): [part["stages"] for part in plan["partitions"]] for plan in plans}
+    stages = {(plan.model, plan.algorithm): plan.partitions for plan in plans}
 
     def same(model: str) -> str:
         fine, efficiency = stages.get((model, FINE)), stages.get((model, EFFICIENCY))
@@ -308,52 +320,57 @@ def _faults(traces: Iterable[Trace]) -> Section:
         fallbacks = sum(query.fallback for query in trace.queries)
         wrong = sum(query.bit_equal is False for query in trace.queries)
         for text, applies in (
-            (f"left out of all tables and figures: {trace.info.environment.get('fault')}", lost_server(trace)),
+            (f"left out of all tables and figures: {trace.info.fault}", lost_server(trace)),
             (f"{fallbacks} queries completed by the client alone, the server having failed", fallbacks),
             (f"{wrong} queries with an output that differs from the local one", wrong),
         ):
             if applies:
-                lines.append((f"{trace.info.testbed} {trace.info.model} {trace.info.algorithm} {trace.info.run}", text))
+                lines.append(
+                    (f"{trace.info.settings.testbed} {trace.info.model} {trace.info.algorithm} {trace.info.run}", text)
+                )
     return Section("Runs with faults", "Whatever went wrong while they ran.", ("run", "what"), tuple(lines))
 
 
 def _environments(rows: Sequence[SummaryRow]) -> Section:
     lines = []
-    for where, group in groupby(rows, key=lambda row: row.conditions):
+    for settings, group in groupby(rows, key=lambda row: row.settings):
         infos = [trace.info for row in group for trace in row.traces]
-        facts = [{"client": i.client, "server": i.server, "seed": i.seed, **i.environment} for i in infos]
+        noise = {"noise": settings.noise} if settings.testbed == "virtual" else {}
+        facts = [
+            {"client": settings.device, "server": i.server, "seed": settings.seed, **noise, **i.environment}
+            for i in infos
+        ]
         for name in distinct(name for fact in facts for name in fact):
             values = distinct(str(fact[name]) for fact in facts if name in fact)
-            lines.append((where.slug, name, "; ".join(values)))
+            lines.append((settings.slug, name, "; ".join(values)))
     return Section(
         "Where the runs were made", "As the traces record it.", ("testbed", "what", "value"), tuple(lines), detail=True
     )
 
 
-def _planning_ms(run: Iterable[Plan], listed: Iterable[Plan]) -> PlanningTimes:
+def _planning_ms(run: Iterable[Plan], listed: Iterable[ListedPlan]) -> PlanningTimes:
     times: dict[tuple[str, str], list[float]] = {}
     for plan in run:
-        times.setdefault((plan["model"], plan["algorithm"]), []).append(plan["planning_ms"])
+        if not math.isnan(plan.planning_ms):
+            times.setdefault((plan.model, plan.algorithm), []).append(plan.planning_ms)
     medians = {key: statistics.median(each) for key, each in times.items()}
-    return medians | {(plan["model"], plan["algorithm"]): plan["planning_ms"] for plan in listed}
+    return medians | {(plan.model, plan.algorithm): plan.planning_ms for plan in listed}
 
 
-def _load_plans(path: Path) -> list[Plan]:
+def _load_plans(path: Path) -> tuple[ListedPlan, ...]:
     """The plans of {"plans": [...]}, each `Plan.to_json()`; none where there is no such file."""
     if not path.exists():
-        return []
+        return ()
     try:
-        plans: list[Plan] = parse_json(path.read_bytes())["plans"]
-        for plan in plans:
-            _ = plan["model"], plan["algorithm"], plan["planning_ms"] + 0.0, [p["stages"] for p in plan["partitions"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        listed: _PlanList = read_json(path.read_bytes(), _PlanList)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a list of plans ({error}); delete it and plan again") from error
-    return plans
+    return listed.plans
 
 
 def _subject(validation: Validation) -> tuple[str, str, str]:
     info = validation.measured.info
-    return conditions(validation.measured).slug, model_title(info.model), info.algorithm
+    return info.settings.slug, model_title(info.model), info.algorithm
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -6,7 +6,6 @@ a query's latency. What must hold anywhere (the order of the algorithms, exact o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from ionn.evaluation.claims import Claim, Evidence, Finding, MissingRuns
@@ -45,9 +44,9 @@ def _not_worse(model: str) -> Claim:
         rows = [evidence.row(model, algorithm) for algorithm in (RECURSIVE, SLICED)]
         old, new = (row.queries for row in rows)
         text = f"{old.count()} → {new.count()}"
-        if len({json.dumps(trace.info.plan["partitions"]) for row in rows for trace in row.traces}) == 1:
+        if len({trace.info.plan.partitions for row in rows for trace in row.traces}) == 1:
             return f"{text}, the same plan", True
-        noise = 0.0 if evidence.conditions.testbed == "virtual" else 1 + NOISE * old.mean
+        noise = 0.0 if evidence.settings.testbed == "virtual" else 1 + NOISE * old.mean
         return text, new.mean >= old.mean - noise
 
     text = f"{model_title(model)}: queries, {RECURSIVE} → {SLICED}"
@@ -66,13 +65,13 @@ def _largest(model: str) -> Claim:
 def _exact(evidence: Evidence) -> Finding:
     verdicts = [row.bit_equal for (_, algorithm), row in evidence.rows.items() if algorithm == SLICED]
     if not verdicts or None in verdicts:
-        raise MissingRuns(f"no {evidence.conditions.testbed} run with {SLICED} that computes")
+        raise MissingRuns(f"no {evidence.settings.testbed} run with {SLICED} that computes")
     return ("all" if all(verdicts) else "not all"), all(verdicts)
 
 
 def _planning(evidence: Evidence) -> Finding:
     times = [ms for (_, algorithm), ms in evidence.planning_ms.items() if algorithm == SLICED]
-    if not times or evidence.conditions.testbed != "virtual":
+    if not times or evidence.settings.testbed != "virtual":
         raise MissingRuns("no plan")
     return f"{max(times):.1f} ms", max(times) < PLANNING_MS
 

@@ -1,4 +1,4 @@
-"""What traces say, in numbers: runs of equal conditions are grouped, and each group is averaged."""
+"""What traces say, in numbers: runs of equal settings are grouped, and each group is averaged."""
 
 from __future__ import annotations
 
@@ -12,29 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ionn.errors import InputError
-from ionn.paper import MBPS, MODELS, SHOWN
+from ionn.paper import MODELS, SHOWN
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
 
 Grid = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What must be equal for runs to be compared or averaged."""
-
-    testbed: str  # "virtual" or "live"
-    mbps: float
-    dilation: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.testbed} testbed" + (f", dilation {self.dilation:g}" if self.dilation != 1 else "")
-
-    @property
-    def slug(self) -> str:
-        """For file names: the testbed, and what differs from the paper's link and from real time."""
-        dilation = f"-x{self.dilation:g}" if self.dilation != 1 else ""
-        return self.testbed + dilation + (f"-{self.mbps:g}mbps" if self.mbps != MBPS else "")
 
 
 @dataclass(frozen=True)
@@ -64,9 +46,9 @@ class Stat:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One model and algorithm under one set of conditions, over its runs (paper, sections 4.2-4.4)."""
+    """One model and algorithm with the same settings, over its runs (paper, sections 4.2-4.4)."""
 
-    conditions: Conditions
+    settings: Settings
     model: str
     algorithm: str
     traces: tuple[Trace, ...]
@@ -85,11 +67,11 @@ class SummaryRow:
     planning_ms: Stat
 
     @classmethod
-    def of(cls, conditions: Conditions, model: str, algorithm: str, traces: list[Trace]) -> SummaryRow:
+    def of(cls, settings: Settings, model: str, algorithm: str, traces: list[Trace]) -> SummaryRow:
         halves = [trace.partitions_per_half() for trace in traces]
         verdicts = {query.bit_equal for trace in traces for query in trace.queries} - {None}
         return cls(
-            conditions,
+            settings,
             model,
             algorithm,
             tuple(traces),
@@ -107,7 +89,7 @@ class SummaryRow:
             last_ms=Stat.of(trace.queries[-1].latency_ms for trace in traces),
             overruns=Stat.of(sum(query.overruns for query in trace.queries) for trace in traces),
             bit_equal=all(verdicts) if verdicts else None,
-            planning_ms=Stat.of(trace.info.plan.get("planning_ms", math.nan) for trace in traces),
+            planning_ms=Stat.of(trace.info.plan.planning_ms for trace in traces),
         )
 
 
@@ -125,28 +107,24 @@ def load_results(results: Path) -> list[Trace]:
 
 def lost_server(trace: Trace) -> bool:
     """Whether the run had to go on without its server, so that it is no measurement of the experiment."""
-    return "fault" in trace.info.environment
-
-
-def conditions(trace: Trace) -> Conditions:
-    return Conditions(trace.info.testbed, trace.info.mbps, trace.info.dilation)
+    return trace.info.fault is not None
 
 
 def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
-    """One row per conditions, model and algorithm: virtual before live, the paper's models and algorithms first.
+    """One row per settings, model and algorithm: virtual before live, the paper's models and algorithms first.
 
     Runs that lost their server are left out.
     """
-    groups: dict[tuple[Conditions, str, str], list[Trace]] = {}
+    groups: dict[tuple[Settings, str, str], list[Trace]] = {}
     for trace in traces:
         if lost_server(trace):
             continue
-        groups.setdefault((conditions(trace), trace.info.model, trace.info.algorithm), []).append(trace)
+        groups.setdefault((trace.info.settings, trace.info.model, trace.info.algorithm), []).append(trace)
 
-    def order(key: tuple[Conditions, str, str]) -> tuple[Any, ...]:
-        where, model, algorithm = key
+    def order(key: tuple[Settings, str, str]) -> tuple[Any, ...]:
+        settings, model, algorithm = key
         return (
-            (where.testbed != "virtual", where.testbed, where.dilation, -where.mbps),
+            (settings.testbed != "virtual", settings.dilation, -settings.mbps, settings.slug),
             _rank(model, list(MODELS)),
             _rank(algorithm, list(SHOWN)),
         )
@@ -166,7 +144,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 def largest_share(trace: Trace) -> float:
     """Bytes of the largest partition over the weight bytes of the model (paper, Fig. 6); 0 for an empty plan."""
     sizes = [partition.bytes for partition in trace.partitions]
-    return max(sizes) / trace.info.plan.get("model_bytes", sum(sizes)) if sizes else 0.0
+    return max(sizes) / (trace.info.plan.model_bytes or sum(sizes)) if sizes else 0.0
 
 
 def _mean_latency_ms(trace: Trace) -> float:

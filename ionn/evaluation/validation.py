@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ionn.errors import InputError
 from ionn.evaluation.summary import common_times, latency_at
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace
 from ionn.testbed.virtual import run_virtual
 
@@ -37,22 +37,14 @@ class Validation:
 
 
 def predict(trace: Trace) -> Trace:
-    """The run as the virtual testbed computes it from the trace's plan and measured costs.
-
-    Raises InputError where the trace does not hold them.
-    """
-    info = trace.info
-    try:
-        return run_virtual(dataclasses.replace(info, testbed="virtual"))
-    except (InputError, KeyError) as error:
-        raise InputError(
-            f"run {info.run} of {info.model}, {info.algorithm}, {info.testbed}: its trace lacks the costs that predict "
-            f"it ({error}); delete it and run again"
-        ) from error
+    """The run as the virtual testbed computes it from the trace's plan and measured costs."""
+    settings = trace.info.settings
+    virtual = Settings("virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed)
+    return run_virtual(dataclasses.replace(trace.info, settings=virtual))
 
 
 def validate(trace: Trace) -> Validation:
-    """Compare a live run with its prediction. Raises InputError as `predict` does."""
+    """Compare a live run with its prediction."""
     predicted = predict(trace)
     times = common_times([trace, predicted], min(trace.upload_s, predicted.upload_s))
     if not times.size:

@@ -22,6 +22,7 @@ from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.model.network import Layer, Network
 from ionn.model.proto import caffe_pb2
+from ionn.schema import Natural
 
 _MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -231,9 +232,9 @@ class BlobSpan:
     """Where the floats of a layer's blob lie in a serialised caffemodel, in bytes."""
 
     layer: str
-    blob: int
-    offset: int
-    size: int
+    blob: Natural
+    offset: Natural
+    size: Natural
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ionn.model.caffemodel import Floats, Serialised, serialise_blobs
 from ionn.model.network import Layer, Network
 from ionn.model.proto import caffe_pb2
 from ionn.model.slices import Piece, Slice, runs_of, set_output_channels, stage_of
+from ionn.schema import Natural
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class NetStage:
     """How to find a stage in a net: its index in the chain, the index of its last layer in the net as Caffe lists it,
     and the blobs it hands on. (Names would not do: Caffe's layers may share one, or have none.)"""
 
-    index: int
-    last_layer: int
+    index: Natural
+    last_layer: Natural
     outputs: tuple[str, ...]
 
 
@@ -40,12 +41,27 @@ class PartialNet:
     """A run of stages as a net of its own: stock Caffe builds it from `prototxt`, whose input blob is `input`.
 
     With `channels` it is a slice of its only stage: the same layers, with fewer output channels.
+
+    Raises ValueError for stages that are not adjacent, or none, and for channels that are no slice of a single stage.
     """
 
     prototxt: str
     input: str
     stages: tuple[NetStage, ...]
     channels: Channels | None = None
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a net without stages")
+        if any(stage.index != self.stages[0].index + at for at, stage in enumerate(self.stages)):
+            raise ValueError("a net's stages are not adjacent")
+        if self.channels is None:
+            return
+        begin, end, of = self.channels
+        if not 0 <= begin < end <= of < 2**31 or (begin, end) == (0, of):
+            raise ValueError(f"{list(self.channels)} is not a slice")
+        if len(self.stages) != 1:
+            raise ValueError("a slice of several stages")
 
 
 @dataclass(frozen=True)

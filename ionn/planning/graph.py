@@ -26,12 +26,14 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ionn.errors import InputError
 from ionn.model.slices import Piece, Slice, channels_of, stage_of
 from ionn.planning.slice_costs import SlicePlan, Split, slice_plans
+from ionn.schema import Real
 
 if TYPE_CHECKING:
     from ionn.costs.models import Costs
@@ -65,6 +67,24 @@ class Leg(NamedTuple):
     last: int
     from_server: bool
     to_server: bool
+
+
+class GraphDocument(msgspec.Struct):
+    """An `ExecutionGraph` as JSON."""
+
+    stages: tuple[str, ...]
+    client_ms: list[Real]
+    server_ms: list[Real]
+    upload_ms: list[Real]
+    load_ms: list[Real]
+    up_ms: list[Real]
+    down_ms: list[Real]
+    offloadable: list[bool]
+    cuts: tuple[SlicePlan, ...] = ()
+
+    def graph(self) -> ExecutionGraph:
+        """Raises InputError as `ExecutionGraph` does."""
+        return ExecutionGraph(**msgspec.structs.asdict(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,19 +220,25 @@ class ExecutionGraph:
             load_ms += piece_load_ms
         return upload_ms, load_ms
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExecutionGraph) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.stages)
+
     def to_json(self) -> dict[str, list[Any]]:
         arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cuts"}
         lists = {name: list(np.asarray(values).tolist()) for name, values in arrays.items()}
         return {**lists, "cuts": [asdict(cut) for cut in self.cuts]}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ExecutionGraph:
+    def from_json(cls, data: object) -> ExecutionGraph:
         """The graph that `to_json` wrote. Raises InputError for anything else."""
         try:
-            cuts = tuple(SlicePlan(**cut) for cut in data.get("cuts", ()))
-            return cls(**{**data, "stages": tuple(data["stages"]), "cuts": cuts})
-        except (KeyError, TypeError, ValueError) as error:
+            document = msgspec.convert(data, GraphDocument)
+        except msgspec.ValidationError as error:
             raise InputError(f"execution graph: not written by ionn ({error}); run again") from error
+        return document.graph()
 
     @cached_property
     def has_weights(self) -> NDArray[np.bool_]:

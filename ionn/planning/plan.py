@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from ionn.errors import InputError
 from ionn.model.slices import Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph, checked_mbps
 from ionn.planning.planners import get_planner
+from ionn.schema import Natural, Real
 
 if TYPE_CHECKING:
     from ionn.model.network import Network
@@ -53,6 +58,30 @@ class Partition:
         } | ({"slices": {name: list(channels) for name, channels in self.slices.items()}} if self.slices else {})
 
 
+class PartitionDocument(msgspec.Struct):
+    """A `Partition` as JSON."""
+
+    stages: tuple[str, ...]
+    layers: tuple[str, ...]
+    bytes: Natural
+    upload_ms: Real
+    latency_ms: Real
+    slices: dict[str, tuple[Natural, Natural]] = {}
+
+
+class PlanDocument(msgspec.Struct):
+    """A `Plan` as JSON. The first traces had plans without `model_bytes` and `planning_ms`."""
+
+    model: str
+    algorithm: str
+    mbps: float
+    local_ms: Real
+    best_ms: Real
+    partitions: tuple[PartitionDocument, ...]
+    model_bytes: Natural | None = None
+    planning_ms: Real | None = None
+
+
 @dataclass(frozen=True)
 class Plan:
     """Partitions in upload order.
@@ -79,8 +108,37 @@ class Plan:
             "local_ms": self.local_ms,
             "best_ms": self.best_ms,
             "partitions": [partition.to_json() for partition in self.partitions],
-            "planning_ms": self.planning_ms,
-        }
+        } | ({} if math.isnan(self.planning_ms) else {"planning_ms": self.planning_ms})
+
+    @classmethod
+    def from_document(cls, document: PlanDocument, graph: ExecutionGraph) -> Plan:
+        """The plan that `to_json` wrote, of the chain of `graph`. Raises InputError where it is of another chain."""
+        index = {name: stage for stage, name in enumerate(graph.stages)}
+        channels = {cut.stage: cut.channels for cut in graph.cuts}
+        partitions = []
+        for at, part in enumerate(document.partitions):
+            pieces: list[Piece] = []
+            for name in part.stages:
+                if name not in index:
+                    raise InputError(f"its plan has a stage {name!r}, which its graph has not")
+                stage = index[name]
+                begin, end = part.slices.get(name, (0, 0))
+                if name in part.slices and not begin < end <= channels.get(stage, 0):
+                    raise InputError(f"its plan has a slice of stage {name!r} that its graph has not")
+                pieces.append(Slice(stage, begin, end) if name in part.slices else stage)
+            sizes = part.bytes, part.upload_ms, part.latency_ms
+            partitions.append(Partition(at, tuple(pieces), part.stages, part.layers, *sizes))
+        total_bytes = sum(part.bytes for part in partitions)
+        return cls(
+            document.model,
+            document.algorithm,
+            document.mbps,
+            total_bytes if document.model_bytes is None else document.model_bytes,
+            document.local_ms,
+            document.best_ms,
+            tuple(partitions),
+            math.nan if document.planning_ms is None else document.planning_ms,
+        )
 
 
 def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:

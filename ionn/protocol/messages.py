@@ -14,17 +14,17 @@ way, so that nothing waits in sockets for long. A server reads no more of a clie
 
 from __future__ import annotations
 
-import functools
-import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar
+
+import msgspec
 
 from ionn.errors import ProtocolError, printable
 from ionn.model.caffemodel import BlobSpan
-from ionn.model.partial_net import Channels, NetStage, PartialNet
-from ionn.strict import natural, parse_json, time_ms
+from ionn.model.partial_net import PartialNet
+from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
 PROTOCOL = 4
 
@@ -35,8 +35,9 @@ HEADER_BYTES_MAX = 4 * 1024 * 1024
 
 # What is read of an error's message.
 _LINE_MAX = 1000
-# A token, a digest, the name of a role or an error: what is longer is none.
-_WORD_MAX = 100
+
+# The number of a query or a partition; -1 for none.
+_Number = Annotated[int, msgspec.Meta(ge=-1, le=NATURAL_MAX)]
 
 
 class Message:
@@ -47,16 +48,12 @@ class Message:
 
     type: ClassVar[str]
     answer: ClassVar[str] = ""
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # all messages are dataclasses
     payload: Sequence[Any] = ()
 
     def frames(self) -> list[Any]:
-        body = {name: getattr(self, name) for name in _fields_of(self.type) if name != "payload"}
-        return [json.dumps({"type": self.type, **body}, default=asdict).encode(), *self.payload]
-
-
-@functools.cache
-def _fields_of(type_: str) -> tuple[str, ...]:
-    return tuple(each.name for each in fields(_MESSAGES[type_]))  # type: ignore[arg-type]
+        body = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "payload"}
+        return [msgspec.json.encode({"type": self.type, **body}), *self.payload]
 
 
 @dataclass(frozen=True)
@@ -66,17 +63,17 @@ class Hello(Message):
 
     type: ClassVar[str] = "hello"
     answer: ClassVar[str] = "welcome"
-    protocol: int
-    role: str
-    session: str = ""
+    protocol: Natural
+    role: Word
+    session: Word = ""
 
 
 @dataclass(frozen=True)
 class Held:
     """What the server holds of a partition: its first `received` bytes, and whether queries may use it."""
 
-    partition: int
-    received: int
+    partition: Natural
+    received: Natural
     ready: bool
 
 
@@ -86,10 +83,10 @@ class Welcome(Message):
     never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged."""
 
     type: ClassVar[str] = "welcome"
-    protocol: int
-    session: str
-    chunk_bytes: int
-    window_bytes: int
+    protocol: Natural
+    session: Word
+    chunk_bytes: Natural
+    window_bytes: Natural
     costs: dict[str, Any] = field(default_factory=dict)
     held: tuple[Held, ...] = ()
 
@@ -100,10 +97,10 @@ class PartitionHeader(Message):
 
     type: ClassVar[str] = "partition"
     answer: ClassVar[str] = "ack"
-    partition: int
+    partition: _Number
     nets: tuple[PartialNet, ...]
     blobs: tuple[BlobSpan, ...]
-    size: int
+    size: Natural
 
 
 @dataclass(frozen=True)
@@ -112,9 +109,9 @@ class Chunk(Message):
 
     type: ClassVar[str] = "chunk"
     answer: ClassVar[str] = "ack"
-    partition: int
-    offset: int
-    crc32: int
+    partition: _Number
+    offset: Natural
+    crc32: Natural
     payload: Sequence[Any] = ()
 
 
@@ -124,8 +121,8 @@ class PartitionEnd(Message):
 
     type: ClassVar[str] = "end"
     answer: ClassVar[str] = "ready"
-    partition: int
-    sha256: str
+    partition: _Number
+    sha256: Word
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,8 @@ class Ack(Message):
     """The server holds the first `received` bytes of the partition."""
 
     type: ClassVar[str] = "ack"
-    partition: int
-    received: int
+    partition: _Number
+    received: Natural
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ class Ready(Message):
     """The partition is complete, its digest is right, and queries may use it."""
 
     type: ClassVar[str] = "ready"
-    partition: int
+    partition: _Number
 
 
 @dataclass(frozen=True)
@@ -155,9 +152,9 @@ class Query(Message):
 
     type: ClassVar[str] = "query"
     answer: ClassVar[str] = "result"
-    query: int
-    first: int
-    last: int
+    query: _Number
+    first: Natural
+    last: Natural
     payload: Sequence[Any] = ()
 
 
@@ -168,9 +165,9 @@ class Part(Message):
 
     type: ClassVar[str] = "part"
     answer: ClassVar[str] = "result"
-    query: int
-    stage: int
-    count: int
+    query: _Number
+    stage: Natural
+    count: Natural
     stay: bool
     payload: Sequence[Any] = ()
 
@@ -182,7 +179,7 @@ class Join(Message):
 
     type: ClassVar[str] = "join"
     answer: ClassVar[str] = "result"
-    query: int
+    query: _Number
     stay: bool
     payload: Sequence[Any] = ()
 
@@ -192,9 +189,9 @@ class Result(Message):
     """The outputs of a Query, Part or Join, a payload frame for each of `shapes`, and the time each stage took."""
 
     type: ClassVar[str] = "result"
-    query: int
-    shapes: tuple[tuple[int, ...], ...]
-    stage_ms: tuple[float, ...]
+    query: _Number
+    shapes: tuple[tuple[Natural, ...], ...]
+    stage_ms: tuple[TimeMs, ...]
     payload: Sequence[Any] = ()
 
 
@@ -203,10 +200,13 @@ class Error(Message):
     """A request failed. `code` is one of the `ERROR_*` names below; `query` or `partition` says which, else -1."""
 
     type: ClassVar[str] = "error"
-    code: str
+    code: Word
     message: str
-    query: int = -1
-    partition: int = -1
+    query: _Number = -1
+    partition: _Number = -1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message[:_LINE_MAX]))
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Pong(Message):
     """Alive. From the front: how many `sessions` there are, and whether there is `room` for another."""
 
     type: ClassVar[str] = "pong"
-    sessions: int = 0
+    sessions: Natural = 0
     room: bool = True
 
 
@@ -253,111 +253,8 @@ _MESSAGES: dict[str, type[Message]] = {
 }  # fmt: skip
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError(f"{value!r:.40} is not a string")
-    return value
-
-
-def _word(value: Any) -> str:
-    if len(_text(value)) > _WORD_MAX or printable(value) != value:
-        raise ValueError(f"{value!r:.40} is too long, or not printable")
-    return str(value)
-
-
-def _line(value: Any) -> str:
-    return printable(_text(value)[:_LINE_MAX])
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return tuple(_text(item) for item in _list(value))
-
-
-def _list(value: Any) -> list[Any]:
-    if type(value) is not list:
-        raise ValueError(f"{value!r:.40} is not a list")
-    return value
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if type(value) is not dict:
-        raise ValueError(f"{value!r:.40} is not an object")
-    return value
-
-
-def _id(value: Any) -> int:
-    return -1 if value == -1 else natural(value)
-
-
-def _net(value: Any) -> PartialNet:
-    net = _object(value)
-    stages = tuple(
-        NetStage(natural(stage["index"]), natural(stage["last_layer"]), _names(stage["outputs"]))
-        for stage in map(_object, _list(net["stages"]))
-    )
-    if not stages:
-        raise ValueError("a net without stages")
-    if any(stage.index != stages[0].index + at for at, stage in enumerate(stages)):
-        raise ValueError("a net's stages are not adjacent")
-    channels = _channels(net["channels"]) if net["channels"] is not None else None
-    if channels is not None and len(stages) != 1:
-        raise ValueError("a slice of several stages")
-    return PartialNet(_text(net["prototxt"]), _text(net["input"]), stages, channels)
-
-
-def _channels(value: Any) -> Channels:
-    channels = Channels(*map(natural, _list(value)))
-    if not channels.begin < channels.end <= channels.of < 2**31 or channels[:2] == (0, channels.of):
-        raise ValueError(f"{list(channels)} is not a slice")
-    return channels
-
-
-def _blob_span(value: Any) -> BlobSpan:
-    span = _object(value)
-    return BlobSpan(_text(span["layer"]), natural(span["blob"]), natural(span["offset"]), natural(span["size"]))
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError(f"{value!r:.40} is not true or false")
-    return value
-
-
-def _held(value: Any) -> Held:
-    held = _object(value)
-    return Held(natural(held["partition"]), natural(held["received"]), _flag(held["ready"]))
-
-
-# How each field is read from JSON. A field means the same in every message, so one table serves all.
-_READERS = {
-    "protocol": natural,
-    "role": _word,
-    "session": _word,
-    "costs": _object,
-    "chunk_bytes": natural,
-    "window_bytes": natural,
-    "held": lambda value: tuple(map(_held, _list(value))),
-    "sessions": natural,
-    "room": _flag,
-    "partition": _id,
-    "query": _id,
-    "nets": lambda value: tuple(map(_net, _list(value))),
-    "blobs": lambda value: tuple(map(_blob_span, _list(value))),
-    "size": natural,
-    "offset": natural,
-    "crc32": natural,
-    "sha256": _word,
-    "received": natural,
-    "first": natural,
-    "last": natural,
-    "stage": natural,
-    "count": natural,
-    "stay": _flag,
-    "shapes": lambda value: tuple(tuple(map(natural, _list(shape))) for shape in _list(value)),
-    "stage_ms": lambda value: tuple(map(time_ms, _list(value))),
-    "code": _word,
-    "message": _line,
-}
+_CARRIES_PAYLOAD = {name: any(each.name == "payload" for each in fields(cls)) for name, cls in _MESSAGES.items()}
+_JSON = Tagged("type", _MESSAGES)
 
 
 def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> Message:
@@ -371,16 +268,13 @@ def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> M
     if len(buffers[0]) > header_bytes_max:
         raise ProtocolError(f"a header of {len(buffers[0])} bytes; the limit is {header_bytes_max}")
     try:
-        body = _object(parse_json(bytes(buffers[0])))
-        cls = _MESSAGES[_text(body.pop("type"))]
-        known = _fields_of(cls.type)
-        values = {name: _READERS[name](value) for name, value in body.items() if name in known}
-        if "payload" in known:
-            values["payload"] = tuple(buffers[1:])
-        elif len(buffers) > 1:
-            raise ValueError(f"'{cls.type}' carries no payload")
-        return cls(**values)
-    except (ValueError, KeyError, TypeError) as error:
+        message: Message = _JSON.read(buffers[0])
+        if _CARRIES_PAYLOAD[message.type]:
+            return replace(message, payload=tuple(buffers[1:]))
+        if len(buffers) > 1:
+            raise ValueError(f"'{message.type}' carries no payload")
+        return message
+    except ValueError as error:
         raise ProtocolError(f"not a message of protocol {PROTOCOL}: {printable(str(error)[:200])}") from error
 
 

@@ -16,6 +16,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.protocol.curve import ClientKeys
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.live_session import LiveSession
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
 
 
@@ -36,55 +37,35 @@ class Subject:
         """Those that are loaded, not those of a file: what is uploaded must compute what is computed here."""
         return self.net.weights()
 
-    @property
-    def device(self) -> str:
-        """What traces call the client."""
-        return self.client.name if self.paced else f"{self.client.name}, not paced"
-
-
-@dataclass(frozen=True)
-class Link:
-    """Where the server is reached and over what: `mbps` undilated; link and client are slowed down by `dilation`.
-
-    `keys` are for a server that has keys.
-    """
-
-    address: str
-    mbps: float
-    dilation: float = 1.0
-    keys: ClientKeys | None = None
-
 
 def run_live(
     subject: Subject,
     algorithm: str,
-    link: Link,
+    settings: Settings,
+    address: str,
     run: int = 1,
     server: Costs | None = None,
-    seed: int = 0,
+    keys: ClientKeys | None = None,
     progress: Callable[[LiveSession], None] = lambda session: None,
 ) -> Trace:
-    """One run of the experiment: connect, plan, upload, query.
+    """One run of the experiment with the server at `address`: connect, plan, upload, query.
 
-    Without a server the queries run at the client, and the trace's environment says so under "fault".
+    It is planned with the costs `server`, by default with those that the server sends; `keys` are for a server that has
+    keys. Without a server the queries run at the client, and the trace says so under `fault`.
     """
     with open_offloading(
-        subject.network, subject.net, subject.client, link.address, link.mbps, algorithm,
-        there=server, keys=link.keys, paced=subject.paced, dilation=link.dilation,
+        subject.network, subject.net, subject.client, address, settings.mbps, algorithm,
+        there=server, keys=keys, paced=subject.paced, dilation=settings.dilation,
     ) as offloading:  # fmt: skip
         assert offloading.plan is not None
         assert offloading.server is not None
-        info = RunInfo(
-            testbed="live", model=subject.network.name, algorithm=algorithm, run=run, mbps=link.mbps, seed=seed,
-            dilation=link.dilation, client=subject.device, server=offloading.server.name,
-            plan=offloading.plan.to_json(), graph={}, environment=dict(environment()),
-        )  # fmt: skip
-        session = LiveSession(offloading, subject.net, query_inputs(subject.network, seed), progress)
+        sent = "" if server else offloading.server.name
+        info = RunInfo(settings, run, offloading.plan, offloading.graph, sent, dict(environment()))
+        session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress)
         trace = run_experiment(session, info)
-    if offloading.fault is not None:
-        info.environment["fault"] = str(offloading.fault)
-    measured = _measured(offloading, link.dilation)
-    return dataclasses.replace(trace, info=dataclasses.replace(info, graph=measured.to_json()))
+    fault = None if offloading.fault is None else str(offloading.fault)
+    info = dataclasses.replace(info, graph=_measured(offloading, settings.dilation), fault=fault)
+    return dataclasses.replace(trace, info=info)
 
 
 def _measured(offloading: Offloading, dilation: float) -> ExecutionGraph:

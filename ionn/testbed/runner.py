@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ionn.arguments import path_of
-from ionn.costs.loading import load_costs
+from ionn.costs.loading import costs_label, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
-from ionn.planning.graph import ExecutionGraph, checked_mbps
+from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.testbed.trace import DILATION_MAX, RunInfo, Trace, trace_path
+from ionn.testbed.settings import Settings
+from ionn.testbed.trace import RunInfo, Trace, trace_path
 
 if TYPE_CHECKING:
     from ionn.protocol.curve import ClientKeys
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 # Forward passes that this machine is timed over.
 PROFILE_RUNS = 20
-# The standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
-NOISE_MAX = 1.0
 # The costs that a server started for a results folder sends: what `ionn calibrate` wrote there.
 SERVER_COSTS = "server.json"
 # And how well they predict what was measured.
@@ -57,79 +56,91 @@ def prepare_live(
     return live.Subject(network, net, costs, paced)
 
 
+def live_settings(
+    subject: Subject,
+    server: Costs | None = None,
+    *,
+    mbps: float = MBPS,
+    dilation: float = 1.0,
+    seed: int = 0,
+    connect: bool = False,
+) -> Settings:
+    """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends.
+
+    Raises InputError as `Settings` does.
+    """
+    client, planned = costs_label(subject.client), "" if server is None else costs_label(server)
+    return Settings("live", mbps, dilation, client, planned, seed, paced=subject.paced, connect=connect)
+
+
 def run_live_all(
     subject: Subject,
     algorithms: Sequence[str],
-    runs: int,
-    mbps: float = MBPS,
-    dilation: float = 1.0,
+    runs: int = 1,
+    settings: Settings | None = None,
+    *,
+    server: Costs | None = None,
     results: Path | None = None,
-    connect: str | None = None,
-    server: str | None = None,
-    seed: int = 0,
+    address: str | None = None,
     keys: ClientKeys | None = None,
 ) -> list[Trace]:
     """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
 
-    With `results`, a finished run's trace is kept there and not run again. `connect` is the address of a server that
-    runs already, and `keys` those for it; else a server and a link are started here. `server` are the costs to plan
-    with; by default those that the server sends. A server started here sends what `results` holds as server.json, else
-    a profile of this machine.
+    `settings` are those that `live_settings` makes of the subject and `server`. With `results`, a finished run's trace
+    is kept there and not run again. `address` is that of the server to which the settings say that it is connected, and
+    `keys` those for it; else a server and a link are started here. A server started here sends what `results` holds as
+    server.json, else a profile of this machine.
     """
     from ionn.testbed import live, processes
 
-    checked_mbps(mbps)
-    if not 1 <= dilation <= DILATION_MAX:
-        raise InputError(f"dilation {dilation:g}: give a number from 1 to {DILATION_MAX:g}")
-    if dilation > 1 and not subject.paced:
-        raise InputError("--dilation slows the pace of a client down, and this one is not paced; leave one of them out")
-    costs = None if server is None else load_costs(server)
-    network = subject.network
+    settings = settings or live_settings(subject, server)
+    name = subject.network.name
     traces: dict[tuple[int, str], Trace] = {}
-    folder = "live" if dilation == 1 else f"live-dilation{dilation:g}"
     wanted = [(run, algorithm) for run in range(1, runs + 1) for algorithm in algorithms]
     paths = {
-        (run, algorithm): trace_path(results, folder, network.name, algorithm, run)
+        (run, algorithm): trace_path(results, settings, name, algorithm, run)
         for run, algorithm in wanted
         if results is not None
     }
     for key, path in paths.items():
-        if path.exists() and "fault" not in (trace := Trace.load(path)).info.environment:
-            _check_same(path, trace, subject, (mbps, dilation, seed), costs)
+        if path.exists() and (trace := Trace.load(path)).info.fault is None:
+            _check_same(path, trace, settings, subject.network)
             traces[key] = trace
     if len(traces) < len(wanted):
         with contextlib.ExitStack() as stack:
-            if connect is None:
+            if address is None:
                 sent = None if server is not None else _server_costs(subject, results, stack)
-                connect = stack.enter_context(processes.start_testbed(mbps / dilation, sent))
-            link = live.Link(connect, mbps, dilation, keys)
+                address = stack.enter_context(processes.start_testbed(settings.mbps / settings.dilation, sent))
             for run, algorithm in wanted:
                 if (run, algorithm) in traces:
                     continue
-                with bar(None, "B", f"{network.name} {algorithm} run {run}/{runs}") as progress:
-                    trace = live.run_live(
-                        subject, algorithm, link, run, costs, seed, functools.partial(_show, progress)
-                    )
+                with bar(None, "B", f"{name} {algorithm} run {run}/{runs}") as progress:
+                    show = functools.partial(_show, progress)
+                    trace = live.run_live(subject, algorithm, settings, address, run, server, keys, show)
                 if results is not None:
                     trace.save(paths[run, algorithm])
                 traces[run, algorithm] = trace.undilated()
     return [traces[key] for key in wanted]
 
 
-def _check_same(
-    path: Path, trace: Trace, subject: Subject, settings: tuple[float, float, int], server: Costs | None
-) -> None:
-    """Raise InputError if the finished run in `path` is not one of this network with these settings."""
-    info = trace.info
+def _former_runs(folder: Path) -> set[Path]:
+    try:
+        return set(folder.glob("run-*.jsonl"))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
+
+
+def _check_same(path: Path, trace: Trace, settings: Settings, network: Network) -> None:
+    """Raise InputError if the trace in `path` is not of this network and these settings."""
     same = (
-        (info.mbps, info.dilation, info.seed) == settings
-        and info.client == subject.device
-        and (server is None or info.server == server.name)
-        and info.graph.get("stages") == [stage.name for stage in subject.network.stages]
-        and info.plan.get("model_bytes") == sum(stage.weight_bytes for stage in subject.network.stages)
+        trace.info.settings == settings
+        and trace.info.graph.stages == tuple(stage.name for stage in network.stages)
+        and trace.info.plan.model_bytes == sum(stage.weight_bytes for stage in network.stages)
     )
     if not same:
-        raise InputError(f"{path}: a run with other settings; choose another results folder, or remove it")
+        raise InputError(
+            f"{path}: a run with other settings, or of another network; choose another results folder, or remove it"
+        )
 
 
 def calibrate_server(results: Path) -> None:
@@ -170,6 +181,7 @@ def run_virtual_all(
     model: str | Path,
     algorithms: Sequence[str],
     runs: int = 1,
+    *,
     client: str = CLIENT,
     server: str = SERVER,
     mbps: float = MBPS,
@@ -180,27 +192,27 @@ def run_virtual_all(
     """Runs on the virtual testbed. They take milliseconds, so they are never resumed."""
     from ionn.testbed.virtual import run_virtual
 
-    if not 0 <= noise <= NOISE_MAX:
-        raise InputError(f"noise {noise:g}: give a number from 0 to {NOISE_MAX:g}")
     network = Network.load(model)
     client_costs, server_costs = load_costs(client), load_costs(server)
+    planned = costs_label(server_costs)
+    settings = Settings(
+        "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,
+        noise=noise,
+    )  # fmt: skip
     graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps)
     traces = []
     for algorithm in algorithms:
         plan = make_plan(network, graph, algorithm, mbps)
-        for run in range(1, runs + 1):
-            info = RunInfo(
-                testbed="virtual", model=network.name, algorithm=algorithm, run=run, mbps=mbps, seed=seed, dilation=1.0,
-                client=client_costs.name, server=server_costs.name, plan=plan.to_json(), graph=graph.to_json(),
-            )  # fmt: skip
-            trace = run_virtual(info, noise)
-            if results is not None:
-                trace.save(trace_path(results, "virtual", network.name, algorithm, run))
-            traces.append(trace)
+        made = [run_virtual(RunInfo(settings, run, plan, graph)) for run in range(1, runs + 1)]
         if results is not None:
-            written = {trace_path(results, "virtual", network.name, algorithm, run) for run in range(1, runs + 1)}
-            for path in set(next(iter(written)).parent.glob("run-*.jsonl")) - written:
-                path.unlink()  # of other settings, perhaps: not to be averaged with these
+            paths = [trace_path(results, settings, network.name, algorithm, trace.info.run) for trace in made]
+            for path in (former := _former_runs(paths[0].parent)):
+                _check_same(path, Trace.load(path), settings, network)
+            for path, trace in zip(paths, made, strict=True):
+                trace.save(path)
+            for path in former.difference(paths):
+                path.unlink()  # not to be averaged with these
+        traces += made
     return traces
 
 

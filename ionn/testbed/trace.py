@@ -10,54 +10,124 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Any
 
 import msgspec
 
 from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.files import write_file
-from ionn.records import Natural, PartitionRecord, QueryRecord, Real
-from ionn.strict import TIME_MAX_MS, parse_json
+from ionn.paper import SERVER
+from ionn.planning.graph import ExecutionGraph, GraphDocument
+from ionn.planning.plan import Plan, PlanDocument
+from ionn.records import PartitionRecord, QueryRecord
+from ionn.schema import Natural, Tagged
+from ionn.testbed.settings import NOT_PACED, Settings
 
 SCHEMA = 1
-# A run that is slowed down a thousand times takes as many half minutes: eight hours.
-DILATION_MAX = 1000.0
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The settings of a run. `plan` is `Plan.to_json()`. `graph` are the costs that predict the run, undilated: those
-    measured during a live run, those given to a virtual one."""
+    """What a run was: its settings, its number `run` among runs of these settings, and what it was made with.
 
-    testbed: Annotated[str, msgspec.Meta(pattern="^(virtual|live)$")]
+    `graph` are the costs that predict the run, undilated: those measured during a live run, those given to a virtual
+    one. `sent` names the costs that a live run's server sent. `environment` describes the machine and its software.
+    `fault` is why the run had to go on without its server, None where it had not.
+    """
+
+    settings: Settings
+    run: int
+    plan: Plan
+    graph: ExecutionGraph
+    sent: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    fault: str | None = None
+
+    @property
+    def model(self) -> str:
+        return self.plan.model
+
+    @property
+    def algorithm(self) -> str:
+        return self.plan.algorithm
+
+    @property
+    def server(self) -> str:
+        """The name of the costs that it was planned with."""
+        return self.settings.server or (SERVER if self.settings.testbed == "virtual" else self.sent)
+
+
+class _RunDocument(msgspec.Struct):
+    """A `RunInfo` as JSON. `server_given` is whether a live run was planned with costs that the user named. The noise
+    of a virtual run and the fault of a live one are in `environment`."""
+
+    schema: Natural
+    testbed: str
     model: str
     algorithm: str
     run: Natural
-    mbps: Annotated[float, msgspec.Meta(gt=0, le=TIME_MAX_MS)]
+    mbps: float
     seed: Natural
-    dilation: Annotated[float, msgspec.Meta(ge=1, le=DILATION_MAX)]
+    dilation: float
     client: str
     server: str
-    plan: dict[str, Any]
-    graph: dict[str, Any]
-    environment: dict[str, Any] = field(default_factory=dict)
+    plan: PlanDocument
+    graph: GraphDocument
+    environment: dict[str, Any] = {}
+    server_given: bool = False
+    connect: bool = False
+    undilated: bool = False
+
+    def info(self) -> RunInfo:
+        """Raises InputError for what cannot be."""
+        if self.schema != SCHEMA:
+            raise InputError("written by another version")
+        environment = dict(self.environment)
+        noise = msgspec.convert(environment.pop("noise", 0.0), float)
+        fault = msgspec.convert(environment.pop("fault", None), str | None)
+        given = self.server_given if self.testbed == "live" else self.server != SERVER
+        paced = not self.client.endswith(NOT_PACED)
+        settings = Settings(
+            self.testbed, self.mbps, self.dilation, self.client.removesuffix(NOT_PACED),
+            self.server if given else "", self.seed, noise, paced, self.connect,
+        )  # fmt: skip
+        graph = self.graph.graph()
+        sent = "" if given or self.testbed == "virtual" else self.server
+        return RunInfo(settings, self.run, Plan.from_document(self.plan, graph), graph, sent, environment, fault)
 
 
-class _PlannedPartition(TypedDict):
-    stages: list[str]
-    bytes: Natural
+def _run_json(info: RunInfo) -> dict[str, Any]:
+    """What `_RunDocument` reads, beside the schema."""
+    settings = info.settings
+    noise = {"noise": settings.noise} if settings.testbed == "virtual" else {}
+    fault = {} if info.fault is None else {"fault": info.fault}
+    return {
+        "testbed": settings.testbed,
+        "model": info.model,
+        "algorithm": info.algorithm,
+        "run": info.run,
+        "mbps": settings.mbps,
+        "seed": settings.seed,
+        "dilation": settings.dilation,
+        "client": settings.device,
+        "server": info.server,
+        "server_given": settings.server != "",
+        "connect": settings.connect,
+        "plan": info.plan.to_json(),
+        "graph": info.graph.to_json(),
+        "environment": {**info.environment, **noise, **fault},
+    }
 
 
-class _Plan(TypedDict):
-    """What readers take from `RunInfo.plan`."""
+class _End(msgspec.Struct):
+    """The last line."""
 
-    partitions: list[_PlannedPartition]
-    model_bytes: NotRequired[Natural]
-    planning_ms: NotRequired[Real]
+
+_LINES = Tagged("record", {"run": _RunDocument, "partition": PartitionRecord, "query": QueryRecord, "end": _End})
 
 
 @dataclass(frozen=True)
@@ -100,7 +170,7 @@ class Trace:
 
     def _records(self) -> Iterator[dict[str, Any]]:
         undilated = {"undilated": True} if self.is_undilated else {}
-        yield {"record": "run", "schema": SCHEMA, **undilated, **dataclasses.asdict(self.info)}
+        yield {"record": "run", "schema": SCHEMA, **undilated, **_run_json(self.info)}
         for partition in self.partitions:
             yield {"record": "partition", **dataclasses.asdict(partition)}
         for query in self.queries:
@@ -111,37 +181,24 @@ class Trace:
     def load(cls, path: Path) -> Trace:
         """Read a trace, with all times divided by its dilation. Raises InputError if it is not a complete trace."""
         path = path_of(path, "trace")
-        info: RunInfo | None = None
-        partitions: list[PartitionRecord] = []
-        queries: list[QueryRecord] = []
-        complete = undilated = False
         try:
-            with path.open(encoding="utf-8") as lines:
-                for line in lines:
-                    record = parse_json(line)
-                    kind = record.pop("record")
-                    if kind == "run":
-                        if record.pop("schema") != SCHEMA:
-                            raise InputError(f"{path}: written by another version of ionn; delete it and run again")
-                        undilated = record.pop("undilated", False) is True
-                        info = msgspec.convert(record, RunInfo)
-                        msgspec.convert(info.plan, _Plan)
-                    elif kind == "partition":
-                        partitions.append(msgspec.convert(record, PartitionRecord))
-                    elif kind == "query":
-                        queries.append(msgspec.convert(record, QueryRecord))
-                    complete = kind == "end"
+            with path.open("rb") as lines:
+                records = [_LINES.read(line) for line in lines]
+            runs = [record for record in records if isinstance(record, _RunDocument)]
+            info = runs[-1].info() if runs else None
         except OSError as error:
             raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, InputError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
-        if info is None or not queries or not complete:
+        partitions = tuple(record for record in records if isinstance(record, PartitionRecord))
+        queries = tuple(record for record in records if isinstance(record, QueryRecord))
+        if info is None or not queries or not isinstance(records[-1], _End):
             raise InputError(f"{path}: an interrupted run; delete it and run again")
-        return cls(info, tuple(partitions), tuple(queries), undilated).undilated()
+        return cls(info, partitions, queries, runs[-1].undilated).undilated()
 
     def undilated(self) -> Trace:
         """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
-        k = self.info.dilation
+        k = self.info.settings.dilation
         if k == 1 or self.is_undilated:
             return self
         partitions = tuple(
@@ -170,9 +227,9 @@ class Trace:
         return Trace(self.info, partitions, queries, is_undilated=True)
 
 
-def trace_path(results: Path, testbed: str, model: str, algorithm: str, run: int) -> Path:
-    """Where a run's trace lives: results/traces/TESTBED/MODEL/ALGORITHM/run-NN.jsonl."""
-    return results / "traces" / testbed / model / algorithm / f"run-{run:02d}.jsonl"
+def trace_path(results: Path, settings: Settings, model: str, algorithm: str, run: int) -> Path:
+    """Where a run's trace lives: results/traces/SETTINGS/MODEL/ALGORITHM/run-NN.jsonl."""
+    return results / "traces" / settings.slug / model / algorithm / f"run-{run:02d}.jsonl"
 
 
 def load_traces(results: Path) -> list[Trace]:

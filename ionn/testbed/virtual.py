@@ -13,25 +13,23 @@ from __future__ import annotations
 import dataclasses
 import random
 from bisect import bisect_right
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ionn.model.slices import Piece, Slice, channels_of
-from ionn.planning.graph import ExecutionGraph, Leg
+from ionn.model.slices import Piece, channels_of
+from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.trace import RunInfo, Trace
 
 
-def run_virtual(info: RunInfo, noise: float = 0.0) -> Trace:
+def run_virtual(info: RunInfo) -> Trace:
     """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic.
 
-    `noise` multiplies each segment's compute time by a lognormal factor of mean 1 (`noise` is the standard deviation of
-    its logarithm) drawn from `info.seed` and `info.run`; the trace's environment records it. Raises InputError for a
-    graph that `ExecutionGraph.to_json` did not write.
+    The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
+    standard deviation of its logarithm) drawn from the settings' seed and `info.run`.
     """
-    info = dataclasses.replace(info, environment={**info.environment, "noise": noise})
-    return run_experiment(VirtualSession(info, noise), info)
+    return run_experiment(VirtualSession(info), info)
 
 
 class _Hop(NamedTuple):
@@ -48,10 +46,10 @@ class _Hop(NamedTuple):
 class VirtualSession:
     """A `Session` of the experiment on a simulated clock, in ms."""
 
-    def __init__(self, info: RunInfo, noise: float = 0.0) -> None:
-        self._graph = graph = ExecutionGraph.from_json(info.graph)
-        self._partitions = info.plan["partitions"]
-        self._pieces = [_pieces(graph, partition) for partition in self._partitions]
+    def __init__(self, info: RunInfo) -> None:
+        self._graph = graph = info.graph
+        self._partitions = info.plan.partitions
+        self._pieces = [partition.pieces for partition in self._partitions]
         overheads_ms = [graph.overhead_ms(pieces) for pieces in self._pieces]
         self._load_ms = [load_ms for _, load_ms in overheads_ms]
         self._unsent_ms = [upload_ms - load_ms for upload_ms, load_ms in overheads_ms]
@@ -60,8 +58,8 @@ class VirtualSession:
         self._now_ms = 0.0
         self._routes: dict[int, list[_Hop]] = {}
         self._queries = 0
-        self._noise = noise
-        self._random = random.Random(f"{info.seed}/{info.run}")
+        self._noise = info.settings.noise
+        self._random = random.Random(f"{info.settings.seed}/{info.run}")
 
     def start_upload(self) -> None:
         """The clock stands at 0 already."""
@@ -119,8 +117,8 @@ class VirtualSession:
         return [
             PartitionRecord(
                 index=index,
-                stages=tuple(self._partitions[index]["stages"]),
-                bytes=self._partitions[index]["bytes"],
+                stages=self._partitions[index].stage_names,
+                bytes=self._partitions[index].bytes,
                 start_s=start_ms[index] / 1e3,
                 end_s=end_ms / 1e3,
                 ready_s=self._ready_ms[index] / 1e3,
@@ -168,11 +166,3 @@ class VirtualSession:
             self._end_ms.append(end_ms)
             self._ready_ms.append(max([end_ms, *self._ready_ms[-1:]]) + self._load_ms[index])
         self._now_ms = until_ms
-
-
-def _pieces(graph: ExecutionGraph, partition: dict[str, Any]) -> list[Piece]:
-    """What a partition of `Plan.to_json` uploads."""
-    index = {name: stage for stage, name in enumerate(graph.stages)}
-    slices = partition.get("slices", {})
-    names = partition["stages"]
-    return [Slice(index[name], *slices[name]) if name in slices else index[name] for name in names]

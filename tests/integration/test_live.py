@@ -24,6 +24,7 @@ from ionn.testbed import processes, runner
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace, load_traces
+from tests.support.runs import run_live
 from tests.support.world import Server, wait_for
 
 Weights = dict[str, tuple[np.ndarray, ...]]
@@ -34,13 +35,13 @@ MBPS = 8.0
 def traces(tiny_files: Path, slow_client: str, tmp_path: Path) -> list[Trace]:
     results = tmp_path / "results"
     subject = runner.prepare_live(str(tiny_files), client=slow_client)
-    return runner.run_live_all(subject, ["original", "recursive-efficiency"], 1, mbps=MBPS, results=results)
+    return run_live(subject, ["original", "recursive-efficiency"], 1, mbps=MBPS, results=results)
 
 
 def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) -> None:
     weight_bytes = sum(blob.nbytes for blobs in tiny_weights.values() for blob in blobs)
     for trace in traces:
-        assert len(trace.partitions) == len(trace.info.plan["partitions"]) > 0
+        assert len(trace.partitions) == len(trace.info.plan.partitions) > 0
         assert all(query.bit_equal for query in trace.queries)
         assert not any(query.fallback for query in trace.queries)
         # The first query waits for the first partition; five more follow the upload.
@@ -61,7 +62,7 @@ def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_clie
     results = tmp_path / "results"
     kept = {path: path.stat().st_mtime_ns for path in results.rglob("run-01.jsonl")}
     subject = runner.prepare_live(str(tiny_files), client=slow_client)
-    more = runner.run_live_all(subject, ["original"], 2, mbps=MBPS, results=results)
+    more = run_live(subject, ["original"], 2, mbps=MBPS, results=results)
 
     assert [trace.info.run for trace in more] == [1, 2]
     assert more[0] == next(trace for trace in traces if trace.info.algorithm == "original")
@@ -173,7 +174,7 @@ def test_an_empty_plan_runs_locally(tiny_files: Path, tmp_path: Path, tiny: Netw
     fast.write_text("".join(f"{layer.index} {layer.name} 0.01\n" for layer in tiny.layers))
     subject = runner.prepare_live(str(tiny_files), client=str(fast))
 
-    (trace,) = runner.run_live_all(subject, ["recursive-efficiency"], 1, mbps=MBPS, server="odroid-xu4")
+    (trace,) = run_live(subject, ["recursive-efficiency"], 1, mbps=MBPS, server="odroid-xu4")
 
     assert trace.partitions == ()
     assert trace.queries_before_upload == 0

@@ -16,13 +16,17 @@ from ionn.costs import calibration
 from ionn.costs.loading import load_costs
 from ionn.costs.models import CostModel
 from ionn.errors import InputError
+from ionn.evaluation.summary import summary
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.testbed import live, processes, runner
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, load_traces, trace_path
 from ionn.testbed.virtual import run_virtual
+from tests.support.runs import run_live
 
 ALGORITHMS = ("original", "efficiency")
+DEVICES = Path(load_costs.__code__.co_filename).with_name("devices")
 
 
 # --- Virtual runs ---------------------------------------------------------------------------------------------------
@@ -30,29 +34,37 @@ ALGORITHMS = ("original", "efficiency")
 
 def test_virtual_runs_have_their_settings_and_are_saved(tiny_files: Path, tmp_path: Path) -> None:
     traces = runner.run_virtual_all(
-        str(tiny_files), ALGORITHMS, 2, "gtx1080ti", "odroid-xu4", 40.0, 0.5, seed=3, results=tmp_path
-    )
+        str(tiny_files), ALGORITHMS, 2,
+        client="gtx1080ti", server="odroid-xu4", mbps=40.0, noise=0.5, seed=3, results=tmp_path,
+    )  # fmt: skip
     assert [(trace.info.algorithm, trace.info.run) for trace in traces] == [
         ("original", 1), ("original", 2), ("efficiency", 1), ("efficiency", 2),
     ]  # fmt: skip
+    settings = Settings("virtual", 40.0, client="gtx1080ti", server="odroid-xu4", seed=3, noise=0.5)
     for trace in traces:
         info = trace.info
-        assert (info.testbed, info.model, info.mbps, info.seed, info.dilation) == ("virtual", "tiny", 40.0, 3, 1.0)
-        assert (info.client, info.server, info.environment) == ("gtx1080ti", "odroid-xu4", {"noise": 0.5})
-        assert Trace.load(trace_path(tmp_path, "virtual", "tiny", info.algorithm, info.run)) == trace
+        assert (info.settings, info.model, info.server, info.environment) == (settings, "tiny", "odroid-xu4", {})
+        assert Trace.load(trace_path(tmp_path, settings, "tiny", info.algorithm, info.run)) == trace
     assert len(load_traces(tmp_path)) == 4
     assert len({trace.queries[-1].latency_ms for trace in traces}) > 1
+
+
+def test_virtual_runs_of_the_same_settings_are_replaced(tiny_files: Path, tmp_path: Path) -> None:
+    runner.run_virtual_all(str(tiny_files), ["original"], 3, results=tmp_path)
     once = runner.run_virtual_all(str(tiny_files), ["original"], results=tmp_path)
-    # The second run was of other settings.
-    assert [trace for trace in load_traces(tmp_path) if trace.info.algorithm == "original"] == once
-    assert len(load_traces(tmp_path)) == 3
+    assert load_traces(tmp_path) == once
+    stored = Trace.load(path := trace_path(tmp_path, Settings("virtual"), "tiny", "original", 1))
+    for settings in (Settings("virtual", noise=0.5), Settings("live")):
+        dataclasses.replace(stored, info=dataclasses.replace(stored.info, settings=settings)).save(path)
+        with pytest.raises(InputError, match=r"run-01\.jsonl: a run with other settings"):
+            runner.run_virtual_all(str(tiny_files), ["original"], results=tmp_path)
+        assert Trace.load(path).info.settings == settings
 
 
 def test_nothing_is_saved_without_a_folder(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    (trace,) = runner.run_virtual_all(str(tiny_files), ["original"])
-    assert trace.info.environment == {"noise": 0.0}
+    assert runner.run_virtual_all(str(tiny_files), ["original"])
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -90,19 +102,17 @@ class StandIn:
         self.running -= 1
 
     def run(
-        self, subject: live.Subject, algorithm: str, link: live.Link, run: int, server: Any, seed: int, progress: Any
-    ) -> Trace:
-        self.log.append((algorithm, run, link.address, link.keys, server and server.name))
-        graph = ExecutionGraph.from_network(subject.network, subject.client, load_costs("gtx1080ti"), link.mbps)
-        plan = make_plan(subject.network, graph, algorithm, link.mbps).to_json()
-        name = server.name if server else "sent"
-        environment = {} if self.fault is None else {"fault": self.fault}
-        info = RunInfo(
-            "virtual", subject.network.name, algorithm, run, link.mbps, seed, link.dilation, subject.device, name,
-            plan, graph.to_json(), environment,
-        )  # fmt: skip
+        self, subject: live.Subject, algorithm: str, settings: Settings, address: str, run: int, server: Any, keys: Any,
+        progress: Any,
+    ) -> Trace:  # fmt: skip
+        self.log.append((algorithm, run, address, keys, server and server.name))
+        graph = ExecutionGraph.from_network(subject.network, subject.client, load_costs("gtx1080ti"), settings.mbps)
+        plan = make_plan(subject.network, graph, algorithm, settings.mbps)
+        info = RunInfo(Settings("virtual"), run, plan, graph)
         trace = run_virtual(info)
-        return dataclasses.replace(trace, info=dataclasses.replace(info, testbed="live"))
+        return dataclasses.replace(
+            trace, info=dataclasses.replace(info, settings=settings, sent="" if server else "sent", fault=self.fault)
+        )
 
 
 @pytest.fixture
@@ -122,110 +132,123 @@ TINY_PROFILE = "profile of tiny"  # what a server started here sends, if nothing
 
 
 def test_runs_take_turns_and_finished_ones_are_kept(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
-    first = runner.run_live_all(subject, ALGORITHMS, 1, results=tmp_path)
+    first = run_live(subject, ALGORITHMS, 1, results=tmp_path)
     here = ("tcp://127.0.0.1:1", None, None)
     assert testbed.log == [("testbed", 80.0, TINY_PROFILE), ("original", 1, *here), ("efficiency", 1, *here)]
     testbed.log.clear()
-    traces = runner.run_live_all(subject, ALGORITHMS, 3, results=tmp_path)
+    traces = run_live(subject, ALGORITHMS, 3, results=tmp_path)
     turns = [("original", 2), ("efficiency", 2), ("original", 3), ("efficiency", 3)]
     assert testbed.log[1:] == [(*turn, *here) for turn in turns]
     assert traces[:2] == first
     assert [(trace.info.algorithm, trace.info.run) for trace in traces[2:]] == turns
-    assert all(trace_path(tmp_path, "live", "tiny", *turn).exists() for turn in turns)
+    assert all(trace_path(tmp_path, Settings("live"), "tiny", *turn).exists() for turn in turns)
     testbed.log.clear()
-    assert runner.run_live_all(subject, ALGORITHMS, 3, results=tmp_path) == traces
+    assert run_live(subject, ALGORITHMS, 3, results=tmp_path) == traces
     assert testbed.log == []  # not even a server
     assert testbed.running == 0
 
 
 def test_a_run_that_lost_its_server_is_run_again(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
     testbed.fault = "no answer"
-    runner.run_live_all(subject, ["original"], 1, results=tmp_path)
+    run_live(subject, ["original"], 1, results=tmp_path)
     testbed.fault = None
-    (trace,) = runner.run_live_all(subject, ["original"], 1, results=tmp_path)
-    assert trace.info.environment == {}
+    (trace,) = run_live(subject, ["original"], 1, results=tmp_path)
+    assert trace.info.fault is None
     assert load_traces(tmp_path) == [trace]
 
 
 def test_a_dilated_run_has_its_own_folder_and_is_returned_undilated(
     testbed: StandIn, subject: live.Subject, tmp_path: Path
 ) -> None:
-    (plain,) = runner.run_live_all(subject, ["original"], 1)
-    (trace,) = runner.run_live_all(subject, ["original"], 1, dilation=4.0, results=tmp_path)
+    (plain,) = run_live(subject, ["original"], 1)
+    (trace,) = run_live(subject, ["original"], 1, dilation=4.0, results=tmp_path)
     assert testbed.log[2][:2] == ("testbed", 20.0)
     assert trace.queries[0].latency_ms == pytest.approx(plain.queries[0].latency_ms / 4)
-    assert trace.info.dilation == 4.0
-    assert trace_path(tmp_path, "live-dilation4", "tiny", "original", 1).exists()
-    assert runner.run_live_all(subject, ["original"], 1, dilation=4.0, results=tmp_path) == [trace]
+    assert trace.info.settings.dilation == 4.0
+    assert (tmp_path / "traces/live-dilation4/tiny/original/run-01.jsonl").exists()
+    assert run_live(subject, ["original"], 1, dilation=4.0, results=tmp_path) == [trace]
 
 
 def test_a_server_that_runs_already_is_used(testbed: StandIn, subject: live.Subject) -> None:
     keys = object()
-    runner.run_live_all(subject, ["original"], 1, connect="tcp://box:7675", keys=keys, server="gtx1080ti")  # type: ignore[arg-type]
+    run_live(subject, ["original"], 1, address="tcp://box:7675", keys=keys, server="gtx1080ti")  # type: ignore[arg-type]
     assert testbed.log == [("original", 1, "tcp://box:7675", keys, "gtx1080ti")]
 
 
 def test_which_costs_a_server_started_here_sends(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
-    runner.run_live_all(subject, ["original"], 1, server="gtx1080ti")
+    run_live(subject, ["original"], 1, server="gtx1080ti")
     assert testbed.log.pop(0) == ("testbed", 80.0, None)  # it plans with those
     costs = load_costs("odroid-xu4")
     assert isinstance(costs, CostModel)
     costs.save(tmp_path / runner.SERVER_COSTS)
-    runner.run_live_all(subject, ["original"], 1, results=tmp_path)
+    run_live(subject, ["original"], 1, results=tmp_path)
     assert testbed.log[1] == ("testbed", 80.0, "odroid-xu4")
     (tmp_path / runner.SERVER_COSTS).write_text("{")
     with pytest.raises(InputError, match=r"server\.json"):
-        runner.run_live_all(subject, ["original"], 2, results=tmp_path)
+        run_live(subject, ["original"], 2, results=tmp_path)
 
 
 @pytest.mark.parametrize("dilation", [0.99, 0.0, -1.0, 1000.1, 1e308, math.inf, math.nan])
 def test_dilations_are_from_1_to_1000(dilation: float, subject: live.Subject) -> None:
     with pytest.raises(InputError, match="give a number from 1 to 1000"):
-        runner.run_live_all(subject, ["original"], 1, dilation=dilation)
+        run_live(subject, ["original"], 1, dilation=dilation)
 
 
 def test_other_bad_settings_are_refused_before_anything_starts(
     testbed: StandIn, tiny_files: Path, subject: live.Subject
 ) -> None:
     with pytest.raises(InputError, match="bandwidth"):
-        runner.run_live_all(subject, ["original"], 1, mbps=0)
+        run_live(subject, ["original"], 1, mbps=0)
     unpaced = runner.prepare_live(str(tiny_files), paced=False)
     with pytest.raises(InputError, match="--dilation slows the pace"):
-        runner.run_live_all(unpaced, ["original"], 1, dilation=2)
+        run_live(unpaced, ["original"], 1, dilation=2)
     with pytest.raises(InputError, match="no such"):
-        runner.run_live_all(subject, ["original"], 1, server="no/such.json")
+        run_live(subject, ["original"], 1, server="no/such.json")
     assert testbed.log == []
-    assert runner.run_live_all(unpaced, ["original"], 1)[0].info.client == "odroid-xu4, not paced"
+    assert run_live(unpaced, ["original"], 1)[0].info.settings.device == "odroid-xu4, not paced"
 
 
-def test_a_run_with_other_settings_is_not_taken_for_this_one(
+def test_runs_of_other_settings_are_kept_apart(
     testbed: StandIn, tiny_files: Path, subject: live.Subject, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"mbps": 80.0, "seed": 1, "server": "gtx1080ti", "results": tmp_path}
-    runner.run_live_all(subject, ["original"], 1, **settings)
-    assert runner.run_live_all(subject, ["original"], 1, **settings)
-    assert runner.run_live_all(subject, ["original"], 1, **{**settings, "server": None})  # whatever it was
-    path = trace_path(tmp_path, "live", "tiny", "original", 1)
-    stored = Trace.load(path)
+    """Whatever differs from the paper's: it is run, and the paper's runs stay as they were."""
+    papers = run_live(subject, results=tmp_path)
+    costs = tmp_path / "odroid-xu4.json"
+    costs.write_text((DEVICES / "gtx1080ti.json").read_text().replace('"gtx1080ti"', '"odroid-xu4"'))  # its name only
+    others: list[tuple[live.Subject, dict[str, Any]]] = [
+        (subject, {"mbps": 40.0}), (subject, {"mbps": 80.00001}), (subject, {"seed": 1}), (subject, {"dilation": 2.0}),
+        (subject, {"server": "gtx1080ti"}), (subject, {"server": str(costs)}), (subject, {"address": "tcp://box:7675"}),
+        (runner.prepare_live(str(tiny_files), client="gtx1080ti"), {}),
+        (runner.prepare_live(str(tiny_files), client=str(costs)), {}),
+        (runner.prepare_live(str(tiny_files), paced=False), {}),
+    ]  # fmt: skip
+    traces = [run_live(used, results=tmp_path, **given) for used, given in others]
+    testbed.log.clear()
+    assert [run_live(used, results=tmp_path, **given) for used, given in others] == traces
+    assert run_live(subject, results=tmp_path) == papers
+    assert testbed.log == []
+    assert len(set(tmp_path.rglob("run-01.jsonl"))) == 1 + len(others)
+    assert len(summary(load_traces(tmp_path))) == 1 + len(others)
 
-    def refused(used: live.Subject = subject, **changes: Any) -> None:
-        with pytest.raises(
-            InputError, match=r"run-01\.jsonl: a run with other settings; choose another results folder"
-        ):
-            runner.run_live_all(used, ["original"], 1, **{**settings, **changes})
 
-    refused(mbps=40.0)
-    refused(seed=2)
-    refused(server="odroid-xu4")
-    refused(runner.prepare_live(str(tiny_files), client="gtx1080ti"))
-    refused(runner.prepare_live(str(tiny_files), paced=False))
-    for info in (
-        {"dilation": 2.0},
-        {"plan": {**stored.info.plan, "model_bytes": 1}},
-        {"graph": {**stored.info.graph, "stages": ["a"]}},
+def test_a_trace_in_the_place_of_another_is_not_taken_for_it(
+    testbed: StandIn, subject: live.Subject, tmp_path: Path
+) -> None:
+    run_live(subject, results=tmp_path)
+    path = trace_path(tmp_path, Settings("live"), "tiny", "original", 1)
+    info = Trace.load(path).info
+    other_stages = dataclasses.replace(info.graph, stages=("a", *info.graph.stages[1:]))
+    for changed in (
+        dataclasses.replace(info, settings=Settings("live", dilation=2.0)),
+        dataclasses.replace(info, plan=dataclasses.replace(info.plan, model_bytes=1)),
+        dataclasses.replace(info, graph=other_stages, plan=dataclasses.replace(info.plan, partitions=())),
     ):
-        dataclasses.replace(stored, info=dataclasses.replace(stored.info, **info)).save(path)
-        refused()
+        dataclasses.replace(Trace.load(path), info=changed).save(path)
+        with pytest.raises(
+            InputError, match=r"run-01\.jsonl: a run with other settings, or of another network; choose"
+        ):
+            run_live(subject, results=tmp_path)
+        dataclasses.replace(Trace.load(path), info=info).save(path)
 
 
 def test_this_machine_is_calibrated_once_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def refused(raw: Raw, message: messages.Message | list[bytes], code: str, socket
 JUNK = [
     (b"", f"not a message of protocol {PROTOCOL}: "),
     (b"junk", f"not a message of protocol {PROTOCOL}: "),
-    (b'{"type": "ack"}', "'partition'"),
+    (b'{"type": "ack"}', "`partition`"),
 ]
 
 

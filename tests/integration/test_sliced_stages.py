@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace
 from tests.support.nets import network_of
 from tests.support.raw import Raw, upload_messages
+from tests.support.runs import run_live
 from tests.support.world import SHORT, Server, Wire, connected, recover, wait_for
 
 Weights = dict[str, tuple[np.ndarray, ...]]
@@ -355,7 +357,7 @@ def answered(raw: Raw, message: messages.Message) -> messages.Result:
     return answer
 
 
-def refused(raw: Raw, message: messages.Message) -> messages.Error:
+def refused(raw: Raw, message: messages.Message | list[bytes]) -> messages.Error:
     answer = raw.ask(raw.control, message)
     assert isinstance(answer, messages.Error), answer
     assert isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
@@ -442,15 +444,20 @@ def test_a_slice_must_be_one(raw: Raw) -> None:
         ({"channels": Channels(0, 96, 600)}, "are not what its net makes"),
         ({"channels": Channels(0, 144, 100_000)}, "the server's --weights-mb"),
         ({"channels": Channels(0, 144, 2**31 - 1)}, "larger than Caffe can count"),
-        ({"channels": Channels(0, 144, 2**31)}, "is not a slice"),
-        ({"channels": Channels(0, 600, 600)}, "is not a slice"),
-        ({"channels": Channels(9, 9, 600)}, "is not a slice"),
         ({"stages": (dataclasses.replace(net.stages[0], outputs=(net.input,)),)}, "are not what its net makes"),
-        ({"stages": net.stages * 2}, "not adjacent"),
         ({"prototxt": net.prototxt.replace('"InnerProduct"', '"Pooling"')}, "partition 0"),
         ({"prototxt": net.prototxt.replace('"ReLU"', '"Softmax"')}, "are not what its net makes"),
     ):
         assert said in refused(raw, with_net(**changes)).message, changes
+    for wrong, said in (
+        ({"channels": [0, 144, 2**31]}, "is not a slice"),
+        ({"channels": [0, 600, 600]}, "is not a slice"),
+        ({"channels": [9, 9, 600]}, "is not a slice"),
+        ({"stages": [{"index": FC, "last_layer": 1, "outputs": ["a"]}] * 2}, "not adjacent"),
+    ):
+        head = json.loads(good.frames()[0])
+        head["nets"][0] |= wrong
+        assert said in refused(raw, [json.dumps(head).encode()]).message, wrong
     assert raw.ask(raw.control, good) == messages.Ack(0, 0)
     other = dataclasses.replace(header_of([SLICES[1]], 1), nets=(
         dataclasses.replace(net, channels=Channels(144, 288, 601)),
@@ -499,17 +506,17 @@ def subject(tmp_path: Path) -> Subject:
 
 def cut(trace: Trace) -> set[str]:
     """The stages that a run uploaded in slices."""
-    return {name for partition in trace.info.plan["partitions"] for name in partition.get("slices", {})}
+    return {name for partition in trace.info.plan.partitions for name in partition.slices}
 
 
 def test_a_live_run_in_slices(subject: Subject, tmp_path: Path) -> None:
-    (trace,) = runner.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti", results=tmp_path)
+    (trace,) = run_live(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti", results=tmp_path)
     assert NETWORK.stages[FC].name in cut(trace)
     assert all(query.bit_equal and not query.fallback for query in trace.queries)
     assert any(segment.where == "both" for query in trace.queries for segment in query.segments)
     assert [place for place, *_ in where(trace.queries[-1])] == ["client", "server", "client"]
     assert sum(query.start_s >= trace.upload_s for query in trace.queries) == QUERIES_AFTER_UPLOAD
-    assert len(trace.partitions) == len(trace.info.plan["partitions"])
+    assert len(trace.partitions) == len(trace.info.plan.partitions)
 
 
 def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,7 +527,7 @@ def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject: Subject, monkeyp
         return {name: (blobs[0] * factor, *blobs[1:]) for name, blobs in slice_weights(network, piece, weights).items()}
 
     monkeypatch.setattr(sliced_stage, "slice_weights", off)
-    (trace,) = runner.run_live_all(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti")
+    (trace,) = run_live(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti")
     assert NETWORK.stages[FC].name not in cut(trace)
     assert all(query.bit_equal for query in trace.queries)
 

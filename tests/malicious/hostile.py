@@ -4,6 +4,7 @@ send what no ZeroMQ socket would."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import struct
@@ -76,6 +77,13 @@ def frame(body: bytes, *, more: bool = False, command: bool = False) -> bytes:
     return bytes((flags | 2,)) + struct.pack(">Q", len(body)) + body
 
 
+def loose_frames(message: messages.Message) -> list[bytes]:
+    """Like `message.frames`, also of what is no JSON: NaN, infinities, halves of characters."""
+    fields = {each.name: getattr(message, each.name) for each in dataclasses.fields(message) if each.name != "payload"}
+    head = json.dumps({"type": message.type, **fields}, default=dataclasses.asdict)
+    return [head.encode(), *map(bytes, message.payload)]
+
+
 def multipart(frames: Sequence[bytes]) -> bytes:
     return b"".join(frame(bytes(each), more=at + 1 < len(frames)) for at, each in enumerate(frames))
 
@@ -116,7 +124,7 @@ class Connection:
                 return frames
 
     def send(self, *said: messages.Message) -> None:
-        self.raw(b"".join(multipart([bytes(f) for f in message.frames()]) for message in said))
+        self.raw(b"".join(multipart(loose_frames(message)) for message in said))
 
     def raw(self, data: bytes) -> None:
         self.socket.sendall(data)

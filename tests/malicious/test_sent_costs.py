@@ -25,10 +25,11 @@ from ionn.model import engine
 from ionn.model.caffemodel import serialise
 from ionn.model.network import Network
 from ionn.protocol import messages
-from ionn.testbed import live, runner
+from ionn.testbed import live
 from ionn.testbed.live_session import DIFFERENCE_MAX, LiveSession
 from ionn.testbed.trace import Trace
 from tests.malicious.hostile import INPUTS, NETWORK, WEIGHTS, Connection, Hostile, often
+from tests.support.runs import run_live
 
 NASTY = "\x1b]0;mine\x07\x1b[31m\r\n\u202e" + "x" * 3000
 FAST = CostModel("fast", {}, {"constant": 1e-3}).to_json()
@@ -154,7 +155,7 @@ def test_no_result_costs_a_run_its_trace(values: float, stage_ms: float, tmp_pat
     server = Hostile("query", lambda *said: lie(values, stage_ms, *said), costs=FAST)
     try:
         subject = live.Subject(NETWORK, engine.load_network(NETWORK, WEIGHTS), Profile.of(NETWORK, 4.0))
-        (trace,) = runner.run_live_all(subject, ["efficiency"], 1, results=tmp_path, connect=server.address)
+        (trace,) = run_live(subject, ["efficiency"], 1, results=tmp_path, address=server.address)
     finally:
         server.close()
     (path,) = tmp_path.rglob("run-*.jsonl")

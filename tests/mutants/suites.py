@@ -30,11 +30,11 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "protocol": {
         "protocol/messages": [
             "unit/test_messages.py",
-            "unit/test_strict.py",
+            "unit/test_schema.py",
             "fuzz/test_decoders.py",
             "integration/test_server.py",
         ],
-        "strict": ["unit/test_strict.py", "unit/test_messages.py", "unit/test_costs.py"],
+        "schema": ["unit/test_schema.py", "unit/test_messages.py", "unit/test_costs.py"],
         "protocol/sender": [
             "unit/test_sender.py",
             "integration/test_server.py",
@@ -82,6 +82,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "evaluation": {
         "records": ["unit/test_trace.py", "unit/test_virtual.py", *REPORT],
         "testbed/trace": ["unit/test_trace.py", "unit/test_virtual.py", *REPORT],
+        "testbed/settings": ["unit/test_settings.py", "integration/test_runner.py", *REPORT],
         "evaluation/summary": REPORT,
         "evaluation/claims": REPORT,
         "evaluation/slice_claims": REPORT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from ionn.model.slices import TILE, Piece, Slice, runs_of
 from ionn.planning.graph import ExecutionGraph
+from ionn.planning.slice_costs import SlicePlan
 
 Times = Sequence[float] | np.ndarray
 
@@ -22,37 +24,28 @@ def chain(
     down: Times | None = None,
     load: Sequence[float] | None = None,
     pinned: Sequence[int] = (),
-    cuts: Sequence[dict[str, float]] = (),
+    cuts: Sequence[SlicePlan] = (),
 ) -> ExecutionGraph:
     """Stages A, B, C ...; `upload` includes `load` (none by default); `down` is like `up` by default."""
     n = len(client)
-    return ExecutionGraph.from_json(
-        {
-            "stages": [chr(ord("A") + i) for i in range(n)],
-            "client_ms": client,
-            "server_ms": server,
-            "upload_ms": upload,
-            "load_ms": load or [0] * n,
-            "up_ms": up,
-            "down_ms": up if down is None else down,
-            "offloadable": [i not in pinned for i in range(n)],
-            "cuts": cuts,
-        }
+    return ExecutionGraph(
+        stages=tuple(chr(ord("A") + i) for i in range(n)),
+        client_ms=np.array(client),
+        server_ms=np.array(server),
+        upload_ms=np.array(upload),
+        load_ms=np.array(load or [0] * n),
+        up_ms=np.array(up),
+        down_ms=np.array(up if down is None else down),
+        offloadable=np.array([i not in pinned for i in range(n)]),
+        cuts=tuple(cuts),
     )
 
 
 def cut(
     stage: int, tiles: int, least: int = 1, client_fixed: float = 0.0, server_fixed: float = 0.0, slice_ms: float = 0.0
-) -> dict[str, float]:
+) -> SlicePlan:
     """A stage of `tiles` x TILE channels, with at least `least` tiles in a slice."""
-    return {
-        "stage": stage,
-        "channels": tiles * TILE,
-        "least": least * TILE,
-        "client_fixed_ms": client_fixed,
-        "server_fixed_ms": server_fixed,
-        "slice_ms": slice_ms,
-    }
+    return SlicePlan(stage, tiles * TILE, least * TILE, client_fixed, server_fixed, slice_ms)
 
 
 WORKED_EXAMPLE = chain(client=[10, 19, 16, 5], server=[3, 3, 4, 3], upload=[8, 8, 16, 8], up=[4, 3, 4, 8, 2])
@@ -78,12 +71,12 @@ def cut_chains(draw: st.DrawFn, graphs: st.SearchStrategy[ExecutionGraph], most_
     cuts = []
     for stage in draw(st.sets(st.integers(0, len(graph.stages) - 1))):
         client_ms, server_ms = (
-            draw(st.sampled_from([0.0, 0.5, 1.0])) * ms[stage] for ms in (graph.client_ms, graph.server_ms)
+            draw(st.sampled_from([0.0, 0.5, 1.0])) * float(ms[stage]) for ms in (graph.client_ms, graph.server_ms)
         )
         tiles = draw(st.integers(2, most_tiles))
         least, slice_ms = draw(st.integers(1, tiles // 2)), draw(st.sampled_from([0.0, 0.5, 2.0]))
         cuts.append(cut(stage, tiles, least, client_ms, server_ms, slice_ms))
-    return ExecutionGraph.from_json({**graph.to_json(), "cuts": cuts})
+    return dataclasses.replace(graph, cuts=tuple(cuts))
 
 
 @st.composite

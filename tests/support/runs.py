@@ -1,14 +1,38 @@
-"""Traces that a test can follow by hand."""
+"""Traces that a test can follow by hand, and live runs by their settings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ionn.costs.loading import load_costs
+from ionn.model.slices import Piece, stage_of
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import Partition, Plan
+from ionn.protocol.curve import ClientKeys
 from ionn.records import PartitionRecord, QueryRecord, Segment
+from ionn.testbed import live, runner
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
+from tests.support.chains import chain
 
 FIVE_FAST = (100.0,) * 5
+
+
+def plan_of(
+    graph: ExecutionGraph,
+    parts: Sequence[Sequence[Piece]],
+    sizes: Sequence[int],
+    model: str = "alexnet",
+    algorithm: str = "original",
+) -> Plan:
+    """A plan that uploads `parts` of the chain, of so many bytes; its latencies are not known."""
+    partitions = tuple(
+        Partition(index, tuple(part), tuple(graph.stages[stage_of(piece)] for piece in part), (), size, 0.0, 0.0)
+        for index, (part, size) in enumerate(zip(parts, sizes, strict=True))
+    )
+    return Plan(model, algorithm, 80.0, sum(sizes), 0.0, 0.0, partitions, 0.5)
 
 
 def make_trace(
@@ -17,17 +41,25 @@ def make_trace(
     ends_s: Sequence[float] = (1.0, 4.0),
     sizes: Sequence[int] = (1_000, 3_000),
     *,
+    model: str = "alexnet",
+    run: int = 1,
     bit_equal: bool | None = None,
-    graph: dict[str, Any] | None = None,
-    **info: Any,
+    graph: ExecutionGraph | None = None,
+    environment: dict[str, Any] | None = None,
+    fault: str | None = None,
+    testbed: str = "virtual",
+    **settings: Any,
 ) -> Trace:
     """A run whose partitions arrive at `ends_s` and whose queries follow each other from the first arrival on.
 
     By default: 4 queries end before the upload does, at 4 s.
     """
+    n = len(sizes)
+    graph = graph or chain([1.0] * max(n, 1), [1.0] * max(n, 1), [1.0] * max(n, 1), [1.0] * (max(n, 1) + 1))
+    plan = plan_of(graph, [[stage] for stage in range(n)], sizes, model, algorithm)
     partitions = tuple(
-        PartitionRecord(i, (f"stage{i}",), size, ([0.0, *ends_s])[i], end_s, end_s)
-        for i, (size, end_s) in enumerate(zip(sizes, ends_s, strict=True))
+        PartitionRecord(part.index, part.stage_names, part.bytes, ([0.0, *ends_s])[part.index], end_s, end_s)
+        for part, end_s in zip(plan.partitions, ends_s, strict=True)
     )
     queries = []
     now_s = ends_s[0] if ends_s else 0.0
@@ -44,23 +76,24 @@ def make_trace(
             )
         )
         now_s += ms / 1e3
-    settings = {
-        "testbed": "virtual",
-        "model": "alexnet",
-        "run": 1,
-        "mbps": 80.0,
-        "seed": 0,
-        "dilation": 1.0,
-        "client": "odroid-xu4",
-        "server": "gtx1080ti",
-        **info,
-    }
-    plan = {
-        "model": settings["model"],
-        "algorithm": algorithm,
-        "planning_ms": 0.5,
-        "partitions": [{"stages": list(part.stages), "bytes": part.bytes} for part in partitions],
-    }
-    return Trace(
-        RunInfo(algorithm=algorithm, **{"plan": plan, "graph": graph or {}, **settings}), partitions, tuple(queries)
+    info = RunInfo(Settings(testbed, **settings), run, plan, graph, "", environment or {}, fault)
+    return Trace(info, partitions, tuple(queries))
+
+
+def run_live(
+    subject: live.Subject,
+    algorithms: Sequence[str] = ("original",),
+    runs: int = 1,
+    *,
+    server: str | None = None,
+    results: Path | None = None,
+    address: str | None = None,
+    keys: ClientKeys | None = None,
+    **settings: Any,
+) -> list[Trace]:
+    """`runner.run_live_all` with the settings that follow from what it is given, as `ionn run` calls it."""
+    costs = None if server is None else load_costs(server)
+    made = runner.live_settings(subject, costs, connect=address is not None, **settings)
+    return runner.run_live_all(
+        subject, algorithms, runs, made, server=costs, results=results, address=address, keys=keys
     )

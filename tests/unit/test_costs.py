@@ -202,14 +202,17 @@ def test_costs_that_cannot_be_written_leave_the_old_file(tmp_path: Path) -> None
     [
         ({"kind": "plan"}, "not a cost model or profile of ionn"),
         ({"schema": 2}, "another version of ionn"),
-        ({"loads": []}, "not a complete cost-model"),
-        ({"machine": {"cpu": 3}}, "machine: not an object of texts"),
-        ({"layers": {"ReLU": 3}}, "ReLU: not an object"),
+        ({"loads": []}, "Expected `object`, got `array` - at `$.loads`"),
+        ({"machine": {"cpu": 3}}, "Expected `str`, got `int` - at `$.machine[...]`"),
+        ({"layers": {"ReLU": 3}}, "Expected `object`, got `int` - at `$.layers[...]`"),
         ({"layers": {"ReLU": {"operations": -1}}}, "ReLU: operations is -1"),
-        ({"kind": "profile"}, "not a complete profile"),
+        ({"kind": "profile"}, "Expected `array`, got `object` - at `$.layers`"),
         ({"kind": "profile", "layers": []}, "no layers"),
-        ({"kind": "profile", "layers": [{"name": "a", "ms": 1}]}, "a layer without"),
-        ({"kind": "profile", "layers": [{"name": "a", "type": "", "ms": "1", "load_ms": 0}]}, "ms of layer 'a' is '1'"),
+        ({"kind": "profile", "layers": [{"name": "a", "ms": 1}]}, "missing required field `type` - at `$.layers[0]`"),
+        (
+            {"kind": "profile", "layers": [{"name": "a", "type": "", "ms": "1", "load_ms": 0}]},
+            "Expected `float`, got `str` - at `$.layers[0].ms`",
+        ),
     ],
 )
 def test_malformed_json_is_refused(tmp_path: Path, edit: dict[str, object], reason: str) -> None:

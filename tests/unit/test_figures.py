@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def results(tmp_path: Path) -> Path:
     for testbed in ("virtual", "live"):
         for algorithm in ("original", "efficiency"):
-            make_trace(algorithm, testbed=testbed).save(trace_path(tmp_path, testbed, "alexnet", algorithm, 1))
+            trace = make_trace(algorithm, testbed=testbed)
+            trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", algorithm, 1))
     return tmp_path
 
 

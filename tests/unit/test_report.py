@@ -22,11 +22,12 @@ from ionn.evaluation.figures import draw_figures
 from ionn.evaluation.report import make_report, terminal_summary, write_report
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import summary
-from ionn.evaluation.validation import predict, validate
+from ionn.evaluation.validation import validate
 from ionn.model.network import Network
 from ionn.paper import ALGORITHMS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, trace_path
 from ionn.testbed.virtual import run_virtual
 from tests.support.chains import chain
@@ -49,15 +50,13 @@ def alexnet_runs(client_spec: str, server_spec: str) -> list[Trace]:
     traces = []
     for algorithm in ALGORITHMS:
         plan = make_plan(network, graph, algorithm, 80)
-        info = RunInfo(
-            "virtual", "alexnet", algorithm, 1, 80.0, 0, 1.0, client.name, server.name, plan.to_json(), graph.to_json()
-        )
-        traces.append(run_virtual(info))
+        traces.append(run_virtual(RunInfo(Settings("virtual"), 1, plan, graph)))
     return traces
 
 
 def as_live(trace: Trace, **changes: Any) -> Trace:
-    return dataclasses.replace(trace, info=dataclasses.replace(trace.info, testbed="live", server="cpu", **changes))
+    info = dataclasses.replace(trace.info, settings=Settings("live"), sent="cpu", **changes)
+    return dataclasses.replace(trace, info=info)
 
 
 def verdict(traces: list[Trace], text: str) -> Verdict:
@@ -110,7 +109,7 @@ def test_verdicts_on_partitions() -> None:
     assert (found.virtual, found.verdict) == ("1 + 1 → 2 + 2", "supported")
     assert verdict([whole, finer], "AlexNet, recursive-efficiency: largest").virtual == "100% → 25%"
     one_stage = verdict([make_trace(model="inception")], "Inception, original")
-    assert (one_stage.virtual, one_stage.verdict) == ("stage1 alone", "supported")
+    assert (one_stage.virtual, one_stage.verdict) == ("B alone", "supported")
 
 
 def test_latencies_that_differ_clearly_or_not() -> None:
@@ -169,7 +168,7 @@ def predictable(client_ms: float, run: int = 1) -> Trace:
         down_ms=np.full(3, 10.0),
         offloadable=np.array([True, True]),
     )
-    return make_trace(latencies_ms=(125.0,) * 29, testbed="live", graph=graph.to_json(), run=run)
+    return make_trace(latencies_ms=(125.0,) * 29, testbed="live", graph=graph, run=run)
 
 
 def test_prediction_errors() -> None:
@@ -205,16 +204,11 @@ def test_prediction_errors_in_the_report() -> None:
 @pytest.mark.filterwarnings("error")
 def test_no_error_where_both_upload_and_execute_at_no_time() -> None:
     nothing = chain(client=[100.0], server=[200.0], upload=[1.0], up=[1.0] * 2)
-    live = make_trace(testbed="live", latencies_ms=FIVE_FAST, ends_s=(), sizes=(), graph=nothing.to_json())
+    live = make_trace(testbed="live", latencies_ms=FIVE_FAST, ends_s=(), sizes=(), graph=nothing)
     checked = validate(live)
     assert math.isnan(checked.latency_error)
     assert math.isnan(checked.query_error)
-    assert checked.predicted.info.testbed == "virtual"
-
-
-def test_a_live_trace_without_its_costs_is_named() -> None:
-    with pytest.raises(InputError, match="run 1 of alexnet, original, live: its trace lacks the costs"):
-        predict(make_trace(testbed="live"))
+    assert checked.predicted.info.settings.testbed == "virtual"
 
 
 class Page(HTMLParser):
@@ -240,7 +234,7 @@ class Page(HTMLParser):
 def test_the_report_shows_tables_and_figures(alexnet: list[Trace], tmp_path: Path) -> None:
     odd = "an <odd> | name"
     for trace in [*alexnet, *(as_live(trace, environment={"cpu": odd}) for trace in alexnet)]:
-        trace.save(trace_path(tmp_path, trace.info.testbed, "alexnet", trace.info.algorithm, 1))
+        trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", trace.info.algorithm, 1))
     figures = draw_figures(tmp_path, tmp_path / "figures")
     path = write_report(tmp_path, figures)
     assert path == tmp_path / "report.md"
@@ -276,7 +270,8 @@ def sliced_runs(counts: Sequence[int], model: str = "inception", **info: Any) ->
         make_trace(name, (*[3000.0 / (n + 0.5)] * (n + 1), *FIVE_FAST), model=model, **info)
         for name, n in zip((*ALGORITHMS, "sliced-efficiency"), counts, strict=True)
     ]
-    plan = {**ours.info.plan, "partitions": [{**part, "slices": {}} for part in ours.info.plan["partitions"]]}
+    parts = [dataclasses.replace(part, layers=("cut",)) for part in ours.info.plan.partitions]  # another plan
+    plan = dataclasses.replace(ours.info.plan, partitions=tuple(parts))
     return [*others, dataclasses.replace(ours, info=dataclasses.replace(ours.info, plan=plan))]
 
 
@@ -301,7 +296,12 @@ def test_live_runs_decide_about_the_order_but_not_about_gains() -> None:
         assert slice_verdict(virtual + worse, text)[2] == "not supported on the live testbed"
     noisy = sliced_runs((30, 30, 32, 28), testbed="live")
     assert slice_verdict(virtual + noisy, "Inception: queries, recursive") == ("52 → 80", "32 → 28", "supported")
-    same = [dataclasses.replace(t, info=dataclasses.replace(t.info, plan=worse[0].info.plan)) for t in worse]
+    partitions = worse[0].info.plan.partitions
+    plans = [dataclasses.replace(t.info.plan, partitions=partitions) for t in worse]
+    same = [
+        dataclasses.replace(t, info=dataclasses.replace(t.info, plan=plan))
+        for t, plan in zip(worse, plans, strict=True)
+    ]
     same_plan = ("52 → 80", "32 → 26, the same plan", "supported")
     assert slice_verdict(virtual + same, "Inception: queries, recursive") == same_plan
 
@@ -353,8 +353,8 @@ def test_gains_against_original() -> None:
 
 def test_planning_times_and_the_fine_steps(tmp_path: Path) -> None:
     trace = make_trace("efficiency")
-    trace.save(trace_path(tmp_path, "virtual", "alexnet", "efficiency", 1))
-    fine = {**trace.info.plan, "algorithm": "original-0.0001", "planning_ms": 90.0}
+    trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", "efficiency", 1))
+    fine = {**trace.info.plan.to_json(), "algorithm": "original-0.0001", "planning_ms": 90.0}
     plans = tmp_path / "plans.json"
     for partitions, same in ((fine["partitions"], "yes"), (fine["partitions"][::-1], "NO")):
         plans.write_text(json.dumps({"plans": [{**fine, "partitions": partitions}]}))
@@ -368,7 +368,7 @@ def test_planning_times_and_the_fine_steps(tmp_path: Path) -> None:
 def test_faults_are_told() -> None:
     traces = [
         make_trace(bit_equal=False),
-        make_trace("efficiency", testbed="live", environment={"fault": "no answer"}),
+        make_trace("efficiency", testbed="live", fault="no answer"),
     ]
     (section,) = [part for part in make_report(traces).sections if part.title == "Runs with faults"]
     assert section.rows == (

@@ -337,7 +337,7 @@ def traces_of(model: str) -> dict[str, tuple[int, float]]:
     rows = {}
     for trace in runner.run_virtual_all(model, algorithms):
         largest = max(partition.bytes for partition in trace.partitions)
-        rows[trace.info.algorithm] = trace.queries_before_upload, largest / trace.info.plan["model_bytes"]
+        rows[trace.info.algorithm] = trace.queries_before_upload, largest / trace.info.plan.model_bytes
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from ionn.errors import InputError
 from ionn.evaluation.summary import Stat, common_times, largest_share, load_results, mean_latency, summary
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import trace_path
 from tests.support.runs import FIVE_FAST, make_trace
 
@@ -33,15 +35,15 @@ def test_runs_are_averaged_with_their_spread() -> None:
     assert row.bit_equal is False
 
 
-def test_only_runs_of_equal_conditions_are_averaged() -> None:
+def test_only_runs_of_equal_settings_are_averaged() -> None:
     traces = [
         make_trace(testbed="live"),
         make_trace(testbed="live", dilation=8.0),
         make_trace(mbps=40.0),
         make_trace(),
     ]
-    slugs = [row.conditions.slug for row in summary(traces)]
-    assert slugs == ["virtual", "virtual-40mbps", "live", "live-x8"]
+    slugs = [row.settings.slug for row in summary(traces)]
+    assert slugs == ["virtual", "virtual-40mbps", "live", "live-dilation8"]
 
 
 def test_the_papers_models_and_algorithms_come_in_its_order() -> None:
@@ -52,7 +54,8 @@ def test_the_papers_models_and_algorithms_come_in_its_order() -> None:
 
 def test_largest_share_is_relative_to_the_whole_model() -> None:
     trace = make_trace()
-    trace.info.plan["model_bytes"] = 6_000
+    plan = dataclasses.replace(trace.info.plan, model_bytes=6_000)
+    trace = dataclasses.replace(trace, info=dataclasses.replace(trace.info, plan=plan))
     assert largest_share(trace) == 0.5
 
 
@@ -63,7 +66,7 @@ def test_an_empty_plan_has_a_row() -> None:
 
 
 def test_a_run_that_lost_its_server_is_left_out() -> None:
-    lost = make_trace(run=2, testbed="live", environment={"fault": "no answer"})
+    lost = make_trace(run=2, testbed="live", fault="no answer")
     (row,) = summary([make_trace(testbed="live"), lost])
     assert row.traces[0].info.run == 1
 
@@ -95,6 +98,6 @@ def test_runs_that_never_execute_at_the_same_time_have_no_common_time() -> None:
 def test_results_without_a_usable_run_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no traces here; `ionn run alexnet .*`"):
         load_results(tmp_path)
-    make_trace(environment={"fault": "no answer"}).save(trace_path(tmp_path, "live", "alexnet", "original", 1))
+    make_trace(fault="no answer").save(trace_path(tmp_path, Settings("live"), "alexnet", "original", 1))
     with pytest.raises(InputError, match="every run lost its server"):
         load_results(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gzip
 import json
 import math
 from pathlib import Path
@@ -13,9 +14,15 @@ import pytest
 
 from ionn.errors import InputError
 from ionn.evaluation.report import terminal_summary
+from ionn.evaluation.validation import validate
+from ionn.planning.graph import GraphDocument
+from ionn.planning.plan import PartitionDocument, PlanDocument
+from ionn.planning.slice_costs import SlicePlan
 from ionn.records import PartitionRecord, QueryRecord, Segment
-from ionn.testbed import runner
-from ionn.testbed.trace import RunInfo, Trace, load_traces
+from ionn.testbed import runner, trace
+from ionn.testbed.settings import Settings
+from ionn.testbed.trace import Trace, load_traces
+from ionn.testbed.virtual import run_virtual
 from tests.support.runs import make_trace
 
 PARTITIONS = (PartitionRecord(0, ("fc",), 1000, 0.3, 0.9, 1.7), PartitionRecord(1, ("conv",), 10, 1.1, 2.3, 2.9))
@@ -47,7 +54,7 @@ def test_a_trace_is_divided_once(dilation: float, tmp_path: Path) -> None:
         loaded = Trace.load(path)
         assert times(loaded) == [time / dilation for time in times(raw)]
         assert loaded == raw.undilated() == loaded.undilated()
-        assert loaded.info.dilation == dilation
+        assert loaded.info.settings.dilation == dilation
         assert [(q.overruns, q.difference, q.bit_equal) for q in loaded.queries] == [(2, 0.125, True)]
         assert [(p.bytes, p.stages) for p in loaded.partitions] == [(1000, ("fc",)), (10, ("conv",))]
 
@@ -74,9 +81,13 @@ def test_what_is_not_json_is_not_read(token: str, tmp_path: Path) -> None:
 WRONG = ("null", "true", '"x"', "-5", "2.5", "1e300", "9223372036854775807", "[]", "[1]", "{}", '{"x": 1}', "[[]]")
 # Where in a trace's lines a value may stand: the record, and the path to it.
 PLACES = [
-    *(("run", (each.name,)) for each in dataclasses.fields(RunInfo)),
-    *(("run", ("plan", name)) for name in ("partitions", "model_bytes", "planning_ms")),
-    *(("run", ("plan", "partitions", 0, name)) for name in ("stages", "bytes")),
+    *(("run", (name,)) for name in trace._RunDocument.__struct_fields__),
+    ("run", ("environment", "noise")),
+    ("run", ("environment", "fault")),
+    *(("run", ("plan", name)) for name in PlanDocument.__struct_fields__),
+    *(("run", ("plan", "partitions", 0, name)) for name in PartitionDocument.__struct_fields__),
+    *(("run", ("graph", name)) for name in GraphDocument.__struct_fields__),
+    *(("run", ("graph", "cuts", 0, each.name)) for each in dataclasses.fields(SlicePlan)),
     *(("partition", (each.name,)) for each in dataclasses.fields(PartitionRecord)),
     *(("query", (each.name,)) for each in dataclasses.fields(QueryRecord)),
     *(("query", ("segments", 0, each.name)) for each in dataclasses.fields(Segment)),
@@ -98,7 +109,7 @@ def test_a_trace_whose_fields_are_not_what_they_should_be_is_refused_or_harmless
     """Whatever is in it: one line that names the file, or all that is made of traces."""
     path = tmp_path / "traces" / "virtual" / "alexnet" / "recursive-efficiency" / "run-01.jsonl"
     path.parent.mkdir(parents=True)
-    refused = 0
+    refusals = []
     for value in WRONG:
         changed = copy.deepcopy(records)
         *way, last = place
@@ -110,10 +121,9 @@ def test_a_trace_whose_fields_are_not_what_they_should_be_is_refused_or_harmless
         try:
             terminal_summary(load_traces(tmp_path))
         except InputError as error:
-            message = str(error)
-            assert message.startswith(str(path)) or "execution graph" in message
-            refused += 1
-    assert refused >= 5
+            refusals.append(str(error))
+    assert len(refusals) >= 5
+    assert all(refusal.startswith(str(path)) for refusal in refusals)
 
 
 def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -121,3 +131,36 @@ def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], t
     path.write_text("".join(json.dumps(each) + "\n" for each in records if each["record"] != "query"))
     with pytest.raises(InputError, match="an interrupted run"):
         Trace.load(path)
+
+
+# Written by earlier versions of ionn, when the part of that number was done. The first have no model_bytes,
+# planning_ms and cuts, none before part 8 have server_given and connect.
+OLD = {
+    "part1-live": (Settings("live"), 4, 5, 11),
+    "part1-virtual": (Settings("virtual"), 4, 9, 15),
+    "part2-live": (Settings("live"), 4, 6, 12),
+    "part2-sliced-noise": (Settings("virtual", noise=0.1), 53, 130, 136),
+    "part5-live": (Settings("live"), 4, 6, 12),
+    "part5-sliced-noise": (Settings("virtual", noise=0.1), 53, 130, 136),
+    "part7-live": (Settings("live"), 4, 6, 12),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_traces_of_earlier_versions_are_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "traces" / "old" / "any" / "any" / "run-01.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.decompress(Path(__file__).with_name("traces").joinpath(f"{name}.jsonl.gz").read_bytes()))
+    (old,) = load_traces(tmp_path)
+    settings, partitions, before_upload, queries = OLD[name]
+    assert old.info.settings == settings
+    assert (len(old.partitions), len(old.queries), old.queries_before_upload) == (partitions, queries, before_upload)
+    assert [part.stage_names for part in old.info.plan.partitions] == [part.stages for part in old.partitions]
+    assert old.info.plan.model_bytes in (17_015_564, 243_860_896)
+    assert terminal_summary([old])
+    if settings.testbed == "virtual":
+        assert run_virtual(old.info).queries == old.queries
+    else:
+        assert validate(old).latency_error < 0.3
+    old.save(tmp_path / "again.jsonl")
+    assert Trace.load(tmp_path / "again.jsonl") == old

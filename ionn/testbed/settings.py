@@ -1,0 +1,101 @@
+"""How a run of the experiment is made: one value, from which follows what its trace is called and compared with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from ionn.errors import InputError
+from ionn.paper import CLIENT, MBPS
+from ionn.planning.graph import checked_mbps
+from ionn.schema import NATURAL_MAX
+
+TESTBEDS = ("virtual", "live")
+# A run that is slowed down a thousand times takes as many half minutes: eight hours.
+DILATION_MAX = 1000.0
+# The standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
+NOISE_MAX = 1.0
+# How a trace's name of a client ends that is not paced.
+NOT_PACED = ", not paced"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that must be equal for runs of a plan to be averaged, or their plans compared. The defaults are the paper's
+    (section 4.1); `testbed` is "virtual" or "live".
+
+    `client` names the costs that the client is paced to, or, not `paced`, has; `server` names those that the plan is
+    made with, "" where they are the testbed's own: the paper's server on the virtual one, what the server sends on the
+    live one (`ionn.costs.loading.costs_label` makes these names). Link and client of a live run are slowed down by
+    `dilation`; `connect`: it used a server that ran already, over whatever link. `noise` is the standard deviation of
+    the logarithm of a virtual latency.
+
+    Raises InputError for values out of their ranges, and for what the testbed does not have.
+    """
+
+    testbed: str
+    mbps: float = MBPS
+    dilation: float = 1.0
+    client: str = CLIENT
+    server: str = ""
+    seed: int = 0
+    noise: float = 0.0
+    paced: bool = True
+    connect: bool = False
+
+    def __post_init__(self) -> None:
+        if self.testbed not in TESTBEDS:
+            raise InputError(f"testbed {self.testbed!r}: there are 'virtual' and 'live'")
+        checked_mbps(self.mbps)
+        if not 1 <= self.dilation <= DILATION_MAX:
+            raise InputError(f"dilation {self.dilation:g}: give a number from 1 to {DILATION_MAX:g}")
+        if not 0 <= self.seed <= NATURAL_MAX:
+            raise InputError(f"seed {self.seed}: give a natural number")
+        if not 0 <= self.noise <= NOISE_MAX:
+            raise InputError(f"noise {self.noise:g}: give a number from 0 to {NOISE_MAX:g}")
+        if self.testbed == "virtual" and (self.dilation != 1 or self.connect or not self.paced):
+            raise InputError("--dilation, --connect and --unpaced are for the live testbed; leave them out")
+        if self.testbed == "live" and self.noise:
+            raise InputError("--noise is for the virtual testbed; leave it out")
+        if self.dilation > 1 and not self.paced:
+            raise InputError(
+                "--dilation slows the pace of a client down, and this one is not paced; leave one of them out"
+            )
+
+    @property
+    def device(self) -> str:
+        """What a trace calls the client."""
+        return self.client if self.paced else self.client + NOT_PACED
+
+    @property
+    def are_papers(self) -> bool:
+        """Whether nothing but the dilation differs from the paper's settings."""
+        return replace(self, dilation=1.0) == Settings(self.testbed)
+
+    @property
+    def name(self) -> str:
+        """For people; without the bandwidth."""
+        return ", ".join([f"{self.testbed} testbed", *self._differences()])
+
+    @property
+    def slug(self) -> str:
+        """For the names of files and folders. Other settings have another."""
+        parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
+        if self.mbps != MBPS:
+            parts.append(f"{_exact(self.mbps)}mbps")
+        return "-".join([self.testbed, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)])
+
+    def _differences(self) -> list[str]:
+        """What is not as in the paper, beside the bandwidth."""
+        texts = {
+            "dilation": f"dilation {_exact(self.dilation)}", "client": f"client {self.client}",
+            "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",
+            "paced": "unpaced", "connect": "connected",
+        }  # fmt: skip
+        papers = Settings(self.testbed)
+        return [text for name, text in texts.items() if getattr(self, name) != getattr(papers, name)]
+
+
+def _exact(value: float) -> str:
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -1,0 +1,75 @@
+"""The settings of a run: what is refused, and what they are called."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ionn.errors import InputError
+from ionn.testbed.settings import Settings
+
+NAMES = st.sampled_from(["odroid-xu4", "gtx1080ti", "a b (12345678)", "layers.csv:odroid (00000000)", "3 (ffffffff)"])
+POSITIVE = st.sampled_from([80.0, 8.0, 80.00000001, 1 / 3, 1e-9, 1e300])
+SETTINGS = st.one_of(
+    st.builds(
+        Settings, st.just("virtual"), POSITIVE, client=NAMES, server=NAMES | st.just(""), seed=st.integers(0, 12),
+        noise=st.sampled_from([0.0, 0.1, 0.5, 1 / 3, 1.0]),
+    ),
+    st.builds(
+        Settings, st.just("live"), POSITIVE, st.sampled_from([1.0, 2.0, 2.0000001, 1000.0]), NAMES,
+        NAMES | st.just(""), st.integers(0, 12), connect=st.booleans(),
+    ),
+    st.builds(Settings, st.just("live"), client=NAMES, paced=st.booleans(), connect=st.booleans()),
+)  # fmt: skip
+
+
+@given(SETTINGS, SETTINGS)
+def test_other_settings_have_another_slug(one: Settings, other: Settings) -> None:
+    assert (one.slug == other.slug) == (one == other)
+    assert re.fullmatch(r"(virtual|live)(-[A-Za-z0-9._-]+)?", one.slug)
+
+
+def test_names() -> None:
+    assert (Settings("virtual").slug, Settings("live").slug) == ("virtual", "live")
+    assert Settings("live", dilation=8.0).slug == "live-dilation8"
+    everything = Settings("live", 40.5, client="a b (12ab)", server="c", seed=3, paced=False, connect=True)
+    assert everything.slug == "live-client-a-b-12ab-server-c-seed3-unpaced-connected-40.5mbps"
+    assert everything.name == "live testbed, client a b (12ab), server c, seed 3, unpaced, connected"
+    assert everything.device == "a b (12ab), not paced"
+    assert Settings("virtual", noise=0.25).name == "virtual testbed, noise 0.25"
+
+
+def test_which_are_the_papers() -> None:
+    assert [Settings("virtual").are_papers, Settings("live").are_papers, Settings("live", dilation=8.0).are_papers] == [
+        True, True, True,
+    ]  # fmt: skip
+    assert not Settings("live", 79.0).are_papers
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"testbed": "moon"}, "there are 'virtual' and 'live'"),
+        ({"mbps": 0.0}, "bandwidth 0"),
+        ({"mbps": math.inf}, "bandwidth inf"),
+        ({"testbed": "live", "dilation": 0.99}, "give a number from 1 to 1000"),
+        ({"testbed": "live", "dilation": math.nan}, "give a number from 1 to 1000"),
+        ({"noise": 1.01}, "give a number from 0 to 1"),
+        ({"noise": math.nan}, "give a number from 0 to 1"),
+        ({"seed": -1}, "give a natural number"),
+        ({"seed": 2**63}, "give a natural number"),
+        ({"dilation": 2.0}, "are for the live testbed"),
+        ({"connect": True}, "are for the live testbed"),
+        ({"paced": False}, "are for the live testbed"),
+        ({"testbed": "live", "noise": 0.1}, "--noise is for the virtual testbed"),
+        ({"testbed": "live", "dilation": 2.0, "paced": False}, "leave one of them out"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Settings(**{"testbed": "virtual", **given})
