@@ -61,15 +61,15 @@ class _Progress:
         self.overrun_ms += paced.overrun_ms
 
 
-def _trips(legs: Sequence[Leg]) -> list[list[Leg]]:
-    """The legs by trips: one at the client, or those between which data stays at the server."""
-    trips: list[list[Leg]] = []
+def _connected(legs: Sequence[Leg]) -> list[list[Leg]]:
+    """The legs in groups: one at the client, or those between which data stays at the server."""
+    groups: list[list[Leg]] = []
     for leg in legs:
         if leg.from_server and leg.where != "client":
-            trips[-1].append(leg)
+            groups[-1].append(leg)
         else:
-            trips.append([leg])
-    return trips
+            groups.append([leg])
+    return groups
 
 
 def _check_result(
@@ -144,12 +144,12 @@ class QueryExecutor:
         ready = upload.ready if upload else 0
         uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
         channels = channels_of(uploaded)
-        for trip in _trips(self._graph.legs(uploaded)):
-            if trip[0].where == "client":
-                self._run_here(query, trip[0].last)
+        for legs in _connected(self._graph.legs(uploaded)):
+            if legs[0].where == "client":
+                self._run_here(query, legs[0].last)
                 continue
             try:
-                self._run_there(query, trip, channels)
+                self._run_there(query, legs, channels)
             except FAULTS:
                 self._complete(query, channels)
                 return
@@ -170,13 +170,13 @@ class QueryExecutor:
         query.segments.append(self._segment("client", first, last, stage_ms, began))
         query.reach(last, self._net.outputs(last))
 
-    def _run_there(self, query: _Progress, trip: Sequence[Leg], channels: Mapping[int, int]) -> None:
-        """Run a trip: legs between which data is at the server, from the client's data and back to it.
+    def _run_there(self, query: _Progress, legs: Sequence[Leg], channels: Mapping[int, int]) -> None:
+        """Run legs between which data is at the server, from the client's data and back to it.
 
         What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
         """
         assert self._client is not None
-        with self._client.query(self._deadline_s(trip), self._results_bytes(trip, channels)) as exchange:
+        with self._client.query(self._deadline_s(legs), self._results_bytes(legs, channels)) as exchange:
 
             def send(leg: Leg, data: Floats | None) -> int:
                 if leg.where == "server":
@@ -184,17 +184,17 @@ class QueryExecutor:
                 return exchange.run_part(leg.first, channels[leg.first], leg.to_server, data)
 
             began = time.perf_counter()
-            ticket = send(trip[0], query.outputs[0])
-            for leg, following in zip(trip, (*trip[1:], None), strict=True):
-                share_ms, joined = 0.0, -1
+            sent = send(legs[0], query.outputs[0])
+            for leg, following in zip(legs, (*legs[1:], None), strict=True):
+                share_ms, joined = 0.0, None
                 # The client's channels of a stage at both need its input, wherever it is needed too.
                 down = following is not None and following.where == "both"
                 if leg.where == "both":
                     share_ms = self._run_share(query, channels[leg.first])
                     if leg.to_server:
                         joined = exchange.join(query.share[0], stay=not down)
-                sent_ahead = -1 if following is None else send(following, None)
-                outputs, result = exchange.result(ticket)
+                sent_ahead = None if following is None else send(following, None)
+                outputs, result = exchange.result(sent)
                 _check_result(exchange, leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
                 if leg.where == "server":
                     query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
@@ -203,12 +203,14 @@ class QueryExecutor:
                     query.segments.append(Segment("both", *leg[1:3], ms, (time.perf_counter() - began) * 1e3))
                     if not leg.to_server:
                         outputs = [np.concatenate((outputs[0], query.share[0]), axis=1)]
-                    elif down:
+                    elif joined is not None and down:
                         outputs, _ = exchange.result(joined)
                         _check_result(exchange, leg, outputs, self._network.stages[leg.last].output_shapes)
                 if outputs:
                     query.reach(leg.last, outputs)
-                ticket, began = sent_ahead, time.perf_counter()
+                if sent_ahead is not None:
+                    sent = sent_ahead
+                began = time.perf_counter()
 
     def _run_share(self, query: _Progress, begin: int, end: int | None = None) -> float:
         """Run channels `begin`..`end` (by default the last) of the next stage at the client; how long that took."""
@@ -241,18 +243,18 @@ class QueryExecutor:
         if query.position <= last:
             self._run_here(query, last)
 
-    def _deadline_s(self, trip: Sequence[Leg]) -> float:
+    def _deadline_s(self, legs: Sequence[Leg]) -> float:
         graph, expected_ms = self._graph, 0.0
-        for leg in trip:
+        for leg in legs:
             expected_ms += graph.up_ms[leg.first] + graph.server_ms[leg.first : leg.last + 1].sum()
             expected_ms += graph.down_ms[leg.last + 1]
         return Timeouts(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
 
-    def _results_bytes(self, trip: Sequence[Leg], channels: Mapping[int, int]) -> int:
-        """The most that a trip's results can have: a stage at both may have its whole output joined too."""
+    def _results_bytes(self, legs: Sequence[Leg], channels: Mapping[int, int]) -> int:
+        """The most that their results can have: a stage at both may have its whole output joined too."""
         stages = self._network.stages
-        shapes = [shape for leg in trip for shape in self._shapes(leg, channels)]
-        shapes += [shape for leg in trip if leg.where == "both" for shape in stages[leg.last].output_shapes]
+        shapes = [shape for leg in legs for shape in self._shapes(leg, channels)]
+        shapes += [shape for leg in legs if leg.where == "both" for shape in stages[leg.last].output_shapes]
         return _FLOAT_BYTES * sum(map(math.prod, shapes))
 
     def _shapes(self, leg: Leg, channels: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:

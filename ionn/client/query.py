@@ -57,14 +57,14 @@ class Exchange:
         self._sent += 1
         return self._sent - 1
 
-    def result(self, ticket: int) -> tuple[list[Floats], Result]:
-        """The outputs that a message asked for, and what the server said about them.
+    def result(self, sent: int) -> tuple[list[Floats], Result]:
+        """The outputs that a message asked for, and what the server said of them. `sent` is what sending it returned.
 
         Raises ServerError, ServerUnreachableError and ProtocolError.
         """
-        while len(self._results) <= ticket:
+        while len(self._results) <= sent:
             self._receive()
-        result = self._results[ticket]
+        result = self._results[sent]
         assert result is not None, "the error was raised when it came"
         try:
             pairs = zip(result.payload, result.shapes, strict=True)

@@ -23,7 +23,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -172,18 +171,24 @@ class ExecutionGraph:
     def legs(self, uploaded: Iterable[Piece]) -> tuple[Leg, ...]:
         """The path that `latency_ms` measures, from the first stage to the last."""
         _, at_server, at_both = self._fastest(*self._only(uploaded))
-        chosen = set(at_server)
-
-        def place(stage: int) -> tuple[str, int]:
-            return ("both", stage) if stage in at_both else ("server" if stage in chosen else "client", -1)
-
+        places = ["client"] * len(self.stages)
+        for stage in at_server:
+            places[stage] = "server"
+        for stage in at_both:
+            places[stage] = "both"
         legs: list[Leg] = []
-        for (where, _), run in groupby(range(len(self.stages)), place):
-            first, *others = run
-            last = others[-1] if others else first
-            _, stays_before = at_both.get(first - 1, (False, False))
-            ends = at_both.get(first, (stays_before, last + 1 in at_both) if where == "server" else (False, False))
-            legs.append(Leg(where, first, last, *ends))
+        first = 0
+        for last, where in enumerate(places):
+            if where != "both" and places[last + 1 : last + 2] == [where]:
+                continue  # the leg goes on
+            from_server = to_server = False
+            if where == "both":
+                from_server, to_server = at_both[first]
+            elif where == "server":
+                from_server = first - 1 in at_both and at_both[first - 1][1]
+                to_server = last + 1 in at_both
+            legs.append(Leg(where, first, last, from_server, to_server))
+            first = last + 1
         return tuple(legs)
 
     def split(self, stage: int, channels: int) -> Split:

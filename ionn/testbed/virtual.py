@@ -32,9 +32,9 @@ def run_virtual(info: RunInfo) -> Trace:
     return run_experiment(VirtualSession(info), info)
 
 
-class _Hop(NamedTuple):
-    """A leg of a route: features go up, it computes, results come down (neither for a leg at the client). A stage at
-    both sides is a `split`."""
+class _TimedLeg(NamedTuple):
+    """A leg of a route and its times: features go up, it computes, results come down (neither for a leg at the client).
+    A stage at both sides is a `split`."""
 
     leg: Leg
     up_ms: float
@@ -56,7 +56,7 @@ class VirtualSession:
         self._end_ms: list[float] = []  # of the partitions that have left the link
         self._ready_ms: list[float] = []  # of the same; known as soon as the last byte has arrived
         self._now_ms = 0.0
-        self._routes: dict[int, list[_Hop]] = {}
+        self._routes: dict[int, list[_TimedLeg]] = {}
         self._queries = 0
         self._noise = info.settings.noise
         self._random = random.Random(f"{info.settings.seed}/{info.run}")
@@ -76,10 +76,10 @@ class VirtualSession:
     def query(self, raised_s: float | None = None) -> QueryRecord:
         start_s = self._now_ms / 1e3
         segments: list[Segment] = []
-        for hop in self._route(self._usable()):
+        for timed in self._route(self._usable()):
             began_ms = self._now_ms
-            compute_ms = self._run_split(hop.split, hop.leg) if hop.split else self._run(hop)
-            segments.append(Segment(*hop.leg[:3], compute_ms, self._now_ms - began_ms))
+            compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
+            segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
         self._queries += 1
         return QueryRecord(
             index=self._queries - 1,
@@ -89,10 +89,10 @@ class VirtualSession:
             segments=tuple(segments),
         )
 
-    def _run(self, hop: _Hop) -> float:
-        self._send_features(hop.up_ms)
-        compute_ms = hop.compute_ms * self._factor()
-        self._advance(self._now_ms + compute_ms + hop.down_ms)
+    def _run(self, timed: _TimedLeg) -> float:
+        self._send_features(timed.up_ms)
+        compute_ms = timed.compute_ms * self._factor()
+        self._advance(self._now_ms + compute_ms + timed.down_ms)
         return compute_ms
 
     def _run_split(self, split: Split, leg: Leg) -> float:
@@ -130,22 +130,22 @@ class VirtualSession:
         """How many partitions queries may use now; they become usable in plan order."""
         return bisect_right(self._ready_ms, self._now_ms)
 
-    def _route(self, usable: int) -> list[_Hop]:
+    def _route(self, usable: int) -> list[_TimedLeg]:
         if usable not in self._routes:
             uploaded = [piece for pieces in self._pieces[:usable] for piece in pieces]
-            self._routes[usable] = [self._hop(leg, uploaded) for leg in self._graph.legs(uploaded)]
+            self._routes[usable] = [self._timed(leg, uploaded) for leg in self._graph.legs(uploaded)]
         return self._routes[usable]
 
-    def _hop(self, leg: Leg, uploaded: list[Piece]) -> _Hop:
+    def _timed(self, leg: Leg, uploaded: list[Piece]) -> _TimedLeg:
         graph = self._graph
         run = slice(leg.first, leg.last + 1)
         if leg.where == "client":
-            return _Hop(leg, 0.0, float(graph.client_ms[run].sum()), 0.0, None)
+            return _TimedLeg(leg, 0.0, float(graph.client_ms[run].sum()), 0.0, None)
         if leg.where == "both":
-            return _Hop(leg, 0.0, 0.0, 0.0, graph.split(leg.first, channels_of(uploaded)[leg.first]))
+            return _TimedLeg(leg, 0.0, 0.0, 0.0, graph.split(leg.first, channels_of(uploaded)[leg.first]))
         up_ms = 0.0 if leg.from_server else float(graph.up_ms[leg.first])
         down_ms = 0.0 if leg.to_server else float(graph.down_ms[leg.last + 1])
-        return _Hop(leg, up_ms, float(graph.server_ms[run].sum()), down_ms, None)
+        return _TimedLeg(leg, up_ms, float(graph.server_ms[run].sum()), down_ms, None)
 
     def _send_features(self, work_ms: float) -> None:
         while work_ms > 0 and len(self._end_ms) < len(self._pieces):

@@ -7,7 +7,7 @@ planner uploads the same stages. A larger partition never makes it less, as a st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from ionn.errors import InputError
 from ionn.model.slices import Piece
 from ionn.planning.graph import ExecutionGraph
+
+Times = NDArray[np.float64]
 
 MOST_STAGES = 20
 """That `optimal` orders: it weighs all of their subsets."""
@@ -77,16 +79,14 @@ def least_area(graph: ExecutionGraph) -> float:
     step_ms = total_ms / _STEPS
     steps = np.zeros(len(graph.stages), dtype=np.int64)
     steps[weighted] = (graph.upload_ms[weighted] / step_ms).astype(np.int64)  # rounded down: still a bound
-    # After k steps: the fastest ways to have the data at the client and at the server.
-    at_client, at_server = np.zeros(_STEPS), np.full(_STEPS, np.inf)
-    for stage in range(len(graph.stages)):
+
+    def arrive(stage: int, there: Times) -> Times:
         executed = np.full(_STEPS, np.inf)
-        if stage in free or stage in weighted:
-            there = np.minimum(at_server, at_client + graph.up_ms[stage]) + graph.server_ms[stage]
-            executed[steps[stage] :] = there[: _STEPS - steps[stage]]
-        at_client = np.minimum(at_client, at_server + graph.down_ms[stage]) + graph.client_ms[stage]
-        at_server = executed
-    latency_ms = np.minimum.accumulate(np.minimum(at_client, at_server + graph.down_ms[-1]))
+        executed[steps[stage] :] = there[: _STEPS - steps[stage]]
+        return executed
+
+    # After k steps: the least latency of any stages whose uploads take so long.
+    latency_ms = np.minimum.accumulate(_fastest(graph, _STEPS, {*free, *weighted}, arrive))
     return float(latency_ms.sum()) * step_ms / 1e3
 
 
@@ -96,18 +96,28 @@ def _stages(graph: ExecutionGraph) -> tuple[list[int], list[int]]:
     return [i for i in stages if graph.upload_ms[i] > 0], [i for i in stages if graph.upload_ms[i] == 0]
 
 
-def _latencies(
-    graph: ExecutionGraph, weighted: list[int], free: list[int], present: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _latencies(graph: ExecutionGraph, weighted: list[int], free: list[int], present: NDArray[np.bool_]) -> Times:
     """`graph.latency_ms` of many sets: `present` is (sets, weighted stages); the free stages are in all of them."""
-    columns = dict(zip(weighted, present.T, strict=True)) | dict.fromkeys(free, np.ones(len(present), dtype=bool))
-    at_client, at_server = np.zeros(len(present)), np.full(len(present), np.inf)
+    columns = dict(zip(weighted, present.T, strict=True))
+
+    def arrive(stage: int, there: Times) -> Times:
+        return np.where(columns[stage], there, np.inf) if stage in columns else there
+
+    return _fastest(graph, len(present), {*free, *weighted}, arrive)
+
+
+def _fastest(
+    graph: ExecutionGraph, cases: int, stages: Collection[int], arrive: Callable[[int, Times], Times]
+) -> Times:
+    """The latencies of the fastest paths in many cases at once, (cases,), with no more than `stages` at the server.
+
+    `arrive` turns the times by which a stage would have been executed at the server into those by which it is: later
+    or, where it is not there, never.
+    """
+    at_client, at_server = np.zeros(cases), np.full(cases, np.inf)
     for stage in range(len(graph.stages)):
-        executed = np.full(len(present), np.inf)
-        if stage in columns:
-            there = np.minimum(at_server, at_client + graph.up_ms[stage]) + graph.server_ms[stage]
-            executed = np.where(columns[stage], there, np.inf)
+        there = np.minimum(at_server, at_client + graph.up_ms[stage]) + graph.server_ms[stage]
         at_client = np.minimum(at_client, at_server + graph.down_ms[stage]) + graph.client_ms[stage]
-        at_server = executed
-    latencies: NDArray[np.float64] = np.minimum(at_client, at_server + graph.down_ms[-1])
+        at_server = arrive(stage, there) if stage in stages else np.full(cases, np.inf)
+    latencies: Times = np.minimum(at_client, at_server + graph.down_ms[-1])
     return latencies
