@@ -35,7 +35,7 @@ def format_address(address: Address) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach tcp://HOST:PORT. Raises InputError for an unknown host."""
+    """Tell whether only this machine can reach tcp://HOST:PORT. Raises InputError for an unknown host."""
     host, port = parse_address(address, listen=True)
     try:
         found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)

@@ -26,5 +26,5 @@ MBPS = 80.0
 
 
 def model_title(model: str) -> str:
-    """How a model is written; its own name if it is not one of the paper's."""
+    """Return how a model is written; its own name if it is not one of the paper's."""
     return MODELS.get(model, model)

@@ -41,7 +41,8 @@ _monitors = itertools.count()
 
 
 class Connection:
-    """Not for use by two threads at once. It does not reconnect: once it is broken, every call says why.
+    """A connection, which two threads must not use at once. It does not reconnect: once it is broken, every call says
+    why.
 
     A message is taken only if it may be the next answer, by its type, to what was sent: a server that says what it was
     not asked breaks the connection, by ProtocolError.

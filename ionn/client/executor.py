@@ -27,7 +27,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Execution:
-    """What became of a query: the network's outputs, which nobody else writes to, and how they came about.
+    """The result of a query: the network's outputs, which nobody else writes to, and how they came about.
 
     `overruns` and `overrun_ms` are those of a paced client. `fallback`: the server was lost, or failed meanwhile, and
     the client completed the query alone.
@@ -258,7 +258,7 @@ class QueryExecutor:
         return _FLOAT_BYTES * sum(map(math.prod, shapes))
 
     def _shapes(self, leg: Leg, channels: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
-        """Of the outputs that a leg's message brings to the client."""
+        """Return the shapes of the outputs that a leg's message brings to the client."""
         shapes = self._network.stages[leg.last].output_shapes
         if leg.where == "server":
             return shapes

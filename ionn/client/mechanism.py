@@ -28,7 +28,8 @@ def mechanism_of(address: str, timeout_s: float = 2.0) -> str:
 
 
 def _greeting(address: tuple[str, int], mechanism: str, deadline: float) -> bytes:
-    """What a server greets a client of some mechanism with; less than _GREETING_BYTES if that is not there in time."""
+    """Return what a server greets a client of some mechanism with; less than _GREETING_BYTES if that is not there in
+    time."""
     greeting = b""
     with (
         contextlib.suppress(OSError, ValueError),  # ValueError: the time is over

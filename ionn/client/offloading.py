@@ -82,17 +82,17 @@ class Offloading:
 
     @property
     def upload(self) -> Upload | None:
-        """What is under way, if something is or was."""
+        """The upload that is under way or has ended, if there is one."""
         return self._client.upload if self._client is not None else None
 
     @property
     def planned(self) -> bool:
-        """Whether there is a plan: not before a server's costs are known."""
+        """Tell whether there is a plan: not before a server's costs are known."""
         return self._client is None or self._prepare is None or self.upload is not None
 
     @property
     def total_bytes(self) -> int:
-        """Of all partitions."""
+        """The bytes of all partitions."""
         return sum(partition.caffemodel.size for partition in self._partitions)
 
     @property
@@ -138,7 +138,8 @@ class Offloading:
             on_progress()
 
     def uploaded(self, give_up_s: float = GIVE_UP_S) -> bool:
-        """Whether nothing more will arrive: all partitions are usable, or the server has been lost for `give_up_s`."""
+        """Tell whether nothing more will arrive: all partitions are usable, or the server has been lost for
+        `give_up_s`."""
         if self._client is None:
             return True
         upload = self.upload
@@ -147,7 +148,7 @@ class Offloading:
         return self._client.fault is not None and time.monotonic() - self._client.lost_s > give_up_s
 
     def records(self) -> list[PartitionRecord]:
-        """What was uploaded, in the order of the plan."""
+        """Return what was uploaded, in the order of the plan."""
         if self.upload is None:
             return []
         stages = self.network.stages
@@ -190,8 +191,8 @@ def open_offloading(
         return ExecutionGraph.from_network(network, here, server, mbps)
 
     def prepare(sent: dict[str, Any]) -> Prepared:
-        """For a server that sends its costs. InputError if it sends none, ProtocolError if they are none, or not of
-        this network."""
+        """Prepare for a server that sends its costs. InputError if it sends none, ProtocolError if they are none, or
+        not of this network."""
         if not sent:
             raise InputError(
                 f"{address}: the server sends no cost model; start it with 'ionn serve --costs FILE' "

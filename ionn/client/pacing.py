@@ -42,7 +42,7 @@ class WallClock:
 
 @dataclass(frozen=True)
 class PacedResult:
-    """What a paced execution took.
+    """The times of a paced execution.
 
     `overrun_ms` is by how much layers took longer than their targets, all of them; `overruns` counts those beyond
     OVERRUN_TOLERANCE_MS. `layer_ms` is the time of each layer, waits included: their sum exceeds that of the targets by

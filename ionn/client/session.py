@@ -181,7 +181,7 @@ class Client:
         return upload
 
     def start_upload_when_known(self, make: MakePartitions, now_s: Callable[[], float]) -> None:
-        """Like `start_upload`, of the partitions that `make` makes when the server's costs are known.
+        """Do as `start_upload` with the partitions that `make` makes when the server's costs are known.
 
         The client's thread calls it once; where it raises an IonnError, that is the server's fault, and it is asked
         again at the next connection.
@@ -376,7 +376,7 @@ class Client:
                 connection.heard()
 
     def _begin_upload(self, connections: _Connections) -> Upload | None:
-        """What is to be uploaded by this connection, if that is known by now."""
+        """Return what is to be uploaded by this connection, if that is known by now."""
         if self.upload is None and self._make is not None:
             make, now_s = self._make
             try:
@@ -391,7 +391,7 @@ class Client:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """What an upload has against a server does not say which."""
+        """Name the server in what an upload has against it."""
         try:
             yield
         except ProtocolError as error:

@@ -48,7 +48,7 @@ class SlicedStage:
         return np.concatenate([net.outputs(self.stage)[0] for net in chosen.values()], axis=1), paced
 
     def exact(self, data: Floats, output: Floats) -> bool:
-        """Whether the slices make `output`, which is the whole stage's on `data`, bit for bit.
+        """Tell whether the slices make `output`, which is the whole stage's on `data`, bit for bit.
 
         A BLAS may sum in another order for another shape; `ionn.model.slices` says which shapes avoid that.
         """

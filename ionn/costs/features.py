@@ -50,7 +50,7 @@ _TLB_ROWS = 2048
 
 
 def features(layer: Layer) -> dict[str, float]:
-    """What the time of a layer is predicted from. A feature that is not in the result is 0.
+    """Return what the time of a layer is predicted from. A feature that is not in the result is 0.
 
     All types: `constant` (1), `operations` (as `ionn.model.layers` defines them), `weight_bytes`, `input_bytes`,
     `output_bytes`, and `large_bytes` (input and output bytes, where they exceed 512 KiB and the layer touches them).

@@ -51,7 +51,8 @@ def load_costs(spec: str | Path) -> Costs:
 
 
 def costs_label(costs: Costs) -> str:
-    """What traces call costs: the name of the device that has them, or else their own and a digest of their numbers."""
+    """Return what traces call costs: the name of the device that has them, or else their own and a digest of their
+    numbers."""
     if costs.name in device_names() and costs == load_costs(costs.name):
         return costs.name
     digest = hashlib.sha256(json.dumps(costs.to_json(), sort_keys=True).encode())

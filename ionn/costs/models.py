@@ -57,7 +57,7 @@ class Costs(Protocol):
         known."""
 
     def to_json(self) -> dict[str, Any]:
-        """What `ionn.costs.loading.costs_from_json` reads."""
+        """Return what `ionn.costs.loading.costs_from_json` reads."""
 
 
 @dataclass(frozen=True)

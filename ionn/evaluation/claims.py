@@ -47,7 +47,7 @@ class Evidence:
 
     @property
     def judged(self) -> bool:
-        """Whether the server is far faster than the client, as the paper's GPU is."""
+        """Tell whether the server is far faster than the client, as the paper's GPU is."""
         return self.settings.testbed == "virtual" or self.settings.dilation > 1
 
     def row(self, model: str, algorithm: str) -> SummaryRow:
@@ -112,7 +112,7 @@ def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
 
 
 def gain_percent(new: Stat, old: Stat) -> float:
-    """How much larger the mean is, in percent; NaN over nothing."""
+    """Return how much larger the mean is, in percent; NaN over nothing."""
     return (new.mean / old.mean - 1) * 100 if old.mean else math.nan
 
 
@@ -153,7 +153,7 @@ def _largest_difference(paper_from_s: float, paper_to_s: float) -> Claim:
 
 
 def interval_of_largest_difference(old: SummaryRow, new: SummaryRow) -> tuple[float, float]:
-    """When `new` is faster than `old` by the largest difference, and by at least half of it all around; seconds.
+    """Return when `new` is faster than `old` by the largest difference, and by at least half of it all around; seconds.
 
     (NaN, NaN) where `new` is never faster, or they execute no queries at the same time.
     """

@@ -12,7 +12,7 @@ from ionn.planning.plan import Plan
 
 
 def expected_latency(plan: Plan) -> tuple[list[float], list[float]]:
-    """When the latency changes, in s since the upload began (0 first), and the latency in ms from then on.
+    """Return when the latency changes, in s since the upload began (0 first), and the latency in ms from then on.
 
     Nothing but the upload is on the link: queries would slow it down.
     """

@@ -78,7 +78,7 @@ class Report:
     sections: tuple[Section, ...]
 
     def text(self) -> str:
-        """For the terminal."""
+        """Return the report for the terminal."""
         parts = [
             f"{section.title}\n{textwrap.fill(section.text, 120)}\n\n{_text_table(section)}\n"
             for section in self.sections

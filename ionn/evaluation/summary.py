@@ -40,7 +40,7 @@ class Stat:
         return f"{self.mean:.{digits}f}" + (f" ± {spread}" if float(spread) else "")
 
     def count(self) -> str:
-        """Of a quantity that is a whole number in each run."""
+        """Return the text for a quantity that is a whole number in each run."""
         return self.text(1 if self.std else 0)
 
 
@@ -106,7 +106,7 @@ def load_results(results: Path) -> list[Trace]:
 
 
 def lost_server(trace: Trace) -> bool:
-    """Whether the run had to go on without its server, so that it is no measurement of the experiment."""
+    """Tell whether the run had to go on without its server, so that it is no measurement of the experiment."""
     return trace.info.fault is not None
 
 
@@ -155,7 +155,7 @@ def _mean_latency_ms(trace: Trace) -> float:
 def common_times(
     traces: Sequence[Trace], end_s: float = math.inf, last: Callable[[Iterable[float]], float] = min
 ) -> Grid:
-    """When a latency changes: (m,) seconds since the upload began, ascending, the last one an end.
+    """Return when a latency changes: (m,) seconds since the upload began, ascending, the last one an end.
 
     The starts of all queries, from when every trace executes queries until the first of them (or the `last`: max) ends,
     and before `end_s`; empty if there is no such time. Between two neighbouring times, `latency_at` of each trace is

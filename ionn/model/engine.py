@@ -59,14 +59,15 @@ def load_caffe() -> Any:
 
 
 def blas() -> str:
-    """What Caffe's OpenBLAS is and which kernels it uses: results may differ in the last bits between two of these."""
+    """Return what Caffe's OpenBLAS is and which kernels it uses: results may differ in the last bits between two of
+    these."""
     library = ctypes.CDLL(load_caffe()._caffe.__file__)  # finds the symbols of the libraries it is linked to
     library.openblas_get_config.restype = ctypes.c_char_p
     return str(library.openblas_get_config().decode())
 
 
 def blas_threads() -> str:
-    """How many threads OpenBLAS was told to use."""
+    """Return how many threads OpenBLAS was told to use."""
     set_environment()
     return os.environ["OPENBLAS_NUM_THREADS"]
 

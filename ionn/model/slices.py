@@ -47,7 +47,7 @@ def stage_of(piece: Piece) -> int:
 
 
 def channels_of(pieces: Iterable[Piece]) -> dict[int, int]:
-    """How many channels of each stage that is cut are in these pieces."""
+    """Return how many channels of each stage that is cut are in these pieces."""
     channels: dict[int, int] = {}
     for piece in pieces:
         if isinstance(piece, Slice):
@@ -67,7 +67,7 @@ def runs_of(stages: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def output_channels(layers: Sequence[Layer]) -> int | None:
-    """How many output channels the layers of a stage make; None if it cannot be cut."""
+    """Return how many output channels the layers of a stage make; None if it cannot be cut."""
     layer, *rest = layers
     in_place = all(other.bottoms == other.tops == layer.tops and other.type in ELEMENT_WISE for other in rest)
     if len(layer.tops) != 1 or not in_place:
@@ -90,7 +90,7 @@ def _weighted_param(layer: Any) -> Any:
 
 
 def slice_sizes(network: Network, stage: Stage) -> tuple[int, int] | None:
-    """How many output channels a stage has and a slice of it must have; None if it cannot be cut."""
+    """Return how many output channels a stage has and a slice of it must have; None if it cannot be cut."""
     layers = network.layers[stage.first_layer : stage.last_layer + 1]
     channels = None if stage.pinned else output_channels(layers)
     if channels is None:

@@ -192,7 +192,7 @@ class ExecutionGraph:
         return tuple(legs)
 
     def split(self, stage: int, channels: int) -> Split:
-        """What a stage costs while `channels` of its channels, not all of them, are at the server."""
+        """Return what a stage costs while `channels` of its channels, not all of them, are at the server."""
         cut = self._cut[stage]
         share = channels / cut.channels
         client_ms, server_ms = float(self.client_ms[stage]), float(self.server_ms[stage])
@@ -247,7 +247,7 @@ class ExecutionGraph:
 
     @cached_property
     def has_weights(self) -> NDArray[np.bool_]:
-        """Whether uploading a stage sends anything, (n,)."""
+        """Tell whether uploading a stage sends anything, (n,)."""
         return self.upload_ms > self.load_ms
 
     @cached_property

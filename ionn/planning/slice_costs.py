@@ -62,7 +62,7 @@ class SlicePlan:
         return self.channels // self.least
 
     def ends(self, slices: int) -> list[int]:
-        """Where each of `slices` slices of about equal size ends; at most `most_slices`."""
+        """Return where each of `slices` slices of about equal size ends; at most `most_slices`."""
         tiles = [self.channels * number // (slices * TILE) for number in range(1, slices)]
         return [*(tile * TILE for tile in tiles), self.channels]
 
@@ -86,7 +86,7 @@ class Split:
         start_ms: float = 0.0,
         send_up: Callable[[float, float], float] = lambda at_ms, ms: at_ms + ms,
     ) -> float:
-        """When the output is complete at its place, if the input is there (`from_server` or not) at `start_ms`.
+        """Return when the output is complete at its place, if the input is there (`from_server` or not) at `start_ms`.
 
         `send_up(at_ms, ms)` is the end of a transfer that takes `ms` of the uplink alone and may begin at `at_ms`.
         """
@@ -105,7 +105,8 @@ class Split:
 def slice_plans(
     network: Network, client_fixed_ms: Sequence[float], server_fixed_ms: Sequence[float]
 ) -> tuple[SlicePlan, ...]:
-    """Of the stages of a network that can be cut. The arguments are parts of each stage's times, see `SlicePlan`."""
+    """Return the slice plans of the stages of a network that can be cut. The arguments are parts of each stage's times,
+    see `SlicePlan`."""
     sizes = {stage.index: size for stage in network.stages if (size := slice_sizes(network, stage))}
     return tuple(
         SlicePlan(stage, channels, least, client_fixed_ms[stage], server_fixed_ms[stage], SLICE_MS)

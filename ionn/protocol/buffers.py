@@ -47,11 +47,11 @@ class Incoming:
         self._filled = 0
 
     def __len__(self) -> int:
-        """How many bytes `peek` can show."""
+        """Return how many bytes `peek` can show."""
         return self._end - self._start
 
     def buffer(self) -> memoryview:
-        """Where the next bytes are to be received: never empty."""
+        """Return where the next bytes are to be received: never empty."""
         if self._target is not None:
             return self._target[self._filled : self._filled + _AT_ONCE_BYTES]
         if self._start:
@@ -74,7 +74,7 @@ class Incoming:
         self._start += count
 
     def fill(self, target: memoryview) -> bool:
-        """Whether `target` is full of the next bytes; until it is, call this again with the same one."""
+        """Tell whether `target` is full of the next bytes; until it is, call this again with the same one."""
         if self._target is None:
             here = self.peek(len(target))
             target[: len(here)] = here
@@ -101,7 +101,7 @@ class Outgoing:
 
     @property
     def cost(self) -> int:
-        """What they weigh in memory, in bytes: small ones weigh more than they have."""
+        """Return what they weigh in memory, in bytes: small ones weigh more than they have."""
         return self.size + _BUFFER_COST * len(self._views)
 
     def add(self, buffers: Iterable[Any]) -> None:

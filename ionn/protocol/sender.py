@@ -66,7 +66,7 @@ class Upload:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will become ready."""
+        """Tell whether nothing more will become ready."""
         return self._stopped or self.ready == len(self._partitions)
 
     def wait_ready(self, count: int, timeout_s: float) -> bool:
@@ -76,7 +76,7 @@ class Upload:
         return self.ready >= count
 
     def records(self, names: Sequence[tuple[str, ...]]) -> list[PartitionRecord]:
-        """What was uploaded, each partition as it was the last time; `names` are the stages of each."""
+        """Return what was uploaded, each partition as it was the last time; `names` are the stages of each."""
         return [
             PartitionRecord(
                 index, names[index], self._partitions[index].caffemodel.size,
@@ -126,7 +126,8 @@ class Upload:
             self._changed.notify_all()
 
     def _count_ready(self) -> None:
-        """Those that are whole with all before them; after a loss a later one may be whole before an earlier one."""
+        """Count the partitions that are whole with all before them; after a loss a later one may be whole before an
+        earlier one."""
         ready = next(
             (index for index in range(len(self._partitions)) if index not in self._whole), len(self._partitions)
         )

@@ -174,7 +174,7 @@ class ServerConnection:
 
     @property
     def seals(self) -> bool:
-        """Whether frames are encrypted, and so must be sent as a whole."""
+        """Tell whether frames are encrypted, and so must be sent as a whole."""
         return self._curve is not None
 
     def stop(self) -> None:
@@ -192,7 +192,7 @@ class ServerConnection:
         return [_head(memoryview(data).nbytes, _MORE if more else 0), data]
 
     def frame_head(self, size: int, more: bool) -> bytes:
-        """What comes before the bytes of a frame that is sent piece by piece. Not if it `seals`."""
+        """Return what comes before the bytes of a frame that is sent piece by piece. Not if it `seals`."""
         return _head(size, _MORE if more else 0)
 
     def message(self, frames: list[Any]) -> list[Any]:
@@ -203,7 +203,7 @@ class ServerConnection:
     # --- What has arrived ---------------------------------------------------------------------------------------------
 
     def next_event(self) -> Event | None:
-        """What has arrived next; None while it has not all arrived, or has no room. Raises ZmtpError."""
+        """Return what has arrived next; None while it has not all arrived, or has no room. Raises ZmtpError."""
         while not self._events:
             if self._state == "new":
                 # Who says nothing is told nothing: a peer is as fast with its greeting.
@@ -273,7 +273,7 @@ class ServerConnection:
         return filled
 
     def _admit(self, flags: int, size: int) -> bool:
-        """Whether a frame of this size is to be taken now. Raises ZmtpError if it never is."""
+        """Tell whether a frame of this size is to be taken now. Raises ZmtpError if it never is."""
         if self._state == "handshake":
             if not flags & _COMMAND:
                 raise ZmtpError("a message before the handshake")
@@ -429,7 +429,7 @@ class _Curve:
         return _FROM_SEALED[flags], sealed[_SEALED_EXTRA:]
 
     def _advance(self, nonce: bytes) -> None:
-        """Nothing is taken twice."""
+        """Go on to what follows, so that nothing is taken twice."""
         number = int.from_bytes(nonce)
         if number <= self._peer_nonce:
             raise ZmtpError("a nonce that was used before")
@@ -451,7 +451,7 @@ def _command(body: bytes) -> bytes:
 
 
 def _after(command: Any, name: bytes) -> bytes:
-    """What follows the name of a command that must have it."""
+    """Return what follows the name of a command that must have it."""
     body = bytes(command)
     if not body.startswith(name):
         raise ZmtpError("another command than the one that is due")

@@ -72,7 +72,7 @@ class CheckedNet:
 
     @property
     def boundaries(self) -> dict[int, Boundary]:
-        """What each of its stages takes and hands on; of a slice, what its whole stage does."""
+        """Return what each of its stages takes and hands on; of a slice, what its whole stage does."""
         if self.whole is not None:
             return self.whole.boundaries
         shapes = {
@@ -144,7 +144,7 @@ def _check_overlaps(checked: list[CheckedNet]) -> None:
 
 
 def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) -> None:
-    """What a stage hands on must be what the next one takes: numpy would broadcast it, or raise."""
+    """Return what a stage hands on must be what the next one takes: numpy would broadcast it, or raise."""
     boundaries = {**known}
     for each in checked:
         boundaries.update(each.boundaries)
@@ -190,7 +190,8 @@ def _bytes(shape: Shape) -> int:
 
 
 def _columns_bytes(layer: Layer) -> int:
-    """At most what Caffe unrolls a convolution's input into: an element per multiply-add of one output channel."""
+    """Return the most that Caffe unrolls a convolution's input into: an element per multiply-add of one output
+    channel."""
     if not layer.type.endswith("onvolution"):
         return 0
     group: int = layer.param.convolution_param.group
@@ -231,7 +232,7 @@ def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
 
 
 def assign_blobs(header: PartitionHeader, checked: list[CheckedNet]) -> list[tuple[int, str, int]]:
-    """Where each of the header's blobs goes: the net (its index), the layer and the blob's number.
+    """Return where each of the header's blobs goes: the net (its index), the layer and the blob's number.
 
     Every blob of every layer must be announced once, in its size. Slices of one stage have layers of the same name:
     their blobs come in the order of the nets.

@@ -86,7 +86,7 @@ class Connection:
 
     @property
     def full(self) -> bool:
-        """Whether its peer does not read what it is sent."""
+        """Tell whether its peer does not read what it is sent."""
         most_bytes = _STRANGER_UNREAD_BYTES_MAX if self.session is None else _UNREAD_BYTES_MAX
         return self.outgoing.cost >= most_bytes or bool(self.after)
 
@@ -95,7 +95,7 @@ class Host(Protocol):
     """Whom the connections lead to."""
 
     def room(self, connection: Connection) -> int:
-        """What may be taken of a connection now, in bytes of cost."""
+        """Return what may be taken of a connection now, in bytes of cost."""
 
     def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
         """A message has come."""
@@ -389,7 +389,7 @@ class Door:
             self._count_in(connection)
 
     def close(self, connection: Connection) -> None:
-        """At once."""
+        """Close the door at once."""
         if connection.closed:
             return
         connection.closed = True
@@ -425,7 +425,7 @@ class Door:
 
     @property
     def leaving(self) -> bool:
-        """Whether somebody has been told to go and has not gone."""
+        """Tell whether somebody has been told to go and has not gone."""
         return any(connection.leaving for connection in self._connections)
 
     def shut(self) -> None:
@@ -435,7 +435,7 @@ class Door:
         self._listener.close()
 
     def _warn(self, event: str, **fields: str) -> None:
-        """Not often: strangers must not fill the log."""
+        """Log a warning, but not often: strangers must not fill the log."""
         now = time.monotonic()
         if now >= self._warns_from:
             self._warns_from = now + _WARN_EVERY_S
@@ -443,7 +443,7 @@ class Door:
 
 
 def _address(host: str) -> str:
-    """What counts as one address: of IPv6, the network that one subscriber gets."""
+    """Return what counts as one address: of IPv6, the network that one subscriber gets."""
     if ":" not in host:
         return host
     address = ipaddress.IPv6Address(host.partition("%")[0])

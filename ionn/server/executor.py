@@ -35,7 +35,7 @@ class Stages:
         self.assemblies: dict[int, Assembly] = {}
 
     def __contains__(self, stage: int) -> bool:
-        """Whether it is there as a whole."""
+        """Tell whether it is there as a whole."""
         return stage in self._nets
 
     def add(self, net: StageNet, layers: Mapping[int, str]) -> None:
@@ -61,7 +61,7 @@ class Stages:
             return Error(ERROR_QUERY, "no memory for the query", query=message.query)
 
     def _input(self, message: Query | Part, stage: int, net: StageNet) -> Floats:
-        """What a message has a stage run on: its payload, or what the message before left."""
+        """Return what a message has a stage run on: its payload, or what the message before left."""
         if message.payload:
             return _floats(message.payload, net.input_shape(stage), f"the input of stage {stage}")
         left = self._left

@@ -29,7 +29,8 @@ _STOP_S = 2.0
 
 @dataclass(frozen=True)
 class News:
-    """Of the process that was wanted as `name`: its `pid`, and its exit code (negative: a signal) once it has ended."""
+    """News of the process that was wanted as `name`: its `pid`, and its exit code (negative: a signal) once it has
+    ended."""
 
     name: str
     pid: int

@@ -164,7 +164,7 @@ class Server:
         log.info("stopped")
 
     def _stopped(self) -> bool:
-        """Whether it was told to stop, and what ran then has finished or had its time."""
+        """Tell whether it was told to stop, and what ran then has finished or had its time."""
         if self._stop_at is None:
             return False
         return time.monotonic() >= self._stop_at or not any(
@@ -331,7 +331,7 @@ class Server:
         return session
 
     def _frame_bytes_max(self) -> int:
-        """Of an answer: an output is a blob, and a Welcome has the server's costs."""
+        """The most bytes of an answer's frame: an output is a blob, and a Welcome has the server's costs."""
         return max(int(self._limits.blob_mb * 1e6), 1_000_000)
 
     def _from_worker(self, session: Session, mask: int) -> None:

@@ -23,7 +23,7 @@ _PIECE_BYTES = 256 * 1024
 
 
 def _parts(frames: Sequence[Any]) -> list[Any]:
-    """What sends a message."""
+    """Return what sends a message."""
     sizes = [memoryview(frame).nbytes for frame in frames]
     lengths = struct.pack(f"<{len(sizes)}Q", *sizes)
     return [_HEAD.pack(len(sizes), len(lengths) + sum(sizes)) + lengths, *frames]
@@ -151,7 +151,7 @@ class FrontPipe:
         return Piece(data, size, begins, ends, len(self._lengths) > (not ends))
 
     def _begin(self) -> bool:
-        """Whether the lengths of the next message's frames are there."""
+        """Tell whether the lengths of the next message's frames are there."""
         head = self._incoming.peek(_HEAD.size)
         if len(head) < _HEAD.size:
             return False

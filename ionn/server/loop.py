@@ -58,14 +58,14 @@ class Loop:
         self._sources[descriptor] = _Source(handler, failed, outer, mask)
 
     def change(self, descriptor: int, mask: int) -> None:
-        """What a descriptor is watched for from now on."""
+        """Return what a descriptor is watched for from now on."""
         source = self._sources.get(descriptor)
         if source is not None and source.mask != mask:
             source.mask = mask
             self._circle(source.outer).modify(descriptor, mask)
 
     def move(self, descriptor: int, outer: bool) -> None:
-        """To the other circle."""
+        """Move it to the other circle."""
         source = self._sources[descriptor]
         if source.outer != outer:
             self._circle(source.outer).unregister(descriptor)

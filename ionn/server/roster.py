@@ -16,8 +16,8 @@ ROLES = ("control", "upload")
 
 
 def bounds(role: str, limits: Limits) -> Bounds:
-    """What a message of a session's connection may have. What is under way in this role, all its connections' together,
-    may cost as much as the largest message."""
+    """Return what a message of a session's connection may have. What is under way in this role, all its connections'
+    together, may cost as much as the largest message."""
     payload_bytes = limits.blob_mb * 1e6 if role == "control" else limits.window_kb * 1e3
     header_bytes = int(limits.header_kb * 1e3)
     return Bounds(int(limits.frames), header_bytes, int(payload_bytes) + header_bytes)
@@ -62,10 +62,10 @@ class Session:
 
     @property
     def last_heard(self) -> float:
-        """When its client last sent anything, be it part of a message."""
+        """Return when its client last sent anything, be it part of a message."""
         return max(self.heard, *(connection.heard for connection in self.connections.values()), 0.0)
 
     def doing(self) -> str:
-        """What the session's process was doing when it ended, as the end of a sentence."""
+        """Return what the session's process was doing when it ended, as the end of a sentence."""
         doing = self.note.read()
         return f" while {doing}" if doing else ""

@@ -31,12 +31,12 @@ class Assembly:
 
     @property
     def announced(self) -> bool:
-        """Whether any slice is there or on its way."""
+        """Tell whether any slice is there or on its way."""
         return bool(self._announced)
 
     @property
     def usage(self) -> Usage:
-        """Of the whole and, until it is complete, of the slices."""
+        """The usage of the whole and, until it is complete, of the slices."""
         return self._checked.usage if self.complete else sum(self._announced.values(), self._checked.usage)
 
     @property

@@ -75,7 +75,7 @@ class _Arriving:
 
     @property
     def layers(self) -> str:
-        """For messages."""
+        """The layers' names for messages."""
         return "; ".join(layers for each, _ in self.nets for layers in each.layers.values())
 
     @property

@@ -23,7 +23,7 @@ class Session(Protocol):
         """Return when the first partition is usable (at once for an empty plan)."""
 
     def uploaded(self) -> bool:
-        """Whether every partition of the plan is usable."""
+        """Tell whether every partition of the plan is usable."""
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
         """Raise a query and wait for its end; `raised_s` if it was raised earlier than now."""

@@ -35,7 +35,7 @@ class LinkPacer:
         self._free_s = -math.inf
 
     def quantum_bytes(self, alone: bool) -> int:
-        """How much a connection may send at its turn; `alone`: no other waits for one."""
+        """Return how much a connection may send at its turn; `alone`: no other waits for one."""
         quantum_bytes = max(MIN_QUANTUM_BYTES, int(self._bytes_per_s * QUANTUM_S))
         return min(ALONE_QUANTA * quantum_bytes if alone else quantum_bytes, MAX_QUANTUM_BYTES)
 

@@ -34,7 +34,7 @@ class Subject:
 
     @property
     def weights(self) -> Mapping[str, Sequence[Floats]]:
-        """Those that are loaded, not those of a file: what is uploaded must compute what is computed here."""
+        """The weights that are loaded, not those of a file: what is uploaded must compute what is computed here."""
         return self.net.weights()
 
 

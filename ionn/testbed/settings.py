@@ -64,29 +64,29 @@ class Settings:
 
     @property
     def device(self) -> str:
-        """What a trace calls the client."""
+        """The name that a trace has for the client."""
         return self.client if self.paced else self.client + NOT_PACED
 
     @property
     def are_papers(self) -> bool:
-        """Whether nothing but the dilation differs from the paper's settings."""
+        """Tell whether nothing but the dilation differs from the paper's settings."""
         return replace(self, dilation=1.0) == Settings(self.testbed)
 
     @property
     def name(self) -> str:
-        """For people; without the bandwidth."""
+        """The settings as people read them, without the bandwidth."""
         return ", ".join([f"{self.testbed} testbed", *self._differences()])
 
     @property
     def slug(self) -> str:
-        """For the names of files and folders. Other settings have another."""
+        """The settings in names of files and folders. Other settings have another."""
         parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
         if self.mbps != MBPS:
             parts.append(f"{_exact(self.mbps)}mbps")
         return "-".join([self.testbed, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)])
 
     def _differences(self) -> list[str]:
-        """What is not as in the paper, beside the bandwidth."""
+        """Return what is not as in the paper, beside the bandwidth."""
         texts = {
             "dilation": f"dilation {_exact(self.dilation)}", "client": f"client {self.client}",
             "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",

@@ -101,7 +101,7 @@ class _RunDocument(msgspec.Struct):
 
 
 def _run_json(info: RunInfo) -> dict[str, Any]:
-    """What `_RunDocument` reads, beside the schema."""
+    """Return what `_RunDocument` reads, beside the schema."""
     settings = info.settings
     noise = {"noise": settings.noise} if settings.testbed == "virtual" else {}
     fault = {} if info.fault is None else {"fault": info.fault}
@@ -141,7 +141,7 @@ class Trace:
 
     @property
     def upload_s(self) -> float:
-        """When the last partition became usable; 0 for an empty plan."""
+        """Return when the last partition became usable; 0 for an empty plan."""
         return max((p.ready_s for p in self.partitions), default=0.0)
 
     @property
@@ -151,7 +151,8 @@ class Trace:
 
     @property
     def queries_in_upload(self) -> float:
-        """Like `queries_before_upload`, and the part of the query under way when the upload ended that was over."""
+        """The number of queries as in `queries_before_upload`, and the part of the query under way when the upload
+        ended that was over."""
         parts = ((self.upload_s - q.start_s) / (q.end_s - q.start_s) for q in self.queries if q.end_s > q.start_s)
         return sum(min(max(part, 0.0), 1.0) for part in parts)
 
@@ -228,7 +229,7 @@ class Trace:
 
 
 def trace_path(results: Path, settings: Settings, model: str, algorithm: str, run: int) -> Path:
-    """Where a run's trace lives: results/traces/SETTINGS/MODEL/ALGORITHM/run-NN.jsonl."""
+    """Return where a run's trace lives: results/traces/SETTINGS/MODEL/ALGORITHM/run-NN.jsonl."""
     return results / "traces" / settings.slug / model / algorithm / f"run-{run:02d}.jsonl"
 
 

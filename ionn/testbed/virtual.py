@@ -127,7 +127,7 @@ class VirtualSession:
         ]
 
     def _usable(self) -> int:
-        """How many partitions queries may use now; they become usable in plan order."""
+        """Return how many partitions queries may use now; they become usable in plan order."""
         return bisect_right(self._ready_ms, self._now_ms)
 
     def _route(self, usable: int) -> list[_TimedLeg]:

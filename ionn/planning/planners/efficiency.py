@@ -34,7 +34,7 @@ def efficiency(graph: ExecutionGraph) -> list[list[int]]:
 
 
 def recursive_efficiency(graph: ExecutionGraph) -> list[list[int]]:
-    """Like `efficiency`, but a part of the candidate goes first while a part of it has positive efficiency."""
+    """Plan like `efficiency`, but a part of the candidate goes first while a part of it has positive efficiency."""
     return _plan(graph, recursive=True)
 
 
@@ -65,7 +65,7 @@ class Candidates:
             self.upload(first, last)
 
     def upload(self, first: int, last: int) -> None:
-        """From now on stages `first`..`last` are at the server: a run that touches them saves a transfer there."""
+        """Have stages `first`..`last` at the server from now on: a run that touches them saves a transfer there."""
         if first > 0:
             self._gain_to[first - 1] += self._graph.down_ms[first] + self._graph.up_ms[first]
         if last + 1 < len(self._gain_from):
@@ -141,7 +141,7 @@ class Candidates:
         return Candidate(math.inf, first, last)
 
     def _efficiencies(self, first: int | slice, last: int | slice) -> NDArray[np.float64]:
-        """Of the runs that begin with `first` and end with `last`, one of which is a slice."""
+        """Return the efficiencies of the runs that begin with `first` and end with `last`, one of which is a slice."""
         gain_ms = self._gain_to[last] - self._gain_from[first]
         upload_ms = self._upload_to[last] - self._upload_from[first]
         return np.asarray(gain_ms / (upload_ms + _SMALLEST))

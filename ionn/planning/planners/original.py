@@ -31,7 +31,7 @@ def _plan(graph: ExecutionGraph, factors: Sequence[float]) -> list[list[int]]:
     # server-side stage that it has, so it pays that overhead either way. For the same reason, where two factors have
     # the same path, all between them have it too.
     def partitions(before: int, until: int, uploaded: Stages, in_the_end: Stages) -> list[list[int]]:
-        """Those of the factors after index `before` up to index `until`."""
+        """Return the partitions of the factors after index `before` up to index `until`."""
         if uploaded == in_the_end:
             return []
         if until - before == 1:
