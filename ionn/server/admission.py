@@ -144,7 +144,7 @@ def _check_overlaps(checked: list[CheckedNet]) -> None:
 
 
 def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) -> None:
-    """Return what a stage hands on must be what the next one takes: numpy would broadcast it, or raise."""
+    """Check that what a stage hands on is what the next one takes: numpy would broadcast it, or raise."""
     boundaries = {**known}
     for each in checked:
         boundaries.update(each.boundaries)

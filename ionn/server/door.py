@@ -389,7 +389,7 @@ class Door:
             self._count_in(connection)
 
     def close(self, connection: Connection) -> None:
-        """Close the door at once."""
+        """Close a connection at once."""
         if connection.closed:
             return
         connection.closed = True

@@ -58,7 +58,7 @@ class Loop:
         self._sources[descriptor] = _Source(handler, failed, outer, mask)
 
     def change(self, descriptor: int, mask: int) -> None:
-        """Return what a descriptor is watched for from now on."""
+        """Change what a descriptor is watched for from now on."""
         source = self._sources.get(descriptor)
         if source is not None and source.mask != mask:
             source.mask = mask
