@@ -14,17 +14,17 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import NetParameter, PoolingParameter
 
-MAX = caffe_pb2.PoolingParameter.MAX
-AVERAGE = caffe_pb2.PoolingParameter.AVE
+MAX = PoolingParameter.MAX
+AVERAGE = PoolingParameter.AVE
 
 
 class Definition:
     """A network under construction. Each method appends its layers and returns the name of the blob they write."""
 
     def __init__(self, name: str, size: int, input_layer: str = "data") -> None:
-        self.param = caffe_pb2.NetParameter(name=name)
+        self.param = NetParameter(name=name)
         self.add("Input", input_layer, top="data", input_param={"shape": [{"dim": [1, 3, size, size]}]})
 
     def add(self, type_: str, name: str, *bottoms: str, top: str = "", **param: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from ionn.model.network import Layer
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import PoolingParameter
 from ionn.model.slices import SMALL_PRODUCT
 
 _FLOAT_BYTES = 4
@@ -74,7 +74,7 @@ def features(layer: Layer) -> dict[str, float]:
     }
     if layer.type == "Pooling":
         values["planes"] = float(math.prod(layer.bottom_shapes[0][:2]))
-        if layer.param.pooling_param.pool == caffe_pb2.PoolingParameter.MAX:
+        if layer.param.pooling_param.pool == PoolingParameter.MAX:
             values |= {"max_operations": values["operations"], "max_output_bytes": values["output_bytes"]}
     if layer.type == "InnerProduct" and layer.operations > SMALL_PRODUCT:
         rows, length = layer.weight_shapes[0]

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.model.network import Layer, Network
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import BlobProto, BlobShape, LayerParameter, NetParameter
 from ionn.schema import Natural
 
 _MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -126,7 +126,7 @@ def _index(data: memoryview) -> dict[str, tuple[Floats, ...]]:
 
 def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
     """The slow way, for files whose floats are doubles or not packed."""
-    net = caffe_pb2.NetParameter.FromString(data)
+    net = NetParameter.FromString(data)
     layers = {}
     for layer in [*net.layers, *net.layer]:
         blobs = []
@@ -295,15 +295,15 @@ def serialise_blobs(name: str, layers: Iterable[tuple[Layer, Sequence[Floats]]])
         pieces.append(memoryview(data))
         size += len(data)
 
-    put(caffe_pb2.NetParameter(name=name).SerializeToString())
+    put(NetParameter(name=name).SerializeToString())
     for layer, blobs_of_layer in layers:
         heads, arrays = [], []
         for array in blobs_of_layer:
-            shape = caffe_pb2.BlobProto(shape=caffe_pb2.BlobShape(dim=array.shape)).SerializeToString()
+            shape = BlobProto(shape=BlobShape(dim=array.shape)).SerializeToString()
             head = shape + _prefix(5, array.nbytes)
             heads.append(_prefix(7, len(head) + array.nbytes) + head)
             arrays.append(array)
-        label = caffe_pb2.LayerParameter(name=layer.name, type=layer.type).SerializeToString()
+        label = LayerParameter(name=layer.name, type=layer.type).SerializeToString()
         put(_prefix(100, len(label) + sum(len(h) + a.nbytes for h, a in zip(heads, arrays, strict=True))) + label)
         for index, (head, array) in enumerate(zip(heads, arrays, strict=True)):
             put(head)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ionn.errors import InputError
 from ionn.machine import machine
 from ionn.model.caffemodel import Floats
 from ionn.model.network import Network
@@ -50,9 +51,14 @@ def _is_zen4() -> bool:
 
 
 def load_caffe() -> Any:
-    """Caffe, configured for this process. The first call loads it, 0.5 s."""
+    """Caffe, configured for this process. The first call loads it, 0.5 s. Raises InputError if it is not installed."""
     set_environment()
-    import caffe
+    try:
+        import caffe
+    except ModuleNotFoundError as error:
+        if error.name != "caffe":
+            raise
+        raise InputError("this needs Caffe, which is not installed in this environment; run 'make setup'") from error
 
     caffe.set_mode_cpu()
     return caffe

@@ -22,8 +22,8 @@ from google.protobuf import text_format
 
 from ionn.arguments import name_of, path_of, text_of
 from ionn.errors import InputError, did_you_mean, printable
-from ionn.model.layers import Shape, essential, infer, label
-from ionn.model.proto import caffe_pb2
+from ionn.model.layers import FOREIGN, LAYER_TYPES, REASONS, Shape, essential, infer, label
+from ionn.model.proto import TEST, LayerParameter, NetParameter, blank_unread
 
 _PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
 _FLOAT_BYTES = 4
@@ -146,21 +146,34 @@ def _build(text: str, name: str, source: str) -> Network:
         stages = _stages(layers)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    param = caffe_pb2.NetParameter(name=net.name or name, layer=params)
+    param = NetParameter(name=net.name or name, layer=params)
     return Network(name, layers, stages, layers[0].tops[0], layers[0].top_shapes[0], stages[-1].outputs, param)
 
 
 def _parse(text: str, source: str) -> Any:
-    net = caffe_pb2.NetParameter()
+    net = NetParameter()
+    # Half a surrogate pair, which is no character, would break the parser.
+    encoded = blank_unread(text).encode("utf-8", "replace")
     try:
-        # Half a surrogate pair, which is no character, would break the parser.
-        text_format.Parse(text.encode("utf-8", "replace"), net)
+        text_format.Parse(encoded, net)
     except text_format.ParseError as error:
+        if foreign := _foreign_layer(encoded):
+            raise InputError(f"{source}: {label(foreign)}: {FOREIGN}") from None
         reason = printable(" ".join(str(error).partition(" : ")[2].split()))[-200:]  # it may quote a long line first
         raise InputError(f"{source}:{error.GetLine()}:{error.GetColumn()}: {reason}") from error
     if missing := net.FindInitializationErrors():
         raise InputError(f"{source}: {missing[0]} is missing")
     return net
+
+
+def _foreign_layer(text: bytes) -> Any:
+    """The first layer whose type no Caffe has, in a text that may have fields that no Caffe has: then these are its."""
+    net = NetParameter()
+    try:
+        text_format.Parse(text, net, allow_unknown_field=True)
+    except text_format.ParseError:
+        return None
+    return next((layer for layer in net.layer if layer.type and layer.type not in LAYER_TYPES | REASONS), None)
 
 
 def _test_phase(net: Any) -> list[Any]:
@@ -169,7 +182,7 @@ def _test_phase(net: Any) -> list[Any]:
         raise InputError("the old 'layers' format; convert it with Caffe's upgrade_net_proto_text")
     chosen = [*_legacy_input(net), *(layer for layer in net.layer if _included(layer, set(net.state.stage)))]
     for layer in chosen:
-        if layer.HasField("phase") and layer.phase != caffe_pb2.TEST:
+        if layer.HasField("phase") and layer.phase != TEST:
             raise InputError(f"{label(layer)}: it has phase TRAIN; remove the phase")
         if any(layer.loss_weight):
             raise InputError(f"{label(layer)}: it has a loss_weight, which is for training; remove it")
@@ -198,7 +211,7 @@ def _legacy_input(net: Any) -> list[Any]:
         return []
     if len(net.input) != 1 or (len(net.input_shape), len(net.input_dim)) not in ((1, 0), (0, 4)):
         raise InputError("give one 'input' with one 'input_shape' or four 'input_dim', or an Input layer")
-    layer = caffe_pb2.LayerParameter(name="input", type="Input", top=net.input)
+    layer = LayerParameter(name="input", type="Input", top=net.input)
     layer.input_param.shape.add(dim=net.input_shape[0].dim if net.input_shape else net.input_dim)
     return [layer]
 
@@ -210,7 +223,7 @@ def _included(layer: Any, stages: set[str]) -> bool:
 
     def meets(rule: Any) -> bool:
         return (
-            (not rule.HasField("phase") or rule.phase == caffe_pb2.TEST)
+            (not rule.HasField("phase") or rule.phase == TEST)
             and (not rule.HasField("min_level") or rule.min_level <= 0)
             and (not rule.HasField("max_level") or rule.max_level >= 0)
             and stages.issuperset(rule.stage)
@@ -242,7 +255,7 @@ def _insert_splits(params: Sequence[Any]) -> list[_Listed]:
     taken: Counter[tuple[int, int]] = Counter()
     result = []
     for index, param in enumerate(params):
-        connected = caffe_pb2.LayerParameter()
+        connected = LayerParameter()
         connected.CopyFrom(param)
         for bottom, source in enumerate(sources[index]):
             if uses[source] > 1:
@@ -254,7 +267,7 @@ def _insert_splits(params: Sequence[Any]) -> list[_Listed]:
             if count > 1:
                 name = _split_name(params, (index, top))
                 tops = [f"{name}_{use}" for use in range(count)]
-                split = caffe_pb2.LayerParameter(name=name, type="Split", bottom=[blob], top=tops)
+                split = LayerParameter(name=name, type="Split", bottom=[blob], top=tops)
                 result.append(_Listed(split, split, True))
     return result
 

@@ -10,7 +10,7 @@ from google.protobuf import text_format
 
 from ionn.model.caffemodel import Floats, Serialised, serialise_blobs
 from ionn.model.network import Layer, Network
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import NetParameter
 from ionn.model.slices import Piece, Slice, runs_of, set_output_channels, stage_of
 from ionn.schema import Natural
 
@@ -100,7 +100,7 @@ def extract_slice(network: Network, piece: Slice) -> PartialNet:
 def _net(network: Network, first: int, last: int) -> Any:
     stages = network.stages[first : last + 1]
     begin, end = stages[0].first_layer, stages[-1].last_layer
-    net = caffe_pb2.NetParameter(name=f"{network.name}[{stages[0].name}..{stages[-1].name}]")
+    net = NetParameter(name=f"{network.name}[{stages[0].name}..{stages[-1].name}]")
     if first > 0:
         # It takes the name of the layer that makes the blob, so that what Caffe inserts after it has the same names as
         # in the whole net, where they clash with no other.

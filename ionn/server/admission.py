@@ -18,7 +18,7 @@ from ionn.errors import InputError, PartitionError
 from ionn.model.layers import Shape, shape_text
 from ionn.model.network import Layer, Network
 from ionn.model.partial_net import PartialNet
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import NetParameter
 from ionn.model.slices import output_channels, set_output_channels
 from ionn.protocol.messages import PartitionHeader
 from ionn.server.limits import Limits, option
@@ -165,7 +165,7 @@ def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
     stage, layers = net.stages[0], network.layers[1:]
     if output_channels(layers) != end - begin or stage.outputs != layers[0].tops:
         raise PartitionError(f"stage {stage.index}: channels {begin} to {end} are not what its net makes")
-    param = caffe_pb2.NetParameter()
+    param = NetParameter()
     param.CopyFrom(network.param)
     set_output_channels(param.layer[1], of)
     whole = _network_of(text_format.MessageToString(param), network.name)

@@ -19,6 +19,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from ionn.errors import InputError
 from ionn.server.limits import Limits
 from ionn.server.orphans import end_with
 from ionn.server.status import Note
@@ -121,7 +122,10 @@ def main(descriptor: int) -> None:
     from ionn.server import worker  # the worker is loaded here once for all sessions
 
     assert worker
-    engine.load_caffe()
+    try:
+        engine.load_caffe()
+    except InputError as error:
+        sys.exit(f"ionn: {error}")
     front = socket.socket(fileno=descriptor)
     wake_read, wake = socket.socketpair()
     for end in (wake_read, wake):

@@ -17,7 +17,7 @@ from ionn.errors import InputError, PartitionError, ProtocolError
 from ionn.model import caffemodel
 from ionn.model.network import Network
 from ionn.model.partial_net import extract_net
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import NetParameter
 from ionn.protocol import messages
 from ionn.server.admission import Usage, check_partition
 from ionn.server.limits import Limits
@@ -82,7 +82,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 def caffemodel_seeds() -> list[bytes]:
     """A caffemodel of today, one of before 2014, and one whose floats are not packed."""
-    today, former, doubles = (caffe_pb2.NetParameter(name="seed") for _ in range(3))
+    today, former, doubles = (NetParameter(name="seed") for _ in range(3))
     today.layer.add(name="fc", type="InnerProduct").blobs.add(shape={"dim": [2, 2]}, data=[1, 2, 3, 4])
     former.layers.add(name="fc").blobs.add(num=1, channels=1, height=2, width=2, data=[1, 2, 3, 4])
     doubles.layer.add(name="fc").blobs.add(shape={"dim": [2]}, double_data=[1, 2])

@@ -146,7 +146,8 @@ PROTOTXTS = [
         'name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { axis: 1 num_axes: 1 bias_term: true }',
         'name: "relu" type: "ReLU" bottom: "conv" top: "conv" relu_param { negative_slope: 0.1 }',
         'name: "pool" type: "Pooling" bottom: "conv" top: "pool" '
-        "pooling_param { pool: MAX kernel_size: 3 stride: 2 pad: 1 }",
+        "pooling_param { pool: MAX kernel_size: 3 stride: 2 pad: 1 round_mode: FLOOR }",
+        'name: "loss" type: "SoftmaxWithLoss" bottom: "pool" include { phase: TRAIN } loss_param { ignore_label: 1 }',
         'name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param { num_output: 5 axis: 1 }',
         'name: "prob" type: "Softmax" bottom: "fc" top: "prob" softmax_param { axis: 1 }',
     ),

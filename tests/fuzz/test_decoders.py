@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import NetParameter
 from tests.fuzz.decoders import TARGETS, seeds
 from tests.fuzz.strategies import examples
 
@@ -40,7 +40,7 @@ FOUND = {
     "a number without an end": ("caffemodel", b"\xff" * 2_000_000),
     "a double that no float can hold": (
         "caffemodel",
-        caffe_pb2.NetParameter(
+        NetParameter(
             layer=[{"name": "fc", "blobs": [{"shape": {"dim": [1]}, "double_data": [1e300]}]}]
         ).SerializeToString(),
     ),

@@ -41,7 +41,7 @@ JUSTIFIED = {
     "share the parameter": "a layer's weights may be at both sides, and are one layer's: its name says whose",
     "another layer has its name": "weights are found by their layer's name, in a caffemodel and in pycaffe",
     "cannot work in place": "it would read what it has overwritten; where Caffe does not check that, it is an accident",
-    "does not match its first": "Caffe's check is left out of its sources: it reads outside of the second input",
+    "does not match its first": "the Caffe that ionn runs lacks the check, and reads outside of the second input",
     "to reflect it": "Caffe reads outside of the input",
     "type 'Pad': takes an input of 4 axes": "Caffe reads and writes outside of an input of fewer",
     "type 'PixelShuffle': takes an input of 4 axes": "Caffe reads outside of an input of fewer",

@@ -24,6 +24,7 @@ import click
 import pytest
 
 import ionn.cli
+from ionn.model.layers import LAYER_TYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "models" / "README.md"]
@@ -249,6 +250,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         assert (page.parent / target).exists() or target.startswith("https://"), target
+
+
+def test_types_that_upstream_lacks_are_all_in_their_table() -> None:
+    page = (ROOT / "docs" / "caffe.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \|", page.partition("## Layer types that upstream lacks")[2], re.MULTILINE)
+    assert sorted(rows) == sorted(["type", *(kind for kind, rule in LAYER_TYPES.items() if not rule.upstream)])
 
 
 def test_commands_are_all_in_their_table() -> None:

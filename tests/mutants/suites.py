@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 PLANNERS = ["unit/test_planners.py", "unit/test_slices.py", "unit/test_custom.py", "integration/test_own_model.py"]
-LAYERS = ["integration/test_layers.py", "unit/test_network.py", "unit/test_partial_net.py"]
+LAYERS = [
+    "integration/test_layers.py",
+    "unit/test_network.py",
+    "unit/test_partial_net.py",
+    "integration/test_upstream.py",
+]
 COSTS = ["unit/test_costs.py", "unit/test_fitting.py", "integration/test_calibration.py"]
 REPORT = ["unit/test_summary.py", "unit/test_claims.py", "unit/test_report.py", "unit/test_figures.py"]
 
@@ -52,6 +57,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     },
     "model": {
         "model/network": LAYERS,
+        "model/proto": ["unit/test_proto.py", *LAYERS],
         "model/layers/__init__": LAYERS,
         "model/layers/arithmetic": LAYERS,
         "model/layers/rule": LAYERS,

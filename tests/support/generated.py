@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from ionn.errors import InputError
 from ionn.model.layers import LAYER_TYPES, Shape, infer
 from ionn.model.network import Network
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import LayerParameter, NetParameter
 from tests.support.choices import Choices, chance, pick
 from tests.support.nets import layer
 
@@ -397,7 +397,7 @@ def _add(c: Choices, draft: Draft, number: int) -> bool:
         kind = "ReLU"
     proposal = GENERATORS[kind](c, draft)
     bottoms = proposal.bottoms
-    param = caffe_pb2.LayerParameter(name="?", type=kind, bottom=bottoms)
+    param = LayerParameter(name="?", type=kind, bottom=bottoms)
     text_format.Merge(proposal.params, param)
     param.top.extend(f"?{top}" for top in range(proposal.tops))
     shapes = [draft.shapes[blob] for blob in bottoms]
@@ -465,7 +465,7 @@ def draft_net(c: Choices) -> Draft:
     if chance(c, 50):  # few outputs, so that there are boundaries
         loose = [blob for blob, uses in draft.uses.items() if blob in draft.shapes and not uses]
         if len(loose) > 2:
-            param = caffe_pb2.LayerParameter(name="quiet", type="Silence", bottom=loose[:-1])
+            param = LayerParameter(name="quiet", type="Silence", bottom=loose[:-1])
             draft.text += layer_text(param)
     return draft
 
@@ -514,7 +514,7 @@ def some_weights(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -
 
 def some_caffemodel(c: Choices, network: Network, weights: Mapping[str, Sequence[np.ndarray]]) -> bytes:
     """A caffemodel with all layers, each blob stored in one of the ways that Caffe reads."""
-    net = caffe_pb2.NetParameter(name=network.name)
+    net = NetParameter(name=network.name)
     former = chance(c, 15)  # the format of before 2014, whose shapes have four axes
     for each in network.layers:
         stored = net.layers.add(name=each.name) if former else net.layer.add(name=each.name, type=each.type)

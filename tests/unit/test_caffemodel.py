@@ -9,7 +9,7 @@ import pytest
 from ionn.errors import InputError
 from ionn.model.caffemodel import read, read_weights, serialise, weights_path
 from ionn.model.network import Network
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import BlobShape, LayerParameter, NetParameter, V1LayerParameter
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 
@@ -71,11 +71,11 @@ def test_chunks_are_the_file_in_order(tiny: Network, tiny_weights: Weights, chun
 
 
 def test_unpacked_floats_doubles_and_legacy_shapes(tmp_path: Path) -> None:
-    layer = caffe_pb2.LayerParameter(name="ip", type="InnerProduct")
+    layer = LayerParameter(name="ip", type="InnerProduct")
     layer.blobs.add(num=1, channels=1, height=2, width=3, data=[1, 2, 3, 4, 5, 6])
-    layer.blobs.add(shape=caffe_pb2.BlobShape(dim=[2]), double_data=[0.5, 0.25])
+    layer.blobs.add(shape=BlobShape(dim=[2]), double_data=[0.5, 0.25])
     path = tmp_path / "old.caffemodel"
-    path.write_bytes(caffe_pb2.NetParameter(layer=[layer]).SerializeToString())
+    path.write_bytes(NetParameter(layer=[layer]).SerializeToString())
     network = Network.from_text(
         'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 } } }'
         'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 2 } }',
@@ -89,10 +89,10 @@ def test_unpacked_floats_doubles_and_legacy_shapes(tmp_path: Path) -> None:
 
 
 def test_v1_layers_are_read(tmp_path: Path) -> None:
-    layer = caffe_pb2.V1LayerParameter(name="ip")
-    layer.blobs.add(shape=caffe_pb2.BlobShape(dim=[2]), data=[3, 4])
+    layer = V1LayerParameter(name="ip")
+    layer.blobs.add(shape=BlobShape(dim=[2]), data=[3, 4])
     path = tmp_path / "v1.caffemodel"
-    path.write_bytes(caffe_pb2.NetParameter(layers=[layer]).SerializeToString())
+    path.write_bytes(NetParameter(layers=[layer]).SerializeToString())
 
     np.testing.assert_array_equal(read(path)["ip"][0], [3, 4])
 
@@ -128,8 +128,8 @@ INNER_PRODUCT = Network.from_text(
 
 
 def saved(path: Path, layer: Any) -> Path:
-    kind = "layers" if isinstance(layer, caffe_pb2.V1LayerParameter) else "layer"
-    path.write_bytes(caffe_pb2.NetParameter(**{kind: [layer]}).SerializeToString())
+    kind = "layers" if isinstance(layer, V1LayerParameter) else "layer"
+    path.write_bytes(NetParameter(**{kind: [layer]}).SerializeToString())
     return path
 
 
@@ -147,7 +147,7 @@ def saved(path: Path, layer: Any) -> Path:
     ],
 )
 def test_legacy_shapes_are_those_of_caffe(tmp_path: Path, legacy: tuple[int, ...], fits: bool, kind: str) -> None:
-    layer = caffe_pb2.LayerParameter(name="ip")
+    layer = LayerParameter(name="ip")
     names = ("num", "channels", "height", "width")
     layer.blobs.add(**dict(zip(names, legacy, strict=False)), **{kind: [1, 2, 3, 4, 5, 6]})
     path = saved(tmp_path / "one.caffemodel", layer)
@@ -160,7 +160,7 @@ def test_legacy_shapes_are_those_of_caffe(tmp_path: Path, legacy: tuple[int, ...
 
 @pytest.mark.parametrize("kind", ["data", "double_data"])
 def test_a_legacy_shape_counts_where_there_are_both(tmp_path: Path, kind: str) -> None:
-    layer = caffe_pb2.LayerParameter(name="ip")
+    layer = LayerParameter(name="ip")
     layer.blobs.add(num=1, channels=1, height=2, width=3, shape={"dim": [3, 2]}, **{kind: [1, 2, 3, 4, 5, 6]})
     (weights,) = read(saved(tmp_path / "one.caffemodel", layer))["ip"]
     assert weights.shape == (1, 1, 2, 3)
@@ -174,7 +174,7 @@ def test_a_scalar(tmp_path: Path, shape: dict[str, Any], kind: str) -> None:
         'layer { name: "s" type: "Scale" bottom: "data" top: "s" scale_param { axis: 0 num_axes: 0 } }',
         "scalar",
     )
-    layer = caffe_pb2.LayerParameter(name="s")
+    layer = LayerParameter(name="s")
     layer.blobs.add(**shape, **{kind: [0.3]})
     (value,) = read_weights(saved(tmp_path / "s.caffemodel", layer), network)["s"]
     assert value.shape == ()
@@ -209,7 +209,7 @@ def test_fields_that_are_not_known_are_skipped(tmp_path: Path, unknown: bytes, p
     parts = {"before": (unknown, SHAPE, FLOATS), "between": (SHAPE, unknown, FLOATS), "after": (SHAPE, FLOATS, unknown)}
     path = tmp_path / "one.caffemodel"
     path.write_bytes(with_blob(b"".join(parts[place])))
-    assert caffe_pb2.NetParameter.FromString(path.read_bytes()).layer[0].blobs[0].data[5] == 5
+    assert NetParameter.FromString(path.read_bytes()).layer[0].blobs[0].data[5] == 5
     np.testing.assert_array_equal(read_weights(path, INNER_PRODUCT)["ip"][0], [[0, 1, 2], [3, 4, 5]])
     # Its last bytes are missing, or its type is one that nobody has.
     for cut in range(1, len(unknown)):
@@ -234,7 +234,7 @@ def test_a_file_that_ends_early_is_damaged_wherever_it_ends(tmp_path: Path) -> N
 @pytest.mark.parametrize("size", [0, 1, 5, 7])
 def test_floats_must_fill_their_shape(tmp_path: Path, size: int) -> None:
     for kind in ("data", "double_data"):
-        layer = caffe_pb2.LayerParameter(name="ip")
+        layer = LayerParameter(name="ip")
         layer.blobs.add(shape={"dim": [2, 3]}, **{kind: [1.0] * size})
         with pytest.raises(InputError, match="or damaged"):
             read(saved(tmp_path / "one.caffemodel", layer))
@@ -247,7 +247,7 @@ def test_dimensions_packed_or_not(tmp_path: Path, dims: bytes) -> None:
     path = tmp_path / "dims.caffemodel"
     path.write_bytes(with_blob(field(7, 2, bytes([len(dims)]) + dims) + FLOATS))
     assert read(path)["ip"][0].tolist() == [[0, 1, 2], [3, 4, 5]]
-    parsed = caffe_pb2.NetParameter.FromString(path.read_bytes())
+    parsed = NetParameter.FromString(path.read_bytes())
     assert list(parsed.layer[0].blobs[0].shape.dim) == [2, 3]
 
 

@@ -287,6 +287,16 @@ BAD = [
     ("layer {", 'bad:1:7: Expected "}".'),
     ('name: "n"\nlayer { kind: "x" }', "bad:2:9: "),
     ('layers { name: "a" type: RELU }', "upgrade_net_proto_text"),
+    (
+        'layer { name: "up" type: "Interp" interp_param { a: 1 } }',
+        "layer 'up' of type 'Interp': Caffe has no such",
+    ),
+    ('layer { type: "Data" data_param { a: 1 } top: 1 }', "bad:1:47: "),
+    (
+        'layer { type: "Data" data_param { a: 1 } kind: 1 }',
+        'bad:1:42: Message type "caffe.LayerParameter" has no',
+    ),
+    ('layer { type: "ReLU" relu_param { a: 1 } }', 'bad:1:35: Message type "caffe.ReLUParameter" has no field'),
     (layer("Unsqueeze", "a", "", "b", "unsqueeze_param {}"), "layer[0].unsqueeze_param.dim is missing"),
     ('input: "x"\n' + conv("a", "x", 4, ONE), "one 'input_shape' or four 'input_dim'"),
     ('input: "x" input_dim: 1\n' + conv("a", "x", 4, ONE), "one 'input_shape' or four 'input_dim'"),
@@ -327,6 +337,16 @@ def test_bad_networks_are_refused(text: str, message: str) -> None:
     assert message in str(caught.value)
     assert str(caught.value).startswith("bad:")
     assert "\n" not in str(caught.value)
+
+
+def test_layers_for_training_are_left_out_with_all_that_only_caffe_reads() -> None:
+    training = """
+        layer { name: "d" type: "Data" top: "data" include { phase: TRAIN } data_param { source: "x" backend: LMDB }
+                transform_param { mean_value: 1 mean_value: 2 } }
+        layer { name: "l" type: "SoftmaxWithLoss" bottom: "a" include { phase: TRAIN } loss_param { normalize: true } }
+    """
+    text = DATA + conv("a", "data", 4, ONE)
+    assert Network.from_text(training + text, "net") == Network.from_text(text, "net")
 
 
 def test_text_that_is_no_text_is_refused() -> None:

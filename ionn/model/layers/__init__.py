@@ -25,13 +25,24 @@ from typing import Any
 from ionn.errors import InputError
 from ionn.model.layers import arithmetic, shaping, windows
 from ionn.model.layers.rule import STATEFUL, Inferred, Refused, Rule, Shape, check_shape, shape_text
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import LayerParameter, PoolingParameter
 
-__all__ = ["LAYER_TYPES", "REASONS", "Inferred", "Rule", "Shape", "essential", "infer", "label", "shape_text"]
+__all__ = [
+    "FOREIGN",
+    "LAYER_TYPES",
+    "REASONS",
+    "Inferred",
+    "Rule",
+    "Shape",
+    "essential",
+    "infer",
+    "label",
+    "shape_text",
+]
 
 LAYER_TYPES: dict[str, Rule] = windows.RULES | arithmetic.RULES | shaping.RULES
 
-# Why Caffe's other layer types are not in the table.
+# Why other layer types, of the Caffe that ionn runs or of BVLC's, are not in the table.
 REASONS = {
     name: reason
     for reason, names in {
@@ -50,9 +61,11 @@ REASONS = {
         ),
         "Caffe's implementation reads outside of its input for some sizes": "BilinearInterpolate",
         "it only serves layers that read files; end the deploy prototxt before it": "PriorBox",
+        "BVLC's Caffe has this type, the Caffe that ionn runs has not; docs/caffe.md says what to use": "Clip Swish",
     }.items()
     for name in names.split()
 }
+FOREIGN = "Caffe has no such layer type"
 
 
 def infer(layer: Any, bottom_shapes: Sequence[Shape]) -> Inferred:
@@ -64,7 +77,7 @@ def infer(layer: Any, bottom_shapes: Sequence[Shape]) -> Inferred:
     try:
         rule = LAYER_TYPES.get(layer.type)
         if rule is None:
-            raise Refused(REASONS.get(layer.type, "Caffe has no such layer type"))
+            raise Refused(REASONS.get(layer.type, FOREIGN))
         _check_blobs(rule, layer)
         result = rule.infer(getattr(layer, rule.param, None), bottom_shapes, len(layer.top))
         for shape in result.tops + result.weights:
@@ -85,7 +98,7 @@ def essential(layer: Any) -> Any:
     Gone are training settings, fillers (weights come from a caffemodel; filling costs time, and a bad filler aborts
     Caffe) and the choice of an engine (Caffe built for CPUs aborts on CUDNN).
     """
-    copy = caffe_pb2.LayerParameter(name=layer.name, type=layer.type, bottom=layer.bottom, top=layer.top)
+    copy = LayerParameter(name=layer.name, type=layer.type, bottom=layer.bottom, top=layer.top)
     rule = LAYER_TYPES.get(layer.type)
     if rule and rule.param and layer.HasField(rule.param):
         own = getattr(copy, rule.param)
@@ -93,7 +106,20 @@ def essential(layer: Any) -> Any:
         for field, _ in own.ListFields():
             if field.name == "engine" or (field.message_type and field.message_type.name == "FillerParameter"):
                 own.ClearField(field.name)
+        if layer.type == "Pooling":
+            _set_ceil_mode(layer, own)
     return copy
+
+
+def _set_ceil_mode(layer: Any, pooling: Any) -> None:
+    """Say `round_mode`, a field of BVLC's Caffe, as `ceil_mode`, which the Caffe that ionn runs has in its place."""
+    if not pooling.HasField("round_mode"):
+        return
+    ceil = pooling.round_mode == PoolingParameter.CEIL
+    if pooling.HasField("ceil_mode") and pooling.ceil_mode != ceil:
+        raise InputError(f"{label(layer)}: its round_mode and its ceil_mode contradict each other; give one of them")
+    pooling.ceil_mode = ceil
+    pooling.ClearField("round_mode")
 
 
 def _check_blobs(rule: Rule, layer: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ionn.model.layers.rule import STATEFUL, Inferred, Rule, Shape, axis_of, check_equal, need, shape_text
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import EltwiseParameter
 
 
 def _inner_product(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
@@ -106,10 +106,10 @@ def _softmax(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 
 
 def _eltwise(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
-    # The Caffe we build leaves this check out, and reads past the end of the smaller blob.
+    # The Caffe that ionn runs leaves this check out, and reads past the end of the smaller blob.
     check_equal(bottoms)
     need(len(p.coeff) in (0, len(bottoms)), f"has {len(p.coeff)} coefficients for {len(bottoms)} bottoms")
-    need(not p.coeff or p.operation != caffe_pb2.EltwiseParameter.PROD, "coefficients are not for PROD")
+    need(not p.coeff or p.operation != EltwiseParameter.PROD, "coefficients are not for PROD")
     return Inferred((bottoms[0],), operations=math.prod(bottoms[0]) * len(bottoms))
 
 
@@ -137,22 +137,22 @@ RULES = {
     "ArgMax": Rule(_argmax, "argmax_param"),
     "BNLL": Rule(_neuron, in_place=True),
     "BatchNorm": Rule(_batch_norm, "batch_norm_param", in_place=True),
-    "BatchNormKyle": Rule(_batch_norm_kyle, "batch_norm_param", in_place=True),
+    "BatchNormKyle": Rule(_batch_norm_kyle, "batch_norm_param", in_place=True, upstream=False),
     "Bias": Rule(_bias, "bias_param", bottoms=(1, 2), in_place=True),
     "Dropout": Rule(_dropout, "dropout_param", in_place=True),
     "ELU": Rule(_neuron, "elu_param", in_place=True),
     "Eltwise": Rule(_eltwise, "eltwise_param", bottoms=(2, math.inf)),
     "Exp": Rule(_exp, "exp_param", in_place=True),
-    "HardSigmoid": Rule(_neuron, "hardsigmoid_param", in_place=True),
-    "HardSwish": Rule(_neuron, in_place=True),
+    "HardSigmoid": Rule(_neuron, "hardsigmoid_param", in_place=True, upstream=False),
+    "HardSwish": Rule(_neuron, in_place=True, upstream=False),
     "InnerProduct": Rule(_inner_product, "inner_product_param"),
     "Log": Rule(_log, "log_param", in_place=True),
     "MVN": Rule(_mvn, "mvn_param"),
-    "Normalize": Rule(_per_channel, "norm_param"),
+    "Normalize": Rule(_per_channel, "norm_param", upstream=False),
     "PReLU": Rule(_per_channel, "prelu_param", in_place=True),
     "Power": Rule(_neuron, "power_param", in_place=True),
     "ReLU": Rule(_neuron, "relu_param", in_place=True),
-    "ReLU6": Rule(_neuron, "relu6_param", in_place=True),
+    "ReLU6": Rule(_neuron, "relu6_param", in_place=True, upstream=False),
     "Reduction": Rule(_reduction, "reduction_param"),
     "Scale": Rule(_scale, "scale_param", bottoms=(1, 2), in_place=True),
     "Sigmoid": Rule(_neuron, "sigmoid_param", in_place=True),

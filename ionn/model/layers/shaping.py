@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ionn.model.layers.rule import ANY, Inferred, Rule, Shape, axis_of, four_axes, need, shape_text
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import PadParameter
 
 # Resize scales coordinates in single precision; they stay inside of the input up to this size of its output.
 MAX_RESIZED = 2**22
@@ -134,7 +134,7 @@ def _unsqueeze(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 def _pad(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     batch, channels, height, width = four_axes(bottoms[0])
     need(min(p.pad_u, p.pad_d, p.pad_l, p.pad_r) >= 0, "its pads must be at least 0")
-    if p.pad_type == caffe_pb2.PadParameter.REFLECT:
+    if p.pad_type == PadParameter.REFLECT:
         fits = max(p.pad_u, p.pad_d) < height and max(p.pad_l, p.pad_r) < width
         need(fits, f"its pads must be smaller than its input of {height}x{width} to reflect it")
     top = (batch, channels, height + p.pad_u + p.pad_d, width + p.pad_l + p.pad_r)
@@ -174,15 +174,15 @@ RULES = {
     "Crop": Rule(_crop, "crop_param", bottoms=(2, 2)),
     "Flatten": Rule(_flatten, "flatten_param"),
     "Input": Rule(_input, "input_param", bottoms=(0, 0), tops=ANY),
-    "Pad": Rule(_pad, "pad_param"),
-    "Permute": Rule(_permute, "permute_param"),
-    "PixelShuffle": Rule(_pixel_shuffle, "pixelshuffle_param"),
+    "Pad": Rule(_pad, "pad_param", upstream=False),
+    "Permute": Rule(_permute, "permute_param", upstream=False),
+    "PixelShuffle": Rule(_pixel_shuffle, "pixelshuffle_param", upstream=False),
     "Reshape": Rule(_reshape, "reshape_param"),
-    "Resize": Rule(_resize, "resize_param"),
+    "Resize": Rule(_resize, "resize_param", upstream=False),
     "Silence": Rule(_silence, bottoms=ANY, tops=(0, 0)),
     "Slice": Rule(_slice, "slice_param", tops=ANY),
     "Split": Rule(_split, tops=ANY),
     "Tile": Rule(_tile, "tile_param"),
-    "Unsqueeze": Rule(_unsqueeze, "unsqueeze_param"),
-    "Upsample": Rule(_upsample, "upsample_param"),
+    "Unsqueeze": Rule(_unsqueeze, "unsqueeze_param", upstream=False),
+    "Upsample": Rule(_upsample, "upsample_param", upstream=False),
 }

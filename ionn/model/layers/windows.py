@@ -19,7 +19,7 @@ from ionn.model.layers.rule import (
     four_axes,
     need,
 )
-from ionn.model.proto import caffe_pb2
+from ionn.model.proto import LRNParameter, PoolingParameter, SPPParameter
 
 # Pooling divides in single precision, which is exact below this size.
 MAX_POOLED = 2**24
@@ -121,7 +121,7 @@ def _im2col(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 
 def _pooling(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     shape = four_axes(bottoms[0])
-    method = caffe_pb2.PoolingParameter.PoolMethod.Name(p.pool)
+    method = PoolingParameter.PoolMethod.Name(p.pool)
     need(method != "STOCHASTIC", "STOCHASTIC pooling has no CPU implementation in Caffe")
     need(tops == 1 or method == "MAX", "only MAX pooling has a second top")
     for name in ("pad", "stride"):
@@ -162,7 +162,7 @@ def _lrn(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     shape = four_axes(bottoms[0])
     size = p.local_size
     need(size % 2 == 1, f"local_size must be odd, not {size}")
-    if p.norm_region == caffe_pb2.LRNParameter.ACROSS_CHANNELS:
+    if p.norm_region == LRNParameter.ACROSS_CHANNELS:
         check_shape((1, shape[1] + size - 1, *shape[2:]))  # Caffe's padded buffer
         return Inferred((shape,), operations=math.prod(shape) * size)
     _pooled(shape[2:], (size, size), (1, 1), (size // 2, size // 2))
@@ -171,7 +171,7 @@ def _lrn(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 
 def _spp(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     shape = four_axes(bottoms[0])
-    need(p.pool != caffe_pb2.SPPParameter.STOCHASTIC, "STOCHASTIC pooling has no CPU implementation in Caffe")
+    need(p.pool != SPPParameter.STOCHASTIC, "STOCHASTIC pooling has no CPU implementation in Caffe")
     need(1 <= p.pyramid_height <= 24, "pyramid_height must be at least 1, and its bins must fit the input")
     bins_of_levels = []
     for level in range(p.pyramid_height):
