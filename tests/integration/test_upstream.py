@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def windows(data: np.ndarray, floor: bool) -> Iterator[tuple[int, int, np.ndarra
 
 @pytest.mark.parametrize(("round_mode", "size"), [("FLOOR", 2), ("CEIL", 3), ("1", 2)])
 @pytest.mark.parametrize(("pool", "reduce"), [("MAX", np.max), ("AVE", np.mean)])
-def test_round_mode(round_mode: str, size: int, pool: str, reduce: type[np.ufunc]) -> None:
+def test_round_mode(round_mode: str, size: int, pool: str, reduce: Callable[[np.ndarray], Any]) -> None:
     data = numbers(SQUARE)
     output = run(pooled(SQUARE, f"kernel_size: 2 stride: 2 pool: {pool} round_mode: {round_mode}"), data)
     assert output.shape == (1, 1, size, size)
