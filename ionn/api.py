@@ -1,8 +1,8 @@
 """The library in a handful of functions; `import ionn` offers them all.
 
 Times are ms where a name ends in `_ms` and seconds where it ends in `_s`; bandwidths are 10^6 bit/s. Whatever the
-caller got wrong raises InputError, a server that fails ServerError or ServerUnreachableError: all are IonnErrors, and
-their message is one line.
+caller got wrong raises InputError, a server that fails ServerError or ServerUnreachableError, a Caffe that is missing
+MissingLibraryError: all are IonnErrors, and their message is one line.
 """
 
 from __future__ import annotations
