@@ -22,7 +22,7 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models test test-long lint reproduce figures bench soak fuzz mutants clean
+.PHONY: help setup system-packages models wheels test test-long lint reproduce figures bench soak fuzz mutants clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,12 @@ $(STAMP): | system-packages
 
 models: setup ## build the weights in models/ (seeded, always the same)
 	@.venv/bin/python models/build_models.py
+
+wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere
+	@rm -rf build dist
+	@.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@cp "$$(.venv/bin/python caffe-build/build_wheel.py)" dist/
+	@ls dist/*.whl
 
 test: models ## run the tests: 3 minutes on two cores
 	$(PYTEST)
@@ -93,6 +99,6 @@ mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do
 	.venv/bin/python -m tests.mutants.mutate --mutants $(MUTANTS) --seed $(SEED)
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay
-	rm -rf .venv *.egg-info build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	for record in models/*.json; do rm -f "$${record%.json}.caffemodel" "$$record"; done
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,20 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class BuildPy(build_py):
+    """The definitions of the models lie in prototxt/ here, and in the package where ionn is installed."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib, "ionn", "prototxt")
+            self.mkpath(str(folder))
+            for definition in Path("prototxt").glob("*.prototxt"):
+                self.copy_file(str(definition), str(folder))
+
 
 # Caffe is not in this list: PyPI has no Caffe (its project `caffe` is an empty placeholder), so `make setup` builds
 # the wheel with caffe-build/ and installs it beside ionn.
@@ -7,6 +23,7 @@ DEPENDENCIES = [
     "matplotlib>=3.9,<4",  # figures; 3.9 is the first for numpy 2
     "msgspec>=0.19,<1",  # what is read from outside is checked against the types that declare it
     "numpy>=2,<3",  # the Caffe wheel is built against numpy 2
+    "platformdirs>=4,<5",  # where a user's data are: the weights of the models that come along
     "protobuf>=4.25,<8",  # Caffe's messages: the first that takes ours; 7.36 still runs what Debian's protoc generates
     "pynacl>=1.6,<2",  # CurveZMQ's cryptography in the server's own ZMTP endpoint; 1.6 has what it needs
     "pyzmq>=25,<28",  # the client's end of the wire
@@ -38,12 +55,31 @@ setup(
     name="ionn",
     version="0.1.0",
     description="Uploads a Caffe model from a mobile client to an edge server in parts, and answers queries meanwhile",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="BSD-2-Clause",
+    license_files=["LICENSE"],
     author="The ionn authors",
+    # The repository has no public address yet; this is what it reproduces.
+    project_urls={"Paper": "https://doi.org/10.1145/3325413.3329788"},
+    keywords=["deep neural network", "edge computing", "computation offloading", "Caffe"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: BSD License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["ionn", "ionn.*"]),
     package_data={"ionn": ["costs/devices/*.json", "py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require={"fuzz": FUZZ_DEPENDENCIES, "metrics": METRICS_DEPENDENCIES, "test": TEST_DEPENDENCIES},
+    cmdclass={"build_py": BuildPy},
     entry_points={"console_scripts": ["ionn = ionn.__main__:main"]},
 )

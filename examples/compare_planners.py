@@ -6,13 +6,14 @@ python examples/compare_planners.py [MODEL]
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+
+from cheapest_first import cheapest_first
 
 import ionn
 
 
 def main(model: str = "alexnet") -> None:
-    mine = ionn.add_planner(f"{Path(__file__).with_name('cheapest_first.py')}:cheapest_first")
+    mine = ionn.add_planner(cheapest_first)
     print(f"{'':<22} {'queries before':>14} {'upload s':>9} {'last ms':>8}")
     for algorithm in ("original", "efficiency", "recursive-efficiency", mine):
         (trace,) = ionn.run(model, algorithm, testbed="virtual", mbps=80)

@@ -1,8 +1,8 @@
 """The library in a handful of functions; `import ionn` offers them all.
 
 Times are ms where a name ends in `_ms` and seconds where it ends in `_s`; bandwidths are 10^6 bit/s. Whatever the
-caller got wrong raises InputError, a server that fails ServerError or ServerUnreachableError: all are IonnErrors, and
-their message is one line.
+caller got wrong raises InputError, a server that fails ServerError or ServerUnreachableError, a Caffe that is missing
+MissingLibraryError: all are IonnErrors, and their message is one line.
 """
 
 from __future__ import annotations
@@ -204,23 +204,24 @@ def connect(
 ) -> Iterator[Session]:
     """Load a model with its weights, connect to the server at tcp://HOST:PORT, and begin to upload the plan.
 
-    Without an address all queries run here. `weights` is the caffemodel; by default the one beside the prototxt, or in
-    models/. The plan is made for a link of `mbps`, with the costs of this machine (`client`, by default measured: a few
-    forward passes) and those that the server sends, unless `server` are others. `keys` are for a server that has keys.
+    Without an address all queries run here. `weights` is the caffemodel; by default the one beside the prototxt, and
+    for a name the one that comes along, which is built where it is used first. The plan is made for a link of `mbps`,
+    with the costs of this machine (`client`, by default measured: a few forward passes) and those that the server
+    sends, unless `server` are others. `keys` are for a server that has keys.
 
     The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
 
     The session ends with the context. Raises InputError where files do not fit, or the server sends no costs and none
-    are given, and NotAcceptedError where it does not take `keys`. A server that does not answer is no error: the
-    session's `fault` says so, queries run here, and it is looked for again, at first after a quarter of a second, then
-    less often, up to every five. When it answers, the plan is made, if that needed its costs, and uploaded; where costs
-    are missing, `fault` says so.
+    are given, MissingLibraryError without Caffe, and NotAcceptedError where the server does not take `keys`. A server
+    that does not answer is no error: the session's `fault` says so, queries run here, and it is looked for again, at
+    first after a quarter of a second, then less often, up to every five. When it answers, the plan is made, if that
+    needed its costs, and uploaded; where costs are missing, `fault` says so.
     """
     from ionn.address import parse_address
     from ionn.client.offloading import Offloading, open_offloading
     from ionn.costs import profiling
     from ionn.model import engine
-    from ionn.model.caffemodel import read_weights, weights_path
+    from ionn.model.synthetic import load_weights
     from ionn.protocol.curve import ClientKeys
 
     mbps = number_of(mbps, "mbps")
@@ -233,7 +234,7 @@ def connect(
     if address is not None:
         parse_address(address)
     network = Network.load(model)
-    net = engine.load_network(network, read_weights(weights_path(model, weights), network))
+    net = engine.load_network(network, load_weights(model, weights, network))
     if address is None:
         costs = costs or load_costs(CLIENT)  # of no effect: nothing is uploaded
         offloading = Offloading(network, net, ExecutionGraph.from_network(network, costs, costs, mbps))

@@ -17,6 +17,10 @@ class InputError(IonnError):
     """What the user gave (a file, a name, a number) cannot be used. The command line ends with exit code 2."""
 
 
+class MissingLibraryError(IonnError):
+    """A library that only some of ionn needs is not installed, or cannot be loaded. Exit code 2."""
+
+
 class PartitionError(IonnError):
     """A server cannot take a client's partition: its nets or weights are wrong, or need more than is left."""
 

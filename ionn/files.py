@@ -1,9 +1,11 @@
-"""Files that appear under their names only when they are complete."""
+"""Files that appear under their names only when they are complete, and folders that one process writes to at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ionn.arguments import path_of
@@ -36,3 +38,21 @@ def write_file(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # the first error is the one to report
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder, made where there is none, that no other process has in this way meanwhile.
+
+    Raises InputError where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,7 @@
 """The command line. Results go to standard output, progress and logs to standard error.
 
-Exit codes: 0 done, 1 it failed, 2 what was given cannot be used (one line says what and what to do), 130 interrupted.
+Exit codes: 0 done, 1 it failed, 2 what was given cannot be used or a library is missing (one line says what and what to
+do), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import click
 from ionn.cli.classifying import classify
 from ionn.cli.experiments import figures, run
 from ionn.cli.measuring import calibrate, profile
+from ionn.cli.models import models
 from ionn.cli.planning import plan
 from ionn.cli.serving import keygen, link, ping, serve
-from ionn.errors import InputError, IonnError, ServerUnreachableError
+from ionn.errors import InputError, IonnError, MissingLibraryError, ServerUnreachableError
+from ionn.libraries import missing_library
 
 
 def main() -> None:
@@ -29,12 +32,17 @@ def main() -> None:
     except click.ClickException as error:
         sys.stderr.write(f"ionn: {error.format_message()}\n")
         sys.exit(2)
-    except (InputError, ServerUnreachableError) as error:
+    except (InputError, MissingLibraryError, ServerUnreachableError) as error:
         sys.stderr.write(f"ionn: {error}\n")
         sys.exit(2)
     except IonnError as error:
         sys.stderr.write(f"ionn: {error}\n")
         sys.exit(1)
+    except ImportError as error:
+        if (error.name or "ionn").partition(".")[0] == "ionn":  # a mistake of ours
+            raise
+        sys.stderr.write(f"ionn: {missing_library(error)}\n")
+        sys.exit(2)
     except BrokenPipeError:  # whoever read our output has enough
         sys.stderr.close()
         sys.exit(1)
@@ -47,7 +55,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    done
   1    it failed: a server refused or broke off, a process died
-  2    what was given cannot be used, or no server is there; one line says what
+  2    what was given cannot be used, a library is missing, or no server is there;
+       one line says what
   130  interrupted
 """
 
@@ -62,5 +71,5 @@ def cli() -> None:
     """
 
 
-for command in (plan, run, figures, classify, profile, calibrate, serve, link, ping, keygen):
+for command in (plan, run, figures, classify, models, profile, calibrate, serve, link, ping, keygen):
     cli.add_command(command)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image")
 @click.option("--model", required=True, metavar="MODEL", shell_complete=complete_model, help="The network.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Its caffemodel, if not beside it or in models/.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Its caffemodel, if it is another than its own.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes, one a line.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes to print.")
 @click.option("--connect", metavar="ADDRESS", help="Offload to the server at tcp://HOST:PORT.")

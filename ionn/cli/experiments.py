@@ -83,17 +83,18 @@ def run(
     from ionn.costs.loading import load_costs
     from ionn.paper import SERVER
     from ionn.planning.graph import checked_mbps
-    from ionn.protocol.curve import client_keys
     from ionn.testbed import runner
 
     algorithm = chosen_algorithm(algorithm, planner)
     checked_mbps(mbps)
-    keys = client_keys(key, server_key)
-    if testbed == "virtual" and (dilation != 1 or connect is not None or unpaced):
-        raise InputError("--dilation, --connect and --unpaced are for the live testbed; leave them out")
+    if testbed == "virtual" and (dilation != 1 or connect is not None or key or server_key or unpaced):
+        raise InputError("--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out")
     if testbed == "live" and noise != 0:
         raise InputError("--noise is for the virtual testbed; leave it out")
     if testbed == "live":
+        from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
+
+        keys = client_keys(key, server_key)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
         planned = None if server is None else load_costs(server)
         subject = runner.prepare_live(model, weights, client, not unpaced)

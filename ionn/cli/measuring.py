@@ -25,13 +25,13 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
     from ionn.costs import profiling
     from ionn.files import check_writable
     from ionn.model import engine
-    from ionn.model.caffemodel import read_weights, weights_path
     from ionn.model.network import Network
+    from ionn.model.synthetic import load_weights
 
     network = Network.load(model)
     if save is not None:
         check_writable(save)
-    blobs = read_weights(weights_path(model, weights), network)
+    blobs = load_weights(model, weights, network)
     measured = profiling.profile_network(network, engine.load_network(network, blobs), runs)
     if save is not None:
         measured.save(save)

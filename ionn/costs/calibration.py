@@ -30,9 +30,10 @@ from ionn.costs.features import features
 from ionn.costs.fitting import FitQuality, fit, fit_quality
 from ionn.costs.models import CostModel
 from ionn.model import engine, inputs
-from ionn.model.caffemodel import Floats, read_weights, weights_path
+from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
+from ionn.model.synthetic import load_weights
 from ionn.paper import MODELS
 
 BLOCKS = 200
@@ -101,9 +102,7 @@ def calibrate(
     end_s = time.monotonic() + _BUDGET_S
     networks = [Network.load(model) for model in models]
     nets = [
-        _load(
-            network, read_weights(weights_path(model, None), network), inputs.query_inputs(network, seed=0, count=1)[0]
-        )
+        _load(network, load_weights(model, None, network), inputs.query_inputs(network, seed=0, count=1)[0])
         for model, network in zip(models, networks, strict=True)
     ]
     samples = design(blocks)

@@ -20,11 +20,10 @@ from google.protobuf.message import DecodeError
 
 from ionn.arguments import path_of
 from ionn.errors import InputError
+from ionn.model import zoo
 from ionn.model.network import Layer, Network
 from ionn.model.proto import BlobProto, BlobShape, LayerParameter, NetParameter
 from ionn.schema import Natural
-
-_MODELS = Path(__file__).resolve().parents[2] / "models"
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -157,8 +156,7 @@ def _content(path: Path) -> bytes:
             data = file.read()
             after = os.fstat(file.fileno())
     except FileNotFoundError:
-        hint = "put it there, or say where it is; 'make models' builds those of the five models"
-        raise InputError(f"{path}: no such caffemodel; {hint}") from None
+        raise InputError(f"{path}: no such caffemodel; put it there, or say where it is") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read the caffemodel: {error.strerror}") from error
     if (before.st_size, before.st_ctime_ns) != (after.st_size, after.st_ctime_ns) or len(data) != after.st_size:
@@ -193,13 +191,13 @@ def _same_shape(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def weights_path(model: str | Path, weights: str | Path | None) -> Path:
-    """Where a model's caffemodel is: as given, else models/NAME.caffemodel, else beside the .prototxt."""
+    """Where a model's caffemodel is: as given, else beside its .prototxt, else with those that come along."""
     if weights is not None:
         return path_of(weights, "weights")
     model = str(model)
     if model.endswith(".prototxt"):
         return Path(model).with_suffix(".caffemodel")
-    return _MODELS / f"{model}.caffemodel"
+    return zoo.weights_folder() / f"{model}.caffemodel"
 
 
 def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:

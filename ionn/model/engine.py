@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ionn.errors import InputError
+from ionn.libraries import missing_library
 from ionn.machine import machine
 from ionn.model.caffemodel import Floats
 from ionn.model.network import Network
@@ -51,14 +51,14 @@ def _is_zen4() -> bool:
 
 
 def load_caffe() -> Any:
-    """Caffe, configured for this process. The first call loads it, 0.5 s. Raises InputError if it is not installed."""
+    """Caffe, configured for this process. The first call loads it, 0.5 s.
+
+    Raises MissingLibraryError where it is not installed, or a library that it is linked to."""
     set_environment()
     try:
         import caffe
-    except ModuleNotFoundError as error:
-        if error.name != "caffe":
-            raise
-        raise InputError("this needs Caffe, which is not installed in this environment; run 'make setup'") from error
+    except ImportError as error:
+        raise missing_library(error) from error
 
     caffe.set_mode_cpu()
     return caffe
@@ -117,6 +117,11 @@ class StageNet:
         to."""
         return {name: tuple(blob.data for blob in blobs) for name, blobs in self._net.params.items()}
 
+    def blob(self, name: str) -> Floats:
+        """A blob by its name, to read or write: a view, which holds until a layer that writes the blob runs."""
+        view: Floats = self._net.blobs[name].data
+        return view
+
     def load(self, weights: Mapping[str, Sequence[Floats]]) -> None:
         """Copy the weights of every layer that has some."""
         for name, blobs in self._net.params.items():
@@ -157,9 +162,14 @@ class StageNet:
         return [blob.data for blob in self._outputs[stage]]
 
 
+def new_network(network: Network) -> StageNet:
+    """The whole network, its weights all zero."""
+    return StageNet(extract_net(network, 0, len(network.stages) - 1))
+
+
 def load_network(network: Network, weights: Mapping[str, Sequence[Floats]]) -> StageNet:
     """The whole network with its weights."""
-    net = StageNet(extract_net(network, 0, len(network.stages) - 1))
+    net = new_network(network)
     net.load(weights)
     return net
 

@@ -22,10 +22,10 @@ from google.protobuf import text_format
 
 from ionn.arguments import name_of, path_of, text_of
 from ionn.errors import InputError, did_you_mean, printable
+from ionn.model import zoo
 from ionn.model.layers import FOREIGN, LAYER_TYPES, REASONS, Shape, essential, infer, label
 from ionn.model.proto import TEST, LayerParameter, NetParameter, blank_unread
 
-_PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
 _FLOAT_BYTES = 4
 
 
@@ -106,7 +106,7 @@ class Network:
 
     @classmethod
     def load(cls, model: str | Path) -> Network:
-        """Read a model by name (prototxt/NAME.prototxt of the checkout) or from a path that ends in .prototxt.
+        """Read a model that comes along by name, or any from a path that ends in .prototxt.
 
         A file's model is named after it, one in a deploy.prototxt after its folder, as Caffe's models are.
 
@@ -116,7 +116,7 @@ class Network:
         if model.endswith(".prototxt"):
             path = path_of(model, "model")
         else:
-            known = {path.stem: path for path in sorted(_PROTOTXT.glob("*.prototxt"))}
+            known = zoo.definitions()
             if model not in known:
                 names = ", ".join(known) or "none"
                 hint = did_you_mean(model, known)

@@ -19,12 +19,12 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from ionn.errors import InputError
+from ionn.errors import MissingLibraryError
 from ionn.server.limits import Limits
 from ionn.server.orphans import end_with
 from ionn.server.status import Note
 
-_PACKET_BYTES_MAX = 256
+_PACKET_BYTES_MAX = 1024
 _STOP_S = 2.0
 
 
@@ -45,8 +45,8 @@ _LOADED = News("", 0, None)
 class ForkServer:
     """The front's end. `folder`, `costs` and `limits` are what every session's process gets.
 
-    `loaded` tells whether it can fork, as far as `news` was asked. Once that has told that it died, `bury` it, and
-    `start` it again when it is wanted.
+    `loaded` tells whether it can fork, as far as `news` was asked, and `missing` why it cannot load Caffe. Once `news`
+    has told that it died, `bury` it, and `start` it again when it is wanted.
     """
 
     def __init__(self, folder: str, costs: dict[str, Any], limits: Limits) -> None:
@@ -68,6 +68,7 @@ class ForkServer:
             )  # fmt: skip
         self.alive = True
         self.loaded = False
+        self.missing: MissingLibraryError | None = None
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -88,7 +89,11 @@ class ForkServer:
             packet = b""
         if not packet:
             raise EOFError
-        news = News(*json.loads(packet))
+        told = json.loads(packet)
+        if isinstance(told, str):
+            self.missing = MissingLibraryError(told)
+            return self.news()
+        news = News(*told)
         if news == _LOADED:
             self.loaded = True
             return self.news()
@@ -122,11 +127,12 @@ def main(descriptor: int) -> None:
     from ionn.server import worker  # the worker is loaded here once for all sessions
 
     assert worker
+    front = socket.socket(fileno=descriptor)
     try:
         engine.load_caffe()
-    except InputError as error:
-        sys.exit(f"ionn: {error}")
-    front = socket.socket(fileno=descriptor)
+    except MissingLibraryError as error:
+        _tell(front, str(error))
+        return
     wake_read, wake = socket.socketpair()
     for end in (wake_read, wake):
         end.setblocking(False)
@@ -174,9 +180,10 @@ def _reap(front: socket.socket, names: dict[int, str]) -> None:
         _tell(front, News(names.pop(pid), pid, os.waitstatus_to_exitcode(status)))
 
 
-def _tell(front: socket.socket, news: News) -> None:
+def _tell(front: socket.socket, told: News | str) -> None:
+    """Tell the front the news, or why there will be none."""
     with contextlib.suppress(OSError):  # the front is gone, which is noticed soon
-        front.send(json.dumps([news.name, news.pid, news.code]).encode())
+        front.send(json.dumps(told if isinstance(told, str) else [told.name, told.pid, told.code]).encode())
 
 
 def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]) -> None:

@@ -125,7 +125,8 @@ class Server:
     def serve(self, ready: Callable[[str], None] = lambda address: None) -> None:
         """Serve until told to stop; `ready` is called with the address as soon as clients may connect.
 
-        Raises IonnError where sessions cannot be started, because Caffe cannot be loaded.
+        Raises IonnError where sessions cannot be started, because Caffe cannot be loaded: MissingLibraryError if it is
+        known why.
         """
         wake = os.eventfd(0, os.EFD_NONBLOCK)
 
@@ -144,7 +145,8 @@ class Server:
             while not self._forks.loaded and self._stop_at is None:
                 self._loop.turn(_TICK_S)
                 if not self._forks.alive:
-                    raise IonnError("the process that loads Caffe for all sessions ended; it has said why")
+                    said = "the process that loads Caffe for all sessions ended; it has said why"
+                    raise self._forks.missing or IonnError(said)
             self._door.open()
             ready(self.address)
             log.info("ready", extra={"fields": {"address": self.address}})

@@ -46,13 +46,13 @@ def prepare_live(
 ) -> Subject:
     """Load a model and the device that its client is paced to, or is. Raises InputError."""
     from ionn.model import engine
-    from ionn.model.caffemodel import read_weights, weights_path
+    from ionn.model.synthetic import load_weights
     from ionn.testbed import live
 
     network = Network.load(model)
     costs = load_costs(client)
     costs.layer_ms(network)  # refuses a profile of another network before anything is built
-    net = engine.load_network(network, read_weights(weights_path(model, weights), network))
+    net = engine.load_network(network, load_weights(model, weights, network))
     return live.Subject(network, net, costs, paced)
 
 

@@ -118,6 +118,8 @@ BAD_INPUT = {
     "garbage address": (["serve", "--bind", "nowhere"], ["nowhere", "HOST:PORT"]),
     "no traces": (["figures", "--results", "{}/none"], ["none"]),
     "no such option": (["plan", "alexnet", "--mpbs", "8"], ["--mpbs"]),
+    "unknown model of models": (["models", "alexnut"], ["alexnut", "alexnet"]),
+    "keys for a virtual run": (["run", "alexnet", "--testbed", "virtual", "--key", "x"], ["live"]),
     "no such command": (["plna", "alexnet"], ["plna", "plan"]),
     "dilation": (["run", "{}/tiny.prototxt", "--dilation", "0.5"], ["0.5"]),
 }
@@ -200,6 +202,7 @@ def test_what_is_piped_has_no_control_characters(tiny_files: Path, server: str, 
         ["figures", "--results", results],
         ["classify", "chelsea", "--model", tiny_files],
         ["profile", tiny_files, "--runs", "2"],
+        ["models", "mobilenet"],
         ["ping", server],
     ):
         done = ionn(*command)
@@ -215,6 +218,7 @@ def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:
         ["run", tiny_files, "--testbed", "virtual"],
         ["classify", "chelsea", "--model", tiny_files],
         ["profile", tiny_files, "--runs", "2"],
+        ["models", "mobilenet"],
         ["ping", server],
     ):
         done = ionn(*command, "--json")
@@ -271,7 +275,7 @@ runpy.run_module("ionn", run_name="__main__", alter_sys=True)
     "module", ["click", "ionn.cli.options", "ionn.testbed.experiment", "numpy", "google.protobuf", "zmq"]
 )
 def test_ctrl_c_while_it_starts(module: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run", "alexnet", "--testbed", "virtual"]
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run", "alexnet"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "ionn: interrupted")
 

@@ -6,21 +6,21 @@ import csv
 import hashlib
 import json
 import os
-import shutil
+import resource
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import build_models
 import caffe
 import numpy as np
 import pytest
 import write_prototxt
 
 from ionn.errors import InputError
+from ionn.model import synthetic
 from ionn.model.inputs import natural_images
+from ionn.model.network import Network
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ROOT.parent / "shared" / "reference" / "profiles"
@@ -129,18 +129,24 @@ def assert_full_mantissas(net: Any) -> None:
             assert all(abs(share - 0.5) < spread for share in share_set), (name, share_set)
 
 
+def build(prototxt: Path, weights: Path) -> None:
+    weights.write_bytes(synthetic.build(Network.load(prototxt)).tobytes())
+
+
 def test_weights_have_full_mantissas(small: Path, tmp_path: Path) -> None:
-    build_models.build(small, tmp_path / "small.caffemodel")
+    build(small, tmp_path / "small.caffemodel")
     assert_full_mantissas(caffe.Net(str(small), str(tmp_path / "small.caffemodel"), caffe.TEST))
 
 
 def test_weights_depend_on_names_only(small: Path, tmp_path: Path) -> None:
     """Not on the run, the BLAS kernels, the thread count, or on layers that do not feed a layer."""
-    build_models.build(small, tmp_path / "here.caffemodel")
-    command = "import sys, pathlib, build_models; build_models.build(*map(pathlib.Path, sys.argv[1:]))"
+    build(small, tmp_path / "here.caffemodel")
+    command = (
+        "import sys, pathlib; from tests.integration.test_models import build; build(*map(pathlib.Path, sys.argv[1:]))"
+    )
     subprocess.run(
         [sys.executable, "-c", command, str(small), str(tmp_path / "there.caffemodel")],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'models'}", "OPENBLAS_NUM_THREADS": "2",
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'prototxt'}", "OPENBLAS_NUM_THREADS": "2",
              "OPENBLAS_CORETYPE": "Nehalem"},
         check=True, timeout=60,
     )  # fmt: skip
@@ -150,7 +156,7 @@ def test_weights_depend_on_names_only(small: Path, tmp_path: Path) -> None:
     bigger = tmp_path / "bigger" / small.name
     bigger.parent.mkdir()
     bigger.write_text(SMALL.replace('layer { name: "bn"', extra + '\nlayer { name: "bn"'))
-    build_models.build(bigger, tmp_path / "bigger.caffemodel")
+    build(bigger, tmp_path / "bigger.caffemodel")
     one = caffe.Net(str(small), str(tmp_path / "here.caffemodel"), caffe.TEST).params
     other = caffe.Net(str(bigger), str(tmp_path / "bigger.caffemodel"), caffe.TEST).params
     for name, blobs in one.items():
@@ -158,60 +164,71 @@ def test_weights_depend_on_names_only(small: Path, tmp_path: Path) -> None:
 
 
 def test_files_are_kept_only_if_they_fit_their_record(small: Path, tmp_path: Path) -> None:
-    weights, record = tmp_path / "small.caffemodel", tmp_path / "small.json"
-    assert build_models.update(small, weights) == "missing, built"
+    weights, record = tmp_path / "new" / "small.caffemodel", tmp_path / "new" / "small.json"
+    assert synthetic.update(small, weights) == "missing"
     good = weights.read_bytes()
     written = weights.stat().st_mtime_ns
-    assert build_models.update(small, weights) == "verified"
+    assert synthetic.check(small, weights) == synthetic.update(small, weights) == "verified"
     assert weights.stat().st_mtime_ns == written
 
     damaged = bytearray(good)
     damaged[len(good) // 2] ^= 1
     for content in (bytes(damaged), good[:-1], b""):
         weights.write_bytes(content)
-        assert build_models.update(small, weights) == "damaged, built"
+        assert synthetic.check(small, weights) == synthetic.update(small, weights) == "damaged"
         assert weights.read_bytes() == good
     for text in ("", "[]", "{}"):
         record.write_text(text)
-        assert build_models.update(small, weights) == "damaged record small.json, built"
+        assert synthetic.update(small, weights) == "damaged"
+        assert synthetic.check(small, weights) == "verified"
     small.write_text(SMALL.replace("num_output: 10", "num_output: 11"))
-    assert build_models.update(small, weights) == "outdated, built"
+    assert synthetic.update(small, weights) == "outdated"
     assert weights.read_bytes() != good
+    assert sorted(path.name for path in weights.parent.iterdir()) == ["small.caffemodel", "small.json"]
 
     record.unlink()
     weights.write_bytes(b"trained elsewhere")
-    assert "kept" in build_models.update(small, weights)
+    assert synthetic.update(small, weights) == "not built by ionn"
     assert weights.read_bytes() == b"trained elsewhere"
 
 
 def test_an_interrupted_build_leaves_the_old_file(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = tmp_path / "small.caffemodel"
-    build_models.update(small, weights)
+    synthetic.update(small, weights)
     good = weights.read_bytes()
     small.write_text(SMALL + "# changed")
 
-    def interrupted(prototxt: Path, part: Path) -> None:
-        part.write_bytes(good[:100])
+    def interrupted(network: Network) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_models, "build", interrupted)
+        patch.setattr(synthetic, "build", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            build_models.update(small, weights)
+            synthetic.update(small, weights)
     assert weights.read_bytes() == good
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.caffemodel", "small.json", "small.prototxt"]
-    assert build_models.update(small, weights) == "outdated, built"
+    assert synthetic.update(small, weights) == "outdated"
 
 
-def test_a_full_disk_is_the_users_error(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=999_999))
-    with pytest.raises(InputError, match="no room for 6 MB of weights"):
-        build_models.update(small, tmp_path / "small.caffemodel")
+def test_a_full_disk_is_the_users_error_and_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    """A small limit on file size stands in for it: the record fits, the weights do not."""
+    weights = tmp_path / "full" / "small.caffemodel"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"small\.caffemodel: cannot write"):
+            synthetic.update(small, weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert synthetic.check(small, weights) == "missing"
+    assert [path.name for path in weights.parent.iterdir()] == ["small.json"]
 
 
-def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert build_models.main(["vgg"]) == 2
-    assert capsys.readouterr().err.startswith("vgg: not a model of this project; choose from alexnet")
+def test_processes_that_want_the_same_weights_build_them_once(small: Path, tmp_path: Path) -> None:
+    code = "from ionn.model.synthetic import update; print(update(*map(pathlib.Path, sys.argv[1:])))"
+    command = [sys.executable, "-c", f"import pathlib, sys; {code}", str(small), str(tmp_path / "small.caffemodel")]
+    builders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
+    said = [builder.communicate(timeout=60)[0].strip() for builder in builders]
+    assert sorted(said) == ["missing", "verified", "verified"]
 
 
 def test_natural_images() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from ionn.errors import InputError, ProtocolError
 from ionn.model.slices import TILE, Slice
+from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import PLANNERS, add_planner, get_planner
 from ionn.planning.planners.custom import checked, load_function
 from tests.support.chains import chain, cut
@@ -21,8 +23,10 @@ LAST = 10 * TILE
 
 
 @pytest.fixture(autouse=True)
-def unchanged_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def unchanged_path() -> Iterator[None]:
+    before = list(sys.path)
+    yield
+    assert sys.path == before
 
 
 def plan_of(made: Any) -> list[list[Any]]:
@@ -114,9 +118,6 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "planner_file.py").write_text("import beside\ndef zero(graph): return beside.ANSWER\nnumber = 3")
     name, function = load_function(f"{tmp_path}/planner_file.py:zero")
     assert (name, function(GRAPH)) == ("zero", [[0]])
-    assert sys.path[0] == str(tmp_path)
-    load_function(f"{tmp_path}/planner_file.py:zero")
-    assert sys.path.count(str(tmp_path)) == 1
 
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "planner_module.py").write_text("def one(graph): return [[1]]")
@@ -151,3 +152,20 @@ def test_a_planner_is_added_and_replaced_but_none_of_ours(tmp_path: Path, monkey
     add_planner(f"{path}:alone")
     with pytest.raises(InputError, match="planner alone: not a plan"):
         get_planner("alone")(GRAPH)
+
+
+def test_a_function_is_added_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ionn.planning.planners.PLANNERS", dict(PLANNERS))
+    monkeypatch.setattr("ionn.planning.planners._ADDED", {})
+
+    def last_first(graph: ExecutionGraph) -> list[list[int]]:
+        return [[2], [1], [0]]
+
+    assert add_planner(last_first) == "last_first"
+    assert get_planner("last_first")(GRAPH) == [[2], [1], [0]]
+    last_first.__name__ = "optimal"
+    with pytest.raises(InputError, match="optimal is one of ionn's own planners"):
+        add_planner(last_first)
+    for nameless in (lambda graph: [[0]], partial(last_first), type("Planner", (), {"__call__": last_first})()):
+        with pytest.raises(InputError, match="it has no name; give a function made by def"):
+            add_planner(nameless)

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
-from ionn.arguments import name_of, text_of
+from ionn.arguments import name_of, shown, text_of
 from ionn.errors import InputError, did_you_mean
 from ionn.model.slices import Piece
 from ionn.paper import EFFICIENCY, FINE, ORIGINAL, RECURSIVE, SLICED
@@ -58,15 +59,19 @@ def get_planner(name: str) -> Planner:
     return PLANNERS[name]
 
 
-def add_planner(spec: str | Path) -> str:
-    """Take a planner of the user's own, FILE.py:FUNCTION or MODULE:FUNCTION, into the registry under the function's
-    name, which is returned. What it returns is checked whenever it plans.
+def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
+    """Take a planner of the user's own into the registry under the function's name, which is returned: a function, or
+    where one is, FILE.py:FUNCTION or MODULE:FUNCTION. What it returns is checked whenever it plans.
 
-    Raises InputError where there is no such function, or a planner of that name is there already.
+    Raises InputError where there is no such function, or one of ionn's own planners has its name.
     """
-    spec = name_of(spec, "planner")
-    name, function = load_function(spec)
+    if callable(planner):
+        name, function = getattr(planner, "__name__", ""), planner
+        if not (isinstance(name, str) and name.isidentifier()):  # a lambda, or an object
+            raise InputError(f"planner {shown(planner)}: it has no name; give a function made by def")
+    else:
+        name, function = load_function(name_of(planner, "planner"))
     if name in PLANNERS and name not in _ADDED:
-        raise InputError(f"{spec}: {name} is one of ionn's own planners; rename the function")
+        raise InputError(f"{name} is one of ionn's own planners; rename the function")
     PLANNERS[name] = _ADDED[name] = checked(name, function)
     return name

@@ -1,4 +1,4 @@
-"""Planners of a user's own: a function in a file, taken into the registry for as long as the process runs.
+"""Planners of a user's own: functions, perhaps in a file, taken into the registry for as long as the process runs.
 
 What it returns is checked, because it goes on to testbeds and servers as if it were one of ours.
 """
@@ -21,7 +21,8 @@ from ionn.planning.graph import ExecutionGraph
 
 
 def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any]]:
-    """The function FILE.py:FUNCTION or MODULE:FUNCTION, and its name. Modules are looked for in this folder too.
+    """The function FILE.py:FUNCTION or MODULE:FUNCTION, and its name. Modules are looked for in this folder too; what
+    a file imports, beside it too.
 
     Raises InputError, in one line, where there is no such function or its file cannot be imported.
     """
@@ -30,12 +31,14 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any]]:
         raise InputError(f"{spec}: not a planner; give FILE.py:FUNCTION or MODULE:FUNCTION")
     path = Path(source)
     folder = str(path.parent.resolve()) if path.suffix == ".py" else str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # its own imports may be beside it
+    sys.path.insert(0, folder)
     try:
         module = _import_file(path) if path.suffix == ".py" else importlib.import_module(source)
     except (Exception, SystemExit) as error:
         raise InputError(f"{spec}: cannot import it: {_place(error)}") from error
+    finally:
+        if folder in sys.path:  # unless the file itself took it away
+            sys.path.remove(folder)
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(f"{spec}: {source} has no function {name}")
