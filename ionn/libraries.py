@@ -27,7 +27,7 @@ def missing_library(error: ImportError) -> MissingLibraryError:
         case "caffe":
             hint = "install its wheel, which 'make wheels' builds beside ionn's"
             return MissingLibraryError(f"Caffe is missing, and this computes with it; {hint}")
-        case "_caffe":
+        case "_caffe" | "caffe._caffe":
             packages = " ".join(CAFFE_PACKAGES)
             return MissingLibraryError(f"Caffe cannot be loaded: {error}; it needs the Debian packages {packages}")
     module = (error.name or "").partition(".")[0]

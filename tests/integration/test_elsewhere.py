@@ -148,6 +148,25 @@ def test_without_pyzmq_what_needs_no_connection_works(copied: Installed) -> None
         assert line == "ionn: pyzmq cannot be loaded: No module named 'zmq'; install it: pip install pyzmq\n"
 
 
+def check_without_caffe(installed: Installed) -> None:
+    for arguments in PLANNING:
+        installed(*arguments)
+    assert (installed.home / "work" / "results" / "report.md").is_file()
+    for arguments in COMPUTING:
+        assert installed.refusal(*arguments) == (
+            "ionn: Caffe is missing, and this computes with it; install its wheel, which 'make wheels' builds beside "
+            "ionn's\n"
+        )
+
+
+def test_without_caffe_what_does_not_compute_works(copied: Installed) -> None:
+    bare = without("caffe", copied)
+    check_without_caffe(bare)
+    lonely = without("zmq", bare)
+    for arguments in PLANNING:
+        lonely(*arguments)
+
+
 def test_a_library_that_caffe_is_linked_to_is_missing(copied: Installed) -> None:
     folder = copied.home / "broken"
     shutil.copytree(Path(caffe.__file__).parent, folder / "caffe")
@@ -224,3 +243,12 @@ def test_both_wheels_in_an_empty_environment(wheels: list[Path], tmp_path: Path)
         )
     assert json.loads(offloaded)["classes"] == classified["classes"]
     assert "server" in {segment["where"] for segment in json.loads(offloaded)["segments"]}
+
+
+@pytest.mark.long
+def test_ionn_alone_in_an_empty_environment(wheels: list[Path], tmp_path: Path) -> None:
+    installed = install(tmp_path, *(wheel for wheel in wheels if wheel.name.startswith("ionn")))
+    check_without_caffe(installed)
+    subprocess.run([installed.python, "-m", "pip", "uninstall", "--quiet", "--yes", "pyzmq"], check=True)
+    for arguments in PLANNING:
+        installed(*arguments)

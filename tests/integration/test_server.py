@@ -250,15 +250,37 @@ def test_a_killed_session_process_is_reported(process: Serving, blobs: list[np.n
     Client(process.address).close()
 
 
+def serve_with(sitecustomize: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "sitecustomize.py").write_text(sitecustomize)
+    return subprocess.run(
+        [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0"],
+        env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True, timeout=WAIT_S,
+    )  # fmt: skip
+
+
 def test_a_server_that_cannot_load_caffe_gives_no_address(tmp_path: Path) -> None:
     """The address is printed when sessions can start, not before."""
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['caffe._caffe'] = None\n")
-    process = subprocess.run(
-        [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=WAIT_S,
-    )  # fmt: skip
+    process = serve_with("import sys\nsys.modules['caffe._caffe'] = None\n", tmp_path)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert process.stderr.startswith("ionn: Caffe cannot be loaded: import of caffe._caffe halted")
+
+
+BROKEN = """
+import sys
+
+class Broken:
+    def find_spec(name, path=None, target=None):
+        if name == "caffe._caffe":
+            raise RuntimeError("not the fault of a missing library")
+
+sys.meta_path.insert(0, Broken)
+"""
+
+
+def test_a_server_whose_fork_server_dies_as_it_starts_gives_no_address(tmp_path: Path) -> None:
+    process = serve_with(BROKEN, tmp_path)
     assert (process.returncode, process.stdout) == (1, "")
-    assert "import of caffe._caffe halted" in process.stderr
+    assert "RuntimeError: not the fault of a missing library" in process.stderr
     assert process.stderr.endswith("ionn: the process that loads Caffe for all sessions ended; it has said why\n")
 
 
