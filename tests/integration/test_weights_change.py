@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,14 +157,20 @@ def test_weights_are_those_of_the_net(tiny: Network, tiny_weights: Weights) -> N
             np.testing.assert_array_equal(blob, wanted)
 
 
+# It tells which of its turns took longer than the reader waits: it was interrupted, and the file stood still meanwhile.
 WRITER = """
-import itertools, sys, time
-path, *versions = sys.argv[1:]
+import itertools, os, sys, time
+path, stop, *versions = sys.argv[1:]
 contents = [open(version, "rb").read() for version in versions]
 for turn, content in zip(range(5000), itertools.cycle(contents)):
+    began = time.monotonic()
     with open(path, "r+b", buffering=0) as file:
         for at in range(0, len(content), 65536):
             file.write(content[at : at + 65536])
+    if time.monotonic() - began > 0.015:
+        print(began, time.monotonic())
+    if os.path.exists(stop):
+        break
     time.sleep(0.003 if turn % 10 else 0.1)
 """
 
@@ -176,26 +183,38 @@ layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc"
 
 
 def test_a_file_that_is_read_while_it_is_overwritten_is_never_a_mixture(tmp_path: Path) -> None:
-    """Whole pieces of 64 kB are written, also within one step of the clock that dates them."""
+    """Whole pieces of 64 kB are written, also within one step of the clock that dates them.
+
+    Only a writer that was interrupted half-way for longer than that may have left a mixture: nobody can tell.
+    """
     network = Network.from_text(WIDE, "wide")
-    path, *versions = (tmp_path / name for name in ("used", "ones", "twos"))
+    path, stop, *versions = (tmp_path / name for name in ("used", "stop", "ones", "twos"))
     for value, version in enumerate(versions, 1):
         weights = {"fc": (np.full((2000, 1000), value, np.float32),)}
         version.write_bytes(serialise("wide", network.layers, weights).tobytes())
     shutil.copyfile(versions[0], path)
     whole = refused = 0
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, path, *versions])
+    mixtures = []  # when they were read
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, path, stop, *versions], stdout=subprocess.PIPE, text=True)
     try:
         while refused < 100:
             assert writer.poll() is None
+            began = time.monotonic()
             try:
                 (loaded,) = read_weights(path, network)["fc"]
             except InputError:
                 refused += 1
-            else:
-                assert loaded.min() == loaded.max()
+                continue
+            if loaded.min() == loaded.max():
                 whole += 1
+            else:
+                mixtures.append((began, time.monotonic()))
         assert whole
+        stop.touch()
+        told, _ = writer.communicate(timeout=WAIT_S)
     finally:
         writer.kill()
         writer.wait()
+    interrupted = [tuple(map(float, line.split())) for line in told.splitlines()]
+    for began, ended in mixtures:
+        assert any(first < ended and began < last for first, last in interrupted)
