@@ -33,7 +33,7 @@ from ionn import paper
 from ionn.model import engine
 from ionn.model.caffemodel import read_weights, weights_path
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract, extract_net
+from ionn.model.partial_net import ExtractedPartition, extract, extract_net
 from ionn.model.slices import runs_of
 from ionn.protocol.messages import (
     CHUNK_BYTES,
@@ -68,7 +68,7 @@ IDLE_S = 0.002
 PARTITIONS = 40
 
 
-def messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+def messages(index: int, partition: ExtractedPartition) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
     model = partition.caffemodel
     digest = hashlib.sha256()
     for piece in model.pieces:

@@ -14,7 +14,7 @@ import support
 
 from ionn import paper
 from ionn.model.caffemodel import read_weights, weights_path
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, Slice
 from ionn.planning.plan import make_plan
 from ionn.planning.slice_costs import SLICE_MS
@@ -28,7 +28,7 @@ RUNS = 40
 MOST_RATIO = 1.05
 
 
-def upload(session: SessionState, number: int, sent: Partition) -> tuple[float, float]:
+def upload(session: SessionState, number: int, sent: ExtractedPartition) -> tuple[float, float]:
     """Have a session take a partition; the time in ms for its header, and for its end."""
     model = sent.caffemodel
     upload = [

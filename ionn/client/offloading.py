@@ -19,7 +19,7 @@ from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, stage_of
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
@@ -41,7 +41,7 @@ class Prepared:
     graph: ExecutionGraph
     plan: Plan
     server: Costs
-    partitions: Sequence[Partition]
+    partitions: Sequence[ExtractedPartition]
     sliced: Mapping[int, SlicedStage]
 
 
@@ -60,7 +60,7 @@ class Offloading:
         net: StageNet,
         graph: ExecutionGraph,
         client: Client | None = None,
-        partitions: Sequence[Partition] = (),
+        partitions: Sequence[ExtractedPartition] = (),
         pieces: Sequence[Sequence[Piece]] = (),
         sliced: Mapping[int, SlicedStage] | None = None,
         layer_ms: Sequence[float] | None = None,
@@ -115,7 +115,7 @@ class Offloading:
         elif self._partitions:
             self._client.start_upload(self._partitions, now_s)
 
-    def _plan_for(self, costs: dict[str, Any]) -> Sequence[Partition]:
+    def _plan_for(self, costs: dict[str, Any]) -> Sequence[ExtractedPartition]:
         """The partitions for a server with these costs, which is now known."""
         assert self._prepare is not None
         with self.executor.computing:

@@ -31,7 +31,7 @@ from ionn.errors import (
     VersionError,
 )
 from ionn.model.caffemodel import Floats
-from ionn.model.partial_net import Partition
+from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import (
     ERROR_CRASHED,
@@ -59,7 +59,7 @@ _LOSSES_MAX = 12
 _GOODBYE_MS = 200
 
 # What the partitions for a server are made from: its costs, as in its Welcome.
-MakePartitions = Callable[[dict[str, Any]], Sequence[Partition]]
+MakePartitions = Callable[[dict[str, Any]], Sequence[ExtractedPartition]]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Client:
         self._keeper = threading.Thread(target=self._keep, name="ionn client", daemon=True)
         self._keeper.start()
 
-    def start_upload(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> Upload:
+    def start_upload(self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float]) -> Upload:
         """Upload the partitions in order, in the background; `now_s` is the clock of the records. Once per client."""
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")

@@ -65,7 +65,7 @@ class PartialNet:
 
 
 @dataclass(frozen=True)
-class Partition:
+class ExtractedPartition:
     """One upload: a partial net per run of adjacent stages, and one caffemodel with the weights of all of them."""
 
     nets: tuple[PartialNet, ...]
@@ -118,7 +118,7 @@ def slice_weights(
     return {name: tuple(blob[piece.begin : piece.end] for blob in weights[name]) for name in names if name in weights}
 
 
-def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> Partition:
+def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> ExtractedPartition:
     """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets."""
     slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
     runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
@@ -134,7 +134,7 @@ def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Seq
             for layer in _weighted(network, piece.stage, piece.stage)
         ),
     ]
-    return Partition(nets, serialise_blobs(network.name, blobs))
+    return ExtractedPartition(nets, serialise_blobs(network.name, blobs))
 
 
 def _is_whole(network: Network, piece: Slice) -> bool:

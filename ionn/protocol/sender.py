@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from ionn.errors import ProtocolError
-from ionn.model.partial_net import Partition
+from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol.messages import (
     CHUNK_BYTES,
     Ack,
@@ -43,7 +43,7 @@ class Upload:
     what ended the upload early. `now_s` is the clock of the records.
     """
 
-    def __init__(self, partitions: Sequence[Partition], now_s: Callable[[], float]) -> None:
+    def __init__(self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float]) -> None:
         self._partitions = partitions
         self._now_s = now_s
         self._changed = threading.Condition()

@@ -18,7 +18,7 @@ from ionn.client.connection import ping
 from ionn.client.session import FAULTS, Client
 from ionn.errors import InputError, ServerError
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionHeader
 from tests.support.raw import Raw, upload_messages
@@ -41,7 +41,7 @@ def alive(raw: Raw) -> bool:
     return isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
 
 
-def send_all(raw: Raw, partition: Partition) -> None:
+def send_all(raw: Raw, partition: ExtractedPartition) -> None:
     header, chunks, end = upload_messages(partition)
     for message in (header, *chunks, end):
         assert not isinstance(raw.ask(raw.control, message), messages.Error)

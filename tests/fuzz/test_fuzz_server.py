@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ionn.errors import InputError
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Slice
 from ionn.protocol import messages
 from ionn.protocol.messages import PartitionEnd, PartitionHeader, make_chunk
@@ -98,13 +98,13 @@ def test_any_prototxt(peer: Peer, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def partitions(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[Partition]:
+def partitions(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[ExtractedPartition]:
     return [extract(tiny, stages, tiny_weights) for stages in ([1], [2, 3], [5])]
 
 
 @cases
 @given(data=st.data())
-def test_any_caffemodel(peer: Peer, partitions: list[Partition], data: st.DataObject) -> None:
+def test_any_caffemodel(peer: Peer, partitions: list[ExtractedPartition], data: st.DataObject) -> None:
     """Bytes and spans change on the way. Nothing is accepted but what fits the layers, and is finite."""
     peer.case(fresh=True)
     partition = partitions[data.draw(st.integers(0, 2))]
@@ -145,7 +145,7 @@ steps = st.tuples(
 @given(story=st.lists(steps, max_size=25))
 def test_any_order(
     peer: Peer,
-    partitions: list[Partition],
+    partitions: list[ExtractedPartition],
     tiny: Network,
     tiny_weights: dict[str, tuple[np.ndarray, ...]],
     story: list[tuple[str, int, int]],
@@ -182,7 +182,7 @@ def test_any_order_of_slices(
         assert bytes(result.payload[0]) == np.ascontiguousarray(wanted).tobytes()
 
 
-def _live_through(peer: Peer, partitions: list[Partition], story: list[tuple[str, int, int]]) -> None:
+def _live_through(peer: Peer, partitions: list[ExtractedPartition], story: list[tuple[str, int, int]]) -> None:
     """Send what the story says, and then what the server has not."""
     upload = [_messages(index, partition) for index, partition in enumerate(partitions)]
     for what, index, number in story:
@@ -223,7 +223,7 @@ def _live_through(peer: Peer, partitions: list[Partition], story: list[tuple[str
         assert peer.ask(end) == messages.Ready(index)
 
 
-def _messages(index: int, partition: Partition) -> tuple[PartitionHeader, list[messages.Chunk], PartitionEnd]:
+def _messages(index: int, partition: ExtractedPartition) -> tuple[PartitionHeader, list[messages.Chunk], PartitionEnd]:
     model = partition.caffemodel
     return (
         PartitionHeader(index, partition.nets, model.blobs, model.size),

@@ -17,7 +17,7 @@ from ionn.errors import InputError
 from ionn.model.caffemodel import serialise
 from ionn.model.layers import LAYER_TYPES
 from ionn.model.network import Network
-from ionn.model.partial_net import NetStage, PartialNet, Partition
+from ionn.model.partial_net import ExtractedPartition, NetStage, PartialNet
 from ionn.model.slices import Piece, Slice
 from ionn.planning.planners import PLANNERS
 from ionn.protocol import messages
@@ -143,7 +143,7 @@ def check_stranger(c: Choices, oracle: Oracle, sessions: Sessions, say: Say) -> 
     exact = Answers(network, truth, inputs).exact(0, len(network.stages) - 1)
     model = serialise("stranger", network.layers, weights)
     net = PartialNet(draft.text, network.input, tuple(cuts))
-    header, chunks, end_of_it = upload_messages(Partition((net,), model))
+    header, chunks, end_of_it = upload_messages(ExtractedPartition((net,), model))
     steps = [
         Expected(0, "header", header, messages.Ack),
         *(Expected(0, "chunk", chunk, messages.Ack) for chunk in chunks),

@@ -14,7 +14,7 @@ from ionn.model import engine, inputs
 from ionn.model.caffemodel import read_weights, weights_path
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
-from ionn.model.partial_net import PartialNet, Partition, extract
+from ionn.model.partial_net import ExtractedPartition, PartialNet, extract
 from ionn.model.slices import Piece, stage_of
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
@@ -32,7 +32,7 @@ class Model:
     network: Network
     net: StageNet
     graph: ExecutionGraph
-    extract: Callable[[Sequence[Piece]], Partition]
+    extract: Callable[[Sequence[Piece]], ExtractedPartition]
 
 
 @pytest.fixture(scope="module", params=MODELS)

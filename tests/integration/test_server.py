@@ -21,7 +21,7 @@ import zmq
 from ionn.client.session import Client
 from ionn.errors import InputError, ServerError, ServerUnreachableError
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionEnd, PartitionHeader
 from tests.support.command import Serving, serving
@@ -55,7 +55,7 @@ def blobs(tiny: Network, tiny_weights: Weights, data: np.ndarray) -> list[np.nda
     return boundary_blobs(tiny, tiny_weights, data)
 
 
-def upload(client: Client, partitions: list[Partition]) -> None:
+def upload(client: Client, partitions: list[ExtractedPartition]) -> None:
     uploader = client.start_upload(partitions, time.monotonic)
     assert uploader.wait_ready(len(partitions), WAIT_S), uploader.error
 

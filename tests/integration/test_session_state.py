@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, Slice
 from ionn.protocol import messages
 from ionn.server.limits import Limits
@@ -35,7 +35,7 @@ def session(**limits: float) -> SessionState:
     return SessionState("token", {}, Limits(**limits), lambda status: None)  # type: ignore[arg-type]
 
 
-def send(state: SessionState, partition: Partition, index: int, finish: bool = True) -> messages.Message:
+def send(state: SessionState, partition: ExtractedPartition, index: int, finish: bool = True) -> messages.Message:
     """Upload a partition; the first answer that is an error, or the last one."""
     header, chunks, end = upload_messages(partition, index)
     answer: messages.Message = messages.Ping()
@@ -46,11 +46,11 @@ def send(state: SessionState, partition: Partition, index: int, finish: bool = T
     return answer
 
 
-def part_of(network: Network, pieces: Sequence[Piece]) -> Partition:
+def part_of(network: Network, pieces: Sequence[Piece]) -> ExtractedPartition:
     return extract(network, pieces, weights_of(network))
 
 
-def moved(partition: Partition, by: int) -> Partition:
+def moved(partition: ExtractedPartition, by: int) -> ExtractedPartition:
     """The same stages at another place of the chain."""
     nets = tuple(
         dataclasses.replace(
@@ -148,7 +148,7 @@ def test_slices_of_a_partition_must_not_overlap() -> None:
 # --- What counts -----------------------------------------------------------------------------------------------------
 
 
-def least_memory_mb(uploads: Sequence[Partition]) -> float:
+def least_memory_mb(uploads: Sequence[ExtractedPartition]) -> float:
     """The smallest --memory-mb with which all of them are taken, to 1 kB."""
     low, high = 0.0, 100.0
     while high - low > 0.001:

@@ -13,7 +13,7 @@ import pytest
 
 from ionn.client.session import FAULTS, Client
 from ionn.errors import ProtocolError, ServerUnreachableError, printable
-from ionn.model.partial_net import Partition
+from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol import messages
 from ionn.records import QueryRecord
 from tests.malicious.hostile import (
@@ -342,7 +342,7 @@ def test_a_mistake_of_ours_is_told_and_costs_no_query(monkeypatch: pytest.Monkey
     told: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", told.append)
 
-    def make(costs: dict[str, object]) -> list[Partition]:
+    def make(costs: dict[str, object]) -> list[ExtractedPartition]:
         raise KeyError("our mistake")
 
     server = Hostile()

@@ -7,7 +7,7 @@ from typing import Any
 
 import zmq
 
-from ionn.model.partial_net import Partition
+from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
 
@@ -48,7 +48,7 @@ class Raw:
         return decode(socket.recv_multipart())
 
 
-def upload_messages(partition: Partition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+def upload_messages(partition: ExtractedPartition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
     model = partition.caffemodel
     return (
         PartitionHeader(index, partition.nets, model.blobs, model.size),

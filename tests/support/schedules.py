@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, Slice, output_channels, runs_of, stage_of
 from ionn.planning.slice_costs import slice_plans
 from ionn.protocol import messages
@@ -127,7 +127,7 @@ class _Upload:
 
     number: int
     pieces: list[Piece]
-    partition: Partition
+    partition: ExtractedPartition
     chunk_bytes: int
     received: int = -1  # no header was sent
     done: bool = False

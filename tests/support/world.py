@@ -25,7 +25,7 @@ from ionn.client.session import Client, Timeouts
 from ionn.model import engine
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.planning.graph import ExecutionGraph
 from ionn.records import QueryRecord
 from ionn.testbed.live_session import LiveSession
@@ -195,7 +195,7 @@ class World:
         self.net: StageNet = engine.load_network(network, weights)
         rng = np.random.default_rng(3)
         self.inputs = [rng.standard_normal(network.input_shape).astype(np.float32) for _ in range(4)]
-        self.partitions: list[Partition] = [extract(network, stages, weights) for stages in STAGES]
+        self.partitions: list[ExtractedPartition] = [extract(network, stages, weights) for stages in STAGES]
         self.bytes = sum(partition.caffemodel.size for partition in self.partitions)
 
     def input_of(self, stage: int) -> np.ndarray:

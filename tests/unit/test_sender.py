@@ -7,7 +7,7 @@ import pytest
 
 from ionn.errors import ProtocolError
 from ionn.model.network import Network
-from ionn.model.partial_net import Partition, extract
+from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.protocol import sender as module
 from ionn.protocol.messages import (
     CHUNK_BYTES,
@@ -28,7 +28,7 @@ CHUNK, WINDOW = 1000, 2500
 
 
 @pytest.fixture
-def partitions(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[Partition]:
+def partitions(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[ExtractedPartition]:
     """The first one of a few chunks, the second one of many."""
     return [extract(tiny, stages, tiny_weights) for stages in ([1, 2], [5])]
 
@@ -37,7 +37,7 @@ def welcome(*held: Held, chunk: int = CHUNK, window: int = WINDOW) -> Welcome:
     return Welcome(PROTOCOL, "token", chunk, window, held=held)
 
 
-def begun(partitions: list[Partition], *held: Held, **credit: int) -> Upload:
+def begun(partitions: list[ExtractedPartition], *held: Held, **credit: int) -> Upload:
     upload = Upload(partitions, lambda: 1.0)
     upload.begin(welcome(*held, **credit))
     return upload
@@ -78,7 +78,7 @@ def content(sent: list[Message], index: int) -> bytes:
     return data
 
 
-def test_all_is_sent_and_ready(partitions: list[Partition]) -> None:
+def test_all_is_sent_and_ready(partitions: list[ExtractedPartition]) -> None:
     upload = begun(partitions)
     sent = run(upload)
     assert upload.ready == 2
@@ -87,7 +87,7 @@ def test_all_is_sent_and_ready(partitions: list[Partition]) -> None:
     assert [content(sent, index) for index in (0, 1)] == [p.caffemodel.tobytes() for p in partitions]
 
 
-def test_credit_is_not_exceeded_and_comes_back(partitions: list[Partition]) -> None:
+def test_credit_is_not_exceeded_and_comes_back(partitions: list[ExtractedPartition]) -> None:
     upload = begun(partitions)
     header, *chunks = drain(upload)
     assert [len(chunk.payload[0]) for chunk in chunks] == [CHUNK, CHUNK]  # a third one would be beyond the window
@@ -99,12 +99,12 @@ def test_credit_is_not_exceeded_and_comes_back(partitions: list[Partition]) -> N
     assert upload.sent_bytes == CHUNK
 
 
-def test_a_window_can_be_filled_to_the_last_byte(partitions: list[Partition]) -> None:
+def test_a_window_can_be_filled_to_the_last_byte(partitions: list[ExtractedPartition]) -> None:
     assert len(drain(begun(partitions, window=2 * CHUNK))) == 3
 
 
 @pytest.mark.parametrize("received", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1])
-def test_after_a_reconnection_it_goes_on_with_full_credit(partitions: list[Partition], received: int) -> None:
+def test_after_a_reconnection_it_goes_on_with_full_credit(partitions: list[ExtractedPartition], received: int) -> None:
     """From the byte that the server holds, whatever was under way before."""
     upload = begun(partitions)
     before = drain(upload)
@@ -122,7 +122,7 @@ def test_after_a_reconnection_it_goes_on_with_full_credit(partitions: list[Parti
         upload.take(Ack(0, received))
 
 
-def test_a_reconnection_finishes_what_is_left(partitions: list[Partition]) -> None:
+def test_a_reconnection_finishes_what_is_left(partitions: list[ExtractedPartition]) -> None:
     first, second = (partition.caffemodel for partition in partitions)
     upload = begun(partitions, Held(0, first.size, True), Held(1, second.size - 1, False))
     assert upload.ready == 1
@@ -138,13 +138,13 @@ def test_a_reconnection_finishes_what_is_left(partitions: list[Partition]) -> No
 
 
 @pytest.mark.parametrize("chunk", [CHUNK, CHUNK_BYTES, 10**9])
-def test_a_chunk_is_as_large_as_both_ends_like(partitions: list[Partition], chunk: int) -> None:
+def test_a_chunk_is_as_large_as_both_ends_like(partitions: list[ExtractedPartition], chunk: int) -> None:
     sent = run(begun(partitions, chunk=chunk, window=10**9))
     sizes = [len(message.payload[0]) for message in sent if isinstance(message, Chunk) and message.partition == 1]
     assert max(sizes) == min(chunk, CHUNK_BYTES, partitions[1].caffemodel.size)
 
 
-def test_the_window_is_limited_here_too(partitions: list[Partition], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_is_limited_here_too(partitions: list[ExtractedPartition], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW_BYTES_MAX", WINDOW)
     assert len(drain(begun(partitions, window=2**62))) == 3
     monkeypatch.setattr(module, "WINDOW_BYTES_MAX", 10**9)
@@ -153,7 +153,7 @@ def test_the_window_is_limited_here_too(partitions: list[Partition], monkeypatch
 
 
 @pytest.mark.parametrize(("chunk", "window"), [(0, WINDOW), (CHUNK, 0), (999, WINDOW), (CHUNK, 999), (0, 0)])
-def test_a_credit_that_no_upload_can_use(partitions: list[Partition], chunk: int, window: int) -> None:
+def test_a_credit_that_no_upload_can_use(partitions: list[ExtractedPartition], chunk: int, window: int) -> None:
     with pytest.raises(ProtocolError, match=f"takes {min(chunk, window)} bytes at a time, less than 1000"):
         begun(partitions, chunk=chunk, window=window)
     begun(partitions, chunk=1000, window=1000)
@@ -168,7 +168,7 @@ HELD = {
 
 
 @pytest.mark.parametrize("which", HELD)
-def test_what_a_server_cannot_hold(partitions: list[Partition], which: str) -> None:
+def test_what_a_server_cannot_hold(partitions: list[ExtractedPartition], which: str) -> None:
     with pytest.raises(ProtocolError, match="the server holds what it was never sent, it says"):
         begun(partitions, *HELD[which])
 
@@ -177,7 +177,7 @@ WRONG = (Ack(0, 7), Ack(1, 1), Ack(-1, 0), Ready(0), Ready(1), Ready(2**60))
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
-def test_only_the_right_answer_is_taken(partitions: list[Partition], wrong: Ack | Ready) -> None:
+def test_only_the_right_answer_is_taken(partitions: list[ExtractedPartition], wrong: Ack | Ready) -> None:
     """Whatever was answered before."""
     due = [answer(message) for message in run(begun(partitions))]
     for count in range(len(due) + 1):
@@ -193,7 +193,7 @@ def test_only_the_right_answer_is_taken(partitions: list[Partition], wrong: Ack 
             upload.take(wrong)
 
 
-def test_an_upload_that_was_stopped_takes_anything(partitions: list[Partition]) -> None:
+def test_an_upload_that_was_stopped_takes_anything(partitions: list[ExtractedPartition]) -> None:
     upload = begun(partitions)
     drain(upload)
     error = ProtocolError("enough")
