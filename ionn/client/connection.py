@@ -27,8 +27,8 @@ FRAMES_MAX = 2000
 HEADER_BYTES_MAX = 1024 * 1024
 # Messages that wait to be received; those that follow wait in the system's buffers, which are small.
 _WAITING_MAX = 16
-# How long after a connection broke ZeroMQ may take to say so.
-_REASON_S = 1.0
+# A day: nobody waits for that. Told not to reconnect at all, ZeroMQ drops what came before the connection broke.
+_NEVER_MS = 86_400_000
 
 _EVENTS = (
     zmq.EVENT_CONNECTED
@@ -67,7 +67,7 @@ class Connection:
             self._socket.sndhwm = 0  # what is under way is bounded by credit
             self._socket.rcvhwm = _WAITING_MAX
             self._socket.maxmsgsize = FRAME_BYTES_MAX
-            self._socket.reconnect_ivl = -1
+            self._socket.reconnect_ivl = _NEVER_MS
             self._socket.ipv6 = "[" in address
             if keys is not None:
                 keys.apply(self._socket)
@@ -91,14 +91,11 @@ class Connection:
             inflow.expected_bytes = bytes_max
 
     def send(self, message: Message) -> None:
-        # ZeroMQ sometimes goes on taking messages for a connection that is closed.
+        # ZeroMQ goes on taking messages for a connection that is closed.
         self._hear_monitor()
         if self._broken is not None:
-            raise self._why_broken()
-        try:
-            self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            raise self._why_broken() from None
+            raise self._why_broken(self._broken)
+        self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=False)
         if not isinstance(message, Bye):
             self._awaited.append(message.answer)
 
@@ -111,8 +108,10 @@ class Connection:
         ready = dict(self._poller.poll(0 if self._broken else max(0, math.ceil(timeout_s * 1e3))))
         if self._monitor in ready:
             self._hear_monitor()
-        if self._socket in ready and not (self._inflow and self._inflow.flooded):
-            return self._take()  # what was said before the connection broke
+        if (self._socket in ready or self._broken is not None) and not (self._inflow and self._inflow.flooded):
+            message = self._take()  # perhaps what was said before the connection broke
+            if message is not None:
+                return message
         if self._broken is not None:
             raise self._broken
         return None
@@ -160,18 +159,14 @@ class Connection:
                 case _:
                     self._broken = self._broken or self._closed()
 
-    def _why_broken(self) -> Exception:
-        """Why nothing can be sent any more: what the server said last, or else what became of the connection."""
-        deadline = time.monotonic() + _REASON_S
-        while self._broken is None and (left_s := deadline - time.monotonic()) > 0:
-            if self._monitor.poll(math.ceil(left_s * 1e3)):
-                self._hear_monitor()
+    def _why_broken(self, reason: Exception) -> Exception:
+        """What the server said last, or else the `reason` why nothing can be sent any more."""
         try:
             while not (self._inflow and self._inflow.flooded) and self._take() is not None:
                 pass
         except (ServerError, ProtocolError) as error:
-            self._broken = error
-        return self._broken or self.unreachable("the connection is closed")
+            self._broken = reason = error
+        return reason
 
     def _closed(self) -> Exception:
         if self._inflow is not None and self._inflow.flooded:

@@ -9,7 +9,6 @@ is cut. Linux only (TCP_INFO, epoll).
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import select
 import socket
@@ -49,7 +48,7 @@ class Inflow:
         except OSError:
             self._connection.close()
             raise
-        _watch().add(self)
+        _WATCH.add(self)
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -73,7 +72,7 @@ class Inflow:
                 self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        _watch().remove(self)
+        _WATCH.remove(self)
         self._connection.close()
 
 
@@ -82,12 +81,15 @@ class _Watch:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._runs = False
         self._inflows: dict[int, Inflow] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name="ionn inflow", daemon=True).start()
 
     def add(self, inflow: Inflow) -> None:
         with self._lock:
+            if not self._runs:
+                threading.Thread(target=self._run, name="ionn inflow", daemon=True).start()
+                self._runs = True
             self._inflows[inflow.fileno()] = inflow
             self._epoll.register(inflow.fileno(), select.EPOLLIN | select.EPOLLET)
 
@@ -105,6 +107,4 @@ class _Watch:
             time.sleep(_INTERVAL_S)
 
 
-@functools.cache
-def _watch() -> _Watch:
-    return _Watch()
+_WATCH = _Watch()

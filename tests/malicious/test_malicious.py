@@ -6,13 +6,17 @@ import dataclasses
 import itertools
 import random
 import re
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+import zmq
 
+from ionn.client import connection as client_connection
 from ionn.client.session import FAULTS, Client
-from ionn.errors import ProtocolError, ServerUnreachableError, printable
+from ionn.errors import ProtocolError, ServerError, ServerUnreachableError, printable
 from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol import messages
 from ionn.records import QueryRecord
@@ -32,7 +36,7 @@ from tests.malicious.hostile import (
     say,
     session_at,
 )
-from tests.support.world import wait_for
+from tests.support.world import WAIT_S, wait_for
 
 # JSON for a field of any type: each is wrong for most, and may be right for some.
 TOKENS: dict[str, str | None] = {
@@ -376,5 +380,66 @@ def test_a_query_that_its_caller_breaks_off() -> None:
                 break_off(client)
             wait_for(lambda: not session.query().fallback, "the server to be used again")
             assert [str(fault) for fault in client.faults] == [f"{server.address}: a query was broken off"]
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("moment", ["welcome control", "pong control"])
+def test_the_last_word_of_a_server_that_closes_is_the_reason(moment: str) -> None:
+    """It says an error and closes at once: whoever waits for an answer is told the error, every time."""
+
+    def last_word(connection: Connection, answer: messages.Message) -> bool:
+        connection.send(messages.Error(messages.ERROR_CRASHED, "enough for today"))
+        return False
+
+    context = zmq.Context()
+    server = Hostile(moment, last_word)
+    try:
+        for _ in range(100):
+            connection = client_connection.Connection(context, server.address)
+            try:
+                with pytest.raises(ServerError, match="enough for today"):  # noqa: PT012 - one of the two raises it
+                    connection.hello("control", "", WAIT_S)
+                    connection.ask(messages.Ping(), WAIT_S)
+            finally:
+                connection.close()
+    finally:
+        server.close()
+        context.destroy(linger=0)
+
+
+AT_ONCE = """
+import sys, threading
+import zmq
+from ionn.client.connection import Connection
+from ionn.protocol.messages import Ping
+
+context, together, failed = zmq.Context(), threading.Barrier(16), []
+
+def one():
+    together.wait()
+    try:
+        connection = Connection(context, sys.argv[1])
+        connection.ask(Ping(), 60)
+        connection.close()
+    except BaseException as error:
+        failed.append(repr(error))
+
+threads = [threading.Thread(target=one) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed, failed
+assert sum(thread.name == "ionn inflow" for thread in threading.enumerate()) == 1
+"""
+
+
+def test_sessions_of_a_program_that_begin_at_once() -> None:
+    """The first ones: what all connections of a process share is made once."""
+    server = Hostile()
+    try:
+        for _ in range(3):
+            subprocess.run([sys.executable, "-c", AT_ONCE, server.address], check=True, timeout=WAIT_S * 2)
     finally:
         server.close()
