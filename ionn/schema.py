@@ -19,8 +19,10 @@ TIME_MAX_MS = 1e9
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
 TimeMs = Annotated[float, msgspec.Meta(ge=0, le=TIME_MAX_MS)]
-# What is not negative: a sum of times, of which a server may say any up to TIME_MAX_MS.
-Real = Annotated[float, msgspec.Meta(ge=0, le=1e6 * TIME_MAX_MS)]
+# What a cost model may predict of a stage: so many ms per unit of work, and so many units.
+STAGE_MAX_MS = 1e24
+# What is not negative: a time of a stage, a sum of such times, or a number of seconds. Squares of it stay finite.
+Real = Annotated[float, msgspec.Meta(ge=0, le=1e40)]
 # A token, a digest, the name of a role or of an error.
 Word = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[ -~]*\Z")]
 

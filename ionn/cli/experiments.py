@@ -80,6 +80,7 @@ def run(
 
     Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
     """
+    from ionn.address import parse_address
     from ionn.costs.loading import load_costs
     from ionn.paper import SERVER
     from ionn.planning.graph import checked_mbps
@@ -89,6 +90,8 @@ def run(
     checked_mbps(mbps)
     if testbed == "virtual" and (dilation != 1 or connect is not None or key or server_key or unpaced):
         raise InputError("--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out")
+    if connect is not None:
+        parse_address(connect)
     if testbed == "live" and noise != 0:
         raise InputError("--noise is for the virtual testbed; leave it out")
     if testbed == "live":
@@ -99,11 +102,9 @@ def run(
         planned = None if server is None else load_costs(server)
         subject = runner.prepare_live(model, weights, client, not unpaced)
         settings = runner.live_settings(
-            subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect is not None
+            subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or ""
         )
-        traces = runner.run_live_all(
-            subject, [algorithm], runs, settings, server=planned, results=results, address=connect, keys=keys
-        )
+        traces = runner.run_live_all(subject, [algorithm], runs, settings, server=planned, results=results, keys=keys)
     else:
         runner.check_weights(model, weights)
         traces = runner.run_virtual_all(

@@ -43,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "svg.hashsalt": "ionn",
+    "text.parse_math": False,  # names of models and devices may have a $ in them
 }
 
 # Without these fields the files carry no time and no version, so that equal data gives equal bytes.

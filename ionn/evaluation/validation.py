@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ionn.errors import InputError
 from ionn.evaluation.summary import common_times, latency_at
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace
@@ -37,14 +38,19 @@ class Validation:
 
 
 def predict(trace: Trace) -> Trace:
-    """The run as the virtual testbed computes it from the trace's plan and measured costs."""
+    """The run as the virtual testbed computes it from the trace's plan and measured costs. Raises InputError where they
+    cannot be a run's."""
     settings = trace.info.settings
     virtual = Settings("virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed)
-    return run_virtual(dataclasses.replace(trace.info, settings=virtual))
+    try:
+        return run_virtual(dataclasses.replace(trace.info, settings=virtual))
+    except InputError as error:
+        run = f"run {trace.info.run} of {trace.info.model}, {trace.info.algorithm}, {settings.name}"
+        raise InputError(f"{run}: the costs in its trace do not predict it: {error}") from error
 
 
 def validate(trace: Trace) -> Validation:
-    """Compare a live run with its prediction."""
+    """Compare a live run with its prediction. Raises InputError as `predict` does."""
     predicted = predict(trace)
     times = common_times([trace, predicted], min(trace.upload_s, predicted.upload_s))
     if not times.size:

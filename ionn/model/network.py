@@ -11,10 +11,12 @@ place. Hence conv + in-place ReLU are one stage, and an inception module or a re
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,6 +105,12 @@ class Network:
     input_shape: Shape
     outputs: tuple[str, ...]
     param: Any = field(repr=False, compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """A number in hexadecimal that another network, whatever its name, does not have."""
+        nameless = NetParameter(layer=self.param.layer)
+        return hashlib.sha256(text_format.MessageToString(nameless).encode()).hexdigest()[:16]
 
     @classmethod
     def load(cls, model: str | Path) -> Network:

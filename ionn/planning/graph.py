@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from ionn.errors import InputError
 from ionn.model.slices import Piece, Slice, channels_of, stage_of
 from ionn.planning.slice_costs import SlicePlan, Split, slice_plans
-from ionn.schema import Real
+from ionn.schema import STAGE_MAX_MS, Real
 
 if TYPE_CHECKING:
     from ionn.costs.models import Costs
@@ -94,7 +94,7 @@ class ExecutionGraph:
     `up_ms` and `down_ms` are the transfers of the blob at boundary i, before stage i; boundary n is the outputs.
     A stage that is not `offloadable` never runs at the server. `cuts` are the stages that can be uploaded in slices.
 
-    Raises InputError for costs that are negative, not finite, or of the wrong number.
+    Raises InputError for costs that are negative, not finite or above STAGE_MAX_MS, or of the wrong number.
     """
 
     stages: tuple[str, ...]  # names, (n,)
@@ -114,8 +114,11 @@ class ExecutionGraph:
         for name, ms in arrays.items():
             if ms.shape != (sizes[name],):
                 raise InputError(f"execution graph: {name} needs {sizes[name]} times for {n} stages, not {ms.shape}")
-            if not np.all(np.isfinite(ms) & (ms >= 0)):
-                raise InputError(f"execution graph: {name} has a time that is negative or not finite; check the costs")
+            if not np.all((ms >= 0) & (ms <= STAGE_MAX_MS)):
+                raise InputError(
+                    f"execution graph: {name} has a time that is negative, not finite, or above {STAGE_MAX_MS:g} ms; "
+                    "check the costs"
+                )
         if np.any(arrays["load_ms"] > arrays["upload_ms"]):
             raise InputError("execution graph: upload_ms includes load_ms and cannot be smaller")
         arrays["offloadable"] = np.array(self.offloadable, dtype=np.bool_)

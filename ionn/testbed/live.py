@@ -17,7 +17,7 @@ from ionn.protocol.curve import ClientKeys
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.settings import Settings
-from ionn.testbed.trace import RunInfo, Trace
+from ionn.testbed.trace import RunInfo, Trace, run_digests
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def run_live(
         assert offloading.plan is not None
         assert offloading.server is not None
         sent = "" if server else offloading.server.name
-        info = RunInfo(settings, run, offloading.plan, offloading.graph, sent, dict(environment()))
+        digests = run_digests(subject.network, algorithm)
+        info = RunInfo(settings, run, offloading.plan, offloading.graph, sent, dict(environment()), digests=digests)
         session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress)
         trace = run_experiment(session, info)
     fault = None if offloading.fault is None else str(offloading.fault)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ from ionn.arguments import path_of
 from ionn.costs.loading import costs_label, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError
+from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.testbed.settings import Settings
-from ionn.testbed.trace import RunInfo, Trace, trace_path
+from ionn.testbed.trace import RunInfo, Trace, run_digests, trace_path
 
 if TYPE_CHECKING:
     from ionn.protocol.curve import ClientKeys
@@ -63,14 +64,23 @@ def live_settings(
     mbps: float = MBPS,
     dilation: float = 1.0,
     seed: int = 0,
-    connect: bool = False,
+    connect: str = "",
 ) -> Settings:
     """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends.
 
     Raises InputError as `Settings` does.
     """
     client, planned = costs_label(subject.client), "" if server is None else costs_label(server)
-    return Settings("live", mbps, dilation, client, planned, seed, paced=subject.paced, connect=connect)
+    return Settings(
+        "live", mbps, dilation, client, planned, seed,
+        paced=subject.paced, connect=connect, network=_another_of_its_name(subject.network),
+    )  # fmt: skip
+
+
+def _another_of_its_name(network: Network) -> str:
+    """The digest of a network that has the name of one that comes along, and is another; else nothing."""
+    known = network.name in zoo.definitions() and Network.load(network.name).digest != network.digest
+    return network.digest if known else ""
 
 
 def run_live_all(
@@ -81,15 +91,14 @@ def run_live_all(
     *,
     server: Costs | None = None,
     results: Path | None = None,
-    address: str | None = None,
     keys: ClientKeys | None = None,
 ) -> list[Trace]:
     """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
 
     `settings` are those that `live_settings` makes of the subject and `server`. With `results`, a finished run's trace
-    is kept there and not run again. `address` is that of the server to which the settings say that it is connected, and
-    `keys` those for it; else a server and a link are started here. A server started here sends what `results` holds as
-    server.json, else a profile of this machine.
+    is kept there and not run again. `keys` are those for the server to which the settings say that it is connected;
+    else a server and a link are started here. A server started here sends what `results` holds as server.json, else a
+    profile of this machine.
     """
     from ionn.testbed import live, processes
 
@@ -104,11 +113,12 @@ def run_live_all(
     }
     for key, path in paths.items():
         if path.exists() and (trace := Trace.load(path)).info.fault is None:
-            _check_same(path, trace, settings, subject.network)
+            _check_same(path, trace, settings, subject.network, key[1], run_digests(subject.network, key[1]))
             traces[key] = trace
     if len(traces) < len(wanted):
         with contextlib.ExitStack() as stack:
-            if address is None:
+            address = settings.connect
+            if not address:
                 sent = None if server is not None else _server_costs(subject, results, stack)
                 address = stack.enter_context(processes.start_testbed(settings.mbps / settings.dilation, sent))
             for run, algorithm in wanted:
@@ -130,16 +140,22 @@ def _former_runs(folder: Path) -> set[Path]:
         raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
 
 
-def _check_same(path: Path, trace: Trace, settings: Settings, network: Network) -> None:
-    """Raise InputError if the trace in `path` is not of this network and these settings."""
+def _check_same(
+    path: Path, trace: Trace, settings: Settings, network: Network, algorithm: str, digests: Mapping[str, str]
+) -> None:
+    """Raise InputError if the trace in `path` is not what belongs there."""
+    info = trace.info
     same = (
-        trace.info.settings == settings
-        and trace.info.graph.stages == tuple(stage.name for stage in network.stages)
-        and trace.info.plan.model_bytes == sum(stage.weight_bytes for stage in network.stages)
+        (info.settings, info.model, info.algorithm) == (settings, network.name, algorithm)
+        and path.name == trace_path(Path(), settings, network.name, algorithm, info.run).name
+        and info.graph.stages == tuple(stage.name for stage in network.stages)
+        and info.plan.model_bytes == sum(stage.weight_bytes for stage in network.stages)
+        and all(info.digests.get(what, digest) == digest for what, digest in digests.items())
     )
     if not same:
         raise InputError(
-            f"{path}: a run with other settings, or of another network; choose another results folder, or remove it"
+            f"{path}: a run with other settings, or of another network or planner; choose another results folder, or "
+            "remove it"
         )
 
 
@@ -197,17 +213,18 @@ def run_virtual_all(
     planned = costs_label(server_costs)
     settings = Settings(
         "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,
-        noise=noise,
+        noise=noise, network=_another_of_its_name(network),
     )  # fmt: skip
     graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps)
     traces = []
     for algorithm in algorithms:
         plan = make_plan(network, graph, algorithm, mbps)
-        made = [run_virtual(RunInfo(settings, run, plan, graph)) for run in range(1, runs + 1)]
+        digests = run_digests(network, algorithm)
+        made = [run_virtual(RunInfo(settings, run, plan, graph, digests=digests)) for run in range(1, runs + 1)]
         if results is not None:
             paths = [trace_path(results, settings, network.name, algorithm, trace.info.run) for trace in made]
             for path in (former := _former_runs(paths[0].parent)):
-                _check_same(path, Trace.load(path), settings, network)
+                _check_same(path, Trace.load(path), settings, network, algorithm, {"network": network.digest})
             for path, trace in zip(paths, made, strict=True):
                 trace.save(path)
             for path in former.difference(paths):

@@ -27,8 +27,9 @@ class Settings:
     `client` names the costs that the client is paced to, or, not `paced`, has; `server` names those that the plan is
     made with, "" where they are the testbed's own: the paper's server on the virtual one, what the server sends on the
     live one (`ionn.costs.loading.costs_label` makes these names). Link and client of a live run are slowed down by
-    `dilation`; `connect`: it used a server that ran already, over whatever link. `noise` is the standard deviation of
-    the logarithm of a virtual latency.
+    `dilation`; `connect` is the address of the server that it used, if that ran already, over whatever link. `noise` is
+    the standard deviation of the logarithm of a virtual latency. `network` is the digest of a network that has the name
+    of one of the paper's and is another, else "".
 
     Raises InputError for values out of their ranges, and for what the testbed does not have.
     """
@@ -41,7 +42,8 @@ class Settings:
     seed: int = 0
     noise: float = 0.0
     paced: bool = True
-    connect: bool = False
+    connect: str = ""
+    network: str = ""
 
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
@@ -90,7 +92,7 @@ class Settings:
         texts = {
             "dilation": f"dilation {_exact(self.dilation)}", "client": f"client {self.client}",
             "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",
-            "paced": "unpaced", "connect": "connected",
+            "paced": "unpaced", "connect": f"connected to {self.connect}", "network": f"network {self.network}",
         }  # fmt: skip
         papers = Settings(self.testbed)
         return [text for name, text in texts.items() if getattr(self, name) != getattr(papers, name)]

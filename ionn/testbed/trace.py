@@ -13,19 +13,23 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ionn.arguments import path_of
-from ionn.errors import InputError
+from ionn.errors import InputError, printable
 from ionn.files import write_file
 from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
+from ionn.planning.planners import planner_digest
 from ionn.records import PartitionRecord, QueryRecord
 from ionn.schema import Natural, Tagged
 from ionn.testbed.settings import NOT_PACED, Settings
+
+if TYPE_CHECKING:
+    from ionn.model.network import Network
 
 SCHEMA = 1
 
@@ -36,7 +40,8 @@ class RunInfo:
 
     `graph` are the costs that predict the run, undilated: those measured during a live run, those given to a virtual
     one. `sent` names the costs that a live run's server sent. `environment` describes the machine and its software.
-    `fault` is why the run had to go on without its server, None where it had not.
+    `fault` is why the run had to go on without its server, None where it had not. `digests` tell its "network" and its
+    "planner" from others of the same names; they are not in the traces of earlier versions.
     """
 
     settings: Settings
@@ -46,6 +51,7 @@ class RunInfo:
     sent: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     fault: str | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -59,6 +65,11 @@ class RunInfo:
     def server(self) -> str:
         """The name of the costs that it was planned with."""
         return self.settings.server or (SERVER if self.settings.testbed == "virtual" else self.sent)
+
+
+def run_digests(network: Network, algorithm: str) -> dict[str, str]:
+    """Return the `RunInfo.digests` of a run of a network, planned by an algorithm."""
+    return {"network": network.digest, "planner": planner_digest(algorithm)}
 
 
 class _RunDocument(msgspec.Struct):
@@ -79,25 +90,40 @@ class _RunDocument(msgspec.Struct):
     graph: GraphDocument
     environment: dict[str, Any] = {}
     server_given: bool = False
-    connect: bool = False
+    connect: str = ""
+    network: str = ""
+    digests: dict[str, str] = {}
     undilated: bool = False
 
     def info(self) -> RunInfo:
         """Raises InputError for what cannot be."""
         if self.schema != SCHEMA:
             raise InputError("written by another version")
-        environment = dict(self.environment)
+        environment = {printable(name): _shown(value) for name, value in self.environment.items()}
         noise = msgspec.convert(environment.pop("noise", 0.0), float)
         fault = msgspec.convert(environment.pop("fault", None), str | None)
         given = self.server_given if self.testbed == "live" else self.server != SERVER
         paced = not self.client.endswith(NOT_PACED)
         settings = Settings(
-            self.testbed, self.mbps, self.dilation, self.client.removesuffix(NOT_PACED),
-            self.server if given else "", self.seed, noise, paced, self.connect,
+            self.testbed, self.mbps, self.dilation, printable(self.client.removesuffix(NOT_PACED)),
+            printable(self.server) if given else "", self.seed, noise, paced, printable(self.connect), self.network,
         )  # fmt: skip
         graph = self.graph.graph()
-        sent = "" if given or self.testbed == "virtual" else self.server
-        return RunInfo(settings, self.run, Plan.from_document(self.plan, graph), graph, sent, environment, fault)
+        sent = "" if given or self.testbed == "virtual" else printable(self.server)
+        plan = Plan.from_document(self.plan, graph)
+        _check_name(plan.model)
+        _check_name(plan.algorithm)
+        return RunInfo(settings, self.run, plan, graph, sent, environment, fault, self.digests)
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
+
+
+def _check_name(name: str) -> None:
+    """Raise InputError for what cannot name a folder and be shown."""
+    if not name or name in (".", "..") or "/" in name or len(name.encode()) > 200 or printable(name) != name:
+        raise InputError(f"{printable(name[:60])!r} cannot be the name of a model or planner in a trace; rename it")
 
 
 def _run_json(info: RunInfo) -> dict[str, Any]:
@@ -117,6 +143,8 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
         "server": info.server,
         "server_given": settings.server != "",
         "connect": settings.connect,
+        "network": settings.network,
+        "digests": dict(info.digests),
         "plan": info.plan.to_json(),
         "graph": info.graph.to_json(),
         "environment": {**info.environment, **noise, **fault},
@@ -229,7 +257,10 @@ class Trace:
 
 
 def trace_path(results: Path, settings: Settings, model: str, algorithm: str, run: int) -> Path:
-    """Return where a run's trace lives: results/traces/SETTINGS/MODEL/ALGORITHM/run-NN.jsonl."""
+    """Return where a run's trace lives: results/traces/SETTINGS/MODEL/ALGORITHM/run-NN.jsonl. Raises InputError for
+    names that cannot be folders'."""
+    _check_name(model)
+    _check_name(algorithm)
     return results / "traces" / settings.slug / model / algorithm / f"run-{run:02d}.jsonl"
 
 

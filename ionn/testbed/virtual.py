@@ -15,6 +15,7 @@ import random
 from bisect import bisect_right
 from typing import NamedTuple
 
+from ionn.errors import InputError
 from ionn.model.slices import Piece, channels_of
 from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
@@ -22,12 +23,16 @@ from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.trace import RunInfo, Trace
 
+# Before the upload ends. So many take a minute, and have more than any link that somebody waits for allows.
+QUERIES_MAX = 1_000_000
+
 
 def run_virtual(info: RunInfo) -> Trace:
     """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic.
 
     The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
-    standard deviation of its logarithm) drawn from the settings' seed and `info.run`.
+    standard deviation of its logarithm) drawn from the settings' seed and `info.run`. Raises InputError for queries
+    that take no time, or nearly none: the upload would never end.
     """
     return run_experiment(VirtualSession(info), info)
 
@@ -74,13 +79,16 @@ class VirtualSession:
         return self._usable() == len(self._pieces)
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
-        start_s = self._now_ms / 1e3
+        start_ms, start_s = self._now_ms, self._now_ms / 1e3
         segments: list[Segment] = []
         for timed in self._route(self._usable()):
             began_ms = self._now_ms
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
         self._queries += 1
+        if not self.uploaded() and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
+            took_ms = self._now_ms - start_ms
+            raise InputError(f"a query of {took_ms:g} ms is so fast that the upload would not end; check the costs")
         return QueryRecord(
             index=self._queries - 1,
             raised_s=start_s if raised_s is None else raised_s,

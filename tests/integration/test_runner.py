@@ -16,12 +16,15 @@ from ionn.costs import calibration
 from ionn.costs.loading import load_costs
 from ionn.costs.models import CostModel
 from ionn.errors import InputError
+from ionn.evaluation.claims import Evidence
 from ionn.evaluation.summary import summary
+from ionn.model.zoo import definitions
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
+from ionn.planning.planners import add_planner
 from ionn.testbed import live, processes, runner
 from ionn.testbed.settings import Settings
-from ionn.testbed.trace import RunInfo, Trace, load_traces, trace_path
+from ionn.testbed.trace import RunInfo, Trace, load_traces, run_digests, trace_path
 from ionn.testbed.virtual import run_virtual
 from tests.support.runs import run_live
 
@@ -110,9 +113,9 @@ class StandIn:
         plan = make_plan(subject.network, graph, algorithm, settings.mbps)
         info = RunInfo(Settings("virtual"), run, plan, graph)
         trace = run_virtual(info)
-        return dataclasses.replace(
-            trace, info=dataclasses.replace(info, settings=settings, sent="" if server else "sent", fault=self.fault)
-        )
+        sent, digests = "" if server else "sent", run_digests(subject.network, algorithm)
+        info = dataclasses.replace(info, settings=settings, sent=sent, fault=self.fault, digests=digests)
+        return dataclasses.replace(trace, info=info)
 
 
 @pytest.fixture
@@ -218,6 +221,7 @@ def test_runs_of_other_settings_are_kept_apart(
     others: list[tuple[live.Subject, dict[str, Any]]] = [
         (subject, {"mbps": 40.0}), (subject, {"mbps": 80.00001}), (subject, {"seed": 1}), (subject, {"dilation": 2.0}),
         (subject, {"server": "gtx1080ti"}), (subject, {"server": str(costs)}), (subject, {"address": "tcp://box:7675"}),
+        (subject, {"address": "tcp://box:7676"}),
         (runner.prepare_live(str(tiny_files), client="gtx1080ti"), {}),
         (runner.prepare_live(str(tiny_files), client=str(costs)), {}),
         (runner.prepare_live(str(tiny_files), paced=False), {}),
@@ -240,15 +244,61 @@ def test_a_trace_in_the_place_of_another_is_not_taken_for_it(
     other_stages = dataclasses.replace(info.graph, stages=("a", *info.graph.stages[1:]))
     for changed in (
         dataclasses.replace(info, settings=Settings("live", dilation=2.0)),
+        dataclasses.replace(info, run=2),
+        dataclasses.replace(info, plan=dataclasses.replace(info.plan, model="other")),
+        dataclasses.replace(info, plan=dataclasses.replace(info.plan, algorithm="efficiency")),
+        dataclasses.replace(info, digests={**info.digests, "network": "0" * 16}),
+        dataclasses.replace(info, digests={**info.digests, "planner": "0" * 16}),
         dataclasses.replace(info, plan=dataclasses.replace(info.plan, model_bytes=1)),
         dataclasses.replace(info, graph=other_stages, plan=dataclasses.replace(info.plan, partitions=())),
     ):
         dataclasses.replace(Trace.load(path), info=changed).save(path)
         with pytest.raises(
-            InputError, match=r"run-01\.jsonl: a run with other settings, or of another network; choose"
+            InputError, match=r"run-01\.jsonl: a run with other settings, or of another network or planner"
         ):
             run_live(subject, results=tmp_path)
         dataclasses.replace(Trace.load(path), info=info).save(path)
+
+
+NET = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 64 dim: 64 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 16 kernel_size: 3 stride: 1 bias_term: false } }
+layer { name: "prob" type: "Softmax" bottom: "conv" top: "prob" }
+"""
+
+
+def test_networks_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    """Though they have the same stages of the same bytes."""
+    for stride in (1, 4):
+        (tmp_path / str(stride)).mkdir()
+        (tmp_path / str(stride) / "net.prototxt").write_text(NET.replace("stride: 1", f"stride: {stride}"))
+    (first,) = runner.run_virtual_all(tmp_path / "1" / "net.prototxt", ["original"], results=tmp_path)
+    with pytest.raises(InputError, match=r"run-01\.jsonl: a run with other settings, or of another network"):
+        runner.run_virtual_all(tmp_path / "4" / "net.prototxt", ["original"], results=tmp_path)
+    assert load_traces(tmp_path) == [first]
+
+
+def test_a_network_that_only_has_a_papers_name_is_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "alexnet.prototxt").write_text(NET)
+    (other,) = runner.run_virtual_all(tmp_path / "alexnet.prototxt", ["original"], results=tmp_path)
+    (papers,) = runner.run_virtual_all("alexnet", ["original"], results=tmp_path)
+    (copy,) = runner.run_virtual_all(definitions()["alexnet"], ["original"])
+    assert (copy.info.settings, copy.queries) == (papers.info.settings, papers.queries)
+    assert other.info.settings != papers.info.settings == Settings("virtual")
+    (evidence,) = Evidence.of(summary(load_traces(tmp_path)), {})
+    assert evidence.rows["alexnet", "original"].traces == (papers,)
+
+
+def test_planners_of_the_same_name_are_told_apart(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
+    for stage in (1, 2):
+        (tmp_path / f"planner{stage}.py").write_text(f"def mine(graph):\n    return [[{stage}]]\n")
+    mine = add_planner(f"{tmp_path}/planner1.py:mine")
+    first = run_live(subject, [mine], results=tmp_path)
+    assert run_live(subject, [mine], results=tmp_path) == first
+    add_planner(f"{tmp_path}/planner2.py:mine")
+    with pytest.raises(InputError, match="of another network or planner"):
+        run_live(subject, [mine], results=tmp_path)
 
 
 def test_this_machine_is_calibrated_once_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

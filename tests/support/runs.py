@@ -87,13 +87,11 @@ def run_live(
     *,
     server: str | None = None,
     results: Path | None = None,
-    address: str | None = None,
+    address: str = "",
     keys: ClientKeys | None = None,
     **settings: Any,
 ) -> list[Trace]:
     """`runner.run_live_all` with the settings that follow from what it is given, as `ionn run` calls it."""
     costs = None if server is None else load_costs(server)
-    made = runner.live_settings(subject, costs, connect=address is not None, **settings)
-    return runner.run_live_all(
-        subject, algorithms, runs, made, server=costs, results=results, address=address, keys=keys
-    )
+    made = runner.live_settings(subject, costs, connect=address, **settings)
+    return runner.run_live_all(subject, algorithms, runs, made, server=costs, results=results, keys=keys)

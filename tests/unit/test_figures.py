@@ -243,3 +243,11 @@ def test_scripts_draw_their_figure(results: Path) -> None:
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["$", "$x$", r"$\frac{$", "a_b^c", "100%", "{}", "\\"])
+def test_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    """None of them is taken for a formula."""
+    draw_all = [fig5, fig6, fig7]
+    rows = summary([make_trace(name, model=name, client=name), make_trace("original", model=name, client=name)])
+    assert all(path.stat().st_size for draw in draw_all for path in draw(rows, tmp_path))

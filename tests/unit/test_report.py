@@ -211,6 +211,12 @@ def test_no_error_where_both_upload_and_execute_at_no_time() -> None:
     assert checked.predicted.info.settings.testbed == "virtual"
 
 
+def test_a_trace_whose_costs_cannot_be_is_named() -> None:
+    zeros = chain(client=[0.0, 0.0], server=[0.0, 0.0], upload=[1.0, 1.0], up=[0.0] * 3)
+    with pytest.raises(InputError, match="run 1 of alexnet, original, live testbed: the costs in its trace do not"):
+        validate(make_trace(testbed="live", graph=zeros))
+
+
 class Page(HTMLParser):
     """Cells per table row, and the sources of the images."""
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ionn.errors import InputError
 from ionn.testbed.settings import Settings
 
+ADDRESSES = st.sampled_from(["", "tcp://box:7675", "tcp://box:7676"])
 NAMES = st.sampled_from(["odroid-xu4", "gtx1080ti", "a b (12345678)", "layers.csv:odroid (00000000)", "3 (ffffffff)"])
 POSITIVE = st.sampled_from([80.0, 8.0, 80.00000001, 1 / 3, 1e-9, 1e300])
 SETTINGS = st.one_of(
@@ -22,9 +23,9 @@ SETTINGS = st.one_of(
     ),
     st.builds(
         Settings, st.just("live"), POSITIVE, st.sampled_from([1.0, 2.0, 2.0000001, 1000.0]), NAMES,
-        NAMES | st.just(""), st.integers(0, 12), connect=st.booleans(),
+        NAMES | st.just(""), st.integers(0, 12), connect=ADDRESSES,
     ),
-    st.builds(Settings, st.just("live"), client=NAMES, paced=st.booleans(), connect=st.booleans()),
+    st.builds(Settings, st.just("live"), client=NAMES, paced=st.booleans(), connect=ADDRESSES),
 )  # fmt: skip
 
 
@@ -37,9 +38,14 @@ def test_other_settings_have_another_slug(one: Settings, other: Settings) -> Non
 def test_names() -> None:
     assert (Settings("virtual").slug, Settings("live").slug) == ("virtual", "live")
     assert Settings("live", dilation=8.0).slug == "live-dilation8"
-    everything = Settings("live", 40.5, client="a b (12ab)", server="c", seed=3, paced=False, connect=True)
-    assert everything.slug == "live-client-a-b-12ab-server-c-seed3-unpaced-connected-40.5mbps"
-    assert everything.name == "live testbed, client a b (12ab), server c, seed 3, unpaced, connected"
+    everything = Settings(
+        "live", 40.5, client="a b (12ab)", server="c", seed=3, paced=False, connect="tcp://[::1]:7", network="12ab"
+    )
+    assert everything.slug == "live-client-a-b-12ab-server-c-seed3-unpaced-connected-to-tcp-1-7-network12ab-40.5mbps"
+    assert (
+        everything.name
+        == "live testbed, client a b (12ab), server c, seed 3, unpaced, connected to tcp://[::1]:7, network 12ab"
+    )
     assert everything.device == "a b (12ab), not paced"
     assert Settings("virtual", noise=0.25).name == "virtual testbed, noise 0.25"
 
@@ -64,7 +70,7 @@ def test_which_are_the_papers() -> None:
         ({"seed": -1}, "give a natural number"),
         ({"seed": 2**63}, "give a natural number"),
         ({"dilation": 2.0}, "are for the live testbed"),
-        ({"connect": True}, "are for the live testbed"),
+        ({"connect": "tcp://box:7675"}, "are for the live testbed"),
         ({"paced": False}, "are for the live testbed"),
         ({"testbed": "live", "noise": 0.1}, "--noise is for the virtual testbed"),
         ({"testbed": "live", "dilation": 2.0, "paced": False}, "leave one of them out"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ionn.costs.models import CostModel
 from ionn.errors import InputError
 from ionn.evaluation.report import terminal_summary
 from ionn.evaluation.validation import validate
@@ -67,7 +68,7 @@ def test_what_is_no_number_is_not_written(value: float, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("token", ["NaN", "Infinity", "1e999", "1" * 30, '"\\ud800"', "[" * 1000])
+@pytest.mark.parametrize("token", ["NaN", "Infinity", "1e999", "1" * 50, '"\\ud800"', "[" * 1000])
 def test_what_is_not_json_is_not_read(token: str, tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     dilated(1.0).save(path)
@@ -164,3 +165,39 @@ def test_traces_of_earlier_versions_are_read(name: str, tmp_path: Path) -> None:
         assert validate(old).latency_error < 0.3
     old.save(tmp_path / "again.jsonl")
     assert Trace.load(tmp_path / "again.jsonl") == old
+
+
+NO_NAMES = ["", ".", "..", "a/b", "/../../../x", "\x1b[31m", "a\nb", "\u202e", "x" * 201, "\xe9" * 101]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("whose", ["model", "algorithm"])
+def test_names_that_cannot_be_folders_are_refused(name: str, whose: str, tmp_path: Path) -> None:
+    """When a trace is read, and before one is written."""
+    path = tmp_path / "run.jsonl"
+    model, algorithm = (name, "original") if whose == "model" else ("alexnet", name)
+    make_trace(algorithm, model=model).save(path)
+    with pytest.raises(InputError, match=r"run\.jsonl: not a trace of ionn \(.* cannot be the name of"):
+        Trace.load(path)
+    with pytest.raises(InputError, match="cannot be the name of"):
+        trace.trace_path(tmp_path, Settings("live"), model, algorithm, 1)
+
+
+def test_texts_of_a_trace_can_be_shown(tmp_path: Path) -> None:
+    odd = "a\x1b[31m\n\u202eb"
+    info = make_trace(testbed="live", client=odd, environment={"cpu": odd, odd: 3}, fault=odd).info
+    path = tmp_path / "run.jsonl"
+    Trace(dataclasses.replace(info, sent=odd), (), QUERIES).save(path)
+    read = Trace.load(path).info
+    texts = [read.settings.client, read.server, read.fault or "", *map(str, read.environment), read.environment["cpu"]]
+    assert all(text.isprintable() and text for text in texts)
+
+
+def test_what_the_largest_costs_make_can_be_read(tmp_path: Path) -> None:
+    """A coefficient of any feature may be as large as costs may have it."""
+    coefficients = {"operations": 1e9, "output_bytes": 1e9, "constant": 1e9}
+    CostModel("slow", {}, coefficients, {"Convolution": {"weight_bytes": 1e9}}).save(tmp_path / "slow.json")
+    for client, server in (("slow.json", "gtx1080ti"), ("slow.json", "slow.json"), ("odroid-xu4", "slow.json")):
+        specs = [str(tmp_path / spec) if spec == "slow.json" else spec for spec in (client, server)]
+        made = runner.run_virtual_all("alexnet", ["original"], 1, client=specs[0], server=specs[1], results=tmp_path)
+        assert made[0] in load_traces(tmp_path)

@@ -14,6 +14,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ionn.costs.loading import load_costs
+from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.model.slices import TILE, Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph
@@ -296,3 +297,12 @@ def test_alexnet_completes_more_queries_as_in_the_paper() -> None:
     assert queries["original"] == pytest.approx(56.8, rel=0.12)
     assert queries["recursive-efficiency"] == pytest.approx(88.1, rel=0.12)
     assert queries["recursive-efficiency"] / queries["original"] == pytest.approx(1.55, abs=0.05)
+
+
+@pytest.mark.parametrize("client_ms", [0.0, 2.0**-24])
+def test_queries_that_take_no_time_are_refused(client_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be raised for ever: the upload would not come to an end."""
+    monkeypatch.setattr("ionn.testbed.virtual.QUERIES_MAX", 10_000)
+    graph = chain([client_ms, client_ms], [1, 1], [1000, 1000], [1, 1, 1])
+    with pytest.raises(InputError, match="is so fast that the upload would not end; check the costs"):
+        run_virtual(run_info(graph, [[0], [1]]))

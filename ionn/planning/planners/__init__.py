@@ -12,6 +12,8 @@ of a user's own may do otherwise.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -49,6 +51,7 @@ PLANNERS: dict[str, Planner] = {
     "optimal": _ours(optimal),
 }
 _ADDED: dict[str, Planner] = {}
+_SOURCES: dict[str, str] = {}
 
 
 def get_planner(name: str) -> Planner:
@@ -74,4 +77,18 @@ def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
     if name in PLANNERS and name not in _ADDED:
         raise InputError(f"{name} is one of ionn's own planners; rename the function")
     PLANNERS[name] = _ADDED[name] = checked(name, function)
+    _SOURCES[name] = _source_digest(function)
     return name
+
+
+def planner_digest(name: str) -> str:
+    """A number in hexadecimal that another function of the user's, of the same name, does not have; "" for one of
+    ionn's own planners, and where a function's source is not known. What the function calls does not count."""
+    return _SOURCES.get(name, "")
+
+
+def _source_digest(function: Callable[[ExecutionGraph], Any]) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return ""
