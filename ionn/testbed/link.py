@@ -60,7 +60,7 @@ def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Addre
             if target[1][:2] == address:
                 raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
             # Else the system adds 0.05 ms to every wait for an arrival.
-            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
             ready(address)
             _Link(listener, target, format_address(to), mbps).run()
     except KeyboardInterrupt:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import resource
 import select
 import signal
@@ -15,12 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from ionn.address import Address, format_address, parse_address
 from ionn.errors import InputError
-from ionn.testbed.link import serve_link
+from ionn.testbed.link import _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
 
 FAST_MBPS = 2_000.0
@@ -247,6 +250,41 @@ def test_small_message_passes_a_bulk_upload_within_a_few_quanta(start: Callable[
     assert statistics.median(overtaken) <= 3 * LinkPacer(mbps).quantum_bytes(alone=True)
 
 
+def test_what_a_full_socket_does_not_take_is_kept_for_later() -> None:
+    """The event loop's own sockets, as no link can be made to meet this: mostly a socket takes some bytes, or all."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = _Link(listener, (socket.AF_INET, ("127.0.0.1", 1)), "nobody", 80)
+        source, _ = socket.socketpair()
+        sink, receiver = socket.socketpair()
+        sink.setblocking(False)
+        sent = 0
+        with suppress(BlockingIOError):
+            while True:
+                sent += sink.send(b"early" * 1000)
+        flow = _Flow(source, sink, link._up)
+        link._deliver(flow, b"late")
+        assert (flow.unsent, flow.writable) == (b"late", False)
+        receiver.recv(sent, socket.MSG_WAITALL)
+        link._deliver(flow, flow.unsent)
+        assert (flow.unsent, flow.writable) == (b"", True)
+        assert receiver.recv(100) == b"late"
+
+
+def test_a_wait_for_an_arrival_is_as_exact_as_the_system_can(start: Callable[..., Link]) -> None:
+    assert Path(f"/proc/{start(FAST_MBPS).process.pid}/timerslack_ns").read_text() == "1\n"
+
+
+def test_a_target_without_a_route_closes_the_connection_and_says_so(start: Callable[..., Link]) -> None:
+    """The system refuses to connect at once, not later as where nobody listens."""
+    link = start(FAST_MBPS, to=("255.255.255.255", 1))
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError), link.client() as client:
+            client.recv(1)
+    returncode, stderr = link.stop()
+    assert returncode == 0
+    assert re.fullmatch(r"cannot reach 255\.255\.255\.255:1: [A-Z][a-z ]+; is the server running\?\n", stderr)
+
+
 def test_unreachable_target_closes_the_connection_and_says_so_once(start: Callable[..., Link]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         target: Address = unused.getsockname()
@@ -306,8 +344,10 @@ def test_it_can_start_again_at_once_where_it_was(start: Callable[..., Link]) -> 
 def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address: Address = taken.getsockname()
+        before = os.listdir("/proc/self/fd")
         with pytest.raises(InputError, match=rf"^{format_address(address)}: cannot listen there \(Address already"):
             serve_link(address, ("127.0.0.1", 1), 80, must_not_listen)
+        assert os.listdir("/proc/self/fd") == before  # while the error is still at hand
 
 
 @pytest.mark.parametrize("mbps", [0, -1, float("nan"), float("inf")])

@@ -17,6 +17,7 @@ from ionn.costs.loading import load_costs
 from ionn.costs.models import CostModel
 from ionn.errors import InputError
 from ionn.evaluation.summary import summary
+from ionn.model import engine
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.testbed import live, processes, runner
@@ -81,6 +82,15 @@ def test_weights_are_checked_where_they_are_given(tiny_files: Path, tmp_path: Pa
     (tmp_path / "other.caffemodel").write_bytes(b"none")
     with pytest.raises(InputError, match=r"other\.caffemodel"):
         runner.check_weights(str(tiny_files), str(tmp_path / "other.caffemodel"))
+
+
+def test_a_profile_of_another_network_is_refused_before_anything_is_built(
+    tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "load_network", lambda *_: pytest.fail("was built"))
+    (tmp_path / "other.txt").write_text("0 another 1.0\n")
+    with pytest.raises(InputError, match=r"other"):
+        runner.prepare_live(str(tiny_files), client=str(tmp_path / "other.txt"))
 
 
 # --- Live runs ------------------------------------------------------------------------------------------------------

@@ -144,6 +144,14 @@ def test_changes_of_mean_latency(model: str, changes: tuple[float, float], holds
     assert found == (", ".join(f"{change:+.0f}%" for change in changes), holds)
 
 
+def test_which_changes_of_mean_latency_the_paper_states() -> None:
+    stated = {model: claim(f"{title}: mean latency") for model, title in MODELS.items() if model != "alexnet"}
+    assert {model: (each.paper, each.tolerance) for model, each in stated.items()} == {
+        "resnet": ("some benefit", "recursive-efficiency -10% or less"),
+        **dict.fromkeys(("inception", "googlenet", "mobilenet"), ("no clear difference", "each within ±10%")),
+    }
+
+
 def inception_trace(*sizes: tuple[tuple[str, ...], int]) -> SummaryRow:
     trace = make_trace("efficiency", ends_s=tuple(range(1, len(sizes) + 1)), sizes=[size for _, size in sizes])
     partitions = [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ionn.costs.features import features
 from ionn.costs.loading import costs_from_json, device_names, load_costs
-from ionn.costs.models import CostModel, LayerTime, Profile
+from ionn.costs.models import CostModel, LayerTime, Profile, Scaled
 from ionn.errors import InputError
 from ionn.model.network import Network
 
@@ -144,6 +144,18 @@ def test_a_profile_returns_what_was_measured(tiny: Network) -> None:
     assert (profile.layer_ms(tiny) == ms).all()
     assert (profile.load_ms(tiny) == load_ms).all()
     assert not Profile.of(tiny, ms).load_ms(tiny).any()
+
+
+def test_costs_of_a_slower_machine_are_divided(tiny: Network) -> None:
+    count = len(tiny.layers)
+    costs = Profile.of(tiny, np.arange(1.0, count + 1), load_ms=3.0)
+    slower = Scaled(costs, 4.0)
+    assert slower.name == f"{costs.name} / 4"
+    assert Scaled(costs, 1.0).name == costs.name
+    assert slower.layer_ms(tiny).tolist() == [(index + 1) / 4 for index in range(count)]
+    assert slower.load_ms(tiny).tolist() == (costs.load_ms(tiny) / 4).tolist()
+    assert slower.fixed_ms(tiny).tolist() == (costs.fixed_ms(tiny) / 4).tolist()
+    assert slower.to_json() == {**costs.to_json(), "divided_by": 4.0}
 
 
 def test_a_profile_of_another_network_is_refused_at_the_first_layer_that_differs(tiny: Network) -> None:

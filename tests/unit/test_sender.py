@@ -159,6 +159,85 @@ def test_a_credit_that_no_upload_can_use(partitions: list[Partition], chunk: int
     begun(partitions, chunk=1000, window=1000)
 
 
+class Clock:
+    """The time of an upload, which a test sets."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+@pytest.fixture
+def three(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[Partition]:
+    return [extract(tiny, stages, tiny_weights) for stages in ([1], [2], [5])]
+
+
+def answer_each(upload: Upload, sent: list[Message], clock: Clock) -> None:
+    """A second later each time."""
+    for message in sent:
+        clock.s += 1
+        upload.take(answer(message))
+
+
+def test_when_each_partition_started_arrived_and_was_ready(three: list[Partition]) -> None:
+    """All are under way at once, but a partition starts when the link has done with the one before."""
+    clock = Clock()
+    upload = Upload(three, clock)
+    clock.s = 1.0
+    upload.begin(welcome(chunk=10**6, window=10**9))
+    sent = drain(upload)
+    assert len(sent) == 3 * 3 + sum(partition.caffemodel.size // CHUNK_BYTES for partition in three)
+    assert upload.records([("A",), ("B",), ("C", "D")]) == []
+    clock.s = 10.0
+    records = []
+    arrived_s, started_s = [], [1.0]
+    for message in sent:
+        answer_each(upload, [message], clock)
+        if isinstance(message, PartitionEnd):
+            arrived_s.append(clock.s - 1)
+            started_s.append(clock.s - 1)
+            records = upload.records([("A",), ("B",), ("C", "D")])
+            assert len(records) == message.partition + 1
+    assert [record.index for record in records] == [0, 1, 2]
+    assert [record.stages for record in records] == [("A",), ("B",), ("C", "D")]
+    assert [record.bytes for record in records] == [partition.caffemodel.size for partition in three]
+    assert [record.start_s for record in records] == started_s[:-1]
+    assert [record.end_s for record in records] == arrived_s
+    assert [record.ready_s for record in records] == [s + 1 for s in arrived_s]
+
+
+def test_what_was_ready_before_a_reconnection_keeps_its_times(partitions: list[Partition]) -> None:
+    clock = Clock()
+    upload = Upload(partitions, clock)
+    upload.begin(welcome(window=10**6))
+    first = [message for message in drain(upload) if message.partition == 0]  # type: ignore[attr-defined]
+    answer_each(upload, first, clock)
+    (before,) = upload.records([("A",), ("B",)])
+    upload.pause()
+    assert upload.ready == 0
+    clock.s = 100.0
+    held = [Held(index, partition.caffemodel.size, True) for index, partition in enumerate(partitions)]
+    upload.begin(welcome(*held))  # the answers for the second one were lost
+    assert upload.ready == 2
+    again, second = upload.records([("A",), ("B",)])
+    assert again == before
+    assert (second.end_s, second.ready_s) == (100.0, 100.0)
+
+
+def test_waiting_for_partitions(partitions: list[Partition]) -> None:
+    upload = begun(partitions)
+    assert upload.wait_ready(0, 0)
+    assert not upload.wait_ready(1, 0)
+    run(upload)
+    assert upload.wait_ready(2, 0)
+    assert not upload.wait_ready(3, 0)
+    upload.stop()
+    assert not upload.wait_ready(3, 1e6)  # it has ended: nobody waits
+    assert upload.wait_ready(2, 0)
+
+
 HELD = {
     "a partition that there is not": [Held(2, 0, False)],
     "more than all": [Held(0, 10**6, False)],

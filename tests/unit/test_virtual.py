@@ -78,6 +78,7 @@ def test_segments_alternate_and_add_up() -> None:
         Segment("server", 2, 2, 2, 3 + 2 + 4),
         Segment("client", 3, 3, 7, 7),
     )
+    assert [query.index for query in trace.queries] == list(range(QUERIES_AFTER_UPLOAD))
     assert trace.partitions[0].stages == ("A", "C")
     assert trace.partitions[0].bytes == 100
 
