@@ -23,7 +23,7 @@ import pytest
 
 from ionn.address import Address, format_address, parse_address
 from ionn.errors import InputError
-from ionn.testbed.link import _Flow, _Link, serve_link
+from ionn.testbed.link import SOCKET_BUFFER_BYTES, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
 
 FAST_MBPS = 2_000.0
@@ -37,6 +37,17 @@ serve_link(parse_address(listen, listen=True), parse_address(to), float(mbps),
 """
 
 pytestmark = pytest.mark.timeout(30)
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no address ::1")
 
 
 class Link:
@@ -169,6 +180,31 @@ def test_slow_receiver_makes_its_sender_wait_and_nobody_else(fast: Link) -> None
         assert receive_all(server) == data
     stuck.shutdown(socket.SHUT_WR)
     assert len(receive_all(unread)) == sent
+
+
+@pytest.mark.parametrize("upward", [True, False])
+def test_little_waits_inside_of_a_link(start: Callable[..., Link], upward: bool) -> None:
+    """What its sockets hold is bounded by their size, which the system doubles, and does not grow with use."""
+    size = 1 << 16
+    link = start(FAST_MBPS)
+    assert link.server
+    with socket.socket() as client:
+        for end in (client, link.server):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        client.connect(link.address)
+        server, _ = link.server.accept()
+        source, sink = (client, server) if upward else (server, client)
+        source.settimeout(0.3)
+        sent = received = 0
+        while received < 60_000_000:  # so much use
+            sent += source.send(bytes(size))
+            received += len(sink.recv(size))
+        with suppress(TimeoutError):
+            while sent - received < 10_000_000:
+                sent += source.send(bytes(size))
+        server.close()
+    assert sent - received < 4 * size + 4 * SOCKET_BUFFER_BYTES + 2 * size
 
 
 @pytest.mark.parametrize("upward", [True, False])
@@ -344,10 +380,14 @@ def test_it_can_start_again_at_once_where_it_was(start: Callable[..., Link]) -> 
 def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address: Address = taken.getsockname()
-        before = os.listdir("/proc/self/fd")
-        with pytest.raises(InputError, match=rf"^{format_address(address)}: cannot listen there \(Address already"):
+        text = f"{format_address(address)}: cannot listen there (Address already in use); give another port"
+        files = os.listdir("/proc/self/fd")
+        handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+        with pytest.raises(InputError) as caught:
             serve_link(address, ("127.0.0.1", 1), 80, must_not_listen)
-        assert os.listdir("/proc/self/fd") == before  # while the error is still at hand
+        assert os.listdir("/proc/self/fd") == files  # while the error, with all that it holds, is at hand
+        assert str(caught.value) == text
+        assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 @pytest.mark.parametrize("mbps", [0, -1, float("nan"), float("inf")])
@@ -356,11 +396,23 @@ def test_rate_must_be_finite_and_above_zero(mbps: float) -> None:
         serve_link(("127.0.0.1", 0), ("127.0.0.1", 1), mbps, must_not_listen)
 
 
-def test_cannot_forward_to_itself() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        address: Address = unused.getsockname()
+@pytest.mark.parametrize(
+    ("host", "family"), [("127.0.0.1", socket.AF_INET), pytest.param("::1", socket.AF_INET6, marks=needs_ipv6)]
+)
+def test_cannot_forward_to_itself(host: str, family: socket.AddressFamily) -> None:
+    with socket.create_server((host, 0), family=family) as unused:
+        address: Address = unused.getsockname()[:2]
     with pytest.raises(InputError, match="itself"):
-        serve_link(address, ("localhost", address[1]), 80, must_not_listen)
+        serve_link(address, (host, address[1]), 80, must_not_listen)
+
+
+@needs_ipv6
+def test_its_two_ends_may_be_of_two_families(start: Callable[..., Link]) -> None:
+    link = start(FAST_MBPS, listen=("::1", 0))
+    assert link.address[0] == "::1"
+    client, server = link.connect()
+    send_all(client, b"question")
+    assert receive_all(server) == b"question"
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])
