@@ -62,6 +62,11 @@ def test_virtual_runs_of_the_same_settings_are_replaced(tiny_files: Path, tmp_pa
         assert Trace.load(path).info.settings == settings
 
 
+def test_a_results_folder_that_cannot_be_looked_into_is_named(tiny_files: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the folder: File name too long"):
+        runner.run_virtual_all(str(tiny_files), ["original"], results=tmp_path / ("x" * 300))
+
+
 def test_nothing_is_saved_without_a_folder(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))

@@ -85,6 +85,7 @@ class Mutator(ast.NodeVisitor):
     - assertions, which hold wherever the code is right: `assert`, and zip's `strict`, which is one;
     - texts: the values in an f-string are written for people, and JSON is the same however it is indented;
     - how a figure looks: the constants of evaluation/style, a figure's size, where a text stands, and what LOOKS names;
+    - which of the two false values, False and None, a function returns (False also becomes True);
     - whether a comparison with a clock includes the instant itself, which no reading of a clock meets on purpose.
     """
 
@@ -122,7 +123,9 @@ class Mutator(ast.NodeVisitor):
         words = r"\s+".join(map(re.escape, old.split()))
         match = re.search(rf"(?<!\w){words}(?!\w)" if old[0].isalpha() else re.escape(old), self._source[begin:end])
         assert match is not None, (self._module, old, self._source[begin:end])
-        self._change(begin + match.start(), begin + match.end(), new, f"{old} -> {new}")
+        # A bar would look like the end of a column of equivalent.txt.
+        change = f"{old} -> {new}".replace("|", "bar")
+        self._change(begin + match.start(), begin + match.end(), new, change)
 
     def visit_Compare(self, node: ast.Compare) -> None:
         for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
@@ -198,7 +201,7 @@ class Mutator(ast.NodeVisitor):
     visit_Continue = visit_Break = _delete
 
     def visit_Return(self, node: ast.Return) -> None:
-        if node.value is not None and ast.unparse(node.value) != "None":
+        if node.value is not None and ast.unparse(node.value) not in ("None", "False"):
             self._change(self._begin(node), self._end(node), "return None", "return None")
         self.generic_visit(node)
 

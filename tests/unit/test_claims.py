@@ -197,6 +197,7 @@ def test_the_interval_has_at_least_half_of_the_largest_difference() -> None:
     assert interval(slow, [1000.0, 750.0, 500.0, 750.0, *[1000.0] * 5]) == (2.0, 4.0)
     assert interval(slow, [1000.0, 875.0, 500.0, 875.0, *[1000.0] * 5]) == (2.875, 3.375)
     assert interval(slow, [500.0] * 10) == (1.0, 6.0)
+    assert interval([500.0, 500.0, *[1000.0] * 7], [500.0] * 16) == (2.0, 9.0)
     assert interval(slow, [500.0, 500.0, 1000.0, 500.0, 500.0, *[1000.0] * 5]) == (1.0, 2.0)  # the first of equals
 
 

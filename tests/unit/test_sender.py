@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -85,6 +89,21 @@ def test_all_is_sent_and_ready(partitions: list[Partition]) -> None:
     assert upload.ended
     assert upload.sent_bytes == sum(partition.caffemodel.size for partition in partitions)
     assert [content(sent, index) for index in (0, 1)] == [p.caffemodel.tobytes() for p in partitions]
+
+
+def test_what_is_under_way_never_exceeds_the_window(partitions: list[Partition]) -> None:
+    upload = begun(partitions, chunk=CHUNK, window=WINDOW)
+    under_way: list[Message] = []
+    while not upload.ended:
+        under_way += drain(upload)
+        sizes = [len(message.payload[0]) for message in under_way if isinstance(message, Chunk)]
+        assert sum(sizes) <= WINDOW
+        upload.take(answer(under_way.pop(0)))
+    alone = begun(partitions, chunk=CHUNK, window=CHUNK)
+    sent = run(alone)
+    assert alone.ready == 2  # not a byte of credit was lost
+    digests = [hashlib.sha256(partition.caffemodel.tobytes()).hexdigest() for partition in partitions]
+    assert [message.sha256 for message in sent if isinstance(message, PartitionEnd)] == digests
 
 
 def test_credit_is_not_exceeded_and_comes_back(partitions: list[Partition]) -> None:
@@ -224,6 +243,16 @@ def test_what_was_ready_before_a_reconnection_keeps_its_times(partitions: list[P
     again, second = upload.records([("A",), ("B",)])
     assert again == before
     assert (second.end_s, second.ready_s) == (100.0, 100.0)
+
+
+def test_somebody_else_may_wait_for_partitions(partitions: list[Partition]) -> None:
+    upload = begun(partitions)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(upload.wait_ready, 2, 60)
+        time.sleep(0.05)  # it waits by now, but need not
+        assert not waiting.done()
+        run(upload)
+        assert waiting.result()
 
 
 def test_waiting_for_partitions(partitions: list[Partition]) -> None:

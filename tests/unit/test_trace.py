@@ -133,6 +133,11 @@ def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], t
         Trace.load(path)
 
 
+def test_a_trace_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl: cannot read the trace: No such file or directory$"):
+        Trace.load(tmp_path / "none.jsonl")
+
+
 def test_a_trace_of_a_later_version_is_refused(records: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     later = [{**each, "schema": 2} if each["record"] == "run" else each for each in records]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -132,6 +133,17 @@ def test_both_sides_compute_while_features_share_the_uplink() -> None:
     )
     between = split_run([[0, FIRST, 2], [SECOND]]).queries[0]
     assert between.segments[1] == Segment("both", 1, 1, 10, about(4 + 10 + 6))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_noise_is_drawn_for_each_segment_and_for_both_sides_of_a_split(seed: int) -> None:
+    """The time of a split is that of the side that takes longer: with some seeds the client's, with some the other."""
+    graph = chain([20, 20, 20], [2, 12, 2], [0, 200, 0], [3, 4, 6, 4], cuts=[cut(1, tiles=2)])
+    first, *_ = run_virtual(run_info(graph, [[FIRST], [SECOND]], run=3, seed=seed, noise=0.4)).queries
+    draw = random.Random(f"{seed}/3")
+    before, client, server, after = (draw.lognormvariate(-0.08, 0.4) for _ in range(4))
+    computed = [20 * before, max(10 * client, 6 * server), 20 * after]
+    assert [segment.compute_ms for segment in first.segments] == list(map(about, computed))
 
 
 def test_a_stage_is_one_at_the_server_when_its_slices_are_there() -> None:
