@@ -74,7 +74,25 @@ def test_features_of_a_convolution_are_the_sizes_of_its_matrix_product(tiny: Net
     assert (wide["depth"], wide["depth_3x3"], wide["filters"]) == (0, 18, 6)
     # A 1x1 kernel multiplies its input as it lies, unless it skips positions.
     assert (thin["column_bytes"], thin["im2col_bytes"], thin["depth"]) == (4 * 6 * 64, 0, 6)
+    assert thin["depth_3x3"] == 0
     assert step["im2col_bytes"] == step["column_bytes"] == 4 * 5 * 16
+
+
+def test_only_3x3_kernels_of_stride_1_are_fast() -> None:
+    data = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 9 dim: 9 } } }'
+    for windows, depth, fast, copied in (
+        ("kernel_size: 3", 18, True, True),
+        ("kernel_size: 3 stride: 2", 18, False, True),
+        ("kernel_size: 3 stride_h: 2 stride_w: 1", 18, False, True),
+        ("kernel_h: 3 kernel_w: 1", 6, False, True),
+        ("kernel_size: 1", 2, False, False),
+        ("kernel_size: 1 pad: 1", 2, False, True),
+        ("kernel_size: 1 pad_h: 1 pad_w: 0", 2, False, True),
+    ):
+        layer = 'layer { name: "a" type: "Convolution" bottom: "data" top: "a" convolution_param { num_output: 3 '
+        found = features(Network.from_text(f"{data}{layer} {windows} }} }}", "net").layers[1])
+        assert (found["depth"], found["depth_3x3"]) == ((0, depth) if fast else (depth, 0)), windows
+        assert (found["im2col_bytes"] > 0) == copied, windows
 
 
 def test_features_of_other_layers(tiny: Network) -> None:
