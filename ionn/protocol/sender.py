@@ -189,7 +189,7 @@ class Upload:
                 self._ended_s[index] = now_s
                 if index + 1 < len(self._partitions):
                     # Its first chunks may have been queued long before, but the link turns to it only now.
-                    self._started_s[index + 1] = max(self._started_s[index + 1], now_s)
+                    self._started_s[index + 1] = now_s
         elif isinstance(message, Ready):
             self._ready_s[message.partition] = now_s
             self._whole.add(message.partition)

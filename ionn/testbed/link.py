@@ -38,8 +38,8 @@ SOCKET_BUFFER_BYTES = 256 * 1024
 
 _PR_SET_TIMERSLACK = 29
 
-_IN = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP
-_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+# The end of a stream is something to read, too.
+_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +60,7 @@ def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Addre
             if target[1][:2] == address:
                 raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
             # Else the system adds 0.05 ms to every wait for an arrival.
-            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
             ready(address)
             _Link(listener, target, format_address(to), mbps).run()
     except KeyboardInterrupt:
@@ -89,8 +89,8 @@ def _listen(address: Address) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
-        reason = os.strerror(error.errno or 0)
-        raise InputError(f"{format_address(address)}: cannot listen there ({reason}); give another port") from error
+        text = f"{format_address(address)}: cannot listen there ({error.strerror}); give another port"
+        raise InputError(text) from error
     return listener
 
 
@@ -220,7 +220,7 @@ class _Link:
                 self._report(error)
             self._close(flow, reset=True)
             return
-        if events & _IN:
+        if events & select.EPOLLIN:
             flow.readable = True
             flow.join()
         if events & select.EPOLLOUT and not flow.reverse.ended:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import resource
 import select
 import signal
@@ -15,12 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from ionn.address import Address, format_address, parse_address
 from ionn.errors import InputError
-from ionn.testbed.link import serve_link
+from ionn.testbed.link import SOCKET_BUFFER_BYTES, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
 
 FAST_MBPS = 2_000.0
@@ -34,6 +37,17 @@ serve_link(parse_address(listen, listen=True), parse_address(to), float(mbps),
 """
 
 pytestmark = pytest.mark.timeout(30)
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no address ::1")
 
 
 class Link:
@@ -169,6 +183,31 @@ def test_slow_receiver_makes_its_sender_wait_and_nobody_else(fast: Link) -> None
 
 
 @pytest.mark.parametrize("upward", [True, False])
+def test_little_waits_inside_of_a_link(start: Callable[..., Link], upward: bool) -> None:
+    """What its sockets hold is bounded by their size, which the system doubles, and does not grow with use."""
+    size = 1 << 16
+    link = start(FAST_MBPS)
+    assert link.server
+    with socket.socket() as client:
+        for end in (client, link.server):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        client.connect(link.address)
+        server, _ = link.server.accept()
+        source, sink = (client, server) if upward else (server, client)
+        source.settimeout(0.3)
+        sent = received = 0
+        while received < 60_000_000:  # so much use
+            sent += source.send(bytes(size))
+            received += len(sink.recv(size))
+        with suppress(TimeoutError):
+            while sent - received < 10_000_000:
+                sent += source.send(bytes(size))
+        server.close()
+    assert sent - received < 4 * size + 4 * SOCKET_BUFFER_BYTES + 2 * size
+
+
+@pytest.mark.parametrize("upward", [True, False])
 def test_rate_is_the_cap_without_credit_for_idle_time(start: Callable[..., Link], upward: bool) -> None:
     """No byte ever comes earlier than the cap allows, counted from the first one sent; a busy link uses its rate.
 
@@ -247,20 +286,56 @@ def test_small_message_passes_a_bulk_upload_within_a_few_quanta(start: Callable[
     assert statistics.median(overtaken) <= 3 * LinkPacer(mbps).quantum_bytes(alone=True)
 
 
-def test_unreachable_target_closes_the_connection_and_says_so_once(start: Callable[..., Link]) -> None:
+def test_what_a_full_socket_does_not_take_is_kept_for_later() -> None:
+    """The event loop's own sockets, as no link can be made to meet this: mostly a socket takes some bytes, or all."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = _Link(listener, (socket.AF_INET, ("127.0.0.1", 1)), "nobody", 80)
+        source, _ = socket.socketpair()
+        sink, receiver = socket.socketpair()
+        sink.setblocking(False)
+        sent = 0
+        with suppress(BlockingIOError):
+            while True:
+                sent += sink.send(b"early" * 1000)
+        flow = _Flow(source, sink, link._up)
+        link._deliver(flow, b"late")
+        assert (flow.unsent, flow.writable) == (b"late", False)
+        receiver.recv(sent, socket.MSG_WAITALL)
+        link._deliver(flow, flow.unsent)
+        assert (flow.unsent, flow.writable) == (b"", True)
+        assert receiver.recv(100) == b"late"
+
+
+def test_a_wait_for_an_arrival_is_as_exact_as_the_system_can(start: Callable[..., Link]) -> None:
+    assert Path(f"/proc/{start(FAST_MBPS).process.pid}/timerslack_ns").read_text() == "1\n"
+
+
+def test_a_target_without_a_route_closes_the_connection_and_says_so(start: Callable[..., Link]) -> None:
+    """The system refuses to connect at once, not later as where nobody listens."""
+    link = start(FAST_MBPS, to=("255.255.255.255", 1))
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError), link.client() as client:
+            client.recv(1)
+    returncode, stderr = link.stop()
+    assert returncode == 0
+    assert re.fullmatch(r"cannot reach 255\.255\.255\.255:1: [A-Z][a-z ]+; is the server running\?\n", stderr)
+
+
+def test_unreachable_target_closes_the_connection_and_says_so_once_each_time(start: Callable[..., Link]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         target: Address = unused.getsockname()
     link = start(FAST_MBPS, to=target)
-    for _ in range(3):
-        with pytest.raises(ConnectionResetError), link.client() as client:
-            client.recv(1)
-    with socket.create_server(target) as server, link.client() as client:
-        with server.accept()[0] as connection:
-            connection.sendall(b"here")
-        assert client.recv(100) == b"here"
+    for _ in range(2):
+        for _ in range(3):
+            with pytest.raises(ConnectionResetError), link.client() as client:
+                client.recv(1)
+        with socket.create_server(target) as server, link.client() as client:
+            with server.accept()[0] as connection:
+                connection.sendall(b"here")
+            assert client.recv(100) == b"here"
     returncode, stderr = link.stop()
     assert returncode == 0
-    assert stderr == f"cannot reach {format_address(target)}: Connection refused; is the server running?\n"
+    assert stderr == 2 * f"cannot reach {format_address(target)}: Connection refused; is the server running?\n"
 
 
 def test_connections_beyond_the_limit_of_open_files_wait(start: Callable[..., Link]) -> None:
@@ -306,8 +381,14 @@ def test_it_can_start_again_at_once_where_it_was(start: Callable[..., Link]) -> 
 def test_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address: Address = taken.getsockname()
-        with pytest.raises(InputError, match=rf"^{format_address(address)}: cannot listen there \(Address already"):
+        text = f"{format_address(address)}: cannot listen there (Address already in use); give another port"
+        files = os.listdir("/proc/self/fd")
+        handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+        with pytest.raises(InputError) as caught:
             serve_link(address, ("127.0.0.1", 1), 80, must_not_listen)
+        assert os.listdir("/proc/self/fd") == files  # while the error, with all that it holds, is at hand
+        assert str(caught.value) == text
+        assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 @pytest.mark.parametrize("mbps", [0, -1, float("nan"), float("inf")])
@@ -316,11 +397,23 @@ def test_rate_must_be_finite_and_above_zero(mbps: float) -> None:
         serve_link(("127.0.0.1", 0), ("127.0.0.1", 1), mbps, must_not_listen)
 
 
-def test_cannot_forward_to_itself() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        address: Address = unused.getsockname()
+@pytest.mark.parametrize(
+    ("host", "family"), [("127.0.0.1", socket.AF_INET), pytest.param("::1", socket.AF_INET6, marks=needs_ipv6)]
+)
+def test_cannot_forward_to_itself(host: str, family: socket.AddressFamily) -> None:
+    with socket.create_server((host, 0), family=family) as unused:
+        address: Address = unused.getsockname()[:2]
     with pytest.raises(InputError, match="itself"):
-        serve_link(address, ("localhost", address[1]), 80, must_not_listen)
+        serve_link(address, (host, address[1]), 80, must_not_listen)
+
+
+@needs_ipv6
+def test_its_two_ends_may_be_of_two_families(start: Callable[..., Link]) -> None:
+    link = start(FAST_MBPS, listen=("::1", 0))
+    assert link.address[0] == "::1"
+    client, server = link.connect()
+    send_all(client, b"question")
+    assert receive_all(server) == b"question"
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])

@@ -18,6 +18,7 @@ from ionn.costs.models import CostModel
 from ionn.errors import InputError
 from ionn.evaluation.claims import Evidence
 from ionn.evaluation.summary import summary
+from ionn.model import engine
 from ionn.model.zoo import definitions
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
@@ -64,6 +65,11 @@ def test_virtual_runs_of_the_same_settings_are_replaced(tiny_files: Path, tmp_pa
         assert Trace.load(path).info.settings == settings
 
 
+def test_a_results_folder_that_cannot_be_looked_into_is_named(tiny_files: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read the folder: File name too long"):
+        runner.run_virtual_all(str(tiny_files), ["original"], results=tmp_path / ("x" * 300))
+
+
 def test_nothing_is_saved_without_a_folder(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -84,6 +90,15 @@ def test_weights_are_checked_where_they_are_given(tiny_files: Path, tmp_path: Pa
     (tmp_path / "other.caffemodel").write_bytes(b"none")
     with pytest.raises(InputError, match=r"other\.caffemodel"):
         runner.check_weights(str(tiny_files), str(tmp_path / "other.caffemodel"))
+
+
+def test_a_profile_of_another_network_is_refused_before_anything_is_built(
+    tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "load_network", lambda *_: pytest.fail("was built"))
+    (tmp_path / "other.txt").write_text("0 another 1.0\n")
+    with pytest.raises(InputError, match=r"other"):
+        runner.prepare_live(str(tiny_files), client=str(tmp_path / "other.txt"))
 
 
 # --- Live runs ------------------------------------------------------------------------------------------------------
@@ -149,6 +164,12 @@ def test_runs_take_turns_and_finished_ones_are_kept(testbed: StandIn, subject: l
     assert run_live(subject, ALGORITHMS, 3, results=tmp_path) == traces
     assert testbed.log == []  # not even a server
     assert testbed.running == 0
+
+
+def test_one_run_is_made_unless_more_are_asked_for(testbed: StandIn, subject: live.Subject) -> None:
+    (trace,) = runner.run_live_all(subject, ["original"])
+    assert trace.info.run == 1
+    assert trace.info.settings == Settings("live")
 
 
 def test_a_run_that_lost_its_server_is_run_again(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ ARITHMETIC = {
 }  # fmt: skip
 
 
+# What Mutator leaves alone, for the reasons that it gives.
+STYLE = "evaluation/style"
+LOOKS = {"alpha", "bbox_to_anchor", "capsize", "fontsize", "length", "linewidth", "markersize", "ncols"}
+UNCHANGED_ARGUMENTS = LOOKS | {"indent", "strict"}
+UNCHANGED_CALLS = {"cast", "TypeVar", "new_figure", "axes.text"}
+CLOCKS = {"time.monotonic", "time.perf_counter"}
+
+
 class Mutant(NamedTuple):
     module: str
     begin: int  # in the module's text
@@ -69,7 +77,17 @@ class Mutant(NamedTuple):
 
 
 class Mutator(ast.NodeVisitor):
-    """Finds what can be changed in a module."""
+    """Finds what can be changed in a module.
+
+    Some kinds of code are left alone, as no test of behaviour could notice, wherever they occur:
+
+    - what is only said to mypy: annotations, casts, and imports for them;
+    - assertions, which hold wherever the code is right: `assert`, and zip's `strict`, which is one;
+    - texts: the values in an f-string are written for people, and JSON is the same however it is indented;
+    - how a figure looks: the constants of evaluation/style, a figure's size, where a text stands, and what LOOKS names;
+    - which of the two false values, False and None, a function returns (False also becomes True);
+    - whether a comparison with a clock includes the instant itself, which no reading of a clock meets on purpose.
+    """
 
     def __init__(self, module: str, source: str) -> None:
         self._module = module
@@ -105,11 +123,15 @@ class Mutator(ast.NodeVisitor):
         words = r"\s+".join(map(re.escape, old.split()))
         match = re.search(rf"(?<!\w){words}(?!\w)" if old[0].isalpha() else re.escape(old), self._source[begin:end])
         assert match is not None, (self._module, old, self._source[begin:end])
-        self._change(begin + match.start(), begin + match.end(), new, f"{old} -> {new}")
+        # A bar would look like the end of a column of equivalent.txt.
+        change = f"{old} -> {new}".replace("|", "bar")
+        self._change(begin + match.start(), begin + match.end(), new, change)
 
     def visit_Compare(self, node: ast.Compare) -> None:
         for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
             old, news = COMPARISONS[type(op)]
+            if _reads_clock(left) or _reads_clock(right):
+                news = news[-1:]
             for new in news:
                 self._operator(left, right, old, new)
         self.generic_visit(node)
@@ -179,7 +201,7 @@ class Mutator(ast.NodeVisitor):
     visit_Continue = visit_Break = _delete
 
     def visit_Return(self, node: ast.Return) -> None:
-        if node.value is not None and ast.unparse(node.value) != "None":
+        if node.value is not None and ast.unparse(node.value) not in ("None", "False"):
             self._change(self._begin(node), self._end(node), "return None", "return None")
         self.generic_visit(node)
 
@@ -191,6 +213,11 @@ class Mutator(ast.NodeVisitor):
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
             self.visit(node.value)
+
+    def visit_Module(self, node: ast.Module) -> None:
+        for statement in node.body:
+            if self._module != STYLE or isinstance(statement, ast.FunctionDef):
+                self.visit(statement)
 
     def _visit_function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         """The arguments' defaults and the body; not the annotations."""
@@ -206,8 +233,24 @@ class Mutator(ast.NodeVisitor):
             self.visit(statement)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if ast.unparse(node.func) not in ("cast", "TypeVar"):
+        if ast.unparse(node.func) not in UNCHANGED_CALLS:
             self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg not in UNCHANGED_ARGUMENTS:
+            self.visit(node.value)
+
+    def visit_Dict(self, node: ast.Dict) -> None:
+        for key, value in zip(node.keys, node.values, strict=True):
+            if key is not None:
+                self.visit(key)
+            if not (isinstance(key, ast.Constant) and key.value in LOOKS):
+                self.visit(value)
+
+
+def _reads_clock(node: ast.expr) -> bool:
+    names = {ast.unparse(each.func) for each in ast.walk(node) if isinstance(each, ast.Call)}
+    return bool(names & CLOCKS)
 
 
 def equivalents() -> Iterator[tuple[str, str, str]]:

@@ -52,7 +52,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "integration/test_server.py",
             "integration/test_sliced_stages.py",
         ],
-        "protocol/curve": ["faults/test_doors.py", "integration/test_cli.py"],
+        "protocol/curve": ["unit/test_keys.py", "faults/test_doors.py", "integration/test_cli.py"],
         "address": ["integration/test_link.py", "faults/test_doors.py", "integration/test_cli.py"],
     },
     "model": {

@@ -20,6 +20,15 @@ def f(a: int = 2, *, b: int | None = None) -> int:
     assert a == 1
     return [d for d in (a, True) if d] if a else 1e3
 """
+LEFT_ALONE = """
+from typing import cast
+x: Literal[3]
+y = zip(a, b, strict=True)
+z = json.dumps(a, indent=1)
+print(f"{a + 1}", cast("int", a or b))
+plot(a, linewidth=2, **{"alpha": 0.5})
+new_figure(3, 4)
+"""
 CHANGES = [
     "2 -> 2 + 1", "if -> if not", "not ->", "and -> or", "< -> <=", "< -> >=", "3 -> 3 + 1", "is -> is not", "deleted",
     "+= -> -=", "deleted", "* -> /", "- ->", "2 -> 2 + 1", "deleted", "return None", "if -> if not", "if -> if not #2",
@@ -29,6 +38,16 @@ CHANGES = [
 
 def test_what_is_changed() -> None:
     assert sorted(mutant.change for mutant in Mutator("example", CODE).mutants) == sorted(CHANGES)
+
+
+def test_what_is_left_alone() -> None:
+    """But the statements are, which call functions for what they do."""
+    changes = [mutant.change for mutant in Mutator("example", LEFT_ALONE).mutants]
+    assert changes == ["deleted"] * 3
+    late = "late = time.monotonic() > end"
+    assert [mutant.change for mutant in Mutator("example", late).mutants] == ["> -> <="]
+    style = "WIDTH = 4\ndef f():\n    return WIDTH + 1\n"
+    assert [mutant.line for mutant in Mutator("evaluation/style", style).mutants] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("module", [module for modules in GROUPS.values() for module in modules])

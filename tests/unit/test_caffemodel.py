@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ionn.errors import InputError
-from ionn.model.caffemodel import read, read_weights, serialise, weights_path
+from ionn.model.caffemodel import read, read_weights, serialise, serialise_blobs, weights_path
 from ionn.model.network import Network
 from ionn.model.proto import BlobShape, LayerParameter, NetParameter, V1LayerParameter
 
@@ -52,6 +52,13 @@ def test_blob_spans_point_at_the_floats(tiny: Network, tiny_weights: Weights) ->
     ]
     for span in model.blobs:
         assert data[span.offset : span.offset + span.size] == tiny_weights[span.layer][span.blob].tobytes()
+
+
+def test_what_is_serialised_is_no_longer_than_protobufs_own(tiny: Network) -> None:
+    """So no length is written in more bytes than it needs."""
+    for floats in range(1, 40):
+        made = serialise_blobs("net", [(tiny.layers[1], [np.ones(floats, np.float32)])])
+        assert made.size == len(made.tobytes()) == NetParameter.FromString(made.tobytes()).ByteSize()
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 997, 10**9])

@@ -144,6 +144,14 @@ def test_changes_of_mean_latency(model: str, changes: tuple[float, float], holds
     assert found == (", ".join(f"{change:+.0f}%" for change in changes), holds)
 
 
+def test_which_changes_of_mean_latency_the_paper_states() -> None:
+    stated = {model: claim(f"{title}: mean latency") for model, title in MODELS.items() if model != "alexnet"}
+    assert {model: (each.paper, each.tolerance) for model, each in stated.items()} == {
+        "resnet": ("some benefit", "recursive-efficiency -10% or less"),
+        **dict.fromkeys(("inception", "googlenet", "mobilenet"), ("no clear difference", "each within ±10%")),
+    }
+
+
 def inception_trace(*sizes: tuple[tuple[str, ...], int]) -> SummaryRow:
     trace = make_trace("efficiency", ends_s=tuple(range(1, len(sizes) + 1)), sizes=[size for _, size in sizes])
     partitions = [
@@ -189,6 +197,7 @@ def test_the_interval_has_at_least_half_of_the_largest_difference() -> None:
     assert interval(slow, [1000.0, 750.0, 500.0, 750.0, *[1000.0] * 5]) == (2.0, 4.0)
     assert interval(slow, [1000.0, 875.0, 500.0, 875.0, *[1000.0] * 5]) == (2.875, 3.375)
     assert interval(slow, [500.0] * 10) == (1.0, 6.0)
+    assert interval([500.0, 500.0, *[1000.0] * 7], [500.0] * 16) == (2.0, 9.0)
     assert interval(slow, [500.0, 500.0, 1000.0, 500.0, 500.0, *[1000.0] * 5]) == (1.0, 2.0)  # the first of equals
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ionn.costs.features import features
 from ionn.costs.loading import costs_from_json, device_names, load_costs
-from ionn.costs.models import CostModel, LayerTime, Profile
+from ionn.costs.models import CostModel, LayerTime, Profile, Scaled
 from ionn.errors import InputError
 from ionn.model.network import Network
 
@@ -74,7 +74,25 @@ def test_features_of_a_convolution_are_the_sizes_of_its_matrix_product(tiny: Net
     assert (wide["depth"], wide["depth_3x3"], wide["filters"]) == (0, 18, 6)
     # A 1x1 kernel multiplies its input as it lies, unless it skips positions.
     assert (thin["column_bytes"], thin["im2col_bytes"], thin["depth"]) == (4 * 6 * 64, 0, 6)
+    assert thin["depth_3x3"] == 0
     assert step["im2col_bytes"] == step["column_bytes"] == 4 * 5 * 16
+
+
+def test_only_3x3_kernels_of_stride_1_are_fast() -> None:
+    data = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 9 dim: 9 } } }'
+    for windows, depth, fast, copied in (
+        ("kernel_size: 3", 18, True, True),
+        ("kernel_size: 3 stride: 2", 18, False, True),
+        ("kernel_size: 3 stride_h: 2 stride_w: 1", 18, False, True),
+        ("kernel_h: 3 kernel_w: 1", 6, False, True),
+        ("kernel_size: 1", 2, False, False),
+        ("kernel_size: 1 pad: 1", 2, False, True),
+        ("kernel_size: 1 pad_h: 1 pad_w: 0", 2, False, True),
+    ):
+        layer = 'layer { name: "a" type: "Convolution" bottom: "data" top: "a" convolution_param { num_output: 3 '
+        found = features(Network.from_text(f"{data}{layer} {windows} }} }}", "net").layers[1])
+        assert (found["depth"], found["depth_3x3"]) == ((0, depth) if fast else (depth, 0)), windows
+        assert (found["im2col_bytes"] > 0) == copied, windows
 
 
 def test_features_of_other_layers(tiny: Network) -> None:
@@ -144,6 +162,18 @@ def test_a_profile_returns_what_was_measured(tiny: Network) -> None:
     assert (profile.layer_ms(tiny) == ms).all()
     assert (profile.load_ms(tiny) == load_ms).all()
     assert not Profile.of(tiny, ms).load_ms(tiny).any()
+
+
+def test_costs_of_a_slower_machine_are_divided(tiny: Network) -> None:
+    count = len(tiny.layers)
+    costs = Profile.of(tiny, np.arange(1.0, count + 1), load_ms=3.0)
+    slower = Scaled(costs, 4.0)
+    assert slower.name == f"{costs.name} / 4"
+    assert Scaled(costs, 1.0).name == costs.name
+    assert slower.layer_ms(tiny).tolist() == [(index + 1) / 4 for index in range(count)]
+    assert slower.load_ms(tiny).tolist() == (costs.load_ms(tiny) / 4).tolist()
+    assert slower.fixed_ms(tiny).tolist() == (costs.fixed_ms(tiny) / 4).tolist()
+    assert slower.to_json() == {**costs.to_json(), "divided_by": 4.0}
 
 
 def test_a_profile_of_another_network_is_refused_at_the_first_layer_that_differs(tiny: Network) -> None:

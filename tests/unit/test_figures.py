@@ -20,7 +20,9 @@ from matplotlib.patches import Rectangle
 import ionn.evaluation.figures
 from ionn.errors import InputError
 from ionn.evaluation.figures import draw_figures, fig5, fig6, fig7
+from ionn.evaluation.style import WIDTHS, looks
 from ionn.evaluation.summary import summary
+from ionn.paper import SHOWN
 from ionn.testbed.trace import trace_path
 from tests.support.runs import FIVE_FAST, make_trace
 
@@ -91,6 +93,7 @@ def test_fig5_stacks_the_halves(drawn: list[Axes], tmp_path: Path) -> None:
     halves = make_trace("efficiency", ends_s=(0.5, 1.0, 4.0), sizes=(1, 1, 1))
     fig5(summary([make_trace("original"), halves]), tmp_path)
     assert [(bar.get_y(), bar.get_height()) for bar in bars(drawn[0])] == [(0, 1), (1, 1), (0, 2), (2, 1)]
+    assert [bar.get_width() for bar in bars(drawn[0])] == pytest.approx([0.84 / 2 * 0.9] * 4)
     assert [label.get_text() for label in drawn[0].texts if label.get_text().isdigit()] == ["2", "3"]
     assert legend(drawn[0]) == ["original", "efficiency", "first half of the upload", "second half"]
     assert (drawn[0].get_ylabel(), drawn[0].get_title("left").strip()) == (
@@ -116,6 +119,9 @@ def test_bars_stand_side_by_side_around_the_names_of_their_models(
         assert sum(map(sum, group)) / 6 == pytest.approx(model)  # its centre
         assert model - 0.45 < group[0][0] < group[-1][1] < model + 0.45
         assert all(0.01 < begin - end < 0.05 for (_, end), (begin, _) in pairwise(group))
+    for model in range(models):
+        group_bars = sorted(bars(plot), key=Rectangle.get_x)[3 * model : 3 * model + 3]
+        assert [bar.get_facecolor() for bar in group_bars] == [to_rgba(look["color"]) for look in looks(names).values()]
     assert left < edges[0][0] < edges[-1][1] < right
     assert right - edges[-1][1] == pytest.approx(edges[0][0] - left)
     assert [tick.get_text() for tick in plot.get_xticklabels()] == [f"model{m}" for m in range(models)]
@@ -153,6 +159,7 @@ def test_fig7_starts_with_the_first_query_and_marks_the_end_of_the_upload(drawn:
     assert times_s == pytest.approx([1, 2, 3, 3.5, 4, 4.1, 4.2, 4.3, 4.4, 4.5])
     assert latencies_ms == pytest.approx([1000, 1000, 500, 500, 100, 100, 100, 100, 100, 100])
     assert latency.get_drawstyle() == "steps-post"
+    assert not drawn[0].collections  # one run has no spread
     assert latency.get_label() == "original: 4 queries before the upload ended at 4.0 s"
     assert np.asarray(upload_end.get_xdata()).tolist() == [4, 4]
     assert drawn[0].get_xlim()[0] == drawn[0].get_ylim()[0] == 0
@@ -195,6 +202,12 @@ def test_algorithms_look_alike_in_every_figure_and_unlike_each_other(drawn: list
     papers, all_of_them, two = [[(bar.get_facecolor(), bar.get_hatch()) for bar in plot.patches] for plot in drawn]
     assert two == all_of_them[1:3] == papers[1:3]
     assert len(set(all_of_them)) == len({hatch for _, hatch in all_of_them}) == len(names)
+
+
+def test_later_lines_are_thinner_as_far_as_there_are_widths() -> None:
+    widths = [look["width"] for look in looks(SHOWN).values()]
+    assert widths[: len(WIDTHS) + 1] == [*WIDTHS, WIDTHS[-1]]
+    assert sorted(WIDTHS, reverse=True) == list(WIDTHS)
 
 
 def test_slices_have_figures_of_their_own_beside_the_papers(drawn: list[Axes], tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_anything_else_is_a_protocol_error(message: messages.Message, data: st.D
     assert isinstance(decoded, messages.Message)
 
 
+def test_what_a_message_says_that_leaves_out_what_it_may() -> None:
+    assert decode([b'{"type": "pong"}']) == messages.Pong(sessions=0, room=True)
+    assert decode([b'{"type": "hello", "protocol": 4, "role": "control"}']) == messages.Hello(4, "control", session="")
+    error = decode([b'{"type": "error", "code": "query", "message": "no"}'])
+    assert error == messages.Error("query", "no", query=-1, partition=-1)
+    welcome = decode([b'{"type": "welcome", "protocol": 4, "session": "a", "chunk_bytes": 1, "window_bytes": 2}'])
+    assert welcome == messages.Welcome(4, "a", 1, 2, costs={}, held=())
+
+
 JUNK = {
     "an empty message": [],
     "truncated": [b""],

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import select
 import time
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
@@ -66,6 +67,21 @@ def test_never_one_percent_over_the_cap_in_any_second(wakes: list[tuple[int, flo
 )
 def test_quantum(mbps: float, alone: bool, expected_bytes: int) -> None:
     assert LinkPacer(mbps).quantum_bytes(alone) == expected_bytes
+
+
+def test_the_last_of_a_wait_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    polls = []
+    poll = select.select
+
+    def watched(*arguments: Any) -> Any:
+        polls.append(arguments)
+        return poll(*arguments)
+
+    monkeypatch.setattr(select, "select", watched)
+    clock = WallClock()
+    clock.wait_until(end_s := clock.now_s() + 0.002)
+    assert clock.now_s() >= end_s
+    assert set(polls) <= {((), (), (), 0)}
 
 
 class FakeClock:

@@ -11,7 +11,7 @@ from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.model.slices import Slice, stage_of
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.plan import make_plan
+from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import PLANNERS
 
 MBPS = 8.0  # a byte takes a microsecond
@@ -50,6 +50,16 @@ def test_bandwidth_scales_transfers_and_weights_but_not_loading(tiny: Network) -
     assert slow.up_ms == pytest.approx(8 * fast.up_ms, abs=1e-6)
     assert slow.upload_ms - slow.load_ms == pytest.approx(8 * (fast.upload_ms - fast.load_ms), abs=1e-6)
     assert slow.load_ms.tolist() == fast.load_ms.tolist()
+
+
+def test_a_plan_of_nothing(tiny: Network, tiny_graph: ExecutionGraph) -> None:
+    plan = empty_plan(tiny, tiny_graph, "original", MBPS)
+    weights = sum(layer.weight_bytes for layer in tiny.layers)
+    assert plan == Plan("tiny", "original", MBPS, weights, 78.0, 78.0, (), 0.0)
+    with pytest.raises(InputError, match="bandwidth"):
+        empty_plan(tiny, tiny_graph, "original", 0.0)
+    with pytest.raises(InputError, match="unknown algorithm"):
+        empty_plan(tiny, tiny_graph, "none", MBPS)
 
 
 @pytest.mark.parametrize("algorithm", PLANNERS)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ionn.schema import NATURAL_MAX, TIME_MAX_MS, Natural, Tagged, TimeMs, Word, read_json
+from ionn.schema import NATURAL_MAX, TIME_MAX_MS, Natural, Real, Tagged, TimeMs, Word, read_json
 
 
 @dataclass
@@ -91,6 +91,14 @@ def test_times() -> None:
     for text in ("-1e-9", beyond, "1e308", "true", '"1"', "null", "1" + "0" * 400):
         with pytest.raises(ValueError, match=r"Expected `float`|out of range"):
             read_json(text, TimeMs)
+
+
+def test_sums_of_times_are_a_million_times_as_long_at_most() -> None:
+    assert read_json("1e15", Real) == 1e15
+    assert read_json("0", Real) == 0
+    for text in ("-1e-9", repr(math.nextafter(1e15, math.inf))):
+        with pytest.raises(ValueError, match="Expected `float`"):
+            read_json(text, Real)
 
 
 def test_words_are_short_and_can_be_shown() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -87,6 +91,21 @@ def test_all_is_sent_and_ready(partitions: list[ExtractedPartition]) -> None:
     assert [content(sent, index) for index in (0, 1)] == [p.caffemodel.tobytes() for p in partitions]
 
 
+def test_what_is_under_way_never_exceeds_the_window(partitions: list[ExtractedPartition]) -> None:
+    upload = begun(partitions, chunk=CHUNK, window=WINDOW)
+    under_way: list[Message] = []
+    while not upload.ended:
+        under_way += drain(upload)
+        sizes = [len(message.payload[0]) for message in under_way if isinstance(message, Chunk)]
+        assert sum(sizes) <= WINDOW
+        upload.take(answer(under_way.pop(0)))
+    alone = begun(partitions, chunk=CHUNK, window=CHUNK)
+    sent = run(alone)
+    assert alone.ready == 2  # not a byte of credit was lost
+    digests = [hashlib.sha256(partition.caffemodel.tobytes()).hexdigest() for partition in partitions]
+    assert [message.sha256 for message in sent if isinstance(message, PartitionEnd)] == digests
+
+
 def test_credit_is_not_exceeded_and_comes_back(partitions: list[ExtractedPartition]) -> None:
     upload = begun(partitions)
     header, *chunks = drain(upload)
@@ -157,6 +176,95 @@ def test_a_credit_that_no_upload_can_use(partitions: list[ExtractedPartition], c
     with pytest.raises(ProtocolError, match=f"takes {min(chunk, window)} bytes at a time, less than 1000"):
         begun(partitions, chunk=chunk, window=window)
     begun(partitions, chunk=1000, window=1000)
+
+
+class Clock:
+    """The time of an upload, which a test sets."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+@pytest.fixture
+def three(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]) -> list[ExtractedPartition]:
+    return [extract(tiny, stages, tiny_weights) for stages in ([1], [2], [5])]
+
+
+def answer_each(upload: Upload, sent: list[Message], clock: Clock) -> None:
+    """A second later each time."""
+    for message in sent:
+        clock.s += 1
+        upload.take(answer(message))
+
+
+def test_when_each_partition_started_arrived_and_was_ready(three: list[ExtractedPartition]) -> None:
+    """All are under way at once, but a partition starts when the link has done with the one before."""
+    clock = Clock()
+    upload = Upload(three, clock)
+    clock.s = 1.0
+    upload.begin(welcome(chunk=10**6, window=10**9))
+    sent = drain(upload)
+    assert len(sent) == 3 * 3 + sum(partition.caffemodel.size // CHUNK_BYTES for partition in three)
+    assert upload.records([("A",), ("B",), ("C", "D")]) == []
+    clock.s = 10.0
+    records = []
+    arrived_s, started_s = [], [1.0]
+    for message in sent:
+        answer_each(upload, [message], clock)
+        if isinstance(message, PartitionEnd):
+            arrived_s.append(clock.s - 1)
+            started_s.append(clock.s - 1)
+            records = upload.records([("A",), ("B",), ("C", "D")])
+            assert len(records) == message.partition + 1
+    assert [record.index for record in records] == [0, 1, 2]
+    assert [record.stages for record in records] == [("A",), ("B",), ("C", "D")]
+    assert [record.bytes for record in records] == [partition.caffemodel.size for partition in three]
+    assert [record.start_s for record in records] == started_s[:-1]
+    assert [record.end_s for record in records] == arrived_s
+    assert [record.ready_s for record in records] == [s + 1 for s in arrived_s]
+
+
+def test_what_was_ready_before_a_reconnection_keeps_its_times(partitions: list[ExtractedPartition]) -> None:
+    clock = Clock()
+    upload = Upload(partitions, clock)
+    upload.begin(welcome(window=10**6))
+    first = [message for message in drain(upload) if message.partition == 0]  # type: ignore[attr-defined]
+    answer_each(upload, first, clock)
+    (before,) = upload.records([("A",), ("B",)])
+    upload.pause()
+    assert upload.ready == 0
+    clock.s = 100.0
+    held = [Held(index, partition.caffemodel.size, True) for index, partition in enumerate(partitions)]
+    upload.begin(welcome(*held))  # the answers for the second one were lost
+    assert upload.ready == 2
+    again, second = upload.records([("A",), ("B",)])
+    assert again == before
+    assert (second.end_s, second.ready_s) == (100.0, 100.0)
+
+
+def test_somebody_else_may_wait_for_partitions(partitions: list[ExtractedPartition]) -> None:
+    upload = begun(partitions)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(upload.wait_ready, 2, 60)
+        time.sleep(0.05)  # it waits by now, but need not
+        assert not waiting.done()
+        run(upload)
+        assert waiting.result()
+
+
+def test_waiting_for_partitions(partitions: list[ExtractedPartition]) -> None:
+    upload = begun(partitions)
+    assert upload.wait_ready(0, 0)
+    assert not upload.wait_ready(1, 0)
+    run(upload)
+    assert upload.wait_ready(2, 0)
+    assert not upload.wait_ready(3, 0)
+    upload.stop()
+    assert not upload.wait_ready(3, 1e6)  # it has ended: nobody waits
+    assert upload.wait_ready(2, 0)
 
 
 HELD = {

@@ -134,6 +134,19 @@ def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], t
         Trace.load(path)
 
 
+def test_a_trace_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl: cannot read the trace: No such file or directory$"):
+        Trace.load(tmp_path / "none.jsonl")
+
+
+def test_a_trace_of_a_later_version_is_refused(records: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    later = [{**each, "schema": 2} if each["record"] == "run" else each for each in records]
+    path.write_text("".join(json.dumps(each) + "\n" for each in later))
+    with pytest.raises(InputError, match=r"run\.jsonl: not a trace of ionn \(written by another version\); delete it"):
+        Trace.load(path)
+
+
 # Written by earlier versions of ionn, when the part of that number was done. The first have no model_bytes,
 # planning_ms and cuts, none before part 8 have server_given and connect.
 OLD = {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,7 @@ def test_segments_alternate_and_add_up() -> None:
         Segment("server", 2, 2, 2, 3 + 2 + 4),
         Segment("client", 3, 3, 7, 7),
     )
+    assert [query.index for query in trace.queries] == list(range(QUERIES_AFTER_UPLOAD))
     assert trace.partitions[0].stages == ("A", "C")
     assert trace.partitions[0].bytes == 100
 
@@ -132,6 +134,17 @@ def test_both_sides_compute_while_features_share_the_uplink() -> None:
     )
     between = split_run([[0, FIRST, 2], [SECOND]]).queries[0]
     assert between.segments[1] == Segment("both", 1, 1, 10, about(4 + 10 + 6))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_noise_is_drawn_for_each_segment_and_for_both_sides_of_a_split(seed: int) -> None:
+    """The time of a split is that of the side that takes longer: with some seeds the client's, with some the other."""
+    graph = chain([20, 20, 20], [2, 12, 2], [0, 200, 0], [3, 4, 6, 4], cuts=[cut(1, tiles=2)])
+    first, *_ = run_virtual(run_info(graph, [[FIRST], [SECOND]], run=3, seed=seed, noise=0.4)).queries
+    draw = random.Random(f"{seed}/3")
+    before, client, server, after = (draw.lognormvariate(-0.08, 0.4) for _ in range(4))
+    computed = [20 * before, max(10 * client, 6 * server), 20 * after]
+    assert [segment.compute_ms for segment in first.segments] == list(map(about, computed))
 
 
 def test_a_stage_is_one_at_the_server_when_its_slices_are_there() -> None:
