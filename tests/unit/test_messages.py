@@ -200,6 +200,9 @@ def test_bad_chunks_are_refused_and_change_nothing(sent: Sent) -> None:
     sent.receiver.take(first)
     with pytest.raises(ProtocolError, match="expected"):
         sent.receiver.take(first)
+    too_long = bytes(sent.model.size - len(payload) + 1)
+    with pytest.raises(ProtocolError, match="expected"):
+        sent.receiver.take(make_chunk(0, len(payload), [memoryview(too_long)]))
     for chunk in sent.chunks[1:]:
         sent.receiver.take(chunk)
     sent.receiver.finish(sent.end)
