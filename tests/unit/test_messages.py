@@ -252,6 +252,12 @@ def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, Any], rea
         PartitionReceiver(header, sent.targets())
 
 
+def test_the_last_blob_ends_with_the_partition_at_the_latest(sent: Sent) -> None:
+    header = dataclasses.replace(sent.header, size=sent.header.size - 1)
+    with pytest.raises(ProtocolError, match="blob 1 of layer 'fc1' lies outside the partition"):
+        PartitionReceiver(header, sent.targets())
+
+
 def header_of(**net: object) -> list[bytes]:
     """A message with one net, SLICE but for what is given."""
     return [
