@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "integration/test_sliced_stages.py",
         ],
         "protocol/receiver": [
+            "unit/test_messages.py",
             "integration/test_session_state.py",
             "faults/test_chunks.py",
             "integration/test_server.py",
@@ -72,6 +73,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "model/slices": ["unit/test_slices.py", "integration/test_sliced_stages.py", *PLANNERS],
         "model/partial_net": [
             "unit/test_partial_net.py",
+            "unit/test_messages.py",
             "unit/test_slices.py",
             "integration/test_session_state.py",
             "integration/test_own_model.py",

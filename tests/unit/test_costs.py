@@ -147,6 +147,14 @@ def test_a_model_refuses_coefficients_that_are_not_non_negative_numbers(bad: obj
         CostModel("toy", {"ReLU": {"operations": bad}}, {})  # type: ignore[dict-item]
 
 
+def test_what_a_model_says_does_not_shrink_with_the_channels(tiny: Network) -> None:
+    """Here the constants: operations and weights belong to the output channels, of which some may be left out."""
+    fixed_ms = dict(zip((layer.name for layer in tiny.layers), MODEL.fixed_ms(tiny).tolist(), strict=True))
+    assert fixed_ms == {
+        "data": 0.25, "wide": 0.5, "relu": 0.25, "thin": 0.5, "step": 0.5, "pool": 0.25, "grow": 0.5, "fc": 0.0,
+    }  # fmt: skip
+
+
 def test_a_model_refuses_unknown_features() -> None:
     with pytest.raises(InputError, match=r"toy: default: unknown feature 'flops'; features are .*operations"):
         CostModel("toy", {}, {"flops": 1.0})

@@ -200,6 +200,9 @@ def test_bad_chunks_are_refused_and_change_nothing(sent: Sent) -> None:
     sent.receiver.take(first)
     with pytest.raises(ProtocolError, match="expected"):
         sent.receiver.take(first)
+    too_long = bytes(sent.model.size - len(payload) + 1)
+    with pytest.raises(ProtocolError, match="expected"):
+        sent.receiver.take(make_chunk(0, len(payload), [memoryview(too_long)]))
     for chunk in sent.chunks[1:]:
         sent.receiver.take(chunk)
     sent.receiver.finish(sent.end)
@@ -246,6 +249,12 @@ def test_blobs_must_lie_in_the_partition(sent: Sent, change: dict[str, Any], rea
     spans[-1] = dataclasses.replace(spans[-1], **change)
     header = dataclasses.replace(sent.header, blobs=tuple(spans))
     with pytest.raises(ProtocolError, match=f"blob . of layer 'fc1' {reason}"):
+        PartitionReceiver(header, sent.targets())
+
+
+def test_the_last_blob_ends_with_the_partition_at_the_latest(sent: Sent) -> None:
+    header = dataclasses.replace(sent.header, size=sent.header.size - 1)
+    with pytest.raises(ProtocolError, match="blob 1 of layer 'fc1' lies outside the partition"):
         PartitionReceiver(header, sent.targets())
 
 
