@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from ionn.model import engine
 from ionn.model.network import Network
+from ionn.planning import planners
 from tests.support.command import serving
 
 # A busy machine is slow at times; that says nothing about the code.
@@ -45,6 +47,17 @@ layer { name: "relu2" type: "ReLU" bottom: "fc1" top: "fc1" }
 layer { name: "fc2" type: "InnerProduct" bottom: "fc1" top: "fc2" inner_product_param { num_output: 10 } }
 layer { name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }
 """
+
+
+@pytest.fixture(autouse=True)
+def own_planners() -> Iterator[None]:
+    """What a test adds to the registry of planners ends with it."""
+    registry: list[dict[str, Any]] = [planners.PLANNERS, planners._ADDED, planners._SOURCES]
+    before = [dict(part) for part in registry]
+    yield
+    for part, entries in zip(registry, before, strict=True):
+        part.clear()
+        part.update(entries)
 
 
 @pytest.fixture(scope="session")

@@ -93,10 +93,10 @@ def test_times() -> None:
             read_json(text, TimeMs)
 
 
-def test_sums_of_times_are_a_million_times_as_long_at_most() -> None:
-    assert read_json("1e15", Real) == 1e15
+def test_sums_of_times() -> None:
+    assert read_json("1e40", Real) == 1e40
     assert read_json("0", Real) == 0
-    for text in ("-1e-9", repr(math.nextafter(1e15, math.inf))):
+    for text in ("-1e-9", repr(math.nextafter(1e40, math.inf))):
         with pytest.raises(ValueError, match="Expected `float`"):
             read_json(text, Real)
 
