@@ -1,4 +1,5 @@
-"""The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130."""
+"""The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130; `serve`
+and `link`, which run until they are told to stop, end with 0 at SIGTERM."""
 
 import signal
 import sys
@@ -6,6 +7,8 @@ import sys
 
 def main() -> None:
     try:
+        if sys.argv[1:2] in (["serve"], ["link"]):
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         from ionn.cli import main as command_line
 
         command_line()
