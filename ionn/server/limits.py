@@ -1,7 +1,7 @@
 """What a client may have the server do: every limit, its default and the reason for it.
 
 Each is an option of `ionn serve`, which shows the reasons and ranges. MB and kB are 10^6 and 10^3 bytes. A server works
-with every limit at either end of its range, though it may refuse every net.
+with every limit at either end of its range; with the least it runs a net of one small layer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Limits:
     )
     stop_s: float = _limit(5.0, 0.1, 1e6, "What runs when the server is told to stop gets this long to finish.")
     layers: int = _limit(
-        2000, 1, 100_000, "Layers of a session's nets, four times ResNet-152's: each costs time to check and build."
+        2000, 2, 100_000, "Layers of a session's nets, four times ResNet-152's: each costs time to check and build."
     )
     blob_mb: float = _limit(
         32.0, 0.001, 1000.0, "One blob, thus one input or output: five times the largest of the paper's models."
@@ -41,7 +41,7 @@ class Limits:
     header_kb: float = _limit(
         1000.0, 1.0, 1e5, "The description of a partition: the prototxt of a thousand layers is 300 kB."
     )
-    frames: int = _limit(2000, 1, 100_000, "Frames of a message: a chunk of small blobs is many pieces.")
+    frames: int = _limit(2000, 2, 100_000, "Frames of a message: a chunk of small blobs is many pieces.")
     pending: int = _limit(
         512, 1, 100_000, "Connections without a session, beyond the two of each session: each may hold 30 kB."
     )
