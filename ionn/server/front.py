@@ -160,7 +160,7 @@ class Server:
         finally:
             # It is stopping: to be told so again changes nothing, not even when `wake` is closed.
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, lambda number, frame: None)
             for session in list(self._sessions.values()):
                 self._end(session, ERROR_STOPPING, "the server stops")
             self.close()

@@ -336,7 +336,10 @@ def test_what_serves_ends_when_it_is_told_to(name: str, over_and_over: bool, num
             _, said = process.communicate(timeout=30)
         finally:
             process.kill()
-    assert (process.returncode, said.strip()) == TOLD[number]
+    code, wanted = TOLD[number]
+    assert process.returncode == code
+    assert said.strip() == wanted or over_and_over  # Python itself may report one that a thread of OpenBLAS took
+    assert said.strip().startswith(wanted)
 
 
 def complete(words: str) -> list[str]:
