@@ -1,11 +1,28 @@
-"""The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130."""
+"""The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130; `serve`
+and `link`, which run until they are told to stop, end with 0 at SIGTERM."""
 
 import signal
 import sys
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Raise what ends the command, once: to be told so again while it ends changes nothing."""
+    for each in _SIGNALS:
+        signal.signal(each, lambda number, frame: None)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(0)
 
 
 def main() -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for jobs in the background
+        signal.signal(signal.SIGINT, _end)
     try:
+        if sys.argv[1:2] in (["serve"], ["link"]):
+            signal.signal(signal.SIGTERM, _end)
         from ionn.cli import main as command_line
 
         command_line()
@@ -13,8 +30,10 @@ def main() -> None:
         sys.stderr.write("ionn: interrupted\n")
         sys.exit(130)
     finally:
-        # The interpreter takes a moment to end, without handlers for signals. By now the exit code is settled.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # The interpreter takes a moment to end, without handlers for signals. By now the exit code is settled. They are
+        # blocked first, as Python reports one that comes just when it is told to ignore it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -1,15 +1,58 @@
-"""Files that appear under their names only when they are complete, and folders that one process writes to at a time."""
+"""Files of users: read only where that has an end, and written so that they appear under their names only when they are
+complete; and folders that one process writes to at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ionn.arguments import path_of
 from ionn.errors import InputError
+
+# More than any file has that people write, and little enough to be read at once.
+FILE_BYTES_MAX = 10_000_000
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError for anything else: devices and pipes may have no end, or keep
+    their reader waiting."""
+    # Opening a pipe waits for its writer, unless told not to.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(None, "it is not a regular file")
+    return file
+
+
+def read_bytes(path: Path, what: str, most: int = FILE_BYTES_MAX) -> bytes:
+    """All of a regular file of at most `most` bytes. Raises InputError, which says `what` was to be read, for any
+    other."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read {what}: {error.strerror}") from error
+    if len(content) > most:
+        raise InputError(f"{path}: cannot read {what}: the file has more than {most / 1e6:g} MB")
+    return content
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a regular file of at most FILE_BYTES_MAX, with the line ends of Unix. Raises InputError, which says
+    `what` was to be read, for any other."""
+    content = read_bytes(path, what)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = f"the byte 0x{content[error.start]:02x}"
+        raise InputError(f"{path}:{line}: cannot read {what}: {byte} is not UTF-8; save the file as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_writable(path: Path) -> None:

@@ -11,7 +11,9 @@ import click
 
 from ionn.cli.options import (
     COSTS_HELP,
-    Seconds,
+    COUNT_MAX,
+    SECONDS_MAX,
+    Number,
     algorithm_option,
     chosen_algorithm,
     complete_model,
@@ -33,10 +35,14 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, metavar="MODEL", shell_complete=complete_model, help="The network.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Its caffemodel, if it is another than its own.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes, one a line.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes to print.")
+@click.option(
+    "--top", type=click.IntRange(1, COUNT_MAX), default=5, show_default=True, help="How many classes to print."
+)
 @click.option("--connect", metavar="ADDRESS", help="Offload to the server at tcp://HOST:PORT.")
 @options(key_option, server_key_option)
-@click.option("--wait-s", type=Seconds(0), help="Upload for so long before the query; by default until done.")
+@click.option(
+    "--wait-s", type=Number(0, SECONDS_MAX), help="Upload for so long before the query; by default until done."
+)
 @options(algorithm_option, planner_option, mbps_option)
 @click.option("--client", metavar="COSTS", help=f"This machine; by default timed, a few passes: {COSTS_HELP}.")
 @click.option("--server", metavar="COSTS", help=f"The server; by default what it sends: {COSTS_HELP}.")
@@ -66,6 +72,7 @@ def classify(
     Example: ionn classify chelsea --model googlenet
     """
     from ionn import api
+    from ionn.files import read_text
     from ionn.model.network import Network
     from ionn.protocol.curve import client_keys
 
@@ -75,7 +82,7 @@ def classify(
         raise InputError("--key, --wait-s and --server are for a server; give --connect too")
     network = Network.load(model)
     data = api.image_input(image, network.input_shape)
-    names = _read_labels(labels) if labels is not None else None
+    names = read_text(labels, "the labels").splitlines() if labels is not None else None
     with api.connect(
         model, connect, weights=None if weights is None else str(weights), client=client, server=server, mbps=mbps,
         algorithm=algorithm, keys=keys,
@@ -92,15 +99,6 @@ def classify(
     click.echo(json.dumps(shown, allow_nan=False) if as_json else _answer_text(shown))
     if fault is not None:
         raise ServerUnreachableError(f"{fault}; the query ran at the client")
-
-
-def _read_labels(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the labels: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a file of labels: it is not UTF-8 text") from error
 
 
 def _answer_json(session: Session, answer: Answer, labels: list[str] | None, top: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import click
 
 from ionn.cli.options import (
     COSTS_HELP,
+    COUNT_MAX,
     algorithm_option,
     chosen_algorithm,
     client_option,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     help=f"The server; by default what it sends (live) or gtx1080ti (virtual): {COSTS_HELP}.",
 )
 @click.option("--testbed", type=click.Choice(["live", "virtual"]), default="live", show_default=True)
-@click.option("--runs", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--runs", type=click.IntRange(1, COUNT_MAX), default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
 @click.option("--connect", metavar="ADDRESS", help="Live: use the server at tcp://HOST:PORT; start none, and no link.")

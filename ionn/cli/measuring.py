@@ -8,13 +8,15 @@ from pathlib import Path
 
 import click
 
-from ionn.cli.options import json_option, model_argument, weights_argument
+from ionn.cli.options import COUNT_MAX, json_option, model_argument, weights_argument
 
 
 @click.command()
 @model_argument
 @weights_argument
-@click.option("--runs", type=click.IntRange(1), default=20, show_default=True, help="Forward passes to average.")
+@click.option(
+    "--runs", type=click.IntRange(1, COUNT_MAX), default=20, show_default=True, help="Forward passes to average."
+)
 @click.option("--save", type=click.Path(path_type=Path), help="Save the profile; use it as --client or --server COSTS.")
 @json_option
 def profile(model: str, weights: str | None, runs: int, save: Path | None, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,22 @@ from ionn.server.limits import Limits, option
 COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
 
 
-class Seconds(click.FloatRange):
-    """A range of floats alone lets nan and inf pass."""
+class Number(click.FloatRange):
+    """A number within a range. Those of click let nan pass, which is neither too small nor too large."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail(f"{seconds} is not a time", param, ctx)
-        return seconds
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
+# Of runs, passes, or classes: nobody waits for more.
+COUNT_MAX = 1_000_000
+# A day: nobody waits longer, and no system call takes for ever.
+SECONDS_MAX = 86_400.0
+# From what no client waits for to more than any link has.
+MBPS_RANGE = Number(0.001, 1e6)
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -66,7 +74,7 @@ def chosen_algorithm(algorithm: str, planner: str | None) -> str:
 model_argument = click.argument("model", shell_complete=complete_model)
 weights_argument = click.argument("weights", required=False)
 mbps_option = click.option(
-    "--mbps", default=MBPS, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
+    "--mbps", type=MBPS_RANGE, default=MBPS, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
 )
 algorithm_option = click.option(
     "--algorithm", default=RECURSIVE, show_default=True, shell_complete=_complete_algorithm, help="The planner."
@@ -93,10 +101,17 @@ key_option = click.option(
 server_key_option = click.option(
     "--server-key", type=click.Path(path_type=Path), help="The public key of the server; with --key."
 )
+
+
+def _range_of(limit: Field[Any]) -> click.IntRange | click.FloatRange:
+    ends = limit.metadata["least"], limit.metadata["most"]
+    return click.IntRange(*ends) if isinstance(limit.default, int) else Number(*ends)
+
+
 limit_options = options(
     *(
         click.option(
-            option(limit.name), type=type(limit.default), default=limit.default, show_default=True,
+            option(limit.name), type=_range_of(limit), default=limit.default, show_default=True,
             help=limit.metadata["reason"],
         )
         for limit in fields(Limits)

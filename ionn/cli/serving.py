@@ -14,7 +14,16 @@ from typing import Any
 
 import click
 
-from ionn.cli.options import Seconds, json_option, key_option, limit_options, mbps_option, options, server_key_option
+from ionn.cli.options import (
+    SECONDS_MAX,
+    Number,
+    json_option,
+    key_option,
+    limit_options,
+    mbps_option,
+    options,
+    server_key_option,
+)
 from ionn.server.limits import Limits
 
 SERVE_AT = "tcp://127.0.0.1:7675"
@@ -103,7 +112,7 @@ def serve(
 @options(key_option, server_key_option)
 @click.option(
     "--timeout-s",
-    type=Seconds(0, min_open=True),
+    type=Number(0.001, SECONDS_MAX),
     default=2.0,
     show_default=True,
     help="How long the server may take to answer.",

@@ -15,6 +15,7 @@ import msgspec
 from ionn.arguments import path_of
 from ionn.costs.models import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
 from ionn.errors import InputError, did_you_mean, printable
+from ionn.files import read_text
 from ionn.schema import read_json
 
 # What is read of a text in costs.
@@ -124,17 +125,8 @@ def _machine(machine: dict[str, str]) -> dict[str, str]:
     return {_shown(what): _shown(text) for what, text in machine.items()}
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the costs: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a file of costs: it is not UTF-8 text") from error
-
-
 def _from_text(path: Path) -> CostModel | Profile:
-    text = _read(path)
+    text = read_text(path, "the costs")
     if text.lstrip().startswith("{"):
         try:
             document = read_json(text)
@@ -154,7 +146,7 @@ def _from_text(path: Path) -> CostModel | Profile:
 
 
 def _from_csv(path: Path, column: str) -> Profile:
-    rows = csv.DictReader(_read(path).splitlines())
+    rows = csv.DictReader(read_text(path, "the costs").splitlines())
     layers = []
     try:
         for needed in ("layer", column):

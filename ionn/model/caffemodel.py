@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from ionn.arguments import path_of
 from ionn.errors import InputError
+from ionn.files import open_regular
 from ionn.model import zoo
 from ionn.model.network import Layer, Network
 from ionn.model.proto import BlobProto, BlobShape, LayerParameter, NetParameter
@@ -30,13 +30,22 @@ Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 # The steps of the clock by which the system dates changes of files: at most 10 ms.
 _FILE_CLOCK_S = 0.02
 
+_FILE_BYTES_MAX = 2**31 - 1  # of protobuf
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 # (layer field, its name field, its blobs field): today's layers, and those of files before 2014 ("V1").
 _LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
 
+# A layer of Caffe's first format ("V0") is in a message of its own, within one of the second.
+_OLDEST_LAYER_FIELDS = (2, 1)
+
 # The shape of a blob in files before 2014, whatever it has in axes; fields 1 to 4.
 _LEGACY_SHAPE = ("num", "channels", "height", "width")
+
+
+class _OldestFormat(Exception):
+    """Layers of Caffe's first format, which have other types and fields."""
 
 
 class _NotIndexable(Exception):
@@ -115,6 +124,8 @@ def _index(data: memoryview) -> dict[str, tuple[Floats, ...]]:
         name_field, blobs_field = _LAYER_FIELDS[number]
         name, blobs = "", []
         for field, _, value in _fields(layer):
+            if (number, field) == _OLDEST_LAYER_FIELDS:
+                raise _OldestFormat
             if field == name_field and isinstance(value, memoryview):
                 name = bytes(value).decode()
             elif field == blobs_field and isinstance(value, memoryview):
@@ -147,10 +158,10 @@ def _content(path: Path) -> bytes:
     clock for these goes in steps: what was changed within the last step is left alone until that is over.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise InputError(f"{path}: not a caffemodel, it is no file")
+            if before.st_size > _FILE_BYTES_MAX:
+                raise InputError(f"{path}: not a caffemodel, it has more than the 2 GB that Caffe reads")
             if 0 <= time.time() - before.st_ctime_ns / 1e9 < _FILE_CLOCK_S:
                 time.sleep(_FILE_CLOCK_S)
             data = file.read()
@@ -178,6 +189,9 @@ def read(path: Path) -> dict[str, tuple[Floats, ...]]:
             layers = _index(data)
         except _NotIndexable:
             layers = _decode(bytes(data))
+    except _OldestFormat:
+        convert = "convert it with Caffe's upgrade_net_proto_binary"
+        raise InputError(f"{path}: a caffemodel of Caffe's oldest format; {convert}") from None
     except (IndexError, ValueError, DecodeError) as error:
         raise InputError(f"{path}: not a caffemodel, or damaged ({error})") from error
     if not layers:

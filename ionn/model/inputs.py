@@ -7,6 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 
 from ionn.arguments import path_of, shown
 from ionn.errors import InputError, did_you_mean
+from ionn.files import read_bytes
 from ionn.model.caffemodel import Floats
 from ionn.model.layers.rule import MAX_COUNT
 from ionn.model.network import Network
 
 # Different pictures, so that an output cannot be right by being the previous one.
 INPUTS = 8
+# No photograph has more; reading one takes a second.
+_IMAGE_BYTES_MAX = 100_000_000
 # The ImageNet mean that Caffe's reference models subtract, in their channel order: blue, green, red.
 MEAN_BGR = (104.0, 117.0, 123.0)
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field", "immunohistochemistry")
@@ -115,10 +119,11 @@ def _read(path: Path) -> NDArray[np.uint8]:
         names = ", ".join(PHOTOGRAPHS)
         hint = did_you_mean(str(path), PHOTOGRAPHS)
         raise InputError(f"{path}: no such image; give a file, or one of {names}{hint}")
+    content = read_bytes(path, "the image", _IMAGE_BYTES_MAX)
     from skimage import io, util
 
     try:
-        pixels = np.asarray(util.img_as_ubyte(io.imread(path)))  # type: ignore[no-untyped-call]
+        pixels = np.asarray(util.img_as_ubyte(io.imread(BytesIO(content))))  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever its many readers raise
         raise InputError(f"{path}: not an image that can be read; give a PNG or JPEG") from error
     return _colors(pixels, str(path))

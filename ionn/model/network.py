@@ -24,9 +24,13 @@ from google.protobuf import text_format
 
 from ionn.arguments import name_of, path_of, text_of
 from ionn.errors import InputError, did_you_mean, printable
+from ionn.files import read_text
 from ionn.model import zoo
 from ionn.model.layers import FOREIGN, LAYER_TYPES, REASONS, Shape, essential, infer, label
 from ionn.model.proto import TEST, LayerParameter, NetParameter, blank_unread
+
+# One message has all outputs of a stage: a header, and a frame for each. Clients take 2000 frames.
+OUTPUTS_MAX = 1999
 
 _FLOAT_BYTES = 4
 
@@ -130,20 +134,27 @@ class Network:
                 hint = did_you_mean(model, known)
                 raise InputError(f"unknown model {model!r}; use one of {names}, or a path that ends in .prototxt{hint}")
             path = known[model]
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the model: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not a prototxt: it is not UTF-8 text") from error
-        name = path.resolve().parent.name if path.stem == "deploy" else path.stem
-        return _build(text, name, str(path))
+        return _build(read_text(path, "the model"), _name(path), str(path))
 
     @classmethod
     def from_text(cls, text: str, name: str) -> Network:
         """Read a model from the text of a prototxt. Raises InputError, naming `name`, if ionn cannot run it."""
         name = text_of(name, "name")
         return _build(text_of(text, name), name, name)
+
+
+def _name(path: Path) -> str:
+    """What the model of a file is called. Folders and files of results are called after it."""
+    name = path.name.removesuffix(".prototxt")
+    if name == "deploy":
+        name = path.resolve().parent.name or name
+    if not name.strip("."):
+        raise InputError(f"{path}: a model is named after its file; put a name before .prototxt")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: a model is named after its file, and this name is not UTF-8; rename it") from None
+    return name
 
 
 def _build(text: str, name: str, source: str) -> Network:
@@ -290,8 +301,10 @@ def _infer_layers(listed: Sequence[_Listed]) -> tuple[Layer, ...]:
     inputs = [param for param, _, _ in listed if param.type == "Input"]
     if not inputs:
         raise InputError("it has no Input layer; add one that gives the input's shape")
-    if len(inputs) > 1 or len(inputs[0].top) != 1 or inputs[0] is not listed[0].param:
-        raise InputError("it must start with its only Input layer, which has one top")
+    if (count := sum(len(param.top) for param in inputs)) != 1:
+        raise InputError(f"it has {count} inputs; ionn runs networks of one: one Input layer with one top")
+    if inputs[0] is not listed[0].param:
+        raise InputError(f"it must start with its Input layer; put layer {inputs[0].name!r} first")
     layers: list[Layer] = []
     names = Counter(param.name for param, _, _ in listed)
     shapes: dict[str, Shape] = {}
@@ -328,6 +341,8 @@ def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
     ends, outputs = _cut_points(layers)
     if not outputs:
         raise InputError("it has no output: a layer consumes every top")
+    if len(outputs) > OUTPUTS_MAX:
+        raise InputError(f"it has {len(outputs)} outputs; ionn runs networks of at most {OUTPUTS_MAX}")
     shapes = {blob: shape for layer in layers for blob, shape in zip(layer.tops, layer.top_shapes, strict=True)}
     blob = layers[0].tops[0]
     first = 0

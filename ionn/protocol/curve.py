@@ -6,6 +6,7 @@ has its own secret key and the public keys of the clients that it allows; a clie
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from nacl.bindings import crypto_scalarmult_base
 from zmq.utils import z85
 
 from ionn.errors import InputError
+from ionn.files import read_text
 from ionn.protocol import zmtp
 
 
@@ -64,18 +66,24 @@ def printed(key: bytes) -> str:
 
 
 def make_keys(name: Path) -> tuple[Path, Path]:
-    """Write a new pair NAME.secret (for its owner's eyes only) and NAME.public. Raises InputError if one exists."""
+    """Write a new pair NAME.secret (for its owner's eyes only) and NAME.public. Raises InputError if one exists, or
+    cannot be written; then none of the two is."""
+    if name.name in ("", ".."):
+        raise InputError(f"{str(name)!r}: cannot name a pair of keys; give the beginning of a file's name")
     public, secret = (key.decode() for key in zmq.curve_keypair())
     paths = name.with_name(f"{name.name}.secret"), name.with_name(f"{name.name}.public")
-    for path, key, mode in ((paths[0], secret, 0o600), (paths[1], public, 0o644)):
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        except FileExistsError:
-            raise InputError(f"{path}: exists already, and is not overwritten; choose another name") from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot write the key: {error.strerror}") from error
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{key}\n")
+    with contextlib.ExitStack() as undo:
+        for path, key, mode in ((paths[0], secret, 0o600), (paths[1], public, 0o644)):
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                undo.callback(path.unlink)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(f"{key}\n")
+            except FileExistsError:
+                raise InputError(f"{path}: exists already, and is not overwritten; choose another name") from None
+            except OSError as error:
+                raise InputError(f"{path}: cannot write the key: {error.strerror}") from error
+        undo.pop_all()
     return paths
 
 
@@ -90,13 +98,8 @@ def read_key(path: Path) -> str:
 def read_keys(path: Path) -> frozenset[str]:
     """The keys in a file: one at the beginning of each line; what follows it, and lines that begin with '# ', are for
     people. Raises InputError."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise InputError(f"{path}: cannot read keys: {reason}; 'ionn keygen NAME' makes them") from error
     keys = set()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "keys, which 'ionn keygen NAME' makes").splitlines(), 1):
         if not line.strip() or line.startswith("# "):
             continue
         key = line.split()[0]

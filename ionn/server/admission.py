@@ -16,7 +16,7 @@ from google.protobuf import text_format
 
 from ionn.errors import InputError, PartitionError
 from ionn.model.layers import Shape, shape_text
-from ionn.model.network import Layer, Network
+from ionn.model.network import OUTPUTS_MAX, Layer, Network
 from ionn.model.partial_net import PartialNet
 from ionn.model.proto import NetParameter
 from ionn.model.slices import output_channels, set_output_channels
@@ -223,6 +223,10 @@ def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
         made = {top for layer in network.layers[begin : end + 1] for top in layer.tops}
         if not stage.outputs or not made.issuperset(stage.outputs):
             raise PartitionError(f"stage {stage.index} does not make its outputs")
+        if len(stage.outputs) > OUTPUTS_MAX:
+            raise PartitionError(
+                f"stage {stage.index} has {len(stage.outputs)} outputs; at most {OUTPUTS_MAX} are sent"
+            )
         first = network.layers[min(max(begin, 1), end)]  # not the Input layer, which every net starts with
         layers[stage.index] = f"layers {first.name!r} to {network.layers[end].name!r}"
         begin = end + 1

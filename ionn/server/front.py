@@ -82,7 +82,7 @@ class _Refusal(Exception):
 
 
 class Server:
-    """`ionn serve`. Construct it, then `serve()` until SIGTERM or SIGINT.
+    """`ionn serve`. Construct it, then `serve()` until SIGTERM or Ctrl-C.
 
     `bind` is tcp://HOST:PORT (port 0: any free one; `address` says which). `costs` is the server's cost model as JSON,
     sent to every client. Raises InputError if the address cannot be bound, for a public one where there are no
@@ -125,13 +125,16 @@ class Server:
     def serve(self, ready: Callable[[str], None] = lambda address: None) -> None:
         """Serve until told to stop; `ready` is called with the address as soon as clients may connect.
 
-        Raises IonnError where sessions cannot be started, because Caffe cannot be loaded: MissingLibraryError if it is
-        known why.
+        Raises KeyboardInterrupt when it has stopped because of Ctrl-C, and IonnError where sessions cannot be started,
+        because Caffe cannot be loaded: MissingLibraryError if it is known why.
         """
         wake = os.eventfd(0, os.EFD_NONBLOCK)
+        interrupted = False
 
         def stop(number: int, frame: FrameType | None) -> None:
+            nonlocal interrupted
             now = time.monotonic()
+            interrupted |= number == signal.SIGINT
             self._stop_at = now + self._limits.stop_s if self._stop_at is None else now
             os.eventfd_write(wake, 1)
 
@@ -157,13 +160,15 @@ class Server:
         finally:
             # It is stopping: to be told so again changes nothing, not even when `wake` is closed.
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, lambda number, frame: None)
             for session in list(self._sessions.values()):
                 self._end(session, ERROR_STOPPING, "the server stops")
             self.close()
             self._forks.close()
             os.close(wake)
         log.info("stopped")
+        if interrupted:
+            raise KeyboardInterrupt
 
     def _stopped(self) -> bool:
         """Tell whether it was told to stop, and what ran then has finished or had its time."""

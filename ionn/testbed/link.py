@@ -20,7 +20,6 @@ import logging
 import math
 import os
 import select
-import signal
 import socket
 import struct
 import time
@@ -44,30 +43,23 @@ _log = logging.getLogger(__name__)
 
 
 def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Address], None]) -> None:
-    """Forward every connection made to `listen` to `to`, `mbps` in each direction, until SIGTERM or SIGINT.
+    """Forward every connection made to `listen` to `to`, `mbps` in each direction, until a signal's handler raises.
 
     `ready` is called once with the address that is listened at, its port chosen if `listen` left it open. A connection
-    is reset, and a warning logged, when `to` cannot be reached. Must run in the main thread, for the signals.
-    Raises InputError if the rate is none, a host is unknown, or the port is taken.
+    is reset, and a warning logged, when `to` cannot be reached. Raises InputError if the rate is none, a host is
+    unknown, or the port is taken.
     """
     if not (math.isfinite(mbps) and mbps > 0):
         raise InputError(f"{mbps} Mbps: a link needs a finite rate above 0")
-    handlers = {signum: signal.signal(signum, signal.default_int_handler) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with _listen(listen) as listener:
-            address: Address = listener.getsockname()[:2]
-            target = _resolve(to)
-            if target[1][:2] == address:
-                raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
-            # Else the system adds 0.05 ms to every wait for an arrival.
-            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
-            ready(address)
-            _Link(listener, target, format_address(to), mbps).run()
-    except KeyboardInterrupt:
-        pass  # what either signal raises
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+    with _listen(listen) as listener:
+        address: Address = listener.getsockname()[:2]
+        target = _resolve(to)
+        if target[1][:2] == address:
+            raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
+        # Else the system adds 0.05 ms to every wait for an arrival.
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
+        ready(address)
+        _Link(listener, target, format_address(to), mbps).run()
 
 
 def _resolve(address: Address) -> tuple[int, tuple[Any, ...]]:

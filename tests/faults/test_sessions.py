@@ -445,5 +445,5 @@ def test_sigterm_ends_what_does_not_finish(world: World) -> None:
 def test_a_server_needs_sensible_limits() -> None:
     from ionn.server.limits import Limits
 
-    with pytest.raises(InputError, match=r"--blob-mb 0: give a number above 0"):
+    with pytest.raises(InputError, match=r"--blob-mb 0: give a number from 0.001 to 1000"):
         Limits(blob_mb=0)

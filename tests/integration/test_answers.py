@@ -35,7 +35,7 @@ INPUTS = 4
 
 # What stock Caffe computes and ionn refuses, and why.
 JUSTIFIED = {
-    "it must start with its only Input layer": "a chain begins with one blob, which the query brings",
+    "ionn runs networks of one": "a chain begins with one blob, which the query brings",
     "it has no output": "there is nothing to answer",
     "it keeps state between queries": "an answer would depend on the queries before it, and on where they ran",
     "share the parameter": "a layer's weights may be at both sides, and are one layer's: its name says whose",

@@ -198,7 +198,7 @@ def test_bad_names_of_planners(tiny_files: Path, tmp_path: Path) -> None:
     for arguments, message in {
         ("--planner", mine): "optimal is one of ionn's own planners",
         ("--planner", "mine.py"): "FILE.py:FUNCTION",
-        ("--planner", "no/such.py:mine"): "FileNotFoundError",
+        ("--planner", "no/such.py:mine"): "no/such.py: cannot read the planner: No such file",
         ("--planner", "nosuchmodule:mine"): "ModuleNotFoundError",
         ("--planner", mine, "--algorithm", "original"): "give either",
     }.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -20,10 +21,11 @@ import zmq
 
 from ionn.client.session import Client
 from ionn.errors import InputError, ServerError, ServerUnreachableError
-from ionn.model.network import Network
+from ionn.model.network import OUTPUTS_MAX, Network
 from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionEnd, PartitionHeader
+from ionn.server.limits import Limits, option
 from tests.support.command import Serving, serving
 from tests.support.forward import boundary_blobs
 from tests.support.raw import Raw, upload_messages
@@ -65,6 +67,53 @@ def client(server: str) -> Iterator[Client]:
     client = Client(server)
     yield client
     client.close()
+
+
+# Files that the system lets a process open are too few for the most sessions.
+OPEN_FILES = {"sessions", "pending", "pending_per_address"}
+SMALL = Network.from_text(
+    'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 9 } } } '
+    'layer { name: "f" type: "InnerProduct" bottom: "d" top: "f" inner_product_param { num_output: 5 } }',
+    "small",
+)
+
+
+@pytest.mark.parametrize("end", ["least", "most"])
+def test_a_session_works_at_the_ends_of_all_limits(end: str) -> None:
+    """The least of the times are left out: a busy machine may need more."""
+    chosen = [
+        limit
+        for limit in dataclasses.fields(Limits)
+        if not (limit.name.endswith("_s") if end == "least" else limit.name in OPEN_FILES)
+    ]
+    options = [text for limit in chosen for text in (option(limit.name), str(limit.metadata[end]))]
+    weights = {"f": (np.ones((5, 9), np.float32), np.zeros(5, np.float32))}
+    with serving(*options) as process:
+        client = Client(process.address)
+        try:
+            upload(client, [extract(SMALL, [1], weights)])
+            outputs, _ = client.run(1, 1, np.arange(9, dtype=np.float32).reshape(1, 9))
+        finally:
+            client.close()
+    np.testing.assert_array_equal(outputs[0], np.full((1, 5), 36, np.float32))
+
+
+def test_the_most_outputs_that_a_network_may_have(client: Client) -> None:
+    tops = " ".join(f'top: "t{index}"' for index in range(OUTPUTS_MAX))
+    network = Network.from_text(
+        f'layer {{ name: "d" type: "Input" top: "d" input_param {{ shape {{ dim: 1 dim: {OUTPUTS_MAX} }} }} }} '
+        'layer { name: "b" type: "Bias" bottom: "d" top: "b" } '
+        f'layer {{ name: "s" type: "Slice" bottom: "b" {tops} }} '
+        'layer { name: "c" type: "Bias" bottom: "t0" top: "o" }',
+        "many",
+    )
+    zeros = np.zeros(OUTPUTS_MAX, np.float32)
+    last = network.stages[-1]
+    assert len(last.outputs) == OUTPUTS_MAX
+    upload(client, [extract(network, [last.index], {"b": (zeros,), "c": (zeros[:1],)})])
+    data = np.arange(OUTPUTS_MAX, dtype=np.float32).reshape(1, -1)
+    outputs, _ = client.run(last.index, last.index, data)
+    assert sorted(float(output[0, 0]) for output in outputs) == data[0].tolist()
 
 
 def test_queries_run_across_partitions(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ionn.model.network import Network
+from ionn.model.network import OUTPUTS_MAX, Network
 from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, Slice
 from ionn.protocol import messages
@@ -93,6 +93,22 @@ def test_stages_must_fit_within_a_partition_too() -> None:
     refused = session().handle(both)
     assert isinstance(refused, messages.Error)
     assert "stage 2 takes 1x7, but stage 1 makes 1x5" in refused.message
+
+
+def test_a_stage_has_no_more_outputs_than_an_answer_carries() -> None:
+    """A stranger may name an output over and over."""
+    partition = part_of(network_of(FC % 5, shape="dim: 1 dim: 3"), [1])
+    header, _, _ = upload_messages(partition)
+    (net,) = header.nets
+    (stage,) = net.stages
+    answers = {}
+    for count in (OUTPUTS_MAX, OUTPUTS_MAX + 1):
+        many = dataclasses.replace(stage, outputs=stage.outputs * count)
+        answers[count] = session().handle(dataclasses.replace(header, nets=(dataclasses.replace(net, stages=(many,)),)))
+    assert isinstance(answers[OUTPUTS_MAX], messages.Ack)
+    refused = answers[OUTPUTS_MAX + 1]
+    assert isinstance(refused, messages.Error)
+    assert refused.message == "stage 1 has 2000 outputs; at most 1999 are sent"
 
 
 def test_a_stage_that_was_dropped_is_compared_no_more() -> None:

@@ -127,7 +127,7 @@ def test_a_file_that_changes_while_it_is_read(
     path = tiny_files.with_suffix(".caffemodel")
     os.utime(path, ns=(10**18, 10**18))  # of old
     fstat = os.fstat
-    left = [when == "first", when == "last"]  # at which of the two looks at the file it is to change
+    left = [False, when == "first", when == "last"]  # at which look at the file it is to change: not while it is opened
 
     def look(descriptor: int) -> os.stat_result:
         before = fstat(descriptor)
@@ -143,7 +143,7 @@ def test_a_file_that_changes_while_it_is_read(
 
 
 def test_what_is_no_file_is_not_read(tiny: Network, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="/dev/zero: not a caffemodel, it is no file"):
+    with pytest.raises(InputError, match="/dev/zero: cannot read the caffemodel: it is not a regular file"):
         read_weights(Path("/dev/zero"), tiny)
     with pytest.raises(InputError, match="cannot read the caffemodel: Is a directory"):
         read_weights(tmp_path, tiny)

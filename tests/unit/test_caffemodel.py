@@ -32,6 +32,17 @@ def test_what_caffe_saves_is_read(tiny: Network, tiny_files: Path, tmp_path: Pat
             np.testing.assert_array_equal(got, wanted.data)
 
 
+@pytest.mark.parametrize("before", [b"", b"\x0a\x01n"], ids=["without a name", "with a name"])
+def test_the_oldest_format_is_named(before: bytes, tiny: Network, tmp_path: Path) -> None:
+    """A layer of it is a message in one of the next format: there has been no Caffe for years that writes it."""
+    layer = b"\x0a\x05conv1" + b"\x12\x04conv"
+    layers = b"\x0a" + bytes([len(layer)]) + layer
+    path = tmp_path / "old.caffemodel"
+    path.write_bytes(before + b"\x12" + bytes([len(layers)]) + layers)
+    with pytest.raises(InputError, match=r"old\.caffemodel: .* oldest format; .* upgrade_net_proto_binary"):
+        read_weights(path, tiny)
+
+
 def test_what_is_serialised_loads_in_caffe(tiny_files: Path, tiny_weights: Weights) -> None:
     import caffe
 

@@ -127,7 +127,6 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
     for spec, message in {
         f"{tmp_path}/planner_file.py:number": "has no function number",
         f"{tmp_path}/planner_file.py:nothing": "has no function nothing",
-        f"{tmp_path}/none.py:zero": "cannot import it: FileNotFoundError",
         "no_such_module:zero": "cannot import it: ModuleNotFoundError",
         "planner_module": "not a planner; give FILE.py:FUNCTION or MODULE:FUNCTION",
         ":one": "not a planner",
@@ -136,6 +135,8 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
     }.items():
         with pytest.raises(InputError, match=f"^{spec}: .*{message}"):
             load_function(spec)
+    with pytest.raises(InputError, match=f"^{tmp_path}/none.py: cannot read the planner: No such file"):
+        load_function(f"{tmp_path}/none.py:zero")
 
 
 def test_a_planner_is_added_and_replaced_but_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

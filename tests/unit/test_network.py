@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from google.protobuf import text_format
 from hypothesis import HealthCheck, given, settings
 
+from ionn.client.connection import FRAMES_MAX
 from ionn.errors import InputError
-from ionn.model.network import Layer, Network
+from ionn.model.network import OUTPUTS_MAX, Layer, Network
 from ionn.paper import MODELS
 from tests.support.nets import DATA, ONE, conv, layer, random_nets, relu
 
@@ -301,8 +303,11 @@ BAD = [
     ('input: "x"\n' + conv("a", "x", 4, ONE), "one 'input_shape' or four 'input_dim'"),
     ('input: "x" input_dim: 1\n' + conv("a", "x", 4, ONE), "one 'input_shape' or four 'input_dim'"),
     ('input: "x" input: "y" input_shape { dim: 1 }' + relu("x"), "give one 'input'"),
-    (DATA + layer("Input", "more", "", "m", "input_param { shape { dim: 1 } }") + relu("m"), "only Input layer"),
-    (layer("Input", "data", "", "a b", "input_param { shape { dim: 1 } }") + relu("a"), "only Input layer"),
+    (DATA + layer("Input", "more", "", "m", "input_param { shape { dim: 1 } }") + relu("m"), "it has 2 inputs"),
+    (layer("Input", "data", "", "a b", "input_param { shape { dim: 1 } }") + relu("a"), "it has 2 inputs"),
+    (relu("x") + DATA, "no layer before it makes its bottom 'x'"),
+    (layer("Input", "data", "", "", ""), "it has 0 inputs"),
+    (DATA + layer("LRN", "n", "data", "data"), "cannot work in place on 'data', where it may read what it has"),
     (DATA + relu("lost"), "'relu_lost' of type 'ReLU': no layer before it makes its bottom 'lost'"),
     (conv("a", "data", 4, ONE) + DATA, "no layer before it makes its bottom 'data'"),
     (DATA + conv("a", "data", 4, ONE) + layer("ReLU", "b", "data", "a"), "its top 'a' was made before"),
@@ -369,11 +374,42 @@ def test_load_errors_name_the_model_and_what_to_do(tmp_path: Path) -> None:
         Network.load(str(tmp_path / "missing.prototxt"))
     binary = tmp_path / "binary.prototxt"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"binary\.prototxt: not a prototxt"):
+    with pytest.raises(InputError, match=r"binary\.prototxt:1: cannot read the model: the byte 0xff is not UTF-8"):
         Network.load(str(binary))
     binary.write_text("layer {\n  nme: 1\n}")
     with pytest.raises(InputError, match=r"binary\.prototxt:2:3: .*nme"):
         Network.load(str(binary))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (".prototxt", "put a name before .prototxt"),
+        ("..prototxt", "put a name before .prototxt"),
+        ("...prototxt", "put a name before .prototxt"),
+        (os.fsdecode(b"\xff.prototxt"), "this name is not UTF-8"),
+        (os.fsdecode(b"\xff/deploy.prototxt"), "this name is not UTF-8"),
+    ],
+)
+def test_a_file_must_give_its_model_a_name(name: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(ALEXNET_LIKE)
+    with pytest.raises(InputError, match=f"a model is named after its file.*{reason}"):
+        Network.load(str(path))
+
+
+def test_a_network_has_as_many_outputs_as_one_message_carries() -> None:
+    def net(outputs: int) -> str:
+        tops = " ".join(f"t{index}" for index in range(outputs))
+        return layer("Input", "d", "", "d", f"input_param {{ shape {{ dim: {outputs} }} }}") + layer(
+            "Slice", "s", "d", tops, "slice_param { axis: 0 }"
+        )
+
+    assert OUTPUTS_MAX + 1 == FRAMES_MAX  # those that a client takes of a message; the first is its header
+    assert len(Network.from_text(net(OUTPUTS_MAX), "n").outputs) == OUTPUTS_MAX
+    with pytest.raises(InputError, match="it has 2000 outputs; ionn runs networks of at most 1999"):
+        Network.from_text(net(OUTPUTS_MAX + 1), "n")
 
 
 def brute_force_ends(layers: tuple[Layer, ...]) -> list[int]:

@@ -129,4 +129,5 @@ def _check_blobs(rule: Rule, layer: Any) -> None:
             raise Refused(f"takes {wanted} {kind} blobs, not {len(names)}")
     in_place = [top for bottom, top in zip(layer.bottom, layer.top, strict=False) if bottom == top]
     if in_place and not rule.in_place:
-        raise Refused(f"cannot work in place on {in_place[0]!r}; give its top a name of its own")
+        reason = f"cannot work in place on {in_place[0]!r}, where it may read what it has overwritten"
+        raise Refused(f"{reason}; give its top a name of its own")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ionn.errors import InputError, IonnError
+from ionn.files import read_bytes
 from ionn.model.slices import TILE, Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph
 
@@ -30,6 +31,8 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any]]:
     if not source or not name.isidentifier():
         raise InputError(f"{spec}: not a planner; give FILE.py:FUNCTION or MODULE:FUNCTION")
     path = Path(source)
+    if path.suffix == ".py":
+        read_bytes(path, "the planner")
     folder = str(path.parent.resolve()) if path.suffix == ".py" else str(Path.cwd())
     sys.path.insert(0, folder)
     try:
