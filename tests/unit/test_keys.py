@@ -73,7 +73,7 @@ def test_a_line_that_is_no_key_is_named(line: str, folder: Path) -> None:
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"lost: cannot read keys: No such file or directory; 'ionn keygen NAME' makes"
+        InputError, match=r"lost: cannot read keys, which 'ionn keygen NAME' makes: No such file or directory"
     ):
         read_keys(tmp_path / "lost")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
