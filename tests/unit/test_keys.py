@@ -77,7 +77,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     ):
         read_keys(tmp_path / "lost")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"binary: cannot read keys: it is not text; 'ionn keygen NAME' makes them$"):
+    with pytest.raises(
+        InputError, match=r"binary:1: cannot read keys, which 'ionn keygen NAME' makes: the byte 0xff is not UTF-8"
+    ):
         read_keys(tmp_path / "binary")
 
 
