@@ -150,14 +150,14 @@ def _name(path: Path) -> str:
         name = path.resolve().parent.name or name
     if not name.strip("."):
         raise InputError(f"{path}: a model is named after its file; put a name before .prototxt")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{path}: a model is named after its file, and this name is not UTF-8; rename it") from None
     return name
 
 
 def _build(text: str, name: str, source: str) -> Network:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a file's name may be any bytes
+        raise InputError(f"{source}: a model cannot have this name, which is not UTF-8; rename it") from None
     net = _parse(text, source)
     try:
         params = _test_phase(net)

@@ -387,16 +387,21 @@ def test_load_errors_name_the_model_and_what_to_do(tmp_path: Path) -> None:
         (".prototxt", "put a name before .prototxt"),
         ("..prototxt", "put a name before .prototxt"),
         ("...prototxt", "put a name before .prototxt"),
-        (os.fsdecode(b"\xff.prototxt"), "this name is not UTF-8"),
-        (os.fsdecode(b"\xff/deploy.prototxt"), "this name is not UTF-8"),
+        (os.fsdecode(b"\xff.prototxt"), "cannot have this name, which is not UTF-8"),
+        (os.fsdecode(b"\xff/deploy.prototxt"), "cannot have this name, which is not UTF-8"),
     ],
 )
 def test_a_file_must_give_its_model_a_name(name: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(ALEXNET_LIKE)
-    with pytest.raises(InputError, match=f"a model is named after its file.*{reason}"):
+    with pytest.raises(InputError, match=reason):
         Network.load(str(path))
+
+
+def test_a_text_must_be_given_a_name_that_can_be_written() -> None:
+    with pytest.raises(InputError, match=r"^\?: a model cannot have this name, which is not UTF-8"):
+        Network.from_text(ALEXNET_LIKE, "\udcff")
 
 
 def test_a_network_has_as_many_outputs_as_one_message_carries() -> None:
