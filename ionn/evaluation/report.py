@@ -20,7 +20,7 @@ from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judg
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, summary
 from ionn.evaluation.validation import Validation, validate
-from ionn.files import write_file
+from ionn.files import read_bytes, write_file
 from ionn.paper import EFFICIENCY, FINE, ORIGINAL, SLICED, model_title
 from ionn.planning.plan import Plan
 from ionn.schema import Real, read_json
@@ -362,8 +362,8 @@ def _load_plans(path: Path) -> tuple[ListedPlan, ...]:
     if not path.exists():
         return ()
     try:
-        listed: _PlanList = read_json(path.read_bytes(), _PlanList)
-    except (OSError, ValueError) as error:
+        listed: _PlanList = read_json(read_bytes(path, "the plans"), _PlanList)
+    except ValueError as error:
         raise InputError(f"{path}: not a list of plans ({error}); delete it and plan again") from error
     return listed.plans
 

@@ -19,7 +19,7 @@ import msgspec
 
 from ionn.arguments import path_of
 from ionn.errors import InputError, printable
-from ionn.files import write_file
+from ionn.files import open_regular, write_file
 from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
@@ -211,7 +211,7 @@ class Trace:
         """Read a trace, with all times divided by its dilation. Raises InputError if it is not a complete trace."""
         path = path_of(path, "trace")
         try:
-            with path.open("rb") as lines:
+            with open_regular(path) as lines:
                 records = [_LINES.read(line) for line in lines]
             runs = [record for record in records if isinstance(record, _RunDocument)]
             info = runs[-1].info() if runs else None

@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,16 @@ def test_what_the_largest_costs_make_can_be_read(tmp_path: Path) -> None:
         specs = [str(tmp_path / spec) if spec == "slow.json" else spec for spec in (client, server)]
         made = runner.run_virtual_all("alexnet", ["original"], 1, client=specs[0], server=specs[1], results=tmp_path)
         assert made[0] in load_traces(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(InputError, match=r"run\.jsonl: cannot read the trace: "):
+        Trace.load(path)
