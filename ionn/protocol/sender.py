@@ -187,7 +187,7 @@ class Upload:
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s
-                if index + 1 < len(self._partitions):
+                if index + 1 < len(self._partitions) and index + 1 not in self._whole:
                     # Its first chunks may have been queued long before, but the link turns to it only now.
                     self._started_s[index + 1] = now_s
         elif isinstance(message, Ready):

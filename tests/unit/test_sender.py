@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -243,6 +244,24 @@ def test_what_was_ready_before_a_reconnection_keeps_its_times(partitions: list[E
     again, second = upload.records([("A",), ("B",)])
     assert again == before
     assert (second.end_s, second.ready_s) == (100.0, 100.0)
+
+
+def test_a_partition_that_is_whole_before_an_earlier_one_keeps_its_times(
+    three: list[ExtractedPartition],
+) -> None:
+    """The server lost the first one, and it is sent again."""
+    names: list[tuple[str, ...]] = [("A",), ("B",), ("C", "D")]
+    clock = itertools.count(1.0)
+    upload = Upload(three, lambda: next(clock))
+    upload.begin(welcome())
+    run(upload)
+    _, second, third = upload.records(names)
+    upload.pause()
+    upload.begin(welcome(*(Held(index, three[index].caffemodel.size, True) for index in (1, 2))))
+    run(upload)
+    first, *others = upload.records(names)
+    assert others == [second, third]
+    assert third.ready_s < first.start_s < first.end_s < first.ready_s
 
 
 def test_somebody_else_may_wait_for_partitions(partitions: list[ExtractedPartition]) -> None:
