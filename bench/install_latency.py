@@ -203,7 +203,10 @@ def descendants(pid: int) -> set[int]:
 
 
 def command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:  # it has ended meanwhile
+        return ""
 
 
 def anonymous_bytes(pid: int) -> int:
