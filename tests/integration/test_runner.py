@@ -110,10 +110,11 @@ class StandIn:
     def __init__(self) -> None:
         self.log: list[Any] = []
         self.fault: str | None = None
-        self.running = 0
+        self.running = self.started = 0
 
     @contextlib.contextmanager
     def start(self, mbps: float, costs: Path | None = None) -> Iterator[str]:
+        self.started += 1
         self.log.append(("testbed", mbps, costs and load_costs(str(costs)).name))
         self.running += 1
         yield "tcp://127.0.0.1:1"
@@ -208,8 +209,10 @@ def test_which_costs_a_server_started_here_sends(testbed: StandIn, subject: live
     run_live(subject, ["original"], 1, results=tmp_path)
     assert testbed.log[1] == ("testbed", 80.0, "odroid-xu4")
     (tmp_path / runner.SERVER_COSTS).write_text("{")
+    started = testbed.started
     with pytest.raises(InputError, match=r"server\.json"):
         run_live(subject, ["original"], 2, results=tmp_path)
+    assert testbed.started == started  # what is wrong with it is said before anything starts
 
 
 @pytest.mark.parametrize("dilation", [0.99, 0.0, -1.0, 1000.1, 1e308, math.inf, math.nan])

@@ -114,6 +114,9 @@ def test_a_planner_that_fails_is_named_with_its_place() -> None:
 
 
 def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "beside.py").write_text("ANSWER = 'of a module that is found before'")
+    monkeypatch.syspath_prepend(tmp_path / "before")
     (tmp_path / "beside.py").write_text("ANSWER = [[0]]")
     (tmp_path / "planner_file.py").write_text("import beside\ndef zero(graph): return beside.ANSWER\nnumber = 3")
     name, function = load_function(f"{tmp_path}/planner_file.py:zero")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ionn.errors import ProtocolError
+from ionn.errors import PartitionError, ProtocolError
 from ionn.model.caffemodel import BlobSpan
 from ionn.model.network import Network
 from ionn.model.partial_net import Channels, NetStage, PartialNet, extract
@@ -220,6 +220,22 @@ def test_a_byte_is_a_chunk(tiny: Network, tiny_weights: dict[str, tuple[np.ndarr
     sent.receiver.finish(sent.end)
     for blob, wanted in zip(sent.blobs, sent.wanted, strict=True):
         np.testing.assert_array_equal(blob, wanted)
+
+
+@pytest.mark.parametrize("chunk_bytes", [4, 6, 997, 10**6])
+@pytest.mark.parametrize("position", [0, 1, -2, -1])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_refused_when_it_comes(
+    value: float, position: int, chunk_bytes: int, tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]
+) -> None:
+    """Wherever it is in a blob, and however the chunks divide it."""
+    weights = {name: tuple(blob.copy() for blob in blobs) for name, blobs in tiny_weights.items()}
+    first = tiny.stages[1].layers[0]
+    weights[first][0].reshape(-1)[position] = value
+    sent = Sent(tiny, weights, chunk_bytes)
+    with pytest.raises(PartitionError, match=f"blob 0 of layer '{first}' has weights that are not finite"):  # noqa: PT012
+        for chunk in sent.chunks:
+            sent.receiver.take(chunk)
 
 
 def test_an_incomplete_partition_does_not_finish(sent: Sent) -> None:
