@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from ionn.costs.loading import load_costs
 from ionn.model import engine
 from ionn.model.network import Network
 from ionn.planning import planners
+from ionn.planning.graph import ExecutionGraph
 from tests.support.command import serving
+from tests.support.world import World
 
 # A busy machine is slow at times; that says nothing about the code.
 settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -92,6 +95,16 @@ def slow_client(tiny: Network, tmp_path: Path) -> str:
     path = tmp_path / "slow.txt"
     path.write_text("".join(f"{layer.index} {layer.name} 3.0\n" for layer in tiny.layers))
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def world(
+    tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], tmp_path_factory: pytest.TempPathFactory
+) -> World:
+    slow = tmp_path_factory.mktemp("costs") / "slow.txt"
+    slow.write_text("".join(f"{layer.index} {layer.name} 3.0\n" for layer in tiny.layers))
+    costs = load_costs(str(slow)), load_costs("gtx1080ti")
+    return World(tiny, tiny_weights, ExecutionGraph.from_network(tiny, *costs, mbps=80))
 
 
 @pytest.fixture

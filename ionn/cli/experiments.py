@@ -84,17 +84,16 @@ def run(
     from ionn.address import parse_address
     from ionn.costs.loading import load_costs
     from ionn.paper import SERVER
-    from ionn.planning.graph import checked_mbps
     from ionn.testbed import runner
+    from ionn.testbed.settings import LIVE_ONLY, Settings
 
     algorithm = chosen_algorithm(algorithm, planner)
-    checked_mbps(mbps)
-    if testbed == "virtual" and (dilation != 1 or connect is not None or key or server_key or unpaced):
-        raise InputError("--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out")
+    if testbed == "virtual" and (connect is not None or key or server_key):
+        raise InputError(LIVE_ONLY)
     if connect is not None:
         parse_address(connect)
-    if testbed == "live" and noise != 0:
-        raise InputError("--noise is for the virtual testbed; leave it out")
+    # Refuses what cannot be before anything is loaded.
+    Settings(testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced)
     if testbed == "live":
         from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
 

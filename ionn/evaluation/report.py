@@ -22,12 +22,13 @@ from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lo
 from ionn.evaluation.validation import Validation, validate
 from ionn.files import read_bytes, write_file
 from ionn.paper import EFFICIENCY, FINE, ORIGINAL, SLICED, model_title
-from ionn.planning.plan import Plan
-from ionn.schema import Real, read_json
+from ionn.planning.plan import Plan, PlanDocument
+from ionn.schema import read_json
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace
 
 PlanningTimes = dict[tuple[str, str], float]  # (model, algorithm) -> ms
+PlannedStages = dict[tuple[str, str], list[tuple[str, ...]]]  # (model, algorithm) -> stages of each partition
 
 _YES_NO = {True: "yes", False: "NO", None: "-"}
 
@@ -40,26 +41,10 @@ img { display: block; max-width: 48em; width: 100%; margin: 1.5em 0 }
 """
 
 
-class ListedStages(msgspec.Struct, frozen=True):
-    stages: tuple[str, ...]
-
-
-class ListedPlan(msgspec.Struct, frozen=True):
-    """What the comparison of planners (section 4.4) takes of a plan, as `Plan.to_json` has it: results/plans.json."""
-
-    model: str
-    algorithm: str
-    partitions: tuple[ListedStages, ...]
-    planning_ms: Real
-
-    @classmethod
-    def of(cls, plan: Plan) -> ListedPlan:
-        stages = tuple(ListedStages(partition.stage_names) for partition in plan.partitions)
-        return cls(plan.model, plan.algorithm, stages, plan.planning_ms)
-
-
 class _PlanList(msgspec.Struct):
-    plans: tuple[ListedPlan, ...]
+    """results/plans.json."""
+
+    plans: tuple[PlanDocument, ...]
 
 
 @dataclass(frozen=True)
@@ -138,11 +123,15 @@ def terminal_summary(traces: Sequence[Trace]) -> str:
     return make_report(traces).text()
 
 
-def make_report(traces: Sequence[Trace], plans: Sequence[ListedPlan] = ()) -> Report:
+def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> Report:
     """All that the traces say; `plans` are further ones, made for the comparison of planners (section 4.4)."""
     rows = summary(traces)
     planning_ms = _planning_ms([trace.info.plan for row in rows for trace in row.traces], plans)
-    computed = [ListedPlan.of(row.traces[0].info.plan) for row in rows if row.settings.testbed == "virtual"]
+    stages = {
+        (row.model, row.algorithm): [part.stage_names for part in row.traces[0].info.plan.partitions]
+        for row in rows
+        if row.settings.testbed == "virtual"
+    } | {(plan.model, plan.algorithm): [part.stages for part in plan.partitions] for plan in plans}
     live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
     sections = [
         *_claims(rows, planning_ms),
@@ -150,7 +139,7 @@ def make_report(traces: Sequence[Trace], plans: Sequence[ListedPlan] = ()) -> Re
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         _validation(live),
-        _planning(planning_ms, [*computed, *plans]),
+        _planning(planning_ms, stages),
         _faults(traces),
         _validation_runs(live),
         _environments(rows),
@@ -290,9 +279,8 @@ def _validation_runs(live: Sequence[Validation]) -> Section:
     )  # fmt: skip
 
 
-def _planning(planning_ms: PlanningTimes, plans: Iterable[ListedPlan]) -> Section:
+def _planning(planning_ms: PlanningTimes, stages: PlannedStages) -> Section:
     models, algorithms = (distinct(key[part] for key in planning_ms) for part in (0, 1))
-    stages = {(plan.model, plan.algorithm): plan.partitions for plan in plans}
 
     def same(model: str) -> str:
         fine, efficiency = stages.get((model, FINE)), stages.get((model, EFFICIENCY))
@@ -348,16 +336,16 @@ def _environments(rows: Sequence[SummaryRow]) -> Section:
     )
 
 
-def _planning_ms(run: Iterable[Plan], listed: Iterable[ListedPlan]) -> PlanningTimes:
+def _planning_ms(run: Iterable[Plan], listed: Iterable[PlanDocument]) -> PlanningTimes:
     times: dict[tuple[str, str], list[float]] = {}
     for plan in run:
         if not math.isnan(plan.planning_ms):
             times.setdefault((plan.model, plan.algorithm), []).append(plan.planning_ms)
     medians = {key: statistics.median(each) for key, each in times.items()}
-    return medians | {(plan.model, plan.algorithm): plan.planning_ms for plan in listed}
+    return medians | {(each.model, each.algorithm): each.planning_ms for each in listed if each.planning_ms is not None}
 
 
-def _load_plans(path: Path) -> tuple[ListedPlan, ...]:
+def _load_plans(path: Path) -> tuple[PlanDocument, ...]:
     """The plans of {"plans": [...]}, each `Plan.to_json()`; none where there is no such file."""
     if not path.exists():
         return ()

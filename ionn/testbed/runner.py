@@ -213,7 +213,7 @@ def run_virtual_all(
     planned = costs_label(server_costs)
     settings = Settings(
         "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,
-        noise=noise, network=_another_of_its_name(network),
+        noise=noise, network="" if model in zoo.definitions() else _another_of_its_name(network),
     )  # fmt: skip
     graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps)
     traces = []

@@ -15,6 +15,8 @@ TESTBEDS = ("virtual", "live")
 DILATION_MAX = 1000.0
 # The standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
 NOISE_MAX = 1.0
+# What is wrong with options of the other testbed.
+LIVE_ONLY = "--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out"
 # How a trace's name of a client ends that is not paced.
 NOT_PACED = ", not paced"
 
@@ -56,7 +58,7 @@ class Settings:
         if not 0 <= self.noise <= NOISE_MAX:
             raise InputError(f"noise {self.noise:g}: give a number from 0 to {NOISE_MAX:g}")
         if self.testbed == "virtual" and (self.dilation != 1 or self.connect or not self.paced):
-            raise InputError("--dilation, --connect and --unpaced are for the live testbed; leave them out")
+            raise InputError(LIVE_ONLY)
         if self.testbed == "live" and self.noise:
             raise InputError("--noise is for the virtual testbed; leave it out")
         if self.dilation > 1 and not self.paced:

@@ -92,6 +92,12 @@ class Server(Process):
         super().start()
         Client(self.address, timeouts=Timeouts(connect_s=WAIT_S)).close()
 
+    def end_well(self) -> None:
+        """Stop it: with exit code 0, and without a traceback."""
+        code, said = self.stop()
+        assert code == 0, said
+        assert "Traceback" not in said
+
     def session_processes(self) -> set[int]:
         """The processes of sessions: what the fork server, the parent of them all, has for children."""
         with contextlib.suppress(psutil.NoSuchProcess):
