@@ -29,7 +29,10 @@ from ionn.testbed.live_session import LiveSession
 from tests.support.nets import network_of
 
 WAIT_S = 30.0
+# For servers that let their client wait.
 QUICK = Timeouts(query_s=0.6, heartbeat_s=0.05, silence_s=0.6, connect_s=0.6, retry_s=0.01, retry_max_s=0.05)
+# For all others: a busy machine is not to be taken for a silent server.
+PATIENT = dataclasses.replace(QUICK, query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
 
 # Stages: 0 the input, 1 a convolution, 2 a pooling, 3 an inner product in slices, 4 another one, 5 the softmax.
 NETWORK = network_of(
@@ -332,7 +335,7 @@ def often(cases: Iterable[tuple[Any, ...]], kept: Callable[..., bool]) -> list[A
 class Watched(Client):
     """A client that remembers why it lost its server."""
 
-    def __init__(self, address: str, timeouts: Timeouts = QUICK) -> None:
+    def __init__(self, address: str, timeouts: Timeouts) -> None:
         self.faults: list[Exception] = []
         super().__init__(address, timeouts=timeouts, may_be_lost=True)
         if self.fault is not None:
@@ -345,8 +348,8 @@ class Watched(Client):
 
 
 @contextlib.contextmanager
-def session_at(address: str) -> Iterator[tuple[Watched, LiveSession]]:
-    client = Watched(address)
+def session_at(address: str, timeouts: Timeouts = PATIENT) -> Iterator[tuple[Watched, LiveSession]]:
+    client = Watched(address, timeouts)
     try:
         sliced = slice_stages(NETWORK, [SLICES], WEIGHTS)
         partitions = [extract(NETWORK, pieces, WEIGHTS) for pieces in PIECES]

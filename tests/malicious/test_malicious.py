@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from ionn.client import connection as client_connection
-from ionn.client.session import FAULTS, Client
+from ionn.client.session import FAULTS, Client, Timeouts
 from ionn.errors import ProtocolError, ServerError, ServerUnreachableError, printable
 from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol import messages
@@ -24,6 +24,7 @@ from tests.malicious.hostile import (
     FLOODS,
     INPUTS,
     MOMENTS,
+    PATIENT,
     QUICK,
     Connection,
     Hostile,
@@ -115,15 +116,15 @@ class Outcome:
         self.records = records
 
 
-def meet(moment: str, script: Script, losses: int = 1, rounds: int = 3) -> Outcome:
+def meet(moment: str, script: Script, losses: int = 1, rounds: int = 3, timeouts: Timeouts = PATIENT) -> Outcome:
     """Have a client meet a server that is a good one until `moment`; until it has lost it so often, or has been content
     for so many rounds."""
     server = Hostile(moment, script)
     try:
-        with session_at(server.address) as (client, session):
+        with session_at(server.address, timeouts) as (client, session):
             session.start_upload()
             records = []
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 2 * WAIT_S
             after = 0
             while after < rounds and len(client.faults) < losses:
                 assert time.monotonic() < deadline, f"neither loss nor peace: {client.faults}"
@@ -206,7 +207,7 @@ def test_another_message(moment: str, type_: str) -> None:
 
 @pytest.mark.parametrize(("moment", "count"), often(itertools.product(MOMENTS, (0, 2, 3)), lambda at, n: n < 3))
 def test_no_answer_and_too_many(moment: str, count: int) -> None:
-    outcome = meet(moment, repeat(count), rounds=300)
+    outcome = meet(moment, repeat(count), rounds=300, timeouts=PATIENT if count else QUICK)
     for fault in outcome.faults:
         reason = "is not to what it was sent|where '|result is|not fit|"
         reason += "was asked nothing" if count else "not answered|no sign of life"
@@ -286,7 +287,7 @@ def test_an_upload_that_gets_nowhere_is_given_up() -> None:
 
 @pytest.mark.parametrize(("moment", "flood"), often(itertools.product(MOMENTS, FLOODS), lambda at, _: at in OFTEN))
 def test_a_flood(moment: str, flood: str) -> None:
-    outcome = meet(moment, pour(*FLOODS[flood]))
+    outcome = meet(moment, pour(*FLOODS[flood]), timeouts=QUICK if flood == "a frame that never ends" else PATIENT)
     assert outcome.faults
     for fault in outcome.faults:
         assert "not answered" not in str(fault) or flood == "a frame that never ends", fault
@@ -305,7 +306,7 @@ def test_a_byte_now_and_then(moment: str) -> None:
         return True
 
     try:
-        outcome = meet(moment, drip)
+        outcome = meet(moment, drip, timeouts=QUICK)
     finally:
         stopped.set()
     (fault, *_) = outcome.faults
@@ -328,7 +329,7 @@ class Slow(Hostile):
 def test_a_query_has_one_deadline() -> None:
     server = Slow()
     try:
-        with session_at(server.address) as (client, session):
+        with session_at(server.address, QUICK) as (client, session):
             session.start_upload()
             while not session.uploaded():
                 time.sleep(0.01)
