@@ -68,7 +68,14 @@ class Process:
     def strike(self, number: int) -> None:
         os.kill(self.pid, number)
         if number == signal.SIGKILL:
-            self._process.wait(WAIT_S)
+            self._end()
+
+    def _end(self) -> str:
+        """Wait for its end, and close its pipes; what it said."""
+        _, said = self._process.communicate(timeout=WAIT_S)
+        assert self._lifeline is not None
+        self._lifeline.close()
+        return said
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -78,7 +85,7 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGCONT)
         self._process.terminate()
-        _, said = self._process.communicate(timeout=WAIT_S)
+        said = self._end()
         return self._process.returncode, said
 
 
