@@ -12,7 +12,7 @@ TEST_PROCESSES ?= 4
 PYTEST := .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-python-dev libboost-thread-dev \
-  libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev ninja-build protobuf-compiler \
+  libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev libseccomp2 ninja-build protobuf-compiler \
   python3-dev python3-venv
 
 # .venv is complete when it holds the stamp of what it is made from. It has absolute paths in it, so where it lies counts.

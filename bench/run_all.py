@@ -34,6 +34,7 @@ BENCHES = (
     "query_overhead",
     "many_clients",
     "strangers",
+    "sandbox",
     "blas",
     "calibration",
 )

@@ -65,6 +65,13 @@ def _stop_at_eof() -> None:
     "--allow", type=click.Path(path_type=Path), help="A file of the clients' public keys, one a line; with --key."
 )
 @click.option("--insecure", is_flag=True, help="Serve anybody who reaches a public address, unencrypted.")
+@click.option(
+    "--sandbox/--no-sandbox",
+    "sandboxed",
+    default=True,
+    show_default=True,
+    help="Deny files, sockets and other processes to what runs clients' nets.",
+)
 @click.option("--metrics", metavar="ADDRESS", help="Answer Prometheus at HOST:PORT; needs prometheus-client.")
 @click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
 @click.option("--log-json", is_flag=True, help="Log in JSON, an object a line.")
@@ -76,6 +83,7 @@ def serve(
     key: Path | None,
     allow: Path | None,
     insecure: bool,
+    sandboxed: bool,
     metrics: str | None,
     verbose: bool,
     log_json: bool,
@@ -100,7 +108,7 @@ def serve(
     keys = server_keys(key, allow)
     address = parse_address(bind, listen=True)
     sent = load_costs(costs).to_json() if costs is not None else None
-    server = Server(f"tcp://{format_address(address)}", sent, Limits(**limits), keys, insecure)
+    server = Server(f"tcp://{format_address(address)}", sent, Limits(**limits), keys, insecure, sandboxed)
     if metrics is not None:
         metrics_at = serve_metrics(parse_address(metrics, listen=True), server.counts)
         click.echo(f"metrics at http://{format_address(metrics_at)}/metrics", err=True)
@@ -132,11 +140,16 @@ def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: flo
     address = f"tcp://{format_address(parse_address(address))}"
     answer = ask(address, client_keys(key, server_key), timeout_s)
     if as_json:
-        click.echo(json.dumps({"address": address, "sessions": answer.sessions, "room": answer.room}))
+        click.echo(
+            json.dumps(
+                {"address": address, "sessions": answer.sessions, "room": answer.room, "sandboxed": answer.sandboxed}
+            )
+        )
     if not answer.room:
         raise ServerError(ERROR_BUSY, f"{address}: the server lives, but takes no more than {answer.sessions} sessions")
     if not as_json:
-        click.echo(f"{address}: ready, {answer.sessions} sessions")
+        sandboxed = "" if answer.sandboxed else ", not sandboxed: its log says why"
+        click.echo(f"{address}: ready, {answer.sessions} sessions{sandboxed}")
 
 
 @click.command()

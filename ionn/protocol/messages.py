@@ -219,11 +219,13 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Pong(Message):
-    """Alive. From the front: how many `sessions` there are, and whether there is `room` for another."""
+    """Alive. From the front: how many `sessions` there are, whether there is `room` for another, and whether their
+    processes are `sandboxed`."""
 
     type: ClassVar[str] = "pong"
     sessions: Natural = 0
     room: bool = True
+    sandboxed: bool = False
 
 
 @dataclass(frozen=True)

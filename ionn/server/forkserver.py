@@ -43,14 +43,15 @@ _LOADED = News("", 0, None)
 
 
 class ForkServer:
-    """The front's end. `folder`, `costs` and `limits` are what every session's process gets.
+    """The front's end. `costs`, `limits` and whether it is `sandboxed` are what every session's process gets.
 
-    `loaded` tells whether it can fork, as far as `news` was asked, and `missing` why it cannot load Caffe. Once `news`
-    has told that it died, `bury` it, and `start` it again when it is wanted.
+    `loaded` tells whether it can fork, as far as `news` was asked, and `missing` why it cannot load Caffe. `stderr` is
+    where it and its processes write what is wrong; it does not block. Once `news` has told that it died, `bury` it, and
+    `start` it again when it is wanted.
     """
 
-    def __init__(self, folder: str, costs: dict[str, Any], limits: Limits) -> None:
-        self._given = folder, costs, limits
+    def __init__(self, costs: dict[str, Any], limits: Limits, sandboxed: bool) -> None:
+        self._given = costs, limits, sandboxed
         self.start()
 
     def start(self) -> None:
@@ -64,8 +65,11 @@ class ForkServer:
             arguments.seek(0)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                stdin=arguments, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+                stdin=arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()],
             )  # fmt: skip
+        assert self._process.stderr is not None
+        self.stderr = self._process.stderr
+        os.set_blocking(self.stderr.fileno(), False)
         self.alive = True
         self.loaded = False
         self.missing: MissingLibraryError | None = None
@@ -101,9 +105,8 @@ class ForkServer:
 
     def bury(self) -> None:
         self.alive = False
-        self._socket.close()
         self._process.kill()
-        self._process.wait()
+        self.close()
 
     def close(self) -> None:
         """End it, when its processes have been ended, and with it what is left of them."""
@@ -113,6 +116,7 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self.stderr.close()
 
 
 def main(descriptor: int) -> None:
@@ -201,8 +205,8 @@ def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]
 
         from ionn.server import worker
 
-        folder, costs, limits = given
-        worker.run(folder, socket.socket(fileno=pipe), name, costs, limits, Note(note))
+        costs, limits, sandboxed = given
+        worker.run(socket.socket(fileno=pipe), name, costs, limits, sandboxed, Note(note))
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -45,20 +45,24 @@ from ionn.protocol.messages import (
     decode,
 )
 from ionn.protocol.zmtp import TooLargeError
+from ionn.server import sandbox
 from ionn.server.door import Connection, Door
 from ionn.server.forkserver import ForkServer, News
 from ionn.server.ipc import FrontPipe
 from ionn.server.limits import Limits, option
+from ionn.server.logs import Quoted
 from ionn.server.loop import GONE, IN, OUT, Loop
 from ionn.server.metrics import Counts
 from ionn.server.roster import ROLES, Sent, Session, bounds
 from ionn.server.status import Note
-from ionn.server.tempdir import run_folder
 
 log = logging.getLogger(__name__)
 
 # How often the front looks for sessions that are silent or stuck, and for connections that had their time.
 _TICK_S = 0.25
+# Of what sessions' processes say is wrong: a traceback, or what Caffe says when it aborts, has less.
+_STDERR_LINES_PER_TICK = 50
+_STDERR_BYTES_AT_ONCE = 65536
 # Pieces of answers in one turn, so that other sessions have theirs.
 _PIECES_AT_ONCE = 16
 # The end of a process shows in its pipe first, and then in the fork server's news; unless that is frozen.
@@ -85,9 +89,9 @@ class Server:
     """`ionn serve`. Construct it, then `serve()` until SIGTERM or Ctrl-C.
 
     `bind` is tcp://HOST:PORT (port 0: any free one; `address` says which). `costs` is the server's cost model as JSON,
-    sent to every client. Raises InputError if the address cannot be bound, for a public one where there are no
-    `keys`, unless that is wanted (`insecure`), and where the system does not allow as many open files as the limits
-    need.
+    sent to every client. Sessions' processes are `sandboxed` as far as this machine can. Raises InputError if the
+    address cannot be bound, for a public one where there are no `keys`, unless that is wanted (`insecure`), and where
+    the system does not allow as many open files as the limits need.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Server:
         limits: Limits | None = None,
         keys: ServerKeys | None = None,
         insecure: bool = False,
+        sandboxed: bool = True,
     ) -> None:
         self._costs = costs or {}
         self._limits = limits or Limits()
@@ -107,7 +112,12 @@ class Server:
                     "or --insecure to serve anybody"
                 )
             log.warning("%s: anybody may connect, and everything is sent in the clear", bind)
+        self._sandboxed = sandboxed
+        self._lacks = sandbox.lacking() if sandboxed else "--no-sandbox"
+        if self._lacks:
+            log.warning("sessions are not sandboxed as they could be: %s", self._lacks)
         _reserve_descriptors(self._limits)
+        self._stderr = Quoted(log, "a session's process", _STDERR_LINES_PER_TICK)
         self.counts = Counts()
         self._bounds = {role: bounds(role, self._limits) for role in ROLES}
         self._sessions: dict[str, Session] = {}
@@ -140,8 +150,7 @@ class Server:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        folder = run_folder()
-        self._forks = ForkServer(folder, self._costs, self._limits)
+        self._forks = ForkServer(self._costs, self._limits, self._sandboxed)
         self._watch_forks()
         self._loop.watch(wake, IN, lambda mask: _drain(wake), lambda: None, outer=False)
         try:
@@ -238,7 +247,7 @@ class Server:
             raise _Refusal(ERROR_PROTOCOL, str(error)) from None
         if isinstance(message, Ping):
             room = len(self._sessions) < self._limits.sessions and self._stop_at is None
-            self._door.say(connection, Pong(len(self._sessions), room))
+            self._door.say(connection, Pong(len(self._sessions), room, not self._lacks))
             return
         if not isinstance(message, Hello):
             raise _Refusal(ERROR_SESSION, "no session: say hello first")
@@ -407,13 +416,25 @@ class Server:
     def _watch_forks(self) -> None:
         self._loop.watch(self._forks.fileno(), IN, lambda mask: self._from_forks(), lambda: None, outer=False)
 
+        self._loop.watch(self._forks.stderr.fileno(), IN, lambda mask: self._log_stderr(), lambda: None, outer=False)
+
+    def _log_stderr(self) -> None:
+        descriptor = self._forks.stderr.fileno()
+        with contextlib.suppress(BlockingIOError):
+            if said := os.read(descriptor, _STDERR_BYTES_AT_ONCE):
+                self._stderr.take(said)
+            else:
+                self._loop.unwatch(descriptor)
+
     def _from_forks(self) -> None:
         descriptor = self._forks.fileno()
         try:
             while (news := self._forks.news()) is not None:
                 self._take_news(news)
         except EOFError:
+            self._log_stderr()
             self._loop.unwatch(descriptor)
+            self._loop.unwatch(self._forks.stderr.fileno())
             self._forks.bury()
             for session in list(self._sessions.values()):
                 if session.pid is None:
@@ -447,6 +468,7 @@ class Server:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK_S
+        self._stderr.refill()
         self._loop.guard(lambda: self._door.tick(now))
         for session in list(self._sessions.values()):
             self._loop.guard(functools.partial(self._look_after, session, now))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 
@@ -16,10 +17,14 @@ class Note:
 
     @staticmethod
     def allocate() -> int:
-        """A descriptor of the memory for a note. Raises OSError where there is none."""
-        descriptor = os.memfd_create("note")
+        """A descriptor of the memory for a note. Raises OSError where there is none.
+
+        Neither process can make it smaller: to read beyond its end would end the other one.
+        """
+        descriptor = os.memfd_create("note", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(descriptor, 0, _NOTE_BYTES)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except OSError:
             os.close(descriptor)
             raise

@@ -11,11 +11,9 @@ import resource
 import select
 import signal
 import socket
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ionn.errors import PartitionError, ProtocolError
@@ -45,6 +43,7 @@ from ionn.protocol.messages import (
     decode,
 )
 from ionn.protocol.receiver import PartitionReceiver
+from ionn.server import sandbox
 from ionn.server.admission import Boundary, CheckedNet, Usage, assign_blobs, check_partition
 from ionn.server.executor import Stages
 from ionn.server.ipc import Pipe
@@ -62,6 +61,13 @@ _PRODUCT = PartialNet(
     "data",
     (NetStage(0, 1, ("product",)),),
 )
+
+
+# A net's prototxt is written out in full, one field a line: not much more than ten times as long as the shortest form
+# in which it may come.
+_FILE_PER_HEADER = 32
+# Its standard streams, its pipe and its status; and one net's prototxt, which Caffe opens twice.
+_FILES = 16
 
 
 class _Arriving:
@@ -253,17 +259,27 @@ class SessionState:
         self._note(waiting)
 
 
-def _restrain(limits: Limits) -> None:
-    """Have the system hold this process to its limits, and leave it to the server to end it."""
+def _restrain(limits: Limits, sandboxed: bool) -> None:
+    """Have the system hold this process to its limits, `sandboxed` or not, and leave it to the server to end it."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
         signal.signal(number, signal.SIG_IGN)
-    # First, because OpenBLAS tries for ever to get its buffer.
-    StageNet(_PRODUCT).run(0, 0)
-    used_pages = int(Path("/proc/self/statm").read_text().split()[5])
-    most = used_pages * resource.getpagesize() + int(limits.memory_mb * 1e6)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    # A core file of a dying session would delay the news of its death.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        if sandboxed:
+            sandbox.deny_files()
+        # Before its memory is limited, because OpenBLAS tries for ever to get its buffer.
+        StageNet(_PRODUCT).run(0, 0)
+        used_pages = int(statm.read().split()[5])
+    for limit, most in (
+        (resource.RLIMIT_DATA, used_pages * resource.getpagesize() + int(limits.memory_mb * 1e6)),
+        # Files in memory, which are not counted there: one for each net that is being built.
+        (resource.RLIMIT_FSIZE, _FILE_PER_HEADER * int(limits.header_kb * 1e3)),
+        (resource.RLIMIT_NOFILE, _FILES),
+        # A core file of a dying session would delay the news of its death.
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (most, most))
+    if sandboxed:
+        sandbox.filter_calls()
 
 
 def _answer(state: SessionState, frames: Sequence[Any]) -> Message | None:
@@ -275,15 +291,14 @@ def _answer(state: SessionState, frames: Sequence[Any]) -> Message | None:
     return None if isinstance(message, Bye) else state.handle(message)
 
 
-def run(folder: str, sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, note: Note) -> None:
+def run(sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, sandboxed: bool, note: Note) -> None:
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
 
-    `folder` is the server's for temporary files, `sock` leads to its front process. In the `note` that reads what the
-    worker was doing when it died. Every message has one answer, in order.
+    `sock` leads to the server's front process. In the `note` that reads what the worker was doing when it died. Every
+    message has one answer, in order.
     """
-    _restrain(limits)
-    tempfile.tempdir = folder
     pipe = Pipe(sock)
+    _restrain(limits, sandboxed)
     state = SessionState(token, costs, limits, note.write)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
         while True:

@@ -240,7 +240,7 @@ def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:
         done = ionn(*command, "--json")
         assert done.stdout.count("\n") == 1
         assert isinstance(json.loads(done.stdout), dict)
-    assert json.loads(done.stdout) == {"address": server, "sessions": 0, "room": True}
+    assert json.loads(done.stdout) == {"address": server, "sessions": 0, "room": True, "sandboxed": True}
 
 
 INTERRUPTED = {

@@ -167,8 +167,14 @@ def mentions() -> list[tuple[str, str]]:
 
 
 # Words that are not ours.
-FOREIGN = {"iperf3", "fish_source", "zsh_source"}
-OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+FOREIGN = {"iperf3", "fish_source", "no_new_privs", "zsh_source"}
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+
+
+OPTIONS = set().union(*map(options_of, COMMANDS.values()))
 
 
 @functools.cache
@@ -195,7 +201,7 @@ def check_mention(code: str) -> bool:
     if words[0] == "make" and len(words) > 1:
         check_unrun(code)
     elif words[0] == "ionn" and len(words) > 1 and words[1] in COMMANDS:
-        known = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts} | {"--help"}
+        known = options_of(COMMANDS[words[1]]) | {"--help"}
         assert {word for word in words if word.startswith("--")} <= known
     elif words[0] == "ionn" and len(words) > 1:
         assert words[1] in ("COMMAND", "--help")

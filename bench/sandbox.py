@@ -1,0 +1,62 @@
+"""What the sandbox of a session's process costs: a session's start and a query, beside a server without. About 20 s.
+
+Two servers on this machine take turns, session by session and query by query, so that whatever drifts meets both. A
+start is from a client's hello to its welcome. A query runs the 40 convolutions of bench/query_overhead.py's chain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+
+import query_overhead
+import support
+
+from ionn.client.session import Client
+from ionn.testbed import processes
+
+STARTS = 60
+WARM_UP, QUERIES = 20, 600
+START_RATIO = 1.2
+# "Nothing more": what two servers that are the same differ by.
+QUERY_RATIO = 1.02
+SERVERS = {"sandbox": "--sandbox", "no sandbox": "--no-sandbox"}
+
+
+def start_ms(address: str) -> float:
+    began = time.perf_counter()
+    client = Client(address)
+    elapsed_ms = (time.perf_counter() - began) * 1e3
+    client.close()
+    return elapsed_ms
+
+
+def rows() -> list[support.Row]:
+    starts_ms: dict[str, list[float]] = {name: [] for name in SERVERS}
+    queries_ms: dict[str, list[float]] = {name: [] for name in SERVERS}
+    with contextlib.ExitStack() as stack:
+        addresses = {
+            name: stack.enter_context(processes.process("serve", "--bind", "tcp://127.0.0.1:0", option))
+            for name, option in SERVERS.items()
+        }
+        for _ in range(STARTS):
+            for name, address in addresses.items():
+                starts_ms[name].append(start_ms(address))
+        network = query_overhead.chain()
+        sessions = {name: query_overhead.session(network, address, 1, stack) for name, address in addresses.items()}
+        for _ in range(WARM_UP + QUERIES):
+            for name, session in sessions.items():
+                queries_ms[name].append(session.query().latency_ms)
+    result: list[support.Row] = []
+    for what, times_ms, limit in (("a session's start", starts_ms, START_RATIO), ("a query", queries_ms, QUERY_RATIO)):
+        medians_ms = {name: statistics.median(times) for name, times in times_ms.items()}
+        support.keep(f"sandbox, {what}", **{name.replace(" ", "_"): times for name, times in times_ms.items()})
+        ratio = medians_ms["sandbox"] / medians_ms["no sandbox"]
+        note = f"{medians_ms['sandbox']:.2f} / {medians_ms['no sandbox']:.2f} ms"
+        result.append((f"sandbox: {what}, with / without ({note})", limit, ratio, "x"))
+    return result
+
+
+if __name__ == "__main__":
+    support.main(rows)

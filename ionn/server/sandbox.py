@@ -1,0 +1,217 @@
+"""The sandbox of a session's process: what the system keeps from it, should a client's net get hold of the process.
+
+It has two halves. Landlock takes every file, TCP port and other process's signals away from the process, and from the
+threads that it starts afterwards: so it comes before OpenBLAS starts any. The filter of system calls (seccomp) holds
+for all threads, those that run already too: so it comes last, when everything is open that will be needed.
+
+libseccomp knows the numbers of the calls on every processor, and how such a filter is written. It is called by ctypes,
+as is Landlock, which is three system calls: the packages for Python that wrap them have not been kept up. Linux only,
+on x86-64 and arm64.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+def lacking() -> str:
+    """What this machine does not have for a sandbox, as the part of a sentence; empty where it has all."""
+    lacks = []
+    if not landlock_version():
+        lacks.append("the kernel has no Landlock")
+    if _libseccomp is None:
+        lacks.append("libseccomp.so.2 is not installed")
+    elif _libseccomp.seccomp_api_get() < _API:
+        lacks.append("the kernel does not filter system calls")
+    return " and ".join(lacks)
+
+
+# --- Landlock ---------------------------------------------------------------------------------------------------------
+
+# The same numbers on every processor.
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446
+_RULESET_VERSION = 1
+_PR_SET_NO_NEW_PRIVS = 38
+
+# What each version of Landlock can deny: rights to files and to TCP ports, and scopes (abstract sockets, signals), of
+# which there are that many; and the size of the struct that says so.
+_LANDLOCK = {
+    1: (13, 0, 0, 8),
+    2: (14, 0, 0, 8),
+    3: (15, 0, 0, 8),
+    4: (15, 2, 0, 16),
+    5: (16, 2, 0, 16),
+    6: (16, 2, 2, 24),
+}
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("ports", ctypes.c_uint64), ("scopes", ctypes.c_uint64))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _system_call(number: int, *arguments: object) -> int:
+    result: int = _libc.syscall(ctypes.c_long(number), *arguments)
+    return result
+
+
+def landlock_version() -> int:
+    """The version of the kernel's Landlock, 0 where it has none or does not use it."""
+    return max(0, _system_call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_RULESET_VERSION)))
+
+
+def deny_files() -> None:
+    """Take files away from this thread and those that it will start, and all else that this kernel's Landlock can.
+
+    What is open stays open. Raises OSError where the system refuses.
+    """
+    version = landlock_version()
+    if not version:
+        return
+    files, ports, scopes, size = _LANDLOCK[min(version, max(_LANDLOCK))]
+    # It denies what it handles and no rule allows: there is no rule.
+    everything = _Ruleset((1 << files) - 1, (1 << ports) - 1, (1 << scopes) - 1)
+    ruleset = _system_call(_CREATE_RULESET, ctypes.byref(everything), ctypes.c_size_t(size), ctypes.c_uint(0))
+    if ruleset < 0:
+        raise OSError(ctypes.get_errno(), "Landlock cannot be set up")
+    try:
+        if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _system_call(_RESTRICT_SELF, ruleset, ctypes.c_uint(0)):
+            raise OSError(ctypes.get_errno(), "Landlock cannot be used")
+    finally:
+        os.close(ruleset)
+
+
+# --- System calls -----------------------------------------------------------------------------------------------------
+
+# What Python, numpy, Caffe and OpenBLAS's threads need to receive messages, build nets and compute.
+ALLOWED = (
+    "read", "readv", "recvfrom", "recvmsg", "write", "writev", "sendto", "sendmsg", "close", "lseek", "memfd_create",
+    "select", "pselect6", "poll", "ppoll",
+    "brk", "munmap", "mremap", "madvise",
+    "futex", "sched_yield", "nanosleep", "clock_nanosleep", "set_robust_list", "rseq", "membarrier",
+    "clock_gettime", "clock_getres", "gettimeofday", "time", "getrandom", "getcpu", "sched_getaffinity",
+    "getpid", "gettid", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall",
+    "exit", "exit_group",
+)  # fmt: skip
+
+# What no session's process ever needs, and who is taken over may try: it is ended at once, which its client is told.
+FATAL = (
+    "execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise",
+    "pidfd_open", "pidfd_getfd", "pidfd_send_signal", "kcmp",
+    "connect", "bind", "listen", "accept", "accept4",
+    "io_uring_setup", "bpf", "userfaultfd", "perf_event_open", "keyctl", "add_key", "request_key",
+    "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_by_handle_at", "name_to_handle_at",
+    "init_module", "finit_module", "kexec_load", "kexec_file_load", "modify_ldt", "personality",
+)  # fmt: skip
+
+_KILL_PROCESS, _ALLOW = 0x80000000, 0x7FFF0000
+_ERRNO = 0x00050000 | errno.EPERM
+_EQUAL, _MASKED_EQUAL = 4, 7
+_TSYNC, _OPTIMIZE = 4, 8
+# The level of libseccomp and the kernel that knows both that and to end a process.
+_API = 3
+_BINARY_TREE = 2
+_MAP_TYPE = 0x0F
+
+
+class Condition(NamedTuple):
+    """A call's argument number `argument`, looked at through `mask`, must be `value`."""
+
+    argument: int
+    value: int
+    mask: int = 2**64 - 1
+
+
+def conditional(pid: int) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
+    """The calls that process `pid` may make with such arguments only."""
+    not_executable = Condition(2, 0, mmap.PROT_EXEC)
+    return (
+        # To read what Landlock lets it: its own files in memory, which Caffe is given by their names in /proc/self/fd.
+        ("openat", (Condition(2, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
+        ("open", (Condition(1, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
+        # Private memory, which is what RLIMIT_DATA counts.
+        ("mmap", (not_executable, Condition(3, mmap.MAP_PRIVATE, _MAP_TYPE))),
+        ("mprotect", (not_executable,)),
+        ("fcntl", (Condition(1, fcntl.F_GETFL),)),
+        ("fcntl", (Condition(1, fcntl.F_SETFL),)),
+        # To abort, as Caffe does with a net that it rejects.
+        ("tgkill", (Condition(0, pid),)),
+    )
+
+
+class _Comparison(ctypes.Structure):
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+def _load_libseccomp() -> ctypes.CDLL | None:
+    """The library; None where it is not installed."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return None
+    library.seccomp_init.restype = ctypes.c_void_p
+    library.seccomp_init.argtypes = (ctypes.c_uint32,)
+    library.seccomp_release.argtypes = (ctypes.c_void_p,)
+    library.seccomp_load.argtypes = (ctypes.c_void_p,)
+    library.seccomp_attr_set.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32)
+    library.seccomp_rule_add_array.argtypes = (
+        ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.POINTER(_Comparison),
+    )  # fmt: skip
+    return library
+
+
+# At once: where files are denied, it could not be loaded.
+_libseccomp = _load_libseccomp()
+
+
+def _rules() -> Iterator[tuple[int, str, tuple[Condition, ...]]]:
+    for name in ALLOWED:
+        yield _ALLOW, name, ()
+    for name, conditions in conditional(os.getpid()):
+        yield _ALLOW, name, conditions
+    for name in FATAL:
+        yield _KILL_PROCESS, name, ()
+
+
+def filter_calls() -> None:
+    """Leave the calls of `ALLOWED` to all threads of this process, and those of `conditional` as it says. Any other
+    fails with EPERM, and one of `FATAL` ends the process by SIGSYS. Raises OSError where the system refuses.
+    """
+    library = _libseccomp
+    if library is None or library.seccomp_api_get() < _API:
+        return
+
+    def checked(code: int) -> None:
+        if code:
+            raise OSError(-code, f"system calls cannot be filtered: {os.strerror(-code)}")
+
+    context = library.seccomp_init(_ERRNO)
+    if not context:
+        raise MemoryError("no memory for a filter of system calls")
+    try:
+        checked(library.seccomp_attr_set(context, _TSYNC, 1))
+        checked(library.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE))
+        for action, name, conditions in _rules():
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            if number < 0:  # none of this processor's
+                continue
+            comparisons = (_Comparison * len(conditions))(
+                *(_Comparison(each.argument, _MASKED_EQUAL, each.mask, each.value) for each in conditions)
+            )
+            checked(library.seccomp_rule_add_array(context, action, number, len(conditions), comparisons))
+        checked(library.seccomp_load(context))
+    finally:
+        library.seccomp_release(context)
