@@ -26,6 +26,8 @@ from ionn.server.status import Note
 
 _PACKET_BYTES_MAX = 1024
 _STOP_S = 2.0
+# What a session's process is told of the server's environment: what its libraries go by. The rest may be secret.
+_ENVIRONMENT = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "GLOG_", "OPENBLAS_", "OMP_")
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,22 @@ class ForkServer:
 
     def start(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket.setblocking(False)
+        # Of a pipe, a session's process could open the end at which others' words come out.
+        self.stderr, their_stderr = socket.socketpair()
+        for end in (self._socket, self.stderr):
+            end.setblocking(False)
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from ionn.server.forkserver import main; main({theirs.fileno()})"
         )
-        with theirs, open(os.memfd_create("arguments"), "w+b") as arguments:
+        environment = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
+        with theirs, their_stderr, open(os.memfd_create("arguments"), "w+b") as arguments:
             pickle.dump((os.getpid(), *self._given), arguments)
             arguments.seek(0)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
-                stdin=arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()],
+                stdin=arguments, stdout=subprocess.DEVNULL, stderr=their_stderr.fileno(), pass_fds=[theirs.fileno()],
+                env=environment,
             )  # fmt: skip
-        assert self._process.stderr is not None
-        self.stderr = self._process.stderr
-        os.set_blocking(self.stderr.fileno(), False)
         self.alive = True
         self.loaded = False
         self.missing: MissingLibraryError | None = None

@@ -419,12 +419,11 @@ class Server:
         self._loop.watch(self._forks.stderr.fileno(), IN, lambda mask: self._log_stderr(), lambda: None, outer=False)
 
     def _log_stderr(self) -> None:
-        descriptor = self._forks.stderr.fileno()
         with contextlib.suppress(BlockingIOError):
-            if said := os.read(descriptor, _STDERR_BYTES_AT_ONCE):
+            if said := self._forks.stderr.recv(_STDERR_BYTES_AT_ONCE):
                 self._stderr.take(said)
             else:
-                self._loop.unwatch(descriptor)
+                self._loop.unwatch(self._forks.stderr.fileno())
 
     def _from_forks(self) -> None:
         descriptor = self._forks.fileno()

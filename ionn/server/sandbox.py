@@ -119,7 +119,7 @@ _TSYNC, _OPTIMIZE = 4, 8
 # The level of libseccomp and the kernel that knows both that and to end a process.
 _API = 3
 _BINARY_TREE = 2
-_MAP_TYPE = 0x0F
+_MAP_TYPE, _MAP_GROWSDOWN = 0x0F, 0x100
 
 
 class Condition(NamedTuple):
@@ -138,7 +138,7 @@ def conditional(pid: int) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
         ("openat", (Condition(2, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
         ("open", (Condition(1, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
         # Private memory, which is what RLIMIT_DATA counts.
-        ("mmap", (not_executable, Condition(3, mmap.MAP_PRIVATE, _MAP_TYPE))),
+        ("mmap", (not_executable, Condition(3, mmap.MAP_PRIVATE, _MAP_TYPE | _MAP_GROWSDOWN))),
         ("mprotect", (not_executable,)),
         ("fcntl", (Condition(1, fcntl.F_GETFL),)),
         ("fcntl", (Condition(1, fcntl.F_SETFL),)),

@@ -66,6 +66,8 @@ _PRODUCT = PartialNet(
 # A net's prototxt is written out in full, one field a line: not much more than ten times as long as the shortest form
 # in which it may come.
 _FILE_PER_HEADER = 32
+# Allocators reserve addresses that they may never use.
+_RESERVED_BYTES = 10**9
 # Its standard streams, its pipe and its status; and one net's prototxt, which Caffe opens twice.
 _FILES = 16
 
@@ -268,9 +270,12 @@ def _restrain(limits: Limits, sandboxed: bool) -> None:
             sandbox.deny_files()
         # Before its memory is limited, because OpenBLAS tries for ever to get its buffer.
         StageNet(_PRODUCT).run(0, 0)
-        used_pages = int(statm.read().split()[5])
+        pages = [int(count) for count in statm.read().split()]
+    all_bytes, data_bytes = (pages[at] * resource.getpagesize() + int(limits.memory_mb * 1e6) for at in (0, 5))
     for limit, most in (
-        (resource.RLIMIT_DATA, used_pages * resource.getpagesize() + int(limits.memory_mb * 1e6)),
+        (resource.RLIMIT_DATA, data_bytes),
+        # Of memory that is not counted there, only addresses are needed.
+        (resource.RLIMIT_AS, all_bytes + _RESERVED_BYTES),
         # Files in memory, which are not counted there: one for each net that is being built.
         (resource.RLIMIT_FSIZE, _FILE_PER_HEADER * int(limits.header_kb * 1e3)),
         (resource.RLIMIT_NOFILE, _FILES),

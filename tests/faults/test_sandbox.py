@@ -88,6 +88,8 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
     "read the front's memory": ("return read_memory(front)", KILLED),
     "a sibling's memory as a file": ("return os.open(f'/proc/{sibling}/mem', os.O_RDONLY)", DENIED),
     "what the front was started with": ("return open(f'/proc/{front}/environ').read()", DENIED),
+    "what others say on standard error": ("return os.open('/proc/self/fd/2', os.O_RDONLY)", {"ENXIO"}),
+    "what the server was started with": ("return os.environ.get('SECRET')", {"None"}),
     "where a sibling's memory is": ("return open(f'/proc/{sibling}/maps').read()", DENIED),
     "a descriptor of the fork server's": ("return os.open(f'/proc/{forks}/fd/0', os.O_RDONLY)", DENIED),
     "a handle of the fork server": ("return os.pidfd_open(forks)", KILLED),
@@ -109,6 +111,8 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
         DENIED,
     ),
     "memory that is not counted": ("return mmap.mmap(-1, 4096)", DENIED),
+    "memory that grows like a stack": ("return mmap.mmap(-1, 4096, 0x122)", DENIED),
+    "addresses without end": ("return mmap.mmap(-1, 2**40, mmap.MAP_PRIVATE | 0x20, mmap.PROT_READ)", {"ENOMEM"}),
     "memory of the system's": ("return call_name('shmget', 0, 4096, 0o1600)", DENIED),
     "memory without a limit": ("return call_name('prlimit64', 0, 2, (ctypes.c_uint64 * 2)(-1, -1), 0)", DENIED),
     "files in memory without end": ("return [os.memfd_create('x') for _ in range(1000)]", {"EMFILE"}),
@@ -183,7 +187,7 @@ class Hijacked:
         self._peer = peer
         (forks,) = server.helpers()
         links = {int(link.name): os.readlink(link) for link in Path(f"/proc/{self.process}/fd").iterdir()}
-        (pipe,) = (number for number, target in links.items() if target.startswith("socket:"))
+        (pipe,) = (number for number, target in links.items() if number > 2 and target.startswith("socket:"))
         status = next(number for number, target in links.items() if target.startswith("/memfd:note"))
         self._names = {
             "front": server.pid, "forks": forks, "sibling": sibling, "secret": str(secret),
@@ -225,7 +229,7 @@ def server_with_hook(*options: str, **environment: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Server]:
-    with server_with_hook() as server:
+    with server_with_hook(SECRET="a secret") as server:
         yield server
 
 
