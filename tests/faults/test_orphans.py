@@ -36,7 +36,8 @@ def test_a_killed_testbed_leaves_no_process() -> None:
     assert alive == []
 
 
-MARK = "IONN_TEST_RUN"
+# A name that a server passes on to its sessions.
+MARK = "PYTHON_TEST_RUN"
 
 
 def marked(name: str) -> list[psutil.Process]:
