@@ -342,7 +342,15 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
         **{
             f"connect {name}": naming(name, partial(connected, model))
             for name in (
-                "address", "weights", "client", "server", "mbps", "algorithm", "keys", "audit", "audit_tolerance",
+                "address",
+                "weights",
+                "client",
+                "server",
+                "mbps",
+                "algorithm",
+                "keys",
+                "audit",
+                "audit_tolerance",
             )
         },
         **{
