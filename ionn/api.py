@@ -252,8 +252,8 @@ def connect(
         offloading.plan = empty_plan(network, offloading.graph, algorithm, mbps)
         yield Session(offloading)
         return
-    auditor = Auditor(network, net, address, audit, audit_tolerance) if audit else None
     here = costs or profiling.profile_network(network, net, PROFILE_RUNS)
+    auditor = Auditor(network, net, address, audit, audit_tolerance) if audit else None
     with open_offloading(
         network, net, here, address, mbps, algorithm, there=there, keys=keys, may_be_lost=True, auditor=auditor
     ) as offloading:

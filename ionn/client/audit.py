@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ionn.client.evidence import keep_evidence
 from ionn.errors import InputError, WrongResultError
@@ -27,7 +26,7 @@ from ionn.model.network import Network
 
 # What of its share of the time a client plans to use. Draws come in clusters: with all of it, many had to wait.
 _PLANNED = 0.5
-# Over so many queries the time between them is averaged: a server that pauses does not know that it is audited then.
+# Over so many queries the time before them is averaged: a pause says little about the query after it.
 _QUERIES = 100
 # Queries that were drawn and wait for their audit. More are not audited; it comes to that in a session of a hundred.
 _WAITING_MAX = 4
@@ -53,8 +52,7 @@ class Sampler:
         self._share = share
         self._now_s = now_s
         self._start_s = self._counted_s = now_s()
-        self._queries = 0
-        self._saved_s = 0.0  # the time between queries that no chance was made of yet
+        self._saved_s = 0.0  # the time that no chance was made of yet
         self._spent_s = 0.0
 
     def draw(self, audit_s: float) -> bool:
@@ -65,9 +63,8 @@ class Sampler:
         now_s = self._now_s()
         self._saved_s += now_s - self._counted_s
         self._counted_s = now_s
-        self._queries += 1
         # As no time is used twice, chances cannot promise more than there was, however unevenly queries come.
-        query_s = self._saved_s / min(self._queries, _QUERIES)
+        query_s = self._saved_s / _QUERIES
         self._saved_s -= query_s
         if self._share == 1 or audit_s <= 0:
             return 1.0
@@ -94,8 +91,6 @@ class Auditor:
 
     A result is right if all its bits are those computed here; with a `tolerance` above 0, also if no value is further
     off than that times the largest that was computed here (`ionn.model.comparison.difference`).
-
-    `stage_ms` is how long stages took here the last time.
     """
 
     def __init__(
@@ -107,7 +102,10 @@ class Auditor:
         tolerance: float = 0.0,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises InputError where only bits are compared, and an honest server's may differ."""
+        """Runs the net once, to know how long its stages take.
+
+        Raises InputError where only bits are compared, and an honest server's may differ.
+        """
         for layer in network.layers:
             # OpenBLAS sums absolute values in an order that depends on where in memory they lie.
             if not tolerance and (layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param)):
@@ -119,17 +117,16 @@ class Auditor:
         self._net = net
         self._address = address
         self._tolerance = tolerance
+        self._stage_ms = list(net.run(0, len(network.stages) - 1))  # the last time that each stage ran
         self._sampler = Sampler(share, now_s)
         self._waiting: deque[list[Answered]] = deque()
-        self.stage_ms: dict[int, float] = {}
 
-    def audit(self, query: list[Answered], expected_ms: NDArray[np.float64]) -> bool:
+    def audit(self, query: list[Answered]) -> bool:
         """Perhaps audit what the server answered in a query; whether that was done.
 
-        `expected_ms` is how long each stage may take here, for those that never ran. Overwrites the blobs of the net.
-        Raises WrongResultError where this or an earlier query's answer was wrong.
+        Overwrites the blobs of the net. Raises WrongResultError where this or an earlier query's answer was wrong.
         """
-        if query and self._sampler.draw(self._audit_s(query, expected_ms)) and len(self._waiting) < _WAITING_MAX:
+        if query and self._sampler.draw(self._audit_s(query)) and len(self._waiting) < _WAITING_MAX:
             self._waiting.append(query)
         audited = False
         while self._waiting and self._sampler.has_time():
@@ -140,16 +137,14 @@ class Auditor:
             audited = due is query
         return audited
 
-    def _audit_s(self, query: Sequence[Answered], expected_ms: NDArray[np.float64]) -> float:
-        stages = (stage for each in query for stage in range(each.first, each.outputs[-1][0] + 1))
-        return sum(self.stage_ms.get(stage, float(expected_ms[stage])) for stage in stages) / 1e3
+    def _audit_s(self, query: Sequence[Answered]) -> float:
+        return sum(sum(self._stage_ms[each.first : each.outputs[-1][0] + 1]) for each in query) / 1e3
 
     def _check(self, answered: Answered) -> None:
         first = answered.first
         self._net.put(first, answered.data)
         for last, outputs in answered.outputs:
-            took_ms = self._net.run(first, last)
-            self.stage_ms.update(zip(range(first, last + 1), took_ms, strict=True))
+            self._stage_ms[first : last + 1] = self._net.run(first, last)
             # Of a stage at both sides the server has the first channels.
             pairs = zip(self._net.outputs(last), outputs, strict=True)
             computed = [output[:, : got.shape[1]] if output.shape != got.shape else output for output, got in pairs]

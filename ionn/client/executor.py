@@ -143,7 +143,7 @@ class QueryExecutor:
             audited = False
             if self._auditor is not None:
                 try:
-                    audited = self._auditor.audit(query.answered, self._graph.client_ms)
+                    audited = self._auditor.audit(query.answered)
                 except WrongResultError as error:
                     assert self._client is not None
                     self._client.leave(error)
@@ -297,6 +297,4 @@ class QueryExecutor:
     def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
         for stage, ms in zip(range(first, last + 1), stage_ms, strict=True):
             self._observed[where][stage].append(ms)
-            if where == "client" and self._auditor is not None:
-                self._auditor.stage_ms[stage] = ms
         return Segment(where, first, last, sum(stage_ms), (time.perf_counter() - began) * 1e3, stage_ms)
