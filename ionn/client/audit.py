@@ -8,6 +8,7 @@ draw. How much time audits take is bounded beside that: a query that was drawn w
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import math
 import secrets
 import time
@@ -40,6 +41,10 @@ class Answered:
     first: int
     data: Floats
     outputs: list[tuple[int, list[Floats]]] = field(default_factory=list)
+
+    def add(self, stage: int, outputs: list[Floats]) -> None:
+        if outputs:
+            self.outputs.append((stage, outputs))
 
 
 class Sampler:
@@ -121,19 +126,20 @@ class Auditor:
         self._sampler = Sampler(share, now_s)
         self._waiting: deque[list[Answered]] = deque()
 
-    def audit(self, query: list[Answered]) -> bool:
+    def audit(self, answered: Sequence[Answered]) -> bool:
         """Perhaps audit what the server answered in a query; whether that was done.
 
         Overwrites the blobs of the net. Raises WrongResultError where this or an earlier query's answer was wrong.
         """
+        query = [each for each in answered if each.outputs]
         if query and self._sampler.draw(self._audit_s(query)) and len(self._waiting) < _WAITING_MAX:
             self._waiting.append(query)
         audited = False
         while self._waiting and self._sampler.has_time():
             due = self._waiting.popleft()
             with self._sampler.auditing():
-                for answered in due:
-                    self._check(answered)
+                for each in due:
+                    self._check(each)
             audited = due is query
         return audited
 
@@ -174,7 +180,7 @@ class Auditor:
             "wrong_values": wrong,
             "difference": off if math.isfinite(off) else None,  # JSON has no infinity
             "tolerance": self._tolerance,
-            "environment": environment(),
+            "environment": {"ionn": importlib.metadata.version("ionn"), **environment()},
         }
         arrays = {"sent": answered.data}
         for index, (got, own) in enumerate(pairs):

@@ -201,17 +201,13 @@ class QueryExecutor:
                     return exchange.run(leg.first, leg.last, data)
                 return exchange.run_part(leg.first, channels[leg.first], leg.to_server, data)
 
-            def came(leg: Leg, outputs: list[Floats]) -> None:
-                if self._auditor is not None and outputs:
-                    if not answered.outputs:
-                        query.answered.append(answered)
-                    answered.outputs.append((leg.last, outputs))
-
-            given = query.outputs[0]
-            # It may be the net's own memory, and an audit comes later.
-            answered = Answered(legs[0].first, given if self._auditor is None else given.copy())
+            data = query.outputs[0]
+            if self._auditor is not None:
+                data = data.copy()  # it may be the net's own memory, and an audit comes later
+            answered = Answered(legs[0].first, data)
+            query.answered.append(answered)
             began = time.perf_counter()
-            sent = send(legs[0], given)
+            sent = send(legs[0], data)
             for leg, following in zip(legs, (*legs[1:], None), strict=True):
                 share_ms, joined = 0.0, None
                 # The client's channels of a stage at both need its input, wherever it is needed too.
@@ -223,7 +219,7 @@ class QueryExecutor:
                 sent_ahead = None if following is None else send(following, None)
                 outputs, result = exchange.result(sent)
                 _check_result(exchange, leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
-                came(leg, outputs)
+                answered.add(leg.last, outputs)
                 if leg.where == "server":
                     query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
                 else:
@@ -234,7 +230,7 @@ class QueryExecutor:
                     elif joined is not None and down:
                         outputs, _ = exchange.result(joined)
                         _check_result(exchange, leg, outputs, self._network.stages[leg.last].output_shapes)
-                        came(leg, outputs)
+                        answered.add(leg.last, outputs)
                 if outputs:
                     query.reach(leg.last, outputs)
                 if sent_ahead is not None:

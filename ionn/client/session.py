@@ -235,8 +235,8 @@ class Client:
         """Have nothing more to do with the server, because of `error`: `fault` stays that."""
         self._stopped.set()
         with self._querying:
-            self._left = True
             self._lose(self._connections, error)
+            self._left = True
             if self.upload is not None:
                 self.upload.stop(error)
 
@@ -258,7 +258,7 @@ class Client:
 
     def _lose(self, connections: _Connections | None, error: Exception) -> None:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""
-        if self._connections is not connections:  # the other connection said so already
+        if self._left or self._connections is not connections:  # the other connection said so already
             return
         if isinstance(error, ServerError) and error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
             self._session = ""

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import ionn
-from ionn.client.audit import Auditor
+from ionn.client.audit import Answered, Auditor
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.client.sliced_stage import slice_stages
@@ -305,6 +305,40 @@ def test_a_server_that_lied_is_left_for_good(
     assert len(liar.results) == 1
     assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=False))
     assert len(list(state.iterdir())) == 1
+
+
+@pytest.mark.parametrize("found", ["before it is connected to again", "after that"])
+def test_a_server_that_lied_and_broke_off_is_left_too(
+    found: str,
+    liar: Liar,
+    tiny_files: Path,
+    slow_client: str,
+    data: list[np.ndarray],
+    truth: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the thread that connects is doing when the lie is found."""
+    with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+        client = session._offloading._client
+        assert client is not None
+        check = Auditor._check
+
+        def check_late(self: Auditor, answered: Answered) -> None:
+            liar.reset()
+            wait_for(lambda: client.fault is not None, "the loss")
+            if found == "after that":
+                wait_for(lambda: client.fault is None, "another connection")
+            check(self, answered)
+
+        monkeypatch.setattr(Auditor, "_check", check_late)
+        liar.lie = lie_from(1)
+        answers = [session.query(data[0])]
+        wait_for(lambda: not client._keeper.is_alive(), "the end of the thread that connects")
+        connections = liar.connections
+        answers.append(session.query(data[1]))
+        assert isinstance(session.fault, WrongResultError)
+    assert connections == liar.connections
+    assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=False))
 
 
 def test_a_lie_ends_the_upload(

@@ -44,14 +44,21 @@ class Liar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for end in (self._listener, *self._open):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(WAIT_S)
+        self.reset()
         for thread in self._threads:
             thread.join(WAIT_S)
             assert not thread.is_alive()
         for end in (self._listener, *self._open):
             end.close()
+
+    def reset(self) -> None:
+        """Cut every connection that was made so far."""
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _start(self, run: Callable[..., None], *arguments: Any) -> None:
         self._threads.append(threading.Thread(target=run, args=arguments, daemon=True))
