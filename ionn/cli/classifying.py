@@ -95,7 +95,7 @@ def classify(
     algorithm = chosen_algorithm(algorithm, planner)
     keys = client_keys(key, server_key)
     if connect is None and (keys is not None or wait_s is not None or server is not None or audit or audit_tolerance):
-        raise InputError("--key, --wait-s, --server and --audit... are for a server; give --connect too")
+        raise InputError("--key, --wait-s, --server and --audit are for a server; give --connect too")
     network = Network.load(model)
     data = api.image_input(image, network.input_shape)
     names = read_text(labels, "the labels").splitlines() if labels is not None else None
