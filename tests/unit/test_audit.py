@@ -177,6 +177,10 @@ def auditing(clock: Clock, share: float) -> tuple[Net, Auditor]:
     return net, auditor
 
 
+def outputs(stage: int) -> list[tuple[int, list[np.ndarray]]]:
+    return [(stage, [np.full((1, 2), stage, np.float32)])]
+
+
 def answered(value: float = 2.0) -> list[Answered]:
     return [Answered(1, np.zeros((1, 2), np.float32), [(2, [np.full((1, 2), value, np.float32)])])]
 
@@ -245,9 +249,16 @@ def test_what_an_audit_takes_is_learned(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(auditor._sampler, "draw", draw)
     net.stage_s = 2.0
-    for _ in range(2):
-        auditor.audit(answered())
-    assert asked == [2.0, 4.0]
+    for first in (1, 1, 2, 3):
+        auditor.audit([Answered(first, np.zeros((1, 2), np.float32), outputs(first + 1))])
+    assert asked == [2.0, 4.0, 3.0, 2.0]
+
+
+def test_stages_run_once_in_an_audit() -> None:
+    clock = Clock()
+    net, auditor = auditing(clock, 1.0)
+    assert auditor.audit([Answered(1, np.zeros((1, 2), np.float32), [*outputs(2), *outputs(4)])])
+    assert net.runs == [(1, 2), (3, 4)]
 
 
 @pytest.mark.parametrize("lies", [1, 10, 40])
@@ -407,6 +418,13 @@ def test_a_tolerance_is_relative_to_the_largest_value(
             assert auditor.audit(query)
 
 
+def test_what_is_off_by_the_tolerance_is_within_it() -> None:
+    net: Any = Net(Clock())
+    for tolerance, right in ((0.25, True), (0.2499, False)):
+        auditor = Auditor(CHAIN, net, "tcp://1.2.3.4:5", 1.0, tolerance)
+        assert auditor._right(floats(1, -4), floats(2, -4)) == right
+
+
 def test_a_tolerance_does_not_grow_with_what_the_server_says(
     tiny: Network, net: engine.StageNet, blobs: list[np.ndarray]
 ) -> None:
@@ -476,14 +494,17 @@ def test_the_oldest_goes_first(state: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_its_bytes_are_bounded(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.zeros(25_000, np.float32)
-    monkeypatch.setattr(evidence, "BYTES_MAX", 250_000)
-    (state).mkdir(parents=True)
+    size = evidence.keep_evidence({}, {"sent": data}).stat().st_size
+    monkeypatch.setattr(evidence, "BYTES_MAX", 2 * size)
     (state / "20200101T000000.000000Z-00000000.npz.part").write_bytes(bytes(100_000))  # of a process that was killed
     paths = [evidence.keep_evidence({}, {"sent": data}) for _ in range(4)]
     assert names(state) == [path.name for path in paths[2:]]
-    with pytest.raises(InputError, match=r"more than 0\.25 MB"):
+    with pytest.raises(InputError, match=r"more than 0\.2\d* MB"):
         evidence.keep_evidence({}, {"sent": np.zeros(75_000, np.float32)})
     assert names(state) == [path.name for path in paths[2:]]
+    monkeypatch.setattr(evidence, "BYTES_MAX", size)
+    paths.append(evidence.keep_evidence({}, {"sent": data}))
+    assert names(state) == [paths[-1].name]
 
 
 def test_evidence_that_cannot_be_kept_is_said(
