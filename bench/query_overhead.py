@@ -16,6 +16,7 @@ import time
 import numpy as np
 import support
 
+from ionn.client.audit import Auditor
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.model import engine, inputs
@@ -51,8 +52,11 @@ def chain() -> Network:
     return Network.from_text("\n".join(lines), "chain")
 
 
-def session(network: Network, address: str, partitions: int, stack: contextlib.ExitStack) -> LiveSession:
-    """A session with stages 1..40 uploaded, whose fastest route runs them there and the last stage here."""
+def session(
+    network: Network, address: str, partitions: int, stack: contextlib.ExitStack, audit: float = 0.0
+) -> LiveSession:
+    """A session with stages 1..40 uploaded, whose fastest route runs them there and the last stage here; a share of the
+    time is for an `audit` of the server."""
     rng = np.random.default_rng(0)
     weights = {
         layer.name: tuple(0.1 * rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
@@ -70,7 +74,9 @@ def session(network: Network, address: str, partitions: int, stack: contextlib.E
     client = Client(address)
     stack.callback(client.close)
     net = engine.load_network(network, weights)
-    offloading = Offloading(network, net, graph, client, [extract(network, part, weights) for part in stages], stages)
+    auditor = Auditor(network, net, address, audit) if audit else None
+    parts = [extract(network, part, weights) for part in stages]
+    offloading = Offloading(network, net, graph, client, parts, stages, auditor=auditor)
     made = LiveSession(offloading, net, inputs.query_inputs(network, seed=0))
     made.start_upload()
     while not made.uploaded():

@@ -32,6 +32,7 @@ BENCHES = (
     "install_latency",
     "link_use",
     "query_overhead",
+    "audit",
     "many_clients",
     "strangers",
     "sandbox",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ionn.arguments import count_of, number_of, path_of, shown, text_of
+from ionn.arguments import count_of, number_of, path_of, share_of, shown, text_of
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
@@ -125,13 +125,15 @@ class Answer:
 
     `outputs` are the network's outputs by name, float32 in their blobs' shapes. `segments` say which stages ran where,
     and how long each took; `latency_ms` is the whole query. `fallback`: the server failed meanwhile, and the query was
-    completed here.
+    completed here. `audited`: what the server answered was computed again here, and it was right, or the outputs are
+    those computed here.
     """
 
     outputs: dict[str, Floats]
     segments: tuple[Segment, ...]
     latency_ms: float
     fallback: bool
+    audited: bool
 
 
 class Session:
@@ -174,9 +176,8 @@ class Session:
         start_s = time.perf_counter()
         done = self._offloading.executor.execute(given)
         latency_ms = (time.perf_counter() - start_s) * 1e3
-        return Answer(
-            dict(zip(self.network.outputs, done.outputs, strict=True)), done.segments, latency_ms, done.fallback
-        )
+        outputs = dict(zip(self.network.outputs, done.outputs, strict=True))
+        return Answer(outputs, done.segments, latency_ms, done.fallback, done.audited)
 
     def wait_uploaded(self, timeout_s: float | None = None) -> bool:
         """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived.
@@ -201,6 +202,8 @@ def connect(
     mbps: float = MBPS,
     algorithm: str = RECURSIVE,
     keys: ClientKeys | None = None,
+    audit: float = 0.0,
+    audit_tolerance: float = 0.0,
 ) -> Iterator[Session]:
     """Load a model with its weights, connect to the server at tcp://HOST:PORT, and begin to upload the plan.
 
@@ -211,6 +214,12 @@ def connect(
 
     The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
 
+    At most the share `audit` of this client's time, from 0 to 1, goes into computing again what the server answered, in
+    queries drawn by lot; 1 means all queries. A result is wrong if a bit of it differs, or, with an `audit_tolerance`
+    above 0, a value by more than that times the output's largest. Then the server is left for good, the session's
+    `fault` is a WrongResultError that names the file with the evidence, and queries run here. Both are 0 by default:
+    auditing costs time, and the last bits of an honest server with processors of another kind differ.
+
     The session ends with the context. Raises InputError where files do not fit, or the server sends no costs and none
     are given, MissingLibraryError without Caffe, and NotAcceptedError where the server does not take `keys`. A server
     that does not answer is no error: the session's `fault` says so, queries run here, and it is looked for again, at
@@ -218,6 +227,7 @@ def connect(
     needed its costs, and uploaded; where costs are missing, `fault` says so.
     """
     from ionn.address import parse_address
+    from ionn.client.audit import Auditor
     from ionn.client.offloading import Offloading, open_offloading
     from ionn.costs import profiling
     from ionn.model import engine
@@ -231,6 +241,7 @@ def connect(
     there = None if server is None else _costs(server, "server")
     if keys is not None and not isinstance(keys, ClientKeys):
         raise InputError("keys: give ionn.ClientKeys")  # whatever it is may be secret
+    audit, audit_tolerance = share_of(audit, "audit"), share_of(audit_tolerance, "audit_tolerance")
     if address is not None:
         parse_address(address)
     network = Network.load(model)
@@ -242,8 +253,9 @@ def connect(
         yield Session(offloading)
         return
     here = costs or profiling.profile_network(network, net, PROFILE_RUNS)
+    auditor = Auditor(network, net, address, audit, audit_tolerance) if audit else None
     with open_offloading(
-        network, net, here, address, mbps, algorithm, there=there, keys=keys, may_be_lost=True
+        network, net, here, address, mbps, algorithm, there=there, keys=keys, may_be_lost=True, auditor=auditor
     ) as offloading:
         offloading.start_upload()
         yield Session(offloading)

@@ -55,6 +55,14 @@ def number_of(given: Any, what: str) -> float:
     return number
 
 
+def share_of(given: Any, what: str) -> float:
+    """A float from 0 to 1."""
+    number = number_of(given, what)
+    if not 0 <= number <= 1:
+        raise InputError(f"{what} {shown(given)}: give a number from 0 to 1")
+    return number
+
+
 def count_of(given: Any, what: str) -> int:
     """An int from 1 on."""
     try:

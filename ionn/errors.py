@@ -47,6 +47,10 @@ class VersionError(NotAcceptedError):
     """It speaks another version of the protocol."""
 
 
+class WrongResultError(IonnError):
+    """The server's result is not what its stages make of what they were sent: an audit computed it again."""
+
+
 class ProtocolError(IonnError):
     """The peer sent bytes that the protocol does not allow."""
 

@@ -64,14 +64,14 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: cannot write there; choose another file")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, and its folder where there is none. Raises InputError where that is not possible; nothing
-    half-written stays behind."""
+def write_file(path: Path, content: bytes, private: bool = False) -> None:
+    """Write a file, and its folder where there is none; if `private`, only the user may look into either. Raises
+    InputError where that is not possible; nothing half-written stays behind."""
     path = path_of(path, "file")
     part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as out:
+        path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)) as out:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())

@@ -54,7 +54,7 @@ def main() -> None:
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    it failed: a server refused or broke off, a process died
+  1    it failed: a server refused, broke off or gave a wrong result, a process died
   2    what was given cannot be used, a library is missing, or no server is there;
        one line says what
   130  interrupted

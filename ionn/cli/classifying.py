@@ -24,7 +24,7 @@ from ionn.cli.options import (
     planner_option,
     server_key_option,
 )
-from ionn.errors import InputError, ServerUnreachableError
+from ionn.errors import InputError, ServerUnreachableError, WrongResultError
 
 if TYPE_CHECKING:
     from ionn.api import Answer, Session
@@ -43,6 +43,20 @@ if TYPE_CHECKING:
 @click.option(
     "--wait-s", type=Number(0, SECONDS_MAX), help="Upload for so long before the query; by default until done."
 )
+@click.option(
+    "--audit",
+    type=Number(0, 1),
+    default=0.0,
+    show_default=True,
+    help="At most this share of the time computes again what the server answered; 1: always.",
+)
+@click.option(
+    "--audit-tolerance",
+    type=Number(0, 1),
+    default=0.0,
+    show_default=True,
+    help="How far its values may be off, in parts of the largest; 0: no bit may differ.",
+)
 @options(algorithm_option, planner_option, mbps_option)
 @click.option("--client", metavar="COSTS", help=f"This machine; by default timed, a few passes: {COSTS_HELP}.")
 @click.option("--server", metavar="COSTS", help=f"The server; by default what it sends: {COSTS_HELP}.")
@@ -57,6 +71,8 @@ def classify(
     key: Path | None,
     server_key: Path | None,
     wait_s: float | None,
+    audit: float,
+    audit_tolerance: float,
     algorithm: str,
     planner: str | None,
     mbps: float,
@@ -78,14 +94,14 @@ def classify(
 
     algorithm = chosen_algorithm(algorithm, planner)
     keys = client_keys(key, server_key)
-    if connect is None and (keys is not None or wait_s is not None or server is not None):
-        raise InputError("--key, --wait-s and --server are for a server; give --connect too")
+    if connect is None and (keys is not None or wait_s is not None or server is not None or audit or audit_tolerance):
+        raise InputError("--key, --wait-s, --server and --audit are for a server; give --connect too")
     network = Network.load(model)
     data = api.image_input(image, network.input_shape)
     names = read_text(labels, "the labels").splitlines() if labels is not None else None
     with api.connect(
         model, connect, weights=None if weights is None else str(weights), client=client, server=server, mbps=mbps,
-        algorithm=algorithm, keys=keys,
+        algorithm=algorithm, keys=keys, audit=audit, audit_tolerance=audit_tolerance,
     ) as session:  # fmt: skip
         if connect is not None:
             session.wait_uploaded(wait_s)
@@ -97,6 +113,8 @@ def classify(
             if not math.isfinite(row["score"]):  # which JSON has no words for
                 row["score"] = None
     click.echo(json.dumps(shown, allow_nan=False) if as_json else _answer_text(shown))
+    if isinstance(fault, WrongResultError):
+        raise fault
     if fault is not None:
         raise ServerUnreachableError(f"{fault}; the query ran at the client")
 
@@ -117,6 +135,7 @@ def _answer_json(session: Session, answer: Answer, labels: list[str] | None, top
             for index in best
         ],
         "latency_ms": answer.latency_ms,
+        "audited": answer.audited,
         "uploaded": session.uploaded if session.plan.partitions else None,
         "segments": [
             {
@@ -136,7 +155,8 @@ def _answer_text(shown: dict[str, Any]) -> str:
     for row in shown["classes"]:
         lines.append(f"{row['score']:>8.4f}  {row.get('label', row['class'])}")
     uploaded = "" if shown["uploaded"] is None else f", {shown['uploaded']:.0%} of the plan uploaded"
-    lines.append(f"\n{shown['model']}: {shown['latency_ms']:.1f} ms{uploaded}")
+    audited = ", audited" if shown["audited"] else ""
+    lines.append(f"\n{shown['model']}: {shown['latency_ms']:.1f} ms{uploaded}{audited}")
     lines.append(f"{'where':<6} {'compute ms':>10}  stage")
     for segment in shown["segments"]:
         extra_ms = segment["total_ms"] - segment["compute_ms"]

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ionn.client.audit import Answered, Auditor
 from ionn.client.pacing import PacedResult, run_paced
 from ionn.client.query import Exchange
 from ionn.client.session import FAULTS, Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage
+from ionn.errors import WrongResultError
 from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
@@ -30,7 +32,7 @@ class Execution:
     """The result of a query: the network's outputs, which nobody else writes to, and how they came about.
 
     `overruns` and `overrun_ms` are those of a paced client. `fallback`: the server was lost, or failed meanwhile, and
-    the client completed the query alone.
+    the client completed the query alone. `audited`: what the server answered was computed again here, too.
     """
 
     outputs: list[Floats]
@@ -38,6 +40,7 @@ class Execution:
     overruns: int
     overrun_ms: float
     fallback: bool
+    audited: bool = False
 
 
 @dataclass
@@ -49,6 +52,7 @@ class _Progress:
     position: int = 0
     share: list[Floats] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)
     overruns: int = 0
     overrun_ms: float = 0.0
     failed: bool = False
@@ -93,8 +97,9 @@ class QueryExecutor:
     On the wall, times are `dilation` times as long as the graph's.
 
     All stages run here where there is no `client`, and while its server is lost. A query that the server fails is
-    completed here. Any number of threads may ask; their queries are computed one after another. Whoever else uses
-    `net` holds `computing` meanwhile.
+    completed here. A server that `auditor` finds to be wrong is left for good, and the query runs here as a whole. Any
+    number of threads may ask; their queries are computed one after another. Whoever else uses `net` holds `computing`
+    meanwhile.
     """
 
     def __init__(
@@ -107,12 +112,14 @@ class QueryExecutor:
         sliced: Mapping[int, SlicedStage] | None = None,
         layer_ms: Sequence[float] | None = None,
         dilation: float = 1.0,
+        auditor: Auditor | None = None,
     ) -> None:
         self._network = network
         self._net = net
         self._client = client
         self._layer_ms = layer_ms
         self._dilation = dilation
+        self._auditor = auditor
         self.computing = threading.Lock()
         # What each stage took at each side, for `measured_ms`.
         self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
@@ -131,9 +138,20 @@ class QueryExecutor:
             lost = self._client is not None and self._client.fault is not None
             query = _Progress([data])
             self._execute(query)
-            # They may be the net's own memory, which is another's as soon as the lock is free.
+            # They may be the net's own memory, which an audit needs, and others do as soon as the lock is free.
             outputs = [output.copy() for output in query.outputs]
-        return Execution(outputs, tuple(query.segments), query.overruns, query.overrun_ms, lost or query.failed)
+            audited = False
+            if self._auditor is not None:
+                try:
+                    audited = self._auditor.audit(query.answered)
+                except WrongResultError as error:
+                    assert self._client is not None
+                    self._client.leave(error)
+                    audited, query = True, _Progress([data], failed=True)
+                    self._run_here(query, len(self._network.stages) - 1)
+                    outputs = [output.copy() for output in query.outputs]
+        segments, failed = tuple(query.segments), lost or query.failed
+        return Execution(outputs, segments, query.overruns, query.overrun_ms, failed, audited)
 
     def measured_ms(self, where: str) -> dict[int, float]:
         """The mean time in ms that each stage took at "client" or "server" in these queries, where it ran there."""
@@ -183,8 +201,13 @@ class QueryExecutor:
                     return exchange.run(leg.first, leg.last, data)
                 return exchange.run_part(leg.first, channels[leg.first], leg.to_server, data)
 
+            data = query.outputs[0]
+            if self._auditor is not None:
+                data = data.copy()  # it may be the net's own memory, and an audit comes later
+            answered = Answered(legs[0].first, data)
+            query.answered.append(answered)
             began = time.perf_counter()
-            sent = send(legs[0], query.outputs[0])
+            sent = send(legs[0], data)
             for leg, following in zip(legs, (*legs[1:], None), strict=True):
                 share_ms, joined = 0.0, None
                 # The client's channels of a stage at both need its input, wherever it is needed too.
@@ -196,6 +219,7 @@ class QueryExecutor:
                 sent_ahead = None if following is None else send(following, None)
                 outputs, result = exchange.result(sent)
                 _check_result(exchange, leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
+                answered.add(leg.last, outputs)
                 if leg.where == "server":
                     query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
                 else:
@@ -206,6 +230,7 @@ class QueryExecutor:
                     elif joined is not None and down:
                         outputs, _ = exchange.result(joined)
                         _check_result(exchange, leg, outputs, self._network.stages[leg.last].output_shapes)
+                        answered.add(leg.last, outputs)
                 if outputs:
                     query.reach(leg.last, outputs)
                 if sent_ahead is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ionn.client.audit import Auditor
 from ionn.client.executor import QueryExecutor
 from ionn.client.session import FAULTS, Client
 from ionn.client.sliced_stage import SlicedStage, slice_stages
@@ -66,10 +67,11 @@ class Offloading:
         layer_ms: Sequence[float] | None = None,
         dilation: float = 1.0,
         *,
+        auditor: Auditor | None = None,
         prepare: Callable[[dict[str, Any]], Prepared] | None = None,
         fault: Exception | None = None,
     ) -> None:
-        self.executor = QueryExecutor(network, net, graph, client, pieces, sliced, layer_ms, dilation)
+        self.executor = QueryExecutor(network, net, graph, client, pieces, sliced, layer_ms, dilation, auditor)
         self.network = network
         self.graph = graph
         self.plan: Plan | None = None
@@ -170,11 +172,12 @@ def open_offloading(
     paced: bool = False,
     dilation: float = 1.0,
     may_be_lost: bool = False,
+    auditor: Auditor | None = None,
 ) -> Iterator[Offloading]:
     """Connect to a server, and plan with the costs that it sends, or with those of `there`.
 
     `net` is the network at this client, which is a device with the costs `here`, or is `paced` to them. The link
-    carries `mbps`; client and link are slowed down by `dilation`.
+    carries `mbps`; client and link are slowed down by `dilation`. `auditor` checks what the server answers.
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
     looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
@@ -228,7 +231,7 @@ def open_offloading(
         pace_ms = (here.layer_ms(network) * dilation).tolist() if paced else None
         offloading = Offloading(
             network, net, ready.graph, client, layer_ms=pace_ms, dilation=dilation,
-            prepare=None if known else prepare, fault=fault,
+            auditor=auditor, prepare=None if known else prepare, fault=fault,
         )  # fmt: skip
         offloading.adopt(ready)
         yield offloading

@@ -158,6 +158,7 @@ class Client:
         self._make: tuple[MakePartitions, Callable[[], float]] | None = None
         self._context: zmq.Context[Any] = zmq.Context()
         self._stopped = threading.Event()
+        self._left = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._querying = threading.Lock()  # whoever holds it may use the control connection
         self._connections: _Connections | None = None
@@ -230,6 +231,15 @@ class Client:
         if self.upload is None or self.upload.ended:  # else what arrives says so
             self._breaks = self._setbacks = 0
 
+    def leave(self, error: Exception) -> None:
+        """Have nothing more to do with the server, because of `error`: `fault` stays that."""
+        self._stopped.set()
+        with self._querying:
+            self._lose(self._connections, error)
+            self._left = True
+            if self.upload is not None:
+                self.upload.stop(error)
+
     def close(self) -> None:
         """End the session; the server frees it."""
         self._stopped.set()
@@ -248,7 +258,7 @@ class Client:
 
     def _lose(self, connections: _Connections | None, error: Exception) -> None:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""
-        if self._connections is not connections:  # the other connection said so already
+        if self._left or self._connections is not connections:  # the other connection said so already
             return
         if isinstance(error, ServerError) and error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
             self._session = ""
@@ -297,13 +307,13 @@ class Client:
             if connections is None:
                 connections = self._connect()
                 with self._querying:
-                    self._connections, self.fault = connections, None
+                    if not self._left:
+                        self._connections, self.fault = connections, None
             self._tend(connections)
         except FAULTS as error:
-            if self._stopped.is_set():  # and that is all that is wrong
-                return
-            with self._querying:
-                self._lose(connections, error)
+            if not self._stopped.is_set():  # else that is all that is wrong
+                with self._querying:
+                    self._lose(connections, error)
         if connections is not None and self._connections is not connections:
             connections.close()
 

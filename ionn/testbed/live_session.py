@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from ionn.client.offloading import GIVE_UP_S, Offloading
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
+from ionn.model.comparison import bit_equal, difference
 from ionn.model.engine import StageNet
 from ionn.records import PartitionRecord, QueryRecord
 
@@ -59,13 +58,12 @@ class LiveSession:
         done = self.offloading.executor.execute(self._inputs[which])
         end_s = self.now_s()
         wanted = self._expected[which]
-        equal = all(
-            np.array_equal(got.view(np.uint32), want.view(np.uint32))
-            for got, want in zip(done.outputs, wanted, strict=True)
-        )
+        pairs = list(zip(done.outputs, wanted, strict=True))
+        equal = all(bit_equal(got, want) for got, want in pairs)
+        off = 0.0 if equal else min(max(difference(got, want) for got, want in pairs), DIFFERENCE_MAX)
         self.last_query = QueryRecord(
             self._queries, start_s if raised_s is None else raised_s, start_s, end_s, done.segments, done.overruns,
-            done.overrun_ms, equal, done.fallback, 0.0 if equal else _difference(done.outputs, wanted),
+            done.overrun_ms, equal, done.fallback, off,
         )  # fmt: skip
         self._queries += 1
         self._on_progress(self)
@@ -73,11 +71,3 @@ class LiveSession:
 
     def finish(self) -> list[PartitionRecord]:
         return self.offloading.records()
-
-
-@np.errstate(all="ignore")  # a server may give anything for numbers
-def _difference(outputs: Sequence[Floats], wanted: Sequence[Floats]) -> float:
-    """The largest difference of a value, relative to the largest value of its output; DIFFERENCE_MAX at most."""
-    pairs = [(got.astype(np.float64), want.astype(np.float64)) for got, want in zip(outputs, wanted, strict=True)]
-    worst = [float(abs(got - want).max() / (abs(want).max() or 1.0)) for got, want in pairs]
-    return max(each if each < DIFFERENCE_MAX else DIFFERENCE_MAX for each in worst)  # also where it is no number

@@ -26,7 +26,7 @@ from tests.support.client_process import Act, Clients, Program
 from tests.support.generated import GENERATORS, Draft, draft_net, some_caffemodel, some_floats, some_weights, wide_net
 from tests.support.oracle import Oracle, Question
 from tests.support.raw import upload_messages
-from tests.support.schedules import Answers, Expected, Schedule, Weights, describe, near, run, slices_of
+from tests.support.schedules import TOLERANCE, Answers, Expected, Schedule, Weights, describe, near, run, slices_of
 from tests.support.session_process import Sessions
 from tests.support.world import Server
 
@@ -234,18 +234,21 @@ def check_program(c: Choices, oracle: Oracle, server: Server, clients: Clients, 
     algorithm = "generated" if chance(c, 60) else pick(c, ["sliced-efficiency", *sorted(PLANNERS)])
     client_ms = [pick(c, (20.0, 5.0, 0.5)) for _ in network.layers]
     groups = some_groups(c, network)
+    last = len(network.stages) - 1
+    exact = answers.exact(0, last)
+    audit, tolerance = float(chance(c, 50)), 0.0 if exact else TOLERANCE
     program = Program(
         draft.text, some_caffemodel(c, network, weights), inputs, acts, server.address if not chance(c, 15) else None,
-        algorithm, groups, client_ms, [0.01 for _ in network.layers],
+        algorithm, groups, client_ms, [0.01 for _ in network.layers], audit, tolerance,
     )  # fmt: skip
     say(f"{algorithm}, {groups}, {acts}, {'alone' if program.address is None else 'with a server'}")
     report = clients.run(program)
     assert not report.cut_for_nothing
-    last = len(network.stages) - 1
-    exact = answers.exact(0, last)
+    assert "wrong result" not in report.fault
     for got in report.answers:
         want = truth.outputs[got.index]
         assert list(got.outputs) == list(want)
+        assert got.audited == (audit == 1 and got.places != {"client"}) or got.fallback
         for name, output in got.outputs.items():
             assert output.shape == want[name].shape, (name, output.shape)
             same = output.tobytes() == want[name].tobytes()

@@ -343,11 +343,21 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
         "connect": connected,
         **{
             f"connect {name}": naming(name, partial(connected, model))
-            for name in ("address", "weights", "client", "server", "mbps", "algorithm", "keys")
+            for name in (
+                "address",
+                "weights",
+                "client",
+                "server",
+                "mbps",
+                "algorithm",
+                "keys",
+                "audit",
+                "audit_tolerance",
+            )
         },
         **{
             f"connect to nobody, {name}": naming(name, partial(connected, model, there, client=client))
-            for name in ("server", "mbps", "algorithm", "keys")
+            for name in ("server", "mbps", "algorithm", "keys", "audit", "audit_tolerance")
         },
         "query": ask,
         "wait_uploaded": wait,

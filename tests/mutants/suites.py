@@ -70,6 +70,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "fuzz/test_decoders.py",
             "integration/test_weights_change.py",
         ],
+        "model/comparison": ["unit/test_audit.py", "malicious/test_lies.py"],
         "model/slices": ["unit/test_slices.py", "integration/test_sliced_stages.py", *PLANNERS],
         "model/partial_net": [
             "unit/test_partial_net.py",
@@ -82,6 +83,8 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "testbed": {
         "testbed/experiment": ["unit/test_experiment.py", "unit/test_virtual.py", "integration/test_live.py"],
         "testbed/virtual": ["unit/test_virtual.py"],
+        "client/audit": ["unit/test_audit.py", "malicious/test_lies.py"],
+        "client/evidence": ["unit/test_audit.py", "malicious/test_lies.py"],
         "client/pacing": ["unit/test_pacing.py", "integration/test_live.py"],
         "testbed/link_pacer": ["unit/test_pacing.py", "integration/test_link.py"],
         "testbed/link": ["integration/test_link.py"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ Act = tuple[str, int]
 @dataclass(frozen=True)
 class Program:
     """`address` is None for a program without a server. Without `groups`, the pieces that are uploaded one after the
-    other, `algorithm` plans. `client_ms` and `server_ms` are times of every layer."""
+    other, `algorithm` plans. `client_ms` and `server_ms` are times of every layer, `audit` and `tolerance` those of
+    `ionn.connect`."""
 
     prototxt: str
     caffemodel: bytes
@@ -31,6 +33,8 @@ class Program:
     groups: Sequence[Sequence[Any]] = ()
     client_ms: Sequence[float] = ()
     server_ms: Sequence[float] = ()
+    audit: float = 0.0
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Got:
     outputs: dict[str, np.ndarray]
     places: set[str]
     fallback: bool
+    audited: bool
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ def _answer(program: Program) -> Report:
     answers: list[Got] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["XDG_STATE_HOME"] = folder
             path = Path(folder, "net.prototxt")
             path.write_text(program.prototxt)
             path.with_suffix(".caffemodel").write_bytes(program.caffemodel)
@@ -92,13 +98,14 @@ def _answer(program: Program) -> Report:
             planned = make_plan(network, graph, program.algorithm, MBPS)
             with ionn.connect(
                 str(path), None if wire is None else wire.address,
-                client=here, server=there, mbps=MBPS, algorithm=program.algorithm,
+                client=here, server=there, mbps=MBPS, algorithm=program.algorithm, audit=program.audit,
+                audit_tolerance=program.tolerance,
             ) as session:  # fmt: skip
                 for what, number in program.acts:
                     if what == "query":
                         answer = session.query(program.inputs[number])
                         places = {segment.where for segment in answer.segments}
-                        answers.append(Got(number, answer.outputs, places, answer.fallback))
+                        answers.append(Got(number, answer.outputs, places, answer.fallback, answer.audited))
                     elif what == "wait":
                         upload = session._offloading.upload
                         if upload is not None and session.fault is None:

@@ -1,0 +1,196 @@
+"""Whether a server tells the truth: some of what it answered is computed again here, and compared.
+
+Whether a query is audited is drawn when its answers are there, each time anew. The chance depends on how long queries
+and audits take, never on which queries were audited before: who knows all about the past knows nothing about the next
+draw. How much time audits take is bounded beside that: a query that was drawn when there was none left waits for some.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ionn.client.evidence import keep_evidence
+from ionn.errors import InputError, WrongResultError
+from ionn.model.caffemodel import Floats
+from ionn.model.comparison import bit_equal, difference
+from ionn.model.engine import StageNet, environment
+from ionn.model.network import Network
+
+# What of its share of the time a client plans to use. Draws come in clusters: with all of it, many had to wait.
+_PLANNED = 0.5
+# Over so many queries the time before them is averaged: a pause says little about the query after it.
+_QUERIES = 100
+# Queries that were drawn and wait for their audit. More are not audited; it comes to that in a session of a hundred.
+_WAITING_MAX = 4
+
+
+@dataclass
+class Answered:
+    """What a server answered to `data`, the blob before stage `first`: the outputs of some stages from there on, in
+    their order, or the first channels of an output."""
+
+    first: int
+    data: Floats
+    outputs: list[tuple[int, list[Floats]]] = field(default_factory=list)
+
+    def add(self, stage: int, outputs: list[Floats]) -> None:
+        if outputs:
+            self.outputs.append((stage, outputs))
+
+
+class Sampler:
+    """Draws queries to be audited, so that audits take at most `share` of the time since it was made.
+
+    `now_s` is a clock.
+    """
+
+    def __init__(self, share: float, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._share = share
+        self._now_s = now_s
+        self._start_s = self._counted_s = now_s()
+        self._saved_s = 0.0  # the time that no chance was made of yet
+        self._spent_s = 0.0
+
+    def draw(self, audit_s: float) -> bool:
+        """Whether the query that has just been answered is audited, which would take about `audit_s`."""
+        return secrets.randbits(53) < self._chance(audit_s) * 2**53
+
+    def _chance(self, audit_s: float) -> float:
+        now_s = self._now_s()
+        self._saved_s += now_s - self._counted_s
+        self._counted_s = now_s
+        # As no time is used twice, chances cannot promise more than there was, however unevenly queries come.
+        query_s = self._saved_s / _QUERIES
+        self._saved_s -= query_s
+        if self._share == 1 or audit_s <= 0:
+            return 1.0
+        return min(1.0, _PLANNED * self._share / (1 - self._share) * query_s / audit_s)
+
+    def has_time(self) -> bool:
+        """Whether an audit may begin now."""
+        return self._share == 1 or self._spent_s <= self._share * (self._now_s() - self._start_s)
+
+    @contextlib.contextmanager
+    def auditing(self) -> Iterator[None]:
+        """Count the time of an audit, which is not time between queries."""
+        begin_s = self._now_s()
+        try:
+            yield
+        finally:
+            audit_s = self._now_s() - begin_s
+            self._spent_s += audit_s
+            self._counted_s += audit_s
+
+
+class Auditor:
+    """Audits what the server at `address` answers, with `net`, the client's own copy of the network.
+
+    A result is right if all its bits are those computed here; with a `tolerance` above 0, also if no value is further
+    off than that times the largest that was computed here (`ionn.model.comparison.difference`).
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        net: StageNet,
+        address: str,
+        share: float,
+        tolerance: float = 0.0,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Runs the net once, to know how long its stages take.
+
+        Raises InputError where only bits are compared, and an honest server's may differ.
+        """
+        for layer in network.layers:
+            # OpenBLAS sums absolute values in an order that depends on where in memory they lie.
+            if not tolerance and (layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param)):
+                raise InputError(
+                    f"audit: layer '{layer.name}' of type '{layer.type}' has other last bits from process to process; "
+                    "give an audit tolerance, such as 1e-4"
+                )
+        self._network = network
+        self._net = net
+        self._address = address
+        self._tolerance = tolerance
+        self._stage_ms = list(net.run(0, len(network.stages) - 1))  # the last time that each stage ran
+        self._sampler = Sampler(share, now_s)
+        self._waiting: deque[list[Answered]] = deque()
+
+    def audit(self, answered: Sequence[Answered]) -> bool:
+        """Perhaps audit what the server answered in a query; whether that was done.
+
+        Overwrites the blobs of the net. Raises WrongResultError where this or an earlier query's answer was wrong.
+        """
+        query = [each for each in answered if each.outputs]
+        if query and self._sampler.draw(self._audit_s(query)) and len(self._waiting) < _WAITING_MAX:
+            self._waiting.append(query)
+        audited = False
+        while self._waiting and self._sampler.has_time():
+            due = self._waiting.popleft()
+            with self._sampler.auditing():
+                for each in due:
+                    self._check(each)
+            audited = due is query
+        return audited
+
+    def _audit_s(self, query: Sequence[Answered]) -> float:
+        return sum(sum(self._stage_ms[each.first : each.outputs[-1][0] + 1]) for each in query) / 1e3
+
+    def _check(self, answered: Answered) -> None:
+        first = answered.first
+        self._net.put(first, answered.data)
+        for last, outputs in answered.outputs:
+            self._stage_ms[first : last + 1] = self._net.run(first, last)
+            # Of a stage at both sides the server has the first channels.
+            pairs = zip(self._net.outputs(last), outputs, strict=True)
+            computed = [output[:, : got.shape[1]] if output.shape != got.shape else output for output, got in pairs]
+            if not all(map(self._right, outputs, computed)):
+                raise self._wrong(answered, last, outputs, computed)
+            first = last + 1
+
+    def _right(self, got: Floats, computed: Floats) -> bool:
+        return bit_equal(got, computed) or (self._tolerance > 0 and difference(got, computed) <= self._tolerance)
+
+    def _wrong(
+        self, answered: Answered, last: int, outputs: Sequence[Floats], computed: Sequence[Floats]
+    ) -> WrongResultError:
+        """The error to raise, when the evidence has been kept."""
+        pairs = list(zip(outputs, computed, strict=True))
+        wrong = sum(int((got.view(np.uint32) != own.view(np.uint32)).sum()) for got, own in pairs)
+        off = max(difference(got, own) for got, own in pairs)
+        stages = self._network.stages[answered.first : last + 1]
+        report = {
+            "address": self._address,
+            "model": self._network.name,
+            "first_stage": answered.first,
+            "last_stage": last,
+            "stages": [stage.name for stage in stages],
+            "outputs": list(stages[-1].outputs),
+            "values": sum(output.size for output in outputs),
+            "wrong_values": wrong,
+            "difference": off if math.isfinite(off) else None,  # JSON has no infinity
+            "tolerance": self._tolerance,
+            "environment": {"ionn": importlib.metadata.version("ionn"), **environment()},
+        }
+        arrays = {"sent": answered.data}
+        for index, (got, own) in enumerate(pairs):
+            arrays |= {f"answered_{index}": got, f"computed_{index}": own}
+        try:
+            kept = f"the evidence is {keep_evidence(report, arrays)}"
+        except (InputError, OSError, MemoryError) as error:
+            kept = f"the evidence is lost ({error})"
+        return WrongResultError(
+            f"{self._address}: the server gave a wrong result for stages {answered.first}..{last} "
+            f"({stages[0].name} to {stages[-1].name}), so it is not used any more: {wrong} of {report['values']} "
+            f"values are not those computed here, by up to {off:.2g} of the largest; {kept}"
+        )
