@@ -17,7 +17,7 @@ from ionn.errors import InputError
 from ionn.model.caffemodel import serialise
 from ionn.model.layers import LAYER_TYPES
 from ionn.model.network import Network
-from ionn.model.partial_net import ExtractedPartition, NetStage, PartialNet
+from ionn.model.partial_net import ExtractedPartition, PartialNet
 from ionn.model.slices import Piece, Slice
 from ionn.planning.planners import PLANNERS
 from ionn.protocol import messages
@@ -26,7 +26,17 @@ from tests.support.client_process import Act, Clients, Program
 from tests.support.generated import GENERATORS, Draft, draft_net, some_caffemodel, some_floats, some_weights, wide_net
 from tests.support.oracle import Oracle, Question
 from tests.support.raw import upload_messages
-from tests.support.schedules import Answers, Expected, Schedule, Weights, describe, near, run, slices_of
+from tests.support.schedules import (
+    Answers,
+    Expected,
+    Schedule,
+    Weights,
+    describe,
+    near,
+    run,
+    slices_of,
+    stages_anywhere,
+)
 from tests.support.session_process import Sessions
 from tests.support.world import Server
 
@@ -127,22 +137,16 @@ def check_stranger(c: Choices, oracle: Oracle, sessions: Sessions, say: Say) -> 
     if network is None:
         return
     weights, inputs = some_numbers(network, seed=c.integer(0, 9))
-    ends = sorted({*(c.integer(0, len(network.layers) - 1) for _ in range(c.integer(0, 5))), len(network.layers) - 1})
-    cuts: list[NetStage] = []
-    for begin, end in zip((0, *(end + 1 for end in ends)), ends, strict=False):
-        made = [blob for layer in network.layers[begin : end + 1] for blob in layer.tops]
-        if not made:
-            return
-        # Only the last may hand on several blobs: the one behind it would not know which.
-        outputs = [pick(c, made) for _ in range(c.integer(1, 3) if end == ends[-1] else 1)]
-        cuts.append(NetStage(len(cuts), end, tuple(outputs)))
+    cuts = stages_anywhere(c, network)
+    if cuts is None:
+        return
     say(str(cuts))
     taps = [(cut.last_layer, blob) for cut in cuts for blob in cut.outputs]
     truth = oracle.compute(Question(draft.text, inputs, weights, taps))
     assert truth is not None
     exact = Answers(network, truth, inputs).exact(0, len(network.stages) - 1)
     model = serialise("stranger", network.layers, weights)
-    net = PartialNet(draft.text, network.input, tuple(cuts))
+    net = PartialNet(draft.text, network.input, cuts)
     header, chunks, end_of_it = upload_messages(ExtractedPartition((net,), model))
     steps = [
         Expected(0, "header", header, messages.Ack),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ionn.model.network import Network
-from ionn.model.partial_net import ExtractedPartition, extract
+from ionn.model.partial_net import ExtractedPartition, NetStage, extract
 from ionn.model.slices import Piece, Slice, output_channels, runs_of, stage_of
 from ionn.planning.slice_costs import slice_plans
 from ionn.protocol import messages
@@ -119,6 +119,22 @@ def slices_of(c: Choices, network: Network, stage: int, planned_only: bool = Fal
         planned = []
         ends = sorted({*(c.integer(1, channels - 1) for _ in range(c.integer(1, 3))), channels})
     return [Slice(stage, begin, end) for begin, end in zip((0, *ends[:-1]), ends, strict=True)], bool(planned)
+
+
+def stages_anywhere(c: Choices, network: Network) -> tuple[NetStage, ...] | None:
+    """Stages that end anywhere and hand on anything, as a stranger would have them; None if one has nothing to hand
+    on."""
+    last = len(network.layers) - 1
+    ends = sorted({*(c.integer(0, last) for _ in range(c.integer(0, 5))), last})
+    stages: list[NetStage] = []
+    for begin, end in zip((0, *(end + 1 for end in ends)), ends, strict=False):
+        made = [blob for layer in network.layers[begin : end + 1] for blob in layer.tops]
+        if not made:
+            return None
+        # Only the last may hand on several blobs: the one behind it would not know which.
+        outputs = [pick(c, made) for _ in range(c.integer(1, 3) if end == last else 1)]
+        stages.append(NetStage(len(stages), end, tuple(outputs)))
+    return tuple(stages)
 
 
 @dataclass
