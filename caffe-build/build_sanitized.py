@@ -42,7 +42,7 @@ def build(log: TextIO) -> Path:
     defines = {
         "SKBUILD_PROJECT_VERSION": "1.0.0",
         "CAFFE_SOURCE": source,
-        "CMAKE_BUILD_TYPE": "None",  # no flags but those of sanitized.cmake; assert() is on
+        "CMAKE_BUILD_TYPE": "None",  # no flags but those of sanitized.cmake
         "CMAKE_INSTALL_PREFIX": FOLDER / "lib",
         "CMAKE_PROJECT_INCLUDE": HERE / "sanitized" / "sanitized.cmake",
         "Python_EXECUTABLE": sys.executable,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -378,12 +378,14 @@ class Reconnection(Expected):
         assert sorted(got.held, key=lambda held: held.partition) == sorted(self.held, key=lambda held: held.partition)
 
 
-def run(steps: Sequence[Expected], answer: Callable[[Sequence[Step]], list[list[bytes]]]) -> None:
-    """Take all steps, and compare every answer. One that ends the process fails by name: it is looked for by taking
-    fewer steps."""
+def run(
+    steps: Sequence[Expected], answer: Callable[[Sequence[Step]], list[list[bytes]]], nearly: bool = False
+) -> None:
+    """Take all steps, and compare every answer, with `nearly` within TOLERANCE only. One that ends the process fails by
+    name: it is looked for by taking fewer steps."""
     answers = answer([step.step for step in steps])
     for step, frames in zip(steps, answers, strict=True):
-        step.check(frames)
+        (replace(step, nearly=True) if nearly else step).check(frames)
 
 
 def describe(steps: Sequence[Expected]) -> Iterator[str]:
