@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
 
-from ionn.errors import IonnError
+from ionn.errors import InputError, IonnError
 from ionn.model.caffemodel import serialise
 from ionn.model.layers import LAYER_TYPES, Shape, essential, infer
 from ionn.model.network import Network
@@ -68,6 +69,42 @@ def rows() -> Iterator[tuple[str, str]]:
                 yield kind, net_of(param, shapes, in_place)
 
 
+def changed_rows() -> Iterator[str]:
+    """Of every type every field of its parameters with every extreme value, in the first row that then is accepted."""
+    for kind, some in sorted(ROWS.items()):
+        name = LAYER_TYPES[kind].param
+        blank = getattr(LayerParameter(), name) if name and some else None
+        for field in blank.DESCRIPTOR.fields if blank is not None else ():
+            for value in _values(field):
+                yield from itertools.islice(_with(some, name, field.name, value), 1)
+
+
+def _with(some: list[Row], name: str, field: str, value: Any) -> Iterator[str]:
+    """The nets of those rows that are accepted with this value."""
+    for kind, params, shapes, tops in some:
+        param = make_layer(kind, params, len(shapes), tops)
+        own = getattr(param, name)
+        if _is_repeated(own, field):
+            own.ClearField(field)
+            getattr(own, field).append(value)
+        else:
+            setattr(own, field, value)
+        if _is_accepted(param, shapes):
+            yield net_of(essential(param), shapes, in_place=False)
+
+
+def _is_accepted(param: Any, shapes: Sequence[Shape]) -> bool:
+    try:
+        infer(essential(param), shapes)
+    except InputError:
+        return False
+    return True
+
+
+def _is_repeated(message: Any, field: str) -> bool:
+    return hasattr(getattr(message, field), "extend")
+
+
 def extreme(c: Choices, kind: str) -> str | None:
     """A layer of this type with parameters and shapes that are changed at random, in a net; None if it is refused."""
     _, params, shapes, tops = pick(c, ROWS[kind])
@@ -78,12 +115,9 @@ def extreme(c: Choices, kind: str) -> str | None:
     name = LAYER_TYPES[kind].param
     for _ in range(c.integer(0, 3) if name else 0):
         _change(c, getattr(param, name))
-    try:
-        param = essential(param)
-        infer(param, bottoms)
-    except (IonnError, OverflowError):
+    if not _is_accepted(param, bottoms):
         return None
-    return net_of(param, tuple(bottoms), LAYER_TYPES[kind].in_place and chance(c, 30))
+    return net_of(essential(param), tuple(bottoms), LAYER_TYPES[kind].in_place and chance(c, 30))
 
 
 def _other_shapes(c: Choices, shapes: list[Shape]) -> list[Shape]:
@@ -106,12 +140,7 @@ def _change(c: Choices, message: Any) -> None:
         if field.message_type.name == "BlobShape" and message.HasField(field.name):
             _change(c, getattr(message, field.name))
         return
-    if not hasattr(getattr(message, field.name), "extend"):
-        if chance(c, 20):
-            message.ClearField(field.name)
-        else:
-            setattr(message, field.name, _value(c, field))
-    else:
+    if _is_repeated(message, field.name):
         values = [_value(c, field) for _ in range(pick(c, (1, 1, 2, 3, 0)))]
         old = list(getattr(message, field.name))
         if old and chance(c, 60):
@@ -119,18 +148,32 @@ def _change(c: Choices, message: Any) -> None:
             values[c.integer(0, len(old) - 1)] = _value(c, field)
         message.ClearField(field.name)
         getattr(message, field.name).extend(values)
+    elif chance(c, 20):
+        message.ClearField(field.name)
+    else:
+        setattr(message, field.name, _value(c, field))
 
 
 def _value(c: Choices, field: Any) -> Any:
+    """A value for a field; a number mostly such as may be accepted."""
+    values = _values(field)
+    return c.integer(0, 6) if values in (_UNSIGNED, _SIGNED) and chance(c, 50) else pick(c, values)
+
+
+def _values(field: Any) -> list[Any]:
+    """Extreme values for a field, none for a message."""
     if field.enum_type is not None:
-        return pick(c, [value.number for value in field.enum_type.values])
-    if field.cpp_type == field.CPPTYPE_BOOL:
-        return chance(c, 50)
-    if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
-        return pick(c, _FLOATS)
-    few = field.cpp_type in (field.CPPTYPE_UINT32, field.CPPTYPE_UINT64)
-    # Mostly such as may be accepted.
-    return c.integer(0, 6) if chance(c, 50) else pick(c, _UNSIGNED if few else _SIGNED)
+        return [value.number for value in field.enum_type.values]
+    match field.cpp_type:
+        case field.CPPTYPE_MESSAGE | field.CPPTYPE_STRING:
+            return []
+        case field.CPPTYPE_BOOL:
+            return [False, True]
+        case field.CPPTYPE_FLOAT | field.CPPTYPE_DOUBLE:
+            return _FLOATS
+        case field.CPPTYPE_UINT32 | field.CPPTYPE_UINT64:
+            return _UNSIGNED
+    return _SIGNED
 
 
 # --- Numbers ---------------------------------------------------------------------------------------------------------
@@ -147,6 +190,12 @@ def _numbers(rng: np.random.Generator, shape: Shape, finite: bool) -> np.ndarray
     return np.nan_to_num(values) if finite else values
 
 
+def _operations(layer: Layer) -> int:
+    """Caffe cuts a window of Pooling to its input before it looks at its elements."""
+    bottom = math.prod(layer.bottom_shapes[0])
+    return min(layer.operations, math.prod(layer.top_shapes[0]) * bottom) if layer.type == "Pooling" else layer.operations
+
+
 def steps(c: Choices, text: str) -> tuple[Network, list[Expected]] | None:
     """What a stranger sends of a net, in any stages, with any numbers; None if the net is refused or large."""
     try:
@@ -154,7 +203,7 @@ def steps(c: Choices, text: str) -> tuple[Network, list[Expected]] | None:
     except IonnError:
         return None
     stages = stages_anywhere(c, network)
-    if stages is None or sum(each.operations for each in network.layers) > MOST_OPERATIONS:
+    if stages is None or sum(map(_operations, network.layers)) > MOST_OPERATIONS:
         return None
     rng = np.random.default_rng(c.integer(0, 2**31))
     weights = {

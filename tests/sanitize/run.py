@@ -30,7 +30,7 @@ from ionn.model.layers import LAYER_TYPES
 from ionn.protocol import messages
 from tests.fuzz.strategies import prototxts
 from tests.integration.test_answers import check_case, check_stranger
-from tests.sanitize.cases import ROWS, extreme, rows, steps
+from tests.sanitize.cases import ROWS, changed_rows, extreme, rows, steps
 from tests.support.choices import Seeded
 from tests.support.oracle import Oracle
 from tests.support.remote import ROOT, DiedError
@@ -221,9 +221,12 @@ def cases(judge: Judge, nets: int, first: int) -> Iterator[None]:
     for number, (_, text) in enumerate(rows()):
         judge.stranger("rows of the table's tests", number, text)
         yield
+    for number, text in enumerate(changed_rows()):
+        judge.stranger("rows with an extreme parameter", number, text)
+        yield
     kinds = cycle(sorted(kind for kind in LAYER_TYPES if ROWS[kind]))
     seeds = count(first << 32)
-    texts = iter(mutated(nets // 4, first))  # many are refused
+    texts = iter(mutated(max(nets // 4, 1), first))  # many are refused
     for number in range(nets):
         match number % 8:
             case 6:
