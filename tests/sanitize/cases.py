@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from ionn.errors import InputError, IonnError
 from ionn.model.caffemodel import serialise
 from ionn.model.layers import LAYER_TYPES, Shape, essential, infer
-from ionn.model.network import Network
+from ionn.model.network import Layer, Network
 from ionn.model.partial_net import ExtractedPartition, PartialNet
 from ionn.model.proto import LayerParameter
 from ionn.protocol import messages
@@ -191,9 +191,10 @@ def _numbers(rng: np.random.Generator, shape: Shape, finite: bool) -> np.ndarray
 
 
 def _operations(layer: Layer) -> int:
-    """Caffe cuts a window of Pooling to its input before it looks at its elements."""
-    bottom = math.prod(layer.bottom_shapes[0])
-    return min(layer.operations, math.prod(layer.top_shapes[0]) * bottom) if layer.type == "Pooling" else layer.operations
+    if layer.type != "Pooling":
+        return layer.operations
+    # Caffe cuts a window to the input before it looks at its elements.
+    return min(layer.operations, math.prod(layer.top_shapes[0]) * math.prod(layer.bottom_shapes[0]))
 
 
 def steps(c: Choices, text: str) -> tuple[Network, list[Expected]] | None:

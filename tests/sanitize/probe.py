@@ -1,6 +1,6 @@
 """A fault in Caffe, made on purpose: a build that is sanitized reports it. The argument says which.
 
-    python -m tests.sanitize.probe read|blas|overflow
+python -m tests.sanitize.probe read|blas|overflow
 """
 
 from __future__ import annotations

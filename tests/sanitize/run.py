@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from pathlib import Path
@@ -174,8 +174,7 @@ class Judge:
 
         self._watch(run, case)
 
-    def _watch(self, run: object, case: list[str]) -> None:
-        assert callable(run)
+    def _watch(self, run: Callable[[], None], case: list[str]) -> None:
         before = self._log.stat().st_size
         failure = ""
         try:
@@ -195,10 +194,11 @@ def _compare(sanitized: list[list[bytes]], ordinary: list[list[bytes]]) -> None:
         if not mine or not isinstance(messages.decode(mine), messages.Result):
             continue
         for got, want in zip(mine[1:], other[1:], strict=True):
-            values = [np.frombuffer(frame, np.float32) for frame in (got, want)]
-            if not np.array_equal(*values, equal_nan=True):
-                at = int(np.flatnonzero((values[0] != values[1]) & ~np.isnan(values).all(axis=0))[0])
-                raise AssertionError(f"other values than the ordinary build: {values[0][at]} for {values[1][at]}")
+            values, others = np.frombuffer(got, np.float32), np.frombuffer(want, np.float32)
+            if not np.array_equal(values, others, equal_nan=True):
+                different = (values != others) & ~(np.isnan(values) & np.isnan(others))
+                at = int(np.flatnonzero(different)[0])
+                raise AssertionError(f"other values than the ordinary build: {values[at]} for {others[at]}")
 
 
 def mutated(number: int, first: int) -> list[str]:
@@ -272,9 +272,10 @@ def main() -> None:
     if wrong:
         sys.exit("\n".join(wrong))
     begin_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ionn-sanitize-") as folder, Judge(
-        environment, Path(folder, "said")
-    ) as judge:
+    with (
+        tempfile.TemporaryDirectory(prefix="ionn-sanitize-") as folder,
+        Judge(environment, Path(folder, "said")) as judge,
+    ):
         for _ in cases(judge, arguments.nets, arguments.seed):
             if time.monotonic() - begin_s > arguments.limit_s:
                 print("the time is over", flush=True)

@@ -378,9 +378,7 @@ class Reconnection(Expected):
         assert sorted(got.held, key=lambda held: held.partition) == sorted(self.held, key=lambda held: held.partition)
 
 
-def run(
-    steps: Sequence[Expected], answer: Callable[[Sequence[Step]], list[list[bytes]]], nearly: bool = False
-) -> None:
+def run(steps: Sequence[Expected], answer: Callable[[Sequence[Step]], list[list[bytes]]], nearly: bool = False) -> None:
     """Take all steps, and compare every answer, with `nearly` within TOLERANCE only. One that ends the process fails by
     name: it is looked for by taking fewer steps."""
     answers = answer([step.step for step in steps])

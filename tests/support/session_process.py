@@ -21,9 +21,7 @@ class Step(NamedTuple):
 
 
 class Sessions(Remote):
-    def __init__(
-        self, environment: Mapping[str, str] | None = None, log: IO[bytes] | int = subprocess.DEVNULL
-    ) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
         super().__init__("session_process", environment, log)
 
     def answers(self, steps: Sequence[Step]) -> list[list[bytes]]:
