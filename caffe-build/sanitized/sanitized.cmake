@@ -1,7 +1,6 @@
 # Included by CMakeLists.txt's project() where build_sanitized.py builds: what that build has more. As in the
 # ordinary build, Caffe's own debugging checks are off.
-# The libbacktrace of GCC 12 finds no lines in the DWARF 5 of unity builds.
-set(CMAKE_CXX_FLAGS "-O1 -g1 -gdwarf-4 -fno-omit-frame-pointer -DNDEBUG -D_GLIBCXX_ASSERTIONS")
+set(CMAKE_CXX_FLAGS "-O1 -g1 -fno-omit-frame-pointer -DNDEBUG -D_GLIBCXX_ASSERTIONS")
 # Dividing a float by zero is defined by IEEE 754, and layers do it; a cast to an int that cannot hold it is not.
 string(APPEND CMAKE_CXX_FLAGS " -fsanitize=address,undefined,float-cast-overflow")
 

@@ -77,6 +77,17 @@ def sanitized(caffe: Path) -> dict[str, str]:
     }
 
 
+def located(said: str) -> str:
+    """What the sanitizers say, with source lines where they know none, as of what is compiled in batches."""
+
+    def line(match: re.Match[str]) -> str:
+        command = ["addr2line", "--inlines", "--exe", match["library"], match["address"]]
+        inner, *outer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+        return next((place for place in (inner, *outer) if "/caffe/" in place), inner)
+
+    return re.sub(r"\((?P<library>\S*/_caffe\S*)\+(?P<address>0x[0-9a-f]+)\)", line, said)
+
+
 def probe(environment: dict[str, str]) -> list[str]:
     """What is wrong with a build: the probes whose fault it does not report."""
     wrong = []
@@ -85,6 +96,7 @@ def probe(environment: dict[str, str]) -> list[str]:
         said = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
         ).stderr
+        said = located(said)
         if not all(word in said for word in words):
             wrong.append(f"the build is not sanitized: it did not report the fault {name!r}, but said:\n{said[-2000:]}")
     return wrong
@@ -183,7 +195,7 @@ class Judge:
             failure = f"{type(error).__name__}: {error}"
         with self._log.open("rb") as log:
             log.seek(before)
-            said = log.read().decode(errors="replace")
+            said = located(log.read().decode(errors="replace"))
         if not self.findings.read(said, "\n".join(case)) and failure:
             self.findings.add(failure.splitlines()[0][:150], f"{failure}\n{said[-3000:]}", "\n".join(case))
 
