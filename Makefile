@@ -5,7 +5,7 @@ RUNS ?= 1
 MINUTES ?= 10
 FUZZ_TIMES ?= 10
 FUZZ_S ?= 120
-SANITIZE_NETS ?= 4000
+SANITIZE_NETS ?= 10000
 SANITIZE_S ?= 600
 MUTANTS ?= 300
 SEED ?= 0
@@ -97,7 +97,7 @@ fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand
 	    || exit 1; \
 	done
 
-sanitize: setup ## Caffe with AddressSanitizer and UBSan, built in minutes, on SANITIZE_NETS=4000 strangers' nets, SANITIZE_S=600 s at most
+sanitize: setup ## Caffe with AddressSanitizer and UBSan, built in minutes, on SANITIZE_NETS=10000 strangers' nets, SANITIZE_S=600 s at most
 	caffe=$$(.venv/bin/python caffe-build/build_sanitized.py) && .venv/bin/python -m tests.sanitize.run \
 	  --caffe "$$caffe" --nets $(SANITIZE_NETS) --limit-s $(SANITIZE_S) --seed $(SEED)
 

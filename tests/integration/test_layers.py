@@ -433,17 +433,23 @@ LIMITS: list[tuple[str, str, Shape | None, Shape | None]] = [
         (1, 1, 2**30),
     ),
     ("Deconvolution", f"convolution_param {{ num_output: 1 kernel_size: 1 stride: {2**30} }}", (1, 1, 2), None),
-    # Caffe numbers the elements of the padding too: 32768 * 65534 of them, and 32770 * 65536.
+    # Caffe numbers the elements of the padding too: (2 + 2 * 16382) * 256 * 256 of them, and 2^31.
     (
-        "Convolution",
-        "convolution_param { num_output: 1 kernel_size: 1 pad: 16383 stride: 40000 }",
-        (1, 1, 2, 32768),
-        (1, 1, 1, 2),
+        "Im2col",
+        "convolution_param { kernel_size: 1 pad: 16382 pad: 0 pad: 0 stride: 40000 stride: 256 stride: 256 }",
+        (1, 1, 2, 256, 256),
+        (1, 1, 1, 1, 1),
+    ),
+    (
+        "Im2col",
+        "convolution_param { kernel_size: 1 pad: 16383 pad: 0 pad: 0 stride: 40000 stride: 256 stride: 256 }",
+        (1, 1, 2, 256, 256),
+        None,
     ),
     (
         "Convolution",
-        "convolution_param { num_output: 1 kernel_size: 1 pad: 16384 stride: 40000 }",
-        (1, 1, 2, 32768),
+        "convolution_param { num_output: 1 kernel_size: 1 pad: 40000 pad: 0 pad: 0 stride: 40000 stride: 256 stride: 256 }",
+        (1, 1, 2, 256, 256),
         None,
     ),
     # The sides of a window, and of windows that are outside of the input: 46340^2 is an int, 46341^2 is not.
@@ -454,6 +460,8 @@ LIMITS: list[tuple[str, str, Shape | None, Shape | None]] = [
     ("Pooling", f"pooling_param {{ kernel_size: 1 stride: {MOST + 1} }}", IMAGE, None),
     ("Pooling", "pooling_param { pool: AVE kernel_size: 46339 pad: 23169 }", (1, 1, 2, 2), (1, 1, 2, 2)),
     ("Pooling", "pooling_param { pool: AVE kernel_size: 46340 pad: 23170 }", (1, 1, 2, 2), None),
+    ("Pooling", "pooling_param { pool: AVE kernel_size: 46342 pad: 23171 }", (1, 1, 2, 2), None),
+    ("Pooling", f"pooling_param {{ pool: AVE kernel_size: 1 stride: {MOST} }}", IMAGE, None),
     (
         "Pooling",
         f"pooling_param {{ kernel_h: 1 kernel_w: {2**24 - 1} pad_h: 0 pad_w: {2**23 - 5} stride: 3 }}",

@@ -20,6 +20,7 @@ from ionn.protocol import messages
 from ionn.server.admission import Usage, check_partition
 from ionn.server.limits import Limits
 from tests.integration.test_layers import GOOD, make_layer
+from tests.integration.test_layers import LIMITS as LIMITS_OF_LAYERS
 from tests.support.choices import Choices, chance, pick
 from tests.support.nets import layer
 from tests.support.raw import upload_messages
@@ -36,6 +37,8 @@ _SIZES = [1, 1, 1, 2, 3, 4, 5, 8, 9, 17, 64, 255, 257, 65536, 65537, 200_000]
 _INTEGERS = [0, 1, 2, 3, 4, 5, 7, 8, 16, 255, 256, 4096, 46341, 65536, 2**20, 2**22, 2**24 - 1, 2**30, 2**31 - 1]
 _UNSIGNED = [*_INTEGERS, 2**31, 2**32 - 1]
 _SIGNED = [*_INTEGERS, -1, -2, -3, -4, -5, -(2**30), -(2**31)]
+# Whose squares, sums or products are next to what an int holds.
+_LARGE = [46340, 46341, 65536, 2**23 - 4, 2**24 - 1, 2**30 - 5, 2**30, 2**31 - 3, 2**31 - 1]
 _FLOATS = [0.0, 1.0, -1.0, 0.5, 2.0, 1e-3, 1e-45, -1e-45, 1e-38, 3e38, -3e38, math.inf, -math.inf, math.nan, 2.0**31]
 
 
@@ -69,8 +72,17 @@ def rows() -> Iterator[tuple[str, str]]:
                 yield kind, net_of(param, shapes, in_place)
 
 
+def limits() -> Iterator[str]:
+    """Layers as large as Caffe can count."""
+    for kind, params, bottom, _ in LIMITS_OF_LAYERS:
+        param = make_layer(kind, params, int(bottom is not None), 1)
+        if bottom is not None and _is_accepted(param, [bottom]):
+            yield net_of(essential(param), (bottom,), in_place=False)
+
+
 def changed_rows() -> Iterator[str]:
-    """Of every type every field of its parameters with every extreme value, in the first row that then is accepted."""
+    """Of every type every field of its parameters with every extreme value, in the first row that then is accepted: with
+    its own bottoms, or the smallest."""
     for kind, some in sorted(ROWS.items()):
         name = LAYER_TYPES[kind].param
         blank = getattr(LayerParameter(), name) if name and some else None
@@ -81,7 +93,10 @@ def changed_rows() -> Iterator[str]:
 
 def _with(some: list[Row], name: str, field: str, value: Any) -> Iterator[str]:
     """The nets of those rows that are accepted with this value."""
-    for kind, params, shapes, tops in some:
+    smallest = [
+        (kind, params, tuple((1,) * len(shape) for shape in shapes), tops) for kind, params, shapes, tops in some
+    ]
+    for kind, params, shapes, tops in (*some, *smallest):
         param = make_layer(kind, params, len(shapes), tops)
         own = getattr(param, name)
         if _is_repeated(own, field):
@@ -109,22 +124,23 @@ def extreme(c: Choices, kind: str) -> str | None:
     """A layer of this type with parameters and shapes that are changed at random, in a net; None if it is refused."""
     _, params, shapes, tops = pick(c, ROWS[kind])
     bottoms = list(shapes)
+    large = chance(c, 40)
     if chance(c, 70):
-        bottoms = _other_shapes(c, bottoms)
+        bottoms = _other_shapes(c, bottoms, (1, 1, 2) if large else _SIZES)
     param = make_layer(kind, params, len(bottoms), tops)
     name = LAYER_TYPES[kind].param
-    for _ in range(c.integer(0, 3) if name else 0):
-        _change(c, getattr(param, name))
+    for _ in range(c.integer(0, 4) if name else 0):
+        _change(c, getattr(param, name), large)
     if not _is_accepted(param, bottoms):
         return None
     return net_of(essential(param), tuple(bottoms), LAYER_TYPES[kind].in_place and chance(c, 30))
 
 
-def _other_shapes(c: Choices, shapes: list[Shape]) -> list[Shape]:
+def _other_shapes(c: Choices, shapes: list[Shape], sizes: Sequence[int]) -> list[Shape]:
     """All replaced by one, or one axis of one or of all changed."""
     if chance(c, 40):
-        return [tuple(pick(c, _SIZES) for _ in range(pick(c, (4, 4, 2, 3, 1, 0, 5, 8))))] * len(shapes)
-    at, axis, size, all_of_them = c.integer(0, len(shapes) - 1), c.integer(0, 31), pick(c, _SIZES), chance(c, 60)
+        return [tuple(pick(c, sizes) for _ in range(pick(c, (4, 4, 2, 3, 1, 0, 5, 8))))] * len(shapes)
+    at, axis, size, all_of_them = c.integer(0, len(shapes) - 1), c.integer(0, 31), pick(c, sizes), chance(c, 60)
     return [
         (*shape[: axis % len(shape)], size, *shape[axis % len(shape) + 1 :])
         if shape and (all_of_them or index == at)
@@ -133,31 +149,33 @@ def _other_shapes(c: Choices, shapes: list[Shape]) -> list[Shape]:
     ]
 
 
-def _change(c: Choices, message: Any) -> None:
-    """Give one field of a message another value."""
+def _change(c: Choices, message: Any, large: bool) -> None:
+    """Give one field of a message another value, if it is a number a `large` one."""
     field = pick(c, message.DESCRIPTOR.fields)
     if field.message_type is not None:
         if field.message_type.name == "BlobShape" and message.HasField(field.name):
-            _change(c, getattr(message, field.name))
+            _change(c, getattr(message, field.name), large)
         return
     if _is_repeated(message, field.name):
-        values = [_value(c, field) for _ in range(pick(c, (1, 1, 2, 3, 0)))]
+        values = [_value(c, field, large) for _ in range(pick(c, (1, 1, 2, 3, 0)))]
         old = list(getattr(message, field.name))
         if old and chance(c, 60):
             values = old
-            values[c.integer(0, len(old) - 1)] = _value(c, field)
+            values[c.integer(0, len(old) - 1)] = _value(c, field, large)
         message.ClearField(field.name)
         getattr(message, field.name).extend(values)
     elif chance(c, 20):
         message.ClearField(field.name)
     else:
-        setattr(message, field.name, _value(c, field))
+        setattr(message, field.name, _value(c, field, large))
 
 
-def _value(c: Choices, field: Any) -> Any:
-    """A value for a field; a number mostly such as may be accepted."""
+def _value(c: Choices, field: Any, large: bool) -> Any:
     values = _values(field)
-    return c.integer(0, 6) if values in (_UNSIGNED, _SIGNED) and chance(c, 50) else pick(c, values)
+    if values not in (_UNSIGNED, _SIGNED):
+        return pick(c, values)
+    # Mostly such as may be accepted.
+    return pick(c, _LARGE) if large else c.integer(0, 6) if chance(c, 50) else pick(c, values)
 
 
 def _values(field: Any) -> list[Any]:

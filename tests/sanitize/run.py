@@ -1,6 +1,6 @@
 """Caffe with AddressSanitizer and UBSan, given what strangers may upload and ask. `make sanitize` runs this.
 
-    .venv/bin/python -m tests.sanitize.run --caffe build/sanitized/lib --nets 3000 --limit-s 600
+    .venv/bin/python -m tests.sanitize.run --caffe build/sanitized/lib --nets 10000 --limit-s 600
 
 Every net is uploaded to a `SessionState` in a process that has the sanitized Caffe, and queried there. Half of the nets
 are single layers with extreme parameters, shapes and numbers, type after type; a quarter are mutated prototxts of the
@@ -30,7 +30,7 @@ from ionn.model.layers import LAYER_TYPES
 from ionn.protocol import messages
 from tests.fuzz.strategies import prototxts
 from tests.integration.test_answers import check_case, check_stranger
-from tests.sanitize.cases import ROWS, changed_rows, extreme, rows, steps
+from tests.sanitize.cases import ROWS, changed_rows, extreme, limits, rows, steps
 from tests.support.choices import Seeded
 from tests.support.oracle import Oracle
 from tests.support.remote import ROOT, DiedError
@@ -233,6 +233,9 @@ def cases(judge: Judge, nets: int, first: int) -> Iterator[None]:
     for number, (_, text) in enumerate(rows()):
         judge.stranger("rows of the table's tests", number, text)
         yield
+    for number, text in enumerate(limits()):
+        judge.stranger("layers as large as Caffe can count", number, text)
+        yield
     for number, text in enumerate(changed_rows()):
         judge.stranger("rows with an extreme parameter", number, text)
         yield
@@ -275,7 +278,7 @@ def report(judge: Judge, wrong: list[str], took_s: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Look for memory errors and undefined behaviour in Caffe.")
     parser.add_argument("--caffe", type=Path, required=True, help="the folder with the sanitized package")
-    parser.add_argument("--nets", type=int, default=3000)
+    parser.add_argument("--nets", type=int, default=10_000)
     parser.add_argument("--limit-s", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
