@@ -448,7 +448,8 @@ LIMITS: list[tuple[str, str, Shape | None, Shape | None]] = [
     ),
     (
         "Convolution",
-        "convolution_param { num_output: 1 kernel_size: 1 pad: 40000 pad: 0 pad: 0 stride: 40000 stride: 256 stride: 256 }",
+        "convolution_param { num_output: 1 kernel_size: 1 pad: 40000 pad: 0 pad: 0 "
+        "stride: 40000 stride: 256 stride: 256 }",
         (1, 1, 2, 256, 256),
         None,
     ),

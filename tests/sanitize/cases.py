@@ -81,8 +81,8 @@ def limits() -> Iterator[str]:
 
 
 def changed_rows() -> Iterator[str]:
-    """Of every type every field of its parameters with every extreme value, in the first row that then is accepted: with
-    its own bottoms, or the smallest."""
+    """Of every type every field of its parameters with every extreme value, in the first row that then is accepted, be
+    it with the smallest bottoms."""
     for kind, some in sorted(ROWS.items()):
         name = LAYER_TYPES[kind].param
         blank = getattr(LayerParameter(), name) if name and some else None
