@@ -63,13 +63,13 @@ def net_of(param: Any, shapes: tuple[Shape, ...], in_place: bool) -> str:
     return text + layer("AbsVal", "behind", (*own.top, own.bottom[0])[0])
 
 
-def rows() -> Iterator[tuple[str, str]]:
-    """Every row of the table's tests, and in place where that is allowed: its type, and its net."""
+def rows() -> Iterator[str]:
+    """Every row of the table's tests, and in place where that is allowed."""
     for kind, some in sorted(ROWS.items()):
         for _, params, shapes, tops in some:
             param = essential(make_layer(kind, params, len(shapes), tops))
             for in_place in (False, True)[: 1 + LAYER_TYPES[kind].in_place]:
-                yield kind, net_of(param, shapes, in_place)
+                yield net_of(param, shapes, in_place)
 
 
 def limits() -> Iterator[str]:

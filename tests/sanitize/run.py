@@ -34,6 +34,7 @@ from tests.sanitize.cases import ROWS, changed_rows, extreme, limits, rows, step
 from tests.support.choices import Seeded
 from tests.support.oracle import Oracle
 from tests.support.remote import ROOT, DiedError
+from tests.support.schedules import are_exact
 from tests.support.session_process import Sessions
 
 KNOWN = Path(__file__).with_name("known.txt")
@@ -93,10 +94,10 @@ def probe(environment: dict[str, str]) -> list[str]:
     wrong = []
     for name, words in PROBES.items():
         command = [sys.executable, "-m", "tests.sanitize.probe", name]
-        said = subprocess.run(
+        done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-        ).stderr
-        said = located(said)
+        )
+        said = located(done.stderr)
         if not all(word in said for word in words):
             wrong.append(f"the build is not sanitized: it did not report the fault {name!r}, but said:\n{said[-2000:]}")
     return wrong
@@ -162,10 +163,7 @@ class Judge:
             answers = self._sanitized.answers(asked)
             for step, frames in zip(expected, answers, strict=True):
                 step.check(frames)
-            exact = not any(
-                layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param) for layer in network.layers
-            )
-            if exact:
+            if are_exact(network.layers):
                 _compare(answers, self._ordinary.answers(asked))
             self.nets.update({layer.type for layer in network.layers})
             self.cases[name] += 1
@@ -230,7 +228,7 @@ def mutated(number: int, first: int) -> list[str]:
 
 def cases(judge: Judge, nets: int, first: int) -> Iterator[None]:
     """Run case after case."""
-    for number, (_, text) in enumerate(rows()):
+    for number, text in enumerate(rows()):
         judge.stranger("rows of the table's tests", number, text)
         yield
     for number, text in enumerate(limits()):

@@ -47,7 +47,7 @@ def test_what_the_sanitizers_say_is_a_finding(said: str, keys: list[str]) -> Non
 
 def test_every_layer_type_is_run() -> None:
     kinds = set()
-    for seed, (_, text) in enumerate(rows()):
+    for seed, text in enumerate(rows()):
         made = steps(Seeded(seed), text)
         assert made is not None, text
         kinds |= {layer.type for layer in made[0].layers}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ionn.model.network import Network
+from ionn.model.network import Layer, Network
 from ionn.model.partial_net import ExtractedPartition, NetStage, extract
 from ionn.model.slices import Piece, Slice, output_channels, runs_of, stage_of
 from ionn.planning.slice_costs import slice_plans
@@ -22,6 +22,14 @@ from tests.support.session_process import Step
 Weights = dict[str, tuple[np.ndarray, ...]]
 # What another order of summing may change, relative to the largest value.
 TOLERANCE = 1e-4
+
+
+def are_exact(layers: Sequence[Layer]) -> bool:
+    """Whether Caffe computes these layers the same each time.
+
+    OpenBLAS's sum of absolute values goes in an order that depends on where in memory they lie.
+    """
+    return not any(layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param) for layer in layers)
 
 
 class Answers:
@@ -41,15 +49,9 @@ class Answers:
         return Question(text, inputs, weights, taps)
 
     def exact(self, first: int, last: int) -> bool:
-        """Whether Caffe computes stages `first`..`last` the same each time.
-
-        OpenBLAS's sum of absolute values goes in an order that depends on where in memory they lie.
-        """
+        """Whether Caffe computes stages `first`..`last` the same each time."""
         stages = self.network.stages
-        return not any(
-            layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param)
-            for layer in self.network.layers[stages[first].first_layer : stages[last].last_layer + 1]
-        )
+        return are_exact(self.network.layers[stages[first].first_layer : stages[last].last_layer + 1])
 
     def blob(self, stage: int, index: int) -> np.ndarray:
         return self._taps[index][stage - 1] if stage else self.inputs[index]
