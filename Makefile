@@ -5,6 +5,8 @@ RUNS ?= 1
 MINUTES ?= 10
 FUZZ_TIMES ?= 10
 FUZZ_S ?= 120
+SANITIZE_NETS ?= 10000
+SANITIZE_S ?= 600
 MUTANTS ?= 300
 SEED ?= 0
 # Half of the tests' time is waiting for processes and timeouts: twice as many test processes as cores keep two busy.
@@ -22,7 +24,7 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models wheels test test-long lint reproduce figures bench soak fuzz mutants clean
+.PHONY: help setup system-packages models wheels test test-long lint reproduce figures bench soak fuzz sanitize mutants clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +96,10 @@ fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand
 	  .venv/bin/python -m tests.fuzz.decoders $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \
 	    || exit 1; \
 	done
+
+sanitize: setup ## Caffe with AddressSanitizer and UBSan, built in minutes, on SANITIZE_NETS=10000 strangers' nets, SANITIZE_S=600 s at most
+	caffe=$$(.venv/bin/python caffe-build/build_sanitized.py) && .venv/bin/python -m tests.sanitize.run \
+	  --caffe "$$caffe" --nets $(SANITIZE_NETS) --limit-s $(SANITIZE_S) --seed $(SEED)
 
 mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do the tests notice? 20 minutes
 	.venv/bin/python -m tests.mutants.mutate --mutants $(MUTANTS) --seed $(SEED)

@@ -18,7 +18,7 @@ from ionn.errors import InputError, PartitionError
 from ionn.model.layers import Shape, shape_text
 from ionn.model.network import OUTPUTS_MAX, Layer, Network
 from ionn.model.partial_net import PartialNet
-from ionn.model.proto import NetParameter
+from ionn.model.proto import LRNParameter, NetParameter
 from ionn.model.slices import output_channels, set_output_channels
 from ionn.protocol.messages import PartitionHeader
 from ionn.server.limits import Limits, option
@@ -181,7 +181,7 @@ def _usage(network: Network, limits: Limits) -> Usage:
                     f"the server's {option('blob_mb')} is {limits.blob_mb:g}"
                 )
     weight_bytes = sum(layer.weight_bytes for layer in network.layers)
-    memory_bytes = weight_bytes + sum(layer.output_bytes + _columns_bytes(layer) for layer in network.layers)
+    memory_bytes = weight_bytes + sum(layer.output_bytes + _scratch_bytes(layer) for layer in network.layers)
     return Usage(len(network.layers), weight_bytes, memory_bytes)
 
 
@@ -189,13 +189,17 @@ def _bytes(shape: Shape) -> int:
     return math.prod(shape) * _FLOAT_BYTES
 
 
-def _columns_bytes(layer: Layer) -> int:
-    """Return the most that Caffe unrolls a convolution's input into: an element per multiply-add of one output
-    channel."""
-    if not layer.type.endswith("onvolution"):
-        return 0
-    group: int = layer.param.convolution_param.group
-    return layer.operations * group // layer.weight_shapes[0][0] * _FLOAT_BYTES
+def _scratch_bytes(layer: Layer) -> int:
+    """Return the most that Caffe takes to compute a layer, where its parameters make that more than its blobs have."""
+    if layer.type.endswith("onvolution"):
+        # It unrolls the input: an element per multiply-add of one output channel.
+        group: int = layer.param.convolution_param.group
+        return layer.operations * group // layer.weight_shapes[0][0] * _FLOAT_BYTES
+    if layer.type == "LRN" and layer.param.lrn_param.norm_region == LRNParameter.ACROSS_CHANNELS:
+        # An image with a margin of half the window's size before its first channel, and behind its last.
+        _, channels, height, width = layer.bottom_shapes[0]
+        return _bytes((channels + layer.param.lrn_param.local_size - 1, height, width))
+    return 0
 
 
 def _check_limits(usage: Usage, limits: Limits) -> None:

@@ -69,7 +69,7 @@ def check_unrun(line: str) -> None:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this tree in which `ionn` and `python` are those of this process."""
     copy = tmp_path_factory.mktemp("docs") / "ionn"
-    ignored = shutil.ignore_patterns(".*", "results", "*.caffemodel", "__pycache__", "*.egg-info")
+    ignored = shutil.ignore_patterns(".*", "build", "results", "*.caffemodel", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=ignored)
     for weights in (ROOT / "models").glob("*.caffemodel"):
         (copy / "models" / weights.name).symlink_to(weights)

@@ -193,6 +193,21 @@ def test_slices_count_until_they_are_joined() -> None:
     assert isinstance(send(state, moved(large, 19), 5), messages.Error)
 
 
+def test_what_a_layer_takes_to_compute_counts() -> None:
+    """Caffe's LRN copies an image and adds a margin, which may be far larger than the blobs."""
+    for size in (1_000_001, 10_000_001):
+        network = network_of(f"LRN lrn_param {{ local_size: {size} }}", shape="dim: 4 dim: 3 dim: 1 dim: 1")
+        upload = part_of(network, [1])
+        assert send(session(memory_mb=size * 4.01 / 1e6), upload, 0) == messages.Ready(0)
+        refused = send(session(memory_mb=size * 3.99 / 1e6), upload, 0)
+        assert isinstance(refused, messages.Error)
+        assert "--memory-mb" in refused.message
+    within = "LRN lrn_param { local_size: 40001 norm_region: WITHIN_CHANNEL }"
+    assert send(session(memory_mb=1), part_of(network_of(within, shape="dim: 1 dim: 1 dim: 1 dim: 1"), [1]), 0) == (
+        messages.Ready(0)
+    )
+
+
 def test_layers_and_weights_of_slices_count_as_the_whole() -> None:
     network = network_of(FC % 2000, shape="dim: 1 dim: 1000")
     state = session(weights_mb=8.1, layers=10)

@@ -6,9 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,10 +18,17 @@ class DiedError(Exception):
 
 
 class Remote:
-    """A process that runs a module of this package, which calls `serve`. Use it in a `with` statement."""
+    """A process that runs a module of this package, which calls `serve`. Use it in a `with` statement.
 
-    def __init__(self, module: str) -> None:
+    `environment` is what it has more; what Caffe says goes to `log`: mostly the signal that it dies of tells enough.
+    """
+
+    def __init__(
+        self, module: str, environment: Mapping[str, str] | None = None, log: IO[bytes] | int = subprocess.DEVNULL
+    ) -> None:
         self._module = module
+        self._environment = environment or {}
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -42,12 +49,11 @@ class Remote:
     def ask(self, request: Any) -> Any:
         """The answer to a request. Raises DiedError where there is none; the next request gets a new process."""
         if self._process is None:
-            # What Caffe says before it aborts is of no interest: the signal tells enough.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"tests.support.{self._module}"], cwd=ROOT,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
                 # glibc fills what it frees, so that whatever reads it later reads nonsense.
-                env={**os.environ, "MALLOC_PERTURB_": "165"},
+                env={**os.environ, "MALLOC_PERTURB_": "165", **self._environment},
             )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None

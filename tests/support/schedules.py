@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ionn.model.network import Network
-from ionn.model.partial_net import ExtractedPartition, extract
+from ionn.model.network import Layer, Network
+from ionn.model.partial_net import ExtractedPartition, NetStage, extract
 from ionn.model.slices import Piece, Slice, output_channels, runs_of, stage_of
 from ionn.planning.slice_costs import slice_plans
 from ionn.protocol import messages
@@ -22,6 +22,14 @@ from tests.support.session_process import Step
 Weights = dict[str, tuple[np.ndarray, ...]]
 # What another order of summing may change, relative to the largest value.
 TOLERANCE = 1e-4
+
+
+def are_exact(layers: Sequence[Layer]) -> bool:
+    """Whether Caffe computes these layers the same each time.
+
+    OpenBLAS's sum of absolute values goes in an order that depends on where in memory they lie.
+    """
+    return not any(layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param) for layer in layers)
 
 
 class Answers:
@@ -41,15 +49,9 @@ class Answers:
         return Question(text, inputs, weights, taps)
 
     def exact(self, first: int, last: int) -> bool:
-        """Whether Caffe computes stages `first`..`last` the same each time.
-
-        OpenBLAS's sum of absolute values goes in an order that depends on where in memory they lie.
-        """
+        """Whether Caffe computes stages `first`..`last` the same each time."""
         stages = self.network.stages
-        return not any(
-            layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param)
-            for layer in self.network.layers[stages[first].first_layer : stages[last].last_layer + 1]
-        )
+        return are_exact(self.network.layers[stages[first].first_layer : stages[last].last_layer + 1])
 
     def blob(self, stage: int, index: int) -> np.ndarray:
         return self._taps[index][stage - 1] if stage else self.inputs[index]
@@ -119,6 +121,22 @@ def slices_of(c: Choices, network: Network, stage: int, planned_only: bool = Fal
         planned = []
         ends = sorted({*(c.integer(1, channels - 1) for _ in range(c.integer(1, 3))), channels})
     return [Slice(stage, begin, end) for begin, end in zip((0, *ends[:-1]), ends, strict=True)], bool(planned)
+
+
+def stages_anywhere(c: Choices, network: Network) -> tuple[NetStage, ...] | None:
+    """Stages that end anywhere and hand on anything, as a stranger would have them; None if one has nothing to hand
+    on."""
+    last = len(network.layers) - 1
+    ends = sorted({*(c.integer(0, last) for _ in range(c.integer(0, 5))), last})
+    stages: list[NetStage] = []
+    for begin, end in zip((0, *(end + 1 for end in ends)), ends, strict=False):
+        made = [blob for layer in network.layers[begin : end + 1] for blob in layer.tops]
+        if not made:
+            return None
+        # Only the last may hand on several blobs: the one behind it would not know which.
+        outputs = [pick(c, made) for _ in range(c.integer(1, 3) if end == last else 1)]
+        stages.append(NetStage(len(stages), end, tuple(outputs)))
+    return tuple(stages)
 
 
 @dataclass
@@ -362,12 +380,12 @@ class Reconnection(Expected):
         assert sorted(got.held, key=lambda held: held.partition) == sorted(self.held, key=lambda held: held.partition)
 
 
-def run(steps: Sequence[Expected], answer: Callable[[Sequence[Step]], list[list[bytes]]]) -> None:
-    """Take all steps, and compare every answer. One that ends the process fails by name: it is looked for by taking
-    fewer steps."""
+def run(steps: Sequence[Expected], answer: Callable[[Sequence[Step]], list[list[bytes]]], nearly: bool = False) -> None:
+    """Take all steps, and compare every answer, with `nearly` within TOLERANCE only. One that ends the process fails by
+    name: it is looked for by taking fewer steps."""
     answers = answer([step.step for step in steps])
     for step, frames in zip(steps, answers, strict=True):
-        step.check(frames)
+        (replace(step, nearly=True) if nearly else step).check(frames)
 
 
 def describe(steps: Sequence[Expected]) -> Iterator[str]:

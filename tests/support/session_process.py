@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import IO, NamedTuple
 
 from tests.support.remote import Remote, serve
+
+# Far more than any net of a test takes: the process ends where one computes without an end.
+LIMIT_S = 120
 
 
 class Step(NamedTuple):
@@ -16,8 +21,8 @@ class Step(NamedTuple):
 
 
 class Sessions(Remote):
-    def __init__(self) -> None:
-        super().__init__("session_process")
+    def __init__(self, environment: Mapping[str, str] | None = None, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
+        super().__init__("session_process", environment, log)
 
     def answers(self, steps: Sequence[Step]) -> list[list[bytes]]:
         """The frames of the answer to each message; to an idle moment none. Every session is a new one."""
@@ -29,6 +34,7 @@ def _answer(steps: Sequence[Step]) -> list[list[bytes]]:
     from ionn.server.limits import Limits
     from ionn.server.worker import SessionState
 
+    signal.alarm(LIMIT_S)
     sessions: dict[int, SessionState] = {}
     answers: list[list[bytes]] = []
     for number, frames in steps:

@@ -18,6 +18,7 @@ from ionn.model.layers.rule import (
     check_shape,
     four_axes,
     need,
+    shape_text,
 )
 from ionn.model.proto import LRNParameter, PoolingParameter, SPPParameter
 
@@ -63,7 +64,7 @@ class _Windows:
         extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
         return cls(axis, kernel, stride, pad, extent)
 
-    def slide(self, sizes: Shape) -> Shape:
+    def slide(self, channels: int, sizes: Shape) -> Shape:
         """How many window positions there are along each spatial axis of an input."""
         padded = [size + 2 * pad for size, pad in zip(sizes, self.pad, strict=True)]
         for extent, size, stride in zip(self.extent, padded, self.stride, strict=True):
@@ -73,13 +74,22 @@ class _Windows:
             need(fits, f"its kernel of {extent} is larger than its padded input of {size}, by its stride or more")
             need(size <= MAX_COUNT, f"its padded input of {size} is larger than Caffe can count")
         triples = zip(padded, self.extent, self.stride, strict=True)
-        return tuple(max(size - extent, 0) // stride + 1 for size, extent, stride in triples)
+        positions = tuple(max(size - extent, 0) // stride + 1 for size, extent, stride in triples)
+        self._check_indices(positions, padded, channels)
+        return positions
 
-    def spread(self, sizes: Shape) -> Shape:
+    def spread(self, channels: int, sizes: Shape) -> Shape:
         """The inverse of `slide`: the output of a deconvolution along each spatial axis."""
         spread = [s * (size - 1) + extent for size, extent, s in zip(sizes, self.extent, self.stride, strict=True)]
-        need(all(size <= MAX_COUNT for size in spread), "its output is larger than Caffe can count")
+        self._check_indices(sizes, spread, channels)
         return tuple(size - 2 * pad for size, pad in zip(spread, self.pad, strict=True))
+
+    def _check_indices(self, positions: Shape, padded: Sequence[int], channels: int) -> None:
+        """Check that Caffe's ints hold what it computes of the padded image: it goes on by a stride once more after the
+        last window, and numbers the elements of the padding too."""
+        for count, stride, extent in zip(positions, self.stride, self.extent, strict=True):
+            need(count * stride + extent - 1 <= MAX_COUNT, "its windows end farther out than Caffe can count")
+        check_shape((channels, *map(max, padded, self.extent)))
 
 
 def _convolution(p: Any, bottoms: Sequence[Shape], tops: int, transposed: bool = False) -> Inferred:
@@ -94,10 +104,10 @@ def _convolution(p: Any, bottoms: Sequence[Shape], tops: int, transposed: bool =
     need(outputs % group == 0, f"num_output {outputs} cannot be divided into {group} groups")
     batch, sizes = shape[: windows.axis], shape[windows.axis + 1 :]
     if transposed:
-        top = (*batch, outputs, *windows.spread(sizes))
+        top = (*batch, outputs, *windows.spread(outputs, sizes))
         many, few, positions = channels, outputs, sizes
     else:
-        top = (*batch, outputs, *windows.slide(sizes))
+        top = (*batch, outputs, *windows.slide(channels, sizes))
         many, few, positions = outputs, channels, top[windows.axis + 1 :]
     # Caffe shapes the column buffer even where it goes unused.
     check_shape((few * math.prod(windows.kernel), *positions))
@@ -114,8 +124,9 @@ def _im2col(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     shape = bottoms[0]
     windows = _Windows.of(p, shape)
     need(windows.axis + 1 < len(shape), "its input has no spatial axes")
-    columns = shape[windows.axis] * math.prod(windows.kernel)
-    top = (*shape[: windows.axis], columns, *windows.slide(shape[windows.axis + 1 :]))
+    channels = shape[windows.axis]
+    columns = channels * math.prod(windows.kernel)
+    top = (*shape[: windows.axis], columns, *windows.slide(channels, shape[windows.axis + 1 :]))
     return Inferred((top,), operations=math.prod(top))
 
 
@@ -145,7 +156,7 @@ def _pooling(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 
 def _pooled(sizes: Shape, kernel: Shape, stride: Shape, pad: Shape, ceil: bool = True) -> Shape:
     """The pooled height and width. A last window that would start in the padding is dropped, as Caffe does."""
-    result = []
+    result, reach = [], []
     for size, k, s, p in zip(sizes, kernel, stride, pad, strict=True):
         need(k >= 1, "its kernel must be at least 1")
         need(p < k, f"its pad of {p} must be smaller than its kernel of {k}")
@@ -155,6 +166,9 @@ def _pooled(sizes: Shape, kernel: Shape, stride: Shape, pad: Shape, ceil: bool =
         if any(pad) and (pooled - 1) * s >= size + p:
             pooled -= 1
         result.append(pooled)
+        reach.append((pooled - 1) * s + k)
+    # Caffe multiplies the sides of a window, which may lie outside of the input.
+    need(math.prod(reach) <= MAX_COUNT, f"its windows reach over {shape_text(tuple(reach))}, more than Caffe can count")
     return tuple(result)
 
 
@@ -163,6 +177,7 @@ def _lrn(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     size = p.local_size
     need(size % 2 == 1, f"local_size must be odd, not {size}")
     if p.norm_region == LRNParameter.ACROSS_CHANNELS:
+        need(shape[1] + size <= MAX_COUNT, f"local_size {size} is larger than Caffe can count")
         check_shape((1, shape[1] + size - 1, *shape[2:]))  # Caffe's padded buffer
         return Inferred((shape,), operations=math.prod(shape) * size)
     _pooled(shape[2:], (size, size), (1, 1), (size // 2, size // 2))
