@@ -121,8 +121,10 @@ class QueryExecutor:
         self._dilation = dilation
         self._auditor = auditor
         self.computing = threading.Lock()
-        # What each stage took at each side, for `measured_ms`.
-        self._observed: dict[str, dict[int, list[float]]] = {"client": defaultdict(list), "server": defaultdict(list)}
+        # How often each stage ran at each side, and how long in all, for `measured_ms`.
+        self._observed: dict[str, dict[int, np.ndarray]] = {
+            where: defaultdict(lambda: np.zeros(2)) for where in ("client", "server")
+        }
         self.silence_s = (client.timeouts if client else Timeouts()).query_s
         self.adopt(graph, pieces, sliced or {})
 
@@ -155,7 +157,7 @@ class QueryExecutor:
 
     def measured_ms(self, where: str) -> dict[int, float]:
         """The mean time in ms that each stage took at "client" or "server" in these queries, where it ran there."""
-        return {stage: float(np.mean(times)) for stage, times in self._observed[where].items()}
+        return {stage: float(total_ms / count) for stage, (count, total_ms) in self._observed[where].items()}
 
     def _execute(self, query: _Progress) -> None:
         upload = self._client.upload if self._client is not None else None
@@ -292,5 +294,5 @@ class QueryExecutor:
 
     def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
         for stage, ms in zip(range(first, last + 1), stage_ms, strict=True):
-            self._observed[where][stage].append(ms)
+            self._observed[where][stage] += (1, ms)
         return Segment(where, first, last, sum(stage_ms), (time.perf_counter() - began) * 1e3, stage_ms)

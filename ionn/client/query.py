@@ -100,4 +100,6 @@ class Exchange:
 
 
 def _payload(data: Floats | None) -> tuple[Floats, ...]:
-    return () if data is None else (np.ascontiguousarray(data, "<f4").reshape(-1),)
+    """A copy: ZeroMQ sends it in its own time, and the server may answer before it has read all, so that the net which
+    the data is of runs meanwhile."""
+    return () if data is None else (np.array(data, "<f4", order="C").reshape(-1),)
