@@ -127,7 +127,7 @@ class Server:
         self._bounds = {role: bounds(role, self._limits) for role in ROLES}
         self._sessions: dict[str, Session] = {}
         self._clients: dict[bytes | str, Client] = {}
-        self._shares: Shares[Session] = Shares(int(self._limits.computing))
+        self._shares: Shares[Session] = Shares(int(self._limits.computing), self._limits.turn_s)
         self._stop_at: float | None = None
         self._next_tick = 0.0
         self._loop = Loop(self.counts)

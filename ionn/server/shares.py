@@ -1,8 +1,9 @@
 """Who computes next: clients share the processors equally, however many sessions each has. No clock, no I/O.
 
 This is start-time fair queueing. What a client computes is added to its `used_s`, in processor time, and whoever has
-used least goes next. A client that comes, or comes back, begins where the others are: what it has left unused is not
-saved for later, and what it has used beyond its part is remembered when its sessions have ended.
+used least goes next. A client that comes begins where the others are. One that comes back has saved little of what it
+left unused, no more than it takes to make good the pauses between its messages; what it has used beyond its part is
+remembered, even when its sessions have ended.
 
 An item is a session. It waits for a turn (`wait`), has one (`next`) and thereby one of the places, until it has
 computed (`done`). One that computes for too long gives its place to another and goes on without (`pass_on`).
@@ -35,10 +36,12 @@ class Share(Generic[Item]):
 
 
 class Shares(Generic[Item]):
-    """`places` items compute at once, and as many of one client, those that gave their place to another included."""
+    """`places` items compute at once, and as many of one client, those that gave their place to another included. A
+    client saves `saved_s` at most."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, saved_s: float) -> None:
         self._places = places
+        self._saved_s = saved_s
         self._shares: dict[Hashable, Share[Item]] = {}
         self._active: dict[Share[Item], None] = {}
         self._holding: set[Item] = set()
@@ -71,10 +74,13 @@ class Shares(Generic[Item]):
         """An item waits for a turn; once is enough."""
         if not self._active:  # what anybody has used beyond its part was to nobody's harm
             self._now_s = self._most_s
-        if not share.active:
-            share.used_s = max(share.used_s, self._now_s)
+        self._catch_up(share)
         share.waiting[item] = None
         self._active[share] = None
+
+    def _catch_up(self, share: Share[Item]) -> None:
+        if not share.active:
+            share.used_s = max(share.used_s, self._now_s - self._saved_s)
 
     def next(self) -> Item | None:
         """Give the next item its turn; None if none waits, or none may compute now."""
@@ -114,8 +120,7 @@ class Shares(Generic[Item]):
 
     def charge(self, share: Share[Item], seconds: float) -> None:
         """A client has used so much of a processor, in its turn or not."""
-        if not share.active:
-            share.used_s = max(share.used_s, self._now_s)
+        self._catch_up(share)
         share.used_s += seconds
         self._most_s = max(self._most_s, share.used_s)
 
