@@ -76,8 +76,8 @@ _LIGHT_BYTES = 30
 # Messages that compute and that a session's process has at once: one, and where nobody waits for its place a second
 # one, so that it does not wait for the front between the two.
 _AT_ONCE = 2
-# Uploads wait for turns too when their client has used so many turns more than others.
-_TURNS_AHEAD = 2
+# Uploads wait for turns too when their client has used so much of a turn more than others.
+_TURNS_AHEAD = 0.25
 # The niceness of a process that has computed for longer than a turn: a third of the others' weight, which starves none.
 _LONG_NICENESS = 5
 # When the server stops, its clients have this long to hear of it.

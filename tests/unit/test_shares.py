@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from hypothesis import given
@@ -23,7 +23,7 @@ class Machine:
     def __init__(self, places: int, cost_s: Callable[[str], float]) -> None:
         self.shares: Shares[Item] = Shares(places, SAVED_S)
         self.members: dict[str, Share[Item]] = {}
-        self.used_s: Counter[str] = Counter()
+        self.used_s: dict[str, float] = defaultdict(float)
         self.turns: list[Item] = []
         self._cost_s = cost_s
         self._now_s = 0.0
@@ -92,7 +92,7 @@ def test_who_comes_later_has_an_equal_part_from_then_on(places: int, turns: int,
         machine.join(client, 1)
     machine.run(turns)
     machine.join("late", sessions)
-    before = Counter(machine.used_s)
+    before = machine.used_s.copy()
     machine.run(200)
     got_s = {client: machine.used_s[client] - before[client] for client in machine.used_s}
     assert max(got_s.values()) - min(got_s.values()) <= 2 * places * 0.1 + 1e-9
@@ -107,7 +107,7 @@ def test_who_pauses_saves_little(turns: int) -> None:
         machine.wait(item)
     machine.start()
     machine.run(turns)
-    before = Counter(machine.used_s)
+    before = machine.used_s.copy()
     machine.wait(item)
     machine.run(150)
     got_s = {client: machine.used_s[client] - before[client] for client in "abc"}
