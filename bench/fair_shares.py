@@ -49,7 +49,7 @@ QUERIES_AHEAD = 20
 CHUNKS_AHEAD = 8
 CHUNK_BYTES = 200_000
 SETTLE_S = 2.0
-SECONDS = 6.0
+SECONDS = 10.0
 PART = 0.7
 WAIT_MS = 120_000
 # What the server is given: turns, or as many places as there could be sessions.
@@ -215,7 +215,6 @@ def measure(prepared: Prepared, options: Sequence[str]) -> tuple[float, list[flo
             assert isinstance(session.ask(session.control, prepared.query), Result)
             times_ms.append((time.monotonic() - now) * 1e3)
         used_s = {pid: after_s - before.get(pid, 0.0) for pid, after_s in session_processes().items()}
-        print(options, {k: round(v,2) for k,v in used_s.items()}, len(times_ms), sum(used_s.values()), psutil.cpu_percent())
     return used_s[mine] / sum(used_s.values()), times_ms
 
 

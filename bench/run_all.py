@@ -33,6 +33,7 @@ BENCHES = (
     "link_use",
     "query_overhead",
     "many_clients",
+    "fair_shares",
     "strangers",
     "blas",
     "calibration",

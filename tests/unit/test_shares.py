@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ionn.protocol.messages import Join, Part, Ping, Query, decode
+from ionn.server.front import _LIGHT_BYTES
 from ionn.server.shares import _GONE_MAX, Share, Shares
 
 Item = tuple[str, int]
@@ -239,3 +241,17 @@ def test_clients_that_are_gone_are_forgotten() -> None:
     assert len(shares._shares) == _GONE_MAX
     assert 49 not in shares._shares
     assert shares.join(50).used_s == 51.0
+
+
+def test_no_message_that_computes_is_taken_for_a_heartbeat() -> None:
+    """The front, which does not read messages, goes by their size: here is the smallest text of each."""
+    smallest = [
+        '{"type":"query","query":1,"first":1,"last":1}',
+        '{"type":"part","query":1,"stage":1,"count":1,"stay":true}',
+        '{"type":"join","query":1,"stay":true}',
+    ]
+    for text in smallest:
+        assert type(decode([text.encode()])) in (Query, Part, Join)
+        assert len(text) > _LIGHT_BYTES
+    (ping,) = Ping().frames()
+    assert len(ping) <= _LIGHT_BYTES
