@@ -56,7 +56,7 @@ from ionn.server.ipc import FrontPipe
 from ionn.server.limits import Limits, option
 from ionn.server.loop import GONE, IN, OUT, Loop
 from ionn.server.metrics import Counts
-from ionn.server.roster import ROLES, Client, Session, Taken, bounds
+from ionn.server.roster import ROLES, Client, Session, Taken, bounds, client_credit
 from ionn.server.shares import Shares
 from ionn.server.status import Note
 from ionn.server.tempdir import run_folder
@@ -125,6 +125,7 @@ class Server:
         _reserve_descriptors(self._limits)
         self.counts = Counts()
         self._bounds = {role: bounds(role, self._limits) for role in ROLES}
+        self._credits = {role: client_credit(role, self._limits) for role in ROLES}
         self._sessions: dict[str, Session] = {}
         self._clients: dict[bytes | str, Client] = {}
         self._shares: Shares[Session] = Shares(int(self._limits.computing), self._limits.turn_s)
@@ -212,7 +213,8 @@ class Server:
         return self._room(session, connection.role)
 
     def _room(self, session: Session, role: str) -> int:
-        return session.client.room(session, role, self._limits)
+        own = self._bounds[role].cost - session.under_way[role]
+        return session.client.room(session, role, own, self._credits[role])
 
     def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
         session = connection.session
@@ -286,6 +288,7 @@ class Server:
         for taken, _ in session.waiting[role]:  # nobody is there for the answers, and the hello need not wait for them
             session.under_way[role] -= taken.cost
         session.waiting[role].clear()
+        self._resume_short(session.client)
         self._door.attach(connection, session, role, self._bounds[role])
         session.connections[role] = connection
 

@@ -16,6 +16,11 @@ from ionn.server.status import Note
 ROLES = ("control", "upload")
 
 
+def client_credit(role: str, limits: Limits) -> int:
+    """Return what may be under way in a role of all sessions of a client, in bytes of cost."""
+    return int(limits.blobs_per_client_mb * 1e6 if role == "control" else limits.window_per_client_kb * 1e3)
+
+
 def bounds(role: str, limits: Limits) -> Bounds:
     """Return what a message of a session's connection may have. What is under way in this role, all its connections'
     together, may cost as much as the largest message."""
@@ -45,26 +50,25 @@ class Client:
     sessions: dict[Session, None] = field(default_factory=dict)
     short: dict[Session, None] = field(default_factory=dict)  # those that may be waiting for the client's credit
 
-    def room(self, session: Session, role: str, limits: Limits) -> int:
-        """Return what may be taken of a session now: what its own credit leaves, and its client's.
+    def room(self, session: Session, role: str, own: int, most: int) -> int:
+        """Return what may be taken of a session: what is left of its `own` credit, and of its client's, `most`.
 
-        The oldest session that has something under way, or arriving, needs none of its client's: while two have begun
+        The oldest of those that have something under way, or arriving, needs none of its client's: where two have begun
         messages and there is room for neither, one goes on. So no more is ever under way than the client's credit and
-        the largest message.
+        one session's.
         """
-        own = bounds(role, limits).cost - session.under_way[role]
-        if len(self.sessions) == 1:
+        older = others = 0
+        for each in self.sessions:
+            if each is session:
+                older = others
+            else:
+                others += each.occupies(role)
+        if not others or (not older and session.occupies(role)):
             return own
-        occupied = {each: each.occupies(role) for each in self.sessions}
-        others = sum(occupied.values()) - occupied[session]
-        first = next((each for each, cost in occupied.items() if cost), session)
-        most = limits.blobs_per_client_mb * 1e6 if role == "control" else limits.window_per_client_kb * 1e3
-        if not others or first is session:
-            return own
-        rest = int(most) - others - session.under_way[role]
-        if rest < own:
+        left = most - others - session.under_way[role]
+        if left < own:
             self.short[session] = None
-        return min(own, rest)
+        return min(own, left)
 
 
 @dataclass(eq=False)
