@@ -134,7 +134,10 @@ def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: flo
     if as_json:
         click.echo(json.dumps({"address": address, "sessions": answer.sessions, "room": answer.room}))
     if not answer.room:
-        raise ServerError(ERROR_BUSY, f"{address}: the server lives, but takes no more than {answer.sessions} sessions")
+        raise ServerError(
+            ERROR_BUSY,
+            f"{address}: the server lives, but takes no other session of this client; it has {answer.sessions}",
+        )
     if not as_json:
         click.echo(f"{address}: ready, {answer.sessions} sessions")
 
