@@ -336,10 +336,10 @@ class Server:
 
     def _give_turns(self) -> None:
         while (session := self._shares.next()) is not None:
-            if any(session.waiting.values()):
+            if any(session.waiting.values()) and session.able:
                 session.turn_at = time.monotonic()
                 self._hand_over(session, session.longest_waiting, light=False)
-            else:  # its client has come back, and does not wait for it any more
+            else:  # its client has come back and does not wait any more, or does not read its answers any more
                 self._end_turn(session)
 
     def _hand_over(self, session: Session, role: str, light: bool) -> None:
@@ -574,11 +574,9 @@ class Server:
             self._give_turns()
         if session.finished_at is not None and now - session.finished_at > _NEWS_S:
             self._end(session, ERROR_CRASHED, f"the session's process has ended{session.doing()}")
-        elif session.idle:
-            if now - session.last_heard > limits.idle_s:
+        elif not session.sent:  # nor is it stuck or silent while it waits for a turn
+            if session.idle and now - session.last_heard > limits.idle_s:
                 self._end(session, ERROR_SESSION, f"nothing was heard of the client for {limits.idle_s:g} s")
-        elif not session.sent:  # it waits for its turn
-            pass
         elif session.pid is None:
             if now - session.moved > _START_S:
                 self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server does not answer")
