@@ -228,7 +228,7 @@ def rows() -> list[support.Row]:
             parts[way] = (GREEDY + 1) * part
             support.keep(f"fair shares, {model}, {way}", equal_parts=parts[way], query_ms=times_ms)
         first, second = WAYS
-        beside = f"{model}, the ninth beside {GREEDY} greedy clients"
+        beside = f"{model}, a client beside {GREEDY} greedy ones"
         result += [
             (f"{beside}: equal parts, at least", PART, parts[first], ""),
             (f"{beside}: {first} / {second}, at least", 1.0, parts[first] / parts[second], ""),
