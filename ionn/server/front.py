@@ -4,9 +4,9 @@ The front never looks into a session's messages, it only passes frames on, so th
 are forked from a process that has loaded Caffe already: a session starts in milliseconds.
 
 A message that computes waits for a turn: the front hands it over when a place is free and no client that waits has used
-less of the processors (`shares`). What computes is guessed from outside. On `control` it is all but a hello and what is
-too small to be a query; on `upload` nothing, for chunks are cheap and a query must not wait for them, until its client
-has used much more than others who want to compute. What a session's process really uses is charged in any case.
+less of the processors (`shares`). What computes is told from outside. On `control` it is all but a hello and what is
+too small to be a query. On `upload` it is nothing: chunks are cheap and should not wait, and queries are refused there.
+But what a process really uses is charged, for whatever, and who is far ahead has to wait with that too.
 
 A session outlives its connections: a client that comes back with the session's token within `idle_s` goes on with it.
 
@@ -76,7 +76,7 @@ _LIGHT_BYTES = 30
 # Messages that compute and that a session's process has at once: one, and where nobody waits for its place a second
 # one, so that it does not wait for the front between the two.
 _AT_ONCE = 2
-# Uploads wait for turns too when their client has used so much of a turn more than others.
+# Uploads wait for turns too when their client has used so much of a turn more than those who have one.
 _TURNS_AHEAD = 0.25
 # The niceness of a process that has computed for longer than a turn: a third of the others' weight, which starves none.
 _LONG_NICENESS = 5
@@ -349,7 +349,7 @@ class Server:
         session.sent.append(taken._replace(light=light))
         session.computing += not light
         with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
-            session.pipe.send(frames)
+            session.pipe.send([role.encode(), *frames])
         self._settle(session)
 
     def _charge(self, session: Session) -> None:

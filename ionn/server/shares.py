@@ -45,8 +45,7 @@ class Shares(Generic[Item]):
         self._shares: dict[Hashable, Share[Item]] = {}
         self._active: dict[Share[Item], None] = {}
         self._holding: set[Item] = set()
-        # What those have used who are served now; what the one has used who has used most.
-        self._now_s = self._most_s = 0.0
+        self._now_s = 0.0  # what those have used who are served now
 
     def join(self, client: Hashable) -> Share[Item]:
         """One more member of a client, which has items from now on."""
@@ -72,8 +71,6 @@ class Shares(Generic[Item]):
 
     def wait(self, share: Share[Item], item: Item) -> None:
         """An item waits for a turn; once is enough."""
-        if not self._active:  # what anybody has used beyond its part was to nobody's harm
-            self._now_s = self._most_s
         self._catch_up(share)
         share.waiting[item] = None
         self._active[share] = None
@@ -122,10 +119,7 @@ class Shares(Generic[Item]):
         """A client has used so much of a processor, in its turn or not."""
         self._catch_up(share)
         share.used_s += seconds
-        self._most_s = max(self._most_s, share.used_s)
 
     def ahead_s(self, share: Share[Item]) -> float:
-        """How much more a client has used than those who are served now; 0 where nobody else wants to compute."""
-        if all(each is share for each in self._active):
-            return 0.0
+        """How much more a client has used than those who are served now."""
         return max(share.used_s - self._now_s, 0.0)

@@ -32,6 +32,12 @@ layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim:
 layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" pooling_param { kernel_size: 40 stride: 1 } }
 layer { name: "out" type: "ReLU" bottom: "pool" top: "out" }
 """
+# An answer of 24 MB to a query of 100 bytes.
+WIDE = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 5 dim: 5 } } }
+layer { name: "wide" type: "Tile" bottom: "data" top: "wide" tile_param { tiles: 240000 } }
+layer { name: "out" type: "ReLU" bottom: "wide" top: "out" }
+"""
 # Nothing ends or goes on because of the time.
 PATIENT = ("--idle-s", "600", "--stall-s", "600", "--turn-s", "600", "--unread-s", "600")
 
@@ -55,13 +61,24 @@ class Computing:
         header, chunks, end = upload_messages(extract(network, [1], {}))
         for each in (header, *chunks, end):
             assert not isinstance(ask(self.control, each), messages.Error)
-        self._query = message(messages.Query(1, 1, 1, (np.zeros(network.input_shape, "<f4"),)))
+        self.message = message(messages.Query(1, 1, 1, (np.zeros(network.input_shape, "<f4"),)))
 
     def query(self, count: int) -> None:
-        self.control.send(self._query * count)
+        self.control.send(self.message * count)
 
     def answered(self) -> None:
         assert isinstance(self.control.answer(), messages.Result)
+
+
+def answers_meanwhile(polite: Stranger, count: int, others: list[Stranger]) -> int:
+    """How many results the others get until one has `count`."""
+    peers = {peer.socket: peer for peer in (polite, *others)}
+    got = dict.fromkeys(peers.values(), 0)
+    while got[polite] < count:
+        for ready in select.select(list(peers), [], [], WAIT_S)[0]:
+            assert isinstance(peers[ready].answer(), messages.Result)
+            got[peers[ready]] += 1
+    return sum(got.values()) - count
 
 
 def freeze(pid: int) -> None:
@@ -230,34 +247,42 @@ def test_a_client_of_many_sessions_computes_no_more_than_one_of_one() -> None:
         for session in (*greedy, polite):
             session.query(count)
         os.kill(greedy[0].pid, signal.SIGCONT)
-        sessions = {session.control.socket: session for session in (*greedy, polite)}
-        before_polite = 0
-        for _ in range(count):
-            answered = False
-            while not answered:
-                for socket in select.select(list(sessions), [], [], WAIT_S)[0]:
-                    sessions[socket].answered()
-                    if sessions[socket] is polite:
-                        answered = True
-                    else:
-                        before_polite += 1
-        assert count / 2 <= before_polite <= 3 * count / 2
-        for session in greedy:
-            session.control.socket.close()
+        others = answers_meanwhile(polite.control, count, [session.control for session in greedy])
+        assert count / 2 <= others <= 3 * count / 2
+
+
+def test_queries_are_refused_where_nothing_waits_for_a_turn() -> None:
+    with served() as server, ExitStack() as stack:
+        session = Computing(server, 2, stack)
+        upload = stack.enter_context(Stranger(server.address, 2))
+        welcome(upload, session.token, "upload")
+        sent = (session.message, message(messages.Part(1, 1, 1, True)), message(messages.Join(1, True, (b"",))))
+        for each in sent:
+            upload.send(each)
+            answer = upload.answer()
+            assert isinstance(answer, messages.Error)
+            assert answer.code == messages.ERROR_PROTOCOL
+            assert answer.message.endswith("is for the connection of role 'control'")
+        session.query(1)
+        session.answered()
 
 
 def test_a_message_that_computes_for_long_does_not_keep_its_place() -> None:
     """It goes on beside the next ones, whose processes have a higher priority."""
     with served("--stall-s", "600", "--turn-s", "0.2", "--computing", "1") as server, ExitStack() as stack:
         polite = Computing(server, 3, stack)
-        greedy = Computing(server, 2, stack, LONG_QUERY)
-        greedy.query(1)
-        wait_for(lambda: psutil.Process(greedy.pid).nice() > psutil.Process(polite.pid).nice(), "it to have computed")
+        before = server.session_processes()
+        greedy = stack.enter_context(Stranger(server.address, 2))
+        welcome(greedy)
+        (pid,) = server.session_processes() - before
+        header, chunks, end = upload_messages(extract(Network.from_text(LONG_QUERY, "long"), [1], {}))
+        for each in (header, *chunks, end, messages.Query(1, 1, 1, (bytes(4 * 8 * 800 * 800),))):
+            greedy.send(message(each))  # it may be trying the stage already
+        assert isinstance(greedy.answer(), messages.Ack)
+        wait_for(lambda: psutil.Process(pid).nice() > psutil.Process(polite.pid).nice(), "it to have computed")
         polite.query(1)
         polite.answered()
-        greedy.control.socket.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            greedy.control.socket.recv(1)
+        assert psutil.Process(pid).status() == psutil.STATUS_RUNNING
 
 
 def test_a_heartbeat_and_an_upload_do_not_wait_for_turns(world: World) -> None:
@@ -298,11 +323,10 @@ def test_who_waits_for_a_turn_is_neither_stuck_nor_silent() -> None:
 
 
 def test_a_client_that_does_not_read_keeps_no_place() -> None:
-    wide = QUERY.replace("kernel_size: 40", "kernel_size: 1").replace("dim: 64 dim: 64", "dim: 500 dim: 500")
     with served(*PATIENT, "--computing", "1") as server, ExitStack() as stack:
         polite = Computing(server, 3, stack)
-        greedy = Computing(server, 2, stack, wide)
-        greedy.control.send(greedy._query * 10)
+        greedy = Computing(server, 2, stack, WIDE)
+        greedy.query(10)
         for _ in range(20):
             polite.query(1)
             polite.answered()

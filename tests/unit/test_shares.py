@@ -146,15 +146,14 @@ def test_what_is_computed_out_of_turn_counts() -> None:
     assert Counter(client for client, _ in machine.turns[begun:])["b"] >= 8
 
 
-def test_nobody_is_ahead_alone() -> None:
-    machine = Machine(1, lambda client: 0.1)
-    machine.join("a", 3)
-    machine.run(10)
-    machine.shares.charge(machine.members["a"], 100.0)
-    assert machine.shares.ahead_s(machine.members["a"]) == 0
-    assert machine.shares.again(machine.members["a"]) is False  # its other sessions wait
-    machine.join("b", 1)
-    assert machine.shares.ahead_s(machine.members["a"]) >= 99
+def test_who_is_ahead_alone_is_so_until_its_next_turn() -> None:
+    shares: Shares[str] = Shares(1, SAVED_S)
+    share = shares.join("a")
+    shares.charge(share, 100.0)
+    assert shares.ahead_s(share) == 100.0
+    shares.wait(share, "a")
+    assert shares.next() == "a"
+    assert shares.ahead_s(share) == 0
 
 
 def test_who_was_alone_owes_nothing() -> None:
