@@ -34,6 +34,7 @@ BENCHES = (
     "query_overhead",
     "audit",
     "many_clients",
+    "fair_shares",
     "strangers",
     "sandbox",
     "blas",

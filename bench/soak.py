@@ -57,7 +57,8 @@ PAUSE_S = 0.5
 SESSION_S = (15.0, 40.0)
 # Faults are noticed, and sessions of clients that are gone are ended, while the next fault is being rolled.
 PATIENCE = Timeouts(query_s=2.0, heartbeat_s=0.5, silence_s=3.0, connect_s=5.0)
-SERVER = ("serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "40", "--idle-s", "10", "--stall-s", "5")
+LIMITS = ("--sessions", "40", "--sessions-per-client", "40", "--idle-s", "10", "--stall-s", "5")
+SERVER = ("serve", "--bind", "tcp://127.0.0.1:0", *LIMITS)
 UNKILLED = 2
 FAULT_EVERY_S = 2.0
 FROZEN_S = (0.5, 8.0)

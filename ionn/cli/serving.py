@@ -146,7 +146,10 @@ def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: flo
             )
         )
     if not answer.room:
-        raise ServerError(ERROR_BUSY, f"{address}: the server lives, but takes no more than {answer.sessions} sessions")
+        raise ServerError(
+            ERROR_BUSY,
+            f"{address}: the server lives, but takes no other session of this client; it has {answer.sessions}",
+        )
     if not as_json:
         sandboxed = "" if answer.sandboxed else ", not sandboxed: its log says why"
         click.echo(f"{address}: ready, {answer.sessions} sessions{sandboxed}")

@@ -177,6 +177,11 @@ class ServerConnection:
         """Tell whether frames are encrypted, and so must be sent as a whole."""
         return self._curve is not None
 
+    @property
+    def arriving_cost(self) -> int:
+        """Return what the message that is arriving costs so far, its frame that has begun included."""
+        return self._cost + (0 if self._body is None else len(self._body) + FRAME_COST)
+
     def stop(self) -> None:
         """Take nothing more, and forget what has not been taken."""
         self.incoming = _NOTHING

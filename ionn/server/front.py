@@ -3,6 +3,11 @@
 The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Workers
 are forked from a process that has loaded Caffe already: a session starts in milliseconds.
 
+A message that computes waits for a turn: the front hands it over when a place is free and no client that waits has used
+less of the processors (`shares`). What computes is told from outside. On `control` it is all but a hello and what is
+too small to be a query. On `upload` it is nothing: chunks are cheap and should not wait, and queries are refused there.
+But what a process really uses is charged, for whatever, and who is far ahead has to wait with that too.
+
 A session outlives its connections: a client that comes back with the session's token within `idle_s` goes on with it.
 
 The front waits for nobody. What a client sends beyond its session's credit stays in the client, what it does not read
@@ -53,7 +58,8 @@ from ionn.server.limits import Limits, option
 from ionn.server.logs import Quoted
 from ionn.server.loop import GONE, IN, OUT, Loop
 from ionn.server.metrics import Counts
-from ionn.server.roster import ROLES, Sent, Session, bounds
+from ionn.server.roster import ROLES, Client, Session, Taken, bounds, client_credit
+from ionn.server.shares import Shares
 from ionn.server.status import Note
 
 log = logging.getLogger(__name__)
@@ -69,6 +75,15 @@ _PIECES_AT_ONCE = 16
 _NEWS_S = 1.0
 # The first session waits for the fork server to load Caffe, which takes a slow board some seconds.
 _START_S = 60.0
+# A message of one frame that is no larger computes nothing: a heartbeat is smaller, the smallest query larger.
+_LIGHT_BYTES = 30
+# Messages that compute and that a session's process has at once: one, and where nobody waits for its place a second
+# one, so that it does not wait for the front between the two.
+_AT_ONCE = 2
+# Uploads wait for turns too when their client has used so much of a turn more than those who have one.
+_TURNS_AHEAD = 0.25
+# The niceness of a process that has computed for longer than a turn: a third of the others' weight, which starves none.
+_LONG_NICENESS = 5
 # When the server stops, its clients have this long to hear of it.
 _FAREWELL_S = 0.5
 # Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts.
@@ -120,7 +135,10 @@ class Server:
         self._stderr = Quoted(log, "a session's process", _STDERR_LINES_PER_TICK)
         self.counts = Counts()
         self._bounds = {role: bounds(role, self._limits) for role in ROLES}
+        self._credits = {role: client_credit(role, self._limits) for role in ROLES}
         self._sessions: dict[str, Session] = {}
+        self._clients: dict[bytes | str, Client] = {}
+        self._shares: Shares[Session] = Shares(int(self._limits.computing), self._limits.turn_s)
         self._stop_at: float | None = None
         self._next_tick = 0.0
         self._loop = Loop(self.counts)
@@ -184,7 +202,7 @@ class Server:
         if self._stop_at is None:
             return False
         return time.monotonic() >= self._stop_at or not any(
-            session.sent or any(connection.outgoing.size for connection in session.connections.values())
+            not session.idle or any(connection.outgoing.size for connection in session.connections.values())
             for session in self._sessions.values()
         )
 
@@ -204,7 +222,8 @@ class Server:
         return self._room(session, connection.role)
 
     def _room(self, session: Session, role: str) -> int:
-        return self._bounds[role].cost - session.under_way[role]
+        own = self._bounds[role].cost - session.under_way[role]
+        return session.client.room(session, role, own, self._credits[role])
 
     def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
         session = connection.session
@@ -246,7 +265,7 @@ class Server:
         except ProtocolError as error:
             raise _Refusal(ERROR_PROTOCOL, str(error)) from None
         if isinstance(message, Ping):
-            room = len(self._sessions) < self._limits.sessions and self._stop_at is None
+            room = self._full(connection.key or connection.address) is None and self._stop_at is None
             self._door.say(connection, Pong(len(self._sessions), room, not self._lacks))
             return
         if not isinstance(message, Hello):
@@ -265,9 +284,9 @@ class Server:
         elif message.role != "control":
             raise _Refusal(ERROR_SESSION, "a session begins with the connection of role 'control'")
         else:
-            session = self._start(connection.key)
+            session = self._start(connection)
         self._connect(connection, session, message.role)
-        self._take(session, connection, frames, cost)
+        self._take(session, connection, frames, cost, hello=True)
 
     def _connect(self, connection: Connection, session: Session, role: str) -> None:
         """Make a connection the session's only one of its role."""
@@ -275,28 +294,85 @@ class Server:
         if former is not None:
             self._forget(session, former)
             self._door.dismiss(former, Error(ERROR_TAKEN, "the session went on over another connection"))
+        for taken, _ in session.waiting[role]:  # nobody is there for the answers, and the hello need not wait for them
+            session.under_way[role] -= taken.cost
+        session.waiting[role].clear()
+        self._resume_short(session.client)
         self._door.attach(connection, session, role, self._bounds[role])
         session.connections[role] = connection
 
-    def _take(self, session: Session, connection: Connection, frames: list[Any], cost: int) -> None:
-        """A message for a session's process: hand it over, now or when there is room for it."""
+    def _take(
+        self, session: Session, connection: Connection, frames: list[Any], cost: int, hello: bool = False
+    ) -> None:
+        """A message for a session's process: it gets it now, in its turn, or when there is room for it."""
         session.heard = time.monotonic()
         self.counts.messages += 1
         self.counts.message_bytes += sum(map(len, frames))
-        if cost <= self._room(session, connection.role):
-            self._pass_on(session, connection, frames, cost)
-        else:  # a hello: what follows it waits before it is taken
+        if not hello or cost <= self._bounds[connection.role].cost - session.under_way[connection.role]:
+            self._keep(session, connection, frames, cost, hello)
+        else:  # what follows it waits before it is taken
             session.held[connection.role] = frames, cost
             connection.paused = True
 
-    def _pass_on(self, session: Session, connection: Connection, frames: list[Any], cost: int) -> None:
+    def _keep(self, session: Session, connection: Connection, frames: list[Any], cost: int, hello: bool) -> None:
+        light = hello or (len(frames) == 1 and len(frames[0]) <= _LIGHT_BYTES)
+        session.under_way[connection.role] += cost
+        taken = Taken(connection, connection.role, cost, light, time.monotonic())
+        session.waiting[connection.role].append((taken, frames))
+        self._go_on(session)
+
+    # --- Turns --------------------------------------------------------------------------------------------------------
+
+    def _go_on(self, session: Session) -> None:
+        """Give a session's process what it may have now, and have the session wait for a turn if there is more."""
+        share = session.client.share
+        for role in ROLES:
+            queue = session.waiting[role]
+            while queue and self._is_light(session, queue[0][0]):
+                self._hand_over(session, role, light=True)
+        if any(session.waiting.values()) and session.able:
+            if not session.computing:
+                self._shares.wait(share, session)
+            elif session.turn_at is not None and session.computing < _AT_ONCE and self._shares.again(share):
+                self._hand_over(session, session.longest_waiting, light=False)
+        self._give_turns()
+
+    def _is_light(self, session: Session, taken: Taken) -> bool:
+        if taken.light:
+            return True
+        ahead_s = self._shares.ahead_s(session.client.share)
+        return taken.role == "upload" and ahead_s <= _TURNS_AHEAD * self._limits.turn_s
+
+    def _give_turns(self) -> None:
+        while (session := self._shares.next()) is not None:
+            if any(session.waiting.values()) and session.able:
+                session.turn_at = time.monotonic()
+                self._hand_over(session, session.longest_waiting, light=False)
+            else:  # its client has come back and does not wait any more, or does not read its answers any more
+                self._end_turn(session)
+
+    def _hand_over(self, session: Session, role: str, light: bool) -> None:
+        taken, frames = session.waiting[role].popleft()
         if not session.sent:
             session.moved = time.monotonic()
-        session.sent.append(Sent(connection, connection.role, cost))
-        session.under_way[connection.role] += cost
+        session.sent.append(taken._replace(light=light))
+        session.computing += not light
         with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
-            session.pipe.send(frames)
+            session.pipe.send([role.encode(), *frames])
         self._settle(session)
+
+    def _charge(self, session: Session) -> None:
+        """Charge a session's client with what its process has used since the last time."""
+        if session.pid is None:
+            return
+        with contextlib.suppress(OSError):  # it is gone
+            used_s = time.clock_gettime(_processor_clock(session.pid))
+            self._shares.charge(session.client.share, used_s - session.used_s)
+            session.used_s, session.charged_at = used_s, time.monotonic()
+
+    def _end_turn(self, session: Session) -> None:
+        session.turn_at = None
+        self._shares.done(session.client.share, session)
 
     def drained(self, connection: Connection) -> None:
         session = connection.session
@@ -310,14 +386,26 @@ class Server:
         if session.connections.get(connection.role) is connection:
             del session.connections[connection.role]
             session.held.pop(connection.role, None)
+            self._resume_short(session.client)
             self._loop.later(session.pipe.fileno())
 
     # --- Sessions' processes ------------------------------------------------------------------------------------------
 
-    def _start(self, key: bytes) -> Session:
+    def _full(self, name: bytes | str) -> str | None:
+        """Return why there is no place for another session of a client, None if there is."""
+        limits, client = self._limits, self._clients.get(name)
+        if len(self._sessions) >= limits.sessions:
+            return f"the server has {limits.sessions} sessions already"
+        if client is not None and len(client.sessions) >= limits.sessions_per_client:
+            most = f"the server's {option('sessions_per_client')} is {limits.sessions_per_client}"
+            return f"this client has {len(client.sessions)} sessions already; {most}"
+        return None
+
+    def _start(self, connection: Connection) -> Session:
         """A session with a process of its own, which starts meanwhile."""
-        if len(self._sessions) >= self._limits.sessions:
-            raise _Refusal(ERROR_BUSY, f"the server has {self._limits.sessions} sessions already")
+        name = connection.key or connection.address
+        if (full := self._full(name)) is not None:
+            raise _Refusal(ERROR_BUSY, full)
         token = secrets.token_hex(16)
         with contextlib.ExitStack() as passed:
             try:
@@ -334,7 +422,10 @@ class Server:
             except OSError as error:
                 raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error.strerror or error}") from error
         now = time.monotonic()
-        session = self._sessions[token] = Session(token, key, pipe, note, heard=now, moved=now)
+        client = self._clients.setdefault(name, Client(name, self._shares.join(name)))
+        session = Session(token, client, connection.key, pipe, note, heard=now, moved=now, charged_at=now)
+        self._sessions[token] = session
+        client.sessions[session] = None
 
         def failed() -> None:
             if token in self._sessions:
@@ -358,6 +449,7 @@ class Server:
         try:
             if self._pass_back(session, _PIECES_AT_ONCE):
                 self._loop.later(session.pipe.fileno())
+            self._go_on(session)
         except EOFError:
             finished = True
         reader = session.reader
@@ -375,6 +467,7 @@ class Server:
                 if reader is not None and reader.full:
                     self._door.flush(reader)
                     if reader.full:
+                        self._end_turn(session)  # it waits for its client
                         return False
                     continue  # it may be gone
                 piece = session.pipe.receive(whole=reader is not None and reader.zmtp.seals)
@@ -394,16 +487,32 @@ class Server:
 
     def _answered(self, session: Session) -> None:
         """The first of the messages under way is so no more."""
-        _, role, cost = session.sent.popleft()
-        session.under_way[role] -= cost
+        taken = session.sent.popleft()
+        role = taken.role
+        self._charge(session)
+        if not taken.light:
+            session.computing -= 1
+            if not session.computing:
+                self._end_turn(session)
+            elif session.turn_at is not None:
+                session.turn_at = session.moved
+        session.under_way[role] -= taken.cost
+        self._resume_short(session.client)
         session.heard = session.moved  # while it waited for an answer, a client was not silent
         connection = session.connections.get(role)
         if connection is None:
             return
         if role in session.held:
-            self._pass_on(session, connection, *session.held.pop(role))
+            self._keep(session, connection, *session.held.pop(role), hello=True)
         if role not in session.held:
             self._door.resume(connection)
+
+    def _resume_short(self, client: Client) -> None:
+        """There may be room for what waits for its client's credit."""
+        short, client.short = client.short, {}
+        for session in short:
+            for connection in session.connections.values():
+                self._door.resume_if_waiting(connection)
 
     def _settle(self, session: Session) -> None:
         """Have the system tell what a session's pipe waits for now."""
@@ -450,12 +559,15 @@ class Server:
             return
         if news.code is None:
             session.pid, session.moved = news.pid, time.monotonic()
+            self._go_on(session)
             return
         # What it said last is in its pipe. Nothing waits for those who do not read it.
         with contextlib.suppress(EOFError, ValueError):
             self._pass_back(session, sys.maxsize)
-        session.pid = None
         code = news.code
+        if code and session.turn_at is not None:  # its clock is gone with it
+            self._shares.charge(session.client.share, time.monotonic() - session.charged_at)
+        session.pid = None
         if code == 0:
             self._end(session, ERROR_SESSION, "the client said goodbye")
         else:
@@ -475,10 +587,16 @@ class Server:
     def _look_after(self, session: Session, now: float) -> None:
         """End a session whose client is silent or whose process is stuck or gone."""
         limits, reader = self._limits, session.reader
+        self._charge(session)
+        if session.turn_at is not None and now - session.turn_at > limits.turn_s and session.pid is not None:
+            session.turn_at = None
+            self._shares.pass_on(session)
+            _make_nice(session.pid)
+            self._give_turns()
         if session.finished_at is not None and now - session.finished_at > _NEWS_S:
             self._end(session, ERROR_CRASHED, f"the session's process has ended{session.doing()}")
-        elif not session.sent:
-            if now - session.last_heard > limits.idle_s:
+        elif not session.sent:  # nor is it stuck or silent while it waits for a turn
+            if session.idle and now - session.last_heard > limits.idle_s:
                 self._end(session, ERROR_SESSION, f"nothing was heard of the client for {limits.idle_s:g} s")
         elif session.pid is None:
             if now - session.moved > _START_S:
@@ -496,19 +614,40 @@ class Server:
         self.counts.ended[code] += 1
         self._loop.unwatch(session.pipe.fileno())
         session.pipe.close()
+        self._charge(session)
         if session.pid is not None:
             _kill(session.pid)
         session.note.close()
+        client = session.client
+        self._shares.leave(client.share, session)
+        del client.sessions[session]
+        client.short.pop(session, None)
+        if not client.sessions:
+            del self._clients[client.name]
+        for queue in session.waiting.values():
+            queue.clear()
         session.sent.clear()  # they refer to each other: their memory is free at once, not some time later
         connections, session.connections = session.connections, {}
         for connection in connections.values():
             self._door.dismiss(connection, Error(code, reason))
+        self._resume_short(client)
+        self._give_turns()
         give_back()
 
 
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _make_nice(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, _LONG_NICENESS)
+
+
+def _processor_clock(pid: int) -> int:
+    """Return the clock of the processor time of another process, as the C library's clock_getcpuclockid does."""
+    return ~pid << 3 | 2
 
 
 def _drain(wake: int) -> None:

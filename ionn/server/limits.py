@@ -6,6 +6,7 @@ with every limit at either end of its range; with the least it runs a net of one
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,6 +22,15 @@ class Limits:
     """Raises InputError for a limit out of its range."""
 
     sessions: int = _limit(16, 1, 10_000, "Clients at once: each has a process, and memory of its own.")
+    sessions_per_client: int = _limit(
+        8, 1, 10_000, "The same of one client (a key, without keys an address): others find places too."
+    )
+    computing: int = _limit(
+        len(os.sched_getaffinity(0)), 1, 10_000, "Sessions that compute at once, clients in turn: one for each core."
+    )
+    turn_s: float = _limit(
+        1.0, 0.1, 1e6, "A session that computes longer on one message goes on beside the next one, at a lower priority."
+    )
     idle_s: float = _limit(
         60.0, 0.1, 1e6, "A client that is silent this long is gone; until then it may come back and go on."
     )
@@ -38,6 +48,12 @@ class Limits:
     memory_mb: float = _limit(2000.0, 1.0, 1e6, "All that a session allocates; its process cannot have more.")
     chunk_kb: float = _limit(1000.0, 1.0, 1e6, "One chunk of weights: a query waits behind it.")
     window_kb: float = _limit(4000.0, 10.0, 1e6, "Weights under way to a session: half a second of an 80 Mbps link.")
+    window_per_client_kb: float = _limit(
+        16_000.0, 10.0, 1e6, "The same of all sessions of a client; what does not fit waits in the client."
+    )
+    blobs_per_client_mb: float = _limit(
+        128.0, 0.001, 1e6, "Queries under way to all sessions of a client: four of the largest."
+    )
     header_kb: float = _limit(
         1000.0, 1.0, 1e5, "The description of a partition: the prototxt of a thousand layers is 300 kB."
     )

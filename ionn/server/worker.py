@@ -287,12 +287,14 @@ def _restrain(limits: Limits, sandboxed: bool) -> None:
         sandbox.filter_calls()
 
 
-def _answer(state: SessionState, frames: Sequence[Any]) -> Message | None:
-    """The reply to a client's message, None to its goodbye."""
+def _answer(state: SessionState, role: bytes, frames: Sequence[Any]) -> Message | None:
+    """The reply to a client's message by its connection of a role, None to its goodbye."""
     try:
         message = decode(frames)
     except ProtocolError as error:
         return Error(ERROR_PROTOCOL, str(error))
+    if role == b"upload" and isinstance(message, Query | Part | Join):  # the front did not have it wait for a turn
+        return Error(ERROR_PROTOCOL, f"'{message.type}' is for the connection of role 'control'")
     return None if isinstance(message, Bye) else state.handle(message)
 
 
@@ -309,7 +311,8 @@ def run(sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, 
         while True:
             if not select.select((pipe,), (), (), 0)[0] and state.warm_up():
                 continue
-            reply = _answer(state, pipe.receive())
+            role, *frames = pipe.receive()
+            reply = _answer(state, bytes(role), frames)
             if reply is None:
                 break
             pipe.send(reply.frames())

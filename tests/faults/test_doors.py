@@ -188,7 +188,7 @@ def test_ping_of_a_full_server() -> None:
     with Raw(full.address):
         code, said = ping(full.address, "--timeout-s", "20")
     assert code == 1
-    assert "takes no more than 1 sessions" in said
+    assert "takes no other session of this client; it has 1" in said
     assert full.stop()[0] == 0
 
 

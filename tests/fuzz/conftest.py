@@ -11,7 +11,7 @@ from tests.fuzz.peer import Bystander, Peer
 from tests.fuzz.strategies import CASES
 
 # Tight ones, so that what a mutation lets grow is refused and not computed.
-LIMITS = ("--sessions", "50", "--blob-mb", "1", "--memory-mb", "100")
+LIMITS = ("--sessions", "50", "--sessions-per-client", "50", "--blob-mb", "1", "--memory-mb", "100")
 
 
 @pytest.fixture(scope="module")

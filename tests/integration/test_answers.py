@@ -182,7 +182,7 @@ def test_strangers_get_what_caffe_computes_too(oracle: Oracle, sessions: Session
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server("--sessions", "100")
+    server = Server("--sessions", "100", "--sessions-per-client", "100")
     yield server
     server.end_well()
 

@@ -37,7 +37,7 @@ WAIT_S = 20.0
 @pytest.fixture(scope="module")
 def process() -> Iterator[Serving]:
     """One server for all tests here: whatever is done to its sessions, it goes on."""
-    with serving("--sessions", "100") as process:
+    with serving("--sessions", "100", "--sessions-per-client", "100") as process:
         yield process
 
 

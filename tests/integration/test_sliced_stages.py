@@ -107,7 +107,7 @@ def blobs(net: engine.StageNet, inputs: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def steady() -> Iterator[Server]:
-    server = Server("--sessions", "100")
+    server = Server("--sessions", "100", "--sessions-per-client", "100")
     yield server
     server.end_well()
 

@@ -26,7 +26,9 @@ from tests.support.world import WAIT_S, Wire, wait_for
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with processes.process("serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "30") as address:
+    with processes.process(
+        "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "30", "--sessions-per-client", "30"
+    ) as address:
         Client(address, timeouts=Timeouts(connect_s=WAIT_S)).close()  # Caffe is loaded then
         yield address
 
