@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that says it takes next to no time."""
     costs = tmp_path_factory.mktemp("costs") / "fast.json"
     costs.write_text(json.dumps({**ionn.load_costs("gtx1080ti").to_json(), "name": "fast"}))
-    process = Server("--sessions", "100", "--costs", str(costs))
+    process = Server("--sessions", "100", "--sessions-per-client", "100", "--costs", str(costs))
     yield process.address
     process.end_well()
 
