@@ -34,7 +34,7 @@ def profile_network(network: Network, net: StageNet, runs: int, progress: Callab
     """Time every layer of a network in this process, and code what each stage gives: its last layer gets the ratio."""
     data = query_inputs(network, seed=0, count=1)[0]
     layer_ms = engine.time_layers(net, runs, data, progress)
-    blobs = list(_stage_outputs(net, data))
+    blobs = list(stage_outputs(net, data))
     ratios: list[float | None] = [None] * len(network.layers)
     for stage, outputs in zip(network.stages, blobs, strict=True):
         ratios[stage.last_layer] = coded_ratio(outputs)
@@ -45,7 +45,7 @@ def profile_network(network: Network, net: StageNet, runs: int, progress: Callab
     )  # fmt: skip
 
 
-def _stage_outputs(net: StageNet, data: Floats) -> Iterator[list[Floats]]:
+def stage_outputs(net: StageNet, data: Floats) -> Iterator[list[Floats]]:
     """What each stage of a net hands on, as copies."""
     net.put(net.first, data)
     for stage in range(net.first, net.last + 1):

@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "planning/planners/sliced": PLANNERS,
         "planning/planners/weightless": PLANNERS,
         "costs/models": COSTS,
+        "costs/model_ratios": ["integration/test_coding_ratios.py"],
         "costs/loading": COSTS,
         "costs/features": COSTS,
         "costs/fitting": ["unit/test_fitting.py", *COSTS],
@@ -39,6 +40,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "fuzz/test_decoders.py",
             "integration/test_server.py",
         ],
+        "coding": ["unit/test_coding.py"],
         "schema": ["unit/test_schema.py", "unit/test_messages.py", "unit/test_costs.py"],
         "protocol/sender": [
             "unit/test_sender.py",

@@ -336,7 +336,7 @@ def test_speeds_that_are_none_are_refused(name: str, value: float, tiny: Network
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, math.nan])
 def test_ratios_that_are_none_are_refused(ratio: float, tiny: Network) -> None:
-    with pytest.raises(InputError, match="output_ratio of layer 'data' is .*; it must be above 0 and at most 1"):
+    with pytest.raises(InputError, match=r"output_ratio of layer 'data' is .*; it must be above 0 and at most 1"):
         Profile.of(tiny, 1.0, output_ratios=[ratio, *[None] * 7])
 
 
