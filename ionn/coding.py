@@ -32,11 +32,15 @@ _LEVEL = 1
 Bytes = bytes | bytearray | memoryview
 
 
-def checked_coding(coding: str) -> str:
-    """The coding, if it is one of CODINGS; else InputError."""
+def check_coding(coding: str, weight_ratio: float | None = None) -> None:
+    """Raise InputError for a coding that is none of CODINGS, and for a ratio of weights that is none or not needed."""
     if coding not in CODINGS:
         raise InputError(f"coding {coding!r:.60}: there are {', '.join(CODINGS)}{did_you_mean(str(coding), CODINGS)}")
-    return coding
+    if weight_ratio is not None:
+        if not 0 < weight_ratio <= 1:
+            raise InputError(f"weight ratio {weight_ratio:g}: give wire bytes per raw byte, above 0 and at most 1")
+        if coding != LOSSLESS:
+            raise InputError(f"a weight ratio is for the coding {LOSSLESS}; leave it out, or give that coding")
 
 
 def encode(data: Bytes) -> tuple[str, Bytes]:

@@ -152,7 +152,25 @@ def test_a_bomb_allocates_no_more_than_it_may_decode_to() -> None:
     assert grown_kb < 1000
 
 
-def test_unknown_codings_are_named() -> None:
-    assert [coding.checked_coding(name) for name in coding.CODINGS] == list(coding.CODINGS)
-    with pytest.raises(InputError, match=re.escape("'loseless': there are none, features, lossless; did you mean")):
-        coding.checked_coding("loseless")
+@pytest.mark.parametrize(
+    ("coding_", "ratio", "reason"),
+    [
+        ("loseless", None, "'loseless': there are none, features, lossless; did you mean lossless?"),
+        ("", None, "'': there are none, features, lossless"),
+        ("lossless", 0.0, "weight ratio 0: give wire bytes per raw byte, above 0 and at most 1"),
+        ("lossless", 1.5, "weight ratio 1.5: give wire bytes per raw byte"),
+        ("lossless", float("nan"), "weight ratio nan: give wire bytes per raw byte"),
+        ("features", 0.5, "a weight ratio is for the coding lossless; leave it out"),
+        ("none", 0.5, "a weight ratio is for the coding lossless; leave it out"),
+    ],
+)
+def test_codings_and_ratios_that_are_none_are_refused(coding_: str, ratio: float | None, reason: str) -> None:
+    with pytest.raises(InputError, match=re.escape(reason)):
+        coding.check_coding(coding_, ratio)
+
+
+def test_codings_and_ratios_that_are_some() -> None:
+    for name in coding.CODINGS:
+        coding.check_coding(name)
+    for ratio in (1e-9, 1.0):
+        coding.check_coding(coding.LOSSLESS, ratio)
