@@ -28,7 +28,7 @@ from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.trace import RunInfo, Trace
 
-# Before the upload ends. So many take a minute, and have more than any link that somebody waits for allows.
+# Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
 QUERIES_MAX = 1_000_000
 
 
@@ -37,7 +37,7 @@ def run_virtual(info: RunInfo) -> Trace:
 
     The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
     standard deviation of its logarithm) drawn from the settings' seed and `info.run`. Raises InputError for queries
-    that take no time, or nearly none: the upload would never end.
+    that take no time, or nearly none: the run would never end.
     """
     return run_experiment(VirtualSession(info), info)
 
@@ -74,8 +74,12 @@ class VirtualSession:
         self._now_ms = 0.0
         self._routes: dict[int, list[_TimedLeg]] = {}
         self._queries = 0
+        self._window_ms = (info.settings.window_s or 0.0) * 1e3
         self._noise = info.settings.noise
         self._random = random.Random(f"{info.settings.seed}/{info.run}")
+
+    def now_s(self) -> float:
+        return self._now_ms / 1e3
 
     def start_upload(self) -> None:
         """The clock stands at 0 already."""
@@ -98,9 +102,10 @@ class VirtualSession:
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
         self._queries += 1
-        if not self.uploaded() and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
+        goes_on = not self.uploaded() or self._now_ms < self._window_ms
+        if goes_on and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
             took_ms = self._now_ms - start_ms
-            raise InputError(f"a query of {took_ms:g} ms is so fast that the upload would not end; check the costs")
+            raise InputError(f"a query of {took_ms:g} ms is so fast that the run would not end; check the costs")
         return QueryRecord(
             index=self._queries - 1,
             raised_s=start_s if raised_s is None else raised_s,

@@ -389,5 +389,5 @@ def test_queries_that_take_no_time_are_refused(client_ms: float, monkeypatch: py
     """They would be raised for ever: the upload would not come to an end."""
     monkeypatch.setattr("ionn.testbed.virtual.QUERIES_MAX", 10_000)
     graph = chain([client_ms, client_ms], [1, 1], [1000, 1000], [1, 1, 1])
-    with pytest.raises(InputError, match="is so fast that the upload would not end; check the costs"):
+    with pytest.raises(InputError, match="is so fast that the run would not end; check the costs"):
         run_virtual(run_info(graph, [[0], [1]]))
