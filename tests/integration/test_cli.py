@@ -232,6 +232,18 @@ def test_profile_can_be_used_as_costs(tiny_files: Path, tmp_path: Path) -> None:
     assert ionn("plan", tiny_files, "--client", text, "--server", saved).returncode == 0
 
 
+def test_profile_says_how_fast_this_machine_codes_and_what_is_left(tiny_files: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "here.json"
+    printed = json.loads(ionn("profile", tiny_files, "--runs", "1", "--save", saved, "--json").stdout)
+    document = json.loads(saved.read_text())
+    for name in ("encode_ms_per_mb", "decode_ms_per_mb"):
+        assert printed[name] == document[name] > 0
+    ratios = {layer["name"]: layer["output_ratio"] for layer in document["layers"] if "output_ratio" in layer}
+    assert printed["output_ratios"] == ratios
+    assert list(ratios) == ["data", "relu1", "join", "pool", "relu2", "fc2", "prob"]
+    assert ratios["data"] < 0.5
+
+
 def test_no_command_is_the_help_and_exit_code_2() -> None:
     done = ionn()
     assert (done.returncode, done.stdout) == (2, "")
