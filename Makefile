@@ -24,7 +24,7 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models wheels test test-long lint reproduce figures bench soak fuzz sanitize mutants clean
+.PHONY: help setup system-packages models wheels test test-long lint reproduce beyond figures bench soak fuzz sanitize mutants clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -77,6 +77,9 @@ lint: setup ## ruff and mypy
 
 reproduce: models ## run the paper's experiment into results/; RUNS=10 for as many runs as the paper
 	.venv/bin/python bench/reproduce.py --runs $(RUNS)
+
+beyond: models ## what goes past the paper, into results/beyond/: half a minute
+	.venv/bin/python bench/beyond.py
 
 figures: setup ## draw the figures again from the traces in results/
 	.venv/bin/ionn figures

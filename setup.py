@@ -19,6 +19,7 @@ class BuildPy(build_py):
 # Caffe is not in this list: PyPI has no Caffe (its project `caffe` is an empty placeholder), so `make setup` builds
 # the wheel with caffe-build/ and installs it beside ionn.
 DEPENDENCIES = [
+    "backports.zstd>=1.0,<2",  # what crosses the link is coded with it; the standard library has it from Python 3.14 on
     "click>=8.1,<9",  # the command line
     "matplotlib>=3.9,<4",  # figures; 3.9 is the first for numpy 2
     "msgspec>=0.19,<1",  # what is read from outside is checked against the types that declare it
@@ -77,7 +78,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["ionn", "ionn.*"]),
-    package_data={"ionn": ["costs/devices/*.json", "py.typed"]},
+    package_data={"ionn": ["costs/devices/*.json", "costs/ratios/*.json", "py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require={"fuzz": FUZZ_DEPENDENCIES, "metrics": METRICS_DEPENDENCIES, "test": TEST_DEPENDENCIES},
     cmdclass={"build_py": BuildPy},

@@ -29,26 +29,34 @@ SIGNIFICANT_DIGITS = 4
 
 @dataclass(frozen=True)
 class Device:
-    """A device of the paper's testbed: the column with its latencies, and the models that have them."""
+    """A device of the paper's testbed: the column with its latencies, the models that have them, and how fast it codes
+    what crosses the link, which is assumed."""
 
     column: str
     models: tuple[str, ...]
     machine: Mapping[str, str]
+    encode_ms_per_mb: float
+    decode_ms_per_mb: float
     loads: Mapping[str, Coefficients] = field(default_factory=dict)
 
 
 _SOURCE = "per-layer latencies published by the authors of IONN (ElasticDNN/IONN-client)"
+_ASSUMED = "assumed, not measured: {:g} ms to encode a raw MB, {:g} ms to decode one"
 
 DEVICES = {
     "odroid-xu4": Device(
         "odroid_xu4_ms",
         tuple(MODELS),
-        {"device": "Hardkernel Odroid XU4, the paper's client", "fitted_to": _SOURCE},
+        {"device": "Hardkernel Odroid XU4, the paper's client", "fitted_to": _SOURCE, "coding": _ASSUMED.format(8, 8)},
+        8.0,
+        8.0,
     ),
     "gtx1080ti": Device(
         "gtx1080ti_ms",
         tuple(model for model in MODELS if model != "mobilenet"),
-        {"device": "NVIDIA GTX 1080 Ti, the paper's server", "fitted_to": _SOURCE},
+        {"device": "NVIDIA GTX 1080 Ti, the paper's server", "fitted_to": _SOURCE, "coding": _ASSUMED.format(2, 1.5)},
+        2.0,
+        1.5,
         # IONN's authors add the time to load a layer to its upload overhead: 0.7 ms + 0.003 ms x filters for a
         # convolution, 1.3 ms + 3e-7 ms x neurons x input bytes for an inner product. Neurons x inputs = operations.
         {
@@ -71,7 +79,8 @@ def fit_device(name: str, measured: Measured) -> CostModel:
     samples = [(layer, float(t)) for network, ms in measured for layer, t in zip(network.layers, ms, strict=True)]
     model = fit(samples, name)
     layers = {type_: _rounded(coefficients) for type_, coefficients in model.layers.items()}
-    return CostModel(name, layers, _rounded(model.default), device.loads, device.machine)
+    speeds = device.encode_ms_per_mb, device.decode_ms_per_mb
+    return CostModel(name, layers, _rounded(model.default), device.loads, device.machine, *speeds)
 
 
 def _rounded(coefficients: Coefficients) -> Coefficients:

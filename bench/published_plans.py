@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ionn import paper
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs, Milliseconds
@@ -37,6 +40,17 @@ class WithLoads:
     @property
     def name(self) -> str:
         return self.published.name
+
+    @property
+    def encode_ms_per_mb(self) -> float | None:
+        return self.device.encode_ms_per_mb
+
+    @property
+    def decode_ms_per_mb(self) -> float | None:
+        return self.device.decode_ms_per_mb
+
+    def output_ratios(self, network: Network) -> NDArray[np.float64]:
+        return self.published.output_ratios(network)
 
     def layer_ms(self, network: Network) -> Milliseconds:
         return self.published.layer_ms(network)

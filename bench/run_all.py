@@ -29,6 +29,7 @@ BENCHES = (
     "planner_speed",
     "optimality",
     "slices",
+    "coding_gains",
     "install_latency",
     "link_use",
     "query_overhead",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ionn.arguments import count_of, number_of, path_of, share_of, shown, text_of
+from ionn.coding import NONE
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
@@ -29,6 +30,7 @@ from ionn.planning.graph import ExecutionGraph, checked_mbps
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import add_planner, get_planner
 from ionn.records import Segment
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
 
 if TYPE_CHECKING:
@@ -60,16 +62,23 @@ def plan_upload(
     server: str | Path | Costs = SERVER,
     mbps: float = MBPS,
     algorithm: str = RECURSIVE,
+    *,
+    coding: str = NONE,
+    weight_ratio: float | None = None,
 ) -> Plan:
     """Which partitions of a network to upload in which order, with bytes, upload time and expected latency of each.
 
     `client` and `server` are costs, or what `load_costs` makes costs of: a device, a file. `algorithm` is the name of a
-    planner; `add_planner` adds one. Loads no Caffe. Raises InputError.
+    planner; `add_planner` adds one. `coding` is what is coded on the link where that is faster: "none", "features"
+    (inputs and feature maps) or "lossless" (weights too); `weight_ratio` is what weights shrink to then, by default
+    what was measured of a model that comes along. Loads no Caffe. Raises InputError.
     """
     if not isinstance(network, Network):
         raise InputError(f"network {shown(network)}: give what load_network returns")
     mbps = number_of(mbps, "mbps")
-    graph = ExecutionGraph.from_network(network, _costs(client, "client"), _costs(server, "server"), mbps)
+    coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
+    here, there = _costs(client, "client"), _costs(server, "server")
+    graph = ExecutionGraph.from_network(network, here, there, mbps, coding, weight_ratio)
     return make_plan(network, graph, algorithm, mbps)
 
 
@@ -82,25 +91,36 @@ def run(
     mbps: float = MBPS,
     results: str | Path | None = None,
     weights: str | Path | None = None,
+    coding: str = NONE,
+    weight_ratio: float | None = None,
+    window_s: float | None = None,
 ) -> list[Trace]:
     """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
 
     `testbed` is "virtual" (computed, milliseconds) or "live" (server and link are started on this machine, Caffe
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
-    kept in that folder, and finished live runs are not run again. Raises InputError, and ServerUnreachableError where
-    a live run lost its server.
+    kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`,
+    for the virtual testbed. Queries are raised for `window_s` at least, if it is given. Raises InputError, and
+    ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
 
     mbps, runs, testbed = number_of(mbps, "mbps"), count_of(runs, "runs"), text_of(testbed, "testbed")
     results = None if results is None else path_of(results, "results")
+    coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
+    window_s = _number_or_none(window_s, "window_s")
     if testbed == "virtual":
         runner.check_weights(model, weights)
-        return runner.run_virtual_all(model, [algorithm], runs, mbps=mbps, results=results)
+        return runner.run_virtual_all(
+            model, [algorithm], runs, mbps=mbps, results=results,
+            coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        )  # fmt: skip
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
+    # Refuses what cannot be before anything is loaded.
+    Settings(testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s)
     subject = runner.prepare_live(model, weights)
-    settings = runner.live_settings(subject, mbps=mbps)
+    settings = runner.live_settings(subject, mbps=mbps, coding=coding, window_s=window_s)
     traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results)
     for trace in traces:
         if trace.info.fault is not None:
@@ -259,6 +279,10 @@ def connect(
     ) as offloading:
         offloading.start_upload()
         yield Session(offloading)
+
+
+def _number_or_none(given: float | None, what: str) -> float | None:
+    return None if given is None else number_of(given, what)
 
 
 def _costs(given: str | Path | Costs, what: str) -> Costs:

@@ -12,7 +12,10 @@ from ionn.schema import Natural, Real
 
 @dataclass(frozen=True)
 class PartitionRecord:
-    """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it."""
+    """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it.
+
+    `bytes` are weights as they are decoded, `wire_bytes` what of them crossed the link; None in earlier traces.
+    """
 
     index: Natural
     stages: tuple[str, ...]
@@ -20,6 +23,7 @@ class PartitionRecord:
     start_s: Real
     end_s: Real
     ready_s: Real
+    wire_bytes: Natural | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class QueryRecord:
     `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
     how much it does not: the largest of any value, relative to the output's largest value. Processors of another kind
     add in another order. `fallback`: the server failed meanwhile, and the client completed the query alone.
+    `feature_bytes` are inputs and feature maps as they are decoded, `feature_wire_bytes` what of them crossed the link;
+    None where they were not counted.
     """
 
     index: Natural
@@ -59,6 +65,8 @@ class QueryRecord:
     bit_equal: bool | None = None
     fallback: bool = False
     difference: Real = 0.0
+    feature_bytes: Natural | None = None
+    feature_wire_bytes: Natural | None = None
 
     @property
     def latency_ms(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,12 @@ import click
 from ionn.cli.options import (
     COSTS_HELP,
     COUNT_MAX,
+    SECONDS_MAX,
+    Number,
     algorithm_option,
     chosen_algorithm,
     client_option,
+    coding_option,
     json_option,
     key_option,
     mbps_option,
@@ -23,6 +27,7 @@ from ionn.cli.options import (
     planner_option,
     results_option,
     server_key_option,
+    weight_ratio_option,
     weights_argument,
 )
 from ionn.errors import InputError, ServerUnreachableError
@@ -48,6 +53,14 @@ if TYPE_CHECKING:
 @options(key_option, server_key_option)
 @click.option("--unpaced", is_flag=True, help="Live: this machine is the client; not slowed to --client COSTS.")
 @click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
+@options(coding_option, weight_ratio_option)
+@click.option(
+    "--window",
+    "window_s",
+    metavar="SECONDS",
+    type=Number(0.001, SECONDS_MAX),
+    help="Raise queries for so long at least, to compare plans in equal time.",
+)
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -71,6 +84,9 @@ def run(
     server_key: Path | None,
     unpaced: bool,
     noise: float,
+    coding: str,
+    weight_ratio: float | None,
+    window_s: float | None,
     results: Path | None,
     as_json: bool,
 ) -> None:
@@ -93,7 +109,10 @@ def run(
     if connect is not None:
         parse_address(connect)
     # Refuses what cannot be before anything is loaded.
-    Settings(testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced)
+    Settings(
+        testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced,
+        coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+    )  # fmt: skip
     if testbed == "live":
         from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
 
@@ -102,14 +121,16 @@ def run(
         planned = None if server is None else load_costs(server)
         subject = runner.prepare_live(model, weights, client, not unpaced)
         settings = runner.live_settings(
-            subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or ""
-        )
+            subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or "",
+            coding=coding, window_s=window_s,
+        )  # fmt: skip
         traces = runner.run_live_all(subject, [algorithm], runs, settings, server=planned, results=results, keys=keys)
     else:
         runner.check_weights(model, weights)
         traces = runner.run_virtual_all(
             model, [algorithm], runs,
             client=client, server=server or SERVER, mbps=mbps, noise=noise, seed=seed, results=results,
+            coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
@@ -125,6 +146,8 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
         "testbed": info.settings.testbed,
         "mbps": info.settings.mbps,
         "dilation": info.settings.dilation,
+        "coding": info.settings.coding,
+        "weight_ratio": info.settings.weight_ratio,
         "client": info.settings.device,
         "server": info.server,
         "runs": [_run_json(trace) for trace in traces],
@@ -132,6 +155,9 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
 
 
 def _run_json(trace: Trace) -> dict[str, Any]:
+    window_s = trace.info.settings.window_s
+    mean_ms_in_window = trace.mean_ms_in_window
+    (weight_bytes, weight_wire_bytes), (feature_bytes, feature_wire_bytes) = trace.weight_bytes, trace.feature_bytes
     equal = [query.bit_equal for query in trace.queries if query.bit_equal is not None]
     return {
         "run": trace.info.run,
@@ -147,6 +173,13 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "difference": max(query.difference for query in trace.queries),
         "overruns": sum(query.overruns for query in trace.queries),
         "overrun_ms": sum(query.overrun_ms for query in trace.queries),
+        "weight_bytes": weight_bytes,
+        "weight_wire_bytes": weight_wire_bytes,
+        "feature_bytes": feature_bytes,
+        "feature_wire_bytes": feature_wire_bytes,
+        "window_s": window_s,
+        "queries_in_window": None if window_s is None else len(trace.in_window),
+        "mean_ms_in_window": None if math.isnan(mean_ms_in_window) else mean_ms_in_window,
     }
 
 
@@ -167,6 +200,10 @@ def _runs_text(traces: list[Trace]) -> str:
             f"{row['run']:>3} {row['partitions']:>10} {row['queries_before_upload']:>14} {row['upload_s']:>8.2f} "
             f"{row['first_ms']:>8.1f} {row['last_ms']:>8.1f} {row['overruns']:>8}  {outputs}"
         )
+        if row["window_s"] is not None:
+            lines.append(
+                f"    in {row['window_s']:g} s: {row['queries_in_window']} queries of {trace.mean_ms_in_window:.1f} ms"
+            )
     return "\n".join(lines)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ionn.cli.options import COUNT_MAX, json_option, model_argument, weights_argument
+
+if TYPE_CHECKING:
+    from ionn.costs.models import CostModel, Profile
 
 
 @click.command()
@@ -44,12 +48,20 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
                 {
                     "model": network.name,
                     "layers": {la.name: ms for la, ms in zip(network.layers, layer_ms, strict=True)},
+                    "output_ratios": {
+                        la.name: la.output_ratio for la in measured.layers if la.output_ratio is not None
+                    },
+                    **_coding_json(measured),
                 }
             )
         )
         return
     for layer, ms in zip(network.layers, layer_ms, strict=True):
         click.echo(f"{layer.index:>4} {layer.name} {ms:.4f}")
+
+
+def _coding_json(costs: CostModel | Profile) -> dict[str, float | None]:
+    return {"encode_ms_per_mb": costs.encode_ms_per_mb, "decode_ms_per_mb": costs.decode_ms_per_mb}
 
 
 @click.command()
@@ -72,7 +84,10 @@ def calibrate(save: Path, as_json: bool) -> None:
         fitted = calibration.calibrate(progress=progress.update)
     fitted.model.save(save)
     if as_json:
-        click.echo(json.dumps({"saved": str(save), **dataclasses.asdict(fitted.quality)}))
+        click.echo(json.dumps({"saved": str(save), **dataclasses.asdict(fitted.quality), **_coding_json(fitted.model)}))
         return
     click.echo(fitted.quality.table())
+    click.echo(
+        f"codes a MB in {fitted.model.encode_ms_per_mb:.1f} ms and decodes it in {fitted.model.decode_ms_per_mb:.1f} ms"
+    )
     click.echo(f"saved {save}; 'ionn serve --costs {save}' sends it to clients")

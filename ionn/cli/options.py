@@ -59,6 +59,12 @@ def _complete_algorithm(context: click.Context, parameter: click.Parameter, inco
     return [name for name in PLANNERS if name.startswith(incomplete)]
 
 
+def _complete_coding(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    from ionn.coding import CODINGS
+
+    return [name for name in CODINGS if name.startswith(incomplete)]
+
+
 def chosen_algorithm(algorithm: str, planner: str | None) -> str:
     """The name of the planner that --algorithm or --planner gives. Raises InputError where there is none."""
     from ionn.planning.planners import add_planner, get_planner
@@ -81,6 +87,19 @@ algorithm_option = click.option(
 )
 planner_option = click.option(
     "--planner", metavar="FILE.py:FUNCTION", help="A planner of your own, in place of --algorithm."
+)
+coding_option = click.option(
+    "--coding",
+    default="none",
+    show_default=True,
+    metavar="none|features|lossless",
+    shell_complete=_complete_coding,
+    help="What is coded on the link, where that is faster: nothing, inputs and feature maps, or weights too.",
+)
+weight_ratio_option = click.option(
+    "--weight-ratio",
+    type=Number(0.001, 1),
+    help="What weights shrink to with --coding lossless; by default what was measured of a model that comes along.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(

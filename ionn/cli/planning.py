@@ -13,11 +13,13 @@ from ionn.cli.options import (
     algorithm_option,
     chosen_algorithm,
     client_option,
+    coding_option,
     json_option,
     mbps_option,
     model_argument,
     options,
     planner_option,
+    weight_ratio_option,
     weights_argument,
 )
 from ionn.errors import InputError
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @weights_argument
 @options(algorithm_option, planner_option, mbps_option, client_option)
 @click.option("--server", default=SERVER, show_default=True, metavar="COSTS", help=f"The server: {COSTS_HELP}.")
+@options(coding_option, weight_ratio_option)
 @click.option(
     "--plot",
     metavar="FILE",
@@ -49,6 +52,8 @@ def plan(
     mbps: float,
     client: str,
     server: str,
+    coding: str,
+    weight_ratio: float | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -57,24 +62,27 @@ def plan(
 
     Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
     """
+    from ionn.coding import check_coding
     from ionn.costs.loading import load_costs
     from ionn.model.network import Network
     from ionn.planning.graph import ExecutionGraph, checked_mbps
     from ionn.planning.plan import make_plan
 
     checked_mbps(mbps)
+    check_coding(coding, weight_ratio)
     algorithm = chosen_algorithm(algorithm, planner)
     network = Network.load(model)
     if weights is not None:
         from ionn.model.caffemodel import read_weights
 
         read_weights(Path(weights), network)
-    graph = ExecutionGraph.from_network(network, load_costs(client), load_costs(server), mbps)
+    costs = load_costs(client), load_costs(server)
+    graph = ExecutionGraph.from_network(network, *costs, mbps, coding, weight_ratio)
     made = make_plan(network, graph, algorithm, mbps)
     if plot is not None:
         _plot(network, graph, mbps, plot)
     if as_json:
-        click.echo(json.dumps({**made.to_json(), "chain": _chain_json(network, graph)}))
+        click.echo(json.dumps({**made.to_json(), "coding": coding, "chain": _chain_json(network, graph)}))
     else:
         click.echo(f"{_chain_text(network, graph)}\n\n{_plan_text(made)}")
 
@@ -96,7 +104,10 @@ def _plot(network: Network, graph: ExecutionGraph, mbps: float, path: Path) -> N
 
 
 def _chain_json(network: Network, graph: ExecutionGraph) -> list[dict[str, Any]]:
-    rows = zip(network.stages, graph.client_ms.tolist(), graph.server_ms.tolist(), graph.up_ms.tolist(), strict=False)
+    from ionn.planning.coding_costs import UP
+
+    inputs = [graph.transfer(stage.index, UP) for stage in network.stages]
+    rows = zip(network.stages, graph.client_ms.tolist(), graph.server_ms.tolist(), inputs, strict=True)
     return [
         {
             "stage": stage.name,
@@ -104,10 +115,12 @@ def _chain_json(network: Network, graph: ExecutionGraph) -> list[dict[str, Any]]
             "bytes": stage.weight_bytes,
             "client_ms": client_ms,
             "server_ms": server_ms,
-            "input_ms": up_ms,
+            "input_ms": up.total_ms,
+            "input_bytes": up.raw_bytes,
+            "input_wire_bytes": up.wire_bytes,
             "pinned": stage.pinned,
         }
-        for stage, client_ms, server_ms, up_ms in rows
+        for stage, client_ms, server_ms, up in rows
     ]
 
 

@@ -61,32 +61,40 @@ def costs_label(costs: Costs) -> str:
 
 
 class _CostModelDocument(msgspec.Struct, tag_field="kind", tag="cost-model"):
-    """What `CostModel.to_json` makes, beside the schema."""
+    """What `CostModel.to_json` makes, beside the schema. Files of earlier versions do not know how fast it codes."""
 
     name: str
     machine: dict[str, str]
     layers: dict[str, dict[str, float]]
     default: dict[str, float]
     loads: dict[str, dict[str, float]]
+    encode_ms_per_mb: float | None = None
+    decode_ms_per_mb: float | None = None
 
     def costs(self) -> CostModel:
         layers, loads = (
             {_shown(type_): _named(coefficients) for type_, coefficients in functions.items()}
             for functions in (self.layers, self.loads)
         )
-        return CostModel(_shown(self.name), layers, _named(self.default), loads, _machine(self.machine))
+        return CostModel(
+            _shown(self.name), layers, _named(self.default), loads, _machine(self.machine), self.encode_ms_per_mb,
+            self.decode_ms_per_mb,
+        )  # fmt: skip
 
 
 class _ProfileDocument(msgspec.Struct, tag_field="kind", tag="profile"):
-    """What `Profile.to_json` makes, beside the schema."""
+    """What `Profile.to_json` makes, beside the schema. Files of earlier versions know nothing of coding."""
 
     name: str
     machine: dict[str, str]
     layers: list[LayerTime]
+    encode_ms_per_mb: float | None = None
+    decode_ms_per_mb: float | None = None
 
     def costs(self) -> Profile:
         layers = (replace(layer, name=_shown(layer.name), type=_shown(layer.type)) for layer in self.layers)
-        return Profile(_shown(self.name), tuple(layers), _machine(self.machine))
+        speeds = self.encode_ms_per_mb, self.decode_ms_per_mb
+        return Profile(_shown(self.name), tuple(layers), _machine(self.machine), *speeds)
 
 
 class _Version(msgspec.Struct):

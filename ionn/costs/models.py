@@ -4,6 +4,9 @@ A `CostModel` predicts the layers of any network: per layer type a few non-negat
 layer (Neurosurgeon's prediction functions, which section 2.1 of the paper relies on for the server). A `Profile` is
 what was measured layer by layer, and fits one network only. Planning takes either: both are `Costs`.
 
+Both may say how long the device takes to code what crosses the link (`ionn.coding`), in ms per raw MB (10^6 bytes); a
+profile may also say by how much the outputs of its layers shrink.
+
 On disk both are JSON: an object with `kind` ("cost-model" or "profile") and `schema`. `ionn.costs.loading` reads them.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -41,10 +44,19 @@ _SIMILAR = {"Deconvolution": "Convolution"}
 
 @runtime_checkable
 class Costs(Protocol):
-    """What the layers of a network cost on a device. All methods return float64 (len(network.layers),), in ms."""
+    """What the layers of a network cost on a device. All methods but `to_json` return float64 (len(network.layers),),
+    those whose names end in `_ms` in ms."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def encode_ms_per_mb(self) -> float | None:
+        """How long it takes to code a raw MB; None where that is not known."""
+
+    @property
+    def decode_ms_per_mb(self) -> float | None:
+        """How long it takes to decode what a raw MB became; None where that is not known."""
 
     def layer_ms(self, network: Network) -> Milliseconds:
         """The time of each layer's forward pass. Raises InputError if these costs do not fit the network."""
@@ -56,6 +68,9 @@ class Costs(Protocol):
         """The part of `layer_ms` that stays when a layer computes only some of its output channels; 0 where that is not
         known."""
 
+    def output_ratios(self, network: Network) -> NDArray[np.float64]:
+        """Wire bytes per raw byte of what each layer gives when it is coded; NaN where that is not known."""
+
     def to_json(self) -> dict[str, Any]:
         """Return what `ionn.costs.loading.costs_from_json` reads."""
 
@@ -66,7 +81,8 @@ class CostModel:
 
     `layers` maps layer types to coefficients (ms per unit of a feature of `features`). A Deconvolution without its own
     is predicted as a Convolution, any other type by `default`. `loads` does the same for the time to load a layer at
-    the server; types that are not in it load in no time. `machine` describes the device.
+    the server; types that are not in it load in no time. `machine` describes the device. `encode_ms_per_mb` and
+    `decode_ms_per_mb` are None where they are not known.
 
     Raises InputError for an unknown feature and for a coefficient that is negative or not finite.
     """
@@ -76,8 +92,11 @@ class CostModel:
     default: Coefficients
     loads: Mapping[str, Coefficients] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
+    encode_ms_per_mb: float | None = None
+    decode_ms_per_mb: float | None = None
 
     def __post_init__(self) -> None:
+        _check_speeds(self)
         for type_, coefficients in (*self.layers.items(), ("default", self.default), *self.loads.items()):
             if not isinstance(coefficients, Mapping):
                 raise InputError(f"{self.name}: {type_}: not an object of feature and coefficient")
@@ -95,6 +114,9 @@ class CostModel:
 
     def fixed_ms(self, network: Network) -> Milliseconds:
         return np.array([self._predict_fixed(layer) for layer in network.layers], dtype=np.float64)
+
+    def output_ratios(self, network: Network) -> NDArray[np.float64]:
+        return np.full(len(network.layers), np.nan)
 
     def predict(self, layer: Layer) -> float:
         """The time of one layer's forward pass, in ms."""
@@ -117,6 +139,7 @@ class CostModel:
             "layers": {type_: dict(coefficients) for type_, coefficients in self.layers.items()},
             "default": dict(self.default),
             "loads": {type_: dict(coefficients) for type_, coefficients in self.loads.items()},
+            **_speeds(self),
         }
 
     def save(self, path: Path) -> None:
@@ -131,31 +154,47 @@ def _sum(coefficients: Coefficients, layer: Layer) -> float:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """What was measured of one layer. `type` is "" where the source does not tell."""
+    """What was measured of one layer. `type` is "" where the source does not tell. `output_ratio` is wire bytes per raw
+    byte of its outputs when they are coded, None where that was not measured."""
 
     name: str
     type: str
     ms: float
     load_ms: float = 0.0
+    output_ratio: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What is not known is left out."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Profile:
     """The measured times of one network's layers, in Caffe's order. `machine` describes where they were measured.
+    `encode_ms_per_mb` and `decode_ms_per_mb` are None where they are not known.
 
-    Raises InputError for a time that is negative or not finite, and for a profile without layers.
+    Raises InputError for a time that is negative or not finite, for a ratio that is none, and for a profile without
+    layers.
     """
 
     name: str
     layers: tuple[LayerTime, ...]
     machine: Mapping[str, str] = field(default_factory=dict)
+    encode_ms_per_mb: float | None = None
+    decode_ms_per_mb: float | None = None
 
     def __post_init__(self) -> None:
+        _check_speeds(self)
         if not self.layers:
             raise InputError(f"{self.name}: no layers; a profile has one time per layer of its network")
         for layer in self.layers:
             check_number(layer.ms, f"{self.name}: ms of layer {layer.name!r}")
             check_number(layer.load_ms, f"{self.name}: load_ms of layer {layer.name!r}")
+            if layer.output_ratio is not None and not 0 < layer.output_ratio <= 1:
+                raise InputError(
+                    f"{self.name}: output_ratio of layer {layer.name!r} is {layer.output_ratio:g}; it must be above 0 "
+                    "and at most 1"
+                )
 
     @classmethod
     def of(
@@ -166,15 +205,20 @@ class Profile:
         load_ms: ArrayLike = 0.0,
         name: str = "",
         machine: Mapping[str, str] | None = None,
+        output_ratios: Sequence[float | None] | None = None,
+        encode_ms_per_mb: float | None = None,
+        decode_ms_per_mb: float | None = None,
     ) -> Profile:
-        """The profile of a network from its layers' times, of shape (len(network.layers),).
+        """The profile of a network from its layers' times and ratios, of shape (len(network.layers),).
 
-        Raises InputError for times that are negative or not finite.
+        Raises InputError as `Profile` does.
         """
         columns = [np.broadcast_to(times, (len(network.layers),)).tolist() for times in (ms, load_ms)]
+        columns.append([None] * len(network.layers) if output_ratios is None else list(output_ratios))
         rows = zip(network.layers, *columns, strict=True)
-        layers = tuple(LayerTime(layer.name, layer.type, *times) for layer, *times in rows)
-        return cls(name or f"profile of {network.name}", layers, machine or {})
+        layers = tuple(LayerTime(layer.name, layer.type, *values) for layer, *values in rows)
+        title = name or f"profile of {network.name}"
+        return cls(title, layers, machine or {}, encode_ms_per_mb, decode_ms_per_mb)
 
     def layer_ms(self, network: Network) -> Milliseconds:
         self._check_fits(network)
@@ -186,6 +230,10 @@ class Profile:
 
     def fixed_ms(self, network: Network) -> Milliseconds:
         return np.zeros(len(network.layers))
+
+    def output_ratios(self, network: Network) -> NDArray[np.float64]:
+        self._check_fits(network)
+        return np.array([layer.output_ratio for layer in self.layers], dtype=np.float64)  # None becomes NaN
 
     def _check_fits(self, network: Network) -> None:
         for index, (mine, theirs) in enumerate(zip_longest(self.layers, network.layers)):
@@ -202,7 +250,8 @@ class Profile:
             "schema": SCHEMA,
             "name": self.name,
             "machine": dict(self.machine),
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
+            **_speeds(self),
         }
 
     def save(self, path: Path) -> None:
@@ -220,6 +269,17 @@ def check_number(value: object, where: str) -> None:
     if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= TIME_MAX_MS):
         most = f"finite and not negative, and at most {TIME_MAX_MS:g}"
         raise InputError(f"{where} is {value!r:.40}; it must be a number, {most}")
+
+
+def _speeds(costs: CostModel | Profile) -> dict[str, float]:
+    """How fast a device codes, as JSON: what is not known is left out."""
+    speeds = {"encode_ms_per_mb": costs.encode_ms_per_mb, "decode_ms_per_mb": costs.decode_ms_per_mb}
+    return {name: ms for name, ms in speeds.items() if ms is not None}
+
+
+def _check_speeds(costs: CostModel | Profile) -> None:
+    for name, ms in _speeds(costs).items():
+        check_number(ms, f"{costs.name}: {name}")
 
 
 def _save(costs: Costs, path: Path) -> None:
@@ -245,6 +305,20 @@ class Scaled:
 
     def fixed_ms(self, network: Network) -> Milliseconds:
         return self.costs.fixed_ms(network) / self.factor
+
+    @property
+    def encode_ms_per_mb(self) -> float | None:
+        return self._divided(self.costs.encode_ms_per_mb)
+
+    @property
+    def decode_ms_per_mb(self) -> float | None:
+        return self._divided(self.costs.decode_ms_per_mb)
+
+    def _divided(self, ms: float | None) -> float | None:
+        return None if ms is None else ms / self.factor
+
+    def output_ratios(self, network: Network) -> NDArray[np.float64]:
+        return self.costs.output_ratios(network)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.costs.to_json(), "divided_by": self.factor}

@@ -9,19 +9,21 @@ import os
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
 from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
-from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, summary
+from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, rank, summary
 from ionn.evaluation.validation import Validation, validate
 from ionn.files import read_bytes, write_file
-from ionn.paper import EFFICIENCY, FINE, ORIGINAL, SLICED, model_title
+from ionn.paper import EFFICIENCY, FINE, MODELS, ORIGINAL, SHOWN, SLICED, model_title
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.schema import read_json
 from ionn.testbed.settings import Settings
@@ -138,6 +140,7 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         _slice_claims(rows, planning_ms),
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
+        equal_time(rows),
         _validation(live),
         _planning(planning_ms, stages),
         _faults(traces),
@@ -232,6 +235,53 @@ def _gains(rows: Sequence[SummaryRow]) -> Section:
         ("testbed", "model", "algorithm", "queries", "queries/s", "mean latency"),
         tuple(lines),
     )
+
+
+def equal_time(rows: Sequence[SummaryRow]) -> Section:
+    """What runs with a window did in it, and what they had on the link."""
+    with_window = [row for row in rows if row.settings.window_s is not None]
+    originals = {(row.model, row.settings): row.queries_in_window for row in with_window if row.algorithm == ORIGINAL}
+    lines = []
+    for row in sorted(with_window, key=_by_coding):
+        settings = row.settings
+        raw = originals.get((row.model, replace(settings, coding=NONE, weight_ratio=None)))
+        lines.append(
+            (
+                model_title(row.model), row.algorithm, settings.testbed, _coding(settings), f"{settings.window_s:g}",
+                row.queries_in_window.count(), _times(row.queries_in_window, raw), row.mean_ms_in_window.text(),
+                row.last_ms.text(), row.upload_s.text(2),
+                _mega(row.weight_bytes, row.weight_wire_bytes), _mega(row.feature_bytes, row.feature_wire_bytes),
+            )
+        )  # fmt: skip
+    return Section(
+        "Queries in equal time",
+        "Runs with a window: the queries that ended in it, how many times those of original without coding they are, "
+        "and their mean latency. MB before coding, and on the wire.",
+        (
+            "model", "algorithm", "testbed", "coding", "window s", "queries in it", "times original's", "mean ms",
+            "last ms", "upload s", "MB of weights", "MB of features per query",
+        ),
+        tuple(lines),
+    )  # fmt: skip
+
+
+def _by_coding(row: SummaryRow) -> tuple[Any, ...]:
+    return rank(row.model, list(MODELS)), rank(row.algorithm, SHOWN), CODINGS.index(row.settings.coding)
+
+
+def _times(queries: Stat, of: Stat | None) -> str:
+    return "-" if of is None or not of.mean else f"{queries.mean / of.mean:.1f}"
+
+
+def _coding(settings: Settings) -> str:
+    ratio = "" if settings.weight_ratio is None else f", weights to {settings.weight_ratio:.3g}"
+    return settings.coding + ratio
+
+
+def _mega(raw_bytes: Stat, wire_bytes: Stat) -> str:
+    """MB before coding and on the wire: one number where they are the same, or only one is known."""
+    known = [each for each in (raw_bytes, wire_bytes) if not math.isnan(each.mean)]
+    return " → ".join(distinct(f"{each.mean / 1e6:.2f}" for each in known)) or "-"
 
 
 def _validation(live: Sequence[Validation]) -> Section:

@@ -65,6 +65,12 @@ class SummaryRow:
     overruns: Stat  # layers slower than the pace, per run
     bit_equal: bool | None  # None where nothing was computed
     planning_ms: Stat
+    queries_in_window: Stat  # that ended within the run's window; not defined without one, as the next
+    mean_ms_in_window: Stat  # of these
+    weight_bytes: Stat  # of all partitions
+    weight_wire_bytes: Stat  # what of them crossed the link; not defined for earlier traces, as the next two
+    feature_bytes: Stat  # inputs and feature maps, per query
+    feature_wire_bytes: Stat
 
     @classmethod
     def of(cls, settings: Settings, model: str, algorithm: str, traces: list[Trace]) -> SummaryRow:
@@ -90,7 +96,17 @@ class SummaryRow:
             overruns=Stat.of(sum(query.overruns for query in trace.queries) for trace in traces),
             bit_equal=all(verdicts) if verdicts else None,
             planning_ms=Stat.of(trace.info.plan.planning_ms for trace in traces),
+            queries_in_window=Stat.of(len(trace.in_window) if settings.window_s else math.nan for trace in traces),
+            mean_ms_in_window=Stat.of(trace.mean_ms_in_window for trace in traces),
+            weight_bytes=Stat.of(_defined(trace.weight_bytes[0]) for trace in traces),
+            weight_wire_bytes=Stat.of(_defined(trace.weight_bytes[1]) for trace in traces),
+            feature_bytes=Stat.of(_defined(trace.feature_bytes[0]) / len(trace.queries) for trace in traces),
+            feature_wire_bytes=Stat.of(_defined(trace.feature_bytes[1]) / len(trace.queries) for trace in traces),
         )
+
+
+def _defined(size: int | None) -> float:
+    return math.nan if size is None else size
 
 
 def load_results(results: Path) -> list[Trace]:
@@ -125,14 +141,15 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
         settings, model, algorithm = key
         return (
             (settings.testbed != "virtual", settings.dilation, -settings.mbps, settings.slug),
-            _rank(model, list(MODELS)),
-            _rank(algorithm, list(SHOWN)),
+            rank(model, list(MODELS)),
+            rank(algorithm, list(SHOWN)),
         )
 
     return [SummaryRow.of(*key, groups[key]) for key in sorted(groups, key=order)]
 
 
-def _rank(name: str, known: list[str]) -> tuple[int, str]:
+def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
+    """What sorts names: the known ones come first, in their order."""
     return (known.index(name) if name in known else len(known)), name
 
 

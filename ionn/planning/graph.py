@@ -13,6 +13,8 @@ nodes 1 and 2 of the next stage:
 Nodes 2 and 3 need no state of their own: after each stage the data is at the client (4) or at the server (3), so the
 fastest path is a Viterbi search with two states per stage. A query starts and ends at the client.
 
+With coding (`ionn.planning.coding_costs`), up_ms and down_ms are the times of coded transfers where these are faster.
+
 A stage of which only some channels are uploaded has four more edges, on which both sides work: see
 `ionn.planning.slice_costs`.
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,10 +31,22 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ionn.coding import LOSSLESS, NONE, check_coding
 from ionn.errors import InputError
 from ionn.model.slices import Piece, Slice, channels_of, stage_of
+from ionn.planning.coding_costs import (
+    DOWN,
+    UP,
+    CodedTransfer,
+    CodedWeights,
+    Transfer,
+    check_coded,
+    coded_transfers,
+    coded_weights,
+)
+from ionn.planning.grid import on_grid, time_on_grid
 from ionn.planning.slice_costs import SlicePlan, Split, slice_plans
-from ionn.schema import STAGE_MAX_MS, Real
+from ionn.schema import STAGE_MAX_MS, Natural, Real
 
 if TYPE_CHECKING:
     from ionn.costs.models import Costs
@@ -40,21 +54,12 @@ if TYPE_CHECKING:
 
 _FLOAT_BYTES = 4
 
-# All times are multiples of 2^-24 ms (0.06 ns). Sums of such numbers are exact in float64 up to six days, so what gains
-# nothing is a tie in whatever order it is summed.
-_GRID_PER_MS = 2.0**24
-
 
 def checked_mbps(mbps: float) -> float:
     """The bandwidth, if it is one; else InputError."""
     if not (math.isfinite(mbps) and mbps > 0):
         raise InputError(f"bandwidth {mbps} Mbps: give a positive number of megabits per second")
     return mbps
-
-
-@np.errstate(over="ignore")  # what is not finite is an InputError, not a warning
-def _on_grid(ms: ArrayLike) -> NDArray[np.float64]:
-    return np.rint(np.asarray(ms, dtype=np.float64) * _GRID_PER_MS) / _GRID_PER_MS
 
 
 class Leg(NamedTuple):
@@ -69,7 +74,7 @@ class Leg(NamedTuple):
 
 
 class GraphDocument(msgspec.Struct):
-    """An `ExecutionGraph` as JSON."""
+    """An `ExecutionGraph` as JSON. Earlier traces do not have the last three fields, the first ones no cuts either."""
 
     stages: tuple[str, ...]
     client_ms: list[Real]
@@ -80,6 +85,9 @@ class GraphDocument(msgspec.Struct):
     down_ms: list[Real]
     offloadable: list[bool]
     cuts: tuple[SlicePlan, ...] = ()
+    boundary_bytes: tuple[Natural, ...] = ()
+    coded: tuple[CodedTransfer, ...] = ()
+    coded_weights: tuple[CodedWeights, ...] = ()
 
     def graph(self) -> ExecutionGraph:
         """Raises InputError as `ExecutionGraph` does."""
@@ -93,6 +101,8 @@ class ExecutionGraph:
     `upload_ms` is the upload overhead: the weights' time on the link plus `load_ms`, the server's time to load them.
     `up_ms` and `down_ms` are the transfers of the blob at boundary i, before stage i; boundary n is the outputs.
     A stage that is not `offloadable` never runs at the server. `cuts` are the stages that can be uploaded in slices.
+    `boundary_bytes` are the raw bytes of each blob, or nothing where they are not known. `coded` are the transfers that
+    are coded, and `coded_weights` the stages whose weights are; the times above are theirs.
 
     Raises InputError for costs that are negative, not finite or above STAGE_MAX_MS, or of the wrong number.
     """
@@ -106,11 +116,14 @@ class ExecutionGraph:
     down_ms: NDArray[np.float64]  # (n + 1,)
     offloadable: NDArray[np.bool_]  # (n,)
     cuts: Sequence[SlicePlan] = ()
+    boundary_bytes: Sequence[int] = ()  # (n + 1,) or empty
+    coded: Sequence[CodedTransfer] = ()
+    coded_weights: Sequence[CodedWeights] = ()
 
     def __post_init__(self) -> None:
         n = len(self.stages)
         sizes = {"client_ms": n, "server_ms": n, "upload_ms": n, "load_ms": n, "up_ms": n + 1, "down_ms": n + 1}
-        arrays: dict[str, NDArray[Any]] = {name: _on_grid(getattr(self, name)) for name in sizes}
+        arrays: dict[str, NDArray[Any]] = {name: on_grid(getattr(self, name)) for name in sizes}
         for name, ms in arrays.items():
             if ms.shape != (sizes[name],):
                 raise InputError(f"execution graph: {name} needs {sizes[name]} times for {n} stages, not {ms.shape}")
@@ -126,34 +139,62 @@ class ExecutionGraph:
             raise InputError(f"execution graph: offloadable needs {n} flags, not {arrays['offloadable'].shape}")
         if strange := [cut for cut in self.cuts if not 0 <= cut.stage < n]:
             raise InputError(f"execution graph: {strange[0]} is not of one of its {n} stages")
+        if len(self.boundary_bytes) not in (0, n + 1):
+            raise InputError(f"execution graph: boundary_bytes needs {n + 1} sizes for {n} stages")
+        times = (arrays[name] for name in ("up_ms", "down_ms", "upload_ms", "load_ms"))
+        check_coded(self.coded, self.coded_weights, *times)
         for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
 
     @classmethod
     @np.errstate(over="ignore")
-    def from_network(cls, network: Network, client: Costs, server: Costs, mbps: float) -> ExecutionGraph:
+    def from_network(
+        cls,
+        network: Network,
+        client: Costs,
+        server: Costs,
+        mbps: float,
+        coding: str = NONE,
+        weight_ratio: float | None = None,
+    ) -> ExecutionGraph:
         """The graph of a network's chain over a link of `mbps` in each direction.
 
-        Raises InputError for a bandwidth that is not positive, and for costs that do not fit the network.
+        With a `coding` of `ionn.coding.CODINGS`, blobs (features) and also weights (lossless) are coded where that is
+        faster. `weight_ratio` is what all weights shrink to; by default what was measured of the model.
+
+        Raises InputError for a bandwidth that is not positive, for a coding or ratio that is none, and for costs that
+        do not fit the network.
         """
         bytes_per_ms = checked_mbps(mbps) * 1e6 / 8 / 1e3
+        check_coding(coding, weight_ratio)
         starts = [stage.first_layer for stage in network.stages]
         load_ms = np.add.reduceat(server.load_ms(network), starts)
-        weight_bytes = np.array([stage.weight_bytes for stage in network.stages])
+        weights_ms = on_grid(np.array([stage.weight_bytes for stage in network.stages]) / bytes_per_ms)
         blobs = [[stage.input_shape] for stage in network.stages] + [network.stages[-1].output_shapes]
-        transfer_ms = np.array([sum(map(math.prod, shapes)) * _FLOAT_BYTES for shapes in blobs]) / bytes_per_ms
+        boundary_bytes = [sum(map(math.prod, shapes)) * _FLOAT_BYTES for shapes in blobs]
+        transfer_ms = on_grid(np.array(boundary_bytes) / bytes_per_ms)
+        ways_ms = {UP: transfer_ms.copy(), DOWN: transfer_ms.copy()}
+        coded = () if coding == NONE else tuple(coded_transfers(network, client, server, boundary_bytes, bytes_per_ms))
+        for transfer in coded:
+            ways_ms[transfer.direction][transfer.boundary] = transfer.total_ms
+        stages = tuple(coded_weights(network, server, bytes_per_ms, weight_ratio)) if coding == LOSSLESS else ()
+        for stage in stages:
+            weights_ms[stage.stage] = stage.total_ms
         fixed_ms = [np.add.reduceat(side.fixed_ms(network), starts).tolist() for side in (client, server)]
         return cls(
             stages=tuple(stage.name for stage in network.stages),
             client_ms=np.add.reduceat(client.layer_ms(network), starts),
             server_ms=np.add.reduceat(server.layer_ms(network), starts),
-            upload_ms=_on_grid(weight_bytes / bytes_per_ms) + _on_grid(load_ms),
+            upload_ms=weights_ms + on_grid(load_ms),
             load_ms=load_ms,
-            up_ms=transfer_ms,
-            down_ms=transfer_ms,
+            up_ms=ways_ms[UP],
+            down_ms=ways_ms[DOWN],
             offloadable=np.array([not stage.pinned for stage in network.stages]),
             cuts=slice_plans(network, *fixed_ms),
+            boundary_bytes=tuple(boundary_bytes),
+            coded=coded,
+            coded_weights=stages,
         )
 
     def shortest_path(self, overhead_ms: ArrayLike) -> frozenset[int]:
@@ -161,7 +202,7 @@ class ExecutionGraph:
 
         Among equally fast paths, the one with the fewest stages at the server (its set is part of all the others').
         """
-        return frozenset(self._fastest((self._server_ms + _on_grid(overhead_ms)).tolist())[1])
+        return frozenset(self._fastest((self._server_ms + on_grid(overhead_ms)).tolist())[1])
 
     def latency_ms(self, uploaded: Iterable[Piece]) -> float:
         """Latency of the fastest path that uses only what is `uploaded` at the server."""
@@ -202,15 +243,22 @@ class ExecutionGraph:
         # Measured times of the stage may be less than what a model predicts of them as fixed.
         client_fixed_ms = min(cut.client_fixed_ms, client_ms)
         server_fixed_ms = min(cut.server_fixed_ms, server_ms)
-        times_ms = (
-            client_fixed_ms + (1 - share) * (client_ms - client_fixed_ms),
-            server_fixed_ms + share * (server_ms - server_fixed_ms),
-            float(self.up_ms[stage]),
-            float(self.down_ms[stage]),
-            (1 - share) * float(self.up_ms[stage + 1]),
-            share * float(self.down_ms[stage + 1]),
+        return Split(
+            time_on_grid(client_fixed_ms + (1 - share) * (client_ms - client_fixed_ms)),
+            time_on_grid(server_fixed_ms + share * (server_ms - server_fixed_ms)),
+            self.transfer(stage, UP),
+            self.transfer(stage, DOWN),
+            self.transfer(stage + 1, UP).part(1 - share),
+            self.transfer(stage + 1, DOWN).part(share),
         )
-        return Split(*(round(ms * _GRID_PER_MS) / _GRID_PER_MS for ms in times_ms))
+
+    def transfer(self, boundary: int, direction: str) -> Transfer:
+        """What the blob at a boundary takes on its way up or down. Its bytes are 0 where they are not known."""
+        raw_bytes = self.boundary_bytes[boundary] if self.boundary_bytes else 0
+        if coded := self._coded.get((boundary, direction)):
+            return Transfer(coded.encode_ms, coded.link_ms, coded.decode_ms, raw_bytes, coded.wire_bytes)
+        link_ms = float((self.up_ms if direction == UP else self.down_ms)[boundary])
+        return Transfer(0.0, link_ms, 0.0, raw_bytes, raw_bytes)
 
     def share(self, piece: Piece) -> float:
         """The part of its stage's channels that a piece has: 1 for a whole stage."""
@@ -220,13 +268,34 @@ class ExecutionGraph:
         """The upload overhead of pieces, and the part of it that is the server's time to load them."""
         upload_ms = load_ms = 0.0
         for piece in pieces:
-            stage = stage_of(piece)
-            extra_ms = self._cut[stage].slice_ms if isinstance(piece, Slice) else 0.0
-            whole_ms = np.array([self.upload_ms[stage], self.load_ms[stage]])
-            piece_upload_ms, piece_load_ms = _on_grid(self.share(piece) * whole_ms + extra_ms).tolist()
+            piece_upload_ms, piece_load_ms = self._overhead_ms(piece)
             upload_ms += piece_upload_ms
             load_ms += piece_load_ms
         return upload_ms, load_ms
+
+    def _overhead_ms(self, piece: Piece) -> tuple[float, float]:
+        stage = stage_of(piece)
+        extra_ms = self._cut[stage].slice_ms if isinstance(piece, Slice) else 0.0
+        whole_ms = np.array([self.upload_ms[stage], self.load_ms[stage]])
+        upload_ms, load_ms = on_grid(self.share(piece) * whole_ms + extra_ms).tolist()
+        return upload_ms, load_ms
+
+    def arrival_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
+        """What the weights of pieces take on the link, and to be decoded at the server meanwhile."""
+        link_ms = decode_ms = 0.0
+        for piece in pieces:
+            if coded := self._coded_weights.get(stage_of(piece)):
+                link_ms += time_on_grid(self.share(piece) * coded.link_ms)
+                decode_ms += time_on_grid(self.share(piece) * coded.decode_ms)
+            else:
+                upload_ms, load_ms = self._overhead_ms(piece)
+                link_ms += upload_ms - load_ms
+        return link_ms, decode_ms
+
+    def wire_bytes(self, piece: Piece, stage_bytes: int) -> int:
+        """The bytes of a piece on the link, if its stage has weights of `stage_bytes`."""
+        coded = self._coded_weights.get(stage_of(piece))
+        return round(self.share(piece) * (coded.wire_bytes if coded else stage_bytes))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExecutionGraph) and self.to_json() == other.to_json()
@@ -235,9 +304,7 @@ class ExecutionGraph:
         return hash(self.stages)
 
     def to_json(self) -> dict[str, list[Any]]:
-        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cuts"}
-        lists = {name: list(np.asarray(values).tolist()) for name, values in arrays.items()}
-        return {**lists, "cuts": [asdict(cut) for cut in self.cuts]}
+        return {field.name: _as_json(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_json(cls, data: object) -> ExecutionGraph:
@@ -269,6 +336,14 @@ class ExecutionGraph:
     @cached_property
     def _cut(self) -> dict[int, SlicePlan]:
         return {cut.stage: cut for cut in self.cuts}
+
+    @cached_property
+    def _coded(self) -> dict[tuple[int, str], CodedTransfer]:
+        return {(each.boundary, each.direction): each for each in self.coded}
+
+    @cached_property
+    def _coded_weights(self) -> dict[int, CodedWeights]:
+        return {each.stage: each for each in self.coded_weights}
 
     def _only(self, uploaded: Iterable[Piece]) -> tuple[list[float], dict[int, Split]]:
         """Times at the server of the uploaded stages, infinite for the others, and the stages uploaded in part."""
@@ -323,3 +398,9 @@ class ExecutionGraph:
                 stages.append(stage)
             up_there = before
         return min(at_client, down), stages, at_both
+
+
+def _as_json(values: Any) -> list[Any]:
+    """A field of a graph: numbers, names or flags, or parts of which each is an object."""
+    parts = [asdict(value) for value in values if is_dataclass(value) and not isinstance(value, type)]
+    return parts or list(np.asarray(values).tolist())

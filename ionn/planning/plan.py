@@ -24,8 +24,8 @@ class Partition:
     """One upload: stages of the chain or slices of them (`pieces`, sorted by stage; several runs are possible), with
     the `layers` they consist of.
 
-    `bytes` are weights, `upload_ms` is their upload overhead; `latency_ms` is a query's when this partition and all
-    before it are usable.
+    `bytes` are weights, `wire_bytes` what of them crosses the link, and `upload_ms` is their upload overhead;
+    `latency_ms` is a query's when this partition and all before it are usable.
     """
 
     index: int
@@ -33,6 +33,7 @@ class Partition:
     stage_names: tuple[str, ...]
     layers: tuple[str, ...]
     bytes: int
+    wire_bytes: int
     upload_ms: float
     latency_ms: float
 
@@ -48,14 +49,18 @@ class Partition:
         return {name: (piece.begin, piece.end) for name, piece in pieces if isinstance(piece, Slice)}
 
     def to_json(self) -> dict[str, Any]:
-        """`slices` is there only if it is not empty."""
+        """`slices` is there only if it is not empty, `wire_bytes` only where weights are coded."""
+        slices = {"slices": {name: list(channels) for name, channels in self.slices.items()}} if self.slices else {}
+        wire = {"wire_bytes": self.wire_bytes} if self.wire_bytes != self.bytes else {}
         return {
             "stages": list(self.stage_names),
             "layers": list(self.layers),
             "bytes": self.bytes,
             "upload_ms": self.upload_ms,
             "latency_ms": self.latency_ms,
-        } | ({"slices": {name: list(channels) for name, channels in self.slices.items()}} if self.slices else {})
+            **slices,
+            **wire,
+        }
 
 
 class PartitionDocument(msgspec.Struct):
@@ -67,6 +72,7 @@ class PartitionDocument(msgspec.Struct):
     upload_ms: Real
     latency_ms: Real
     slices: dict[str, tuple[Natural, Natural]] = {}
+    wire_bytes: Natural | None = None
 
 
 class PlanDocument(msgspec.Struct):
@@ -126,7 +132,8 @@ class Plan:
                 if name in part.slices and not begin < end <= channels.get(stage, 0):
                     raise InputError(f"its plan has a slice of stage {name!r} that its graph has not")
                 pieces.append(Slice(stage, begin, end) if name in part.slices else stage)
-            sizes = part.bytes, part.upload_ms, part.latency_ms
+            wire_bytes = part.bytes if part.wire_bytes is None else part.wire_bytes
+            sizes = part.bytes, wire_bytes, part.upload_ms, part.latency_ms
             partitions.append(Partition(at, tuple(pieces), part.stages, part.layers, *sizes))
         total_bytes = sum(part.bytes for part in partitions)
         return cls(
@@ -175,6 +182,7 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
                 stage_names=tuple(stage.name for stage in stages),
                 layers=tuple(layer for stage in stages for layer in stage.layers),
                 bytes=sum(round(graph.share(p) * stage.weight_bytes) for p, stage in zip(pieces, stages, strict=True)),
+                wire_bytes=sum(graph.wire_bytes(p, s.weight_bytes) for p, s in zip(pieces, stages, strict=True)),
                 upload_ms=graph.overhead_ms(pieces)[0],
                 latency_ms=graph.latency_ms(uploaded),
             )

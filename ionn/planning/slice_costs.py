@@ -11,8 +11,9 @@ client, 3: the server):
     2 --> 3   The input comes down, and the client's channels go up. The server computes all the while.
 
 An edge ends when all channels are where they are wanted. Each side starts when it has the input; a direction of the
-link carries one transfer at a time, the input first. `Split.end_ms` is that in code. Once all channels are uploaded,
-the stage runs at the server like any other.
+link carries one transfer at a time, the input first. A side codes and decodes what it sends and gets in the thread that
+computes: what goes out before it goes on, what comes in when it has come. `Split.end_ms` is that in code. Once all
+channels are uploaded, the stage runs at the server like any other.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from ionn.errors import InputError
 from ionn.model.slices import TILE, slice_sizes
+from ionn.planning.coding_costs import Transfer
 
 if TYPE_CHECKING:
     from ionn.model.network import Network
@@ -69,15 +71,15 @@ class SlicePlan:
 
 @dataclass(frozen=True)
 class Split:
-    """A stage of which some channels are at the server. Times in ms: each side's for its channels, the transfers of the
-    input, of the client's channels up and of the server's channels down."""
+    """A stage of which some channels are at the server: each side's time for its channels, the transfers of the input,
+    of the client's channels up and of the server's channels down."""
 
     client_ms: float
     server_ms: float
-    input_up_ms: float
-    input_down_ms: float
-    output_up_ms: float
-    output_down_ms: float
+    input_up: Transfer
+    input_down: Transfer
+    output_up: Transfer
+    output_down: Transfer
 
     def end_ms(
         self,
@@ -92,14 +94,27 @@ class Split:
         """
         here_ms = there_ms = uplink_free_ms = downlink_free_ms = start_ms
         if from_server:
-            here_ms = downlink_free_ms = start_ms + self.input_down_ms
+            there_ms += self.input_down.encode_ms
+            downlink_free_ms = there_ms + self.input_down.link_ms
+            here_ms = downlink_free_ms + self.input_down.decode_ms
         else:
-            there_ms = uplink_free_ms = send_up(start_ms, self.input_up_ms)
+            here_ms += self.input_up.encode_ms
+            uplink_free_ms = send_up(here_ms, self.input_up.link_ms)
+            there_ms = uplink_free_ms + self.input_up.decode_ms
         here_ms += self.client_ms
         there_ms += self.server_ms
         if to_server:
-            return max(there_ms, send_up(max(here_ms, uplink_free_ms), self.output_up_ms))
-        return max(here_ms, max(there_ms, downlink_free_ms) + self.output_down_ms)
+            sent_ms = send_up(max(here_ms + self.output_up.encode_ms, uplink_free_ms), self.output_up.link_ms)
+            return max(there_ms, sent_ms) + self.output_up.decode_ms
+        sent_ms = max(there_ms + self.output_down.encode_ms, downlink_free_ms) + self.output_down.link_ms
+        return max(here_ms, sent_ms) + self.output_down.decode_ms
+
+    def transfers(self, from_server: bool, to_server: bool) -> tuple[Transfer, Transfer]:
+        """What crosses the link: the input, and the channels that one side computed."""
+        return (
+            self.input_down if from_server else self.input_up,
+            self.output_up if to_server else self.output_down,
+        )
 
 
 def slice_plans(

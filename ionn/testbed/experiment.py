@@ -16,6 +16,9 @@ class Session(Protocol):
     The clock starts at 0 with `start_upload`.
     """
 
+    def now_s(self) -> float:
+        """The time on that clock."""
+
     def start_upload(self) -> None:
         """Begin to upload the plan's partitions, in order, in the background."""
 
@@ -34,7 +37,7 @@ class Session(Protocol):
 
 def run_experiment(session: Session, info: RunInfo) -> Trace:
     """Upload the plan and raise one query after another: the first waits for the first partition, and five more
-    follow when the whole plan is uploaded (paper, section 4.1)."""
+    follow when the whole plan is uploaded (paper, section 4.1). In a run with a window, more follow until it ends."""
     session.start_upload()
     session.wait_for_first_partition()
     queries: list[QueryRecord] = []
@@ -46,5 +49,8 @@ def run_experiment(session: Session, info: RunInfo) -> Trace:
     while not session.uploaded():
         query()
     for _ in range(QUERIES_AFTER_UPLOAD):
+        query()
+    window_s = (info.settings.window_s or 0.0) * info.settings.dilation
+    while session.now_s() < window_s:
         query()
     return Trace(info, tuple(session.finish()), tuple(queries))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ionn.arguments import path_of
+from ionn.coding import NONE
 from ionn.costs.loading import costs_label, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError
 from ionn.model import zoo
 from ionn.model.network import Network
-from ionn.paper import CLIENT, MBPS, SERVER
+from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.testbed.settings import Settings
@@ -65,6 +66,8 @@ def live_settings(
     dilation: float = 1.0,
     seed: int = 0,
     connect: str = "",
+    coding: str = NONE,
+    window_s: float | None = None,
 ) -> Settings:
     """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends.
 
@@ -74,6 +77,7 @@ def live_settings(
     return Settings(
         "live", mbps, dilation, client, planned, seed,
         paced=subject.paced, connect=connect, network=_another_of_its_name(subject.network),
+        coding=coding, window_s=window_s,
     )  # fmt: skip
 
 
@@ -204,6 +208,9 @@ def run_virtual_all(
     noise: float = 0.0,
     seed: int = 0,
     results: Path | None = None,
+    coding: str = NONE,
+    weight_ratio: float | None = None,
+    window_s: float | None = None,
 ) -> list[Trace]:
     """Runs on the virtual testbed. They take milliseconds, so they are never resumed."""
     from ionn.testbed.virtual import run_virtual
@@ -214,8 +221,9 @@ def run_virtual_all(
     settings = Settings(
         "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,
         noise=noise, network="" if model in zoo.definitions() else _another_of_its_name(network),
+        coding=coding, weight_ratio=weight_ratio, window_s=window_s,
     )  # fmt: skip
-    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps)
+    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps, coding, weight_ratio)
     traces = []
     for algorithm in algorithms:
         plan = make_plan(network, graph, algorithm, mbps)
@@ -231,6 +239,13 @@ def run_virtual_all(
                 path.unlink()  # not to be averaged with these
         traces += made
     return traces
+
+
+def comparison_window_s(model: str | Path, *, client: str = CLIENT, server: str = SERVER, mbps: float = MBPS) -> float:
+    """The window in which runs of a model are compared: the upload time that the original algorithm is predicted to
+    need for it, raw. Raises InputError as `run_virtual_all` does."""
+    (trace,) = run_virtual_all(model, [ORIGINAL], client=client, server=server, mbps=mbps)
+    return trace.upload_s
 
 
 @contextlib.contextmanager

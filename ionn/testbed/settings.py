@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from ionn.coding import NONE, check_coding
 from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS
 from ionn.planning.graph import checked_mbps
@@ -15,6 +16,8 @@ TESTBEDS = ("virtual", "live")
 DILATION_MAX = 1000.0
 # The standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
 NOISE_MAX = 1.0
+# A day: nobody waits longer.
+WINDOW_MAX_S = 86_400.0
 # What is wrong with options of the other testbed.
 LIVE_ONLY = "--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out"
 # How a trace's name of a client ends that is not paced.
@@ -31,7 +34,9 @@ class Settings:
     live one (`ionn.costs.loading.costs_label` makes these names). Link and client of a live run are slowed down by
     `dilation`; `connect` is the address of the server that it used, if that ran already, over whatever link. `noise` is
     the standard deviation of the logarithm of a virtual latency. `network` is the digest of a network that has the name
-    of one of the paper's and is another, else "".
+    of one of the paper's and is another, else "". `coding` says what is coded on the link (`ionn.coding`), and
+    `weight_ratio` what weights shrink to where that is given. Queries are raised for `window_s` at least, if that is
+    given, so that plans whose uploads end at other times can be compared in equal time.
 
     Raises InputError for values out of their ranges, and for what the testbed does not have.
     """
@@ -46,6 +51,9 @@ class Settings:
     paced: bool = True
     connect: str = ""
     network: str = ""
+    coding: str = NONE
+    weight_ratio: float | None = None
+    window_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
@@ -57,6 +65,11 @@ class Settings:
             raise InputError(f"seed {self.seed}: give a natural number")
         if not 0 <= self.noise <= NOISE_MAX:
             raise InputError(f"noise {self.noise:g}: give a number from 0 to {NOISE_MAX:g}")
+        check_coding(self.coding, self.weight_ratio)
+        if self.window_s is not None and not 0 < self.window_s <= WINDOW_MAX_S:
+            raise InputError(f"window {self.window_s:g} s: give a number above 0, and at most {WINDOW_MAX_S:g}")
+        if self.testbed == "live" and self.coding != NONE:
+            raise InputError(f"coding {self.coding!r} is for the virtual testbed; leave it out")
         if self.testbed == "virtual" and (self.dilation != 1 or self.connect or not self.paced):
             raise InputError(LIVE_ONLY)
         if self.testbed == "live" and self.noise:
@@ -95,6 +108,8 @@ class Settings:
             "dilation": f"dilation {_exact(self.dilation)}", "client": f"client {self.client}",
             "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",
             "paced": "unpaced", "connect": f"connected to {self.connect}", "network": f"network {self.network}",
+            "coding": f"coding {self.coding}", "weight_ratio": f"weight ratio {_exact(self.weight_ratio or 0)}",
+            "window_s": f"window {_exact(self.window_s or 0)} s",
         }  # fmt: skip
         papers = Settings(self.testbed)
         return [text for name, text in texts.items() if getattr(self, name) != getattr(papers, name)]

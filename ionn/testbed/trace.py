@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ionn.arguments import path_of
+from ionn.coding import NONE
 from ionn.errors import InputError, printable
 from ionn.files import open_regular, write_file
 from ionn.paper import SERVER
@@ -93,6 +95,9 @@ class _RunDocument(msgspec.Struct):
     connect: str = ""
     network: str = ""
     digests: dict[str, str] = {}
+    coding: str = NONE
+    weight_ratio: float | None = None
+    window_s: float | None = None
     undilated: bool = False
 
     def info(self) -> RunInfo:
@@ -107,6 +112,7 @@ class _RunDocument(msgspec.Struct):
         settings = Settings(
             self.testbed, self.mbps, self.dilation, printable(self.client.removesuffix(NOT_PACED)),
             printable(self.server) if given else "", self.seed, noise, paced, printable(self.connect), self.network,
+            self.coding, self.weight_ratio, self.window_s,
         )  # fmt: skip
         graph = self.graph.graph()
         sent = "" if given or self.testbed == "virtual" else printable(self.server)
@@ -145,6 +151,9 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
         "connect": settings.connect,
         "network": settings.network,
         "digests": dict(info.digests),
+        "coding": settings.coding,
+        "weight_ratio": settings.weight_ratio,
+        "window_s": settings.window_s,
         "plan": info.plan.to_json(),
         "graph": info.graph.to_json(),
         "environment": {**info.environment, **noise, **fault},
@@ -183,6 +192,29 @@ class Trace:
         ended that was over."""
         parts = ((self.upload_s - q.start_s) / (q.end_s - q.start_s) for q in self.queries if q.end_s > q.start_s)
         return sum(min(max(part, 0.0), 1.0) for part in parts)
+
+    @property
+    def in_window(self) -> tuple[QueryRecord, ...]:
+        """The queries that ended within the run's window; none without one."""
+        window_s = self.info.settings.window_s
+        return () if window_s is None else tuple(q for q in self.queries if q.end_s <= window_s)
+
+    @property
+    def mean_ms_in_window(self) -> float:
+        """The mean latency of these queries, NaN where there is none."""
+        latencies_ms = [query.latency_ms for query in self.in_window]
+        return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
+
+    @property
+    def weight_bytes(self) -> tuple[int | None, int | None]:
+        """The weights of all partitions, as they are decoded and on the wire; None where that was not counted."""
+        return _sum(p.bytes for p in self.partitions), _sum(p.wire_bytes for p in self.partitions)
+
+    @property
+    def feature_bytes(self) -> tuple[int | None, int | None]:
+        """Inputs and feature maps of all queries, as they are decoded and on the wire; None where that was not
+        counted."""
+        return _sum(q.feature_bytes for q in self.queries), _sum(q.feature_wire_bytes for q in self.queries)
 
     def partitions_per_half(self) -> tuple[int, int]:
         """Partitions whose upload ends in the first and in the second half of the upload time (paper, Fig. 5)."""
@@ -254,6 +286,13 @@ class Trace:
             for q in self.queries
         )
         return Trace(self.info, partitions, queries, is_undilated=True)
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    """None where one of them is."""
+    given = list(sizes)
+    counted = [size for size in given if size is not None]
+    return sum(counted) if len(counted) == len(given) else None
 
 
 def trace_path(results: Path, settings: Settings, model: str, algorithm: str, run: int) -> Path:

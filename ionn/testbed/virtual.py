@@ -5,6 +5,9 @@ active each has half the rate (max-min fair). The downlink is separate. A partit
 it; it loads one partition at a time, while the link goes on with the next. A query fixes its route when it starts. A
 stage uploaded in part runs at both sides at once, as `ionn.planning.slice_costs` says.
 
+What is coded (`ionn.planning.coding_costs`) has only its wire bytes on the link. A query's features are coded before
+and decoded after that. Weights are decoded while they arrive, one partition at a time.
+
 Work on the link is measured in ms at its full rate, so the bandwidth itself does not occur here.
 """
 
@@ -13,17 +16,19 @@ from __future__ import annotations
 import dataclasses
 import random
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ionn.errors import InputError
 from ionn.model.slices import Piece, channels_of
+from ionn.planning.coding_costs import DOWN, UP, Transfer
 from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.trace import RunInfo, Trace
 
-# Before the upload ends. So many take a minute, and have more than any link that somebody waits for allows.
+# Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
 QUERIES_MAX = 1_000_000
 
 
@@ -32,20 +37,24 @@ def run_virtual(info: RunInfo) -> Trace:
 
     The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
     standard deviation of its logarithm) drawn from the settings' seed and `info.run`. Raises InputError for queries
-    that take no time, or nearly none: the upload would never end.
+    that take no time, or nearly none: the run would never end.
     """
     return run_experiment(VirtualSession(info), info)
 
 
 class _TimedLeg(NamedTuple):
     """A leg of a route and its times: features go up, it computes, results come down (neither for a leg at the client).
-    A stage at both sides is a `split`."""
+    A stage at both sides is a `split`. `transfers` are all that cross the link."""
 
     leg: Leg
-    up_ms: float
+    up: Transfer
     compute_ms: float
-    down_ms: float
+    down: Transfer
     split: Split | None
+    transfers: tuple[Transfer, ...]
+
+
+_NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
 class VirtualSession:
@@ -55,16 +64,22 @@ class VirtualSession:
         self._graph = graph = info.graph
         self._partitions = info.plan.partitions
         self._pieces = [partition.pieces for partition in self._partitions]
-        overheads_ms = [graph.overhead_ms(pieces) for pieces in self._pieces]
-        self._load_ms = [load_ms for _, load_ms in overheads_ms]
-        self._unsent_ms = [upload_ms - load_ms for upload_ms, load_ms in overheads_ms]
+        self._load_ms = [graph.overhead_ms(pieces)[1] for pieces in self._pieces]
+        arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
+        self._unsent_ms = [link_ms for link_ms, _ in arrivals_ms]
+        self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
         self._end_ms: list[float] = []  # of the partitions that have left the link
+        self._decoded_ms: list[float] = []  # of the same
         self._ready_ms: list[float] = []  # of the same; known as soon as the last byte has arrived
         self._now_ms = 0.0
         self._routes: dict[int, list[_TimedLeg]] = {}
         self._queries = 0
+        self._window_ms = (info.settings.window_s or 0.0) * 1e3
         self._noise = info.settings.noise
         self._random = random.Random(f"{info.settings.seed}/{info.run}")
+
+    def now_s(self) -> float:
+        return self._now_ms / 1e3
 
     def start_upload(self) -> None:
         """The clock stands at 0 already."""
@@ -81,26 +96,36 @@ class VirtualSession:
     def query(self, raised_s: float | None = None) -> QueryRecord:
         start_ms, start_s = self._now_ms, self._now_ms / 1e3
         segments: list[Segment] = []
-        for timed in self._route(self._usable()):
+        route = self._route(self._usable())
+        for timed in route:
             began_ms = self._now_ms
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
         self._queries += 1
-        if not self.uploaded() and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
+        goes_on = not self.uploaded() or self._now_ms < self._window_ms
+        if goes_on and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
             took_ms = self._now_ms - start_ms
-            raise InputError(f"a query of {took_ms:g} ms is so fast that the upload would not end; check the costs")
+            raise InputError(f"a query of {took_ms:g} ms is so fast that the run would not end; check the costs")
         return QueryRecord(
             index=self._queries - 1,
             raised_s=start_s if raised_s is None else raised_s,
             start_s=start_s,
             end_s=self._now_ms / 1e3,
             segments=tuple(segments),
+            feature_bytes=self._sum_bytes(transfer.raw_bytes for timed in route for transfer in timed.transfers),
+            feature_wire_bytes=self._sum_bytes(transfer.wire_bytes for timed in route for transfer in timed.transfers),
         )
 
+    def _sum_bytes(self, sizes: Iterable[int]) -> int | None:
+        """None where the graph does not know them."""
+        return sum(sizes) if self._graph.boundary_bytes else None
+
     def _run(self, timed: _TimedLeg) -> float:
-        self._send_features(timed.up_ms)
+        up, down = timed.up, timed.down
+        self._advance(self._now_ms + up.encode_ms)
+        self._send_features(up.link_ms)
         compute_ms = timed.compute_ms * self._factor()
-        self._advance(self._now_ms + compute_ms + timed.down_ms)
+        self._advance(self._now_ms + up.decode_ms + compute_ms + down.encode_ms + down.link_ms + down.decode_ms)
         return compute_ms
 
     def _run_split(self, split: Split, leg: Leg) -> float:
@@ -130,6 +155,7 @@ class VirtualSession:
                 start_s=start_ms[index] / 1e3,
                 end_s=end_ms / 1e3,
                 ready_s=self._ready_ms[index] / 1e3,
+                wire_bytes=self._partitions[index].wire_bytes,
             )
             for index, end_ms in enumerate(self._end_ms)
         ]
@@ -148,12 +174,13 @@ class VirtualSession:
         graph = self._graph
         run = slice(leg.first, leg.last + 1)
         if leg.where == "client":
-            return _TimedLeg(leg, 0.0, float(graph.client_ms[run].sum()), 0.0, None)
+            return _TimedLeg(leg, _NOTHING, float(graph.client_ms[run].sum()), _NOTHING, None, ())
         if leg.where == "both":
-            return _TimedLeg(leg, 0.0, 0.0, 0.0, graph.split(leg.first, channels_of(uploaded)[leg.first]))
-        up_ms = 0.0 if leg.from_server else float(graph.up_ms[leg.first])
-        down_ms = 0.0 if leg.to_server else float(graph.down_ms[leg.last + 1])
-        return _TimedLeg(leg, up_ms, float(graph.server_ms[run].sum()), down_ms, None)
+            split = graph.split(leg.first, channels_of(uploaded)[leg.first])
+            return _TimedLeg(leg, _NOTHING, 0.0, _NOTHING, split, split.transfers(leg.from_server, leg.to_server))
+        up = _NOTHING if leg.from_server else graph.transfer(leg.first, UP)
+        down = _NOTHING if leg.to_server else graph.transfer(leg.last + 1, DOWN)
+        return _TimedLeg(leg, up, float(graph.server_ms[run].sum()), down, None, (up, down))
 
     def _send_features(self, work_ms: float) -> None:
         while work_ms > 0 and len(self._end_ms) < len(self._pieces):
@@ -171,6 +198,10 @@ class VirtualSession:
                 self._unsent_ms[index] = max(0.0, self._unsent_ms[index] - sent_ms)  # rounding must not leave a debt
                 break
             self._now_ms = end_ms
+            # Its first bytes arrived when the one before had left the link.
+            began_ms = max([0.0, *self._end_ms[-1:], *self._decoded_ms[-1:]])
+            decoded_ms = max(end_ms, began_ms + self._decode_ms[index])
             self._end_ms.append(end_ms)
-            self._ready_ms.append(max([end_ms, *self._ready_ms[-1:]]) + self._load_ms[index])
+            self._decoded_ms.append(decoded_ms)
+            self._ready_ms.append(max([decoded_ms, *self._ready_ms[-1:]]) + self._load_ms[index])
         self._now_ms = until_ms

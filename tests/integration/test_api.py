@@ -333,12 +333,22 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
         "plan_upload": ionn.plan_upload,
         **{
             f"plan_upload {name}": naming(name, partial(ionn.plan_upload, network))
-            for name in ("client", "server", "mbps", "algorithm")
+            for name in ("client", "server", "mbps", "algorithm", "coding", "weight_ratio")
         },
         "run": ionn.run,
         **{
             f"run {name}": naming(name, partial(ionn.run, model))
-            for name in ("algorithm", "testbed", "runs", "mbps", "results", "weights")
+            for name in (
+                "algorithm",
+                "testbed",
+                "runs",
+                "mbps",
+                "results",
+                "weights",
+                "coding",
+                "weight_ratio",
+                "window_s",
+            )
         },
         "connect": connected,
         **{
@@ -424,6 +434,23 @@ def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny
     with pytest.raises(ionn.InputError, match=r"keys: give ionn\.ClientKeys"):
         connected(tiny_files, keys="secret")
     assert len(ionn.run(tiny_files, results=str(tmp_path), mbps=80)) == len(ionn.read_traces(str(tmp_path))) == 1
+
+
+def test_coding_is_an_argument_of_plans_and_of_virtual_runs(tiny_files: Path) -> None:
+    network = ionn.load_network("alexnet")
+    raw, coded = (ionn.plan_upload(network, coding=coding) for coding in ("none", "features"))
+    assert coded.best_ms < raw.best_ms / 3
+    lossless = ionn.plan_upload(network, coding="lossless", weight_ratio=0.5)
+    assert sum(part.wire_bytes for part in lossless.partitions) == pytest.approx(raw.model_bytes / 2, rel=1e-3)
+    (trace,) = ionn.run("alexnet", coding="lossless", weight_ratio=0.5, window_s=20.0)
+    weight_bytes, weight_wire_bytes = trace.weight_bytes
+    assert weight_bytes == raw.model_bytes
+    assert weight_wire_bytes == pytest.approx(raw.model_bytes / 2, rel=1e-3)
+    assert len(trace.in_window) > trace.queries_before_upload
+    with pytest.raises(ionn.InputError, match="coding 'features' is for the virtual testbed; leave it out"):
+        ionn.run(tiny_files, testbed="live", coding="features")
+    with pytest.raises(ionn.InputError, match="a weight ratio is for the coding lossless"):
+        ionn.plan_upload(network, weight_ratio=0.5)
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backports import zstd
 
 from ionn.costs import calibration, fitting
 from ionn.costs.loading import load_costs
+from ionn.costs.profiling import profile_network
 from ionn.errors import InputError
 from ionn.model import engine
+from ionn.model.inputs import query_inputs
 from ionn.model.layers import essential
 from ionn.model.network import Layer, Network
 from ionn.paper import MODELS
@@ -123,6 +126,31 @@ def test_the_model_describes_the_machine_and_survives_a_file(quick: calibration.
     assert {"cpu", "caffe", "blas_threads"} <= quick.model.machine.keys()
     quick.model.save(tmp_path / "server.json")
     assert load_costs(str(tmp_path / "server.json")) == quick.model
+
+
+def test_the_machine_codes_at_a_speed_that_is_measured(quick: calibration.Calibration) -> None:
+    model = quick.model
+    assert model.encode_ms_per_mb is not None
+    assert model.decode_ms_per_mb is not None
+    assert 0.1 < model.encode_ms_per_mb < 1000
+    assert 0.1 < model.decode_ms_per_mb < 1000
+
+
+def test_a_profile_has_the_ratio_of_what_each_stage_gives(
+    tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]]
+) -> None:
+    """Compared with what zstd makes of the same blobs, whose planes are gathered by slicing."""
+    net = engine.load_network(tiny, tiny_weights)
+    ratios = profile_network(tiny, net, runs=1).output_ratios(tiny)
+    ends = [stage.last_layer for stage in tiny.stages]
+    assert np.flatnonzero(~np.isnan(ratios)).tolist() == ends
+    data = query_inputs(tiny, seed=0, count=1)[0]
+    net.put(0, data)
+    for stage in tiny.stages:
+        net.run(stage.index, stage.index)
+        raw = net.blob(stage.outputs[0]).tobytes()
+        coded = len(zstd.compress(b"".join(raw[plane::4] for plane in range(4)), 1))
+        assert ratios[stage.last_layer] == min(coded, len(raw)) / len(raw)
 
 
 def test_a_network_is_measured_beside_and_compared(tiny: Network, tiny_files: Path) -> None:

@@ -32,6 +32,7 @@ def test_plan_json_is_what_people_script_against() -> None:
         "best_ms",
         "partitions",
         "planning_ms",
+        "coding",
         "chain",
     }
     assert (plan["model"], plan["algorithm"], plan["mbps"]) == ("alexnet", "recursive-efficiency", 80)
@@ -65,6 +66,36 @@ def test_run_json_is_what_people_script_against() -> None:
         assert {"queries_before_upload", "upload_s", "first_ms", "last_ms", "bit_equal", "overruns"} <= set(run)
         assert run["bit_equal"] is None
         assert run["queries_before_upload"] > 0
+
+
+def test_plan_json_says_what_is_coded() -> None:
+    done = ionn("plan", "alexnet", "--coding", "lossless", "--weight-ratio", "0.85", "--json")
+    plan = json.loads(done.stdout)
+    assert plan["coding"] == "lossless"
+    assert plan["best_ms"] < 23
+    image = next(row for row in plan["chain"] if row["stage"] == "conv1")
+    assert image["input_bytes"] == 4 * 3 * 227 * 227
+    assert image["input_wire_bytes"] < image["input_bytes"] / 4
+    for partition in plan["partitions"]:
+        assert partition["wire_bytes"] == pytest.approx(0.85 * partition["bytes"], rel=0.001)
+
+
+def test_run_json_has_bytes_and_what_came_of_a_window() -> None:
+    line = ["run", "mobilenet", "--testbed", "virtual", "--algorithm", "original", "--json"]
+    (plain,) = json.loads(ionn(*line).stdout)["runs"]
+    assert (plain["window_s"], plain["queries_in_window"], plain["mean_ms_in_window"]) == (None, None, None)
+    assert plain["weight_wire_bytes"] == plain["weight_bytes"]
+    assert plain["feature_wire_bytes"] == plain["feature_bytes"]
+    done = ionn(*line, "--coding", "lossless", "--weight-ratio", "0.85", "--window", "5")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    (coded,) = result["runs"]
+    assert (result["coding"], result["weight_ratio"], coded["window_s"]) == ("lossless", 0.85, 5)
+    assert coded["queries"] - coded["queries_in_window"] in (0, 1)
+    assert coded["last_ms"] < coded["mean_ms_in_window"] < coded["first_ms"]
+    assert coded["weight_bytes"] == plain["weight_bytes"]
+    assert coded["weight_wire_bytes"] < 0.86 * coded["weight_bytes"]
+    assert 4 * coded["feature_wire_bytes"] < coded["feature_bytes"]
 
 
 def test_every_command_has_help_with_an_example() -> None:
@@ -137,6 +168,9 @@ BAD_INPUT = {
     ),
     "more memory than there is": (["serve", "--memory-mb", "1e14"], ["--memory-mb", "1000000"]),
     "a blob beyond numbers": (["serve", "--blob-mb", "1e305"], ["--blob-mb", "1000"]),
+    "unknown coding": (["plan", "alexnet", "--coding", "zip"], ["zip", "features, lossless"]),
+    "coding, live": (["run", "{}/tiny.prototxt", "--coding", "features"], ["features", "virtual"]),
+    "ratio without weights": (["plan", "alexnet", "--weight-ratio", "0.8"], ["weight ratio", "lossless"]),
     "dilation": (["run", "{}/tiny.prototxt", "--dilation", "0.5"], ["0.5"]),
 }
 
@@ -196,6 +230,18 @@ def test_profile_can_be_used_as_costs(tiny_files: Path, tmp_path: Path) -> None:
     text = tmp_path / "here.txt"
     text.write_text(ionn("profile", tiny_files, "--runs", "2").stdout)
     assert ionn("plan", tiny_files, "--client", text, "--server", saved).returncode == 0
+
+
+def test_profile_says_how_fast_this_machine_codes_and_what_is_left(tiny_files: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "here.json"
+    printed = json.loads(ionn("profile", tiny_files, "--runs", "1", "--save", saved, "--json").stdout)
+    document = json.loads(saved.read_text())
+    for name in ("encode_ms_per_mb", "decode_ms_per_mb"):
+        assert printed[name] == document[name] > 0
+    ratios = {layer["name"]: layer["output_ratio"] for layer in document["layers"] if "output_ratio" in layer}
+    assert printed["output_ratios"] == ratios
+    assert list(ratios) == ["data", "relu1", "join", "pool", "relu2", "fc2", "prob"]
+    assert ratios["data"] < 0.5
 
 
 def test_no_command_is_the_help_and_exit_code_2() -> None:

@@ -69,6 +69,15 @@ def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_clie
     assert {path: path.stat().st_mtime_ns for path in results.rglob("run-01.jsonl")} == kept
 
 
+def test_a_window_outlasts_the_upload_and_is_dilated(tiny_files: Path, slow_client: str) -> None:
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    (trace,) = run_live(subject, ["original"], 1, mbps=80.0, dilation=2.0, window_s=2.0)
+    assert trace.queries[-2].end_s <= 2.0 <= trace.queries[-1].end_s
+    assert sum(query.start_s >= trace.upload_s for query in trace.queries) > QUERIES_AFTER_UPLOAD
+    assert trace.in_window == trace.queries[:-1]
+    assert all(query.bit_equal for query in trace.queries)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_dies_costs_no_query(
     number: int, tiny: Network, tiny_files: Path, tiny_weights: Weights, slow_client: str

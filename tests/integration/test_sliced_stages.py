@@ -220,11 +220,11 @@ def test_two_stages_in_part_one_after_the_other(steady: Server) -> None:
         shape="dim: 1 dim: 64 dim: 32 dim: 32",
     )
     n, weights = len(network.stages), weights_of(network)
-    ms = {"server_ms": np.ones(n), "upload_ms": np.ones(n), "load_ms": np.zeros(n), "down_ms": np.ones(n + 1)}
     graph = ExecutionGraph(
-        stages=tuple(stage.name for stage in network.stages), client_ms=np.full(n, 200.0),
-        up_ms=np.array([1, 1, 100, 1, 1.0]), offloadable=np.array([False, True, True, False]),
-        cuts=[SlicePlan(stage, 192, 48, 0.0, 0.0, 1.0) for stage in (1, 2)], **ms,
+        stages=tuple(stage.name for stage in network.stages), client_ms=np.full(n, 200.0), server_ms=np.ones(n),
+        upload_ms=np.ones(n), load_ms=np.zeros(n), up_ms=np.array([1, 1, 100, 1, 1.0]), down_ms=np.ones(n + 1),
+        offloadable=np.array([False, True, True, False]),
+        cuts=[SlicePlan(stage, 192, 48, 0.0, 0.0, 1.0) for stage in (1, 2)],
     )  # fmt: skip
     slices = [[Slice(1, 0, 144), Slice(2, 0, 144)], [Slice(1, 144, 192), Slice(2, 144, 192)]]
     rng = np.random.default_rng(2)

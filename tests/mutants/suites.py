@@ -15,9 +15,11 @@ REPORT = ["unit/test_summary.py", "unit/test_claims.py", "unit/test_report.py", 
 # Group -> module -> test files.
 GROUPS: dict[str, dict[str, list[str]]] = {
     "planning": {
-        "planning/graph": ["unit/test_graph.py", "unit/test_plan.py", *PLANNERS],
-        "planning/plan": ["unit/test_plan.py", *PLANNERS],
+        "planning/graph": ["unit/test_graph.py", "unit/test_coding_costs.py", "unit/test_plan.py", *PLANNERS],
+        "planning/plan": ["unit/test_plan.py", "unit/test_coding_costs.py", *PLANNERS],
         "planning/slice_costs": ["unit/test_slices.py", "unit/test_graph.py", "unit/test_plan.py", *PLANNERS],
+        "planning/coding_costs": ["unit/test_coding_costs.py", "unit/test_slices.py", "unit/test_virtual.py"],
+        "planning/grid": ["unit/test_coding_costs.py", "unit/test_graph.py"],
         "planning/planners/__init__": PLANNERS,
         "planning/planners/custom": ["unit/test_custom.py", *PLANNERS],
         "planning/planners/efficiency": PLANNERS,
@@ -27,6 +29,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "planning/planners/sliced": PLANNERS,
         "planning/planners/weightless": PLANNERS,
         "costs/models": COSTS,
+        "costs/model_ratios": ["integration/test_coding_ratios.py"],
         "costs/loading": COSTS,
         "costs/features": COSTS,
         "costs/fitting": ["unit/test_fitting.py", *COSTS],
@@ -39,6 +42,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "fuzz/test_decoders.py",
             "integration/test_server.py",
         ],
+        "coding": ["unit/test_coding.py"],
         "schema": ["unit/test_schema.py", "unit/test_messages.py", "unit/test_costs.py"],
         "protocol/sender": [
             "unit/test_sender.py",

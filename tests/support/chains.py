@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ionn.model.slices import TILE, Piece, Slice, runs_of
+from ionn.planning.coding_costs import Transfer
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
 
@@ -39,6 +40,11 @@ def chain(
         offloadable=np.array([i not in pinned for i in range(n)]),
         cuts=tuple(cuts),
     )
+
+
+def raw(ms: float) -> Transfer:
+    """A transfer that is not coded, of a blob whose size is not known."""
+    return Transfer(0.0, ms, 0.0, 0, 0)
 
 
 def cut(

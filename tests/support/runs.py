@@ -29,7 +29,7 @@ def plan_of(
 ) -> Plan:
     """A plan that uploads `parts` of the chain, of so many bytes; its latencies are not known."""
     partitions = tuple(
-        Partition(index, tuple(part), tuple(graph.stages[stage_of(piece)] for piece in part), (), size, 0.0, 0.0)
+        Partition(index, tuple(part), tuple(graph.stages[stage_of(piece)] for piece in part), (), size, size, 0.0, 0.0)
         for index, (part, size) in enumerate(zip(parts, sizes, strict=True))
     )
     return Plan(model, algorithm, 80.0, sum(sizes), 0.0, 0.0, partitions, 0.5)

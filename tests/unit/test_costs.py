@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,6 +280,64 @@ json_values = st.recursive(
 def test_any_document_is_costs_or_an_input_error(fields: dict[str, object], kind: str) -> None:
     with contextlib.suppress(InputError):
         costs_from_json(MODEL.to_json() | {"kind": kind} | fields, "fuzz")
+
+
+# --- How fast a device codes, and by how much outputs shrink -------------------------------------------------------
+
+
+def test_devices_code_as_fast_as_is_assumed_and_say_so() -> None:
+    speeds = {name: load_costs(name) for name in device_names()}
+    assert {name: (costs.encode_ms_per_mb, costs.decode_ms_per_mb) for name, costs in speeds.items()} == {
+        "odroid-xu4": (8, 8),
+        "gtx1080ti": (2, 1.5),
+    }
+    for costs in speeds.values():
+        assert costs.to_json()["machine"]["coding"].startswith("assumed, not measured: ")
+
+
+def test_what_is_known_of_coding_comes_back_from_disk(tiny: Network, tmp_path: Path) -> None:
+    ratios = [0.25, None, 1.0, *[None] * 5]
+    known: dict[str, Any] = {"encode_ms_per_mb": 2.5, "decode_ms_per_mb": 0.0}
+    profile = Profile.of(tiny, 1.0, output_ratios=ratios, **known)
+    saved: list[CostModel | Profile] = [profile, dataclasses.replace(MODEL, **known)]
+    for number, costs in enumerate(saved):
+        path = tmp_path / f"{number}.json"
+        costs.save(path)
+        read = load_costs(path)
+        assert read == costs
+        assert (read.encode_ms_per_mb, read.decode_ms_per_mb) == (2.5, 0)
+    np.testing.assert_array_equal(profile.output_ratios(tiny), np.array(ratios, np.float64))
+    assert np.isnan(MODEL.output_ratios(tiny)).all()
+    scaled = Scaled(profile, 5.0)
+    assert (scaled.encode_ms_per_mb, scaled.decode_ms_per_mb) == (0.5, 0)
+    np.testing.assert_array_equal(scaled.output_ratios(tiny), profile.output_ratios(tiny))
+    assert Scaled(MODEL, 5.0).encode_ms_per_mb is Scaled(MODEL, 5.0).decode_ms_per_mb is None
+
+
+def test_what_is_not_known_of_coding_is_not_written(tiny: Network) -> None:
+    """So that costs of earlier versions keep their digest, which names folders of traces."""
+    assert set(MODEL.to_json()) == {"kind", "schema", "name", "machine", "layers", "default", "loads"}
+    document = Profile.of(tiny, 1.0).to_json()
+    assert set(document) == {"kind", "schema", "name", "machine", "layers"}
+    assert all(set(layer) == {"name", "type", "ms", "load_ms"} for layer in document["layers"])
+    read = costs_from_json(document, "wire")
+    assert read.encode_ms_per_mb is read.decode_ms_per_mb is None
+    assert np.isnan(read.output_ratios(tiny)).all()
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, 1e10])
+@pytest.mark.parametrize("name", ["encode_ms_per_mb", "decode_ms_per_mb"])
+def test_speeds_that_are_none_are_refused(name: str, value: float, tiny: Network) -> None:
+    changed: Any = {name: value}
+    for costs in (MODEL, Profile.of(tiny, 1.0)):
+        with pytest.raises(InputError, match=f"{name} is .*; it must be a number"):
+            dataclasses.replace(costs, **changed)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, math.nan])
+def test_ratios_that_are_none_are_refused(ratio: float, tiny: Network) -> None:
+    with pytest.raises(InputError, match=r"output_ratio of layer 'data' is .*; it must be above 0 and at most 1"):
+        Profile.of(tiny, 1.0, output_ratios=[ratio, *[None] * 7])
 
 
 # --- What a user can name -------------------------------------------------------------------------------------------

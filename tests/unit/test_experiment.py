@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from ionn.records import PartitionRecord, QueryRecord
@@ -10,12 +12,16 @@ from tests.support.runs import make_trace
 
 
 class Recorder:
-    """A session whose plan is uploaded after so many queries."""
+    """A session whose plan is uploaded after so many queries, of a second each."""
 
     def __init__(self, queries_in_upload: int) -> None:
         self.log: list[object] = []
         self._left = queries_in_upload
         self._trace = make_trace()
+        self._now_s = 0.0
+
+    def now_s(self) -> float:
+        return self._now_s
 
     def start_upload(self) -> None:
         self.log.append("start")
@@ -30,6 +36,7 @@ class Recorder:
         self.log.append("late query" if self.uploaded() else "query")
         self.log += [] if raised_s is None else [raised_s]
         self._left -= 1
+        self._now_s += 1.0
         return self._trace.queries[len(self.log) % 3]
 
     def finish(self) -> list[PartitionRecord]:
@@ -45,3 +52,24 @@ def test_queries_follow_each_other_until_five_after_the_upload(queries: int) -> 
     assert session.log == ["start", "wait", raised[0], 0.0, *raised[1:], "finish"]
     assert (trace.info, trace.partitions) == (info, make_trace().partitions)
     assert len(trace.queries) == queries + 5
+
+
+@pytest.mark.parametrize(
+    ("testbed", "dilation", "window_s", "queries"),
+    [("virtual", 1.0, 3.0, 2 + 5), ("virtual", 1.0, 8.5, 9), ("live", 4.0, 3.0, 12), ("live", 4.0, 1.0, 7)],
+)
+def test_queries_follow_until_the_window_ends_too(testbed: str, dilation: float, window_s: float, queries: int) -> None:
+    """Which is dilated as everything is."""
+    session = Recorder(2)
+    info = make_trace(testbed=testbed, dilation=dilation, window_s=window_s).info
+    assert len(run_experiment(session, info).queries) == queries
+
+
+def test_what_came_of_a_window() -> None:
+    latencies_ms = (1000.0, 1000.0, 500.0, 500.0, 100.0, 100.0)
+    trace = make_trace(latencies_ms=latencies_ms, window_s=3.6)  # the first query starts at 1 s
+    assert [query.index for query in trace.in_window] == [0, 1, 2]
+    assert trace.mean_ms_in_window == pytest.approx(2500 / 3)
+    assert make_trace().in_window == ()
+    assert math.isnan(make_trace().mean_ms_in_window)
+    assert math.isnan(make_trace(window_s=0.5).mean_ms_in_window)

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 
 import ionn.evaluation.figures
 from ionn.errors import InputError
+from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
 from ionn.evaluation.figures import draw_figures, fig5, fig6, fig7
 from ionn.evaluation.style import WIDTHS, looks
 from ionn.evaluation.summary import summary
@@ -264,3 +265,23 @@ def test_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
     draw_all = [fig5, fig6, fig7]
     rows = summary([make_trace(name, model=name, client=name), make_trace("original", model=name, client=name)])
     assert all(path.stat().st_size for draw in draw_all for path in draw(rows, tmp_path))
+
+
+def test_codings_are_drawn_in_one_figure_per_model(tmp_path: Path) -> None:
+    traces = [
+        make_trace("sliced-efficiency", window_s=5.0, coding=coding, model=model)
+        for coding in ("lossless", "none", "features")
+        for model in ("alexnet", "resnet")
+    ]
+    paths = fig7_coded(summary(traces), tmp_path)
+    assert sorted(path.name for path in paths) == [
+        f"fig7-coded-{model}-sliced-efficiency.{kind}" for model in ("alexnet", "resnet") for kind in ("pdf", "png")
+    ]
+    again = fig7_coded(summary(traces), tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+def test_speeds_are_drawn_as_png_and_pdf(tmp_path: Path) -> None:
+    paths = draw_speeds([0.1, 1.0, 10.0], {"one": [3.0, 2.0, 1.0]}, "ms", "Latency", tmp_path / "speed")
+    assert [path.name for path in paths] == ["speed.png", "speed.pdf"]
+    assert all(path.stat().st_size > 1000 for path in paths)

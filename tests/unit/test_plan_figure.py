@@ -19,7 +19,7 @@ from ionn.planning.plan import Partition, Plan
 def plan(algorithm: str, *partitions: tuple[float, float]) -> Plan:
     """Of partitions with an upload time and the latency after it, both in ms; 900 ms before the first."""
     made = tuple(
-        Partition(index, (index,), (f"stage{index}",), (f"layer{index}",), 100, upload_ms, latency_ms)
+        Partition(index, (index,), (f"stage{index}",), (f"layer{index}",), 100, 100, upload_ms, latency_ms)
         for index, (upload_ms, latency_ms) in enumerate(partitions)
     )
     best_ms = partitions[-1][1] if partitions else 900.0

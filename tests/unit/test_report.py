@@ -19,7 +19,7 @@ from ionn.costs.loading import load_costs
 from ionn.errors import InputError
 from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, interval_of_largest_difference, judge
 from ionn.evaluation.figures import draw_figures
-from ionn.evaluation.report import make_report, terminal_summary, write_report
+from ionn.evaluation.report import equal_time, make_report, terminal_summary, write_report
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import summary
 from ionn.evaluation.validation import validate
@@ -400,3 +400,33 @@ def test_faults_are_told() -> None:
         ("virtual alexnet original 1", "9 queries with an output that differs from the local one"),
         ("live alexnet efficiency 1", "left out of all tables and figures: no answer"),
     )
+
+
+def test_queries_in_equal_time_are_compared_with_originals_raw() -> None:
+    """Each model's with its own; by model, algorithm and coding."""
+    rows = summary(
+        [
+            coded_trace("sliced-efficiency", 2, coding="lossless", weight_ratio=0.85),
+            coded_trace("original", 4, coding="features"),
+            coded_trace("original", 8),
+            coded_trace("original", 4, model="resnet"),
+            make_trace(),
+        ]
+    )
+    section = equal_time(rows)
+    assert [row[:7] for row in section.rows] == [
+        ("AlexNet", "original", "virtual", "none", "9", "8", "1.0"),
+        ("AlexNet", "original", "virtual", "features", "9", "4", "0.5"),
+        ("AlexNet", "sliced-efficiency", "virtual", "lossless, weights to 0.85", "9", "2", "0.2"),
+        ("ResNet", "original", "virtual", "none", "9", "4", "1.0"),
+    ]
+    assert section.rows[2][-2:] == ("0.00", "3.00 → 1.50")
+    assert "Queries in equal time" in make_report([coded_trace("original", 8)]).text()
+    assert "Queries in equal time" not in make_report([make_trace()]).text()
+
+
+def coded_trace(algorithm: str, queries: int, model: str = "alexnet", **settings: Any) -> Trace:
+    """A run of which so many queries, of a second each, end within its window of 9 s; 3 MB of features for each."""
+    trace = make_trace(algorithm, [1000.0] * queries + [9000.0], model=model, window_s=9.0, **settings)
+    sizes: dict[str, Any] = {"feature_bytes": 3_000_000, "feature_wire_bytes": 1_500_000}
+    return dataclasses.replace(trace, queries=tuple(dataclasses.replace(query, **sizes) for query in trace.queries))

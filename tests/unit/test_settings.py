@@ -19,7 +19,11 @@ POSITIVE = st.sampled_from([80.0, 8.0, 80.00000001, 1 / 3, 1e-9, 1e300])
 SETTINGS = st.one_of(
     st.builds(
         Settings, st.just("virtual"), POSITIVE, client=NAMES, server=NAMES | st.just(""), seed=st.integers(0, 12),
-        noise=st.sampled_from([0.0, 0.1, 0.5, 1 / 3, 1.0]),
+        noise=st.sampled_from([0.0, 0.1, 0.5, 1 / 3, 1.0]), window_s=st.sampled_from([None, 1 / 3, 20.0]),
+    ),
+    st.builds(Settings, st.just("virtual"), coding=st.sampled_from(["none", "features", "lossless"])),
+    st.builds(
+        Settings, st.just("virtual"), coding=st.just("lossless"), weight_ratio=st.sampled_from([None, 0.5, 1 / 3, 1.0])
     ),
     st.builds(
         Settings, st.just("live"), POSITIVE, st.sampled_from([1.0, 2.0, 2.0000001, 1000.0]), NAMES,
@@ -47,6 +51,9 @@ def test_names() -> None:
         == "live testbed, client a b (12ab), server c, seed 3, unpaced, connected to tcp://[::1]:7, network 12ab"
     )
     assert everything.device == "a b (12ab), not paced"
+    coded = Settings("virtual", coding="lossless", weight_ratio=0.85, window_s=28.5)
+    assert coded.slug == "virtual-coding-lossless-weight-ratio0.85-window28.5-s"
+    assert coded.name == "virtual testbed, coding lossless, weight ratio 0.85, window 28.5 s"
     assert Settings("virtual", noise=0.25).name == "virtual testbed, noise 0.25"
 
 
@@ -55,6 +62,8 @@ def test_which_are_the_papers() -> None:
         True, True, True,
     ]  # fmt: skip
     assert not Settings("live", 79.0).are_papers
+    assert not Settings("virtual", coding="features").are_papers
+    assert not Settings("virtual", window_s=30.0).are_papers
 
 
 @pytest.mark.parametrize(
@@ -72,6 +81,12 @@ def test_which_are_the_papers() -> None:
         ({"dilation": 2.0}, "are for the live testbed"),
         ({"connect": "tcp://box:7675"}, "are for the live testbed"),
         ({"paced": False}, "are for the live testbed"),
+        ({"coding": "zip"}, "there are none, features, lossless"),
+        ({"coding": "features", "weight_ratio": 0.5}, "a weight ratio is for the coding lossless"),
+        ({"testbed": "live", "coding": "features"}, "coding 'features' is for the virtual testbed"),
+        ({"window_s": 0.0}, "give a number above 0"),
+        ({"window_s": math.nan}, "give a number above 0"),
+        ({"window_s": 1e6}, "and at most 86400"),
         ({"testbed": "live", "noise": 0.1}, "--noise is for the virtual testbed"),
         ({"testbed": "live", "dilation": 2.0, "paced": False}, "leave one of them out"),
     ],

@@ -24,9 +24,11 @@ from ionn.model.inputs import natural_images
 from ionn.model.network import Network
 from ionn.model.slices import MOST_ROWS, SMALL_PRODUCT, TILE, Slice
 from ionn.paper import MODELS
+from ionn.planning.coding_costs import Transfer
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SLICE_MS, SlicePlan, Split, slice_plans
 from ionn.testbed import runner
+from tests.support.chains import raw
 from tests.support.nets import network_of
 
 
@@ -178,49 +180,69 @@ def schedule(tasks: Tasks) -> int:
 
 
 def tasks_of(split: Split, from_server: bool, to_server: bool) -> Tasks:
-    moved = ("input",)
+    """What is coded is coded and decoded by the side that sends and the one that gets it, before it computes on, or
+    after."""
+    (sender, receiver), (way, back) = ("client", "server"), ("uplink", "downlink")
+    if from_server:
+        (sender, receiver), (way, back) = (receiver, sender), (back, way)
+    computes_ms = {"client": split.client_ms, "server": split.server_ms}
+    there, output = split.transfers(from_server, to_server)
+    giver, taker = ("client", "server") if to_server else ("server", "client")
     return {
-        "input": ("downlink", split.input_down_ms, ()) if from_server else ("uplink", split.input_up_ms, ()),
-        "client": ("client", split.client_ms, moved if from_server else ()),
-        "server": ("server", split.server_ms, () if from_server else moved),
-        "output": (
-            ("uplink", split.output_up_ms, ("client",))
-            if to_server
-            else ("downlink", split.output_down_ms, ("server",))
-        ),
+        "encode input": (sender, there.encode_ms, ()),
+        "input": (way, there.link_ms, ("encode input",)),
+        "decode input": (receiver, there.decode_ms, ("input",)),
+        sender: (sender, computes_ms[sender], ("encode input",)),
+        receiver: (receiver, computes_ms[receiver], ("decode input",)),
+        "encode output": (giver, output.encode_ms, (giver,)),
+        "output": ("uplink" if to_server else "downlink", output.link_ms, ("encode output",)),
+        "decode output": (taker, output.decode_ms, ("output", taker)),
     }
 
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
+TRANSFERS = st.builds(Transfer, *[st.integers(0, 9)] * 3, st.just(0), st.just(0))
+SPLITS = st.builds(Split, *[st.integers(0, 9)] * 2, *[TRANSFERS] * 4)
 
 
-@given(st.builds(Split, *[st.integers(0, 9)] * 6), st.sampled_from(WAYS))
+@given(SPLITS, st.sampled_from(WAYS))
 def test_the_four_ways_equal_a_simulation_in_ticks(split: Split, way: tuple[bool, bool]) -> None:
     assert split.end_ms(*way) == schedule(tasks_of(split, *way))
     assert split.end_ms(*way, start_ms=100) == 100 + split.end_ms(*way)
 
 
 def test_the_four_ways_by_hand() -> None:
-    split = Split(client_ms=10, server_ms=2, input_up_ms=5, input_down_ms=3, output_up_ms=4, output_down_ms=6)
+    split = Split(10, 2, raw(5), raw(3), raw(4), raw(6))
     assert split.end_ms(False, False) == 5 + 2 + 6
     assert split.end_ms(False, True) == 10 + 4
     assert split.end_ms(True, False) == 3 + 10
     assert split.end_ms(True, True) == 3 + 10 + 4
-    idle = Split(client_ms=0, server_ms=0, input_up_ms=5, input_down_ms=3, output_up_ms=4, output_down_ms=6)
+    idle = dataclasses.replace(split, client_ms=0, server_ms=0)
     assert idle.end_ms(False, True) == 5 + 4  # the uplink is not free before
     assert idle.end_ms(True, False) == 3 + 6
 
 
-@given(st.builds(Split, *[st.integers(0, 9)] * 4, st.just(0), st.just(0)), st.integers(0, 9), st.integers(0, 9))
-def test_to_come_or_to_go_by_way_of_the_other_side_is_never_faster(split: Split, up_ms: int, down_ms: int) -> None:
+def test_the_four_ways_with_coding_by_hand() -> None:
+    coded = [Transfer(1.0, ms, 2.0, 0, 0) for ms in (5.0, 3.0, 4.0, 6.0)]
+    split = Split(10, 2, *coded)
+    assert split.end_ms(False, False) == (1 + 5 + 2) + 2 + (1 + 6 + 2)
+    assert split.end_ms(False, True) == (1 + 10) + (1 + 4 + 2)
+    assert split.end_ms(True, False) == (1 + 3 + 2) + 10 + 2  # and decodes the server's channels
+    assert split.end_ms(True, True) == (1 + 3 + 2) + 10 + (1 + 4 + 2)
+
+
+@given(SPLITS, TRANSFERS, TRANSFERS, st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_to_come_or_to_go_by_way_of_the_other_side_is_never_faster(
+    split: Split, up: Transfer, down: Transfer, share: float
+) -> None:
     """Why the fastest path starts a split stage where its input is, and joins it where its output is wanted."""
-    split = dataclasses.replace(split, output_up_ms=up_ms // 2, output_down_ms=down_ms // 2)
+    split = dataclasses.replace(split, output_up=up.part(1 - share), output_down=down.part(share))
     for to_server in (False, True):
-        assert split.end_ms(False, to_server) <= split.input_up_ms + split.end_ms(True, to_server)
-        assert split.end_ms(True, to_server) <= split.input_down_ms + split.end_ms(False, to_server)
+        assert split.end_ms(False, to_server) <= split.input_up.total_ms + split.end_ms(True, to_server)
+        assert split.end_ms(True, to_server) <= split.input_down.total_ms + split.end_ms(False, to_server)
     for from_server in (False, True):
-        assert split.end_ms(from_server, False) <= split.end_ms(from_server, True) + down_ms
-        assert split.end_ms(from_server, True) <= split.end_ms(from_server, False) + up_ms
+        assert split.end_ms(from_server, False) <= split.end_ms(from_server, True) + down.total_ms
+        assert split.end_ms(from_server, True) <= split.end_ms(from_server, False) + up.total_ms
 
 
 # --- What the sides need in full ------------------------------------------------------------------------------------
@@ -253,7 +275,8 @@ def test_halves_of_the_papers_devices_equal_their_prediction() -> None:
     halves = ExecutionGraph.from_network(half, client, server, 80.0)
     assert split.client_ms == pytest.approx(halves.client_ms[1], rel=0.01)
     assert split.server_ms == pytest.approx(halves.server_ms[1], rel=0.01)
-    assert split.output_up_ms == split.output_down_ms == pytest.approx(halves.up_ms[2])
+    assert split.output_up == split.output_down
+    assert split.output_up.total_ms == pytest.approx(halves.up_ms[2])
 
 
 # --- Exactness, with Caffe ------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ionn.costs.models import CostModel
 from ionn.errors import InputError
 from ionn.evaluation.report import terminal_summary
 from ionn.evaluation.validation import validate
+from ionn.planning.coding_costs import CodedTransfer, CodedWeights
 from ionn.planning.graph import GraphDocument
 from ionn.planning.plan import PartitionDocument, PlanDocument
 from ionn.planning.slice_costs import SlicePlan
@@ -90,6 +91,8 @@ PLACES = [
     *(("run", ("plan", "partitions", 0, name)) for name in PartitionDocument.__struct_fields__),
     *(("run", ("graph", name)) for name in GraphDocument.__struct_fields__),
     *(("run", ("graph", "cuts", 0, each.name)) for each in dataclasses.fields(SlicePlan)),
+    *(("run", ("graph", "coded", 0, each.name)) for each in dataclasses.fields(CodedTransfer)),
+    *(("run", ("graph", "coded_weights", 0, each.name)) for each in dataclasses.fields(CodedWeights)),
     *(("partition", (each.name,)) for each in dataclasses.fields(PartitionRecord)),
     *(("query", (each.name,)) for each in dataclasses.fields(QueryRecord)),
     *(("query", ("segments", 0, each.name)) for each in dataclasses.fields(Segment)),
@@ -99,7 +102,7 @@ PLACES = [
 @pytest.fixture(scope="module")
 def records() -> list[dict[str, Any]]:
     """The lines of a virtual run of AlexNet."""
-    (trace,) = runner.run_virtual_all("alexnet", ["recursive-efficiency"], 1)
+    (trace,) = runner.run_virtual_all("alexnet", ["recursive-efficiency"], 1, coding="lossless", window_s=20.0)
     records: list[dict[str, Any]] = json.loads(json.dumps(list(trace._records())))
     return records
 
@@ -173,12 +176,34 @@ def test_traces_of_earlier_versions_are_read(name: str, tmp_path: Path) -> None:
     assert [part.stage_names for part in old.info.plan.partitions] == [part.stages for part in old.partitions]
     assert old.info.plan.model_bytes in (17_015_564, 243_860_896)
     assert terminal_summary([old])
+    assert (old.weight_bytes[1], old.feature_bytes) == (None, (None, None))
+    assert (old.info.graph.boundary_bytes, old.info.graph.coded) == ((), ())
     if settings.testbed == "virtual":
         assert run_virtual(old.info).queries == old.queries
     else:
         assert validate(old).latency_error < 0.3
     old.save(tmp_path / "again.jsonl")
     assert Trace.load(tmp_path / "again.jsonl") == old
+
+
+def test_a_run_with_coding_comes_back_from_disk(tmp_path: Path) -> None:
+    (made,) = runner.run_virtual_all(
+        "mobilenet", ["original"], 1, results=tmp_path, coding="lossless", weight_ratio=0.85, window_s=4.0
+    )
+    (read,) = load_traces(tmp_path)
+    assert read == made
+    assert read.info.settings == Settings("virtual", coding="lossless", weight_ratio=0.85, window_s=4.0)
+    assert run_virtual(read.info) == made
+    assert made.queries[-1].end_s >= 4.0
+    weight_bytes, weight_wire_bytes = made.weight_bytes
+    feature_bytes, feature_wire_bytes = made.feature_bytes
+    assert weight_bytes is not None
+    assert weight_wire_bytes == pytest.approx(0.85 * weight_bytes, rel=0.001)
+    # Nearly all is the input: 224 x 224 x 3 floats.
+    assert feature_bytes is not None
+    assert feature_bytes >= len(made.queries) * 4 * 224 * 224 * 3
+    assert feature_wire_bytes is not None
+    assert 1 / 5 < feature_wire_bytes / feature_bytes < 1 / 4
 
 
 NO_NAMES = ["", ".", "..", "a/b", "/../../../x", "\x1b[31m", "a\nb", "\u202e", "x" * 201, "\xe9" * 101]

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from ionn.costs.loading import load_costs
 from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.model.slices import TILE, Piece, Slice, stage_of
+from ionn.planning.coding_costs import CodedTransfer, CodedWeights, Transfer
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import PLANNERS
 from ionn.records import Segment
@@ -173,16 +175,19 @@ def ticks(graph: ExecutionGraph, plan: list[list[Piece]]) -> Iterator[tuple[str,
 
     With whole numbers as costs every event falls on a tick, even if the link is halved.
     """
-    overheads = [graph.overhead_ms(pieces) for pieces in plan]
-    unsent = [upload_ms - load_ms for upload_ms, load_ms in overheads]
+    unsent, undecoded = map(list, zip(*(graph.arrival_ms(pieces) for pieces in plan), strict=True))
+    load = [graph.overhead_ms(pieces)[1] for pieces in plan]
     loading: list[float] = []
-    usable = now = after = 0
+    usable = now = after = sent = decoded = 0
     query: list[Task] = []
     started = 0
     while True:
-        while unsent and unsent[0] <= 0:
-            unsent.pop(0)
-            loading.append(overheads[usable + len(loading)][1])
+        while sent < len(plan) and unsent[sent] <= 0:
+            sent += 1
+        # What is on the link, or has left it, is decoded, one partition after the other.
+        while decoded < sent and undecoded[decoded] <= 0:
+            loading.append(load[decoded])
+            decoded += 1
         while loading and loading[0] <= 0:
             loading.pop(0)
             yield "ready", usable, now
@@ -199,11 +204,13 @@ def ticks(graph: ExecutionGraph, plan: list[list[Piece]]) -> Iterator[tuple[str,
         running = [task for task in query if task.ms > 0 and task.ready]
         sending = any(task.what == "up" for task in running)
         for task in running:
-            task.ms -= 0.5 if task.what == "up" and unsent else 1
+            task.ms -= 0.5 if task.what == "up" and sent < len(plan) else 1
         if loading:
             loading[0] -= 1
-        if unsent:
-            unsent[0] -= 0.5 if sending else 1
+        if decoded < len(plan) and undecoded[decoded] > 0:
+            undecoded[decoded] -= 1
+        if sent < len(plan):
+            unsent[sent] -= 0.5 if sending else 1
         now += 1
 
 
@@ -214,28 +221,57 @@ def tasks(graph: ExecutionGraph, uploaded: list[Piece]) -> list[Task]:
     def then(what: str, ms: float) -> None:
         todo.append(Task(what, ms, todo[-1]))
 
+    def move(way: str, transfer: Transfer) -> None:
+        then("encode", transfer.encode_ms)
+        then(way, transfer.link_ms)
+        then("decode", transfer.decode_ms)
+
     for leg in graph.legs(uploaded):
         last, end = todo[-1], leg.last + 1
         if leg.where == "client":
             then("compute", sum(graph.client_ms[leg.first : end]))
         elif leg.where == "server":
             if not leg.from_server:
-                then("up", graph.up_ms[leg.first])
+                move("up", graph.transfer(leg.first, "up"))
             then("compute", sum(graph.server_ms[leg.first : end]))
             if not leg.to_server:
-                then("down", graph.down_ms[end])
+                move("down", graph.transfer(end, "down"))
         else:
             channels = sum(p.end - p.begin for p in uploaded if isinstance(p, Slice) and p.stage == leg.first)
             split = graph.split(leg.first, channels)
-            moved = Task("down", split.input_down_ms, last) if leg.from_server else Task("up", split.input_up_ms, last)
-            client = Task("compute", split.client_ms, moved if leg.from_server else last)
-            server = Task("compute", split.server_ms, last if leg.from_server else moved)
-            if leg.to_server:
-                returned = Task("up", split.output_up_ms, client, moved)
-            else:
-                returned = Task("down", split.output_down_ms, server, moved)
-            todo += [moved, client, server, returned, Task("join", 0, client, server, returned)]
+            there, back = split.transfers(leg.from_server, leg.to_server)
+            encoded = Task("encode", there.encode_ms, last)
+            moved = Task("down" if leg.from_server else "up", there.link_ms, encoded)
+            decoded = Task("decode", there.decode_ms, moved)
+            client = Task("compute", split.client_ms, decoded if leg.from_server else encoded)
+            server = Task("compute", split.server_ms, encoded if leg.from_server else decoded)
+            giver, taker = (client, server) if leg.to_server else (server, client)
+            coded = Task("encode", back.encode_ms, giver)
+            returned = Task("up" if leg.to_server else "down", back.link_ms, coded, moved)
+            joined = Task("decode", back.decode_ms, returned, taker)
+            todo += [encoded, moved, decoded, client, server, coded, returned, joined, Task("join", 0, joined)]
     return todo
+
+
+@st.composite
+def coded(draw: st.DrawFn, graph: ExecutionGraph) -> ExecutionGraph:
+    """A graph some of whose transfers and weights are coded, in even times again."""
+    even = st.integers(0, 3).map(lambda ms: 2.0 * ms)
+    ways_ms = {"up": graph.up_ms.copy(), "down": graph.down_ms.copy()}
+    upload_ms = graph.upload_ms.copy()
+    transfers, weights = [], []
+    for boundary in range(len(graph.up_ms)):
+        for way, ms in ways_ms.items():
+            if draw(st.booleans()):
+                transfers.append(CodedTransfer(boundary, way, draw(even), draw(even), draw(even), 7))
+                ms[boundary] = transfers[-1].total_ms
+    for stage in range(len(graph.stages)):
+        if draw(st.booleans()):
+            weights.append(CodedWeights(stage, draw(even), 2 * draw(even), 7))
+            upload_ms[stage] = weights[-1].total_ms + graph.load_ms[stage]
+    return dataclasses.replace(
+        graph, up_ms=ways_ms["up"], down_ms=ways_ms["down"], upload_ms=upload_ms, coded=transfers, coded_weights=weights
+    )
 
 
 @st.composite
@@ -246,6 +282,7 @@ def graphs_and_plans(draw: st.DrawFn) -> tuple[ExecutionGraph, list[list[Piece]]
     n = len(graph.stages)
     cuts = [cut(stage, tiles=2, slice_ms=draw(st.integers(0, 2))) for stage in draw(st.sets(st.integers(0, n - 1)))]
     graph = dataclasses.replace(graph, client_ms=4 * graph.client_ms + 2, cuts=cuts)
+    graph = draw(coded(graph))
     halved = {each.stage for each in graph.cuts}
     pieces: list[Piece] = [stage for stage in range(n) if stage not in halved]
     for stage in halved:
@@ -294,6 +331,41 @@ def test_a_trace_predicts_itself_from_disk(tmp_path: Path) -> None:
     assert run_virtual(loaded.info) == trace
 
 
+@given(graphs_and_plans())
+def test_bytes_are_those_of_what_crosses_the_link(graph_and_plan: tuple[ExecutionGraph, list[list[Piece]]]) -> None:
+    graph, plan = graph_and_plan
+    sizes = [1000 * (boundary + 1) for boundary in range(len(graph.up_ms))]
+    trace = run_virtual(run_info(dataclasses.replace(graph, boundary_bytes=sizes), plan))
+    # Coded or not, the last query's transfers: those at the ends of its legs at the server, all channels being there.
+    expected = [
+        (sizes[boundary], 7 if (boundary, way) in {(each.boundary, each.direction) for each in graph.coded} else None)
+        for first, last in graph.route([piece for pieces in plan for piece in pieces])
+        for boundary, way in ((first, "up"), (last + 1, "down"))
+    ]
+    last = trace.queries[-1]
+    assert last.feature_bytes == sum(raw_bytes for raw_bytes, _ in expected)
+    assert last.feature_wire_bytes == sum(wire_bytes or raw_bytes for raw_bytes, wire_bytes in expected)
+    assert {query.feature_bytes for query in run_virtual(run_info(graph, plan)).queries} == {None}
+
+
+def test_coded_features_take_their_ends_time_and_leave_the_link_to_the_upload() -> None:
+    graph = chain(client=[50, 50], server=[1, 1], upload=[10, 30], up=[9, 9, 9], down=[0, 9, 9])
+    coded = [CodedTransfer(0, "up", 2.0, 3.0, 4.0, 7), CodedTransfer(1, "down", 1.0, 2.0, 4.0, 7)]
+    graph = dataclasses.replace(graph, coded=coded, down_ms=np.array([0, 7, 9.0]))
+    partitions, queries = log(run_virtual(run_info(graph, [[0], [1]])))
+    # From 10 on: 2 to encode, 6 on the half link, 4 to decode, 1 at the server, 1 + 2 + 4 down, 50 at the client.
+    assert queries[0] == (0, 10, 10 + 2 + 6 + 4 + 1 + 7 + 50)
+    assert partitions[1] == (10, 10 + 30 + 3, 10 + 30 + 3)
+
+
+def test_weights_are_decoded_while_they_arrive() -> None:
+    graph = chain([90, 90, 90], [1, 1, 1], [12 + 3, 30 + 5, 10], [1] * 4, load=[3, 5, 0])
+    weights = [CodedWeights(0, 10.0, 12.0, 7), CodedWeights(1, 20.0, 30.0, 7)]
+    partitions, _ = log(run_virtual(run_info(dataclasses.replace(graph, coded_weights=weights), [[0], [1], [2]])))
+    # The first is decoded at 12; the second, which begins to arrive at 10, from then on until 42.
+    assert partitions[:2] == [(0, 10, 12 + 3), (10, 31, 42 + 5)]
+
+
 PROFILES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profiles"
 
 
@@ -317,5 +389,5 @@ def test_queries_that_take_no_time_are_refused(client_ms: float, monkeypatch: py
     """They would be raised for ever: the upload would not come to an end."""
     monkeypatch.setattr("ionn.testbed.virtual.QUERIES_MAX", 10_000)
     graph = chain([client_ms, client_ms], [1, 1], [1000, 1000], [1, 1, 1])
-    with pytest.raises(InputError, match="is so fast that the upload would not end; check the costs"):
+    with pytest.raises(InputError, match="is so fast that the run would not end; check the costs"):
         run_virtual(run_info(graph, [[0], [1]]))

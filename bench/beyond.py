@@ -1,0 +1,91 @@
+"""What goes past the paper, into results of its own: `make beyond`. Half a minute.
+
+Coding: runs of every model on the virtual testbed, the paper's devices at both ends, with nothing, with features, and
+with weights too coded, for as long as original needs to upload the model raw; Figure 7 with and without coding; and
+what is left of it where the ends code slower or faster than is assumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import coding_gains
+import support
+
+from ionn import coding, paper
+from ionn.errors import IonnError
+from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
+from ionn.evaluation.report import Report, Section, equal_time
+from ionn.evaluation.summary import SummaryRow, load_results, summary
+from ionn.testbed import runner
+
+ALGORITHMS = (paper.ORIGINAL, paper.RECURSIVE, paper.SLICED)
+
+
+def run_codings(results: Path) -> None:
+    """The runs: traces in `results`."""
+    for model in paper.MODELS:
+        window_s = coding_gains.window_of(model)
+        for name in coding.CODINGS:
+            ratio = coding_gains.weight_ratio(name)
+            runner.run_virtual_all(
+                model, ALGORITHMS, results=results, coding=name, weight_ratio=ratio, window_s=window_s
+            )
+
+
+def claims() -> Section:
+    """What is said of coding, and whether it is so."""
+    lines = []
+    for row in coding_gains.rows():
+        measure, limit, ours, unit = row
+        lines.append((measure, f"{limit:g}", f"{ours:.1f} {unit}".strip(), "yes" if support.met(row) else "NO"))
+    return Section(
+        "What coding gains", "Computed for the paper's testbed.", ("what", "limit", "found", "holds"), tuple(lines)
+    )
+
+
+def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
+    latencies = {
+        paper.model_title(model): [coding_gains.last_ms(model, speed) for speed in coding_gains.SPEEDS]
+        for model in paper.MODELS
+    }
+    queries = {
+        name: [coding_gains.times_as_many_queries(name, speed) for speed in coding_gains.SPEEDS]
+        for name in coding.CODINGS
+    }
+    return [
+        *fig7_coded([row for row in rows if row.algorithm == paper.SLICED], out),
+        *draw_speeds(
+            coding_gains.SPEEDS, latencies, "last latency (ms)", "Last latency, features coded",
+            out / "coding-speed-latency",
+        ),
+        *draw_speeds(
+            coding_gains.SPEEDS, queries, "times original's queries, raw", "AlexNet, sliced: queries in equal time",
+            out / "coding-speed-queries",
+        ),
+    ]  # fmt: skip
+
+
+def beyond(results: Path) -> None:
+    run_codings(results)
+    rows = [row for row in summary(load_results(results)) if row.settings.window_s is not None]
+    figures = draw(rows, results / "figures")
+    report = Report((claims(), equal_time(rows)))
+    print(report.text())
+    print(f"{len(figures)} figure files in {results / 'figures'}, report in {report.write(results, figures)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("results") / "beyond")
+    try:
+        beyond(parser.parse_args().results)
+    except IonnError as error:
+        sys.stderr.write(f"beyond: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

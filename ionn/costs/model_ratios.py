@@ -1,0 +1,65 @@
+"""By how much the models that come along shrink when they are coded: their blobs between stages, and their weights.
+
+`bench/coding_ratios.py` measured it, on the bundled photographs and with the synthetic weights, and wrote ratios/.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ionn.costs.models import Costs
+from ionn.model.network import Network
+
+RATIOS = Path(__file__).with_name("ratios")
+
+
+class ModelRatios(msgspec.Struct, frozen=True):
+    """Wire bytes per raw byte: of what the last layer of each stage gives, and of each layer's weights, by the layer's
+    name. `network` is the digest of the network that was measured.
+
+    `weight_entropy_bits` are the entropies of the four bytes of a weight, the lowest byte first: what bounds the ratio
+    of any coder that looks at single bytes. Synthetic weights shrink otherwise than trained ones (docs/coding.md).
+    """
+
+    network: str
+    inputs: str
+    weights_are: str
+    outputs: dict[str, float]
+    weights: dict[str, float]
+    weight_ratio: float
+    weight_entropy_bits: tuple[float, float, float, float]
+
+
+@functools.cache
+def model_ratios(name: str) -> ModelRatios | None:
+    """What was measured of a model that comes along, None of any other."""
+    path = RATIOS / f"{name}.json"
+    return msgspec.json.decode(path.read_bytes(), type=ModelRatios) if path.exists() else None
+
+
+def _ratios_of(network: Network) -> ModelRatios | None:
+    found = model_ratios(network.name)
+    return found if found is not None and found.network == network.digest else None
+
+
+def output_ratios(network: Network, *costs: Costs) -> NDArray[np.float64]:
+    """The ratio of what each layer gives, (layers,), NaN where it is not known: from the first of `costs` that has it,
+    else from what was measured of a model that comes along."""
+    ratios = np.full(len(network.layers), np.nan)
+    for each in costs:
+        ratios = np.where(np.isnan(ratios), each.output_ratios(network), ratios)
+    if found := _ratios_of(network):
+        measured = np.array([found.outputs.get(layer.name, np.nan) for layer in network.layers])
+        ratios = np.where(np.isnan(ratios), measured, ratios)
+    return ratios
+
+
+def weight_ratios(network: Network) -> NDArray[np.float64]:
+    """The ratio of each layer's weights, (layers,), NaN where it is not known."""
+    found = _ratios_of(network)
+    return np.array([found.weights.get(layer.name, np.nan) if found else np.nan for layer in network.layers])

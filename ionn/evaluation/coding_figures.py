@@ -1,0 +1,62 @@
+"""Figures of what coding gains: Figure 7 with and without it, and how much depends on the speed of coding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ionn.coding import CODINGS
+from ionn.evaluation.style import COLORS, LINES, MARKERS, WIDTHS, new_figure, save_figure
+from ionn.evaluation.summary import SummaryRow, common_times, distinct, mean_latency
+from ionn.paper import model_title
+
+KINDS = ("png", "pdf")
+
+
+def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
+    """Latency of the queries over time, a line per coding, a figure per model and algorithm:
+    fig7-coded-MODEL-ALGORITHM. A vertical line is where the upload ends."""
+    paths = []
+    for model, algorithm in distinct((row.model, row.algorithm) for row in rows):
+        members = [row for row in rows if (row.model, row.algorithm) == (model, algorithm)]
+        members.sort(key=lambda row: CODINGS.index(row.settings.coding))
+        with new_figure(6.8, 4.4) as (figure, axes):
+            for number, row in enumerate(members):
+                look: dict[str, Any] = {"color": COLORS[number], "linestyle": LINES[number]}
+                times_s = common_times(row.traces, last=max)
+                latency_ms, _ = mean_latency(row.traces, times_s)
+                label = f"{row.settings.coding}: {row.queries_in_window.count()} queries, last {row.last_ms.text()} ms"
+                axes.step(times_s, latency_ms, where="post", linewidth=WIDTHS[number], label=label, **look)
+                axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
+            window_s = members[0].settings.window_s
+            axes.set(xlabel="time since the upload began (s)", ylabel="query execution latency (ms)")
+            axes.set_xlim(0, window_s)
+            axes.set_ylim(bottom=0)
+            figure.legend(loc="outside lower center", title=f"queries in {window_s:g} s; thin line: the upload ends")
+            axes.set_title(f"{model_title(model)}, {algorithm}: what is coded on the link\n", loc="left", weight="bold")
+            subtitle = f"{members[0].settings.testbed} testbed, {members[0].settings.mbps:g} Mbps"
+            axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
+            paths += [save_figure(figure, out / f"fig7-coded-{model}-{algorithm}.{kind}") for kind in KINDS]
+    return paths
+
+
+def draw_speeds(
+    speeds: Sequence[float], lines: Mapping[str, Sequence[float]], ylabel: str, title: str, stem: Path
+) -> list[Path]:
+    """Draw what comes of ends that code `speeds` times as fast as is assumed, a line per name, into stem.png and
+    stem.pdf."""
+    with new_figure(5.6, 3.4) as (figure, axes):
+        for number, (name, values) in enumerate(lines.items()):
+            axes.plot(
+                speeds, values, label=name, color=COLORS[number], linestyle=LINES[number], marker=MARKERS[number],
+                linewidth=1.5, markersize=4,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(speeds, [f"{speed:g}" for speed in speeds])
+        axes.minorticks_off()
+        axes.set(xlabel="speed of coding at both ends, over what is assumed", ylabel=ylabel)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        axes.set_title(title, loc="left", weight="bold")
+        return [save_figure(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in KINDS]

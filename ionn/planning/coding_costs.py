@@ -1,0 +1,164 @@
+"""What coding costs, and where it pays.
+
+A coded transfer is coded where it begins, fewer bytes cross the link, and it is decoded where it ends, one after the
+other: the receiver needs the whole blob. It pays where that is faster than the raw bytes are. How fast the ends code
+follows from their cost models, how many bytes are left from the ratio of the blob; where one of these is not known, the
+bytes go raw.
+
+Weights are coded once, ahead of any client, and are decoded at the server while more of them arrive. So they take the
+time on the link or that of decoding, whichever is longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ionn.costs.model_ratios import output_ratios, weight_ratios
+from ionn.errors import InputError
+from ionn.planning.grid import on_grid, time_on_grid
+from ionn.schema import Natural, Real
+
+if TYPE_CHECKING:
+    from ionn.costs.models import Costs
+    from ionn.model.network import Network
+
+UP, DOWN = "up", "down"
+
+
+class Transfer(NamedTuple):
+    """What one blob takes from one side to the other: coding, the link, decoding. Raw, it takes the link only."""
+
+    encode_ms: float
+    link_ms: float
+    decode_ms: float
+    raw_bytes: int
+    wire_bytes: int
+
+    @property
+    def total_ms(self) -> float:
+        return self.encode_ms + self.link_ms + self.decode_ms
+
+    def part(self, share: float) -> Transfer:
+        """A share of the blob."""
+        return Transfer(
+            time_on_grid(share * self.encode_ms),
+            time_on_grid(share * self.link_ms),
+            time_on_grid(share * self.decode_ms),
+            round(share * self.raw_bytes),
+            round(share * self.wire_bytes),
+        )
+
+
+@dataclass(frozen=True)
+class CodedTransfer:
+    """The blob at a boundary of the execution graph is coded when it goes "up" or "down"."""
+
+    boundary: Natural
+    direction: Annotated[str, msgspec.Meta(pattern="^(up|down)$")]
+    encode_ms: Real
+    link_ms: Real
+    decode_ms: Real
+    wire_bytes: Natural
+
+    @property
+    def total_ms(self) -> float:
+        return self.encode_ms + self.link_ms + self.decode_ms
+
+
+@dataclass(frozen=True)
+class CodedWeights:
+    """The weights of a stage are coded: `link_ms` on the link, and `decode_ms` at the server meanwhile."""
+
+    stage: Natural
+    link_ms: Real
+    decode_ms: Real
+    wire_bytes: Natural
+
+    @property
+    def total_ms(self) -> float:
+        return max(self.link_ms, self.decode_ms)
+
+
+def coded_transfers(
+    network: Network, client: Costs, server: Costs, boundary_bytes: Sequence[int], bytes_per_ms: float
+) -> Iterator[CodedTransfer]:
+    """The transfers between stages that are faster when they are coded."""
+    ratios = output_ratios(network, client, server)
+    layers = [0, *(stage.last_layer for stage in network.stages)]
+    for boundary, (layer, raw_bytes) in enumerate(zip(layers, boundary_bytes, strict=True)):
+        for direction, sender, receiver in ((UP, client, server), (DOWN, server, client)):
+            if sender.encode_ms_per_mb is None or receiver.decode_ms_per_mb is None or math.isnan(ratios[layer]):
+                continue
+            wire_bytes = math.ceil(raw_bytes * float(ratios[layer]))
+            coded = CodedTransfer(
+                boundary,
+                direction,
+                _on_grid(sender.encode_ms_per_mb * raw_bytes / 1e6),
+                _on_grid(wire_bytes / bytes_per_ms),
+                _on_grid(receiver.decode_ms_per_mb * raw_bytes / 1e6),
+                wire_bytes,
+            )
+            if coded.total_ms < _on_grid(raw_bytes / bytes_per_ms):
+                yield coded
+
+
+def coded_weights(
+    network: Network, server: Costs, bytes_per_ms: float, weight_ratio: float | None
+) -> Iterator[CodedWeights]:
+    """The stages whose weights arrive faster when they are coded. Without a `weight_ratio` for all, those that were
+    measured of the model count."""
+    if server.decode_ms_per_mb is None:
+        return
+    ratios = weight_ratios(network) if weight_ratio is None else np.full(len(network.layers), weight_ratio)
+    for stage in network.stages:
+        wire_bytes = _wire_bytes(network, stage.first_layer, stage.last_layer, ratios)
+        coded = CodedWeights(
+            stage.index,
+            _on_grid(wire_bytes / bytes_per_ms),
+            _on_grid(server.decode_ms_per_mb * stage.weight_bytes / 1e6),
+            wire_bytes,
+        )
+        if coded.total_ms < _on_grid(stage.weight_bytes / bytes_per_ms):
+            yield coded
+
+
+def _wire_bytes(network: Network, first: int, last: int, ratios: NDArray[np.float64]) -> int:
+    """What is left of the weights of some layers; those whose ratio is not known stay as they are."""
+    return sum(
+        math.ceil(layer.weight_bytes * (1.0 if math.isnan(ratio) else ratio))
+        for layer, ratio in zip(network.layers[first : last + 1], ratios[first : last + 1].tolist(), strict=True)
+    )
+
+
+def _on_grid(ms: float) -> float:
+    """Also what is not finite."""
+    return float(on_grid(ms))
+
+
+def check_coded(
+    transfers: Sequence[CodedTransfer],
+    weights: Sequence[CodedWeights],
+    up_ms: NDArray[np.float64],
+    down_ms: NDArray[np.float64],
+    upload_ms: NDArray[np.float64],
+    load_ms: NDArray[np.float64],
+) -> None:
+    """Raise InputError unless the graph's times are those of what is coded in it, and each is coded once."""
+    for transfer in transfers:
+        times_ms = up_ms if transfer.direction == UP else down_ms
+        if not (transfer.boundary < len(times_ms) and times_ms[transfer.boundary] == transfer.total_ms):
+            raise InputError(f"execution graph: {transfer} is not what its {transfer.direction}_ms has")
+    for stage in weights:
+        if not (stage.stage < len(upload_ms) and upload_ms[stage.stage] == stage.total_ms + load_ms[stage.stage]):
+            raise InputError(f"execution graph: {stage} is not what its upload_ms has")
+    if len({(each.boundary, each.direction) for each in transfers}) < len(transfers):
+        raise InputError("execution graph: a transfer is coded twice")
+    if len({each.stage for each in weights}) < len(weights):
+        raise InputError("execution graph: the weights of a stage are coded twice")
