@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ionn.arguments import count_of, number_of, path_of, share_of, shown, text_of
-from ionn.coding import NONE
+from ionn.coding import FEATURES, LOSSLESS, NONE, check_coding
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
@@ -99,9 +99,9 @@ def run(
 
     `testbed` is "virtual" (computed, milliseconds) or "live" (server and link are started on this machine, Caffe
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
-    kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`,
-    for the virtual testbed. Queries are raised for `window_s` at least, if it is given. Raises InputError, and
-    ServerUnreachableError where a live run lost its server.
+    kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
+    "lossless" is for the virtual testbed. Queries are raised for `window_s` at least, if it is given. Raises InputError,
+    and ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
 
@@ -221,6 +221,7 @@ def connect(
     server: str | Path | Costs | None = None,
     mbps: float = MBPS,
     algorithm: str = RECURSIVE,
+    coding: str | None = None,
     keys: ClientKeys | None = None,
     audit: float = 0.0,
     audit_tolerance: float = 0.0,
@@ -231,6 +232,10 @@ def connect(
     for a name the one that comes along, which is built where it is used first. The plan is made for a link of `mbps`,
     with the costs of this machine (`client`, by default measured: a few forward passes) and those that the server
     sends, unless `server` are others. `keys` are for a server that has keys.
+
+    Inputs and feature maps are coded on the link where that is faster by these costs ("features"; `ionn.coding`), but
+    not at an address of loopback: `mbps` says nothing about that. With `coding="none"` they never are: sizes of coded
+    data say something about it to whoever sees the link (docs/security.md).
 
     The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
 
@@ -261,6 +266,11 @@ def connect(
     there = None if server is None else _costs(server, "server")
     if keys is not None and not isinstance(keys, ClientKeys):
         raise InputError("keys: give ionn.ClientKeys")  # whatever it is may be secret
+    if coding is not None:
+        coding = text_of(coding, "coding")
+        check_coding(coding)
+        if coding == LOSSLESS:
+            raise InputError(f"coding {LOSSLESS!r}: a session codes {FEATURES!r} or {NONE!r}")
     audit, audit_tolerance = share_of(audit, "audit"), share_of(audit_tolerance, "audit_tolerance")
     if address is not None:
         parse_address(address)
@@ -275,10 +285,21 @@ def connect(
     here = costs or profiling.profile_network(network, net, PROFILE_RUNS)
     auditor = Auditor(network, net, address, audit, audit_tolerance) if audit else None
     with open_offloading(
-        network, net, here, address, mbps, algorithm, there=there, keys=keys, may_be_lost=True, auditor=auditor
-    ) as offloading:
+        network, net, here, address, mbps, algorithm,
+        coding=coding or _default_coding(address), there=there, keys=keys, may_be_lost=True, auditor=auditor,
+    ) as offloading:  # fmt: skip
         offloading.start_upload()
         yield Session(offloading)
+
+
+def _default_coding(address: str) -> str:
+    """What a session codes if nobody says. Within a machine bytes cross faster than they are coded."""
+    from ionn.address import is_loopback
+
+    try:
+        return NONE if is_loopback(address) else FEATURES
+    except InputError:  # an unknown host, which may become known
+        return FEATURES
 
 
 def _number_or_none(given: float | None, what: str) -> float | None:

@@ -24,6 +24,8 @@ CODINGS = (NONE, FEATURES, LOSSLESS)
 
 RAW = "raw"
 PLANES = "planes"
+# What this version can decode.
+CODECS = (PLANES,)
 
 _FLOAT_BYTES = 4
 # Higher levels are slower and gain next to nothing on planes of floats.
@@ -44,11 +46,17 @@ def check_coding(coding: str, weight_ratio: float | None = None) -> None:
 
 
 def encode(data: Bytes) -> tuple[str, Bytes]:
-    """The codec for these bytes of float32, and the bytes as they are sent: never more than were given."""
+    """The codec for these bytes of float32, and the bytes as they are sent: never more than were given.
+
+    Raises MemoryError where there is no memory for that.
+    """
     raw_bytes = memoryview(data).nbytes
     if raw_bytes and raw_bytes % _FLOAT_BYTES == 0:
         floats: NDArray[np.uint8] = np.frombuffer(data, np.uint8).reshape(-1, _FLOAT_BYTES)
-        coded = zstd.compress(np.ascontiguousarray(floats.T).data, _LEVEL)
+        try:
+            coded = zstd.compress(np.ascontiguousarray(floats.T).data, _LEVEL)
+        except zstd.ZstdError as error:  # there is nothing else that can be wrong
+            raise MemoryError(str(error)) from None
         if len(coded) < raw_bytes:
             return PLANES, coded
     return RAW, data

@@ -47,7 +47,7 @@ class Segment:
 class QueryRecord:
     """One query. `raised_s` <= `start_s`: the first query waits for the first partition before it executes.
 
-    `overruns` counts layers that took longer than the pace allows, `overrun_ms` is by how much in total.
+    `overruns` counts layers, and codings, that took longer than the pace allows, `overrun_ms` is by how much in total.
     `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
     how much it does not: the largest of any value, relative to the output's largest value. Processors of another kind
     add in another order. `fallback`: the server failed meanwhile, and the client completed the query alone.

@@ -16,6 +16,7 @@ from ionn.cli.options import (
     Number,
     algorithm_option,
     chosen_algorithm,
+    complete_coding,
     complete_model,
     json_option,
     key_option,
@@ -58,6 +59,12 @@ if TYPE_CHECKING:
     help="How far its values may be off, in parts of the largest; 0: no bit may differ.",
 )
 @options(algorithm_option, planner_option, mbps_option)
+@click.option(
+    "--coding",
+    metavar="none|features",
+    shell_complete=complete_coding,
+    help="Code inputs and feature maps on the link where that is faster; by default so, but not at loopback.",
+)
 @click.option("--client", metavar="COSTS", help=f"This machine; by default timed, a few passes: {COSTS_HELP}.")
 @click.option("--server", metavar="COSTS", help=f"The server; by default what it sends: {COSTS_HELP}.")
 @json_option
@@ -76,6 +83,7 @@ def classify(
     algorithm: str,
     planner: str | None,
     mbps: float,
+    coding: str | None,
     client: str | None,
     server: str | None,
     as_json: bool,
@@ -94,14 +102,15 @@ def classify(
 
     algorithm = chosen_algorithm(algorithm, planner)
     keys = client_keys(key, server_key)
-    if connect is None and (keys is not None or wait_s is not None or server is not None or audit or audit_tolerance):
-        raise InputError("--key, --wait-s, --server and --audit are for a server; give --connect too")
+    of_servers = (keys, wait_s, server, coding, audit or None, audit_tolerance or None)
+    if connect is None and any(given is not None for given in of_servers):
+        raise InputError("--key, --wait-s, --server, --coding and --audit are for a server; give --connect too")
     network = Network.load(model)
     data = api.image_input(image, network.input_shape)
     names = read_text(labels, "the labels").splitlines() if labels is not None else None
     with api.connect(
         model, connect, weights=None if weights is None else str(weights), client=client, server=server, mbps=mbps,
-        algorithm=algorithm, keys=keys, audit=audit, audit_tolerance=audit_tolerance,
+        algorithm=algorithm, coding=coding, keys=keys, audit=audit, audit_tolerance=audit_tolerance,
     ) as session:  # fmt: skip
         if connect is not None:
             session.wait_uploaded(wait_s)

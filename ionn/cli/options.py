@@ -59,7 +59,7 @@ def _complete_algorithm(context: click.Context, parameter: click.Parameter, inco
     return [name for name in PLANNERS if name.startswith(incomplete)]
 
 
-def _complete_coding(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_coding(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     from ionn.coding import CODINGS
 
     return [name for name in CODINGS if name.startswith(incomplete)]
@@ -93,7 +93,7 @@ coding_option = click.option(
     default="none",
     show_default=True,
     metavar="none|features|lossless",
-    shell_complete=_complete_coding,
+    shell_complete=complete_coding,
     help="What is coded on the link, where that is faster: nothing, inputs and feature maps, or weights too.",
 )
 weight_ratio_option = click.option(

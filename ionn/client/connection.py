@@ -15,6 +15,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ionn.client.inflow import Inflow
 from ionn.client.mechanism import mechanism_of
+from ionn.coding import CODECS
 from ionn.errors import NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import ERROR_VERSION, PROTOCOL, Bye, Error, Hello, Message, Ping, Pong, Welcome, decode
@@ -204,7 +205,7 @@ class Connection:
         """Begin a session, or go on with one. Raises as `receive` and `ask` do, VersionError for another version of the
         protocol."""
         try:
-            answer = self.ask(Hello(PROTOCOL, role, session), timeout_s, stopped)
+            answer = self.ask(Hello(PROTOCOL, role, session, CODECS), timeout_s, stopped)
         except ServerError as error:
             if error.code == ERROR_VERSION:
                 raise VersionError(str(error)) from error

@@ -13,7 +13,7 @@ import numpy as np
 
 from ionn.client.audit import Answered, Auditor
 from ionn.client.pacing import PacedResult, run_paced
-from ionn.client.query import Exchange
+from ionn.client.query import Coding, Exchange, Wanted
 from ionn.client.session import FAULTS, Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage
 from ionn.errors import WrongResultError
@@ -21,6 +21,7 @@ from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
 from ionn.model.slices import Piece, channels_of
+from ionn.planning.coding_costs import DOWN, UP
 from ionn.planning.graph import ExecutionGraph, Leg
 from ionn.records import Segment
 
@@ -33,6 +34,7 @@ class Execution:
 
     `overruns` and `overrun_ms` are those of a paced client. `fallback`: the server was lost, or failed meanwhile, and
     the client completed the query alone. `audited`: what the server answered was computed again here, too.
+    `feature_bytes` are what crossed the link for it, as it was before coding, and `feature_wire_bytes` as it was sent.
     """
 
     outputs: list[Floats]
@@ -41,6 +43,8 @@ class Execution:
     overrun_ms: float
     fallback: bool
     audited: bool = False
+    feature_bytes: int = 0
+    feature_wire_bytes: int = 0
 
 
 @dataclass
@@ -56,6 +60,8 @@ class _Progress:
     overruns: int = 0
     overrun_ms: float = 0.0
     failed: bool = False
+    feature_bytes: int = 0
+    feature_wire_bytes: int = 0
 
     def reach(self, stage: int, outputs: list[Floats]) -> None:
         self.position, self.outputs, self.share = stage + 1, outputs, []
@@ -63,6 +69,13 @@ class _Progress:
     def count(self, paced: PacedResult) -> None:
         self.overruns += paced.overruns
         self.overrun_ms += paced.overrun_ms
+
+    def count_crossed(self, exchange: Exchange) -> None:
+        """Add what crossed the link in an exchange, and how its coding kept its pace."""
+        self.feature_bytes += exchange.raw_bytes
+        self.feature_wire_bytes += exchange.wire_bytes
+        for paced in exchange.paced:
+            self.count(paced)
 
 
 def _connected(legs: Sequence[Leg]) -> list[list[Leg]]:
@@ -74,18 +87,6 @@ def _connected(legs: Sequence[Leg]) -> list[list[Leg]]:
         else:
             groups.append([leg])
     return groups
-
-
-def _check_result(
-    exchange: Exchange,
-    leg: Leg,
-    outputs: Sequence[Floats],
-    shapes: tuple[tuple[int, ...], ...],
-    stages: int | None = None,
-) -> None:
-    """Raise ProtocolError if that cannot be what a leg results in: outputs, and times of so many `stages`."""
-    if tuple(output.shape for output in outputs) != shapes or stages not in (None, leg.last - leg.first + 1):
-        raise exchange.violation(f"the server's result is not what stages {leg.first}..{leg.last} have")
 
 
 class QueryExecutor:
@@ -152,8 +153,10 @@ class QueryExecutor:
                     audited, query = True, _Progress([data], failed=True)
                     self._run_here(query, len(self._network.stages) - 1)
                     outputs = [output.copy() for output in query.outputs]
-        segments, failed = tuple(query.segments), lost or query.failed
-        return Execution(outputs, segments, query.overruns, query.overrun_ms, failed, audited)
+        return Execution(
+            outputs, tuple(query.segments), query.overruns, query.overrun_ms, lost or query.failed, audited,
+            query.feature_bytes, query.feature_wire_bytes,
+        )  # fmt: skip
 
     def measured_ms(self, where: str) -> dict[int, float]:
         """The mean time in ms that each stage took at "client" or "server" in these queries, where it ran there."""
@@ -197,47 +200,67 @@ class QueryExecutor:
         """
         assert self._client is not None
         with self._client.query(self._deadline_s(legs), self._results_bytes(legs, channels)) as exchange:
+            try:
+                self._exchange(exchange, query, legs, channels)
+            finally:
+                query.count_crossed(exchange)
 
-            def send(leg: Leg, data: Floats | None) -> int:
-                if leg.where == "server":
-                    return exchange.run(leg.first, leg.last, data)
-                return exchange.run_part(leg.first, channels[leg.first], leg.to_server, data)
+    def _exchange(self, exchange: Exchange, query: _Progress, legs: Sequence[Leg], channels: Mapping[int, int]) -> None:
+        def send(leg: Leg, data: Floats | None) -> int:
+            share = channels[leg.first] / self._sliced[leg.first].channels if leg.where == "both" else 1.0
+            up, wanted = self._coding(leg.first, UP), self._wanted(leg, self._shapes(leg, channels), share)
+            if leg.where == "server":
+                return exchange.run(leg.first, leg.last, data, up, wanted)
+            return exchange.run_part(leg.first, channels[leg.first], leg.to_server, data, up, wanted)
 
-            data = query.outputs[0]
-            if self._auditor is not None:
-                data = data.copy()  # it may be the net's own memory, and an audit comes later
-            answered = Answered(legs[0].first, data)
-            query.answered.append(answered)
+        data = query.outputs[0]
+        if self._auditor is not None:
+            data = data.copy()  # it may be the net's own memory, and an audit comes later
+        answered = Answered(legs[0].first, data)
+        query.answered.append(answered)
+        began = time.perf_counter()
+        sent = send(legs[0], data)
+        for leg, following in zip(legs, (*legs[1:], None), strict=True):
+            share_ms, joined = 0.0, None
+            # The client's channels of a stage at both need its input, wherever it is needed too.
+            down = following is not None and following.where == "both"
+            if leg.where == "both":
+                share_ms = self._run_share(query, channels[leg.first])
+                if leg.to_server:
+                    others = 1 - channels[leg.first] / self._sliced[leg.first].channels
+                    wanted = self._wanted(leg, self._network.stages[leg.last].output_shapes if down else ())
+                    joined = exchange.join(query.share[0], not down, self._coding(leg.last + 1, UP, others), wanted)
+            sent_ahead = None if following is None else send(following, None)
+            outputs, result = exchange.result(sent)
+            if len(result.stage_ms) != leg.last - leg.first + 1:
+                raise exchange.violation(f"the server's result is not what stages {leg.first}..{leg.last} have")
+            answered.add(leg.last, outputs)
+            if leg.where == "server":
+                query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
+            else:
+                ms = max(share_ms, result.stage_ms[0])
+                query.segments.append(Segment("both", *leg[1:3], ms, (time.perf_counter() - began) * 1e3))
+                if not leg.to_server:
+                    outputs = [np.concatenate((outputs[0], query.share[0]), axis=1)]
+                elif joined is not None and down:
+                    outputs, _ = exchange.result(joined)
+                    answered.add(leg.last, outputs)
+            if outputs:
+                query.reach(leg.last, outputs)
+            if sent_ahead is not None:
+                sent = sent_ahead
             began = time.perf_counter()
-            sent = send(legs[0], data)
-            for leg, following in zip(legs, (*legs[1:], None), strict=True):
-                share_ms, joined = 0.0, None
-                # The client's channels of a stage at both need its input, wherever it is needed too.
-                down = following is not None and following.where == "both"
-                if leg.where == "both":
-                    share_ms = self._run_share(query, channels[leg.first])
-                    if leg.to_server:
-                        joined = exchange.join(query.share[0], stay=not down)
-                sent_ahead = None if following is None else send(following, None)
-                outputs, result = exchange.result(sent)
-                _check_result(exchange, leg, outputs, self._shapes(leg, channels), len(result.stage_ms))
-                answered.add(leg.last, outputs)
-                if leg.where == "server":
-                    query.segments.append(self._segment("server", *leg[1:3], result.stage_ms, began))
-                else:
-                    ms = max(share_ms, result.stage_ms[0])
-                    query.segments.append(Segment("both", *leg[1:3], ms, (time.perf_counter() - began) * 1e3))
-                    if not leg.to_server:
-                        outputs = [np.concatenate((outputs[0], query.share[0]), axis=1)]
-                    elif joined is not None and down:
-                        outputs, _ = exchange.result(joined)
-                        _check_result(exchange, leg, outputs, self._network.stages[leg.last].output_shapes)
-                        answered.add(leg.last, outputs)
-                if outputs:
-                    query.reach(leg.last, outputs)
-                if sent_ahead is not None:
-                    sent = sent_ahead
-                began = time.perf_counter()
+
+    def _coding(self, boundary: int, direction: str, share: float = 1.0) -> Coding | None:
+        """How a share of the blob at a boundary is coded on its way, None where it goes raw."""
+        if not self._graph.is_coded(boundary, direction):
+            return None
+        transfer = self._graph.transfer(boundary, direction).part(share)
+        ms = transfer.encode_ms if direction == UP else transfer.decode_ms
+        return Coding(None if self._layer_ms is None else ms * self._dilation)
+
+    def _wanted(self, leg: Leg, shapes: tuple[tuple[int, ...], ...], share: float = 1.0) -> Wanted:
+        return Wanted(shapes, self._coding(leg.last + 1, DOWN, share))
 
     def _run_share(self, query: _Progress, begin: int, end: int | None = None) -> float:
         """Run channels `begin`..`end` (by default the last) of the next stage at the client; how long that took."""

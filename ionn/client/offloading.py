@@ -13,6 +13,7 @@ from ionn.client.audit import Auditor
 from ionn.client.executor import QueryExecutor
 from ionn.client.session import FAULTS, Client
 from ionn.client.sliced_stage import SlicedStage, slice_stages
+from ionn.coding import NONE
 from ionn.costs.loading import costs_from_json
 from ionn.costs.models import Costs, Scaled
 from ionn.errors import InputError, NotAcceptedError, ProtocolError
@@ -167,6 +168,7 @@ def open_offloading(
     mbps: float,
     algorithm: str,
     *,
+    coding: str = NONE,
     there: Costs | None = None,
     keys: ClientKeys | None = None,
     paced: bool = False,
@@ -177,7 +179,8 @@ def open_offloading(
     """Connect to a server, and plan with the costs that it sends, or with those of `there`.
 
     `net` is the network at this client, which is a device with the costs `here`, or is `paced` to them. The link
-    carries `mbps`; client and link are slowed down by `dilation`. `auditor` checks what the server answers.
+    carries `mbps`, and `coding` says what may be coded on it; client and link are slowed down by `dilation`. `auditor`
+    checks what the server answers.
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
     looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
@@ -191,7 +194,7 @@ def open_offloading(
         return Prepared(graph, plan, server, partitions, sliced)
 
     def graph_with(server: Costs) -> ExecutionGraph:
-        return ExecutionGraph.from_network(network, here, server, mbps)
+        return ExecutionGraph.from_network(network, here, server, mbps, coding)
 
     def prepare(sent: dict[str, Any]) -> Prepared:
         """Prepare for a server that sends its costs. InputError if it sends none, ProtocolError if they are none, or

@@ -11,13 +11,15 @@ import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 OVERRUN_TOLERANCE_MS = 0.05
 """Overruns up to this are not counted: calling a layer costs some 10 us, more than the smallest layers may take."""
 
 SPIN_S = 0.0001
 """The last part of a wait is polled: a sleep ends this much too late."""
+
+_Made = TypeVar("_Made")
 
 
 class Clock(Protocol):
@@ -81,3 +83,10 @@ def run_paced(
         end_s.append(clock.now_s())
     layer_ms = tuple((end - begin) * 1e3 for begin, end in itertools.pairwise(end_s))
     return PacedResult(overruns, overrun_s * 1e3, layer_ms)
+
+
+def work_paced(work: Callable[[], _Made], target_ms: float, clock: Clock | None = None) -> tuple[_Made, PacedResult]:
+    """What `work` returns, as `run_paced` does a layer."""
+    made: list[_Made] = []
+    paced = run_paced(lambda _: made.append(work()), (0,), (target_ms,), clock)
+    return made[0], paced

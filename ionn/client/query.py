@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ionn.client.connection import Connection
+from ionn.client.pacing import PacedResult, work_paced
+from ionn.coding import PLANES, RAW
 from ionn.errors import ProtocolError, ServerError
 from ionn.model.caffemodel import Floats
-from ionn.protocol.messages import ERROR_QUERY, Join, Message, Part, Query, Result
+from ionn.protocol.blobs import Payload, make_payload, read_payload
+from ionn.protocol.messages import ERROR_QUERY, Join, Part, Query, Result
+
+_Made = TypeVar("_Made")
+
+
+class Coding(NamedTuple):
+    """A blob shall be coded, which takes this client `pace_ms`, or None for as fast as it can."""
+
+    pace_ms: float | None = None
+
+
+class Wanted(NamedTuple):
+    """The outputs that a message asks for have these shapes, and shall perhaps be coded."""
+
+    shapes: Sequence[tuple[int, ...]]
+    coding: Coding | None = None
 
 
 class Exchange:
@@ -19,13 +39,21 @@ class Exchange:
     `run`, `run_part` and `join` send a message and return its ticket, for which `result` waits. Without `data`, the
     stage runs on what the message before left at the server. Used in a `with` statement, which ends when every message
     is answered, so that the connection is free for the next query. Its answers are waited for `timeout_s` in all.
+
+    With a `coding` the data goes coded, and outputs that are `wanted` with one come coded, where that makes them
+    smaller and the server takes the codec (`codecs`). Outputs that come raw need not be of shapes that are known.
+    `raw_bytes` and `wire_bytes` are what crossed the link so far, before and after coding, and `paced` how the coding
+    of a paced client went.
     """
 
-    def __init__(self, control: Connection, query: int, timeout_s: float) -> None:
+    def __init__(self, control: Connection, query: int, timeout_s: float, codecs: Sequence[str] = ()) -> None:
         self._control = control
         self._query = query
         self._left_s = timeout_s
-        self._sent = 0
+        self._may_code = PLANES in codecs
+        self.raw_bytes = self.wire_bytes = 0
+        self.paced: list[PacedResult] = []
+        self._asked: list[tuple[bool, Wanted | None]] = []  # whether outputs may come coded, and which
         self._results: list[Result | None] = []  # None for an error
 
     def __enter__(self) -> Exchange:
@@ -33,29 +61,73 @@ class Exchange:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is None or (isinstance(error, ServerError) and error.code == ERROR_QUERY):
-            while len(self._results) < self._sent:
+            while len(self._results) < len(self._asked):
                 try:
                     self._receive()
                 except ServerError as other:
                     if other.code != ERROR_QUERY:
                         raise
 
-    def run(self, first: int, last: int, data: Floats | None = None) -> int:
+    def run(
+        self,
+        first: int,
+        last: int,
+        data: Floats | None = None,
+        coding: Coding | None = None,
+        wanted: Wanted | None = None,
+    ) -> int:
         """Run stages `first`..`last`."""
-        return self._send(Query(self._query, first, last, _payload(data)))
+        codecs, frames = self._encode(data, coding)
+        return self._send(Query(self._query, first, last, frames, codecs, self._coded(wanted)), wanted)
 
-    def run_part(self, stage: int, channels: int, stay: bool, data: Floats | None = None) -> int:
+    def run_part(
+        self,
+        stage: int,
+        channels: int,
+        stay: bool,
+        data: Floats | None = None,
+        coding: Coding | None = None,
+        wanted: Wanted | None = None,
+    ) -> int:
         """Run the first `channels` channels of a stage that is uploaded in slices; if they `stay`, for a `join`."""
-        return self._send(Part(self._query, stage, channels, stay, _payload(data)))
+        codecs, frames = self._encode(data, coding)
+        return self._send(Part(self._query, stage, channels, stay, frames, codecs, self._coded(wanted)), wanted)
 
-    def join(self, others: Floats, stay: bool) -> int:
+    def join(self, others: Floats, stay: bool, coding: Coding | None = None, wanted: Wanted | None = None) -> int:
         """Add the channels that `run_part` did not run, so that the next message can go on from the whole stage."""
-        return self._send(Join(self._query, stay, _payload(others)))
+        codecs, frames = self._encode(others, coding)
+        return self._send(Join(self._query, stay, frames, codecs, self._coded(wanted)), wanted)
 
-    def _send(self, message: Message) -> int:
+    def _coded(self, wanted: Wanted | None) -> bool:
+        return self._may_code and wanted is not None and wanted.coding is not None
+
+    def _send(self, message: Query | Part | Join, wanted: Wanted | None) -> int:
         self._control.send(message)
-        self._sent += 1
-        return self._sent - 1
+        self._asked.append((message.coded, wanted))
+        return len(self._asked) - 1
+
+    def _encode(self, data: Floats | None, coding: Coding | None) -> Payload:
+        if data is None:
+            return Payload((), ())
+        # A copy: ZeroMQ sends it in its own time, and the server may answer before it has read all, so that the net
+        # which the data is of runs meanwhile.
+        blobs = [np.array(data, "<f4", order="C")]
+        if not self._may_code:
+            coding = None
+        payload = self._at_pace(lambda: make_payload(blobs, coding is not None), coding)
+        self._count(blobs, payload.frames)
+        return payload
+
+    def _at_pace(self, work: Callable[[], _Made], coding: Coding | None) -> _Made:
+        if coding is None or coding.pace_ms is None:
+            return work()
+        made, paced = work_paced(work, coding.pace_ms)
+        self.paced.append(paced)
+        return made
+
+    def _count(self, blobs: Sequence[Floats], frames: Sequence[Any]) -> None:
+        self.raw_bytes += sum(blob.nbytes for blob in blobs)
+        self.wire_bytes += sum(memoryview(frame).nbytes for frame in frames)
 
     def result(self, sent: int) -> tuple[list[Floats], Result]:
         """The outputs that a message asked for, and what the server said of them. `sent` is what sending it returned.
@@ -66,11 +138,19 @@ class Exchange:
             self._receive()
         result = self._results[sent]
         assert result is not None, "the error was raised when it came"
+        may_be_coded, wanted = self._asked[sent]
+        if wanted is not None and result.shapes != tuple(wanted.shapes):
+            raise self.violation("the server's result is not what was asked for: it has other shapes")
+        is_coded = any(codec != RAW for codec in result.codecs)
         try:
-            pairs = zip(result.payload, result.shapes, strict=True)
-            return [np.frombuffer(frame, "<f4").reshape(shape) for frame, shape in pairs], result
+            outputs = self._at_pace(
+                lambda: read_payload(result.payload, result.codecs, result.shapes, may_be_coded),
+                wanted.coding if wanted is not None and is_coded else None,
+            )
         except (ValueError, OverflowError) as error:
             raise self.violation(f"the server's result does not fit its shapes: {error}") from error
+        self._count(outputs, result.payload)
+        return outputs, result
 
     def violation(self, what: str) -> ProtocolError:
         """The error to raise for a result that cannot be one."""
@@ -97,9 +177,3 @@ class Exchange:
         finally:
             self._left_s -= time.monotonic() - begun
         raise self._control.unreachable("the server has not answered a query in time")
-
-
-def _payload(data: Floats | None) -> tuple[Floats, ...]:
-    """A copy: ZeroMQ sends it in its own time, and the server may answer before it has read all, so that the net which
-    the data is of runs meanwhile."""
-    return () if data is None else (np.array(data, "<f4", order="C").reshape(-1),)

@@ -217,7 +217,7 @@ class Client:
             wait_s = self.timeouts.query_s if timeout_s is None else timeout_s
             connections.control.expect(results_bytes)
             try:
-                with Exchange(connections.control, self._queries, wait_s) as exchange:
+                with Exchange(connections.control, self._queries, wait_s, connections.welcome.codecs) as exchange:
                     yield exchange
             except FAULTS as error:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):

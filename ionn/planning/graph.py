@@ -252,6 +252,10 @@ class ExecutionGraph:
             self.transfer(stage + 1, DOWN).part(share),
         )
 
+    def is_coded(self, boundary: int, direction: str) -> bool:
+        """Tell whether the blob at a boundary is coded on its way up or down."""
+        return (boundary, direction) in self._coded
+
     def transfer(self, boundary: int, direction: str) -> Transfer:
         """What the blob at a boundary takes on its way up or down. Its bytes are 0 where they are not known."""
         raw_bytes = self.boundary_bytes[boundary] if self.boundary_bytes else 0

@@ -26,7 +26,7 @@ from ionn.model.caffemodel import BlobSpan
 from ionn.model.partial_net import PartialNet
 from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
@@ -59,13 +59,15 @@ class Message:
 @dataclass(frozen=True)
 class Hello(Message):
     """First on every connection. `session` is empty for a new session (role `control` only), else the Welcome's: on the
-    upload connection, and on both where a client comes back to its session. The role's former connection ends then."""
+    upload connection, and on both where a client comes back to its session. The role's former connection ends then.
+    `codecs` are those of `ionn.coding` beside raw bytes that the client takes in results."""
 
     type: ClassVar[str] = "hello"
     answer: ClassVar[str] = "welcome"
     protocol: Natural
     role: Word
     session: Word = ""
+    codecs: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Held:
 @dataclass(frozen=True)
 class Welcome(Message):
     """The session's process answers. `costs` is the server's cost model (JSON as `costs` saves it), empty if it was
-    never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged."""
+    never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged. `codecs`
+    are those that it takes in a query."""
 
     type: ClassVar[str] = "welcome"
     protocol: Natural
@@ -89,6 +92,7 @@ class Welcome(Message):
     window_bytes: Natural
     costs: dict[str, Any] = field(default_factory=dict)
     held: tuple[Held, ...] = ()
+    codecs: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,9 @@ class Query(Message):
     on what the message before left at the server: the output of a Query, or of a Part after its Join.
 
     A query of a client may be several messages with the same number, sent without waiting. Each has its Result.
+
+    `codecs` are those of the payload's frames, one for each, or none where all are raw: here, and in all messages that
+    have the field. If `coded`, the client would have the outputs coded.
     """
 
     type: ClassVar[str] = "query"
@@ -156,6 +163,8 @@ class Query(Message):
     first: Natural
     last: Natural
     payload: Sequence[Any] = ()
+    codecs: tuple[Word, ...] = ()
+    coded: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,8 @@ class Part(Message):
     count: Natural
     stay: bool
     payload: Sequence[Any] = ()
+    codecs: tuple[Word, ...] = ()
+    coded: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,17 +193,21 @@ class Join(Message):
     query: _Number
     stay: bool
     payload: Sequence[Any] = ()
+    codecs: tuple[Word, ...] = ()
+    coded: bool = False
 
 
 @dataclass(frozen=True)
 class Result(Message):
-    """The outputs of a Query, Part or Join, a payload frame for each of `shapes`, and the time each stage took."""
+    """The outputs of a Query, Part or Join, a payload frame for each of `shapes`, and the time each stage took, without
+    coding."""
 
     type: ClassVar[str] = "result"
     query: _Number
     shapes: tuple[tuple[Natural, ...], ...]
     stage_ms: tuple[TimeMs, ...]
     payload: Sequence[Any] = ()
+    codecs: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)

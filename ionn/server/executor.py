@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ionn.coding import PLANES
 from ionn.errors import ProtocolError
 from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
+from ionn.protocol.blobs import make_payload, read_payload
 from ionn.protocol.messages import ERROR_QUERY, Error, Join, Part, Query, Result
 from ionn.server.sliced_stage import Assembly
 
@@ -25,7 +26,8 @@ class _Left(NamedTuple):
 
 
 class Stages:
-    """`assemblies` are the stages that are uploaded in slices, complete or not. `note` is told what runs."""
+    """`assemblies` are the stages that are uploaded in slices, complete or not. `codecs` are those that the client
+    takes in results. `note` is told what runs."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
@@ -33,6 +35,7 @@ class Stages:
         self._layers: dict[int, str] = {}
         self._left: _Left | None = None
         self.assemblies: dict[int, Assembly] = {}
+        self.codecs: Sequence[str] = ()
 
     def __contains__(self, stage: int) -> bool:
         """Tell whether it is there as a whole."""
@@ -63,7 +66,7 @@ class Stages:
     def _input(self, message: Query | Part, stage: int, net: StageNet) -> Floats:
         """Return what a message has a stage run on: its payload, or what the message before left."""
         if message.payload:
-            return _floats(message.payload, net.input_shape(stage), f"the input of stage {stage}")
+            return _floats(message, net.input_shape(stage), f"the input of stage {stage}")
         left = self._left
         if left is None or left.partial or (left.query, left.stage + 1) != (message.query, stage):
             raise ProtocolError(f"the input of stage {stage} is neither sent nor was it left by the message before")
@@ -89,7 +92,7 @@ class Stages:
             stage = last + 1
         # Only a stage in slices goes on from here. A copy, as stages may be tried meanwhile.
         self._left = _Left(query.query, query.last, outputs[0].copy()) if stage in self.assemblies else None
-        return _result(query.query, outputs, stage_ms)
+        return self._result(query, outputs, stage_ms)
 
     def _run_part(self, part: Part) -> Result:
         if part.stage not in self.assemblies:
@@ -99,7 +102,7 @@ class Stages:
         self._note(f"running a query, {assembly.layers}")
         ms, output = assembly.run(part.count, data)
         self._left = _Left(part.query, part.stage, output, partial=True) if part.stay else None
-        return _result(part.query, () if part.stay else (output,), (ms,))
+        return self._result(part, () if part.stay else (output,), (ms,))
 
     def _join(self, join: Join) -> Result:
         left = self._left
@@ -107,23 +110,20 @@ class Stages:
             raise ProtocolError("no part of a stage was left to be joined")
         images, channels, *rest = self.assemblies[left.stage].output_shape
         shape = (images, channels - left.output.shape[1], *rest)
-        others = _floats(join.payload, shape, f"the other channels of stage {left.stage}")
+        others = _floats(join, shape, f"the other channels of stage {left.stage}")
         output = np.concatenate((left.output, others), axis=1)
         self._left = _Left(join.query, left.stage, output)
-        return _result(join.query, () if join.stay else (output,), ())
+        return self._result(join, () if join.stay else (output,), ())
+
+    def _result(self, asked: Query | Part | Join, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
+        codecs, payload = make_payload(outputs, asked.coded and PLANES in self.codecs)
+        shapes = tuple(output.shape for output in outputs)
+        return Result(asked.query, shapes, tuple(round(ms, 4) for ms in stage_ms), payload, codecs)
 
 
-def _floats(payload: Sequence[Any], shape: tuple[int, ...], what: str) -> Floats:
-    """The one frame of a payload."""
-    if len(payload) != 1:
-        raise ProtocolError(f"{what} has one payload frame, not {len(payload)}")
-    if len(payload[0]) != 4 * math.prod(shape):
-        raise ProtocolError(f"{what} has {len(payload[0])} bytes, not {shape} floats")
-    return np.frombuffer(payload[0], "<f4").reshape(shape)
-
-
-def _result(query: int, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
-    shapes = tuple(output.shape for output in outputs)
-    # Flat, as `ascontiguousarray` makes a scalar an array of one axis.
-    payload = tuple(np.ascontiguousarray(output, "<f4").reshape(-1) for output in outputs)
-    return Result(query, shapes, tuple(round(ms, 4) for ms in stage_ms), payload)
+def _floats(message: Query | Part | Join, shape: tuple[int, ...], what: str) -> Floats:
+    """The one blob that a message carries."""
+    try:
+        return read_payload(message.payload, message.codecs, (shape,))[0]
+    except ValueError as error:
+        raise ProtocolError(f"{what}, floats of the shape {shape}: {error}") from error

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ionn.coding import CODECS
 from ionn.errors import PartitionError, ProtocolError
 from ionn.model.engine import StageNet
 from ionn.model.partial_net import Channels, NetStage, PartialNet
@@ -101,7 +102,7 @@ class SessionState:
         self._limits = limits
         self._note = note
         chunk_bytes, window_bytes = int(limits.chunk_kb * 1e3), int(limits.window_kb * 1e3)
-        self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs)
+        self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs, codecs=CODECS)
         self._held: dict[int, Held] = {}
         self._arriving: dict[int, _Arriving] = {}
         self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices
@@ -115,6 +116,8 @@ class SessionState:
         `warm_up`: the nets that run then may free its memory."""
         match message:
             case Hello():
+                if message.role == "control":
+                    self._stages.codecs = message.codecs
                 arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())
                 return replace(self._welcome, held=(*self._held.values(), *arriving))
             case PartitionHeader() | Chunk() | PartitionEnd():

@@ -55,7 +55,7 @@ def run_live(
     """
     with open_offloading(
         subject.network, subject.net, subject.client, address, settings.mbps, algorithm,
-        there=server, keys=keys, paced=subject.paced, dilation=settings.dilation,
+        coding=settings.coding, there=server, keys=keys, paced=subject.paced, dilation=settings.dilation,
     ) as offloading:  # fmt: skip
         assert offloading.plan is not None
         assert offloading.server is not None

@@ -63,7 +63,7 @@ class LiveSession:
         off = 0.0 if equal else min(max(difference(got, want) for got, want in pairs), DIFFERENCE_MAX)
         self.last_query = QueryRecord(
             self._queries, start_s if raised_s is None else raised_s, start_s, end_s, done.segments, done.overruns,
-            done.overrun_ms, equal, done.fallback, off,
+            done.overrun_ms, equal, done.fallback, off, done.feature_bytes, done.feature_wire_bytes,
         )  # fmt: skip
         self._queries += 1
         self._on_progress(self)

@@ -379,7 +379,10 @@ def test_what_cannot_be_run_is_told(raw: Raw, blobs: list[np.ndarray]) -> None:
         assert answer.code == messages.ERROR_QUERY
         assert f"the first {channels} channels of stage 3 are not" in answer.message
     assert "stage 3 is not uploaded" in refused(raw, messages.Query(1, FC, FC, data)).message
-    assert "stage 3 has 8 bytes" in refused(raw, messages.Part(1, FC, 144, False, (b"abcdefgh",))).message
+    assert (
+        "stage 3, floats of the shape (1, 200, 6, 6): 8 raw bytes, not"
+        in refused(raw, messages.Part(1, FC, 144, False, (b"abcdefgh",))).message
+    )
     assert "neither sent nor was it left" in refused(raw, messages.Part(1, FC, 144, False)).message
     result = answered(raw, messages.Part(1, FC, 144, False, data))
     assert result.shapes == ((1, 144),)
@@ -393,7 +396,7 @@ def test_a_join_must_fit(raw: Raw, blobs: list[np.ndarray]) -> None:
     assert "no part of a stage was left" in refused(raw, messages.Join(1, True, others)).message
     stays = messages.Part(1, FC, 144, True, data)
     assert answered(raw, stays).shapes == ()
-    assert "has 4 bytes" in refused(raw, messages.Join(1, True, (b"four",))).message
+    assert "): 4 raw bytes, not" in refused(raw, messages.Join(1, True, (b"four",))).message
     for wrong in (messages.Join(2, True, others), messages.Join(1, True), messages.Query(1, LAST, LAST)):
         assert answered(raw, stays).shapes == ()
         assert refused(raw, wrong).code == messages.ERROR_QUERY

@@ -23,6 +23,7 @@ SLICE = PartialNet("layer {}", "data", (NetStage(3, 2, ("conv",)),), Channels(0,
 MESSAGES = [
     messages.Hello(1, "control"),
     messages.Hello(1, "upload", "token"),
+    messages.Hello(1, "control", "", ("planes", "other")),
     messages.Welcome(1, "token", 1000, 2000, {"kind": "cost-model"}, (messages.Held(0, 7, True),)),
     PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
     PartitionHeader(0, (NET, SLICE), (BlobSpan("fc", 0, 10, 400),), 500),
@@ -31,12 +32,16 @@ MESSAGES = [
     messages.Ack(2, 12),
     messages.Ready(2),
     messages.Query(1, 2, 3, (b"\0" * 8,)),
+    messages.Query(1, 2, 3, (b"\0" * 8,), ("planes",), True),
     messages.Query(1, 2, 3),
     messages.Part(1, 3, 48, True, (b"\0" * 8,)),
     messages.Part(1, 3, 48, False),
+    messages.Part(1, 3, 48, False, (b"\0" * 8,), ("planes",), True),
     messages.Join(1, False, (b"\0" * 8,)),
+    messages.Join(1, False, (b"\0" * 8,), ("raw",), True),
     messages.Result(1, (), (0.5,)),
     messages.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
+    messages.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 3), ("raw", "planes")),
     messages.Error(messages.ERROR_QUERY, "no", query=4),
     messages.Ping(),
     messages.Pong(),
@@ -79,11 +84,15 @@ def test_anything_else_is_a_protocol_error(message: messages.Message, data: st.D
 
 def test_what_a_message_says_that_leaves_out_what_it_may() -> None:
     assert decode([b'{"type": "pong"}']) == messages.Pong(sessions=0, room=True)
-    assert decode([b'{"type": "hello", "protocol": 4, "role": "control"}']) == messages.Hello(4, "control", session="")
+    assert decode([b'{"type": "hello", "protocol": 4, "role": "control"}']) == messages.Hello(
+        4, "control", session="", codecs=()
+    )
     error = decode([b'{"type": "error", "code": "query", "message": "no"}'])
     assert error == messages.Error("query", "no", query=-1, partition=-1)
     welcome = decode([b'{"type": "welcome", "protocol": 4, "session": "a", "chunk_bytes": 1, "window_bytes": 2}'])
-    assert welcome == messages.Welcome(4, "a", 1, 2, costs={}, held=())
+    assert welcome == messages.Welcome(4, "a", 1, 2, costs={}, held=(), codecs=())
+    query = decode([b'{"type": "query", "query": 1, "first": 2, "last": 3}', b""])
+    assert query == messages.Query(1, 2, 3, (b"",), codecs=(), coded=False)
 
 
 JUNK = {
