@@ -100,7 +100,7 @@ def run(
     `testbed` is "virtual" (computed, milliseconds) or "live" (server and link are started on this machine, Caffe
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
     kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
-    "lossless" is for the virtual testbed. Queries are raised for `window_s` at least, if it is given. Raises InputError,
+    "lossless" is for the virtual testbed. Queries are raised for `window_s` at least, if given. Raises InputError,
     and ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
