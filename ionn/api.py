@@ -146,7 +146,8 @@ class Answer:
     `outputs` are the network's outputs by name, float32 in their blobs' shapes. `segments` say which stages ran where,
     and how long each took; `latency_ms` is the whole query. `fallback`: the server failed meanwhile, and the query was
     completed here. `audited`: what the server answered was computed again here, and it was right, or the outputs are
-    those computed here.
+    those computed here. `feature_bytes` are inputs and feature maps that crossed the link for it, before coding, and
+    `feature_wire_bytes` what of them was sent.
     """
 
     outputs: dict[str, Floats]
@@ -154,6 +155,8 @@ class Answer:
     latency_ms: float
     fallback: bool
     audited: bool
+    feature_bytes: int
+    feature_wire_bytes: int
 
 
 class Session:
@@ -197,7 +200,9 @@ class Session:
         done = self._offloading.executor.execute(given)
         latency_ms = (time.perf_counter() - start_s) * 1e3
         outputs = dict(zip(self.network.outputs, done.outputs, strict=True))
-        return Answer(outputs, done.segments, latency_ms, done.fallback, done.audited)
+        return Answer(
+            outputs, done.segments, latency_ms, done.fallback, done.audited, done.feature_bytes, done.feature_wire_bytes
+        )
 
     def wait_uploaded(self, timeout_s: float | None = None) -> bool:
         """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived.

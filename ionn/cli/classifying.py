@@ -145,6 +145,8 @@ def _answer_json(session: Session, answer: Answer, labels: list[str] | None, top
         ],
         "latency_ms": answer.latency_ms,
         "audited": answer.audited,
+        "feature_bytes": answer.feature_bytes,
+        "feature_wire_bytes": answer.feature_wire_bytes,
         "uploaded": session.uploaded if session.plan.partitions else None,
         "segments": [
             {

@@ -220,7 +220,7 @@ def some_groups(c: Choices, network: Network) -> list[list[Piece]]:
 
 
 def check_program(c: Choices, oracle: Oracle, server: Server, clients: Clients, say: Say) -> Counter[str]:
-    """A user's program with one net; where its stages ran."""
+    """A user's program with one net; where its stages ran, and whether coding saved bytes."""
     draft = wide_net(c) if chance(c, 35) else draft_net(c)
     say(draft.text)
     network = read(draft, oracle)
@@ -245,9 +245,9 @@ def check_program(c: Choices, oracle: Oracle, server: Server, clients: Clients, 
     audit, tolerance = float(chance(c, 50)), 0.0 if exact else TOLERANCE
     program = Program(
         draft.text, some_caffemodel(c, network, weights), inputs, acts, server.address if not chance(c, 15) else None,
-        algorithm, groups, client_ms, [0.01 for _ in network.layers], audit, tolerance,
+        algorithm, groups, client_ms, [0.01 for _ in network.layers], audit, tolerance, chance(c, 50),
     )  # fmt: skip
-    say(f"{algorithm}, {groups}, {acts}, {'alone' if program.address is None else 'with a server'}")
+    say(f"{algorithm}, {groups}, {acts}, {'alone' if program.address is None else 'with a server'}, {program.coded}")
     report = clients.run(program)
     assert not report.cut_for_nothing
     assert "wrong result" not in report.fault
@@ -255,6 +255,9 @@ def check_program(c: Choices, oracle: Oracle, server: Server, clients: Clients, 
         want = truth.outputs[got.index]
         assert list(got.outputs) == list(want)
         assert got.audited == (audit == 1 and got.places != {"client"}) or got.fallback
+        assert (got.feature_bytes > 0) == (got.places != {"client"}) or got.fallback
+        assert got.feature_wire_bytes <= got.feature_bytes
+        assert program.coded or got.feature_wire_bytes == got.feature_bytes
         for name, output in got.outputs.items():
             assert output.shape == want[name].shape, (name, output.shape)
             same = output.tobytes() == want[name].tobytes()
@@ -262,11 +265,13 @@ def check_program(c: Choices, oracle: Oracle, server: Server, clients: Clients, 
     if ("reset", 0) not in acts:
         assert not report.fault
         assert not any(got.fallback for got in report.answers)
-    return Counter(place for got in report.answers for place in got.places)
+    places = Counter(place for got in report.answers for place in got.places)
+    places["saved"] += sum(got.feature_wire_bytes < got.feature_bytes for got in report.answers)
+    return +places
 
 
 @pytest.mark.nets
 @pytest.mark.timeout(1200)
 def test_users_get_what_caffe_computes(oracle: Oracle, server: Server, clients: Clients) -> None:
     places = for_each_seed(max(5, NETS // 8), lambda c, say: check_program(c, oracle, server, clients, say))
-    assert set(sum(places, Counter())) == {"client", "server", "both"}
+    assert set(sum(places, Counter())) == {"client", "server", "both", "saved"}

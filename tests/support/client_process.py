@@ -22,7 +22,7 @@ Act = tuple[str, int]
 class Program:
     """`address` is None for a program without a server. Without `groups`, the pieces that are uploaded one after the
     other, `algorithm` plans. `client_ms` and `server_ms` are times of every layer, `audit` and `tolerance` those of
-    `ionn.connect`."""
+    `ionn.connect`. If `coded`, coding costs nothing and pays everywhere."""
 
     prototxt: str
     caffemodel: bytes
@@ -35,17 +35,21 @@ class Program:
     server_ms: Sequence[float] = ()
     audit: float = 0.0
     tolerance: float = 0.0
+    coded: bool = False
 
 
 @dataclass(frozen=True)
 class Got:
-    """The answer to a query: on which input, its outputs, and where its stages ran."""
+    """The answer to a query: on which input, its outputs, where its stages ran, and the bytes that crossed the link for
+    it, before and after coding."""
 
     index: int
     outputs: dict[str, np.ndarray]
     places: set[str]
     fallback: bool
     audited: bool
+    feature_bytes: int
+    feature_wire_bytes: int
 
 
 @dataclass(frozen=True)
@@ -90,22 +94,32 @@ def _answer(program: Program) -> Report:
             path.write_text(program.prototxt)
             path.with_suffix(".caffemodel").write_bytes(program.caffemodel)
             network = ionn.load_network(path)
+            speed_ms = 0.0 if program.coded else None
             here, there = (
-                Profile.of(network, np.array(ms or [1.0] * len(network.layers)))
+                Profile.of(
+                    network, np.array(ms or [1.0] * len(network.layers)), encode_ms_per_mb=speed_ms,
+                    decode_ms_per_mb=speed_ms, output_ratios=[0.5] * len(network.layers),
+                )
                 for ms in (program.client_ms, program.server_ms)
-            )
-            graph = ExecutionGraph.from_network(network, here, there, MBPS)
+            )  # fmt: skip
+            coding = "features" if program.coded else "none"
+            graph = ExecutionGraph.from_network(network, here, there, MBPS, coding)
             planned = make_plan(network, graph, program.algorithm, MBPS)
             with ionn.connect(
                 str(path), None if wire is None else wire.address,
-                client=here, server=there, mbps=MBPS, algorithm=program.algorithm, audit=program.audit,
-                audit_tolerance=program.tolerance,
+                client=here, server=there, mbps=MBPS, algorithm=program.algorithm, coding=coding,
+                audit=program.audit, audit_tolerance=program.tolerance,
             ) as session:  # fmt: skip
                 for what, number in program.acts:
                     if what == "query":
                         answer = session.query(program.inputs[number])
                         places = {segment.where for segment in answer.segments}
-                        answers.append(Got(number, answer.outputs, places, answer.fallback, answer.audited))
+                        answers.append(
+                            Got(
+                                number, answer.outputs, places, answer.fallback, answer.audited,
+                                answer.feature_bytes, answer.feature_wire_bytes,
+                            )
+                        )  # fmt: skip
                     elif what == "wait":
                         upload = session._offloading.upload
                         if upload is not None and session.fault is None:
