@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace
+from tests.support.chains import coded_everywhere
 from tests.support.nets import network_of
 from tests.support.raw import Raw, upload_messages
 from tests.support.runs import run_live
@@ -85,6 +87,7 @@ def graph_of(network: Network, cuts: Sequence[SlicePlan]) -> ExecutionGraph:
 
 
 GRAPH = graph_of(NETWORK, (SlicePlan(CONV, 200, 96, 0.0, 0.0, 1.0), SlicePlan(FC, 600, 144, 0.0, 0.0, 1.0)))
+CODED = coded_everywhere(GRAPH, NETWORK)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +129,11 @@ def session_of(
     pieces: Sequence[Sequence[Piece]],
     timeouts: Timeouts | None = None,
     layer_ms: Sequence[float] | None = None,
+    graph: ExecutionGraph = GRAPH,
 ) -> Iterator[LiveSession]:
     with connected(address, timeouts) as client:
         partitions = [extract(NETWORK, part, WEIGHTS) for part in pieces]
-        offloading = Offloading(NETWORK, net, GRAPH, client, partitions, pieces, sliced, layer_ms)
+        offloading = Offloading(NETWORK, net, graph, client, partitions, pieces, sliced, layer_ms)
         yield LiveSession(offloading, net, inputs)
 
 
@@ -161,21 +165,42 @@ WAYS: dict[str, tuple[list[int], list[tuple[str, int, int]]]] = {
 }
 
 
+def crossing_bytes(way: str, channels: int) -> int:
+    """What crosses the link for a query before coding, while so many channels of the inner product are there."""
+    sizes = [math.prod(stage.input_shape) for stage in NETWORK.stages]
+    # Its input crosses in any case, and its output from where it is computed to where it is wanted.
+    floats = sizes[FC] + (channels if way.endswith("client") else 600 - channels)
+    floats += sizes[CONV] if way.startswith("server") else 0
+    floats += 10 if way.endswith("server") else 0
+    return 4 * floats
+
+
+@pytest.mark.parametrize("graph", [GRAPH, CODED], ids=["raw", "coded"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("count", range(1, len(SLICES)))
 def test_every_number_of_slices_every_way(
-    way: str, count: int, steady: Server, net: engine.StageNet, inputs: list[np.ndarray], sliced: dict[int, SlicedStage]
+    graph: ExecutionGraph,
+    way: str,
+    count: int,
+    steady: Server,
+    net: engine.StageNet,
+    inputs: list[np.ndarray],
+    sliced: dict[int, SlicedStage],
 ) -> None:
     others, expected = WAYS[way]
     pieces: list[list[Piece]] = [sorted([*others, SLICES[0]], key=lambda p: p.stage if isinstance(p, Slice) else p)]
     pieces += [[piece] for piece in SLICES[1:count]]
-    with session_of(steady.address, net, inputs, sliced, pieces) as session:
+    with session_of(steady.address, net, inputs, sliced, pieces, graph=graph) as session:
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         records = [session.query() for _ in inputs]
     assert all(record.bit_equal for record in records)
     assert not any(record.fallback for record in records)
     assert where(records[0]) == expected
+    for record in records:
+        assert record.feature_bytes == crossing_bytes(way, ENDS[count - 1])
+        assert record.feature_wire_bytes is not None
+        assert (record.feature_wire_bytes < record.feature_bytes) == (graph is CODED)
     # What a stage takes at a side is known only from whole runs of it.
     assert FC not in session.offloading.executor.measured_ms("server")
     assert FC not in session.offloading.executor.measured_ms("client")

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from hypothesis import strategies as st
 
+from ionn.model.network import Network
 from ionn.model.slices import TILE, Piece, Slice, runs_of
-from ionn.planning.coding_costs import Transfer
+from ionn.planning.coding_costs import DOWN, UP, CodedTransfer, Transfer
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
 
@@ -40,6 +41,17 @@ def chain(
         offloadable=np.array([i not in pinned for i in range(n)]),
         cuts=tuple(cuts),
     )
+
+
+def coded_everywhere(graph: ExecutionGraph, network: Network) -> ExecutionGraph:
+    """The same graph, in which every blob is coded both ways, in no time, and none of the times changes."""
+    shapes = [[stage.input_shape] for stage in network.stages] + [network.stages[-1].output_shapes]
+    coded = [
+        CodedTransfer(boundary, direction, 0.0, float(ms), 0.0, 1)
+        for direction, times_ms in ((UP, graph.up_ms), (DOWN, graph.down_ms))
+        for boundary, ms in enumerate(times_ms)
+    ]
+    return dataclasses.replace(graph, boundary_bytes=[4 * sum(map(math.prod, each)) for each in shapes], coded=coded)
 
 
 def raw(ms: float) -> Transfer:
