@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from backports import zstd
 
+from ionn import coding
 from ionn.errors import InputError, PartitionError, ProtocolError
 from ionn.model import caffemodel
 from ionn.model.network import Network
@@ -21,6 +23,7 @@ from ionn.model.proto import NetParameter
 from ionn.protocol import messages
 from ionn.server.admission import Usage, check_partition
 from ionn.server.limits import Limits
+from tests.support.bombs import bombs
 
 # Where the frames of a message are parted in a fuzzer's input.
 SEPARATOR = b"\n"
@@ -73,10 +76,25 @@ def read_prototxt(data: bytes) -> None:
     assert part.stages[-1].output_shapes == network.stages[last].output_shapes
 
 
+def read_coded(data: bytes) -> None:
+    """What is decoded has the size that was due, and the same bits as zstd itself makes of it."""
+    raw_bytes = int.from_bytes(data[:3], "little")
+    frame = data[3:]
+    try:
+        decoded = coding.decode(coding.PLANES, frame, raw_bytes)
+    except ValueError as error:
+        one_line(error)
+        return
+    planes = np.frombuffer(zstd.decompress(frame), np.uint8).reshape(4, -1)
+    assert bytes(decoded) == planes.T.tobytes()
+    assert len(decoded) == raw_bytes
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "message": read_message,
     "caffemodel": read_caffemodel,
     "prototxt": read_prototxt,
+    "coded": read_coded,
 }
 
 
@@ -89,6 +107,15 @@ def caffemodel_seeds() -> list[bytes]:
     return [net.SerializeToString() for net in (today, former, doubles)]
 
 
+def coded_seeds() -> list[bytes]:
+    """Blobs that shrink in different ways, and bombs, each after the size that is due."""
+    rng = np.random.default_rng(0)
+    blobs = (np.zeros(1000), rng.integers(0, 9, 500), rng.standard_normal(2000), np.arange(5))
+    frames = [(4 * blob.size, coding.encode(blob.astype("<f4").tobytes())[1]) for blob in blobs]
+    frames += [(40_000, bomb) for bomb in bombs(40_000)[::7]]
+    return [raw_bytes.to_bytes(3, "little") + bytes(frame) for raw_bytes, frame in frames]
+
+
 def seeds(target: str) -> list[bytes]:
     """Inputs that a target takes."""
     from tests.fuzz.strategies import MESSAGES, PROTOTXTS
@@ -98,6 +125,8 @@ def seeds(target: str) -> list[bytes]:
             return [SEPARATOR.join(map(bytes, message.frames())) for message in MESSAGES]
         case "prototxt":
             return [text.encode() for text in PROTOTXTS]
+        case "coded":
+            return coded_seeds()
     return caffemodel_seeds()
 
 

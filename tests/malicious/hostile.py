@@ -18,6 +18,7 @@ import pytest
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client, Timeouts
 from ionn.client.sliced_stage import slice_stages
+from ionn.coding import CODECS
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
 from ionn.model.partial_net import extract
@@ -25,7 +26,9 @@ from ionn.model.slices import Piece, Slice
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
+from ionn.protocol.blobs import make_payload, read_payload
 from ionn.testbed.live_session import LiveSession
+from tests.support.chains import coded_everywhere
 from tests.support.nets import network_of
 
 WAIT_S = 30.0
@@ -65,6 +68,8 @@ GRAPH = ExecutionGraph(
     up_ms=np.full(N + 1, 0.5), down_ms=np.full(N + 1, 0.5),
     offloadable=np.array([not stage.pinned for stage in NETWORK.stages]), cuts=(SlicePlan(3, 96, 48, 0.0, 0.0, 1.0),),
 )  # fmt: skip
+# The same with every blob coded.
+CODED = coded_everywhere(GRAPH, NETWORK)
 INPUTS = [np.random.default_rng(seed).standard_normal(NETWORK.input_shape).astype(np.float32) for seed in (1, 2)]
 
 
@@ -224,7 +229,7 @@ class Hostile:
             case messages.Hello():
                 held = tuple(self._held.values())
                 return f"welcome {role}", messages.Welcome(
-                    messages.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held
+                    messages.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held, CODECS
                 )
             case messages.PartitionHeader():
                 self._sizes[message.partition] = message.size
@@ -236,18 +241,19 @@ class Hostile:
             case messages.Query():
                 return "query", self._run(message)
             case messages.Part():
-                data = self._input(message.query, message.payload, message.stage)
+                data = self._input(message, message.stage)
                 output = self._stage(message.stage, data)[0][:, : message.count]
                 self._left[message.query] = output
                 outputs = () if message.stay else (np.ascontiguousarray(output),)
-                return "part", messages.Result(message.query, tuple(o.shape for o in outputs), (0.5,), outputs)
+                return "part", _result(message, outputs, 1)
             case messages.Join():
                 first = self._left[message.query]
-                others = np.frombuffer(message.payload[0], "<f4").reshape(1, -1)
+                shape = (1, SLICES[-1].end - first.shape[1])
+                (others,) = read_payload(message.payload, message.codecs, [shape])
                 whole = np.concatenate((first, others), axis=1)
                 self._left[message.query] = whole
                 outputs = () if message.stay else (whole,)
-                return "join", messages.Result(message.query, tuple(o.shape for o in outputs), (), outputs)
+                return "join", _result(message, outputs, 0)
             case messages.Ping():
                 return f"pong {role}", messages.Pong()
         raise AssertionError(message)
@@ -259,10 +265,10 @@ class Hostile:
         elif isinstance(answer, messages.Ready):
             self._held[answer.partition] = messages.Held(answer.partition, self._sizes[answer.partition], True)
 
-    def _input(self, query: int, payload: Sequence[Any], stage: int) -> Floats:
-        if not payload:
-            return self._left[query]
-        return np.frombuffer(payload[0], "<f4").reshape(NETWORK.stages[stage].input_shape)
+    def _input(self, message: messages.Query | messages.Part, stage: int) -> Floats:
+        if not message.payload:
+            return self._left[message.query]
+        return read_payload(message.payload, message.codecs, [NETWORK.stages[stage].input_shape])[0]
 
     def _stage(self, stage: int, data: Floats) -> list[Floats]:
         with self._computing:
@@ -271,12 +277,18 @@ class Hostile:
             return [output.copy() for output in self._net.outputs(stage)]
 
     def _run(self, query: messages.Query) -> messages.Result:
-        outputs = [self._input(query.query, query.payload, query.first)]
+        outputs = [self._input(query, query.first)]
         for stage in range(query.first, query.last + 1):
             outputs = self._stage(stage, outputs[0])
         self._left[query.query] = outputs[0]
-        stages = query.last - query.first + 1
-        return messages.Result(query.query, tuple(o.shape for o in outputs), (0.5,) * stages, tuple(outputs))
+        return _result(query, outputs, query.last - query.first + 1)
+
+
+def _result(
+    asked: messages.Query | messages.Part | messages.Join, outputs: Sequence[Floats], stages: int
+) -> messages.Result:
+    codecs, payload = make_payload(outputs, asked.coded)
+    return messages.Result(asked.query, tuple(o.shape for o in outputs), (0.5,) * stages, payload, codecs)
 
 
 # --- Scripts ---------------------------------------------------------------------------------------------------------
@@ -348,13 +360,15 @@ class Watched(Client):
 
 
 @contextlib.contextmanager
-def session_at(address: str, timeouts: Timeouts = PATIENT) -> Iterator[tuple[Watched, LiveSession]]:
+def session_at(
+    address: str, timeouts: Timeouts = PATIENT, graph: ExecutionGraph = GRAPH
+) -> Iterator[tuple[Watched, LiveSession]]:
     client = Watched(address, timeouts)
     try:
         sliced = slice_stages(NETWORK, [SLICES], WEIGHTS)
         partitions = [extract(NETWORK, pieces, WEIGHTS) for pieces in PIECES]
         net = engine.load_network(NETWORK, WEIGHTS)
-        yield client, LiveSession(Offloading(NETWORK, net, GRAPH, client, partitions, PIECES, sliced), net, INPUTS)
+        yield client, LiveSession(Offloading(NETWORK, net, graph, client, partitions, PIECES, sliced), net, INPUTS)
     finally:
         client.close()
 

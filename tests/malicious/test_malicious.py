@@ -18,10 +18,13 @@ from ionn.client import connection as client_connection
 from ionn.client.session import FAULTS, Client, Timeouts
 from ionn.errors import ProtocolError, ServerError, ServerUnreachableError, printable
 from ionn.model.partial_net import ExtractedPartition
+from ionn.planning.graph import ExecutionGraph
 from ionn.protocol import messages
 from ionn.records import QueryRecord
 from tests.malicious.hostile import (
+    CODED,
     FLOODS,
+    GRAPH,
     INPUTS,
     MOMENTS,
     PATIENT,
@@ -116,12 +119,19 @@ class Outcome:
         self.records = records
 
 
-def meet(moment: str, script: Script, losses: int = 1, rounds: int = 3, timeouts: Timeouts = PATIENT) -> Outcome:
+def meet(
+    moment: str,
+    script: Script,
+    losses: int = 1,
+    rounds: int = 3,
+    timeouts: Timeouts = PATIENT,
+    graph: ExecutionGraph = GRAPH,
+) -> Outcome:
     """Have a client meet a server that is a good one until `moment`; until it has lost it so often, or has been content
     for so many rounds."""
     server = Hostile(moment, script)
     try:
-        with session_at(server.address, timeouts) as (client, session):
+        with session_at(server.address, timeouts, graph) as (client, session):
             session.start_upload()
             records = []
             deadline = time.monotonic() + 2 * WAIT_S
@@ -144,10 +154,11 @@ def meet(moment: str, script: Script, losses: int = 1, rounds: int = 3, timeouts
     return Outcome(client.faults, records)
 
 
-def test_a_good_server_is_used() -> None:
+@pytest.mark.parametrize("graph", [GRAPH, CODED], ids=["raw", "coded"])
+def test_a_good_server_is_used(graph: ExecutionGraph) -> None:
     server = Hostile()
     try:
-        with session_at(server.address) as (client, session):
+        with session_at(server.address, graph=graph) as (client, session):
             session.start_upload()
             while not session.uploaded():
                 assert client.fault is None
@@ -159,6 +170,9 @@ def test_a_good_server_is_used() -> None:
     assert [segment.where for segment in record.segments] == ["client", "server", "both", "server", "client"]
     assert record.difference < 1e-5
     assert not record.fallback
+    assert record.feature_bytes
+    assert record.feature_wire_bytes
+    assert (record.feature_wire_bytes < record.feature_bytes) == (graph is CODED)
 
 
 _rng = random.Random(19)

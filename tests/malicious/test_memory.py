@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Any
 
 import pytest
 
-from tests.malicious.hostile import FLOODS, MOMENTS, WAIT_S, Hostile, Script, often, pour
+from tests.malicious.hostile import FLOODS, MOMENTS, NETWORK, WAIT_S, Hostile, Script, often, pour
+from tests.malicious.test_coded import recoded
+from tests.support.bombs import bombs
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRA_MB = 100.0
 LOSSES = 3
+# Of the first result that a client of such a server waits for.
+RESULT_BYTES = 4 * math.prod(NETWORK.stages[2].output_shapes[0])
 OFTEN = (
     ("chunk ack", "large frames without end"),
     ("welcome control", "empty frames without end"),
@@ -27,10 +32,10 @@ MOMENTS_OF_QUERIES = [moment for moment in MOMENTS if not moment.startswith("pon
 CASES = often(itertools.product(MOMENTS_OF_QUERIES, FLOODS), lambda *case: case in OFTEN)
 
 
-def run(moment: str, script: Script | None, losses: int) -> dict[str, Any]:
+def run(moment: str, script: Script | None, losses: int, *options: str) -> dict[str, Any]:
     server = Hostile(moment, script)
     try:
-        command = [sys.executable, "-m", "tests.malicious.victim", server.address, str(losses)]
+        command = [sys.executable, "-m", "tests.malicious.victim", server.address, str(losses), *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * WAIT_S, check=True)
     finally:
         server.close()
@@ -52,3 +57,13 @@ def test_memory(moment: str, flood: str) -> None:
     assert done["right"]
     assert len(done["faults"]) >= LOSSES
     assert done["peak_mb"] - needed_mb() < EXTRA_MB, done
+
+
+def test_bombs_need_no_memory() -> None:
+    """Results of a few kB that claim to be anything up to 2^62 bytes, or become more than they claim."""
+    claimed = itertools.cycle(bombs(RESULT_BYTES))
+    done = run("query", recoded(lambda blob, size: ([next(claimed)], ("planes",))), 2 * LOSSES, "coded")
+    assert done["right"]
+    assert len(done["faults"]) >= 2 * LOSSES
+    assert all("does not fit its shapes" in fault for fault in done["faults"])
+    assert done["peak_mb"] - needed_mb() < 5, done

@@ -1,4 +1,4 @@
-"""A client in a process of its own, whose memory can be measured: `victim.py ADDRESS LOSSES`.
+"""A client in a process of its own, whose memory can be measured: `victim.py ADDRESS LOSSES [coded]`.
 
 It uploads and queries until it has lost the server so often, or all is uploaded and answered; then it prints the most
 memory that it had, why it lost the server, and whether its outputs were right.
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.malicious.hostile import session_at
+from tests.malicious.hostile import CODED, GRAPH, PATIENT, session_at
 
 
 def peak_mb() -> float:
@@ -23,7 +23,8 @@ def peak_mb() -> float:
 
 if __name__ == "__main__":
     losses = int(sys.argv[2])
-    with session_at(sys.argv[1]) as (client, session):
+    graph = CODED if "coded" in sys.argv else GRAPH
+    with session_at(sys.argv[1], PATIENT, graph) as (client, session):
         session.start_upload()
         records = []
         while len(client.faults) < losses and not (session.uploaded() and client.fault is None and losses == 1000):
