@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import support
@@ -22,6 +23,7 @@ from ionn.client.session import Client
 from ionn.model import engine, inputs
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
+from ionn.planning.coding_costs import CodedTransfer
 from ionn.planning.graph import ExecutionGraph
 from ionn.testbed import processes
 from ionn.testbed.live_session import LiveSession
@@ -53,10 +55,15 @@ def chain() -> Network:
 
 
 def session(
-    network: Network, address: str, partitions: int, stack: contextlib.ExitStack, audit: float = 0.0
+    network: Network,
+    address: str,
+    partitions: int,
+    stack: contextlib.ExitStack,
+    audit: float = 0.0,
+    coded: Sequence[CodedTransfer] = (),
 ) -> LiveSession:
     """A session with stages 1..40 uploaded, whose fastest route runs them there and the last stage here; a share of the
-    time is for an `audit` of the server."""
+    time is for an `audit` of the server. Transfers that are `coded` take a ms in the graph, as all do."""
     rng = np.random.default_rng(0)
     weights = {
         layer.name: tuple(0.1 * rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
@@ -69,7 +76,7 @@ def session(
         stages=tuple(stage.name for stage in network.stages),
         client_ms=np.full(n, 100.0), server_ms=np.ones(n), upload_ms=np.ones(n), load_ms=np.zeros(n),
         up_ms=np.ones(n + 1), down_ms=np.ones(n + 1),
-        offloadable=np.array([not stage.pinned for stage in network.stages]),
+        offloadable=np.array([not stage.pinned for stage in network.stages]), coded=coded,
     )  # fmt: skip
     client = Client(address)
     stack.callback(client.close)
