@@ -150,7 +150,9 @@ class QueryExecutor:
                 except WrongResultError as error:
                     assert self._client is not None
                     self._client.leave(error)
+                    crossed = query.feature_bytes, query.feature_wire_bytes
                     audited, query = True, _Progress([data], failed=True)
+                    query.feature_bytes, query.feature_wire_bytes = crossed
                     self._run_here(query, len(self._network.stages) - 1)
                     outputs = [output.copy() for output in query.outputs]
         return Execution(
