@@ -43,6 +43,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "integration/test_server.py",
         ],
         "coding": ["unit/test_coding.py"],
+        "protocol/blobs": ["fuzz/test_fuzz_coding.py", "integration/test_coded_features.py"],
         "schema": ["unit/test_schema.py", "unit/test_messages.py", "unit/test_costs.py"],
         "protocol/sender": [
             "unit/test_sender.py",
