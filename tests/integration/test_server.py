@@ -152,7 +152,7 @@ def test_a_failed_query_leaves_the_session_as_it_was(
     for first, last, data, reason in (
         (2, 2, blobs[2], "stage 2 is not uploaded"),
         (1, 2, blobs[1], "stage 2 is not uploaded"),
-        (1, 1, blobs[1][:, :2], r"the input of stage 1, floats of the shape \(1, 3, 24, 24\): 4608 raw bytes, not 6912"),
+        (1, 1, blobs[1][:, :2], r"the input of stage 1, .*: 4608 raw bytes, not 6912"),
         (2, 1, blobs[1], r"stages 2\.\.1 are not a run"),
     ):
         with pytest.raises(ServerError, match=reason) as caught:
