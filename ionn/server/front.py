@@ -524,7 +524,6 @@ class Server:
 
     def _watch_forks(self) -> None:
         self._loop.watch(self._forks.fileno(), IN, lambda mask: self._from_forks(), lambda: None, outer=False)
-
         self._loop.watch(self._forks.stderr.fileno(), IN, lambda mask: self._log_stderr(), lambda: None, outer=False)
 
     def _log_stderr(self) -> None:
