@@ -65,12 +65,12 @@ def check_writable(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes, private: bool = False) -> None:
-    """Write a file, and its folder where there is none; if `private`, only the user may look into either. Raises
-    InputError where that is not possible; nothing half-written stays behind."""
+    """Write a file, and its folder where there is none; if `private`, only the user may look into it. Raises InputError
+    where that is not possible; nothing half-written stays behind."""
     path = path_of(path, "file")
     part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)) as out:
             out.write(content)
             out.flush()
@@ -84,14 +84,17 @@ def write_file(path: Path, content: bytes, private: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """A folder, made where there is none, that no other process has in this way meanwhile.
+def locked(folder: Path, private: bool = False) -> Iterator[None]:
+    """A folder, made where there is none, that no other process has in this way meanwhile; if `private`, only the user
+    may look into it from now on.
 
     Raises InputError where it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        if private:
+            os.fchmod(descriptor, 0o700)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from error
     try:

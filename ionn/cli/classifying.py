@@ -29,6 +29,7 @@ from ionn.errors import InputError, ServerUnreachableError, WrongResultError
 
 if TYPE_CHECKING:
     from ionn.api import Answer, Session
+    from ionn.model.network import Network
 
 
 @click.command()
@@ -107,7 +108,7 @@ def classify(
         raise InputError("--key, --wait-s, --server, --coding and --audit are for a server; give --connect too")
     network = Network.load(model)
     data = api.image_input(image, network.input_shape)
-    names = read_text(labels, "the labels").splitlines() if labels is not None else None
+    names = _labels(read_text(labels, "the labels").splitlines(), network) if labels is not None else None
     with api.connect(
         model, connect, weights=None if weights is None else str(weights), client=client, server=server, mbps=mbps,
         algorithm=algorithm, coding=coding, keys=keys, audit=audit, audit_tolerance=audit_tolerance,
@@ -128,12 +129,17 @@ def classify(
         raise ServerUnreachableError(f"{fault}; the query ran at the client")
 
 
+def _labels(labels: list[str], network: Network) -> list[str]:
+    """The labels, if there is one for each class. Raises InputError."""
+    classes = math.prod(network.stages[-1].output_shapes[0][1:])
+    if len(labels) != classes:
+        raise InputError(f"{len(labels)} labels for the {classes} classes of {network.name}; give one a line")
+    return labels
+
+
 def _answer_json(session: Session, answer: Answer, labels: list[str] | None, top: int) -> dict[str, Any]:
     name, output = next(iter(answer.outputs.items()))
-    scores = output[0].ravel()  # all images of a batch are the same
-    if labels is not None and len(labels) != scores.size:
-        classes = f"{scores.size} classes of {session.network.name}"
-        raise InputError(f"{len(labels)} labels for the {classes}; give one a line")
+    scores = (output[0] if output.ndim else output).ravel()  # all images of a batch are the same
     best = (-scores).argsort(kind="stable")[:top].tolist()
     stages = session.network.stages
     return {

@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from ionn.client.evidence import keep_evidence
-from ionn.errors import InputError, WrongResultError
+from ionn.errors import InputError, WrongResultError, printable
 from ionn.model.caffemodel import Floats
 from ionn.model.comparison import bit_equal, difference
 from ionn.model.engine import StageNet, environment
@@ -138,8 +139,12 @@ class Auditor:
         while self._waiting and self._sampler.has_time():
             due = self._waiting.popleft()
             with self._sampler.auditing():
-                for each in due:
-                    self._check(each)
+                try:
+                    for each in due:
+                        self._check(each)
+                except WrongResultError:
+                    self._waiting.clear()  # the server is left, and one lie is enough
+                    raise
             audited = due is query
         return audited
 
@@ -169,6 +174,22 @@ class Auditor:
         wrong = sum(int((got.view(np.uint32) != own.view(np.uint32)).sum()) for got, own in pairs)
         off = max(difference(got, own) for got, own in pairs)
         stages = self._network.stages[answered.first : last + 1]
+        values = sum(output.size for output in outputs)
+        try:
+            kept = f"the evidence is {self._keep(answered, last, pairs, wrong, off)}"
+        except Exception as error:  # whatever it is, the server has to be left
+            kept = f"the evidence is lost ({printable(str(error))})"
+        return WrongResultError(
+            f"{self._address}: the server gave a wrong result for stages {answered.first}..{last} "
+            f"({stages[0].name} to {stages[-1].name}), so it is not used any more: {wrong} of {values} "
+            f"values are not those computed here, by up to {off:.2g} of the largest; {kept}"
+        )
+
+    def _keep(
+        self, answered: Answered, last: int, pairs: Sequence[tuple[Floats, Floats]], wrong: int, off: float
+    ) -> Path:
+        """Keep the evidence; the file that has it."""
+        stages = self._network.stages[answered.first : last + 1]
         report = {
             "address": self._address,
             "model": self._network.name,
@@ -176,7 +197,7 @@ class Auditor:
             "last_stage": last,
             "stages": [stage.name for stage in stages],
             "outputs": list(stages[-1].outputs),
-            "values": sum(output.size for output in outputs),
+            "values": sum(got.size for got, _ in pairs),
             "wrong_values": wrong,
             "difference": off if math.isfinite(off) else None,  # JSON has no infinity
             "tolerance": self._tolerance,
@@ -185,12 +206,4 @@ class Auditor:
         arrays = {"sent": answered.data}
         for index, (got, own) in enumerate(pairs):
             arrays |= {f"answered_{index}": got, f"computed_{index}": own}
-        try:
-            kept = f"the evidence is {keep_evidence(report, arrays)}"
-        except (InputError, OSError, MemoryError) as error:
-            kept = f"the evidence is lost ({error})"
-        return WrongResultError(
-            f"{self._address}: the server gave a wrong result for stages {answered.first}..{last} "
-            f"({stages[0].name} to {stages[-1].name}), so it is not used any more: {wrong} of {report['values']} "
-            f"values are not those computed here, by up to {off:.2g} of the largest; {kept}"
-        )
+        return keep_evidence(report, arrays)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import re
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,15 @@ import numpy as np
 import platformdirs
 
 from ionn.errors import InputError
-from ionn.files import write_file
+from ionn.files import locked, write_file
 from ionn.model.caffemodel import Floats
 
 # All evidence of a user together: no server fills a disk with it.
 FILES_MAX = 20
 BYTES_MAX = 200_000_000
+# A file's name begins with its time. One that was being written when its process was killed has a name that goes on.
+_TIME = "%Y%m%dT%H%M%S.%fZ"
+_NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-[0-9a-f]{8}\.npz(\.part)?")
 
 
 def evidence_folder() -> Path:
@@ -31,24 +36,33 @@ def keep_evidence(report: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Pa
     """Write what was sent, answered and computed, and a report on it; its path.
 
     The file is numpy's .npz: `arrays` by their names, and `report`, the text of a JSON object, which gets the `time`.
-    Raises InputError where it cannot be written.
+    Raises InputError where it cannot be written, or there is no home folder.
     """
-    now = datetime.datetime.now(datetime.UTC)
-    text = json.dumps({"time": now.isoformat(), **report})
-    out = io.BytesIO()
-    np.savez(out, report=np.array(text), **arrays)  # type: ignore[arg-type]  # numpy takes another argument for one
-    content = out.getvalue()
-    path = evidence_folder() / f"{now:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}.npz"
-    if len(content) > BYTES_MAX:
-        raise InputError(f"{path}: cannot write: it would have more than {BYTES_MAX / 1e6:g} MB")
-    _make_room(path.parent, len(content))
-    write_file(path, content, private=True)
+    try:
+        folder = evidence_folder()
+    except RuntimeError as error:
+        raise InputError(f"no folder for evidence: {error}; set HOME or XDG_STATE_HOME") from error
+    with locked(folder, private=True):
+        now = datetime.datetime.now(datetime.UTC)
+        time = now.strftime(_TIME)
+        path = folder / f"{time}-{secrets.token_hex(4)}.npz"
+        out = io.BytesIO()
+        text = json.dumps({"time": now.isoformat(), **report})
+        np.savez(out, report=np.array(text), **arrays)  # type: ignore[arg-type]  # numpy takes another argument for one
+        content = out.getvalue()
+        if len(content) > BYTES_MAX:
+            raise InputError(f"{path}: cannot write: it would have more than {BYTES_MAX / 1e6:g} MB")
+        _make_room(folder, len(content), time)
+        write_file(path, content, private=True)
     return path
 
 
-def _make_room(folder: Path, size: int) -> None:
-    """Remove the oldest files until one of so many bytes fits."""
-    # One that was being written when its process was killed has a name that goes on.
-    files = [(path, path.stat().st_size) for path in sorted(folder.glob("*.npz*"))]
-    while files and (len(files) >= FILES_MAX or sum(each for _, each in files) + size > BYTES_MAX):
-        files.pop(0)[0].unlink(missing_ok=True)
+def _make_room(folder: Path, size: int, now: str) -> None:
+    """Remove the oldest files until one of so many bytes fits; before them those of a clock that was ahead."""
+    found = ((_NAME.fullmatch(path.name), path, path.lstat()) for path in folder.iterdir())
+    files = [
+        (match[1], path, status.st_size) for match, path, status in found if match and stat.S_ISREG(status.st_mode)
+    ]
+    files.sort(key=lambda file: (file[0] <= now, file[0]))
+    while files and (len(files) >= FILES_MAX or sum(each for _, _, each in files) + size > BYTES_MAX):
+        files.pop(0)[1].unlink()

@@ -247,14 +247,16 @@ class Client:
         self._keeper.join()
         if self.upload is not None:
             self.upload.stop(self.upload.error)
-        connections, self._connections = self._connections, None
-        if connections is not None:
-            with contextlib.suppress(*FAULTS):
-                connections.control.send(Bye())
-            connections.upload.close()
-            connections.control.close(linger_ms=_GOODBYE_MS)
-        self._context.destroy(linger=_GOODBYE_MS)
-        os.close(self._wake)
+        with self._querying:  # another thread's query ends first, and its next one runs without a server
+            connections, self._connections = self._connections, None
+            if connections is not None:
+                with contextlib.suppress(*FAULTS):
+                    connections.control.send(Bye())
+                connections.upload.close()
+                connections.control.close(linger_ms=_GOODBYE_MS)
+            self._context.destroy(linger=_GOODBYE_MS)
+            os.close(self._wake)
+            self._wake = -1
 
     def _lose(self, connections: _Connections | None, error: Exception) -> None:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""
@@ -278,7 +280,8 @@ class Client:
             self.lost_s = time.monotonic()
         self.fault = error
         self._connections = None
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:  # the client was not closed meanwhile
+            os.eventfd_write(self._wake, 1)
 
     # --- What the thread does -----------------------------------------------------------------------------------------
 

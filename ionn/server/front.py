@@ -6,7 +6,8 @@ are forked from a process that has loaded Caffe already: a session starts in mil
 A message that computes waits for a turn: the front hands it over when a place is free and no client that waits has used
 less of the processors (`shares`). What computes is told from outside. On `control` it is all but a hello and what is
 too small to be a query. On `upload` it is nothing: chunks are cheap and should not wait, and queries are refused there.
-But what a process really uses is charged, for whatever, and who is far ahead has to wait with that too.
+But what a process really uses is charged, for whatever, and who is far ahead has to wait with that too. New stages are
+tried in turns of their own, in moments without messages.
 
 A session outlives its connections: a client that comes back with the session's token within `idle_s` goes on with it.
 
@@ -53,7 +54,7 @@ from ionn.protocol.zmtp import TooLargeError
 from ionn.server import sandbox
 from ionn.server.door import Connection, Door
 from ionn.server.forkserver import ForkServer, News
-from ionn.server.ipc import FrontPipe
+from ionn.server.ipc import MORE, TRIAL, FrontPipe
 from ionn.server.limits import Limits, option
 from ionn.server.logs import Quoted
 from ionn.server.loop import GONE, IN, OUT, Loop
@@ -67,7 +68,8 @@ log = logging.getLogger(__name__)
 # How often the front looks for sessions that are silent or stuck, and for connections that had their time.
 _TICK_S = 0.25
 # Of what sessions' processes say is wrong: a traceback, or what Caffe says when it aborts, has less.
-_STDERR_LINES_PER_TICK = 50
+_STDERR_LINES_MAX = 100
+_STDERR_LINES_PER_S = 1.0
 _STDERR_BYTES_AT_ONCE = 65536
 # Pieces of answers in one turn, so that other sessions have theirs.
 _PIECES_AT_ONCE = 16
@@ -132,7 +134,7 @@ class Server:
         if self._lacks:
             log.warning("sessions are not sandboxed as they could be: %s", self._lacks)
         _reserve_descriptors(self._limits)
-        self._stderr = Quoted(log, "a session's process", _STDERR_LINES_PER_TICK)
+        self._stderr = Quoted(log, "a session's process", _STDERR_LINES_MAX, _STDERR_LINES_PER_S)
         self.counts = Counts()
         self._bounds = {role: bounds(role, self._limits) for role in ROLES}
         self._credits = {role: client_credit(role, self._limits) for role in ROLES}
@@ -335,6 +337,8 @@ class Server:
                 self._shares.wait(share, session)
             elif session.turn_at is not None and session.computing < _AT_ONCE and self._shares.again(share):
                 self._hand_over(session, session.longest_waiting, light=False)
+        elif session.wants_trial:
+            self._shares.wait(share, session)
         self._give_turns()
 
     def _is_light(self, session: Session, taken: Taken) -> bool:
@@ -348,27 +352,37 @@ class Server:
             if any(session.waiting.values()) and session.able:
                 session.turn_at = time.monotonic()
                 self._hand_over(session, session.longest_waiting, light=False)
+            elif session.wants_trial:
+                session.turn_at = time.monotonic()
+                self._give(session, Taken(None, TRIAL.decode(), 0, light=False, at=session.turn_at), [TRIAL])
             else:  # its client has come back and does not wait any more, or does not read its answers any more
                 self._end_turn(session)
 
     def _hand_over(self, session: Session, role: str, light: bool) -> None:
         taken, frames = session.waiting[role].popleft()
+        # A partition's header, or its end: its chunks have two frames.
+        session.untried |= len(frames) == 1 and not taken.light
+        self._give(session, taken._replace(light=light), [role.encode(), *frames])
+
+    def _give(self, session: Session, taken: Taken, frames: list[Any]) -> None:
         if not session.sent:
             session.moved = time.monotonic()
-        session.sent.append(taken._replace(light=light))
-        session.computing += not light
+        session.sent.append(taken)
+        session.computing += not taken.light
         with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
-            session.pipe.send([role.encode(), *frames])
+            session.pipe.send(frames)
         self._settle(session)
 
     def _charge(self, session: Session) -> None:
-        """Charge a session's client with what its process has used since the last time."""
+        """Charge a session's client with what its process has used since the last time, or has kept others from using:
+        it may have slept in its turn."""
         if session.pid is None:
             return
         with contextlib.suppress(OSError):  # it is gone
-            used_s = time.clock_gettime(_processor_clock(session.pid))
-            self._shares.charge(session.client.share, used_s - session.used_s)
-            session.used_s, session.charged_at = used_s, time.monotonic()
+            used_s, now = time.clock_gettime(_processor_clock(session.pid)), time.monotonic()
+            held_s = 0.0 if session.turn_at is None else now - max(session.turn_at, session.charged_at)
+            self._shares.charge(session.client.share, max(used_s - session.used_s, held_s))
+            session.used_s, session.charged_at = used_s, now
 
     def _end_turn(self, session: Session) -> None:
         session.turn_at = None
@@ -473,11 +487,13 @@ class Server:
                 piece = session.pipe.receive(whole=reader is not None and reader.zmtp.seals)
                 if piece is None:
                     return False
-                session.moved = time.monotonic()
                 if not session.sent:
                     raise ValueError("an answer that nobody asked for")
                 if reader is not None:
+                    session.moved = time.monotonic()
                     self._door.answer(reader, *piece)
+                elif session.sent[0].connection is None:
+                    session.untried = bytes(piece.data) == MORE
                 if piece.ends and not piece.more:
                     self._answered(session)
             return True
@@ -489,6 +505,7 @@ class Server:
         """The first of the messages under way is so no more."""
         taken = session.sent.popleft()
         role = taken.role
+        session.moved = time.monotonic()
         self._charge(session)
         if not taken.light:
             session.computing -= 1
@@ -496,6 +513,8 @@ class Server:
                 self._end_turn(session)
             elif session.turn_at is not None:
                 session.turn_at = session.moved
+        if taken.connection is None:
+            return
         session.under_way[role] -= taken.cost
         self._resume_short(session.client)
         session.heard = session.moved  # while it waited for an answer, a client was not silent
@@ -524,7 +543,6 @@ class Server:
 
     def _watch_forks(self) -> None:
         self._loop.watch(self._forks.fileno(), IN, lambda mask: self._from_forks(), lambda: None, outer=False)
-
         self._loop.watch(self._forks.stderr.fileno(), IN, lambda mask: self._log_stderr(), lambda: None, outer=False)
 
     def _log_stderr(self) -> None:
@@ -579,7 +597,6 @@ class Server:
         if now < self._next_tick:
             return
         self._next_tick = now + _TICK_S
-        self._stderr.refill()
         self._loop.guard(lambda: self._door.tick(now))
         for session in list(self._sessions.values()):
             self._loop.guard(functools.partial(self._look_after, session, now))

@@ -1,18 +1,24 @@
 """The stream between a server's front and a session's process: messages of several frames, over a pair of sockets.
 
-On the wire: the number of frames and the bytes of all that follows, the length of every frame, and the frames.
+On the wire: the number of frames and the bytes of all that follows, the length of every frame, and the frames. The
+first frame for a session's process is the role of the connection that the message came by; or it is TRIAL, alone, for a
+stage that has not run yet to be tried, and MORE is the answer if there was one.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ionn.protocol.buffers import PEEK_BYTES_MAX, Incoming, Outgoing, untouched
+
+TRIAL = b"trial"
+MORE = b"more"
 
 _HEAD = struct.Struct("<IQ")
 _LENGTH_BYTES = 8
@@ -27,6 +33,16 @@ def _parts(frames: Sequence[Any]) -> list[Any]:
     sizes = [memoryview(frame).nbytes for frame in frames]
     lengths = struct.pack(f"<{len(sizes)}Q", *sizes)
     return [_HEAD.pack(len(sizes), len(lengths) + sum(sizes)) + lengths, *frames]
+
+
+class _Written:
+    """A socket that is written to like a file: whoever may send messages may send descriptors, too."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def sendmsg(self, buffers: Iterable[memoryview], /) -> int:
+        return os.writev(self._socket.fileno(), list(buffers))
 
 
 class Pipe:
@@ -45,7 +61,7 @@ class Pipe:
     def send(self, frames: Sequence[Any]) -> None:
         """Send a message, any objects with a contiguous buffer. Raises OSError if the other end is closed."""
         self._outgoing.add(_parts(frames))
-        self._outgoing.send(self._socket)
+        self._outgoing.send(_Written(self._socket))
 
     def receive(self) -> list[memoryview]:
         """The frames of the next message, which hold until the next call. Raises EOFError when the other end has

@@ -30,10 +30,10 @@ def bounds(role: str, limits: Limits) -> Bounds:
 
 
 class Taken(NamedTuple):
-    """A message that the front has taken: whose it is, what it costs, and when. `light` is one that computes
-    nothing."""
+    """A message that the front has taken: whose it is, what it costs, and when. `light` is one that computes nothing.
+    A trial is the front's own, and of no connection."""
 
-    connection: Connection
+    connection: Connection | None
     role: str
     cost: int
     light: bool
@@ -94,6 +94,7 @@ class Session:
     )
     sent: deque[Taken] = field(default_factory=deque)
     computing: int = 0  # how many of these may compute
+    untried: bool = False  # there may be stages that have not run yet
     under_way: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
     connections: dict[str, Connection] = field(default_factory=dict)  # by role
     held: dict[str, tuple[list[Any], int]] = field(default_factory=dict)  # by role: a hello without room, and its cost
@@ -114,6 +115,11 @@ class Session:
     def idle(self) -> bool:
         """Tell whether its client waits for nothing."""
         return not self.sent and not any(self.waiting.values())
+
+    @property
+    def wants_trial(self) -> bool:
+        """Tell whether a stage may be tried now."""
+        return self.untried and self.idle and self.able
 
     @property
     def able(self) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -55,6 +54,15 @@ class _Ruleset(ctypes.Structure):
     _fields_ = (("files", ctypes.c_uint64), ("ports", ctypes.c_uint64), ("scopes", ctypes.c_uint64))
 
 
+# capset's version with 64 capabilities, in two halves of effective, permitted and inheritable ones.
+_CAPABILITIES_3 = 0x20080522
+_NoCapabilities = ctypes.c_uint32 * 6
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -71,8 +79,10 @@ def landlock_version() -> int:
 def deny_files() -> None:
     """Take files away from this thread and those that it will start, and all else that this kernel's Landlock can.
 
-    What is open stays open. Raises OSError where the system refuses.
+    What is open stays open. Capabilities go too, which a server of root's has. Raises OSError where the system refuses.
     """
+    if _libc.capset(ctypes.byref(_CapabilityHeader(_CAPABILITIES_3, 0)), ctypes.byref(_NoCapabilities())):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be given up")
     version = landlock_version()
     if not version:
         return
@@ -93,7 +103,7 @@ def deny_files() -> None:
 
 # What Python, numpy, Caffe and OpenBLAS's threads need to receive messages, build nets and compute.
 ALLOWED = (
-    "read", "readv", "recvfrom", "recvmsg", "write", "writev", "sendto", "sendmsg", "close", "lseek", "memfd_create",
+    "read", "readv", "recvfrom", "write", "writev", "close", "lseek", "memfd_create",
     "select", "pselect6", "poll", "ppoll",
     "brk", "munmap", "mremap", "madvise",
     "futex", "sched_yield", "nanosleep", "clock_nanosleep", "set_robust_list", "rseq", "membarrier",
@@ -115,11 +125,12 @@ FATAL = (
 _KILL_PROCESS, _ALLOW = 0x80000000, 0x7FFF0000
 _ERRNO = 0x00050000 | errno.EPERM
 _EQUAL, _MASKED_EQUAL = 4, 7
-_TSYNC, _OPTIMIZE = 4, 8
+_OTHER_CONVENTION, _TSYNC, _OPTIMIZE = 2, 4, 8
 # The level of libseccomp and the kernel that knows both that and to end a process.
 _API = 3
 _BINARY_TREE = 2
 _MAP_TYPE, _MAP_GROWSDOWN = 0x0F, 0x100
+_MAP_PRIVATE_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class Condition(NamedTuple):
@@ -137,11 +148,12 @@ def conditional(pid: int) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
         # To read what Landlock lets it: its own files in memory, which Caffe is given by their names in /proc/self/fd.
         ("openat", (Condition(2, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
         ("open", (Condition(1, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
-        # Private memory, which is what RLIMIT_DATA counts.
-        ("mmap", (not_executable, Condition(3, mmap.MAP_PRIVATE, _MAP_TYPE | _MAP_GROWSDOWN))),
-        ("mprotect", (not_executable,)),
-        ("fcntl", (Condition(1, fcntl.F_GETFL),)),
-        ("fcntl", (Condition(1, fcntl.F_SETFL),)),
+        # Memory that RLIMIT_DATA counts: private, of no file, no stack, and it counts what can be written.
+        (
+            "mmap",
+            (not_executable, Condition(3, _MAP_PRIVATE_ANONYMOUS, _MAP_TYPE | mmap.MAP_ANONYMOUS | _MAP_GROWSDOWN)),
+        ),
+        ("mprotect", (Condition(2, mmap.PROT_WRITE, mmap.PROT_EXEC | mmap.PROT_WRITE),)),
         # To abort, as Caffe does with a net that it rejects.
         ("tgkill", (Condition(0, pid),)),
     )
@@ -202,6 +214,7 @@ def filter_calls() -> None:
     if not context:
         raise MemoryError("no memory for a filter of system calls")
     try:
+        checked(library.seccomp_attr_set(context, _OTHER_CONVENTION, _KILL_PROCESS))
         checked(library.seccomp_attr_set(context, _TSYNC, 1))
         checked(library.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE))
         for action, name, conditions in _rules():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import select
 import signal
 import socket
 from collections import deque
@@ -47,7 +46,7 @@ from ionn.protocol.receiver import PartitionReceiver
 from ionn.server import sandbox
 from ionn.server.admission import Boundary, CheckedNet, Usage, assign_blobs, check_partition
 from ionn.server.executor import Stages
-from ionn.server.ipc import Pipe
+from ionn.server.ipc import MORE, TRIAL, Pipe
 from ionn.server.limits import Limits
 from ionn.server.sliced_stage import Assembly
 from ionn.server.status import Note
@@ -285,6 +284,9 @@ def _restrain(limits: Limits, sandboxed: bool) -> None:
         # A core file of a dying session would delay the news of its death.
         (resource.RLIMIT_CORE, 0),
     ):
+        _, hard = resource.getrlimit(limit)
+        if hard != resource.RLIM_INFINITY:
+            most = min(most, hard)
         resource.setrlimit(limit, (most, most))
     if sandboxed:
         sandbox.filter_calls()
@@ -305,16 +307,17 @@ def run(sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, 
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
 
     `sock` leads to the server's front process. In the `note` that reads what the worker was doing when it died. Every
-    message has one answer, in order.
+    message has one answer, in order. The front has a trial made in moments without messages.
     """
     pipe = Pipe(sock)
     _restrain(limits, sandboxed)
     state = SessionState(token, costs, limits, note.write)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
         while True:
-            if not select.select((pipe,), (), (), 0)[0] and state.warm_up():
-                continue
             role, *frames = pipe.receive()
+            if role == TRIAL:
+                pipe.send([MORE if state.warm_up() else b"none"])
+                continue
             reply = _answer(state, bytes(role), frames)
             if reply is None:
                 break

@@ -20,7 +20,7 @@ from ionn.server import sandbox
 from tests.strangers.peers import Stranger, ask, message
 from tests.support.command import ionn as command
 from tests.support.hostile_sessions.sitecustomize import HIJACK
-from tests.support.world import Server, World
+from tests.support.world import Server, World, wait_for
 
 HOOK = Path(__file__).resolve().parents[1] / "support" / "hostile_sessions"
 HELLO = messages.Hello(messages.PROTOCOL, role="control")
@@ -67,6 +67,8 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
     "a netlink socket": ("return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", DENIED),
     "a pair of sockets": ("return socket.socketpair()", DENIED),
     "resolve a name": ("return socket.getaddrinfo(b'localhost', 80)", {"gaierror"}),
+    "send a descriptor": ("return socket.send_fds(pipe, [b'x'], [0])", DENIED),
+    "take a descriptor": ("return socket.recv_fds(pipe, 1, 1)", DENIED),
     "connect with its pipe": ("return pipe.connect('\\0ionn')", KILLED),
     "listen with its pipe": ("return pipe.listen()", KILLED),
     "be told a peer's connection": ("return pipe.accept()", KILLED),
@@ -101,6 +103,7 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
     "signal a thread of the front": ("return call_name('tgkill', front, front, signal.SIGTERM)", DENIED),
     "signal a sibling by the call of old": ("return call_name('tkill', sibling, signal.SIGTERM)", DENIED),
     "queue a signal": ("return call_name('rt_sigqueueinfo', front, signal.SIGTERM, (ctypes.c_int * 32)())", DENIED),
+    "have nobody wait for standard error": ("return fcntl.fcntl(2, fcntl.F_SETFL, os.O_NONBLOCK)", DENIED),
     "have its pipe signal the front": ("return fcntl.fcntl(pipe, fcntl.F_SETOWN, front)", DENIED),
     # Memory.
     "map memory to execute": ("return mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)", DENIED),
@@ -111,6 +114,11 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
         DENIED,
     ),
     "memory that is not counted": ("return mmap.mmap(-1, 4096)", DENIED),
+    "a file in memory without a descriptor": (
+        "file = os.memfd_create('x'); return mmap.mmap(file, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)",
+        DENIED,
+    ),
+    "memory that was written to and is read-only": ("return protect(mmap.PROT_READ)", DENIED),
     "memory that grows like a stack": ("return mmap.mmap(-1, 4096, 0x122)", DENIED),
     "addresses without end": ("return mmap.mmap(-1, 2**40, mmap.MAP_PRIVATE | 0x20, mmap.PROT_READ)", {"ENOMEM"}),
     "memory of the system's": ("return call_name('shmget', 0, 4096, 0o1600)", DENIED),
@@ -137,7 +145,8 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
     "the host's name": ("return os.uname()", DENIED),
     "a terminal's input": ("return fcntl.ioctl(2, 0x5412, b'x')", DENIED),
 }
-if platform.machine() == "x86_64":
+ARM = platform.machine() == "aarch64"
+if not ARM:
     # The numbers of x86's third calling convention (x32), which filters for the other two miss.
     ATTEMPTS["exec by another convention's number"] = ("return call(0x40000000 + 520, 0, 0, 0)", KILLED)
     ATTEMPTS["read a file by another convention's number"] = ("return call(0x40000000 + 2, secret.encode(), 0)", KILLED)
@@ -194,12 +203,15 @@ class Hijacked:
             "pipe_descriptor": pipe, "status": status, "numbers": system_calls(),
         }  # fmt: skip
 
+    def query(self, body: str) -> messages.Query:
+        names = "".join(f"{name} = {value!r}\n" for name, value in self._names.items())
+        code = names + PRELUDE + textwrap.indent(body.replace("; ", "\n"), "    ")
+        return messages.Query(1, HIJACK, HIJACK, (code.encode(),))
+
     def run(self, body: str) -> str:
         """What a function with this body returns in the session's process, or how that failed: the name of an errno, of
         an exception, or of the signal that ended the process."""
-        names = "".join(f"{name} = {value!r}\n" for name, value in self._names.items())
-        code = names + PRELUDE + textwrap.indent(body.replace("; ", "\n"), "    ")
-        answer = ask(self._peer, messages.Query(1, HIJACK, HIJACK, (code.encode(),)))
+        answer = ask(self._peer, self.query(body))
         assert isinstance(answer, messages.Error), answer
         if answer.code == messages.ERROR_CRASHED:
             ended = re.search(r"by signal (\d+)", answer.message)
@@ -306,6 +318,11 @@ def test_threads_of_openblas_are_in_it(secret: Path, world: World) -> None:
             assert len(threads) == 2
             for thread in threads:
                 assert (thread["Seccomp"], thread["NoNewPrivs"]) == ("2", "1")
+                assert int(thread["CapEff"], 16) == int(thread["CapPrm"], 16) == 0
+            # The process, not the thread alone.
+            assert (
+                hijacked.run("return call(221, 0, 0)" if ARM else "return call(0x40000000 + 520, 0, 0, 0)") == "SIGSYS"
+            )
         world.check_health(server.address)
 
 
@@ -321,6 +338,50 @@ def test_what_a_session_says_is_quoted_and_bounded(secret: Path) -> None:
     assert code == 0
     assert "a session's process says line='?]0;you were? here'" in said
     assert len(said) < 200_000  # of the four million
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(world: World, secret: Path) -> None:
+    """A pipe has room for 64 kB. The lines that are lost are counted."""
+    with server_with_hook() as server:
+        with Stranger(server.address) as peer:
+            hijacked = Hijacked(server, secret, peer, server.pid)
+            for _ in range(20):  # more than are logged at once, so that the log has as much as it may
+                hijacked.run("for _ in range(100): os.write(2, b'x' * 600 + bytes([10]))")
+        # The lines of sessions fill the rest.
+        for _ in range(200):
+            with Stranger(server.address) as peer:
+                peer.shake_hands()
+                assert isinstance(ask(peer, HELLO), messages.Welcome)
+                peer.send(message(messages.Bye()))
+        world.check_health(server.address)
+
+
+PIECE_BY_PIECE = """
+head = (2000).to_bytes(4, 'little') + bytes(8) + (1).to_bytes(8, 'little') * 2000
+os.write(pipe_descriptor, head)
+while os.write(pipe_descriptor, b'x'): libc.poll(None, 0, 200)
+"""
+
+
+def test_an_answer_without_end_to_nobody_is_ended(secret: Path) -> None:
+    with server_with_hook("--stall-s", "2") as server:
+        with Stranger(server.address) as peer:
+            hijacked = Hijacked(server, secret, peer, server.pid)
+            peer.send(message(hijacked.query(PIECE_BY_PIECE.strip().replace("\n", "; "))))
+        wait_for(lambda: hijacked.process not in server.session_processes(), "the end of the session")
+
+
+@pytest.mark.parametrize("limit", ["fsize=10000000", "as=1500000000", "data=1500000000", "nofile=3000"])
+def test_limits_of_the_servers_own(limit: str, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the system holds the server to may be less than a session would have."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec prlimit --{limit} {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        server = Server()
+    world.check_health(server.address)
+    server.end_well()
 
 
 WITHOUT_LANDLOCK = """

@@ -9,7 +9,9 @@ import secrets
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from tests.malicious.hostile import GRAPH, NETWORK, PATIENT, SLICES, WEIGHTS
 from tests.support.forward import Weights
 from tests.support.liar import Liar, Lie, honest
 from tests.support.nets import network_of
-from tests.support.world import Link, Server, wait_for
+from tests.support.world import WAIT_S, Link, Server, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -402,7 +404,83 @@ def test_no_evidence_costs_no_query(
     liar.lie = lie_from(1)
     with connected(liar, tiny_files, slow_client, audit=1.0) as session:
         assert right(session.query(data[0]), truth[0])
-        assert "the evidence is lost (/dev/null/state/ionn/audit/" in str(session.fault)
+        assert "the evidence is lost (/dev/null/state/ionn/audit: " in str(session.fault)
+
+
+def test_a_lie_that_is_found_when_the_session_is_closed(
+    liar: Liar,
+    tiny_files: Path,
+    slow_client: str,
+    data: list[np.ndarray],
+    truth: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread's query is answered, and nothing is written to a descriptor that is another's by now."""
+    begun, closed = threading.Event(), threading.Event()
+    check = Auditor._check
+
+    def check_late(self: Auditor, answered: Answered) -> None:
+        begun.set()
+        assert closed.wait(WAIT_S)
+        check(self, answered)
+
+    monkeypatch.setattr(Auditor, "_check", check_late)
+    liar.lie = lie_from(1)
+    with ThreadPoolExecutor(1) as thread:
+        with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+            query = thread.submit(session.query, data[0])
+            assert begun.wait(WAIT_S)
+        pipes = [os.pipe() for _ in range(30)]
+        closed.set()
+        assert right(query.result(WAIT_S), truth[0])
+    assert isinstance(session.fault, WrongResultError)
+    for reader, writer in pipes:
+        os.close(writer)
+        assert os.read(reader, 8) == b""
+        os.close(reader)
+
+
+def test_a_session_can_be_closed_during_a_query(
+    liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes]
+) -> None:
+    """Another thread's query ends first, and those that follow run without a server."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def wait(number: int, outputs: list[np.ndarray]) -> None:
+        asked.set()
+        go_on.wait(WAIT_S)
+
+    liar.lie = wait
+    with ThreadPoolExecutor(1) as thread:
+        with connected(liar, tiny_files, slow_client, audit=0.0) as session:
+            query = thread.submit(session.query, data[0])
+            assert asked.wait(WAIT_S)
+            threading.Timer(0.2, go_on.set).start()
+        assert right(query.result(WAIT_S), truth[0])
+        assert right(session.query(data[1]), truth[1])
+
+
+def test_one_lie_is_enough(
+    liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes], state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of lies that waited for an audit, one is evidence enough; what follows is not audited."""
+    with connected(liar, tiny_files, slow_client, audit=0.5) as session:
+        auditor = session._offloading.executor._auditor
+        assert auditor is not None
+        has_time = False
+        monkeypatch.setattr(auditor._sampler, "has_time", lambda: has_time)
+        monkeypatch.setattr(secrets, "randbits", lambda bits: 0)
+        liar.lie = lie_from(1)
+        for each in data[:3]:
+            assert not session.query(each).audited
+        assert session.fault is None
+        has_time = True
+        answers = [session.query(each) for each in data]
+        assert isinstance(session.fault, WrongResultError)
+    assert len(list(state.iterdir())) == 1
+    assert [answer.audited for answer in answers] == [True] + [False] * (len(data) - 1)
+    assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=True))
 
 
 # --- Every way that stages go to a server and back -------------------------------------------------------------------
@@ -578,6 +656,12 @@ def test_classify(liar: Liar, tiny_files: Path, slow_client: str, tmp_path: Path
     assert bad.stderr.endswith(f"; the evidence is {path}\n")
     assert bad.stderr.count("\n") == 1
     assert classify(*options, "--audit-tolerance", "0.001", state=folder).returncode == 0
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\n")
+    mistaken = classify(*options, "--labels", labels, state=folder)
+    assert (mistaken.returncode, mistaken.stdout) == (2, "")
+    assert mistaken.stderr == "ionn: 2 labels for the 10 classes of tiny; give one a line\n"
+    assert len(list((folder / "ionn" / "audit").iterdir())) == 1  # it was not asked
     liar.lie = honest
     unaudited = classify("--model", tiny_files, "--audit", 1, state=folder)
     assert (unaudited.returncode, unaudited.stdout) == (2, "")

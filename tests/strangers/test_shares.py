@@ -331,3 +331,58 @@ def test_a_client_that_does_not_read_keeps_no_place() -> None:
         for _ in range(20):
             polite.query(1)
             polite.answered()
+
+
+# --- Trials -----------------------------------------------------------------------------------------------------------
+
+
+def announce_slow(peer: Stranger, kernel: int) -> None:
+    """A net of five stages: with a kernel of 11 each takes a third of a second, with one of 101 half a minute."""
+    text = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 8 dim: 800 dim: 800 } } }'
+    bottom = "data"
+    for at in range(5):
+        text += f"""
+            layer {{ name: "pool{at}" type: "Pooling" bottom: "{bottom}" top: "pool{at}"
+                    pooling_param {{ kernel_size: {kernel} pad: {kernel // 2} stride: 1 }} }}"""
+        bottom = f"pool{at}"
+    network = Network.from_text(f'{text} layer {{ name: "out" type: "ReLU" bottom: "{bottom}" top: "out" }}', "slow")
+    header, _, _ = upload_messages(extract(network, list(range(1, len(network.stages))), {}))
+    peer.send(message(header))
+
+
+def test_a_stage_that_is_tried_for_long_is_stuck() -> None:
+    """It ends as a query would, though its client sends bytes of a message all the while."""
+    with served("--stall-s", "1", "--turn-s", "0.3") as server, Stranger(server.address) as peer:
+        welcome(peer)
+        (process,) = server.session_processes()
+        announce_slow(peer, 101)
+        assert isinstance(peer.answer(), messages.Ack)
+        unending = message([bytes(100_000)])
+        peer.send(unending[:9])
+        wait_for(lambda: not (peer.send(b"x") and psutil.pid_exists(process)), "the end of the session's process")
+
+
+def test_stages_are_tried_in_turn() -> None:
+    """Beside eight sessions of one client that have only stages to try, another's query waits for few of them."""
+    with served(*PATIENT, "--computing", "1") as server, ExitStack() as stack:
+        polite = Computing(server, 3, stack)
+        peers = [stack.enter_context(Stranger(server.address, 2)) for _ in range(8)]
+        before = server.session_processes()
+        for peer in peers:
+            welcome(peer)
+        trying = [psutil.Process(pid) for pid in server.session_processes() - before]
+
+        def used_s() -> list[float]:
+            return [sum(process.cpu_times()[:2]) for process in trying]
+
+        for peer in peers:
+            announce_slow(peer, 11)
+        for peer in peers:
+            assert isinstance(peer.answer(), messages.Ack)
+        started_s = used_s()
+        for _ in range(3):
+            polite.query(1)
+            polite.answered()
+        # A processor's time in all: no two of them at once.
+        tried = sum(now_s - then_s > 0.1 for now_s, then_s in zip(used_s(), started_s, strict=True))
+        assert tried <= 4

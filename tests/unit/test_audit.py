@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -507,13 +510,68 @@ def test_its_bytes_are_bounded(state: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names(state) == [paths[-1].name]
 
 
+def test_what_is_no_evidence_stays(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "FILES_MAX", 2)
+    state.mkdir(parents=True, mode=0o755)
+    others = ["20200101T000000.000000Z-notes.npz", "data.npz", "20200101T000000.000000Z-00000000.npz.txt"]
+    for name in others:
+        (state / name).write_bytes(b"mine")
+    folder, link = (f"20200101T000000.{at:06}Z-00000000.npz" for at in range(2))
+    (state / folder).mkdir()
+    (state / link).symlink_to("/nowhere")
+    paths = [evidence.keep_evidence({}, {}) for _ in range(4)]
+    assert names(state) == sorted([*others, folder, link, *(path.name for path in paths[2:])])
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+def test_evidence_of_a_clock_that_was_ahead_goes_first(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "FILES_MAX", 3)
+    state.mkdir(parents=True)
+    for at in range(3):
+        (state / f"20990101T000000.{at:06}Z-00000000.npz").write_bytes(b"")
+    paths = [evidence.keep_evidence({}, {}) for _ in range(4)]
+    assert names(state) == [path.name for path in paths[1:]]
+
+
+def keep_some(count: int) -> list[str]:
+    return [evidence.keep_evidence({}, {"sent": floats(1, 2)}).name for _ in range(count)]
+
+
+def test_many_processes_keep_evidence(state: Path) -> None:
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        kept = [name for some in pool.map(keep_some, [30] * 4) for name in some]
+    assert names(state) == sorted(kept)[-evidence.FILES_MAX :]
+
+
+def no_folder() -> Path:
+    raise RuntimeError("could not determine the home directory")
+
+
+def no_version(name: str) -> str:
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("what", ["no home", "no version"])
+def test_whatever_is_wrong_with_evidence_a_lie_is_told(
+    what: str, tiny: Network, net: engine.StageNet, blobs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "no home":
+        monkeypatch.setattr(evidence, "evidence_folder", no_folder)
+    else:
+        monkeypatch.setattr(importlib.metadata, "version", no_version)
+    query = truth(blobs)
+    by_an_ulp(query[0].outputs[0][1][0])
+    with pytest.raises(WrongResultError, match=r"the evidence is lost \((no folder for evidence: |No package)"):
+        auditor_of(tiny, net).audit(query)
+
+
 def test_evidence_that_cannot_be_kept_is_said(
     tiny: Network, net: engine.StageNet, blobs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/state")
     query = truth(blobs)
     by_an_ulp(query[0].outputs[0][1][0])
-    with pytest.raises(WrongResultError, match=r"the evidence is lost \(/dev/null/state/ionn/audit/.*: cannot write: "):
+    with pytest.raises(WrongResultError, match=r"the evidence is lost \(/dev/null/state/ionn/audit: cannot make "):
         auditor_of(tiny, net).audit(query)
 
 
