@@ -82,6 +82,9 @@ _LIGHT_BYTES = 30
 # Messages that compute and that a session's process has at once: one, and where nobody waits for its place a second
 # one, so that it does not wait for the front between the two.
 _AT_ONCE = 2
+# A part of its turn counts as computing, even if the process sleeps. It is small, as one that has its turn may wait for a
+# processor that others use.
+_ASLEEP = 0.25
 # Uploads wait for turns too when their client has used so much of a turn more than those who have one.
 _TURNS_AHEAD = 0.25
 # The niceness of a process that has computed for longer than a turn: a third of the others' weight, which starves none.
@@ -381,7 +384,7 @@ class Server:
         with contextlib.suppress(OSError):  # it is gone
             used_s, now = time.clock_gettime(_processor_clock(session.pid)), time.monotonic()
             held_s = 0.0 if session.turn_at is None else now - max(session.turn_at, session.charged_at)
-            self._shares.charge(session.client.share, max(used_s - session.used_s, held_s))
+            self._shares.charge(session.client.share, max(used_s - session.used_s, _ASLEEP * held_s))
             session.used_s, session.charged_at = used_s, now
 
     def _end_turn(self, session: Session) -> None:
