@@ -82,8 +82,8 @@ _LIGHT_BYTES = 30
 # Messages that compute and that a session's process has at once: one, and where nobody waits for its place a second
 # one, so that it does not wait for the front between the two.
 _AT_ONCE = 2
-# A part of its turn counts as computing, even if the process sleeps. It is small, as one that has its turn may wait for a
-# processor that others use.
+# A part of its turn counts as computing, even if the process sleeps. It is small, as one that has its turn may wait for
+# a processor that others use.
 _ASLEEP = 0.25
 # Uploads wait for turns too when their client has used so much of a turn more than those who have one.
 _TURNS_AHEAD = 0.25
