@@ -73,7 +73,9 @@ def samples() -> dict[str, list[bytes]]:
     network = Network.load(MODEL)
     net = engine.load_network(network, load_weights(MODEL, None, network))
     inputs = list(query_inputs(network, seed=0))
-    maps: list[Floats] = [blob for data in inputs[:2] for outputs in stage_outputs(net, data) for blob in outputs]
+    maps: list[Floats] = [
+        blob.copy() for data in inputs[:2] for outputs in stage_outputs(net, data) for blob in outputs
+    ]
     weights = load_weights(WEIGHTS_OF, None, Network.load(WEIGHTS_OF))["fc8"][:1]
     return {
         "inputs": [blob.tobytes() for blob in inputs],

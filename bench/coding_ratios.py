@@ -17,7 +17,7 @@ import numpy as np
 
 from ionn import paper
 from ionn.costs.model_ratios import RATIOS, ModelRatios
-from ionn.costs.profiling import coded_ratio, stage_outputs
+from ionn.costs.profiling import code, stage_outputs
 from ionn.files import write_file
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
@@ -37,7 +37,7 @@ def measure(model: str) -> ModelRatios:
     blobs: list[list[Floats]] = [[] for _ in network.stages]
     for data in query_inputs(network, seed=0):
         for of_stage, outputs in zip(blobs, stage_outputs(net, data), strict=True):
-            of_stage += outputs
+            of_stage += [output.copy() for output in outputs]
     weights = net.weights()
     pieces = {name: [piece for blob in each for piece in cut(blob)] for name, each in weights.items()}
     return ModelRatios(
@@ -45,11 +45,11 @@ def measure(model: str) -> ModelRatios:
         inputs=f"{INPUTS} bundled photographs",
         weights_are="synthetic",
         outputs={
-            network.layers[stage.last_layer].name: rounded(coded_ratio(outputs))
+            network.layers[stage.last_layer].name: rounded(code(outputs).ratio)
             for stage, outputs in zip(network.stages, blobs, strict=True)
         },
-        weights={name: rounded(coded_ratio(each)) for name, each in pieces.items()},
-        weight_ratio=rounded(coded_ratio(piece for each in pieces.values() for piece in each)),
+        weights={name: rounded(code(each).ratio) for name, each in pieces.items()},
+        weight_ratio=rounded(code(piece for each in pieces.values() for piece in each).ratio),
         weight_entropy_bits=entropy_bits([blob for each in weights.values() for blob in each]),
     )
 

@@ -75,7 +75,7 @@ def decode(codec: str, data: Bytes, raw_bytes: int) -> Bytes:
         return data
     if codec != PLANES:
         raise ValueError(f"unknown codec {codec!r:.40}")
-    if not 0 < sent_bytes < raw_bytes or raw_bytes % _FLOAT_BYTES:
+    if sent_bytes >= raw_bytes or raw_bytes % _FLOAT_BYTES:
         raise ValueError(f"{sent_bytes} coded bytes for {raw_bytes}")
     try:
         return _decode_planes(data, raw_bytes)
@@ -94,9 +94,6 @@ def _decode_planes(data: Bytes, raw_bytes: int) -> memoryview:
         if len(decoded) != count:
             raise ValueError("coded data that are cut off")
         floats[:, plane] = np.frombuffer(decoded, np.uint8)
-    # The end of a frame may take one more look.
-    if not frame.eof and frame.decompress(b"", max_length=1):
-        raise ValueError(f"coded data of more than {raw_bytes} bytes")
     if not frame.eof or frame.unused_data:
         raise ValueError("coded data that are cut off, or go on after their end")
     return floats.data.cast("B")

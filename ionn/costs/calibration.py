@@ -9,7 +9,7 @@ real network: its input was just written, and its weights, last read a whole pas
 convolutions of real networks, put into blocks of the design, take the same time there within 4 % in total.)
 
 How fast the machine codes what crosses the link is measured at the end, on photographs and on noise after a ReLU
-(`ionn.costs.profiling.coding_speed`).
+(`ionn.costs.profiling.time_coding`).
 
 What is timed is the CPU time of the one thread that computes, and of several passes the lower quartile counts: both
 leave out what others on this machine took meanwhile. On an idle machine it is the time that elapses.
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from ionn.costs.features import features
 from ionn.costs.fitting import FitQuality, fit, fit_quality
 from ionn.costs.models import CostModel
-from ionn.costs.profiling import coding_speed
+from ionn.costs.profiling import time_coding
 from ionn.model import engine, inputs
 from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
@@ -125,7 +125,7 @@ def calibrate(
         f"calibration of {description['cpu']}",
         machine=description,
     )
-    speed = coding_speed()
+    speed = time_coding()
     model = dataclasses.replace(model, encode_ms_per_mb=speed.encode_ms_per_mb, decode_ms_per_mb=speed.decode_ms_per_mb)
     return Calibration(model, fit_quality(model, measured))
 

@@ -105,6 +105,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "evaluation/validation": REPORT,
         "evaluation/report": REPORT,
         "evaluation/figures": ["unit/test_figures.py", "unit/test_report.py"],
+        "evaluation/coding_figures": ["unit/test_figures.py"],
         "evaluation/style": ["unit/test_figures.py", "unit/test_plan_figure.py"],
         "evaluation/plan_figure": ["unit/test_plan_figure.py", "integration/test_own_model.py"],
     },

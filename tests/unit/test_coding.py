@@ -91,13 +91,45 @@ def test_two_frames_are_not_one() -> None:
 
 def test_frames_of_another_size_or_of_none_are_refused() -> None:
     data = PHOTOGRAPH[:8000]
-    refuse("plane", data, len(data))
-    refuse(coding.PLANES, data, len(data))  # no smaller than raw
+    refuse("plane", bytes(coding.encode(data)[1]), len(data))
     refuse(coding.PLANES, zlib.compress(data), len(data))
     unsized = zstd.ZstdCompressor(options={zstd.CompressionParameter.content_size_flag: 0})
     refuse(coding.PLANES, unsized.compress(data) + unsized.flush(), len(data))
     for other in (len(data) - 4, len(data) + 4, 10 * len(data)):
         refuse(coding.PLANES, zstd.compress(bytes(other)), len(data))
+
+
+def test_what_is_as_large_coded_goes_raw_and_is_taken_raw_only() -> None:
+    noise = random.Random(2).randbytes(400)
+    frames = {}
+    for zeros in range(0, 160, 4):
+        data = noise[zeros:160] + bytes(zeros)
+        frames[data] = zstd.compress(b"".join(data[plane::4] for plane in range(4)), 1)
+    # Some are smaller than what they code, some as large, and some larger.
+    longer = {len(frame) - len(data) for data, frame in frames.items()}
+    assert min(longer) < 0 < max(longer)
+    assert 0 in longer
+    for data, frame in frames.items():
+        assert coding.encode(data)[0] == (coding.PLANES if len(frame) < len(data) else coding.RAW)
+        if len(frame) >= len(data):
+            refuse(coding.PLANES, frame, len(data))
+
+
+def test_frames_of_no_whole_numbers_are_refused() -> None:
+    for size in (401, 402, 403):
+        refuse(coding.PLANES, zstd.compress(bytes(size)), size)
+
+
+@pytest.mark.parametrize("floats", [0, 1, 2, 2.9, 3, 3.99])
+def test_frames_that_end_early_are_said_to_be_cut_off(floats: float) -> None:
+    """Wherever that is: a block of raw bytes that would be the first planes, and no more."""
+    count, size = 1000, 4000
+    given_ = int(floats * count)
+    head = struct.pack("<I", 0xFD2FB528) + b"\xe0" + struct.pack("<Q", size)
+    block = struct.pack("<I", given_ << 3)[:3] + PHOTOGRAPH[:given_]
+    if len(head + block) < size:
+        with pytest.raises(ValueError, match="coded data that are cut off"):
+            coding.decode(coding.PLANES, head + block, size)
 
 
 @given(st.data())

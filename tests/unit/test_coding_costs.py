@@ -191,6 +191,18 @@ def test_weights_shrink_by_default_as_they_were_measured() -> None:
     assert wire_bytes / raw_bytes == pytest.approx(recorded.weight_ratio, rel=0.01)
 
 
+def test_of_a_stage_only_layers_whose_ratio_is_known_shrink(tiny: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage join has the weights of left and of right."""
+    ratios = np.array([0.5 if layer.name == "right" else np.nan for layer in tiny.layers])
+    monkeypatch.setattr("ionn.planning.coding_costs.weight_ratios", lambda network: ratios)
+    server = Profile.of(tiny, 1.0, decode_ms_per_mb=0.0)
+    graph = ExecutionGraph.from_network(tiny, Profile.of(tiny, 1.0), server, 8.0, "lossless")
+    left, right = (next(layer for layer in tiny.layers if layer.name == name) for name in ("left", "right"))
+    (coded,) = graph.coded_weights
+    assert graph.stages[coded.stage] == "join"
+    assert coded.wire_bytes == left.weight_bytes + right.weight_bytes / 2
+
+
 def test_what_is_not_known_goes_raw() -> None:
     known = Profile.of(TINY, 1.0, output_ratios=[0.1] * 5, encode_ms_per_mb=0.0, decode_ms_per_mb=0.0)
     unknown = Profile.of(TINY, 1.0)
@@ -225,11 +237,14 @@ CODED = ExecutionGraph.from_network(ALEXNET, load_costs(CLIENT), load_costs(SERV
     [
         ({"coded": [CODED["coded"][0]] * 2}, "a transfer is coded twice"),
         ({"coded_weights": [CODED["coded_weights"][0]] * 2}, "are coded twice"),
-        ({"coded": [{**CODED["coded"][0], "boundary": 99}]}, "is not what its up_ms has"),
+        ({"coded": [{**CODED["coded"][0], "boundary": len(ALEXNET.stages) + 1}]}, "is not what its up_ms has"),
         ({"coded": [{**CODED["coded"][0], "link_ms": 0.5}]}, "is not what its up_ms has"),
         ({"coded": [{**CODED["coded"][0], "direction": "left"}]}, "not written by ionn"),
         ({"coded": [{**CODED["coded"][0], "encode_ms": -1}]}, "not written by ionn"),
-        ({"coded_weights": [{**CODED["coded_weights"][0], "stage": 99}]}, "is not what its upload_ms has"),
+        (
+            {"coded_weights": [{**CODED["coded_weights"][0], "stage": len(ALEXNET.stages)}]},
+            "is not what its upload_ms has",
+        ),
         ({"coded_weights": [{**CODED["coded_weights"][0], "link_ms": 0.5}]}, "is not what its upload_ms has"),
         ({"boundary_bytes": [1]}, "boundary_bytes needs"),
         ({"boundary_bytes": [-1]}, "not written by ionn"),

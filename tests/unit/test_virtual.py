@@ -32,10 +32,15 @@ from tests.support.runs import plan_of
 
 
 def run_info(
-    graph: ExecutionGraph, parts: Sequence[Sequence[Piece]], run: int = 1, seed: int = 0, noise: float = 0.0
+    graph: ExecutionGraph,
+    parts: Sequence[Sequence[Piece]],
+    run: int = 1,
+    seed: int = 0,
+    noise: float = 0.0,
+    window_s: float | None = None,
 ) -> RunInfo:
     plan = plan_of(graph, parts, [100 + stage_of(pieces[0]) for pieces in parts], "chain", "by hand")
-    return RunInfo(Settings("virtual", seed=seed, noise=noise), run, plan, graph)
+    return RunInfo(Settings("virtual", seed=seed, noise=noise, window_s=window_s), run, plan, graph)
 
 
 def log(trace: Trace) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
@@ -391,3 +396,19 @@ def test_queries_that_take_no_time_are_refused(client_ms: float, monkeypatch: py
     graph = chain([client_ms, client_ms], [1, 1], [1000, 1000], [1, 1, 1])
     with pytest.raises(InputError, match="is so fast that the run would not end; check the costs"):
         run_virtual(run_info(graph, [[0], [1]]))
+
+
+def test_a_window_goes_on_after_the_upload() -> None:
+    trace = run_virtual(run_info(WORKED_EXAMPLE, [], window_s=0.42))
+    assert len(trace.queries) == 9  # of 50 ms each; the last begins at 400
+    assert len(trace.in_window) == 8
+
+
+def test_queries_are_bounded_while_the_upload_or_the_window_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ionn.testbed.virtual.QUERIES_MAX", 4)
+    assert len(run_virtual(run_info(WORKED_EXAMPLE, [])).queries) == QUERIES_AFTER_UPLOAD
+    with pytest.raises(InputError, match=r"a query of 50 ms is so fast that the run would not end"):
+        run_virtual(run_info(WORKED_EXAMPLE, [], window_s=0.3))
+    assert len(run_virtual(run_info(WORKED_EXAMPLE, [], window_s=0.2)).queries) == QUERIES_AFTER_UPLOAD
+    with pytest.raises(InputError, match="a query of 0 ms is so fast"):
+        run_virtual(run_info(chain([0], [1], [1], [1, 1]), [], window_s=0.1))
