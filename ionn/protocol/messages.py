@@ -21,12 +21,13 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+from ionn.coding import RAW
 from ionn.errors import ProtocolError, printable
 from ionn.model.caffemodel import BlobSpan
 from ionn.model.partial_net import PartialNet
 from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
-PROTOCOL = 4
+PROTOCOL = 5
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
@@ -59,13 +60,15 @@ class Message:
 @dataclass(frozen=True)
 class Hello(Message):
     """First on every connection. `session` is empty for a new session (role `control` only), else the Welcome's: on the
-    upload connection, and on both where a client comes back to its session. The role's former connection ends then."""
+    upload connection, and on both where a client comes back to its session. The role's former connection ends then.
+    `codecs` are those in which the client takes answers, beside raw."""
 
     type: ClassVar[str] = "hello"
     answer: ClassVar[str] = "welcome"
     protocol: Natural
     role: Word
     session: Word = ""
+    codecs: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class Held:
 @dataclass(frozen=True)
 class Welcome(Message):
     """The session's process answers. `costs` is the server's cost model (JSON as `costs` saves it), empty if it was
-    never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged."""
+    never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged. `codecs`
+    are those that the server takes, beside raw."""
 
     type: ClassVar[str] = "welcome"
     protocol: Natural
@@ -89,6 +93,7 @@ class Welcome(Message):
     window_bytes: Natural
     costs: dict[str, Any] = field(default_factory=dict)
     held: tuple[Held, ...] = ()
+    codecs: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class PartitionHeader(Message):
 
 @dataclass(frozen=True)
 class Chunk(Message):
-    """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and their CRC-32."""
+    """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and the CRC-32 of these. Where the
+    `codec` is not raw, they are `raw_bytes` when they are decoded, by themselves."""
 
     type: ClassVar[str] = "chunk"
     answer: ClassVar[str] = "ack"
@@ -113,6 +119,8 @@ class Chunk(Message):
     offset: Natural
     crc32: Natural
     payload: Sequence[Any] = ()
+    codec: Word = RAW
+    raw_bytes: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -280,7 +288,7 @@ def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> M
         raise ProtocolError(f"not a message of protocol {PROTOCOL}: {printable(str(error)[:200])}") from error
 
 
-def make_chunk(partition: int, offset: int, parts: Sequence[memoryview]) -> Chunk:
+def make_chunk(partition: int, offset: int, parts: Sequence[Any], codec: str = RAW, raw_bytes: int = 0) -> Chunk:
     """Many small blobs go in one frame: sending a frame costs a thread more than copying them."""
     payload = parts[0] if len(parts) == 1 else b"".join(parts)
-    return Chunk(partition, offset, zlib.crc32(payload), (payload,))
+    return Chunk(partition, offset, zlib.crc32(payload), (payload,), codec, raw_bytes)

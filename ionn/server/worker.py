@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ionn.coding import CODECS
 from ionn.errors import PartitionError, ProtocolError
 from ionn.model.engine import StageNet
 from ionn.model.partial_net import Channels, NetStage, PartialNet
@@ -42,7 +43,7 @@ from ionn.protocol.messages import (
     Welcome,
     decode,
 )
-from ionn.protocol.receiver import PartitionReceiver
+from ionn.protocol.receiver import PartitionReceiver, decoded_bytes
 from ionn.server import sandbox
 from ionn.server.admission import Boundary, CheckedNet, Usage, assign_blobs, check_partition
 from ionn.server.executor import Stages
@@ -101,7 +102,7 @@ class SessionState:
         self._limits = limits
         self._note = note
         chunk_bytes, window_bytes = int(limits.chunk_kb * 1e3), int(limits.window_kb * 1e3)
-        self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs)
+        self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs, codecs=CODECS)
         self._held: dict[int, Held] = {}
         self._arriving: dict[int, _Arriving] = {}
         self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices
@@ -224,7 +225,7 @@ class SessionState:
 
     def _take(self, chunk: Chunk) -> Message:
         receiver = self._part(chunk.partition).receiver
-        if sum(map(len, chunk.payload)) > self._welcome.chunk_bytes:
+        if decoded_bytes(chunk) > self._welcome.chunk_bytes:
             raise ProtocolError(f"a chunk of more than {self._welcome.chunk_bytes} bytes")
         receiver.take(chunk)
         return Ack(chunk.partition, receiver.received)
