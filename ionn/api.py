@@ -251,6 +251,7 @@ def connect(
     from ionn.client.offloading import Offloading, open_offloading
     from ionn.costs import profiling
     from ionn.model import engine
+    from ionn.model.caffemodel import weights_path
     from ionn.model.synthetic import load_weights
     from ionn.protocol.curve import ClientKeys
 
@@ -275,8 +276,9 @@ def connect(
     here = costs or profiling.profile_network(network, net, PROFILE_RUNS)
     auditor = Auditor(network, net, address, audit, audit_tolerance) if audit else None
     with open_offloading(
-        network, net, here, address, mbps, algorithm, there=there, keys=keys, may_be_lost=True, auditor=auditor
-    ) as offloading:
+        network, net, here, address, mbps, algorithm, weights_file=weights_path(model, weights), there=there, keys=keys,
+        may_be_lost=True, auditor=auditor,
+    ) as offloading:  # fmt: skip
         offloading.start_upload()
         yield Session(offloading)
 

@@ -20,7 +20,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -45,11 +45,12 @@ _LEAST_BYTES = 8 * 1024
 # The size of the index and its SHA-256.
 _TAIL = struct.Struct("<Q32s")
 
-# What `check` says of a sidecar.
+# What `check` says of a sidecar, and `update` of one that it made.
 VERIFIED = "verified"
 MISSING = "missing"
 DAMAGED = "damaged"
 OUTDATED = "of other weights"
+BUILT = "built"
 
 Weights = Mapping[str, Sequence[Floats]]
 
@@ -380,7 +381,7 @@ def check(weights_file: Path, network: Network, weights: Weights | None = None) 
 
 
 def update(weights_file: Path, network: Network) -> Found:
-    """Code the weights of a caffemodel, unless its sidecar is there and right; what `check` found before.
+    """Code the weights of a caffemodel, unless its sidecar is there and VERIFIED; then it is BUILT.
 
     It goes beside the caffemodel, or, where that folder cannot be written to, to the user's data. Raises InputError
     where the caffemodel cannot be read, or the sidecar not be written.
@@ -392,6 +393,7 @@ def update(weights_file: Path, network: Network) -> Found:
         found = check(weights_file, network, weights)
         if found.state != VERIFIED:
             write(path, network, weights)
+            found = replace(check(weights_file, network, weights), state=BUILT)
     return found
 
 
