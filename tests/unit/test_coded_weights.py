@@ -136,7 +136,7 @@ def test_how_any_net_is_divided_coded_and_read_again(tmp_path: Path, monkeypatch
         write(path, network, weights)
         return assert_reads(path, network, weights)
 
-    assert sum(for_each_seed(60, any_net)) > 500
+    assert sum(for_each_seed(20, any_net)) > 500
 
 
 def assert_reads(path: Path, network: Network, weights: Weights) -> int:
@@ -149,11 +149,12 @@ def assert_reads(path: Path, network: Network, weights: Weights) -> int:
             assert len(raw) == piece.raw_bytes >= piece.wire_bytes
         for name, blobs in sidecar.frames.items():
             for blob, frames in zip(weights[name], blobs, strict=True):
+                content = blob.tobytes()
                 for frame in frames:
                     data = frame.read()
                     assert data is not None
                     assert len(data) == frame.wire_bytes < frame.raw_bytes <= FRAME_BYTES
-                    raw = blob.tobytes()[frame.offset : frame.end]
+                    raw = content[frame.offset : frame.end]
                     assert bytes(coding.decode(frame.codec, data, frame.raw_bytes)) == raw
                     count += 1
         assert sum(stage_wire_bytes(network, sidecar.frames)) == sum(p.wire_bytes for p in sidecar.index.pieces)
