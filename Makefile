@@ -95,7 +95,7 @@ fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand
 	FUZZ_TIMES=$(FUZZ_TIMES) .venv/bin/python -m pytest --timeout 0 tests/fuzz
 	IONN_NETS=$$(($(FUZZ_TIMES) * 1000)) $(PYTEST) -m nets --timeout 0
 	@mkdir -p results/fuzz
-	for target in message caffemodel prototxt; do \
+	for target in message caffemodel prototxt planes sidecar; do \
 	  .venv/bin/python -m tests.fuzz.decoders $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \
 	    || exit 1; \
 	done
