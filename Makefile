@@ -55,7 +55,7 @@ $(STAMP): | system-packages
 	@.venv/bin/python -c 'import caffe'
 	@touch $@
 
-models: setup ## build the weights in models/ (seeded, always the same)
+models: setup ## build the weights in models/ (seeded, always the same), and code them
 	@.venv/bin/python models/build_models.py
 
 wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere
@@ -109,5 +109,5 @@ mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay
 	rm -rf .venv *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	for record in models/*.json; do rm -f "$${record%.json}.caffemodel" "$$record"; done
+	for record in models/*.json; do rm -f "$${record%.json}.caffemodel" "$${record%.json}.coded" "$$record"; done
 	find . -name __pycache__ -prune -exec rm -rf {} +

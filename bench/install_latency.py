@@ -1,9 +1,9 @@
 """Install latency: from the last byte of a partition at the server to READY and to the first query on it. About 30 s.
 
 Every partition of the five models' plans and of one with fc6 (151 MB) cut by itself, two ways: a session alone, fed in
-this process with the bytes of the real messages; and a real server over an unthrottled connection, timed at the client
-from sending the last chunk. The session alone takes the same weights coded, too. Before that all other chunks are acknowledged and the session is idle, as it is most of the
-time when a link brings them. A partition's time is the median over ROUNDS sessions.
+this process with the bytes of the real messages, raw and coded; and a real server over an unthrottled connection, timed
+at the client from sending the last chunk. Before that all other chunks are acknowledged and the session is idle, as it
+is most of the time when a link brings them. A partition's time is the median over ROUNDS sessions.
 
 Memory: the anonymous resident memory of the server's two processes (front and session) at its peak, looked at after
 every chunk, less what they had before the upload. The limit is 1.15 x the weights, and what the same nets take in bare
@@ -239,8 +239,10 @@ def measure(model: str, connect: Callable[[], Alone | Connected], coded: bool = 
     network, _, plan = support.paper_plan(model)
     path = weights_path(model, None)
     weights = read_weights(path, network)
-    with open_sidecar(path, network, weights) if coded else contextlib.nullcontext() as sidecar:
-        frames = sidecar.frames if sidecar else {}
+    with contextlib.ExitStack() as stack:
+        sidecar = open_sidecar(path, network, weights) if coded else None
+        assert bool(sidecar) == coded, "no coded weights: run 'make models'"
+        frames = stack.enter_context(sidecar).frames if sidecar else {}
         uploads = [messages(part.index, extract(network, part.stages, weights, frames)) for part in plan.partitions]
     ready_ms: list[list[float]] = [[] for _ in uploads]
     query_ms: list[list[list[float]]] = [[] for _ in uploads]

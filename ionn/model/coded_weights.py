@@ -74,7 +74,7 @@ class Run(msgspec.Struct, frozen=True):
     frames: tuple[Frame, ...]
 
 
-class Piece(msgspec.Struct, frozen=True):
+class WeightPiece(msgspec.Struct, frozen=True):
     """What can be fetched or kept by itself. The SHA-256 is of its raw bytes, hexadecimal."""
 
     runs: tuple[Run, ...]
@@ -87,7 +87,7 @@ class Index(msgspec.Struct, frozen=True):
     """What a sidecar has. `weights` is the digest of the weights that it is for."""
 
     weights: Word
-    pieces: tuple[Piece, ...]
+    pieces: tuple[WeightPiece, ...]
 
 
 class _Span(NamedTuple):
@@ -133,7 +133,7 @@ def _bytes_of(blob: Floats) -> memoryview:
     return blob.reshape(-1).view(np.uint8).data
 
 
-def pieces(network: Network) -> Iterator[tuple[_Span, ...]]:
+def weight_pieces(network: Network) -> Iterator[tuple[_Span, ...]]:
     """How the weights of a network are divided: the spans of each piece, in the order of the layers."""
     cuttable = {network.layers[stage.first_layer].index for stage in network.stages if slice_sizes(network, stage)}
     packed: list[_Span] = []
@@ -194,7 +194,7 @@ def _encode(network: Network, weights: Weights) -> Iterator[bytes]:
     """The sidecar, frame by frame."""
     yield MAGIC
     made = []
-    for spans in pieces(network):
+    for spans in weight_pieces(network):
         content = hashlib.sha256()
         runs = []
         for span in spans:
@@ -212,7 +212,7 @@ def _encode(network: Network, weights: Weights) -> Iterator[bytes]:
             runs.append(Run(*span, frames=tuple(frames)))
         every = [frame for run in runs for frame in run.frames]
         sizes = (sum(frame.raw_bytes for frame in every), sum(frame.wire_bytes for frame in every))
-        made.append(Piece(tuple(runs), *sizes, content.hexdigest()))
+        made.append(WeightPiece(tuple(runs), *sizes, content.hexdigest()))
     index = msgspec.json.encode(Index(digest(network, weights), tuple(made)))
     yield index
     yield _TAIL.pack(len(index), hashlib.sha256(index).digest())
@@ -262,7 +262,7 @@ class Sidecar:
         spans = [
             tuple(_Span(run.layer, run.blob, run.begin, run.end) for run in piece.runs) for piece in self.index.pieces
         ]
-        if spans != list(pieces(network)):
+        if spans != list(weight_pieces(network)):
             raise _Damaged("its pieces are not those of this network")
         for piece in self.index.pieces:
             for run in piece.runs:

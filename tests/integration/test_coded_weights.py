@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ionn.client.offloading import Offloading, open_offloading
+from ionn.coding import FEATURES, LOSSLESS, NONE
 from ionn.costs.loading import load_costs
 from ionn.model import engine
 from ionn.model.coded_weights import sidecar_paths, update
@@ -29,16 +30,21 @@ def weights_file(tiny: Network, tiny_files: Path) -> Path:
 
 
 def uploaded(
-    network: Network, weights: dict[str, tuple[np.ndarray, ...]], path: Path, address: str, client: str, **options: str
+    network: Network,
+    weights: dict[str, tuple[np.ndarray, ...]],
+    path: Path,
+    address: str,
+    client: str,
+    coding: str,
+    mbps: float = MBPS,
 ) -> tuple[Offloading, list[PartitionRecord]]:
     """An upload that has ended, after which the server answers what the client computes."""
     net = engine.load_network(network, weights)
     data = query_inputs(network, seed=0, count=1)[0]
     wanted = engine.forward(net, data)
-    mbps = float(options.pop("mbps", MBPS))
     with open_offloading(
         network, net, load_costs(client), address, mbps, "sliced-efficiency",
-        weights_file=path, there=load_costs("gtx1080ti"), **options,
+        coding=coding, weights_file=path, there=load_costs("gtx1080ti"),
     ) as offloading:  # fmt: skip
         offloading.start_upload()
         wait_for(offloading.uploaded, "the upload")
@@ -58,7 +64,7 @@ def test_an_upload_goes_coded_where_that_pays(
     slow_client: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    offloading, records = uploaded(tiny, tiny_weights, weights_file, server, slow_client, coding="lossless")
+    offloading, records = uploaded(tiny, tiny_weights, weights_file, server, slow_client, LOSSLESS)
     coded = {each.stage: each.wire_bytes for each in offloading.graph.coded_weights}
     fc1 = next(stage.index for stage in tiny.stages if stage.layers[0] == "fc1")
     assert coded[fc1] < 0.9 * tiny.stages[fc1].weight_bytes
@@ -86,15 +92,14 @@ def test_an_upload_goes_raw(
 ) -> None:
     sidecar, _ = sidecar_paths(weights_file)
     weights = dict(tiny_weights)
-    options = {"coding": "lossless"}
-    said = ""
+    coding, mbps, said = LOSSLESS, MBPS, ""
     match why:
         case "not asked for":
-            options = {}
+            coding = NONE
         case "features only":
-            options = {"coding": "features"}
+            coding = FEATURES
         case "a fast link":
-            options["mbps"] = "100000"
+            mbps = 100_000.0
         case "no sidecar":
             sidecar.unlink()
         case "other weights":
@@ -103,7 +108,7 @@ def test_an_upload_goes_raw(
         case "damaged":
             sidecar.write_bytes(sidecar.read_bytes()[:-1])
             said = f"ionn: {sidecar}: the coded weights are damaged (its index is not what was written); "
-    offloading, records = uploaded(tiny, weights, weights_file, server, slow_client, **options)
+    offloading, records = uploaded(tiny, weights, weights_file, server, slow_client, coding, mbps)
     assert offloading.graph.coded_weights == ()
     assert all(record.wire_bytes == record.bytes > 0 for record in records)
     assert capsys.readouterr().err.startswith(said)

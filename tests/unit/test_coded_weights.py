@@ -34,10 +34,10 @@ from ionn.model.coded_weights import (
     SidecarError,
     check,
     open_sidecar,
-    pieces,
     sidecar_paths,
     stage_wire_bytes,
     update,
+    weight_pieces,
     write,
 )
 from ionn.model.network import Network
@@ -86,7 +86,7 @@ def small(tmp_path: Path) -> Path:
 def assert_divides(network: Network) -> None:
     """Every byte of the weights is in one piece, in order; slices of stages are sets of pieces."""
     covered: dict[tuple[str, int], int] = {}
-    for piece in pieces(network):
+    for piece in weight_pieces(network):
         assert 0 < sum(span.size for span in piece) <= PIECE_BYTES
         for span in piece:
             assert covered.get((span.layer, span.blob), 0) == span.begin < span.end
@@ -100,7 +100,7 @@ def assert_divides(network: Network) -> None:
         if slice_sizes(network, stage):
             first = network.layers[stage.first_layer]
             rows = [4 * int(np.prod(shape[1:])) for shape in first.weight_shapes]
-            for piece in pieces(network):
+            for piece in weight_pieces(network):
                 own = [span for span in piece if span.layer == first.name]
                 tiles = {(s.begin // (TILE * rows[s.blob]), -(-s.end // (TILE * rows[s.blob]))) for s in own}
                 assert not own or (own == list(piece) and all(end - begin == 1 for begin, end in tiles))
