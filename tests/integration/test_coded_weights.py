@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +116,35 @@ def test_an_upload_goes_raw(
     assert all(record.wire_bytes == record.bytes > 0 for record in records)
     assert capsys.readouterr().err.startswith(said)
     assert bool(said) == (why in ("other weights", "damaged"))
+
+
+def models(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ionn", "models", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_codes_and_checks_weights(tiny: Network, tiny_files: Path) -> None:
+    """Those of the user's own network, whose caffemodel it leaves alone."""
+    sidecar, _ = sidecar_paths(tiny_files.with_suffix(".caffemodel"))
+    before = tiny_files.with_suffix(".caffemodel").read_bytes()
+
+    def state(*arguments: str) -> tuple[str, int | None]:
+        done = models(*arguments, tiny_files, "--json")
+        assert done.stderr == ""
+        (row,) = json.loads(done.stdout)["models"]
+        assert row["weights"] == "not built by ionn"
+        return row["coded"], row["coded_bytes"]
+
+    assert state() == ("missing", None)
+    assert not sidecar.exists()
+    built, coded_bytes = state("--build")
+    assert built == "built"
+    assert coded_bytes is not None
+    assert coded_bytes < sum(stage.weight_bytes for stage in tiny.stages)
+    assert state() == state("--build") == ("verified", coded_bytes)
+    sidecar.write_bytes(sidecar.read_bytes()[:-1])
+    done = models(tiny_files)
+    assert done.returncode == 1
+    assert done.stderr == f"ionn: damaged weights: 'ionn models --build {tiny_files}' builds them again\n"
+    assert state("--build") == ("built", coded_bytes)
+    assert tiny_files.with_suffix(".caffemodel").read_bytes() == before
