@@ -55,7 +55,7 @@ $(STAMP): | system-packages
 	@.venv/bin/python -c 'import caffe'
 	@touch $@
 
-models: setup ## build the weights in models/ (seeded, always the same)
+models: setup ## build the weights in models/ (seeded, always the same), and code them
 	@.venv/bin/python models/build_models.py
 
 wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere
@@ -95,7 +95,7 @@ fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand
 	FUZZ_TIMES=$(FUZZ_TIMES) .venv/bin/python -m pytest --timeout 0 tests/fuzz
 	IONN_NETS=$$(($(FUZZ_TIMES) * 1000)) $(PYTEST) -m nets --timeout 0
 	@mkdir -p results/fuzz
-	for target in message caffemodel prototxt coded; do \
+	for target in message caffemodel prototxt coded sidecar; do \
 	  .venv/bin/python -m tests.fuzz.decoders $$target -max_total_time=$(FUZZ_S) -artifact_prefix=results/fuzz/$$target- \
 	    || exit 1; \
 	done
@@ -109,5 +109,5 @@ mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay
 	rm -rf .venv *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	for record in models/*.json; do rm -f "$${record%.json}.caffemodel" "$$record"; done
+	for record in models/*.json; do rm -f "$${record%.json}.caffemodel" "$${record%.json}.coded" "$$record"; done
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
 """Install latency: from the last byte of a partition at the server to READY and to the first query on it. About 30 s.
 
 Every partition of the five models' plans and of one with fc6 (151 MB) cut by itself, two ways: a session alone, fed in
-this process with the bytes of the real messages; and a real server over an unthrottled connection, timed at the client
-from sending the last chunk. Before that all other chunks are acknowledged and the session is idle, as it is most of the
-time when a link brings them. A partition's time is the median over ROUNDS sessions.
+this process with the bytes of the real messages, raw and coded; and a real server over an unthrottled connection, timed
+at the client from sending the last chunk. Before that all other chunks are acknowledged and the session is idle, as it
+is most of the time when a link brings them. A partition's time is the median over ROUNDS sessions.
 
 Memory: the anonymous resident memory of the server's two processes (front and session) at its peak, looked at after
 every chunk, less what they had before the upload. The limit is 1.15 x the weights, and what the same nets take in bare
@@ -32,6 +32,7 @@ import zmq
 from ionn import paper
 from ionn.model import engine
 from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.coded_weights import open_sidecar
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract, extract_net
 from ionn.model.slices import runs_of
@@ -54,6 +55,7 @@ from ionn.protocol.messages import (
     decode,
     make_chunk,
 )
+from ionn.protocol.receiver import decoded_bytes
 from ionn.server.limits import Limits
 from ionn.server.worker import SessionState
 from ionn.testbed import processes
@@ -73,7 +75,13 @@ def messages(index: int, partition: ExtractedPartition) -> tuple[PartitionHeader
     digest = hashlib.sha256()
     for piece in model.pieces:
         digest.update(piece)
-    chunks = [make_chunk(index, offset, parts) for offset, parts in model.chunks(CHUNK_BYTES)]
+    frames = {frame.offset: frame for frame in model.coded}
+    chunks = []
+    for offset, parts in model.chunks(CHUNK_BYTES, model.coded):
+        if frame := frames.get(offset):
+            chunks.append(make_chunk(index, offset, [frame.read()], frame.codec, frame.raw_bytes))
+        else:
+            chunks.append(make_chunk(index, offset, parts))
     header = PartitionHeader(index, partition.nets, model.blobs, model.size)
     return header, chunks, PartitionEnd(index, digest.hexdigest())
 
@@ -150,7 +158,7 @@ class Connected:
         sent = received = 0
         for chunk in chunks[:-1]:
             self._upload.send_multipart(chunk.frames(), copy=False)
-            sent += sum(map(len, chunk.payload))
+            sent += decoded_bytes(chunk)
             while sent - received > self._window_bytes - CHUNK_BYTES:
                 received = self._acknowledged()
         while received < sent:
@@ -226,11 +234,16 @@ class Measured:
     first_ms: float  # by how much the first query takes longer than the next ones
 
 
-def measure(model: str, connect: Callable[[], Alone | Connected]) -> tuple[list[Measured], int]:
-    """Every partition of a model's plan, and the server's peak memory in bytes."""
+def measure(model: str, connect: Callable[[], Alone | Connected], coded: bool = False) -> tuple[list[Measured], int]:
+    """Every partition of a model's plan, and the server's peak memory in bytes. Weights come raw, or coded."""
     network, _, plan = support.paper_plan(model)
-    weights = read_weights(weights_path(model, None), network)
-    uploads = [messages(part.index, extract(network, part.stages, weights)) for part in plan.partitions]
+    path = weights_path(model, None)
+    weights = read_weights(path, network)
+    with contextlib.ExitStack() as stack:
+        sidecar = open_sidecar(path, network, weights) if coded else None
+        assert bool(sidecar) == coded, "no coded weights: run 'make models'"
+        frames = stack.enter_context(sidecar).frames if sidecar else {}
+        uploads = [messages(part.index, extract(network, part.stages, weights, frames)) for part in plan.partitions]
     ready_ms: list[list[float]] = [[] for _ in uploads]
     query_ms: list[list[list[float]]] = [[] for _ in uploads]
     peak_bytes = 0
@@ -267,6 +280,8 @@ def rows() -> list[support.Row]:
     result: list[support.Row] = []
     alone = [part for model in paper.MODELS for part in measure(model, Alone)[0]]
     result += install_rows("a session alone", alone)
+    decoding = [part for model in paper.MODELS for part in measure(model, Alone, coded=True)[0]]
+    result += install_rows("a session alone, coded", decoding)
     with processes.process("serve", "--bind", "tcp://127.0.0.1:0") as server:
         served = [(measure(model, lambda: Connected(server)), model) for model in paper.MODELS]
     result += install_rows("at a server", [part for (parts, _), _ in served for part in parts])

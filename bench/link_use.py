@@ -1,4 +1,4 @@
-"""How much of the link's 80 Mbps an upload uses, alone and while queries run. About 45 s.
+"""How much of the link's 80 Mbps an upload uses, alone, coded, and while queries run. About 55 s.
 
 Bytes are counted behind the link by bench/tap.py; an upload's time is from its start to the READY of the last
 partition, as the client sees it, and the link is charged for all of it. Features are the inputs of the queries' server
@@ -20,6 +20,8 @@ from ionn import paper
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.model import inputs
+from ionn.model.caffemodel import CodedFrames
+from ionn.model.coded_weights import open_sidecar
 from ionn.model.partial_net import extract
 from ionn.testbed import processes, runner
 from ionn.testbed.experiment import run_experiment
@@ -35,16 +37,17 @@ WINDOW_S = 1.0
 STEP_S = 0.05
 
 
-def idle_upload_s(subject: Subject, address: str) -> tuple[float, int]:
-    """Upload a model while nothing else happens: the time, and the bytes of weights."""
+def idle_upload_s(subject: Subject, address: str, frames: CodedFrames) -> tuple[float, int]:
+    """Upload a model while nothing else happens: the time, and the bytes of weights as they are sent."""
     _, _, plan = support.paper_plan(subject.network.name)
-    parts = [extract(subject.network, part.stages, subject.weights) for part in plan.partitions]
+    parts = [extract(subject.network, part.stages, subject.weights, frames) for part in plan.partitions]
     client = Client(address)
     try:
         began = time.monotonic()
         uploader = client.start_upload(parts, time.monotonic)
         assert uploader.wait_ready(len(parts), timeout_s=300), uploader.error
-        return time.monotonic() - began, sum(part.bytes for part in plan.partitions)
+        sent = uploader.records([part.stage_names for part in plan.partitions])
+        return time.monotonic() - began, sum(record.wire_bytes or 0 for record in sent)
     finally:
         client.close()
 
@@ -83,8 +86,8 @@ def rates_mbps(times_s: np.ndarray, bytes_up: np.ndarray, start_s: float, end_s:
     return crossed * 8 / 1e6 / WINDOW_S
 
 
-def measure(subject: Subject, querying: bool) -> list[support.Row]:
-    name = f"{subject.network.name}, {'querying' if querying else 'idle'}"
+def measure(subject: Subject, querying: bool, frames: CodedFrames | None = None) -> list[support.Row]:
+    name = f"{subject.network.name}, {'querying' if querying else 'idle'}{', coded' if frames else ''}"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "bytes"
         with (
@@ -99,7 +102,7 @@ def measure(subject: Subject, querying: bool) -> list[support.Row]:
                 upload_s, weights = trace.upload_s, sum(part.bytes for part in trace.partitions)
                 features, limit = feature_bytes(subject, trace), QUERYING_SHARE
             else:
-                upload_s, weights = idle_upload_s(subject, link)
+                upload_s, weights = idle_upload_s(subject, link, frames or {})
                 features, limit = 0, IDLE_SHARE
         times_s, bytes_up = np.loadtxt(output).T
     share = (weights + features) / (BYTES_PER_S * upload_s)
@@ -119,8 +122,14 @@ def measure(subject: Subject, querying: bool) -> list[support.Row]:
 
 
 def rows() -> list[support.Row]:
-    idle = measure(runner.prepare_live("resnet"), querying=False)
-    return [*idle, *measure(runner.prepare_live("alexnet"), querying=True)]
+    resnet = runner.prepare_live("resnet")
+    idle = measure(resnet, querying=False)
+    assert resnet.weights_file is not None
+    sidecar = open_sidecar(resnet.weights_file, resnet.network, resnet.net.weights())
+    assert sidecar is not None, "no coded weights: run 'make models'"
+    with sidecar:
+        coded = measure(resnet, querying=False, frames=sidecar.frames)
+    return [*idle, *coded, *measure(runner.prepare_live("alexnet"), querying=True)]
 
 
 if __name__ == "__main__":

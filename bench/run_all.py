@@ -30,6 +30,7 @@ BENCHES = (
     "optimality",
     "slices",
     "coding_gains",
+    "weight_coding",
     "install_latency",
     "link_use",
     "query_overhead",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ionn.arguments import count_of, number_of, path_of, share_of, shown, text_of
-from ionn.coding import FEATURES, LOSSLESS, NONE, check_coding
+from ionn.coding import LOSSLESS, NONE, check_coding
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
@@ -100,8 +100,8 @@ def run(
     `testbed` is "virtual" (computed, milliseconds) or "live" (server and link are started on this machine, Caffe
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
     kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
-    "lossless" is for the virtual testbed. Queries are raised for `window_s` at least, if given. Raises InputError,
-    and ServerUnreachableError where a live run lost its server.
+    live, "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for
+    `window_s` at least, if given. Raises InputError, and ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
 
@@ -238,9 +238,10 @@ def connect(
     with the costs of this machine (`client`, by default measured: a few forward passes) and those that the server
     sends, unless `server` are others. `keys` are for a server that has keys.
 
-    Inputs and feature maps are coded on the link where that is faster by these costs ("features"; `ionn.coding`), but
-    not at an address of loopback: `mbps` says nothing about that. With `coding="none"` they never are: sizes of coded
-    data say something about it to whoever sees the link (docs/security.md).
+    Inputs, feature maps and weights are coded on the link where that is faster by these costs ("lossless";
+    `ionn.coding`), but not at an address of loopback: `mbps` says nothing about that. With "features" weights are not,
+    nor are they where `ionn models --build` has not coded them; with "none" nothing is: sizes of coded data say
+    something about it to whoever sees the link (docs/security.md).
 
     The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
 
@@ -261,6 +262,7 @@ def connect(
     from ionn.client.offloading import Offloading, open_offloading
     from ionn.costs import profiling
     from ionn.model import engine
+    from ionn.model.caffemodel import weights_path
     from ionn.model.synthetic import load_weights
     from ionn.protocol.curve import ClientKeys
 
@@ -274,8 +276,6 @@ def connect(
     if coding is not None:
         coding = text_of(coding, "coding")
         check_coding(coding)
-        if coding == LOSSLESS:
-            raise InputError(f"coding {LOSSLESS!r}: a session codes {FEATURES!r} or {NONE!r}")
     audit, audit_tolerance = share_of(audit, "audit"), share_of(audit_tolerance, "audit_tolerance")
     if address is not None:
         parse_address(address)
@@ -291,7 +291,8 @@ def connect(
     auditor = Auditor(network, net, address, audit, audit_tolerance) if audit else None
     with open_offloading(
         network, net, here, address, mbps, algorithm,
-        coding=coding or _default_coding(address), there=there, keys=keys, may_be_lost=True, auditor=auditor,
+        coding=coding or _default_coding(address), weights_file=weights_path(model, weights), there=there, keys=keys,
+        may_be_lost=True, auditor=auditor,
     ) as offloading:  # fmt: skip
         offloading.start_upload()
         yield Session(offloading)
@@ -302,9 +303,9 @@ def _default_coding(address: str) -> str:
     from ionn.address import is_loopback
 
     try:
-        return NONE if is_loopback(address) else FEATURES
+        return NONE if is_loopback(address) else LOSSLESS
     except InputError:  # an unknown host, which may become known
-        return FEATURES
+        return LOSSLESS
 
 
 def _number_or_none(given: float | None, what: str) -> float | None:

@@ -2,7 +2,9 @@
 
 The numbers are float32. A number's four bytes differ in kind: the last ones of measured or trained values are noise,
 the first ones, with sign and exponent, repeat. So the bytes are gathered plane by plane (all first bytes, all second
-ones, and so on) before zstd looks for what repeats. What does not shrink is sent raw.
+ones, and so on) before zstd looks for what repeats. What does not shrink is sent raw. Each plane begins a block of
+zstd's: a block has one table of how often each byte occurs, and the noise of one plane would hide what repeats in the
+next.
 
 Every coded blob decodes by itself. Its receiver knows how many bytes it must be, and nothing else is accepted.
 docs/coding.md says why this library, and what is coded where.
@@ -54,12 +56,19 @@ def encode(data: Bytes) -> tuple[str, Bytes]:
     if raw_bytes and raw_bytes % _FLOAT_BYTES == 0:
         floats: NDArray[np.uint8] = np.frombuffer(data, np.uint8).reshape(-1, _FLOAT_BYTES)
         try:
-            coded = zstd.compress(np.ascontiguousarray(floats.T).data, _LEVEL)
+            coded = _encode_planes(np.ascontiguousarray(floats.T))
         except zstd.ZstdError as error:  # there is nothing else that can be wrong
             raise MemoryError(str(error)) from None
         if len(coded) < raw_bytes:
             return PLANES, coded
     return RAW, data
+
+
+def _encode_planes(planes: NDArray[np.uint8]) -> bytes:
+    frame = zstd.ZstdCompressor(_LEVEL)
+    frame.set_pledged_input_size(planes.nbytes)
+    blocks = [frame.compress(plane.data, zstd.ZstdCompressor.FLUSH_BLOCK) for plane in planes]
+    return b"".join((*blocks, frame.flush(zstd.ZstdCompressor.FLUSH_FRAME)))
 
 
 def decode(codec: str, data: Bytes, raw_bytes: int) -> Bytes:

@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,15 +64,15 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: cannot write there; choose another file")
 
 
-def write_file(path: Path, content: bytes, private: bool = False) -> None:
-    """Write a file, and its folder where there is none; if `private`, only the user may look into it. Raises InputError
-    where that is not possible; nothing half-written stays behind."""
+def write_file(path: Path, content: bytes | Iterable[bytes], private: bool = False) -> None:
+    """Write a file, all at once or as its parts come, and its folder where there is none; if `private`, only the user
+    may look into it. Raises InputError where that is not possible; nothing half-written stays behind."""
     path = path_of(path, "file")
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600 if private else 0o666)) as out:
-            out.write(content)
+            out.writelines((content,) if isinstance(content, bytes) else content)
             out.flush()
             os.fsync(out.fileno())
         part.replace(path)

@@ -62,9 +62,10 @@ if TYPE_CHECKING:
 @options(algorithm_option, planner_option, mbps_option)
 @click.option(
     "--coding",
-    metavar="none|features",
+    metavar="none|features|lossless",
     shell_complete=complete_coding,
-    help="Code inputs and feature maps on the link where that is faster; by default so, but not at loopback.",
+    help="Code inputs and feature maps (features), weights too (lossless) on the link where that is faster; by default "
+    "lossless, but none at loopback.",
 )
 @click.option("--client", metavar="COSTS", help=f"This machine; by default timed, a few passes: {COSTS_HELP}.")
 @click.option("--server", metavar="COSTS", help=f"The server; by default what it sends: {COSTS_HELP}.")

@@ -10,44 +10,65 @@ import click
 from ionn.cli.options import complete_model, json_option
 from ionn.errors import InputError, IonnError, did_you_mean
 
+DAMAGED = "damaged"
+
 
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_model)
-@click.option("--build", is_flag=True, help="Build those whose weights are missing, damaged or outdated.")
+@click.option("--build", is_flag=True, help="Build weights, and code them, where that is missing, damaged or outdated.")
 @json_option
 def models(names: tuple[str, ...], build: bool, as_json: bool) -> None:
-    """List the models that come along, and check their weights: the size, and whether the file is as it was built.
+    """List the models that come along, or the .prototxt files given, and check their weights: the size, whether the
+    file is as it was built, and whether the weights are there in coded form too, as --coding lossless sends them.
 
     The weights are synthetic. They are built here, or by the first command that needs them. A file of your own in their
-    folder, without a record (NAME.json) beside it, is used and left as it is.
+    folder, without a record (NAME.json) beside it, is used and left as it is; and so is that beside a .prototxt of your
+    own. The coded weights are NAME.coded, in the same folder if that can be written to, else with your data.
 
     Example: ionn models --build alexnet
     """
-    from ionn.model import synthetic, zoo
-    from ionn.model.network import Network
+    from ionn.model import zoo
 
     known = zoo.definitions()
     for name in names:
-        if name not in known:
+        if name not in known and not name.endswith(".prototxt"):
             hint = did_you_mean(name, known)
             raise InputError(f"{name}: no model that comes along; those are {', '.join(known)}{hint}")
-    folder = zoo.weights_folder()
-    rows: list[dict[str, Any]] = []
-    damaged = []
-    for name in names or known:
-        path = folder / f"{name}.caffemodel"
-        found = synthetic.update(known[name], path) if build else synthetic.check(known[name], path)
-        if build and found not in (synthetic.VERIFIED, synthetic.FOREIGN):
-            found = "built"
-        if found == synthetic.DAMAGED:
-            damaged.append(name)
-        weight_bytes = sum(stage.weight_bytes for stage in Network.load(name).stages)
-        rows.append({"model": name, "bytes": weight_bytes, "weights": found})
+    rows = [_row(name, build) for name in names or known]
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "models": rows}))
+        click.echo(json.dumps({"folder": str(zoo.weights_folder()), "models": rows}))
     else:
-        click.echo(f"weights in {folder}\n{'MB':>8}  {'weights':<17}  model")
+        click.echo(f"weights in {zoo.weights_folder()}\n{'MB':>8}  {'weights':<17}  {'coded':<18}  model")
         for row in rows:
-            click.echo(f"{row['bytes'] / 1e6:>8.2f}  {row['weights']:<17}  {row['model']}")
+            ratio = f", {row['coded_bytes'] / row['bytes']:.2f}" if row["coded_bytes"] else ""
+            click.echo(f"{row['bytes'] / 1e6:>8.2f}  {row['weights']:<17}  {row['coded'] + ratio:<18}  {row['model']}")
+    damaged = [row["model"] for row in rows if DAMAGED in (row["weights"], row["coded"])]
     if damaged:
         raise IonnError(f"damaged weights: 'ionn models --build {' '.join(damaged)}' builds them again")
+
+
+def _row(name: str, build: bool) -> dict[str, Any]:
+    """What there is of a model, now that it was built, if it was to be."""
+    from ionn.model import coded_weights, synthetic, zoo
+    from ionn.model.caffemodel import weights_path
+    from ionn.model.network import Network
+
+    network, path = Network.load(name), weights_path(name, None)
+    if (prototxt := zoo.definitions().get(name)) is None:
+        weights = synthetic.FOREIGN
+    else:
+        weights = synthetic.update(prototxt, path) if build else synthetic.check(prototxt, path)
+        if build and weights not in (synthetic.VERIFIED, synthetic.FOREIGN):
+            weights = coded_weights.BUILT
+    coded = coded_weights.Found(coded_weights.MISSING)
+    if build:
+        coded = coded_weights.update(path, network)
+    elif weights not in (synthetic.MISSING, synthetic.DAMAGED):
+        coded = coded_weights.check(path, network)
+    return {
+        "model": name,
+        "bytes": sum(stage.weight_bytes for stage in network.stages),
+        "weights": weights,
+        "coded": coded.state,
+        "coded_bytes": coded.wire_bytes,
+    }

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ionn.client.audit import Auditor
 from ionn.client.executor import QueryExecutor
 from ionn.client.session import FAULTS, Client
 from ionn.client.sliced_stage import SlicedStage, slice_stages
-from ionn.coding import NONE
+from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_from_json
 from ionn.costs.models import Costs, Scaled
 from ionn.errors import InputError, NotAcceptedError, ProtocolError
-from ionn.model.caffemodel import Floats
+from ionn.model.caffemodel import CodedFrames, Floats
+from ionn.model.coded_weights import open_sidecar, stage_wire_bytes
 from ionn.model.engine import StageNet
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
@@ -169,6 +172,7 @@ def open_offloading(
     algorithm: str,
     *,
     coding: str = NONE,
+    weights_file: Path | None = None,
     there: Costs | None = None,
     keys: ClientKeys | None = None,
     paced: bool = False,
@@ -180,21 +184,27 @@ def open_offloading(
 
     `net` is the network at this client, which is a device with the costs `here`, or is `paced` to them. The link
     carries `mbps`, and `coding` says what may be coded on it; client and link are slowed down by `dilation`. `auditor`
-    checks what the server answers.
+    checks what the server answers. `weights_file` is the caffemodel of the net: weights are coded if there is a sidecar
+    beside it.
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
     looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
     NotAcceptedError where it does not take the keys.
     """
     get_planner(algorithm)
+    coded: CodedFrames = {}
 
     def prepared(server: Costs, graph: ExecutionGraph) -> Prepared:
         graph, plan, sliced = _exact_plan(network, net, graph, algorithm, mbps)
-        partitions = [extract(network, partition.pieces, net.weights()) for partition in plan.partitions]
+        stages = [network.stages[each.stage] for each in graph.coded_weights]
+        frames = {name: coded[name] for stage in stages for name in stage.layers if name in coded}
+        partitions = [extract(network, partition.pieces, net.weights(), frames) for partition in plan.partitions]
         return Prepared(graph, plan, server, partitions, sliced)
 
     def graph_with(server: Costs) -> ExecutionGraph:
-        return ExecutionGraph.from_network(network, here, server, mbps, coding)
+        return ExecutionGraph.from_network(
+            network, here, server, mbps, coding, coded_bytes=stage_wire_bytes(network, coded)
+        )
 
     def prepare(sent: dict[str, Any]) -> Prepared:
         """Prepare for a server that sends its costs. InputError if it sends none, ProtocolError if they are none, or
@@ -212,6 +222,12 @@ def open_offloading(
         return prepared(server, graph)
 
     with contextlib.ExitStack() as stack:
+        if coding == LOSSLESS and weights_file is not None:
+            try:
+                if sidecar := open_sidecar(weights_file, network, net.weights()):
+                    coded = stack.enter_context(sidecar).frames
+            except InputError as error:  # of no harm: weights go raw
+                print(f"ionn: {error}", file=sys.stderr)
         client: Client | None = None
         fault: Exception | None = None
         ready: Prepared | None = None

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -250,24 +250,51 @@ class BlobSpan:
 
 
 @dataclass(frozen=True)
+class CodedFrame:
+    """Bytes `offset`.. of a blob, or of a caffemodel, that were coded before. `read` gets their `wire_bytes`, or None
+    where these cannot be had any more."""
+
+    offset: int
+    raw_bytes: int
+    wire_bytes: int
+    codec: str
+    read: Callable[[], bytes | None]
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.raw_bytes
+
+
+# By a layer's name, and for each of its blobs.
+CodedFrames = Mapping[str, Sequence[Sequence[CodedFrame]]]
+
+
+@dataclass(frozen=True)
 class Serialised:
-    """A caffemodel as pieces that follow one another: headers, and the floats of the arrays it was made from."""
+    """A caffemodel as pieces that follow one another: headers, and the floats of the arrays it was made from. `coded`
+    are bytes of it, ascending, that are there in coded form too."""
 
     pieces: tuple[memoryview, ...]
     blobs: tuple[BlobSpan, ...]
     size: int
+    coded: tuple[CodedFrame, ...] = ()
 
-    def chunks(self, chunk_bytes: int) -> Iterator[tuple[int, list[memoryview]]]:
-        """Consecutive (offset, parts) of at most `chunk_bytes` bytes."""
+    def chunks(self, chunk_bytes: int, frames: Iterable[CodedFrame] = ()) -> Iterator[tuple[int, list[memoryview]]]:
+        """Consecutive (offset, parts) of at most `chunk_bytes` bytes. Each of `frames`, ascending and no larger, is a
+        chunk of its own."""
+        ends = iter([end for frame in frames for end in (frame.offset, frame.end)])
+        end = next(ends, self.size)
         parts: list[memoryview] = []
         offset = filled = 0
         for piece in self.pieces:
             while len(piece):
-                part = piece[: chunk_bytes - filled]
+                while end <= offset:  # a frame that begins where the one before ended, or at the beginning
+                    end = next(ends, self.size)
+                part = piece[: min(chunk_bytes, end - offset) - filled]
                 parts.append(part)
                 filled += len(part)
                 piece = piece[len(part) :]
-                if filled == chunk_bytes:
+                if filled == chunk_bytes or offset + filled == end:
                     yield offset, parts
                     offset, parts, filled = offset + filled, [], 0
         if parts:
@@ -292,14 +319,17 @@ def _prefix(number: int, size: int) -> bytes:
 
 def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence[Floats]]) -> Serialised:
     """A caffemodel of those of the given layers that have weights. The floats are not copied."""
-    return serialise_blobs(name, ((layer, weights[layer.name]) for layer in layers if layer.weight_shapes))
+    return serialise_blobs(name, ((layer, weights[layer.name], ()) for layer in layers if layer.weight_shapes))
 
 
-def serialise_blobs(name: str, layers: Iterable[tuple[Layer, Sequence[Floats]]]) -> Serialised:
-    """A caffemodel of layers, each with its weights; a layer may come twice, with some of its channels each time. The
-    floats are not copied."""
+def serialise_blobs(
+    name: str, layers: Iterable[tuple[Layer, Sequence[Floats], Sequence[Sequence[CodedFrame]]]]
+) -> Serialised:
+    """A caffemodel of layers, each with its weights and the coded frames of each blob, if there are any; a layer may
+    come twice, with some of its channels each time. The floats are not copied."""
     pieces: list[memoryview] = []
     blobs: list[BlobSpan] = []
+    coded: list[CodedFrame] = []
     size = 0
 
     def put(data: bytes | memoryview) -> None:
@@ -308,7 +338,7 @@ def serialise_blobs(name: str, layers: Iterable[tuple[Layer, Sequence[Floats]]])
         size += len(data)
 
     put(NetParameter(name=name).SerializeToString())
-    for layer, blobs_of_layer in layers:
+    for layer, blobs_of_layer, frames in layers:
         heads, arrays = [], []
         for array in blobs_of_layer:
             shape = BlobProto(shape=BlobShape(dim=array.shape)).SerializeToString()
@@ -320,5 +350,7 @@ def serialise_blobs(name: str, layers: Iterable[tuple[Layer, Sequence[Floats]]])
         for index, (head, array) in enumerate(zip(heads, arrays, strict=True)):
             put(head)
             blobs.append(BlobSpan(layer.name, index, size, array.nbytes))
+            if frames:
+                coded += [replace(frame, offset=size + frame.offset) for frame in frames[index]]
             put(array.reshape(-1).view(np.uint8).data)
-    return Serialised(tuple(pieces), tuple(blobs), size)
+    return Serialised(tuple(pieces), tuple(blobs), size, tuple(coded))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 
-from ionn.model.caffemodel import Floats, Serialised, serialise_blobs
+from ionn.model.caffemodel import CodedFrame, CodedFrames, Floats, Serialised, serialise_blobs
 from ionn.model.network import Layer, Network
 from ionn.model.proto import NetParameter
 from ionn.model.slices import Piece, Slice, runs_of, set_output_channels, stage_of
@@ -118,8 +118,15 @@ def slice_weights(
     return {name: tuple(blob[piece.begin : piece.end] for blob in weights[name]) for name in names if name in weights}
 
 
-def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Sequence[Floats]]) -> ExtractedPartition:
-    """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets."""
+def extract(
+    network: Network,
+    pieces: Sequence[Piece],
+    weights: Mapping[str, Sequence[Floats]],
+    frames: CodedFrames | None = None,
+) -> ExtractedPartition:
+    """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets.
+    `frames` are what of these weights is coded already."""
+    frames = frames or {}
     slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
     runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
     nets = (
@@ -127,14 +134,33 @@ def extract(network: Network, pieces: Sequence[Piece], weights: Mapping[str, Seq
         *(extract_slice(network, piece) for piece in slices),
     )
     blobs = [
-        *((layer, weights[layer.name]) for first, last in runs for layer in _weighted(network, first, last)),
         *(
-            (layer, slice_weights(network, piece, weights)[layer.name])
+            (layer, weights[layer.name], frames.get(layer.name, ()))
+            for first, last in runs
+            for layer in _weighted(network, first, last)
+        ),
+        *(
+            (
+                layer,
+                slice_weights(network, piece, weights)[layer.name],
+                [
+                    list(_slice_frames(of_blob, blob, piece))
+                    for of_blob, blob in zip(frames.get(layer.name, ()), weights[layer.name], strict=False)
+                ],
+            )
             for piece in slices
             for layer in _weighted(network, piece.stage, piece.stage)
         ),
     ]
     return ExtractedPartition(nets, serialise_blobs(network.name, blobs))
+
+
+def _slice_frames(frames: Sequence[CodedFrame], blob: Floats, piece: Slice) -> Iterator[CodedFrame]:
+    """The frames of a blob that are all in a slice, where they are in the slice's blob."""
+    begin, end = (channel * blob[:1].nbytes for channel in (piece.begin, piece.end))
+    for frame in frames:
+        if begin <= frame.offset and frame.end <= end:
+            yield replace(frame, offset=frame.offset - begin)
 
 
 def _is_whole(network: Network, piece: Slice) -> bool:

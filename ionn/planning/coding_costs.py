@@ -110,15 +110,21 @@ def coded_transfers(
 
 
 def coded_weights(
-    network: Network, server: Costs, bytes_per_ms: float, weight_ratio: float | None
+    network: Network,
+    server: Costs,
+    bytes_per_ms: float,
+    weight_ratio: float | None = None,
+    coded_bytes: Sequence[int] | None = None,
 ) -> Iterator[CodedWeights]:
-    """The stages whose weights arrive faster when they are coded. Without a `weight_ratio` for all, those that were
-    measured of the model count."""
+    """The stages whose weights arrive faster when they are coded. `coded_bytes` are what each stage's weights have when
+    they are; without them, and without a `weight_ratio` for all, the ratios that were measured of the model count."""
     if server.decode_ms_per_mb is None:
         return
-    ratios = weight_ratios(network) if weight_ratio is None else np.full(len(network.layers), weight_ratio)
-    for stage in network.stages:
-        wire_bytes = _wire_bytes(network, stage.first_layer, stage.last_layer, ratios)
+    if coded_bytes is None:
+        ratios = weight_ratios(network) if weight_ratio is None else np.full(len(network.layers), weight_ratio)
+        stages = network.stages
+        coded_bytes = [_wire_bytes(network, stage.first_layer, stage.last_layer, ratios) for stage in stages]
+    for stage, wire_bytes in zip(network.stages, coded_bytes, strict=True):
         coded = CodedWeights(
             stage.index,
             _on_grid(wire_bytes / bytes_per_ms),

@@ -157,11 +157,13 @@ class ExecutionGraph:
         mbps: float,
         coding: str = NONE,
         weight_ratio: float | None = None,
+        coded_bytes: Sequence[int] | None = None,
     ) -> ExecutionGraph:
         """The graph of a network's chain over a link of `mbps` in each direction.
 
         With a `coding` of `ionn.coding.CODINGS`, blobs (features) and also weights (lossless) are coded where that is
-        faster. `weight_ratio` is what all weights shrink to; by default what was measured of the model.
+        faster. `weight_ratio` is what all weights shrink to, or `coded_bytes` what those of each stage have then; by
+        default what was measured of the model counts.
 
         Raises InputError for a bandwidth that is not positive, for a coding or ratio that is none, and for costs that
         do not fit the network.
@@ -178,7 +180,9 @@ class ExecutionGraph:
         coded = () if coding == NONE else tuple(coded_transfers(network, client, server, boundary_bytes, bytes_per_ms))
         for transfer in coded:
             ways_ms[transfer.direction][transfer.boundary] = transfer.total_ms
-        stages = tuple(coded_weights(network, server, bytes_per_ms, weight_ratio)) if coding == LOSSLESS else ()
+        stages = (
+            tuple(coded_weights(network, server, bytes_per_ms, weight_ratio, coded_bytes)) if coding == LOSSLESS else ()
+        )
         for stage in stages:
             weights_ms[stage.stage] = stage.total_ms
         fixed_ms = [np.add.reduceat(side.fixed_ms(network), starts).tolist() for side in (client, server)]

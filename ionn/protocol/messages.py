@@ -21,6 +21,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+from ionn.coding import RAW
 from ionn.errors import ProtocolError, printable
 from ionn.model.caffemodel import BlobSpan
 from ionn.model.partial_net import PartialNet
@@ -83,7 +84,7 @@ class Held:
 class Welcome(Message):
     """The session's process answers. `costs` is the server's cost model (JSON as `costs` saves it), empty if it was
     never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged. `codecs`
-    are those that it takes in a query."""
+    are those that the server takes."""
 
     type: ClassVar[str] = "welcome"
     protocol: Natural
@@ -109,7 +110,8 @@ class PartitionHeader(Message):
 
 @dataclass(frozen=True)
 class Chunk(Message):
-    """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and their CRC-32."""
+    """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and the CRC-32 of these. Where the
+    `codec` is not raw, they are `raw_bytes` when they are decoded, by themselves."""
 
     type: ClassVar[str] = "chunk"
     answer: ClassVar[str] = "ack"
@@ -117,6 +119,8 @@ class Chunk(Message):
     offset: Natural
     crc32: Natural
     payload: Sequence[Any] = ()
+    codec: Word = RAW
+    raw_bytes: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -295,7 +299,7 @@ def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> M
         raise ProtocolError(f"not a message of protocol {PROTOCOL}: {printable(str(error)[:200])}") from error
 
 
-def make_chunk(partition: int, offset: int, parts: Sequence[memoryview]) -> Chunk:
+def make_chunk(partition: int, offset: int, parts: Sequence[Any], codec: str = RAW, raw_bytes: int = 0) -> Chunk:
     """Many small blobs go in one frame: sending a frame costs a thread more than copying them."""
     payload = parts[0] if len(parts) == 1 else b"".join(parts)
-    return Chunk(partition, offset, zlib.crc32(payload), (payload,))
+    return Chunk(partition, offset, zlib.crc32(payload), (payload,), codec, raw_bytes)

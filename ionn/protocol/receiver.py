@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ionn.coding import RAW, decode
 from ionn.errors import PartitionError, ProtocolError
 from ionn.protocol.messages import Chunk, PartitionEnd, PartitionHeader, make_chunk
+
+
+def decoded_bytes(chunk: Chunk) -> int:
+    """How many bytes of the caffemodel a chunk has, or says that it has."""
+    return chunk.raw_bytes if chunk.codec != RAW else sum(map(len, chunk.payload))
 
 
 class PartitionReceiver:
@@ -39,13 +45,20 @@ class PartitionReceiver:
         return self.received == self._size
 
     def take(self, chunk: Chunk) -> None:
-        """Check the next chunk and copy its floats into place."""
-        size = sum(len(part) for part in chunk.payload)
+        """Check the next chunk, decode it, and copy its floats into place."""
+        size = decoded_bytes(chunk)
         if chunk.offset != self.received or not 0 < size <= self._size - self.received:
             raise ProtocolError(f"chunk at byte {chunk.offset} (+{size}) where byte {self.received} is expected")
-        if make_chunk(chunk.partition, chunk.offset, chunk.payload).crc32 != chunk.crc32:
+        sent = make_chunk(chunk.partition, chunk.offset, chunk.payload)
+        if sent.crc32 != chunk.crc32:
             raise ProtocolError(f"chunk at byte {chunk.offset} is damaged")
-        for part in chunk.payload:
+        parts = chunk.payload
+        if chunk.codec != RAW:
+            try:
+                parts = (memoryview(decode(chunk.codec, sent.payload[0], size)),)
+            except ValueError as error:
+                raise ProtocolError(f"chunk at byte {chunk.offset} cannot be decoded: {error}") from None
+        for part in parts:
             self._digest.update(part)
             self._copy(part)
             self.received += len(part)

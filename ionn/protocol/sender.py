@@ -8,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from ionn.errors import ProtocolError
+from ionn.model.caffemodel import CodedFrame, Serialised
 from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol.messages import (
     CHUNK_BYTES,
     Ack,
+    Chunk,
     Held,
     Message,
     PartitionEnd,
@@ -30,17 +32,18 @@ WINDOW_BYTES_MAX = 16 * 1000 * 1000
 # Messages under way: servers take 1,000.
 _UNDER_WAY_MAX = 500
 
-# A message, the only right answer to it, and the credit that it takes.
+# A message, the only right answer to it, and the credit that it takes: the weights in it, as they are sent.
 _Step = tuple[Message, Message, int]
 
 
 class Upload:
     """Partitions on their way to a server, in order. It survives connections: `begin` goes on from what a server holds.
+    Weights that are there in a coded form which the server takes go in that form.
 
     The server answers in order, and what it has to answer is known: anything else is no answer.
 
-    `ready` is the number of partitions that queries may use now, `sent_bytes` the weights that the server has, `error`
-    what ended the upload early. `now_s` is the clock of the records.
+    `ready` is the number of partitions that queries may use now, `sent_bytes` the weights that the server has, before
+    coding, `error` what ended the upload early. `now_s` is the clock of the records.
     """
 
     def __init__(self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float]) -> None:
@@ -51,9 +54,11 @@ class Upload:
         self._ended_s = [0.0] * len(partitions)
         self._ready_s: list[float | None] = [None] * len(partitions)
         self._received = [0] * len(partitions)
+        self._wire_bytes = [0] * len(partitions)
         self._whole: set[int] = set()
         self._under_way_bytes = self._window_bytes = 0
-        self._awaited: deque[Message] = deque()
+        self._awaited: deque[tuple[Message, int]] = deque()  # answers, and the credit that each gives back
+        self._codecs: Sequence[str] = ()
         self._messages: Iterator[_Step] = iter(())
         self._next: _Step | None = None
         self._stopped = False
@@ -80,7 +85,7 @@ class Upload:
         return [
             PartitionRecord(
                 index, names[index], self._partitions[index].caffemodel.size,
-                self._started_s[index], self._ended_s[index], ready_s,
+                self._started_s[index], self._ended_s[index], ready_s, self._wire_bytes[index],
             )
             for index, ready_s in enumerate(self._ready_s) if ready_s is not None
         ]  # fmt: skip
@@ -100,6 +105,7 @@ class Upload:
         self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
         self._under_way_bytes, self._window_bytes = 0, min(welcome.window_bytes, WINDOW_BYTES_MAX)
         self._awaited.clear()
+        self._codecs = welcome.codecs
         started = {index: each.received for index, each in held.items()}
         self._messages = iter(()) if self._stopped else self._remaining(started, min(CHUNK_BYTES, granted_bytes))
         self._next = None
@@ -150,8 +156,10 @@ class Upload:
         if self._under_way_bytes + size > self._window_bytes:
             return None
         self._under_way_bytes += size
-        self._awaited.append(answer)
+        self._awaited.append((answer, size))
         self._next = None
+        if isinstance(message, Chunk):
+            self._wire_bytes[message.partition] += size
         return message
 
     def _remaining(self, started: dict[int, int], chunk_bytes: int) -> Iterator[_Step]:
@@ -161,29 +169,45 @@ class Upload:
                 continue
             start = started.get(index)
             if start is None:
-                self._started_s[index] = self._now_s()
+                self._started_s[index], self._wire_bytes[index] = self._now_s(), 0
                 yield PartitionHeader(index, partition.nets, model.blobs, model.size), Ack(index, 0), 0
             digest = hashlib.sha256()
-            for offset, parts in model.chunks(chunk_bytes):
+            frames = self._frames(model, chunk_bytes)
+            for offset, parts in model.chunks(chunk_bytes, frames.values()):
                 for part in parts:
                     digest.update(part)
+                end = offset + sum(map(len, parts))
                 skip = max(0, (start or 0) - offset)
-                size = sum(map(len, parts)) - skip
-                if size > 0:
+                if offset + skip >= end:
+                    continue
+                frame = frames.get(offset) if skip == 0 else None  # of one that is there in part, the rest goes raw
+                coded = frame.read() if frame else None
+                if frame is not None and coded is not None:
+                    chunk = make_chunk(index, offset, [coded], frame.codec, frame.raw_bytes)
+                else:
                     chunk = make_chunk(index, offset + skip, _without(parts, skip))
-                    yield chunk, Ack(index, offset + skip + size), size
+                yield chunk, Ack(index, end), sum(map(len, chunk.payload))
             yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
+
+    def _frames(self, model: Serialised, chunk_bytes: int) -> dict[int, CodedFrame]:
+        """The coded frames that the server takes, by their offsets."""
+        return {
+            frame.offset: frame
+            for frame in model.coded
+            if frame.codec in self._codecs and frame.raw_bytes <= chunk_bytes
+        }
 
     def take(self, message: Message) -> None:
         """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""
         if self._stopped or isinstance(message, Pong):
             return
-        if not self._awaited or message != self._awaited.popleft():
+        due, size = self._awaited.popleft() if self._awaited else (None, 0)
+        if message != due:
             raise ProtocolError(f"the server's answer, '{message.type}', is not to what it was sent")
         now_s = self._now_s()
         if isinstance(message, Ack):
             index = message.partition
-            self._under_way_bytes -= message.received - self._received[index]
+            self._under_way_bytes -= size
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s

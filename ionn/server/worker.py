@@ -42,7 +42,7 @@ from ionn.protocol.messages import (
     Welcome,
     decode,
 )
-from ionn.protocol.receiver import PartitionReceiver
+from ionn.protocol.receiver import PartitionReceiver, decoded_bytes
 from ionn.server import sandbox
 from ionn.server.admission import Boundary, CheckedNet, Usage, assign_blobs, check_partition
 from ionn.server.executor import Stages
@@ -226,7 +226,7 @@ class SessionState:
 
     def _take(self, chunk: Chunk) -> Message:
         receiver = self._part(chunk.partition).receiver
-        if sum(map(len, chunk.payload)) > self._welcome.chunk_bytes:
+        if decoded_bytes(chunk) > self._welcome.chunk_bytes:
             raise ProtocolError(f"a chunk of more than {self._welcome.chunk_bytes} bytes")
         receiver.take(chunk)
         return Ack(chunk.partition, receiver.received)

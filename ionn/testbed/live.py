@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ionn.client.offloading import Offloading, open_offloading
 from ionn.costs.models import Costs
@@ -24,13 +25,14 @@ from ionn.testbed.trace import RunInfo, Trace, run_digests
 class Subject:
     """What live runs are about: a network with its weights, loaded at the client, and the device that the client is.
 
-    It is paced to that device's costs, or, not `paced`, is the device.
+    It is paced to that device's costs, or, not `paced`, is the device. `weights_file` is where the weights were read.
     """
 
     network: Network
     net: StageNet
     client: Costs
     paced: bool = True
+    weights_file: Path | None = None
 
     @property
     def weights(self) -> Mapping[str, Sequence[Floats]]:
@@ -55,7 +57,8 @@ def run_live(
     """
     with open_offloading(
         subject.network, subject.net, subject.client, address, settings.mbps, algorithm,
-        coding=settings.coding, there=server, keys=keys, paced=subject.paced, dilation=settings.dilation,
+        coding=settings.coding, weights_file=subject.weights_file, there=server, keys=keys, paced=subject.paced,
+        dilation=settings.dilation,
     ) as offloading:  # fmt: skip
         assert offloading.plan is not None
         assert offloading.server is not None

@@ -48,6 +48,7 @@ def prepare_live(
 ) -> Subject:
     """Load a model and the device that its client is paced to, or is. Raises InputError."""
     from ionn.model import engine
+    from ionn.model.caffemodel import weights_path
     from ionn.model.synthetic import load_weights
     from ionn.testbed import live
 
@@ -55,7 +56,7 @@ def prepare_live(
     costs = load_costs(client)
     costs.layer_ms(network)  # refuses a profile of another network before anything is built
     net = engine.load_network(network, load_weights(model, weights, network))
-    return live.Subject(network, net, costs, paced)
+    return live.Subject(network, net, costs, paced, weights_path(model, weights))
 
 
 def live_settings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from ionn.coding import FEATURES, LOSSLESS, NONE, check_coding
+from ionn.coding import NONE, check_coding
 from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS
 from ionn.planning.graph import checked_mbps
@@ -68,8 +68,8 @@ class Settings:
         check_coding(self.coding, self.weight_ratio)
         if self.window_s is not None and not 0 < self.window_s <= WINDOW_MAX_S:
             raise InputError(f"window {self.window_s:g} s: give a number above 0, and at most {WINDOW_MAX_S:g}")
-        if self.testbed == "live" and self.coding == LOSSLESS:
-            raise InputError(f"coding {LOSSLESS!r} is for the virtual testbed; the live one codes {FEATURES!r}")
+        if self.testbed == "live" and self.weight_ratio is not None:
+            raise InputError("a weight ratio is for the virtual testbed; the live one sends what weights shrink to")
         if self.testbed == "virtual" and (self.dilation != 1 or self.connect or not self.paced):
             raise InputError(LIVE_ONLY)
         if self.testbed == "live" and self.noise:

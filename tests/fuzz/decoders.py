@@ -6,8 +6,10 @@ As a script it has atheris look for bytes that break this, guided by which code 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from backports import zstd
 from ionn import coding
 from ionn.errors import InputError, PartitionError, ProtocolError
 from ionn.model import caffemodel
+from ionn.model.coded_weights import Sidecar, SidecarError, write
 from ionn.model.network import Network
 from ionn.model.partial_net import extract_net
 from ionn.model.proto import NetParameter
@@ -27,6 +30,15 @@ from tests.support.bombs import bombs
 
 # Where the frames of a message are parted in a fuzzer's input.
 SEPARATOR = b"\n"
+# A layer whose weights are coded, in a frame of each kind.
+CODED = Network.from_text(
+    'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 32 } } }'
+    'layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 100 } }',
+    "coded",
+)
+CODED_WEIGHTS = {
+    "fc": (np.arange(3200, dtype=np.float32).reshape(100, 32) // 7 % 5, np.arange(100, dtype=np.float32)),
+}
 
 
 def one_line(error: Exception) -> None:
@@ -90,11 +102,30 @@ def read_coded(data: bytes) -> None:
     assert len(decoded) == raw_bytes
 
 
+def read_sidecar(data: bytes) -> None:
+    """What is given out are the weights, bit for bit."""
+    with open(os.memfd_create("sidecar"), "wb") as file:
+        file.write(data)
+        file.flush()
+        try:
+            sidecar = Sidecar(Path(f"/proc/self/fd/{file.fileno()}"), CODED, CODED_WEIGHTS)
+        except SidecarError as error:
+            one_line(error)
+            return
+    with sidecar:
+        for blob, frames in zip(CODED_WEIGHTS["fc"], sidecar.frames["fc"], strict=True):
+            for frame in frames:
+                if (sent := frame.read()) is not None:
+                    raw = blob.tobytes()[frame.offset : frame.end]
+                    assert bytes(coding.decode(frame.codec, sent, frame.raw_bytes)) == raw
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "message": read_message,
     "caffemodel": read_caffemodel,
     "prototxt": read_prototxt,
     "coded": read_coded,
+    "sidecar": read_sidecar,
 }
 
 
@@ -116,6 +147,7 @@ def coded_seeds() -> list[bytes]:
     return [raw_bytes.to_bytes(3, "little") + bytes(frame) for raw_bytes, frame in frames]
 
 
+@functools.cache
 def seeds(target: str) -> list[bytes]:
     """Inputs that a target takes."""
     from tests.fuzz.strategies import MESSAGES, PROTOTXTS
@@ -127,12 +159,14 @@ def seeds(target: str) -> list[bytes]:
             return [text.encode() for text in PROTOTXTS]
         case "coded":
             return coded_seeds()
+        case "sidecar":
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder, "seed"), CODED, CODED_WEIGHTS)
+                return [Path(folder, "seed").read_bytes()]
     return caffemodel_seeds()
 
 
 def main() -> None:
-    import tempfile
-
     import atheris
 
     target, *options = sys.argv[1:]

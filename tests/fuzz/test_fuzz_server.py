@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from ionn import coding
 from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract
@@ -132,6 +133,46 @@ def test_any_caffemodel(peer: Peer, partitions: list[ExtractedPartition], data: 
     else:
         assert isinstance(answer, messages.Error)
         assert not (intact and finite and size == len(content))
+
+
+@cases
+@given(data=st.data())
+def test_any_coded_chunk(peer: Peer, partitions: list[ExtractedPartition], data: st.DataObject) -> None:
+    """A chunk is coded, and then changed. What is not exactly right changes nothing, and the upload goes on."""
+    peer.case(fresh=True)
+    header, _, end = _messages(0, partitions[2])
+    content = partitions[2].caffemodel.tobytes()
+    floats = partitions[2].caffemodel.blobs[0]
+    assert isinstance(peer.ask(header), messages.Ack)
+    assert isinstance(peer.ask(make_chunk(0, 0, [memoryview(content)[: floats.offset]])), messages.Ack)
+    raw = content[floats.offset : floats.offset + floats.size][:4000]
+    codec, coded = coding.encode(raw)
+    sent = bytearray(coded)
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(sent)))
+        sent[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    size = data.draw(st.sampled_from([len(raw), len(raw), len(raw), 0, 4, len(raw) - 4, 2**20, 2**30, 2**62]))
+    codec = data.draw(st.sampled_from([codec, codec, codec, "raw", "quantised", ""]))
+    answer = peer.ask(make_chunk(0, floats.offset, [bytes(sent)], codec, size))
+    try:
+        decoded = bytes(coding.decode(codec, bytes(sent), len(sent) if codec == coding.RAW else size))
+    except ValueError:
+        assert isinstance(answer, messages.Error)
+        assert answer.code == messages.ERROR_DAMAGED
+        decoded = b""
+    if isinstance(answer, messages.Error):
+        if answer.code == messages.ERROR_PARTITION:
+            assert not np.isfinite(np.frombuffer(decoded[: len(decoded) // 4 * 4], "<f4")).all()
+            return
+        received = floats.offset
+    else:
+        received = floats.offset + len(decoded)
+        assert answer == messages.Ack(0, received)
+    assert isinstance(peer.ask(make_chunk(0, received, [memoryview(content)[received:]])), messages.Ack)
+    if content[floats.offset : received] == decoded[: received - floats.offset]:
+        assert peer.ask(end) == messages.Ready(0)
+    else:
+        assert isinstance(peer.ask(end), messages.Error)
 
 
 steps = st.tuples(

@@ -448,8 +448,8 @@ def test_coding_is_an_argument_of_plans_and_of_virtual_runs(tiny_files: Path) ->
     assert weight_bytes == raw.model_bytes
     assert weight_wire_bytes == pytest.approx(raw.model_bytes / 2, rel=1e-3)
     assert len(trace.in_window) > trace.queries_before_upload
-    with pytest.raises(ionn.InputError, match="coding 'lossless' is for the virtual testbed; the live one codes"):
-        ionn.run(tiny_files, testbed="live", coding="lossless")
+    with pytest.raises(ionn.InputError, match="a weight ratio is for the virtual testbed"):
+        ionn.run(tiny_files, testbed="live", coding="lossless", weight_ratio=0.5)
     with pytest.raises(ionn.InputError, match="a weight ratio is for the coding lossless"):
         ionn.plan_upload(network, weight_ratio=0.5)
 

@@ -169,7 +169,10 @@ BAD_INPUT = {
     "more memory than there is": (["serve", "--memory-mb", "1e14"], ["--memory-mb", "1000000"]),
     "a blob beyond numbers": (["serve", "--blob-mb", "1e305"], ["--blob-mb", "1000"]),
     "unknown coding": (["plan", "alexnet", "--coding", "zip"], ["zip", "features, lossless"]),
-    "coding, live": (["run", "{}/tiny.prototxt", "--coding", "lossless"], ["lossless", "virtual"]),
+    "ratio, live": (
+        ["run", "{}/tiny.prototxt", "--coding", "lossless", "--weight-ratio", "0.8"],
+        ["weight ratio", "virtual"],
+    ),
     "ratio without weights": (["plan", "alexnet", "--weight-ratio", "0.8"], ["weight ratio", "lossless"]),
     "dilation": (["run", "{}/tiny.prototxt", "--dilation", "0.5"], ["0.5"]),
 }

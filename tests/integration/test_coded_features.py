@@ -114,17 +114,11 @@ def test_a_session_at_loopback_codes_only_if_it_is_told_to(
 
 
 def test_elsewhere_a_session_codes_by_itself() -> None:
-    assert _default_coding("tcp://192.0.2.1:7675") == coding.FEATURES
-    assert _default_coding("tcp://[2001:db8::1]:7675") == coding.FEATURES
-    assert _default_coding("tcp://no-such-host.invalid:7675") == coding.FEATURES
+    assert _default_coding("tcp://192.0.2.1:7675") == coding.LOSSLESS
+    assert _default_coding("tcp://[2001:db8::1]:7675") == coding.LOSSLESS
+    assert _default_coding("tcp://no-such-host.invalid:7675") == coding.LOSSLESS
     assert _default_coding("tcp://127.0.0.1:7675") == coding.NONE
     assert _default_coding("tcp://[::1]:7675") == coding.NONE
-
-
-def test_a_session_has_no_coded_weights(tiny_files: Path) -> None:
-    with pytest.raises(ionn.InputError, match="a session codes 'features' or 'none'"):  # noqa: SIM117
-        with ionn.connect(str(tiny_files), "tcp://127.0.0.1:1", coding="lossless"):
-            pass
 
 
 def test_on_a_fast_link_nothing_is_coded() -> None:

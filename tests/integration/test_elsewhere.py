@@ -119,7 +119,10 @@ def test_weights_are_built_where_they_are_used_first(copied: Installed) -> None:
     done = copied.ionn("models", "mobilenet")
     assert done.returncode == 1
     assert done.stderr == "ionn: damaged weights: 'ionn models --build mobilenet' builds them again\n"
-    assert copied("models", "--build", "mobilenet").splitlines()[2:] == ["   17.02  built              mobilenet"]
+    assert copied("models", "--build", "mobilenet").splitlines()[2:] == [
+        "   17.02  built              built, 0.82         mobilenet"
+    ]
+    assert weights.with_suffix(".coded").exists()
     assert copied.weights()["mobilenet"] == "verified"
     assert "no such caffemodel" in copied.refusal("profile", "alexnet", "mine.caffemodel")  # which is not built
 

@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "schema": ["unit/test_schema.py", "unit/test_messages.py", "unit/test_costs.py"],
         "protocol/sender": [
             "unit/test_sender.py",
+            "unit/test_coded_upload.py",
             "integration/test_server.py",
             "faults/test_chunks.py",
             "integration/test_sliced_stages.py",
@@ -75,6 +76,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "fuzz/test_decoders.py",
             "integration/test_weights_change.py",
         ],
+        "model/coded_weights": ["unit/test_coded_weights.py", "unit/test_coded_upload.py"],
         "model/comparison": ["unit/test_audit.py", "malicious/test_lies.py"],
         "model/slices": ["unit/test_slices.py", "integration/test_sliced_stages.py", *PLANNERS],
         "model/partial_net": [

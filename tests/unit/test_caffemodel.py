@@ -68,7 +68,7 @@ def test_blob_spans_point_at_the_floats(tiny: Network, tiny_weights: Weights) ->
 def test_what_is_serialised_is_no_longer_than_protobufs_own(tiny: Network) -> None:
     """So no length is written in more bytes than it needs."""
     for floats in range(1, 40):
-        made = serialise_blobs("net", [(tiny.layers[1], [np.ones(floats, np.float32)])])
+        made = serialise_blobs("net", [(tiny.layers[1], [np.ones(floats, np.float32)], ())])
         assert made.size == len(made.tobytes()) == NetParameter.FromString(made.tobytes()).ByteSize()
 
 

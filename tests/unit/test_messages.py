@@ -28,6 +28,7 @@ MESSAGES = [
     PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
     PartitionHeader(0, (NET, SLICE), (BlobSpan("fc", 0, 10, 400),), 500),
     Chunk(2, 1000, 77, (b"abc", b"d")),
+    Chunk(2, 1000, 77, (b"abc", b"d"), "planes", 4000),
     PartitionEnd(2, "ff"),
     messages.Ack(2, 12),
     messages.Ready(2),

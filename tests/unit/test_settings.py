@@ -83,7 +83,7 @@ def test_which_are_the_papers() -> None:
         ({"paced": False}, "are for the live testbed"),
         ({"coding": "zip"}, "there are none, features, lossless"),
         ({"coding": "features", "weight_ratio": 0.5}, "a weight ratio is for the coding lossless"),
-        ({"testbed": "live", "coding": "lossless"}, "coding 'lossless' is for the virtual testbed"),
+        ({"testbed": "live", "coding": "lossless", "weight_ratio": 0.5}, "a weight ratio is for the virtual testbed"),
         ({"window_s": 0.0}, "give a number above 0"),
         ({"window_s": math.nan}, "give a number above 0"),
         ({"window_s": 1e6}, "and at most 86400"),

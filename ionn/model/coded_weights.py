@@ -1,0 +1,407 @@
+"""Weights coded ahead: a sidecar, the file NAME.coded beside NAME.caffemodel, so that no upload waits for an encoder.
+
+The weights are divided into pieces: at most 4 MB, along output channels at multiples of TILE, and of a stage that can
+be cut a tile each, so that a slice of it is a set of pieces. Small layers share a piece. A piece is made of frames that
+decode by themselves and hold a link up no longer than a chunk. A sidecar holds
+
+    MAGIC, the coded frames in order, the index (JSON, `Index`), the size of the index, the SHA-256 of the index
+
+and names the weights by their digest: it is for no others. The index goes last, because frames are written as they are
+coded. A frame is checked when it is read; so whatever becomes of the file, what is sent is right, or goes raw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+import numpy as np
+import platformdirs
+
+from ionn import coding
+from ionn.errors import InputError
+from ionn.files import FILE_BYTES_MAX, locked, open_regular, write_file
+from ionn.model.caffemodel import CodedFrame, CodedFrames, Floats, read_weights
+from ionn.model.network import Layer, Network
+from ionn.model.slices import TILE, slice_sizes
+from ionn.schema import Natural, Word, read_json
+
+MAGIC = b"ionn coded weights 1\n"
+PIECE_BYTES = 4_000_000
+# As a chunk: small beside a query on the link.
+FRAME_BYTES = 128 * 1024
+# Less than this goes raw, in one chunk with its neighbours: a message of its own costs more than coding gains.
+_LEAST_BYTES = 8 * 1024
+# The size of the index and its SHA-256.
+_TAIL = struct.Struct("<Q32s")
+
+# What `check` says of a sidecar, and `update` of one that it made.
+VERIFIED = "verified"
+MISSING = "missing"
+DAMAGED = "damaged"
+OUTDATED = "of other weights"
+BUILT = "built"
+
+Weights = Mapping[str, Sequence[Floats]]
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """`raw_bytes` of a blob as they are sent: `crc32` is of these. A raw one is in the caffemodel only."""
+
+    codec: Word
+    raw_bytes: Natural
+    wire_bytes: Natural
+    crc32: Natural
+
+
+class Run(msgspec.Struct, frozen=True):
+    """Bytes `begin`..`end` (not included) of a layer's blob, in frames."""
+
+    layer: str
+    blob: Natural
+    begin: Natural
+    end: Natural
+    frames: tuple[Frame, ...]
+
+
+class WeightPiece(msgspec.Struct, frozen=True):
+    """What can be fetched or kept by itself. The SHA-256 is of its raw bytes, hexadecimal."""
+
+    runs: tuple[Run, ...]
+    raw_bytes: Natural
+    wire_bytes: Natural
+    sha256: Word
+
+
+class Index(msgspec.Struct, frozen=True):
+    """What a sidecar has. `weights` is the digest of the weights that it is for."""
+
+    weights: Word
+    pieces: tuple[WeightPiece, ...]
+
+
+class _Span(NamedTuple):
+    """Bytes `begin`..`end` of a layer's blob."""
+
+    layer: str
+    blob: int
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.begin
+
+
+class _Damaged(Exception):
+    """Not what `write` writes."""
+
+
+class SidecarError(InputError):
+    """A sidecar cannot be used; `state` is DAMAGED or OUTDATED."""
+
+    def __init__(self, path: Path, state: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; 'ionn models --build' codes them again")
+        self.state = state
+
+
+def digest(network: Network, weights: Weights) -> str:
+    """The SHA-256 of a network's weights: of all their floats, with the layers' names and the blobs' shapes."""
+    found = hashlib.sha256()
+    for layer in _weighted(network):
+        found.update(repr((layer.name, layer.weight_shapes)).encode())
+        for blob in weights[layer.name]:
+            found.update(_bytes_of(blob))
+    return found.hexdigest()
+
+
+def _weighted(network: Network) -> list[Layer]:
+    return [layer for layer in network.layers if layer.weight_shapes]
+
+
+def _bytes_of(blob: Floats) -> memoryview:
+    return blob.reshape(-1).view(np.uint8).data
+
+
+def weight_pieces(network: Network) -> Iterator[tuple[_Span, ...]]:
+    """How the weights of a network are divided: the spans of each piece, in the order of the layers."""
+    cuttable = {network.layers[stage.first_layer].index for stage in network.stages if slice_sizes(network, stage)}
+    packed: list[_Span] = []
+    for layer in _weighted(network):
+        if layer.weight_bytes <= PIECE_BYTES and layer.index not in cuttable:
+            if sum(span.size for span in packed) + layer.weight_bytes > PIECE_BYTES:
+                yield tuple(packed)
+                packed = []
+            sizes = [4 * math.prod(shape) for shape in layer.weight_shapes]
+            packed += [_Span(layer.name, blob, 0, size) for blob, size in enumerate(sizes)]
+            continue
+        if packed:
+            yield tuple(packed)
+            packed = []
+        yield from _channel_pieces(layer, layer.index in cuttable)
+    if packed:
+        yield tuple(packed)
+
+
+def _channel_pieces(layer: Layer, tile_each: bool) -> Iterator[tuple[_Span, ...]]:
+    """A layer's output channels in pieces of a tile each, or of as many tiles as fit; what is not cut so by itself."""
+    channels = layer.weight_shapes[0][0] if layer.weight_shapes[0] else 1
+    row_bytes = {
+        blob: 4 * math.prod(shape[1:]) for blob, shape in enumerate(layer.weight_shapes) if shape[:1] == (channels,)
+    }
+    tile_bytes = TILE * sum(row_bytes.values())
+    step = TILE if tile_each else TILE * max(1, PIECE_BYTES // max(tile_bytes, 1))
+    for begin in range(0, channels, step):
+        end = min(begin + step, channels)
+        yield from _bounded([_Span(layer.name, blob, begin * row, end * row) for blob, row in row_bytes.items()])
+    others = [
+        _Span(layer.name, blob, 0, 4 * math.prod(shape))
+        for blob, shape in enumerate(layer.weight_shapes)
+        if blob not in row_bytes
+    ]
+    if others:
+        yield from _bounded(others)
+
+
+def _bounded(spans: Sequence[_Span]) -> Iterator[tuple[_Span, ...]]:
+    """These spans as one piece, or where that is too large, each as pieces of its own."""
+    if sum(span.size for span in spans) <= PIECE_BYTES:
+        yield tuple(spans)
+        return
+    for span in spans:
+        for begin in range(span.begin, span.end, PIECE_BYTES):
+            yield (span._replace(begin=begin, end=min(begin + PIECE_BYTES, span.end)),)
+
+
+def _frame_sizes(size: int) -> list[int]:
+    """The raw bytes of the frames of a run: about equal."""
+    count = math.ceil(size / FRAME_BYTES)
+    step = 4 * math.ceil(size / (4 * max(count, 1)))
+    return [min(step, size - begin) for begin in range(0, size, max(step, 1))]
+
+
+def _encode(network: Network, weights: Weights) -> Iterator[bytes]:
+    """The sidecar, frame by frame."""
+    yield MAGIC
+    made = []
+    for spans in weight_pieces(network):
+        content = hashlib.sha256()
+        runs = []
+        for span in spans:
+            data = _bytes_of(weights[span.layer][span.blob])
+            at = span.begin
+            frames = []
+            for size in _frame_sizes(span.size):
+                raw = data[at : at + size]
+                content.update(raw)
+                codec, coded = coding.encode(raw) if size >= _LEAST_BYTES else (coding.RAW, raw)
+                frames.append(Frame(codec, size, len(coded), zlib.crc32(coded)))
+                if codec != coding.RAW:
+                    yield bytes(coded)
+                at += size
+            runs.append(Run(*span, frames=tuple(frames)))
+        every = [frame for run in runs for frame in run.frames]
+        sizes = (sum(frame.raw_bytes for frame in every), sum(frame.wire_bytes for frame in every))
+        made.append(WeightPiece(tuple(runs), *sizes, content.hexdigest()))
+    index = msgspec.json.encode(Index(digest(network, weights), tuple(made)))
+    yield index
+    yield _TAIL.pack(len(index), hashlib.sha256(index).digest())
+
+
+def write(path: Path, network: Network, weights: Weights) -> None:
+    """Code weights into a sidecar. Raises InputError where it cannot be written."""
+    write_file(path, _encode(network, weights))
+
+
+class Sidecar:
+    """A network's coded weights, open to be read; use it in a `with` statement. `frames` are those that are coded.
+
+    Raises SidecarError, one line, for a file that is damaged, or not of these weights.
+    """
+
+    def __init__(self, path: Path, network: Network, weights: Weights) -> None:
+        with contextlib.ExitStack() as opened:
+            try:
+                self._file = opened.enter_context(open_regular(path))
+                self.index = _read_index(self._file)
+                if self.index.weights != digest(network, weights):
+                    raise SidecarError(path, OUTDATED, "the coded weights are those of other weights")
+                self.frames: CodedFrames = self._frames(network)
+            except OSError as error:
+                raise SidecarError(path, DAMAGED, f"cannot read the coded weights: {error.strerror}") from error
+            except _Damaged as error:
+                raise SidecarError(path, DAMAGED, f"the coded weights are damaged ({error})") from None
+            opened.pop_all()
+
+    def __enter__(self) -> Sidecar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """From now on all frames go raw."""
+        self._file.close()
+
+    def _frames(self, network: Network) -> CodedFrames:
+        """The coded frames of every blob. Each piece must be as this network has it."""
+        found: dict[str, list[list[CodedFrame]]] = {
+            layer.name: [[] for _ in layer.weight_shapes] for layer in _weighted(network)
+        }
+        at = len(MAGIC)
+        spans = [
+            tuple(_Span(run.layer, run.blob, run.begin, run.end) for run in piece.runs) for piece in self.index.pieces
+        ]
+        if spans != list(weight_pieces(network)):
+            raise _Damaged("its pieces are not those of this network")
+        for piece in self.index.pieces:
+            for run in piece.runs:
+                offset = run.begin
+                for frame in run.frames:
+                    if frame.codec != coding.RAW:
+                        read = functools.partial(self._read, at, frame)
+                        found[run.layer][run.blob].append(
+                            CodedFrame(offset, frame.raw_bytes, frame.wire_bytes, frame.codec, read)
+                        )
+                        at += frame.wire_bytes
+                    offset += frame.raw_bytes
+        return found
+
+    def _read(self, at: int, frame: Frame) -> bytes | None:
+        try:
+            data = os.pread(self._file.fileno(), frame.wire_bytes, at)
+        except (OSError, ValueError):  # it has been closed, or its disk fails
+            return None
+        return data if len(data) == frame.wire_bytes and zlib.crc32(data) == frame.crc32 else None
+
+
+def _read_index(file: BinaryIO) -> Index:
+    """The index of a sidecar, whose sizes are right: of its pieces, runs and frames, and of the file."""
+    size = os.fstat(file.fileno()).st_size
+    if os.pread(file.fileno(), len(MAGIC), 0) != MAGIC:
+        raise _Damaged("it does not begin as one")
+    tail_at = size - _TAIL.size
+    if tail_at < len(MAGIC):
+        raise _Damaged("it is cut off")
+    index_bytes, wanted = _TAIL.unpack(os.pread(file.fileno(), _TAIL.size, tail_at))
+    if index_bytes > min(tail_at - len(MAGIC), FILE_BYTES_MAX):
+        raise _Damaged("it is cut off")
+    content = os.pread(file.fileno(), index_bytes, tail_at - index_bytes)
+    if hashlib.sha256(content).digest() != wanted:
+        raise _Damaged("its index is not what was written")
+    try:
+        index: Index = read_json(content, Index)
+    except ValueError as error:
+        raise _Damaged(str(error)) from None
+    frames_bytes = 0
+    for piece in index.pieces:
+        for run in piece.runs:
+            if run.begin + sum(frame.raw_bytes for frame in run.frames) != run.end:
+                raise _Damaged("its frames do not fill a piece")
+        frames = [frame for run in piece.runs for frame in run.frames]
+        if any(not _is_possible(frame) for frame in frames):
+            raise _Damaged("a frame of an impossible size")
+        sizes = (sum(frame.raw_bytes for frame in frames), sum(frame.wire_bytes for frame in frames))
+        if sizes != (piece.raw_bytes, piece.wire_bytes) or piece.raw_bytes > PIECE_BYTES:
+            raise _Damaged("a piece of an impossible size")
+        frames_bytes += sum(frame.wire_bytes for frame in frames if frame.codec != coding.RAW)
+    if len(MAGIC) + frames_bytes + index_bytes != tail_at:
+        raise _Damaged("its frames do not fill it")
+    return index
+
+
+def _is_possible(frame: Frame) -> bool:
+    if not 0 < frame.raw_bytes <= FRAME_BYTES:
+        return False
+    if frame.codec == coding.RAW:
+        return frame.wire_bytes == frame.raw_bytes
+    return frame.codec in coding.CODECS and 0 < frame.wire_bytes < frame.raw_bytes and frame.raw_bytes % 4 == 0
+
+
+def sidecar_paths(weights: Path) -> tuple[Path, Path]:
+    """Where the sidecar of a caffemodel may be: beside it, or, where its folder cannot be written to, with the user's
+    data."""
+    place = hashlib.sha256(os.fsencode(weights.resolve())).hexdigest()[:16]
+    of_user = platformdirs.user_data_path("ionn") / "coded" / f"{weights.stem}-{place}.coded"
+    return weights.with_suffix(".coded"), of_user
+
+
+def open_sidecar(weights_file: Path, network: Network, weights: Weights) -> Sidecar | None:
+    """The sidecar of a caffemodel, None where there is none. `weights` are what was loaded from the caffemodel.
+
+    Raises SidecarError where there are such files only as are damaged or not of these weights.
+    """
+    errors = []
+    for path in sidecar_paths(weights_file):
+        if path.exists():
+            try:
+                return Sidecar(path, network, weights)
+            except SidecarError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+    return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `check` or `update` found of a caffemodel's sidecar, and the wire bytes of the weights, if there is one."""
+
+    state: str
+    wire_bytes: int | None = None
+
+
+def check(weights_file: Path, network: Network, weights: Weights | None = None) -> Found:
+    """Return what there is: VERIFIED, MISSING, DAMAGED or OUTDATED. Every frame is read.
+
+    Raises InputError where the caffemodel cannot be read.
+    """
+    weights = read_weights(weights_file, network) if weights is None else weights
+    try:
+        sidecar = open_sidecar(weights_file, network, weights)
+    except SidecarError as error:
+        return Found(error.state)
+    if sidecar is None:
+        return Found(MISSING)
+    with sidecar:
+        every = [frame for blobs in sidecar.frames.values() for frames in blobs for frame in frames]
+        if any(frame.read() is None for frame in every):
+            return Found(DAMAGED)
+        return Found(VERIFIED, sum(piece.wire_bytes for piece in sidecar.index.pieces))
+
+
+def update(weights_file: Path, network: Network) -> Found:
+    """Code the weights of a caffemodel, unless its sidecar is there and VERIFIED; then it is BUILT.
+
+    It goes beside the caffemodel, or, where that folder cannot be written to, to the user's data. Raises InputError
+    where the caffemodel cannot be read, or the sidecar not be written.
+    """
+    weights = read_weights(weights_file, network)
+    beside, elsewhere = sidecar_paths(weights_file)
+    path = beside if os.access(beside.parent, os.W_OK) else elsewhere
+    with locked(path.parent):
+        found = check(weights_file, network, weights)
+        if found.state != VERIFIED:
+            write(path, network, weights)
+            found = replace(check(weights_file, network, weights), state=BUILT)
+    return found
+
+
+def stage_wire_bytes(network: Network, frames: CodedFrames) -> list[int]:
+    """What the weights of each stage have on the link, coded."""
+    saved = {name: sum(f.raw_bytes - f.wire_bytes for blob in blobs for f in blob) for name, blobs in frames.items()}
+    return [
+        stage.weight_bytes
+        - sum(saved.get(layer.name, 0) for layer in network.layers[stage.first_layer : stage.last_layer + 1])
+        for stage in network.stages
+    ]

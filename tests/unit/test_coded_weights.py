@@ -1,0 +1,325 @@
+"""Sidecars: the same bits back, only for the weights they were made of, and nothing believed that is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from ionn import coding, paper
+from ionn.errors import InputError
+from ionn.model import coded_weights
+from ionn.model.caffemodel import serialise
+from ionn.model.coded_weights import (
+    BUILT,
+    DAMAGED,
+    FRAME_BYTES,
+    MAGIC,
+    MISSING,
+    OUTDATED,
+    PIECE_BYTES,
+    VERIFIED,
+    Found,
+    Index,
+    Sidecar,
+    SidecarError,
+    check,
+    open_sidecar,
+    sidecar_paths,
+    stage_wire_bytes,
+    update,
+    weight_pieces,
+    write,
+)
+from ionn.model.network import Network
+from ionn.model.slices import TILE, slice_sizes
+from tests.support.choices import Choices, Say, for_each_seed
+from tests.support.generated import draft_net, some_weights, wide_net
+from tests.support.nets import layer
+from tests.support.world import wait_for
+
+Weights = Mapping[str, tuple[np.ndarray, ...]]
+
+
+def one_layer(inputs: int, outputs: int) -> Network:
+    data = layer("Input", "data", params=f"input_param {{ shape {{ dim: 1 dim: {inputs} }} }}")
+    return Network.from_text(
+        data + layer("InnerProduct", "fc", "data", "fc", f"inner_product_param {{ num_output: {outputs} }}"), "net"
+    )
+
+
+def weights_of(network: Network, seed: int = 0) -> Weights:
+    rng = np.random.default_rng(seed)
+    return {
+        each.name: tuple(rng.standard_normal(shape).astype(np.float32) for shape in each.weight_shapes)
+        for each in network.layers
+        if each.weight_shapes
+    }
+
+
+# Three frames' worth of numbers, most of them the same, so that there are few bytes to damage.
+SMALL = one_layer(32, 100)
+SMALL_WEIGHTS: Weights = {
+    "fc": (np.where(np.arange(3200) % 97 == 0, np.arange(3200), 1).astype(np.float32).reshape(100, 32),
+           np.arange(100, dtype=np.float32)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A caffemodel with its sidecar."""
+    path = tmp_path / "small.caffemodel"
+    path.write_bytes(serialise("small", SMALL.layers, SMALL_WEIGHTS).tobytes())
+    assert update(path, SMALL).state == BUILT
+    return path
+
+
+def assert_divides(network: Network) -> None:
+    """Every byte of the weights is in one piece, in order; slices of stages are sets of pieces."""
+    covered: dict[tuple[str, int], int] = {}
+    for piece in weight_pieces(network):
+        assert 0 < sum(span.size for span in piece) <= PIECE_BYTES
+        for span in piece:
+            assert covered.get((span.layer, span.blob), 0) == span.begin < span.end
+            covered[span.layer, span.blob] = span.end
+    assert covered == {
+        (each.name, blob): 4 * int(np.prod(shape))
+        for each in network.layers
+        for blob, shape in enumerate(each.weight_shapes)
+    }
+    for stage in network.stages:
+        if slice_sizes(network, stage):
+            first = network.layers[stage.first_layer]
+            rows = [4 * int(np.prod(shape[1:])) for shape in first.weight_shapes]
+            for piece in weight_pieces(network):
+                own = [span for span in piece if span.layer == first.name]
+                tiles = {(s.begin // (TILE * rows[s.blob]), -(-s.end // (TILE * rows[s.blob]))) for s in own}
+                assert not own or (own == list(piece) and all(end - begin == 1 for begin, end in tiles))
+
+
+@pytest.mark.parametrize("model", paper.MODELS)
+def test_how_the_models_are_divided(model: str) -> None:
+    assert_divides(Network.load(model))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1_100_000, 3), (30_000, 200), (10, 1), (3, 400_000)])
+def test_how_large_layers_are_divided(inputs: int, outputs: int) -> None:
+    """Rows that are larger than a piece, tiles that are, and neither."""
+    assert_divides(one_layer(inputs, outputs))
+
+
+def test_how_any_net_is_divided_coded_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coded_weights, "FRAME_BYTES", 1000)
+    monkeypatch.setattr(coded_weights, "_LEAST_BYTES", 100)
+
+    def any_net(c: Choices, say: Say) -> int:
+        try:
+            network = Network.from_text((wide_net if c.integer(0, 1) else draft_net)(c).text, "net")
+        except InputError:  # a draft need not be valid
+            return 0
+        rng = np.random.default_rng(c.integer(0, 1000))
+        weights: Weights = {
+            each.name: some_weights(rng, each.type, each.weight_shapes) for each in network.layers if each.weight_shapes
+        }
+        say(str(network.param))
+        assert_divides(network)
+        path = tmp_path / "net.coded"
+        write(path, network, weights)
+        return assert_reads(path, network, weights)
+
+    assert sum(for_each_seed(20, any_net)) > 500
+
+
+def assert_reads(path: Path, network: Network, weights: Weights) -> int:
+    """Each piece has its digest, and each frame the bits of the weights; how many frames are coded."""
+    count = 0
+    with Sidecar(path, network, weights) as sidecar:
+        for piece in sidecar.index.pieces:
+            raw = b"".join(weights[run.layer][run.blob].tobytes()[run.begin : run.end] for run in piece.runs)
+            assert hashlib.sha256(raw).hexdigest() == piece.sha256
+            assert len(raw) == piece.raw_bytes >= piece.wire_bytes
+        for name, blobs in sidecar.frames.items():
+            for blob, frames in zip(weights[name], blobs, strict=True):
+                content = blob.tobytes()
+                for frame in frames:
+                    data = frame.read()
+                    assert data is not None
+                    assert len(data) == frame.wire_bytes < frame.raw_bytes <= FRAME_BYTES
+                    raw = content[frame.offset : frame.end]
+                    assert bytes(coding.decode(frame.codec, data, frame.raw_bytes)) == raw
+                    count += 1
+        assert sum(stage_wire_bytes(network, sidecar.frames)) == sum(p.wire_bytes for p in sidecar.index.pieces)
+    return count
+
+
+def test_weights_that_do_not_shrink_are_not_in_the_file(tmp_path: Path) -> None:
+    network = one_layer(100, 100)
+    bits = np.random.default_rng(1).integers(0, 2**32, 10_100, np.uint32)
+    weights = {"fc": (bits[:10_000].view(np.float32).reshape(100, 100), bits[10_000:].view(np.float32))}
+    write(tmp_path / "net.coded", network, weights)
+    assert assert_reads(tmp_path / "net.coded", network, weights) == 0
+    assert (tmp_path / "net.coded").stat().st_size < 1000
+
+
+def test_every_byte_that_is_damaged_is_noticed(small: Path) -> None:
+    path, _ = sidecar_paths(small)
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+        assert check(small, SMALL, SMALL_WEIGHTS).state == DAMAGED
+    path.write_bytes(good)
+    assert check(small, SMALL, SMALL_WEIGHTS).state == VERIFIED
+
+
+def test_a_frame_that_is_damaged_is_not_given_out(small: Path) -> None:
+    path, _ = sidecar_paths(small)
+    good = bytearray(path.read_bytes())
+    good[len(MAGIC) + 5] ^= 1
+    path.write_bytes(good)
+    with Sidecar(path, SMALL, SMALL_WEIGHTS) as sidecar:
+        frame = sidecar.frames["fc"][0][0]
+        assert frame.read() is None
+    assert frame.read() is None  # nor when the file is closed
+
+
+def test_a_file_that_is_cut_off_or_goes_on(small: Path) -> None:
+    path, _ = sidecar_paths(small)
+    good = path.read_bytes()
+    for end in range(len(good)):
+        path.write_bytes(good[:end])
+        with pytest.raises(SidecarError, match=r"the coded weights are damaged \(.*'ionn models --build' codes them"):
+            Sidecar(path, SMALL, SMALL_WEIGHTS)
+    path.write_bytes(good + b"\n")
+    with pytest.raises(SidecarError, match="damaged"):
+        Sidecar(path, SMALL, SMALL_WEIGHTS)
+
+
+def test_the_sidecar_of_other_weights(small: Path, tmp_path: Path) -> None:
+    """Of one number that is another, of another network, and of the same numbers in another order."""
+    path, _ = sidecar_paths(small)
+    other = {"fc": (SMALL_WEIGHTS["fc"][0].copy(), SMALL_WEIGHTS["fc"][1])}
+    other["fc"][0][50, 16] *= 2
+    strangers: list[tuple[Network, Weights]] = [
+        (SMALL, other),
+        (SMALL, {"fc": (SMALL_WEIGHTS["fc"][0][::-1], SMALL_WEIGHTS["fc"][1])}),
+        (one_layer(31, 100), weights_of(one_layer(31, 100))),
+    ]
+    for network, weights in strangers:
+        with pytest.raises(SidecarError, match="those of other weights") as caught:
+            Sidecar(path, network, weights)
+        assert caught.value.state == OUTDATED
+    small.write_bytes(serialise("small", SMALL.layers, other).tobytes())
+    assert check(small, SMALL).state == OUTDATED
+    assert update(small, SMALL).state == BUILT
+    assert check(small, SMALL).state == update(small, SMALL).state == VERIFIED
+
+
+def rewritten(path: Path, index: Index, frames: bytes | None = None) -> None:
+    """A sidecar with another index, whose digest is right."""
+    old = path.read_bytes()
+    size = int.from_bytes(old[-40:-32], "little")
+    content = msgspec.json.encode(index)
+    body = old[: -40 - size] if frames is None else MAGIC + frames
+    path.write_bytes(body + content + len(content).to_bytes(8, "little") + hashlib.sha256(content).digest())
+
+
+LIES: dict[str, list[object]] = {
+    "raw_bytes": [0, 1, -4, 10**9, FRAME_BYTES + 4],
+    "wire_bytes": [0, 1, 10**9, 2**62],
+    "codec": ["", "raw", "quantised", "\x1b"],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in LIES for value in LIES[field]])
+def test_an_index_that_lies_is_damaged(field: str, value: object, small: Path) -> None:
+    """Somebody made it so: its digest is right."""
+    path, _ = sidecar_paths(small)
+    with Sidecar(path, SMALL, SMALL_WEIGHTS) as sidecar:
+        index = sidecar.index
+    first = index.pieces[0]
+    frames = (msgspec.structs.replace(first.runs[0].frames[0], **{field: value}), *first.runs[0].frames[1:])
+    for end in (first.runs[0].end, sum(frame.raw_bytes for frame in frames)):
+        runs = (msgspec.structs.replace(first.runs[0], frames=frames, end=end), *first.runs[1:])
+        every = [frame for run in runs for frame in run.frames]
+        piece = msgspec.structs.replace(
+            first, runs=runs, raw_bytes=sum(f.raw_bytes for f in every), wire_bytes=sum(f.wire_bytes for f in every)
+        )
+        rewritten(path, msgspec.structs.replace(index, pieces=(piece, *index.pieces[1:])))
+        with pytest.raises(SidecarError, match=r"^[ -~]*damaged[ -~]*$"):
+            Sidecar(path, SMALL, SMALL_WEIGHTS)
+
+
+def test_an_index_of_other_pieces_is_damaged(small: Path) -> None:
+    path, _ = sidecar_paths(small)
+    with Sidecar(path, SMALL, SMALL_WEIGHTS) as sidecar:
+        index = sidecar.index
+    (piece,) = index.pieces
+    for runs in ((piece.runs[0], piece.runs[0]), piece.runs[::-1], ()):
+        every = [frame for run in runs for frame in run.frames]
+        sizes = {"raw_bytes": sum(f.raw_bytes for f in every), "wire_bytes": sum(f.wire_bytes for f in every)}
+        frames = bytes(sum(f.wire_bytes for f in every if f.codec != coding.RAW))
+        other = msgspec.structs.replace(piece, runs=runs, **sizes)
+        rewritten(path, msgspec.structs.replace(index, pieces=(other,)), frames)
+        with pytest.raises(SidecarError, match="its pieces are not those of this network"):
+            Sidecar(path, SMALL, SMALL_WEIGHTS)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    weights = tmp_path / "net.caffemodel"
+    assert open_sidecar(weights, SMALL, SMALL_WEIGHTS) is None
+    assert check(weights, SMALL, SMALL_WEIGHTS) == Found(MISSING)
+    os.mkfifo(tmp_path / "net.coded")
+    with pytest.raises(SidecarError, match="cannot read the coded weights: it is not a regular file"):
+        open_sidecar(weights, SMALL, SMALL_WEIGHTS)
+
+
+def test_a_folder_that_cannot_be_written_to(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is with the user's data, one for each place; what is beside the caffemodel counts where it is right."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    beside, elsewhere = sidecar_paths(small)
+    assert elsewhere.is_relative_to(tmp_path / "home")
+    assert elsewhere != sidecar_paths(small.with_name("other") / small.name)[1]
+    assert update(small, SMALL).state == VERIFIED
+    beside.write_bytes(b"old")
+    assert update(small, SMALL).state == BUILT
+    assert beside.read_bytes() == b"old"
+    assert update(small, SMALL).state == VERIFIED
+    assert_reads(elsewhere, SMALL, SMALL_WEIGHTS)
+
+
+def test_a_process_that_is_killed_while_it_codes_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
+    network = one_layer(2000, 4000)
+    weights = weights_of(network)
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(serialise("net", network.layers, weights).tobytes())
+    (tmp_path / "net.prototxt").write_text(str(network.param))
+    command = [sys.executable, "-m", "ionn", "models", "--build", str(tmp_path / "net.prototxt")]
+    part = tmp_path / "net.coded.part"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for(lambda: part.exists() and part.stat().st_size > 0, "the file to be begun")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert check(path, network, weights).state == MISSING
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert check(path, network, weights).state == VERIFIED
+    assert not part.exists()
+
+
+def test_coding_needs_no_more_memory_than_a_few_frames(tmp_path: Path) -> None:
+    network = one_layer(2000, 4000)
+    weights = weights_of(network)
+    tracemalloc.start()
+    write(tmp_path / "net.coded", network, weights)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 12 * FRAME_BYTES < sum(blob.nbytes for blob in weights["fc"]) / 10
