@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], Any], str]] = {
     "of another size": (
         lambda frame: ((coding.encode(bytes(4 * 363))[1],), ("planes",)), "coded data that do not claim"
     ),
-    "empty": (lambda frame: ((b"",), ("planes",)), "0 coded bytes"),
+    "empty": (lambda frame: ((b"",), ("planes",)), "not coded by zstd"),
 }  # fmt: skip
 
 

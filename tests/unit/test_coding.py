@@ -100,11 +100,15 @@ def test_frames_of_another_size_or_of_none_are_refused() -> None:
 
 
 def test_what_is_as_large_coded_goes_raw_and_is_taken_raw_only() -> None:
-    noise = random.Random(2).randbytes(400)
+    rng = random.Random(2)
     frames = {}
-    for zeros in range(0, 160, 4):
-        data = noise[zeros:160] + bytes(zeros)
-        frames[data] = zstd.compress(b"".join(data[plane::4] for plane in range(4)), 1)
+    for _ in range(400):
+        least = rng.randrange(256)
+        data = bytes(max(byte - least, 0) for byte in rng.randbytes(160))
+        frame = zstd.ZstdCompressor(1)
+        frame.set_pledged_input_size(len(data))
+        blocks = [frame.compress(data[plane::4], zstd.ZstdCompressor.FLUSH_BLOCK) for plane in range(4)]
+        frames[data] = b"".join((*blocks, frame.flush(zstd.ZstdCompressor.FLUSH_FRAME)))
     # Some are smaller than what they code, some as large, and some larger.
     longer = {len(frame) - len(data) for data, frame in frames.items()}
     assert min(longer) < 0 < max(longer)
