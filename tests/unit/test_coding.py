@@ -105,10 +105,10 @@ def test_what_is_as_large_coded_goes_raw_and_is_taken_raw_only() -> None:
     for _ in range(400):
         least = rng.randrange(256)
         data = bytes(max(byte - least, 0) for byte in rng.randbytes(160))
-        frame = zstd.ZstdCompressor(1)
-        frame.set_pledged_input_size(len(data))
-        blocks = [frame.compress(data[plane::4], zstd.ZstdCompressor.FLUSH_BLOCK) for plane in range(4)]
-        frames[data] = b"".join((*blocks, frame.flush(zstd.ZstdCompressor.FLUSH_FRAME)))
+        encoder = zstd.ZstdCompressor(1)
+        encoder.set_pledged_input_size(len(data))
+        blocks = [encoder.compress(data[plane::4], zstd.ZstdCompressor.FLUSH_BLOCK) for plane in range(4)]
+        frames[data] = b"".join((*blocks, encoder.flush(zstd.ZstdCompressor.FLUSH_FRAME)))
     # Some are smaller than what they code, some as large, and some larger.
     longer = {len(frame) - len(data) for data, frame in frames.items()}
     assert min(longer) < 0 < max(longer)
