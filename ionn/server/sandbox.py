@@ -5,8 +5,8 @@ threads that it starts afterwards: so it comes before OpenBLAS starts any. The f
 for all threads, those that run already too: so it comes last, when everything is open that will be needed.
 
 libseccomp knows the numbers of the calls on every processor, and how such a filter is written. It is called by ctypes,
-as is Landlock, which is three system calls: of the packages for Python that wrap them, pyseccomp is of 2021, and landlock
-has had development releases only. Linux only, on x86-64 and arm64.
+as is Landlock, which is three system calls. Of the packages for Python that wrap them, pyseccomp is of 2021, and
+landlock has had development releases only. Linux only, on x86-64 and arm64.
 """
 
 from __future__ import annotations
