@@ -87,8 +87,9 @@ _AT_ONCE = 2
 _ASLEEP = 0.25
 # Uploads wait for turns too when their client has used so much of a turn more than those who have one.
 _TURNS_AHEAD = 0.25
-# The niceness of a process that has computed for longer than a turn: a third of the others' weight, which starves none.
-_LONG_NICENESS = 5
+# How much nicer a process is that has computed for longer than a turn: it has a third of the others' weight, which
+# starves none.
+_NICER = 5
 # When the server stops, its clients have this long to hear of it.
 _FAREWELL_S = 0.5
 # Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts.
@@ -662,7 +663,7 @@ def _kill(pid: int) -> None:
 
 def _make_nice(pid: int) -> None:
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, _LONG_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)  # 19 at most
 
 
 def _processor_clock(pid: int) -> int:

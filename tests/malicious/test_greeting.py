@@ -14,7 +14,7 @@ from ionn.client.mechanism import mechanism_of
 from ionn.client.session import FAULTS, Client
 from ionn.errors import NotAcceptedError, printable
 from ionn.protocol.curve import ClientKeys
-from tests.malicious.hostile import GREETING, QUICK, READY, Connection, Hostile, Script, frame, pour
+from tests.malicious.hostile import GREETING, PATIENT, QUICK, READY, Connection, Hostile, Script, frame, pour
 
 KEYS = ClientKeys(zmq.curve_keypair()[1].decode(), zmq.curve_keypair()[0].decode())
 
@@ -68,12 +68,14 @@ GREETINGS: dict[str, tuple[Script, str]] = {
 @pytest.mark.parametrize("which", GREETINGS)
 def test_a_greeting(which: str) -> None:
     script, reason = GREETINGS[which]
+    # Only a server that lets its client wait meets an impatient one.
+    timeouts = QUICK if reason == "has not answered" else PATIENT
     server = Hostile("greeting", script)
     try:
         with pytest.raises(FAULTS) as raised:
-            Client(server.address, timeouts=QUICK)
+            Client(server.address, timeouts=timeouts)
         with pytest.raises(FAULTS) as again:
-            ping(server.address, timeout_s=0.6)
+            ping(server.address, timeout_s=timeouts.connect_s)
     finally:
         server.close()
     for said in (str(raised.value), str(again.value)):
