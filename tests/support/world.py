@@ -32,7 +32,7 @@ from ionn.testbed.live_session import LiveSession
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 # Long enough for a busy machine; nothing waits that long where all is well.
-WAIT_S = 30.0
+WAIT_S = 60.0
 # Short times, so that a fault is noticed at once. A busy machine may mistake a slow answer for a fault: that costs a
 # local query, and no test minds.
 SHORT = Timeouts(query_s=0.7, heartbeat_s=0.1, silence_s=0.7, connect_s=1.0, retry_s=0.05, retry_max_s=0.3)
