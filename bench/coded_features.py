@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import query_overhead
 import support
 
 from ionn.coding import FEATURES, NONE
-from ionn.costs.profiling import Coded, code, stage_outputs
+from ionn.costs.profiling import code_fastest, stage_outputs
 from ionn.model import inputs
-from ionn.model.caffemodel import Floats
 from ionn.paper import ORIGINAL
 from ionn.planning.coding_costs import DOWN, UP, CodedTransfer
 from ionn.planning.graph import ExecutionGraph
@@ -39,17 +37,13 @@ GAIN_OFF = 0.1
 SPEED_MS = 4.0
 
 
-def fastest(blobs: Sequence[Floats]) -> Coded:
-    return min((code(blobs) for _ in range(5)), key=lambda coded: coded.encode_ms + coded.decode_ms)
-
-
 def speeds(subject: Subject) -> list[support.Row]:
     """What coding takes on this machine, at either end."""
     data = inputs.query_inputs(subject.network, seed=0, count=1)[0]
     maps = [blob for outputs in stage_outputs(subject.net, data) for blob in outputs]
     result: list[support.Row] = []
     for what, blobs in (("inputs", [data]), ("feature maps", maps[1:])):
-        speed = fastest(blobs)
+        speed = code_fastest(blobs)
         support.keep(
             f"coding, {what}", encode_ms_per_mb=speed.encode_ms_per_mb, decode_ms_per_mb=speed.decode_ms_per_mb
         )
@@ -65,7 +59,7 @@ def overhead() -> list[support.Row]:
     network = query_overhead.chain()
     ends = (1, UP), (query_overhead.SERVER_STAGES + 1, DOWN)
     coded = [CodedTransfer(boundary, direction, 0.0, 1.0, 0.0, 1) for boundary, direction in ends]
-    speed = fastest(inputs.query_inputs(network, seed=0))
+    speed = code_fastest(inputs.query_inputs(network, seed=0))
     speed_ms = speed.encode_ms_per_mb + speed.decode_ms_per_mb
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(processes.process("serve", "--bind", "tcp://127.0.0.1:0"))

@@ -9,6 +9,7 @@ weights it is the ratio of a trained network: synthetic ones would shrink more.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import support
 
@@ -29,6 +30,7 @@ QUERIES = {coding.FEATURES: 3.2, coding.LOSSLESS: 5.5}
 SPEEDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
+@functools.cache
 def window_of(model: str) -> float:
     """The window in which a model's runs are compared, rounded so that folders have short names."""
     return round(comparison_window_s(model), 2)
@@ -38,7 +40,7 @@ def weight_ratio(coding_: str) -> float | None:
     return TRAINED_RATIO if coding_ == coding.LOSSLESS else None
 
 
-def computed(model: str, algorithm: str, coding_: str, window_s: float, speed: float = 1.0) -> Trace:
+def computed(model: str, algorithm: str, coding_: str, window_s: float | None = None, speed: float = 1.0) -> Trace:
     """A virtual run with both ends coding `speed` times as fast as is assumed."""
     network, ratio = Network.load(model), weight_ratio(coding_)
     client, server = (_faster(name, speed) for name in (paper.CLIENT, paper.SERVER))
@@ -58,7 +60,7 @@ def _faster(device: str, speed: float) -> CostModel:
 
 def last_ms(model: str, speed: float = 1.0) -> float:
     """The latency of a model's last query with features coded; all is uploaded then, whatever the plan."""
-    return computed(model, paper.ORIGINAL, coding.FEATURES, window_of(model), speed).queries[-1].latency_ms
+    return computed(model, paper.ORIGINAL, coding.FEATURES, speed=speed).queries[-1].latency_ms
 
 
 def times_as_many_queries(coding_: str, speed: float = 1.0, model: str = "alexnet") -> float:

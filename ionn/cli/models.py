@@ -10,8 +10,6 @@ import click
 from ionn.cli.options import complete_model, json_option
 from ionn.errors import InputError, IonnError, did_you_mean
 
-DAMAGED = "damaged"
-
 
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_model)
@@ -27,7 +25,7 @@ def models(names: tuple[str, ...], build: bool, as_json: bool) -> None:
 
     Example: ionn models --build alexnet
     """
-    from ionn.model import zoo
+    from ionn.model import coded_weights, synthetic, zoo
 
     known = zoo.definitions()
     for name in names:
@@ -42,7 +40,9 @@ def models(names: tuple[str, ...], build: bool, as_json: bool) -> None:
         for row in rows:
             ratio = f", {row['coded_bytes'] / row['bytes']:.2f}" if row["coded_bytes"] else ""
             click.echo(f"{row['bytes'] / 1e6:>8.2f}  {row['weights']:<17}  {row['coded'] + ratio:<18}  {row['model']}")
-    damaged = [row["model"] for row in rows if DAMAGED in (row["weights"], row["coded"])]
+    damaged = [
+        row["model"] for row in rows if row["weights"] == synthetic.DAMAGED or row["coded"] == coded_weights.DAMAGED
+    ]
     if damaged:
         raise IonnError(f"damaged weights: 'ionn models --build {' '.join(damaged)}' builds them again")
 

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ionn.coding import CODINGS
-from ionn.evaluation.style import COLORS, LINES, MARKERS, WIDTHS, new_figure, save_figure
+from ionn.evaluation.style import look, new_figure, save_png_and_pdf
 from ionn.evaluation.summary import SummaryRow, common_times, distinct, mean_latency
 from ionn.paper import model_title
-
-KINDS = ("png", "pdf")
 
 
 def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
@@ -23,12 +21,13 @@ def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
         members.sort(key=lambda row: CODINGS.index(row.settings.coding))
         with new_figure(6.8, 4.4) as (figure, axes):
             for number, row in enumerate(members):
-                look: dict[str, Any] = {"color": COLORS[number], "linestyle": LINES[number]}
+                style = look(number)
+                line: dict[str, Any] = {"color": style["color"], "linestyle": style["line"]}
                 times_s = common_times(row.traces, last=max)
                 latency_ms, _ = mean_latency(row.traces, times_s)
                 label = f"{row.settings.coding}: {row.queries_in_window.count()} queries, last {row.last_ms.text()} ms"
-                axes.step(times_s, latency_ms, where="post", linewidth=WIDTHS[number], label=label, **look)
-                axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
+                axes.step(times_s, latency_ms, where="post", linewidth=style["width"], label=label, **line)
+                axes.axvline(row.upload_s.mean, linewidth=0.7, **line)
             window_s = members[0].settings.window_s
             axes.set(xlabel="time since the upload began (s)", ylabel="query execution latency (ms)")
             axes.set_xlim(0, window_s)
@@ -37,7 +36,7 @@ def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             axes.set_title(f"{model_title(model)}, {algorithm}: what is coded on the link\n", loc="left", weight="bold")
             subtitle = f"{members[0].settings.testbed} testbed, {members[0].settings.mbps:g} Mbps"
             axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
-            paths += [save_figure(figure, out / f"fig7-coded-{model}-{algorithm}.{kind}") for kind in KINDS]
+            paths += save_png_and_pdf(figure, out / f"fig7-coded-{model}-{algorithm}")
     return paths
 
 
@@ -48,8 +47,9 @@ def draw_speeds(
     stem.pdf."""
     with new_figure(5.6, 3.4) as (figure, axes):
         for number, (name, values) in enumerate(lines.items()):
+            style = look(number)
             axes.plot(
-                speeds, values, label=name, color=COLORS[number], linestyle=LINES[number], marker=MARKERS[number],
+                speeds, values, label=name, color=style["color"], linestyle=style["line"], marker=style["marker"],
                 linewidth=1.5, markersize=4,
             )  # fmt: skip
         axes.set_xscale("log")
@@ -59,4 +59,4 @@ def draw_speeds(
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axes.set_title(title, loc="left", weight="bold")
-        return [save_figure(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in KINDS]
+        return save_png_and_pdf(figure, stem)

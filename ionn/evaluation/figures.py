@@ -12,13 +12,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_figure
+from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_png_and_pdf
 from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, load_results, mean_latency, summary
 from ionn.paper import SLICED, model_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Bar = Callable[["Axes", float, float, SummaryRow, dict[str, Any]], None]
 _Group = tuple[tuple[Any, ...], list[SummaryRow]]
@@ -57,7 +56,7 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             key = "marker: the first query starts; thin line: the upload ends"
             figure.legend(loc="outside lower center", title=key)
             _title(axes, f"{model_title(model)}: query latency during the upload", members)
-            paths += _save(figure, out / f"fig7-{settings.slug}-{model}{suffix}")
+            paths += save_png_and_pdf(figure, out / f"fig7-{settings.slug}-{model}{suffix}")
     return paths
 
 
@@ -95,7 +94,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
             handles = _legend_handles(styles, halves=bar is _halves_bar)
             axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
             _title(axes, title, members)
-            paths += _save(figure, stem.with_name(f"{stem.name}-{settings.slug}{suffix}"))
+            paths += save_png_and_pdf(figure, stem.with_name(f"{stem.name}-{settings.slug}{suffix}"))
     return paths
 
 
@@ -166,7 +165,3 @@ def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
     axes.text(0, 1.03, f"{how}, {settings.mbps:g} Mbps, {count}", transform=axes.transAxes, color="#444444")
-
-
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    return [save_figure(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in ("png", "pdf")]

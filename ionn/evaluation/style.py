@@ -58,17 +58,18 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """Per algorithm, in drawing order: its look, the same in every figure that has the same algorithms."""
     present = set(names)
     known = [*SHOWN, *(name for name in sorted(present) if name not in SHOWN)]
-    all_looks = {
-        name: {
-            "color": COLORS[i % len(COLORS)],
-            "hatch": HATCHES[i % len(HATCHES)],
-            "line": LINES[i % len(LINES)],
-            "width": WIDTHS[min(i, len(WIDTHS) - 1)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }
-        for i, name in enumerate(known)
+    return {name: look(number) for number, name in enumerate(known) if name in present}
+
+
+def look(number: int) -> Look:
+    """The look of what is drawn as the first (0), second (1), and so on."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "hatch": HATCHES[number % len(HATCHES)],
+        "line": LINES[number % len(LINES)],
+        "width": WIDTHS[min(number, len(WIDTHS) - 1)],
+        "marker": MARKERS[number % len(MARKERS)],
     }
-    return {name: all_looks[name] for name in known if name in present}
 
 
 @contextmanager
@@ -97,3 +98,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
     figure.savefig(drawn, format=kind, metadata=_METADATA[kind])
     write_file(path, drawn.getvalue())
     return path
+
+
+def save_png_and_pdf(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure into stem.png and stem.pdf. Raises InputError where that is not possible."""
+    return [save_figure(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in ("png", "pdf")]

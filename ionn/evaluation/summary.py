@@ -142,7 +142,7 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
         return (
             (settings.testbed != "virtual", settings.dilation, -settings.mbps, settings.slug),
             rank(model, list(MODELS)),
-            rank(algorithm, list(SHOWN)),
+            rank(algorithm, SHOWN),
         )
 
     return [SummaryRow.of(*key, groups[key]) for key in sorted(groups, key=order)]

@@ -20,7 +20,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -135,15 +135,14 @@ def _bytes_of(blob: Floats) -> memoryview:
 
 def weight_pieces(network: Network) -> Iterator[tuple[_Span, ...]]:
     """How the weights of a network are divided: the spans of each piece, in the order of the layers."""
-    cuttable = {network.layers[stage.first_layer].index for stage in network.stages if slice_sizes(network, stage)}
+    cuttable = {stage.first_layer for stage in network.stages if slice_sizes(network, stage)}
     packed: list[_Span] = []
     for layer in _weighted(network):
         if layer.weight_bytes <= PIECE_BYTES and layer.index not in cuttable:
             if sum(span.size for span in packed) + layer.weight_bytes > PIECE_BYTES:
                 yield tuple(packed)
                 packed = []
-            sizes = [4 * math.prod(shape) for shape in layer.weight_shapes]
-            packed += [_Span(layer.name, blob, 0, size) for blob, size in enumerate(sizes)]
+            packed += _whole_blobs(layer)
             continue
         if packed:
             yield tuple(packed)
@@ -151,6 +150,10 @@ def weight_pieces(network: Network) -> Iterator[tuple[_Span, ...]]:
         yield from _channel_pieces(layer, layer.index in cuttable)
     if packed:
         yield tuple(packed)
+
+
+def _whole_blobs(layer: Layer) -> list[_Span]:
+    return [_Span(layer.name, blob, 0, 4 * math.prod(shape)) for blob, shape in enumerate(layer.weight_shapes)]
 
 
 def _channel_pieces(layer: Layer, tile_each: bool) -> Iterator[tuple[_Span, ...]]:
@@ -164,12 +167,7 @@ def _channel_pieces(layer: Layer, tile_each: bool) -> Iterator[tuple[_Span, ...]
     for begin in range(0, channels, step):
         end = min(begin + step, channels)
         yield from _bounded([_Span(layer.name, blob, begin * row, end * row) for blob, row in row_bytes.items()])
-    others = [
-        _Span(layer.name, blob, 0, 4 * math.prod(shape))
-        for blob, shape in enumerate(layer.weight_shapes)
-        if blob not in row_bytes
-    ]
-    if others:
+    if others := [span for span in _whole_blobs(layer) if span.blob not in row_bytes]:
         yield from _bounded(others)
 
 
@@ -210,12 +208,16 @@ def _encode(network: Network, weights: Weights) -> Iterator[bytes]:
                     yield bytes(coded)
                 at += size
             runs.append(Run(*span, frames=tuple(frames)))
-        every = [frame for run in runs for frame in run.frames]
-        sizes = (sum(frame.raw_bytes for frame in every), sum(frame.wire_bytes for frame in every))
-        made.append(WeightPiece(tuple(runs), *sizes, content.hexdigest()))
+        made.append(WeightPiece(tuple(runs), *_sizes(runs), content.hexdigest()))
     index = msgspec.json.encode(Index(digest(network, weights), tuple(made)))
     yield index
     yield _TAIL.pack(len(index), hashlib.sha256(index).digest())
+
+
+def _sizes(runs: Sequence[Run]) -> tuple[int, int]:
+    """The raw and the wire bytes of runs."""
+    frames = [frame for run in runs for frame in run.frames]
+    return sum(frame.raw_bytes for frame in frames), sum(frame.wire_bytes for frame in frames)
 
 
 def write(path: Path, network: Network, weights: Weights) -> None:
@@ -248,6 +250,10 @@ class Sidecar:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def wire_bytes(self) -> int:
+        return sum(piece.wire_bytes for piece in self.index.pieces)
 
     def close(self) -> None:
         """From now on all frames go raw."""
@@ -311,8 +317,7 @@ def _read_index(file: BinaryIO) -> Index:
         frames = [frame for run in piece.runs for frame in run.frames]
         if any(not _is_possible(frame) for frame in frames):
             raise _Damaged("a frame of an impossible size")
-        sizes = (sum(frame.raw_bytes for frame in frames), sum(frame.wire_bytes for frame in frames))
-        if sizes != (piece.raw_bytes, piece.wire_bytes) or piece.raw_bytes > PIECE_BYTES:
+        if _sizes(piece.runs) != (piece.raw_bytes, piece.wire_bytes) or piece.raw_bytes > PIECE_BYTES:
             raise _Damaged("a piece of an impossible size")
         frames_bytes += sum(frame.wire_bytes for frame in frames if frame.codec != coding.RAW)
     if len(MAGIC) + frames_bytes + index_bytes != tail_at:
@@ -377,7 +382,7 @@ def check(weights_file: Path, network: Network, weights: Weights | None = None) 
         every = [frame for blobs in sidecar.frames.values() for frames in blobs for frame in frames]
         if any(frame.read() is None for frame in every):
             return Found(DAMAGED)
-        return Found(VERIFIED, sum(piece.wire_bytes for piece in sidecar.index.pieces))
+        return Found(VERIFIED, sidecar.wire_bytes)
 
 
 def update(weights_file: Path, network: Network) -> Found:
@@ -391,17 +396,14 @@ def update(weights_file: Path, network: Network) -> Found:
     path = beside if os.access(beside.parent, os.W_OK) else elsewhere
     with locked(path.parent):
         found = check(weights_file, network, weights)
-        if found.state != VERIFIED:
-            write(path, network, weights)
-            found = replace(check(weights_file, network, weights), state=BUILT)
-    return found
+        if found.state == VERIFIED:
+            return found
+        write(path, network, weights)
+        with Sidecar(path, network, weights) as made:
+            return Found(BUILT, made.wire_bytes)
 
 
 def stage_wire_bytes(network: Network, frames: CodedFrames) -> list[int]:
     """What the weights of each stage have on the link, coded."""
     saved = {name: sum(f.raw_bytes - f.wire_bytes for blob in blobs for f in blob) for name, blobs in frames.items()}
-    return [
-        stage.weight_bytes
-        - sum(saved.get(layer.name, 0) for layer in network.layers[stage.first_layer : stage.last_layer + 1])
-        for stage in network.stages
-    ]
+    return [stage.weight_bytes - sum(saved.get(name, 0) for name in stage.layers) for stage in network.stages]

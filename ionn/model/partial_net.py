@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -143,10 +143,7 @@ def extract(
             (
                 layer,
                 slice_weights(network, piece, weights)[layer.name],
-                [
-                    list(_slice_frames(of_blob, blob, piece))
-                    for of_blob, blob in zip(frames.get(layer.name, ()), weights[layer.name], strict=False)
-                ],
+                _slice_frames(frames.get(layer.name, ()), weights[layer.name], piece),
             )
             for piece in slices
             for layer in _weighted(network, piece.stage, piece.stage)
@@ -155,12 +152,16 @@ def extract(
     return ExtractedPartition(nets, serialise_blobs(network.name, blobs))
 
 
-def _slice_frames(frames: Sequence[CodedFrame], blob: Floats, piece: Slice) -> Iterator[CodedFrame]:
-    """The frames of a blob that are all in a slice, where they are in the slice's blob."""
-    begin, end = (channel * blob[:1].nbytes for channel in (piece.begin, piece.end))
-    for frame in frames:
-        if begin <= frame.offset and frame.end <= end:
-            yield replace(frame, offset=frame.offset - begin)
+def _slice_frames(
+    frames: Sequence[Sequence[CodedFrame]], blobs: Sequence[Floats], piece: Slice
+) -> list[list[CodedFrame]]:
+    """The frames of each blob that are all in a slice, where they are in the slice's blob; nothing without frames."""
+    found = []
+    for of_blob, blob in zip(frames, blobs, strict=False):
+        begin, end = (channel * blob[:1].nbytes for channel in (piece.begin, piece.end))
+        inside = [frame for frame in of_blob if begin <= frame.offset and frame.end <= end]
+        found.append([replace(frame, offset=frame.offset - begin) for frame in inside])
+    return found
 
 
 def _is_whole(network: Network, piece: Slice) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ionn.costs.model_ratios import output_ratios, weight_ratios
 from ionn.errors import InputError
-from ionn.planning.grid import on_grid, time_on_grid
+from ionn.planning.grid import time_on_grid
 from ionn.schema import Natural, Real
 
 if TYPE_CHECKING:
@@ -100,12 +100,12 @@ def coded_transfers(
             coded = CodedTransfer(
                 boundary,
                 direction,
-                _on_grid(sender.encode_ms_per_mb * raw_bytes / 1e6),
-                _on_grid(wire_bytes / bytes_per_ms),
-                _on_grid(receiver.decode_ms_per_mb * raw_bytes / 1e6),
+                time_on_grid(sender.encode_ms_per_mb * raw_bytes / 1e6),
+                time_on_grid(wire_bytes / bytes_per_ms),
+                time_on_grid(receiver.decode_ms_per_mb * raw_bytes / 1e6),
                 wire_bytes,
             )
-            if coded.total_ms < _on_grid(raw_bytes / bytes_per_ms):
+            if coded.total_ms < time_on_grid(raw_bytes / bytes_per_ms):
                 yield coded
 
 
@@ -127,11 +127,11 @@ def coded_weights(
     for stage, wire_bytes in zip(network.stages, coded_bytes, strict=True):
         coded = CodedWeights(
             stage.index,
-            _on_grid(wire_bytes / bytes_per_ms),
-            _on_grid(server.decode_ms_per_mb * stage.weight_bytes / 1e6),
+            time_on_grid(wire_bytes / bytes_per_ms),
+            time_on_grid(server.decode_ms_per_mb * stage.weight_bytes / 1e6),
             wire_bytes,
         )
-        if coded.total_ms < _on_grid(stage.weight_bytes / bytes_per_ms):
+        if coded.total_ms < time_on_grid(stage.weight_bytes / bytes_per_ms):
             yield coded
 
 
@@ -141,11 +141,6 @@ def _wire_bytes(network: Network, first: int, last: int, ratios: NDArray[np.floa
         math.ceil(layer.weight_bytes * (1.0 if math.isnan(ratio) else ratio))
         for layer, ratio in zip(network.layers[first : last + 1], ratios[first : last + 1].tolist(), strict=True)
     )
-
-
-def _on_grid(ms: float) -> float:
-    """Also what is not finite."""
-    return float(on_grid(ms))
 
 
 def check_coded(

@@ -5,6 +5,8 @@ Sums of such numbers are exact in float64 up to six days, so what gains nothing 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,4 +19,6 @@ def on_grid(ms: ArrayLike) -> NDArray[np.float64]:
 
 
 def time_on_grid(ms: float) -> float:
-    return round(ms * _PER_MS) / _PER_MS
+    """As `on_grid`, and ten times as fast for a single one."""
+    count = ms * _PER_MS
+    return round(count) / _PER_MS if math.isfinite(count) else count

@@ -44,14 +44,20 @@ def run_virtual(info: RunInfo) -> Trace:
 
 class _TimedLeg(NamedTuple):
     """A leg of a route and its times: features go up, it computes, results come down (neither for a leg at the client).
-    A stage at both sides is a `split`. `transfers` are all that cross the link."""
+    A stage at both sides is a `split`."""
 
     leg: Leg
     up: Transfer
     compute_ms: float
     down: Transfer
     split: Split | None
-    transfers: tuple[Transfer, ...]
+
+    @property
+    def transfers(self) -> tuple[Transfer, Transfer]:
+        """All that cross the link."""
+        if self.split is None:
+            return self.up, self.down
+        return self.split.transfers(self.leg.from_server, self.leg.to_server)
 
 
 _NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
@@ -174,13 +180,12 @@ class VirtualSession:
         graph = self._graph
         run = slice(leg.first, leg.last + 1)
         if leg.where == "client":
-            return _TimedLeg(leg, _NOTHING, float(graph.client_ms[run].sum()), _NOTHING, None, ())
+            return _TimedLeg(leg, _NOTHING, float(graph.client_ms[run].sum()), _NOTHING, None)
         if leg.where == "both":
-            split = graph.split(leg.first, channels_of(uploaded)[leg.first])
-            return _TimedLeg(leg, _NOTHING, 0.0, _NOTHING, split, split.transfers(leg.from_server, leg.to_server))
+            return _TimedLeg(leg, _NOTHING, 0.0, _NOTHING, graph.split(leg.first, channels_of(uploaded)[leg.first]))
         up = _NOTHING if leg.from_server else graph.transfer(leg.first, UP)
         down = _NOTHING if leg.to_server else graph.transfer(leg.last + 1, DOWN)
-        return _TimedLeg(leg, up, float(graph.server_ms[run].sum()), down, None, (up, down))
+        return _TimedLeg(leg, up, float(graph.server_ms[run].sum()), down, None)
 
     def _send_features(self, work_ms: float) -> None:
         while work_ms > 0 and len(self._end_ms) < len(self._pieces):

@@ -48,7 +48,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
         plots.append(figure.axes[0])
         return []
 
-    monkeypatch.setattr(ionn.evaluation.figures, "_save", keep)
+    monkeypatch.setattr(ionn.evaluation.figures, "save_png_and_pdf", keep)
     return plots
 
 
