@@ -202,7 +202,8 @@ def _runs_text(traces: list[Trace]) -> str:
         )
         if row["window_s"] is not None:
             lines.append(
-                f"    in {row['window_s']:g} s: {row['queries_in_window']} queries of {trace.mean_ms_in_window:.1f} ms"
+                f"    in {row['window_s']:g} s: {row['queries_in_window']} queries"
+                + (f" of {row['mean_ms_in_window']:.1f} ms" if row["queries_in_window"] else "")
             )
     return "\n".join(lines)
 
