@@ -30,12 +30,11 @@ from ionn.protocol import messages
 from ionn.protocol.blobs import make_payload, read_payload
 from ionn.records import QueryRecord
 from ionn.testbed import runner
-from tests.support.forward import boundary_blobs
+from tests.support.forward import Weights, boundary_blobs
 from tests.support.raw import Raw, upload_messages
 from tests.support.runs import run_live
 from tests.support.world import Server, wait_for
 
-Weights = dict[str, tuple[np.ndarray, ...]]
 MBPS = 8.0
 
 

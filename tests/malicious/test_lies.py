@@ -34,7 +34,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import PLANNERS
 from ionn.planning.slice_costs import SlicePlan
 from tests.malicious.hostile import GRAPH, NETWORK, PATIENT, SLICES, WEIGHTS
-from tests.support.forward import Weights
+from tests.support.forward import Weights, random_weights
 from tests.support.liar import Liar, Lie, honest
 from tests.support.nets import network_of
 from tests.support.world import WAIT_S, Link, Server, wait_for
@@ -491,12 +491,7 @@ JOINED = network_of(
     "Softmax",
     shape="dim: 1 dim: 64 dim: 32 dim: 32",
 )
-_rng = np.random.default_rng(7)
-JOINED_WEIGHTS: Weights = {
-    layer.name: tuple(_rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
-    for layer in JOINED.layers
-    if layer.weight_shapes
-}
+JOINED_WEIGHTS = random_weights(JOINED, scale=0.05)
 JOINED_GRAPH = ExecutionGraph(
     stages=tuple(stage.name for stage in JOINED.stages), client_ms=np.full(4, 200.0), server_ms=np.ones(4),
     upload_ms=np.ones(4), load_ms=np.zeros(4), up_ms=np.array([1, 1, 100, 1, 1.0]), down_ms=np.ones(5),
@@ -590,12 +585,7 @@ def sliceable(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "Softmax",
         shape="dim: 1 dim: 32 dim: 14 dim: 14",
     )
-    rng = np.random.default_rng(7)
-    weights = {
-        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
-        for layer in network.layers
-        if layer.weight_shapes
-    }
+    weights = random_weights(network, scale=0.05)
     folder = tmp_path_factory.mktemp("sliceable")
     path = folder / "net.prototxt"
     path.write_text(extract_net(network, 0, len(network.stages) - 1).prototxt)
