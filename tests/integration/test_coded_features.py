@@ -31,7 +31,7 @@ from ionn.protocol.blobs import make_payload, read_payload
 from ionn.records import QueryRecord
 from ionn.testbed import runner
 from tests.support.forward import Weights, boundary_blobs
-from tests.support.raw import Raw, upload_messages
+from tests.support.raw import Raw
 from tests.support.runs import run_live
 from tests.support.world import Server, wait_for
 
@@ -138,9 +138,7 @@ def uploaded(server: Server, tiny: Network, tiny_weights: Weights, codecs: tuple
         welcome = raw.ask(raw.control, messages.Hello(messages.PROTOCOL, "control", raw.session, codecs))
         assert isinstance(welcome, messages.Welcome)
         assert welcome.codecs == (coding.PLANES,)
-        header, chunks, end = upload_messages(extract(tiny, [1], tiny_weights))
-        for message in (header, *chunks, end):
-            assert not isinstance(raw.ask(raw.control, message), messages.Error)
+        raw.upload(extract(tiny, [1], tiny_weights))
         yield raw
 
 

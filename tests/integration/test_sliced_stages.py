@@ -362,11 +362,7 @@ def raw(steady: Server) -> Iterator[Raw]:
 
 
 def send(raw: Raw, pieces: Sequence[Piece], index: int) -> None:
-    header, chunks, end = upload_messages(extract(NETWORK, pieces, WEIGHTS), index)
-    for message in (header, *chunks, end):
-        answer = raw.ask(raw.control, message)
-        assert not isinstance(answer, messages.Error), answer
-    assert answer == messages.Ready(index)
+    raw.upload(extract(NETWORK, pieces, WEIGHTS), index)
 
 
 def answered(raw: Raw, message: messages.Message) -> messages.Result:
