@@ -85,6 +85,13 @@ def tiny_files(tiny: Network, tiny_weights: Weights, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def evidence_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where audits keep the evidence of lies: nothing goes to the user's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "ionn" / "audit"
+
+
+@pytest.fixture
 def slow_client(tiny: Network, tmp_path: Path) -> str:
     """A device on which every layer takes 3 ms: offloading pays at once, stage after stage."""
     path = tmp_path / "slow.txt"
