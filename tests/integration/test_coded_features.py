@@ -33,7 +33,7 @@ from ionn.testbed import runner
 from tests.support.forward import Weights, boundary_blobs
 from tests.support.raw import Raw
 from tests.support.runs import run_live
-from tests.support.world import Server, wait_for
+from tests.support.world import Server, connected, wait_for
 
 MBPS = 8.0
 
@@ -217,6 +217,15 @@ def test_a_session_that_is_gone_on_with_takes_the_codecs_of_its_new_connection(
     assert result.codecs == ()
 
 
+@contextlib.contextmanager
+def client_of(server: Server, tiny: Network, tiny_weights: Weights) -> Iterator[Client]:
+    """A client that has uploaded stage 1 of the tiny network."""
+    with connected(server.address, None) as client:
+        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
+        assert upload.wait_ready(1, 30)
+        yield client
+
+
 def test_to_a_server_without_codecs_all_goes_raw(
     server: Server, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,42 +235,29 @@ def test_to_a_server_without_codecs_all_goes_raw(
         return dataclasses.replace(hello(*given), codecs=())
 
     monkeypatch.setattr(Connection, "hello", without)
-    client = Client(server.address)
-    try:
-        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
-        assert upload.wait_ready(1, 30)
+    with client_of(server, tiny, tiny_weights) as client:
         with client.query() as exchange:
             wanted = Wanted(tiny.stages[1].output_shapes, Coding())
             outputs, result = exchange.result(exchange.run(1, 1, blobs[1], Coding(), wanted))
             assert exchange.wire_bytes == exchange.raw_bytes == blobs[1].nbytes + blobs[2].nbytes
         assert result.codecs == ()
         assert outputs[0].tobytes() == blobs[2].tobytes()
-    finally:
-        client.close()
 
 
 def test_results_of_other_shapes_than_wanted_are_refused(
     server: Server, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
-    client = Client(server.address)
-    try:
-        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
-        assert upload.wait_ready(1, 30)
+    with client_of(server, tiny, tiny_weights) as client:
         with pytest.raises(ProtocolError, match="it has other shapes"), client.query() as exchange:
             exchange.result(exchange.run(1, 1, blobs[1], wanted=Wanted([(1, 2, 3)])))
         wait_for(lambda: client.fault is None, "the next connection")
-    finally:
-        client.close()
 
 
 def test_a_paced_client_codes_at_its_pace(
     server: Server, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
     """Its coding takes at least so long; and what it took longer is counted."""
-    client = Client(server.address)
-    try:
-        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
-        assert upload.wait_ready(1, 30)
+    with client_of(server, tiny, tiny_weights) as client:
         with client.query() as exchange:
             wanted = Wanted(tiny.stages[1].output_shapes, Coding(pace_ms=30.0))
             exchange.result(exchange.run(1, 1, blobs[1], Coding(pace_ms=0.0), wanted))
@@ -271,5 +267,3 @@ def test_a_paced_client_codes_at_its_pace(
         with client.query() as exchange:
             exchange.result(exchange.run(1, 1, blobs[1], Coding(), Wanted(tiny.stages[1].output_shapes, Coding())))
         assert not exchange.paced
-    finally:
-        client.close()
