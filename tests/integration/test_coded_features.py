@@ -166,14 +166,17 @@ def test_results_are_coded_for_who_asks_and_can_decode(
 
 
 def test_what_does_not_shrink_goes_raw_both_ways(server: Server, tiny: Network, tiny_weights: Weights) -> None:
-    noise = np.random.default_rng(3).integers(0, 2**32, tiny.stages[1].input_shape, np.uint32).view(np.float32)
-    noise = np.nan_to_num(noise)
-    sent = make_payload([noise], coded=True)
+    """Random bits go up, and of the last inner product ten numbers come down."""
+    last = tiny.stages[5]
+    noise = np.random.default_rng(3).integers(0, 2**32, last.input_shape, np.uint32).view(np.float32)
+    sent = make_payload([np.nan_to_num(noise)], coded=True)
     assert sent.codecs == ("raw",)
     with uploaded(server, tiny, tiny_weights, ("planes",)) as raw:
-        result = raw.ask(raw.control, messages.Query(1, 1, 1, sent.frames, sent.codecs, True))
+        raw.upload(extract(tiny, [5], tiny_weights), 1)
+        result = raw.ask(raw.control, messages.Query(1, 5, 5, sent.frames, sent.codecs, True))
     assert isinstance(result, messages.Result)
-    assert len(result.codecs) == 1
+    assert result.codecs == ("raw",)
+    assert len(result.payload[0]) == 4 * 10
 
 
 REFUSED: dict[str, tuple[Callable[[bytes], Any], str]] = {
