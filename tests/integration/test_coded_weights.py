@@ -32,13 +32,7 @@ def weights_file(tiny: Network, tiny_files: Path) -> Path:
 
 
 def uploaded(
-    network: Network,
-    weights: Weights,
-    path: Path,
-    address: str,
-    client: str,
-    coding: str,
-    mbps: float = MBPS,
+    network: Network, weights: Weights, path: Path, address: str, client: str, coding: str, mbps: float = MBPS
 ) -> tuple[Offloading, list[PartitionRecord]]:
     """An upload that has ended, after which the server answers what the client computes."""
     net = engine.load_network(network, weights)
