@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -17,6 +16,7 @@ from ionn.model.network import Network
 from ionn.planning import planners
 from ionn.planning.graph import ExecutionGraph
 from tests.support.command import serving
+from tests.support.forward import Weights, random_weights
 from tests.support.world import World
 
 # A busy machine is slow at times; that says nothing about the code.
@@ -69,17 +69,12 @@ def tiny() -> Network:
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tiny: Network) -> dict[str, tuple[np.ndarray, ...]]:
-    rng = np.random.default_rng(7)
-    return {
-        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.1 for shape in layer.weight_shapes)
-        for layer in tiny.layers
-        if layer.weight_shapes
-    }
+def tiny_weights(tiny: Network) -> Weights:
+    return random_weights(tiny, scale=0.1)
 
 
 @pytest.fixture
-def tiny_files(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], tmp_path: Path) -> Path:
+def tiny_files(tiny: Network, tiny_weights: Weights, tmp_path: Path) -> Path:
     """tiny.prototxt, with tiny.caffemodel beside it."""
     from ionn.model.caffemodel import serialise
 
@@ -87,6 +82,13 @@ def tiny_files(tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], t
     path.write_text(TINY)
     path.with_suffix(".caffemodel").write_bytes(serialise("tiny", tiny.layers, tiny_weights).tobytes())
     return path
+
+
+@pytest.fixture
+def evidence_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where audits keep the evidence of lies: nothing goes to the user's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "ionn" / "audit"
 
 
 @pytest.fixture
@@ -98,9 +100,7 @@ def slow_client(tiny: Network, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def world(
-    tiny: Network, tiny_weights: dict[str, tuple[np.ndarray, ...]], tmp_path_factory: pytest.TempPathFactory
-) -> World:
+def world(tiny: Network, tiny_weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> World:
     slow = tmp_path_factory.mktemp("costs") / "slow.txt"
     slow.write_text("".join(f"{layer.index} {layer.name} 3.0\n" for layer in tiny.layers))
     costs = load_costs(str(slow)), load_costs("gtx1080ti")

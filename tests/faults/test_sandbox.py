@@ -17,13 +17,12 @@ import pytest
 
 from ionn.protocol import messages
 from ionn.server import sandbox
-from tests.strangers.peers import Stranger, ask, message
+from tests.strangers.peers import HELLO, Stranger, ask, begin_session, message, welcome
 from tests.support.command import ionn as command
 from tests.support.hostile_sessions.sitecustomize import HIJACK
 from tests.support.world import Server, World, wait_for
 
 HOOK = Path(__file__).resolve().parents[1] / "support" / "hostile_sessions"
-HELLO = messages.Hello(messages.PROTOCOL, role="control")
 
 DENIED = {"EACCES", "EPERM"}
 KILLED = {"SIGSYS"}
@@ -189,10 +188,7 @@ class Hijacked:
     """A session whose client can run Python code in its process."""
 
     def __init__(self, server: Server, secret: Path, peer: Stranger, sibling: int) -> None:
-        before = server.session_processes()
-        peer.shake_hands()
-        assert isinstance(ask(peer, HELLO), messages.Welcome)
-        (self.process,) = server.session_processes() - before
+        _, self.process = begin_session(server, peer)
         self._peer = peer
         (forks,) = server.helpers()
         links = {int(link.name): os.readlink(link) for link in Path(f"/proc/{self.process}/fd").iterdir()}
@@ -256,11 +252,8 @@ def secret(tmp_path: Path) -> Path:
 @pytest.fixture
 def sibling(locked: Server) -> Iterator[tuple[Stranger, int]]:
     """Another client's session, and its process."""
-    before = locked.session_processes()
     with Stranger(locked.address, 3) as peer:
-        peer.shake_hands()
-        assert isinstance(ask(peer, HELLO), messages.Welcome)
-        (process,) = locked.session_processes() - before
+        _, process = begin_session(locked, peer)
         yield peer, process
         assert isinstance(ask(peer, messages.Ping()), messages.Pong)
         peer.send(message(messages.Bye()))
@@ -350,8 +343,7 @@ def test_a_log_that_nobody_reads_holds_up_nobody(world: World, secret: Path) -> 
         # The lines of sessions fill the rest.
         for _ in range(200):
             with Stranger(server.address) as peer:
-                peer.shake_hands()
-                assert isinstance(ask(peer, HELLO), messages.Welcome)
+                welcome(peer)
                 peer.send(message(messages.Bye()))
         world.check_health(server.address)
 
@@ -371,15 +363,20 @@ def test_an_answer_without_end_to_nobody_is_ended(secret: Path) -> None:
         wait_for(lambda: hijacked.process not in server.session_processes(), "the end of the session")
 
 
-@pytest.mark.parametrize("limit", ["fsize=10000000", "as=1500000000", "data=1500000000", "nofile=3000"])
-def test_limits_of_the_servers_own(limit: str, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the system holds the server to may be less than a session would have."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec prlimit --{limit} {sys.executable} "$@"\n')
+def server_by(script: str, folder: Path) -> Server:
+    """A server that this shell script starts in Python's place."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o700)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(python))
-        server = Server()
+        return Server()
+
+
+@pytest.mark.parametrize("limit", ["fsize=10000000", "as=1500000000", "data=1500000000", "nofile=3000"])
+def test_limits_of_the_servers_own(limit: str, world: World, tmp_path: Path) -> None:
+    """What the system holds the server to may be less than a session would have."""
+    server = server_by(f'exec prlimit --{limit} {sys.executable} "$@"', tmp_path)
     world.check_health(server.address)
     server.end_well()
 
@@ -396,14 +393,9 @@ sys.exit(main())
 """
 
 
-def test_where_the_kernel_has_no_landlock(world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_the_kernel_has_no_landlock(world: World, tmp_path: Path) -> None:
     """It says so, and does what it can."""
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nshift 2\nexec {sys.executable} -c '{WITHOUT_LANDLOCK}' \"$@\"\n")
-    python.chmod(0o700)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", str(python))
-        server = Server()
+    server = server_by(f"shift 2\nexec {sys.executable} -c '{WITHOUT_LANDLOCK}' \"$@\"", tmp_path)
     world.check_health(server.address)
     with Stranger(server.address) as peer:
         peer.shake_hands()

@@ -18,7 +18,7 @@ from ionn.client.connection import ping
 from ionn.client.session import FAULTS, Client
 from ionn.errors import InputError, ServerError
 from ionn.model.network import Network
-from ionn.model.partial_net import ExtractedPartition, extract
+from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionHeader
 from tests.support.raw import Raw, upload_messages
@@ -39,12 +39,6 @@ def error(raw: Raw, *sent: messages.Message | list[bytes]) -> messages.Error:
 
 def alive(raw: Raw) -> bool:
     return isinstance(raw.ask(raw.control, messages.Ping()), messages.Pong)
-
-
-def send_all(raw: Raw, partition: ExtractedPartition) -> None:
-    header, chunks, end = upload_messages(partition)
-    for message in (header, *chunks, end):
-        assert not isinstance(raw.ask(raw.control, message), messages.Error)
 
 
 def net_header(text: str) -> PartitionHeader:
@@ -104,7 +98,7 @@ def test_two_clients_with_one_identity(steady: Server, world: World) -> None:
 
 def test_a_partition_is_taken_once(raw: Raw, world: World) -> None:
     header, chunks, end = upload_messages(world.partitions[0])
-    send_all(raw, world.partitions[0])
+    raw.upload(world.partitions[0])
     renamed = dataclasses.replace(header, partition=7)
     assert "announced before" in error(raw, header).message
     assert "stage 1 was uploaded before" in error(raw, renamed).message
@@ -409,7 +403,7 @@ def _exists(pid: int) -> bool:
 def test_sigterm_lets_a_running_query_finish(world: World) -> None:
     server = Server()
     with Raw(server.address) as raw:
-        send_all(raw, world.partitions[0])
+        raw.upload(world.partitions[0])
         (process,) = server.session_processes()
         os.kill(process, signal.SIGSTOP)
         raw.control.send_multipart(messages.Query(1, 1, 1, (world.input_of(1).tobytes(),)).frames())

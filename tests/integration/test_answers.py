@@ -73,11 +73,7 @@ def sessions() -> Iterator[Sessions]:
 
 def some_numbers(network: Network, seed: int) -> tuple[Weights, list[np.ndarray]]:
     rng = np.random.default_rng(seed)
-    weights = {
-        layer.name: some_weights(rng, layer.type, layer.weight_shapes)
-        for layer in network.layers
-        if layer.weight_shapes
-    }
+    weights = some_weights(rng, network)
     return weights, [some_floats(rng, network.input_shape) for _ in range(INPUTS)]
 
 

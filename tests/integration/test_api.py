@@ -30,7 +30,7 @@ from ionn.model.inputs import PHOTOGRAPHS, image_input, natural_images
 from ionn.model.network import Network
 from ionn.testbed import processes
 from tests.support.command import ionn as command
-from tests.support.forward import Weights
+from tests.support.forward import Weights, random_weights
 from tests.support.world import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,12 +187,7 @@ def test_a_sliced_plan_is_made_while_queries_run(
     """Which takes Caffe itself, to see that the slices are exact."""
     wide = tiny_files.read_text().replace("num_output: 400", "num_output: 6000")
     network = Network.from_text(wide, "wide")
-    rng = np.random.default_rng(7)
-    weights = {
-        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.1 for shape in layer.weight_shapes)
-        for layer in network.layers
-        if layer.weight_shapes
-    }
+    weights = random_weights(network, scale=0.1)
     path = tmp_path / "wide.prototxt"
     path.write_text(wide)
     path.with_suffix(".caffemodel").write_bytes(serialise("wide", network.layers, weights).tobytes())

@@ -30,12 +30,11 @@ from ionn.protocol import messages
 from ionn.protocol.blobs import make_payload, read_payload
 from ionn.records import QueryRecord
 from ionn.testbed import runner
-from tests.support.forward import boundary_blobs
-from tests.support.raw import Raw, upload_messages
+from tests.support.forward import Weights, boundary_blobs
+from tests.support.raw import Raw
 from tests.support.runs import run_live
-from tests.support.world import Server, wait_for
+from tests.support.world import Server, connected, wait_for
 
-Weights = dict[str, tuple[np.ndarray, ...]]
 MBPS = 8.0
 
 
@@ -139,9 +138,7 @@ def uploaded(server: Server, tiny: Network, tiny_weights: Weights, codecs: tuple
         welcome = raw.ask(raw.control, messages.Hello(messages.PROTOCOL, "control", raw.session, codecs))
         assert isinstance(welcome, messages.Welcome)
         assert welcome.codecs == (coding.PLANES,)
-        header, chunks, end = upload_messages(extract(tiny, [1], tiny_weights))
-        for message in (header, *chunks, end):
-            assert not isinstance(raw.ask(raw.control, message), messages.Error)
+        raw.upload(extract(tiny, [1], tiny_weights))
         yield raw
 
 
@@ -169,14 +166,17 @@ def test_results_are_coded_for_who_asks_and_can_decode(
 
 
 def test_what_does_not_shrink_goes_raw_both_ways(server: Server, tiny: Network, tiny_weights: Weights) -> None:
-    noise = np.random.default_rng(3).integers(0, 2**32, tiny.stages[1].input_shape, np.uint32).view(np.float32)
-    noise = np.nan_to_num(noise)
-    sent = make_payload([noise], coded=True)
+    """Random bits go up, and of the last inner product ten numbers come down."""
+    last = tiny.stages[5]
+    noise = np.random.default_rng(3).integers(0, 2**32, last.input_shape, np.uint32).view(np.float32)
+    sent = make_payload([np.nan_to_num(noise)], coded=True)
     assert sent.codecs == ("raw",)
     with uploaded(server, tiny, tiny_weights, ("planes",)) as raw:
-        result = raw.ask(raw.control, messages.Query(1, 1, 1, sent.frames, sent.codecs, True))
+        raw.upload(extract(tiny, [5], tiny_weights), 1)
+        result = raw.ask(raw.control, messages.Query(1, 5, 5, sent.frames, sent.codecs, True))
     assert isinstance(result, messages.Result)
-    assert len(result.codecs) == 1
+    assert result.codecs == ("raw",)
+    assert len(result.payload[0]) == 4 * 10
 
 
 REFUSED: dict[str, tuple[Callable[[bytes], Any], str]] = {
@@ -220,6 +220,15 @@ def test_a_session_that_is_gone_on_with_takes_the_codecs_of_its_new_connection(
     assert result.codecs == ()
 
 
+@contextlib.contextmanager
+def client_of(server: Server, tiny: Network, tiny_weights: Weights) -> Iterator[Client]:
+    """A client that has uploaded stage 1 of the tiny network."""
+    with connected(server.address, None) as client:
+        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
+        assert upload.wait_ready(1, 30)
+        yield client
+
+
 def test_to_a_server_without_codecs_all_goes_raw(
     server: Server, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,42 +238,29 @@ def test_to_a_server_without_codecs_all_goes_raw(
         return dataclasses.replace(hello(*given), codecs=())
 
     monkeypatch.setattr(Connection, "hello", without)
-    client = Client(server.address)
-    try:
-        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
-        assert upload.wait_ready(1, 30)
+    with client_of(server, tiny, tiny_weights) as client:
         with client.query() as exchange:
             wanted = Wanted(tiny.stages[1].output_shapes, Coding())
             outputs, result = exchange.result(exchange.run(1, 1, blobs[1], Coding(), wanted))
             assert exchange.wire_bytes == exchange.raw_bytes == blobs[1].nbytes + blobs[2].nbytes
         assert result.codecs == ()
         assert outputs[0].tobytes() == blobs[2].tobytes()
-    finally:
-        client.close()
 
 
 def test_results_of_other_shapes_than_wanted_are_refused(
     server: Server, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
-    client = Client(server.address)
-    try:
-        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
-        assert upload.wait_ready(1, 30)
+    with client_of(server, tiny, tiny_weights) as client:
         with pytest.raises(ProtocolError, match="it has other shapes"), client.query() as exchange:
             exchange.result(exchange.run(1, 1, blobs[1], wanted=Wanted([(1, 2, 3)])))
         wait_for(lambda: client.fault is None, "the next connection")
-    finally:
-        client.close()
 
 
 def test_a_paced_client_codes_at_its_pace(
     server: Server, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
     """Its coding takes at least so long; and what it took longer is counted."""
-    client = Client(server.address)
-    try:
-        upload = client.start_upload([extract(tiny, [1], tiny_weights)], lambda: 0.0)
-        assert upload.wait_ready(1, 30)
+    with client_of(server, tiny, tiny_weights) as client:
         with client.query() as exchange:
             wanted = Wanted(tiny.stages[1].output_shapes, Coding(pace_ms=30.0))
             exchange.result(exchange.run(1, 1, blobs[1], Coding(pace_ms=0.0), wanted))
@@ -274,5 +270,3 @@ def test_a_paced_client_codes_at_its_pace(
         with client.query() as exchange:
             exchange.result(exchange.run(1, 1, blobs[1], Coding(), Wanted(tiny.stages[1].output_shapes, Coding())))
         assert not exchange.paced
-    finally:
-        client.close()

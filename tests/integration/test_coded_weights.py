@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ionn.client.offloading import Offloading, open_offloading
@@ -20,6 +17,8 @@ from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
 from ionn.model.slices import stage_of
 from ionn.records import PartitionRecord
+from tests.support.command import ionn
+from tests.support.forward import Weights
 from tests.support.world import wait_for
 
 MBPS = 8.0
@@ -33,13 +32,7 @@ def weights_file(tiny: Network, tiny_files: Path) -> Path:
 
 
 def uploaded(
-    network: Network,
-    weights: dict[str, tuple[np.ndarray, ...]],
-    path: Path,
-    address: str,
-    client: str,
-    coding: str,
-    mbps: float = MBPS,
+    network: Network, weights: Weights, path: Path, address: str, client: str, coding: str, mbps: float = MBPS
 ) -> tuple[Offloading, list[PartitionRecord]]:
     """An upload that has ended, after which the server answers what the client computes."""
     net = engine.load_network(network, weights)
@@ -61,7 +54,7 @@ def uploaded(
 
 def test_an_upload_goes_coded_where_that_pays(
     tiny: Network,
-    tiny_weights: dict[str, tuple[np.ndarray, ...]],
+    tiny_weights: Weights,
     weights_file: Path,
     server: str,
     slow_client: str,
@@ -87,7 +80,7 @@ def test_an_upload_goes_coded_where_that_pays(
 def test_an_upload_goes_raw(
     why: str,
     tiny: Network,
-    tiny_weights: dict[str, tuple[np.ndarray, ...]],
+    tiny_weights: Weights,
     weights_file: Path,
     server: str,
     slow_client: str,
@@ -118,18 +111,13 @@ def test_an_upload_goes_raw(
     assert bool(said) == (why in ("other weights", "damaged"))
 
 
-def models(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ionn", "models", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_the_command_codes_and_checks_weights(tiny: Network, tiny_files: Path) -> None:
     """Those of the user's own network, whose caffemodel it leaves alone."""
     sidecar, _ = sidecar_paths(tiny_files.with_suffix(".caffemodel"))
     before = tiny_files.with_suffix(".caffemodel").read_bytes()
 
     def state(*arguments: str) -> tuple[str, int | None]:
-        done = models(*arguments, tiny_files, "--json")
+        done = ionn("models", *arguments, tiny_files, "--json")
         assert done.stderr == ""
         (row,) = json.loads(done.stdout)["models"]
         assert row["weights"] == "not built by ionn"
@@ -143,7 +131,7 @@ def test_the_command_codes_and_checks_weights(tiny: Network, tiny_files: Path) -
     assert coded_bytes < sum(stage.weight_bytes for stage in tiny.stages)
     assert state() == state("--build") == ("verified", coded_bytes)
     sidecar.write_bytes(sidecar.read_bytes()[:-1])
-    done = models(tiny_files)
+    done = ionn("models", tiny_files)
     assert done.returncode == 1
     assert done.stderr == f"ionn: damaged weights: 'ionn models --build {tiny_files}' builds them again\n"
     assert state("--build") == ("built", coded_bytes)

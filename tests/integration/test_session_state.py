@@ -15,20 +15,11 @@ from ionn.model.slices import Piece, Slice
 from ionn.protocol import messages
 from ionn.server.limits import Limits
 from ionn.server.worker import SessionState
+from tests.support.forward import random_weights
 from tests.support.nets import network_of
 from tests.support.raw import upload_messages
 
-Weights = dict[str, tuple[np.ndarray, ...]]
 FC = "InnerProduct inner_product_param { num_output: %d }"
-
-
-def weights_of(network: Network) -> Weights:
-    rng = np.random.default_rng(1)
-    return {
-        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
-        for layer in network.layers
-        if layer.weight_shapes
-    }
 
 
 def session(**limits: float) -> SessionState:
@@ -47,7 +38,7 @@ def send(state: SessionState, partition: ExtractedPartition, index: int, finish:
 
 
 def part_of(network: Network, pieces: Sequence[Piece]) -> ExtractedPartition:
-    return extract(network, pieces, weights_of(network))
+    return extract(network, pieces, random_weights(network))
 
 
 def moved(partition: ExtractedPartition, by: int) -> ExtractedPartition:

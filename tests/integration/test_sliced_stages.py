@@ -38,12 +38,11 @@ from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace
 from tests.support.chains import coded_everywhere
+from tests.support.forward import Weights, random_weights
 from tests.support.nets import network_of
 from tests.support.raw import Raw, upload_messages
 from tests.support.runs import run_live
 from tests.support.world import SHORT, WAIT_S, Server, Wire, connected, recover, wait_for
-
-Weights = dict[str, tuple[np.ndarray, ...]]
 
 # Stages: 0 the input, 1 a convolution, 2 a pooling, 3 an inner product in slices, 4 another one, 5 the softmax.
 NETWORK = network_of(
@@ -61,18 +60,7 @@ ENDS = (144, 288, 432, 600)
 # As small as slices are cut: smaller ones are not exact where OpenBLAS has kernels for small products.
 SLICES = [Slice(FC, begin, end) for begin, end in zip((0, *ENDS), ENDS, strict=False)]
 CONV_SLICES = [Slice(CONV, 0, 96), Slice(CONV, 96, 200)]
-
-
-def weights_of(network: Network) -> Weights:
-    rng = np.random.default_rng(7)
-    return {
-        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
-        for layer in network.layers
-        if layer.weight_shapes
-    }
-
-
-WEIGHTS = weights_of(NETWORK)
+WEIGHTS = random_weights(NETWORK, scale=0.05)
 
 
 def graph_of(network: Network, cuts: Sequence[SlicePlan]) -> ExecutionGraph:
@@ -244,7 +232,7 @@ def test_two_stages_in_part_one_after_the_other(steady: Server) -> None:
         "Softmax",
         shape="dim: 1 dim: 64 dim: 32 dim: 32",
     )
-    n, weights = len(network.stages), weights_of(network)
+    n, weights = len(network.stages), random_weights(network, scale=0.05)
     graph = ExecutionGraph(
         stages=tuple(stage.name for stage in network.stages), client_ms=np.full(n, 200.0), server_ms=np.ones(n),
         upload_ms=np.ones(n), load_ms=np.zeros(n), up_ms=np.array([1, 1, 100, 1, 1.0]), down_ms=np.ones(n + 1),
@@ -374,11 +362,7 @@ def raw(steady: Server) -> Iterator[Raw]:
 
 
 def send(raw: Raw, pieces: Sequence[Piece], index: int) -> None:
-    header, chunks, end = upload_messages(extract(NETWORK, pieces, WEIGHTS), index)
-    for message in (header, *chunks, end):
-        answer = raw.ask(raw.control, message)
-        assert not isinstance(answer, messages.Error), answer
-    assert answer == messages.Ready(index)
+    raw.upload(extract(NETWORK, pieces, WEIGHTS), index)
 
 
 def answered(raw: Raw, message: messages.Message) -> messages.Result:
@@ -512,7 +496,7 @@ def test_a_slice_that_is_damaged_is_sent_again(raw: Raw, blobs: list[np.ndarray]
 def test_the_whole_counts_with_the_first_slice() -> None:
     """A stage of 28 MB in slices of 6 and 22 MB: nobody gets more memory by sending it in slices."""
     network = network_of("InnerProduct inner_product_param { num_output: 7000 }", shape="dim: 1 dim: 1000")
-    weights = weights_of(network)
+    weights = random_weights(network, scale=0.05)
     server = Server("--weights-mb", "29", "--memory-mb", "45")
     with Raw(server.address) as raw:
         small, large = (upload_messages(extract(network, [piece], weights), index) for index, piece in

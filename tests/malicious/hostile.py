@@ -29,6 +29,7 @@ from ionn.protocol import messages
 from ionn.protocol.blobs import make_payload, read_payload
 from ionn.testbed.live_session import LiveSession
 from tests.support.chains import coded_everywhere
+from tests.support.forward import random_weights
 from tests.support.nets import network_of
 
 WAIT_S = 30.0
@@ -49,18 +50,7 @@ NETWORK = network_of(
 SLICES = [Slice(3, 0, 48), Slice(3, 48, 96)]
 # A query is a Query, a Part, a Join and a Query then.
 PIECES: list[list[Piece]] = [[1, 2, SLICES[0]], [4]]
-
-
-def _weights() -> dict[str, tuple[Floats, ...]]:
-    rng = np.random.default_rng(7)
-    return {
-        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
-        for layer in NETWORK.layers
-        if layer.weight_shapes
-    }
-
-
-WEIGHTS = _weights()
+WEIGHTS = random_weights(NETWORK, scale=0.05)
 N = len(NETWORK.stages)
 GRAPH = ExecutionGraph(
     stages=tuple(stage.name for stage in NETWORK.stages),

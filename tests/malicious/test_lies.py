@@ -8,9 +8,8 @@ import os
 import secrets
 import stat
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,17 +33,13 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import PLANNERS
 from ionn.planning.slice_costs import SlicePlan
 from tests.malicious.hostile import GRAPH, NETWORK, PATIENT, SLICES, WEIGHTS
-from tests.support.forward import Weights
-from tests.support.liar import Liar, Lie, honest
+from tests.support.command import ionn as command
+from tests.support.forward import Weights, random_weights
+from tests.support.liar import SMALL_CHANGES, Liar, Lie, an_ulp, honest
 from tests.support.nets import network_of
 from tests.support.world import WAIT_S, Link, Server, wait_for
 
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the evidence is, and nothing else."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state" / "ionn" / "audit"
+pytestmark = pytest.mark.usefixtures("evidence_folder")
 
 
 @pytest.fixture(scope="module")
@@ -66,27 +61,11 @@ def liar(server: str) -> Iterator[Liar]:
 # --- Lies ------------------------------------------------------------------------------------------------------------
 
 
-def an_ulp(values: np.ndarray) -> None:
-    at = values.size // 2
-    values[at] = np.nextafter(values[at], np.float32(np.inf))
-
-
-def the_sign_of_a_zero(values: np.ndarray) -> None:
-    (at, *_) = np.flatnonzero(values == 0)
-    values[at] = -values[at]
-
-
-def no_number(values: np.ndarray) -> None:
-    values[-1] = np.nan
-
-
 def all_values(values: np.ndarray) -> None:
     values[:] = 1
 
 
-CHANGES: dict[str, Callable[[np.ndarray], None]] = {
-    "an ulp": an_ulp, "the sign of a zero": the_sign_of_a_zero, "no number": no_number, "all values": all_values,
-}  # fmt: skip
+CHANGES: dict[str, Callable[[np.ndarray], None]] = {**SMALL_CHANGES, "all values": all_values}
 
 
 def lie_from(query: int, change: Callable[[np.ndarray], None] = an_ulp) -> Lie:
@@ -111,6 +90,10 @@ def until_the_softmax(graph: ionn.ExecutionGraph) -> list[list[int]]:
     return [[1], [2, 3, 4]]
 
 
+# `connected` with its first three arguments given.
+Connect = Callable[..., contextlib.AbstractContextManager[ionn.Session]]
+
+
 @contextlib.contextmanager
 def connected(
     liar: Liar, files: Path, client: str, audit: float, tolerance: float = 0.0, uploaded: bool = True
@@ -122,6 +105,11 @@ def connected(
         if uploaded:
             wait_for(session.wait_uploaded, "the upload")
         yield session
+
+
+@pytest.fixture
+def connect(liar: Liar, tiny_files: Path, slow_client: str) -> Connect:
+    return partial(connected, liar, tiny_files, slow_client)
 
 
 @pytest.fixture
@@ -144,29 +132,34 @@ def right(answer: ionn.Answer, expected: bytes) -> bool:
     return answer.outputs["prob"].tobytes() == expected
 
 
+def all_right(answers: Sequence[ionn.Answer], truth: Sequence[bytes]) -> bool:
+    """To the first inputs, as many as there are answers."""
+    return all(right(*each) for each in zip(answers, truth[: len(answers)], strict=True))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_first_lie_is_caught(
-    change: str, liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes],
-    tiny: Network, tiny_weights: Weights, state: Path,
+    change: str, connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes],
+    tiny: Network, tiny_weights: Weights, evidence_folder: Path,
 ) -> None:  # fmt: skip
     liar.lie = lie_from(3, CHANGES[change])
-    with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+    with connect(audit=1.0) as session:
         token = session._offloading._client._session  # type: ignore[union-attr]
         answers = [session.query(each) for each in data[:5]]
         fault = session.fault
         assert not session.wait_uploaded()
-    assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=False))
+    assert all_right(answers, truth)
     assert [places(answer) for answer in answers] == [["client", "server", "client"]] * 2 + [["client"]] * 3
     assert [answer.audited for answer in answers] == [True, True, True, False, False]
     assert [answer.fallback for answer in answers] == [False, False, True, True, True]
     # What is kept is what was sent, what came, and what stages make of it.
     assert isinstance(fault, WrongResultError)
-    (path,) = state.iterdir()
+    (path,) = evidence_folder.iterdir()
     assert str(fault).startswith(f"{liar.address}: the server gave a wrong result for stages 1..4 (")
     assert str(fault).endswith(f"the evidence is {path}")
     assert str(fault).isprintable()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert stat.S_IMODE(evidence_folder.stat().st_mode) == 0o700
     assert token
     assert token.encode() not in path.read_bytes()
     _, (answered,) = liar.results[2]
@@ -184,11 +177,9 @@ def test_the_first_lie_is_caught(
     assert report["environment"]["blas"] == engine.blas()
 
 
-def test_a_lie_in_one_query_of_fifty(
-    liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes]
-) -> None:
+def test_a_lie_in_one_query_of_fifty(connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes]) -> None:
     liar.lie = lie_in(37)
-    with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+    with connect(audit=1.0) as session:
         answers = []
         for each in data[:50]:
             answers.append(session.query(each))
@@ -197,7 +188,7 @@ def test_a_lie_in_one_query_of_fifty(
         assert isinstance(session.fault, WrongResultError)
     assert len(answers) == 37
     assert all(answer.audited for answer in answers)
-    assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=False))
+    assert all_right(answers, truth)
 
 
 def never(bits: int) -> int:
@@ -205,17 +196,12 @@ def never(bits: int) -> int:
 
 
 def test_the_query_that_is_drawn_is_audited(
-    liar: Liar,
-    tiny_files: Path,
-    slow_client: str,
-    data: list[np.ndarray],
-    truth: list[bytes],
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which the server does not know when it answers: until then its lies are believed."""
     monkeypatch.setattr(secrets, "randbits", never)
     liar.lie = lie_from(2, all_values)
-    with connected(liar, tiny_files, slow_client, audit=0.02) as session:
+    with connect(audit=0.02) as session:
         answers = [session.query(each) for each in data[:4]]
         assert session.fault is None
         # What it answers depends on nothing that is drawn afterwards.
@@ -227,7 +213,7 @@ def test_the_query_that_is_drawn_is_audited(
 
 
 def test_a_draw_comes_after_the_answer(
-    liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    connect: Connect, liar: Liar, data: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
 
@@ -238,7 +224,7 @@ def test_a_draw_comes_after_the_answer(
         order.append("draw")
         return never(bits)
 
-    with connected(liar, tiny_files, slow_client, audit=0.02) as session:
+    with connect(audit=0.02) as session:
         liar.lie = lie
         monkeypatch.setattr(secrets, "randbits", drawn)
         for each in data[:3]:
@@ -247,15 +233,10 @@ def test_a_draw_comes_after_the_answer(
 
 
 def test_a_lie_that_there_was_no_time_for_is_found_later(
-    liar: Liar,
-    tiny_files: Path,
-    slow_client: str,
-    data: list[np.ndarray],
-    truth: list[bytes],
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "randbits", never)
-    with connected(liar, tiny_files, slow_client, audit=0.02) as session:
+    with connect(audit=0.02) as session:
         monkeypatch.setattr(secrets, "randbits", lambda bits: 0)
         sampler = session._offloading.executor._auditor._sampler  # type: ignore[union-attr]
         first = session.query(data[0])
@@ -275,11 +256,11 @@ def test_a_lie_that_there_was_no_time_for_is_found_later(
         assert right(session.query(data[3]), truth[3])
 
 
-def test_a_tolerance_is_the_clients(liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray]) -> None:
+def test_a_tolerance_is_the_clients(connect: Connect, liar: Liar, data: list[np.ndarray]) -> None:
     def lie(off: float, number: int, outputs: list[np.ndarray]) -> None:
         outputs[0][7] += np.float32(off) * abs(outputs[0]).max()
 
-    with connected(liar, tiny_files, slow_client, audit=1.0, tolerance=1e-3) as session:
+    with connect(audit=1.0, tolerance=1e-3) as session:
         for off in (0.0, 0.9e-3, -0.9e-3):
             liar.lie = partial(lie, off)
             assert session.query(data[0]).audited
@@ -290,10 +271,10 @@ def test_a_tolerance_is_the_clients(liar: Liar, tiny_files: Path, slow_client: s
 
 
 def test_a_server_that_lied_is_left_for_good(
-    liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes], state: Path
+    connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes], evidence_folder: Path
 ) -> None:
     liar.lie = lie_from(1)
-    with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+    with connect(audit=1.0) as session:
         session.query(data[0])
         fault = session.fault
         keeper = session._offloading._client._keeper  # type: ignore[union-attr]
@@ -305,22 +286,21 @@ def test_a_server_that_lied_is_left_for_good(
         assert session._offloading.upload.ended
     assert connections == liar.connections
     assert len(liar.results) == 1
-    assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=False))
-    assert len(list(state.iterdir())) == 1
+    assert all_right(answers, truth)
+    assert len(list(evidence_folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize("found", ["before it is connected to again", "after that"])
 def test_a_server_that_lied_and_broke_off_is_left_too(
     found: str,
+    connect: Connect,
     liar: Liar,
-    tiny_files: Path,
-    slow_client: str,
     data: list[np.ndarray],
     truth: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever the thread that connects is doing when the lie is found."""
-    with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+    with connect(audit=1.0) as session:
         client = session._offloading._client
         assert client is not None
         check = Auditor._check
@@ -340,7 +320,7 @@ def test_a_server_that_lied_and_broke_off_is_left_too(
         answers.append(session.query(data[1]))
         assert isinstance(session.fault, WrongResultError)
     assert connections == liar.connections
-    assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=False))
+    assert all_right(answers, truth)
 
 
 def test_a_lie_ends_the_upload(
@@ -393,27 +373,17 @@ def test_a_lie_before_the_server_breaks_off_is_caught_too(
 
 
 def test_no_evidence_costs_no_query(
-    liar: Liar,
-    tiny_files: Path,
-    slow_client: str,
-    data: list[np.ndarray],
-    truth: list[bytes],
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/state")
     liar.lie = lie_from(1)
-    with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+    with connect(audit=1.0) as session:
         assert right(session.query(data[0]), truth[0])
         assert "the evidence is lost (/dev/null/state/ionn/audit: " in str(session.fault)
 
 
 def test_a_lie_that_is_found_when_the_session_is_closed(
-    liar: Liar,
-    tiny_files: Path,
-    slow_client: str,
-    data: list[np.ndarray],
-    truth: list[bytes],
-    monkeypatch: pytest.MonkeyPatch,
+    connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread's query is answered, and nothing is written to a descriptor that is another's by now."""
     begun, closed = threading.Event(), threading.Event()
@@ -427,7 +397,7 @@ def test_a_lie_that_is_found_when_the_session_is_closed(
     monkeypatch.setattr(Auditor, "_check", check_late)
     liar.lie = lie_from(1)
     with ThreadPoolExecutor(1) as thread:
-        with connected(liar, tiny_files, slow_client, audit=1.0) as session:
+        with connect(audit=1.0) as session:
             query = thread.submit(session.query, data[0])
             assert begun.wait(WAIT_S)
         pipes = [os.pipe() for _ in range(30)]
@@ -441,7 +411,7 @@ def test_a_lie_that_is_found_when_the_session_is_closed(
 
 
 def test_a_session_can_be_closed_during_a_query(
-    liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes]
+    connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes]
 ) -> None:
     """Another thread's query ends first, and those that follow run without a server."""
     asked, go_on = threading.Event(), threading.Event()
@@ -452,7 +422,7 @@ def test_a_session_can_be_closed_during_a_query(
 
     liar.lie = wait
     with ThreadPoolExecutor(1) as thread:
-        with connected(liar, tiny_files, slow_client, audit=0.0) as session:
+        with connect(audit=0.0) as session:
             query = thread.submit(session.query, data[0])
             assert asked.wait(WAIT_S)
             threading.Timer(0.2, go_on.set).start()
@@ -461,11 +431,11 @@ def test_a_session_can_be_closed_during_a_query(
 
 
 def test_one_lie_is_enough(
-    liar: Liar, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes], state: Path,
+    connect: Connect, liar: Liar, data: list[np.ndarray], truth: list[bytes], evidence_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Of lies that waited for an audit, one is evidence enough; what follows is not audited."""
-    with connected(liar, tiny_files, slow_client, audit=0.5) as session:
+    with connect(audit=0.5) as session:
         auditor = session._offloading.executor._auditor
         assert auditor is not None
         has_time = False
@@ -478,9 +448,9 @@ def test_one_lie_is_enough(
         has_time = True
         answers = [session.query(each) for each in data]
         assert isinstance(session.fault, WrongResultError)
-    assert len(list(state.iterdir())) == 1
+    assert len(list(evidence_folder.iterdir())) == 1
     assert [answer.audited for answer in answers] == [True] + [False] * (len(data) - 1)
-    assert all(right(answer, expected) for answer, expected in zip(answers, truth, strict=True))
+    assert all_right(answers, truth)
 
 
 # --- Every way that stages go to a server and back -------------------------------------------------------------------
@@ -491,12 +461,7 @@ JOINED = network_of(
     "Softmax",
     shape="dim: 1 dim: 64 dim: 32 dim: 32",
 )
-_rng = np.random.default_rng(7)
-JOINED_WEIGHTS: Weights = {
-    layer.name: tuple(_rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
-    for layer in JOINED.layers
-    if layer.weight_shapes
-}
+JOINED_WEIGHTS = random_weights(JOINED, scale=0.05)
 JOINED_GRAPH = ExecutionGraph(
     stages=tuple(stage.name for stage in JOINED.stages), client_ms=np.full(4, 200.0), server_ms=np.ones(4),
     upload_ms=np.ones(4), load_ms=np.zeros(4), up_ms=np.array([1, 1, 100, 1, 1.0]), down_ms=np.ones(5),
@@ -590,12 +555,7 @@ def sliceable(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "Softmax",
         shape="dim: 1 dim: 32 dim: 14 dim: 14",
     )
-    rng = np.random.default_rng(7)
-    weights = {
-        layer.name: tuple(rng.standard_normal(shape).astype(np.float32) * 0.05 for shape in layer.weight_shapes)
-        for layer in network.layers
-        if layer.weight_shapes
-    }
+    weights = random_weights(network, scale=0.05)
     folder = tmp_path_factory.mktemp("sliceable")
     path = folder / "net.prototxt"
     path.write_text(extract_net(network, 0, len(network.stages) - 1).prototxt)
@@ -630,39 +590,35 @@ def test_no_plan_of_an_honest_server_is_accused(algorithm: str, sliceable: Path,
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def classify(*arguments: object, state: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ionn", "classify", "coffee", *map(str, arguments)], capture_output=True, text=True,
-        timeout=60, check=False, env={**os.environ, "XDG_STATE_HOME": str(state)},
-    )  # fmt: skip
+def classify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return command("classify", "coffee", *arguments)
 
 
-def test_classify(liar: Liar, tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
-    folder = tmp_path / "home"
-    alone: dict[str, Any] = json.loads(classify("--model", tiny_files, "--json", state=folder).stdout)
-    options = ("--model", tiny_files, "--connect", liar.address, "--client", slow_client, "--audit", 1)
-    good = classify(*options, state=folder)
+def test_classify(liar: Liar, tiny_files: Path, slow_client: str, tmp_path: Path, evidence_folder: Path) -> None:
+    alone: dict[str, Any] = json.loads(classify("--model", tiny_files, "--json").stdout)
+    options = ("--model", tiny_files, "--connect", liar.address, "--client", slow_client, "--audit", "1")
+    good = classify(*options)
     assert good.returncode == 0, good.stderr
     assert ", 100% of the plan uploaded, audited\n" in good.stdout
-    assert not folder.exists()
+    assert not evidence_folder.parents[1].exists()
     liar.lie = lie_from(1)
-    bad = classify(*options, "--json", state=folder)
+    bad = classify(*options, "--json")
     assert bad.returncode == 1
     shown = json.loads(bad.stdout)
     assert shown["audited"]
     assert shown["classes"] == alone["classes"]
-    (path,) = (folder / "ionn" / "audit").iterdir()
+    (path,) = evidence_folder.iterdir()
     assert bad.stderr.startswith(f"ionn: {liar.address}: the server gave a wrong result for stages 1..")
     assert bad.stderr.endswith(f"; the evidence is {path}\n")
     assert bad.stderr.count("\n") == 1
-    assert classify(*options, "--audit-tolerance", "0.001", state=folder).returncode == 0
+    assert classify(*options, "--audit-tolerance", "0.001").returncode == 0
     labels = tmp_path / "labels.txt"
     labels.write_text("a\nb\n")
-    mistaken = classify(*options, "--labels", labels, state=folder)
+    mistaken = classify(*options, "--labels", labels)
     assert (mistaken.returncode, mistaken.stdout) == (2, "")
     assert mistaken.stderr == "ionn: 2 labels for the 10 classes of tiny; give one a line\n"
-    assert len(list((folder / "ionn" / "audit").iterdir())) == 1  # it was not asked
+    assert len(list(evidence_folder.iterdir())) == 1  # it was not asked
     liar.lie = honest
-    unaudited = classify("--model", tiny_files, "--audit", 1, state=folder)
+    unaudited = classify("--model", tiny_files, "--audit", "1")
     assert (unaudited.returncode, unaudited.stdout) == (2, "")
     assert "--audit" in unaudited.stderr

@@ -10,11 +10,15 @@ from typing import Any
 from nacl import bindings as nacl
 
 from ionn.address import parse_address
-from ionn.protocol.messages import Message, decode
+from ionn.model.partial_net import ExtractedPartition
+from ionn.protocol.messages import PROTOCOL, Bye, Error, Hello, Message, Welcome, decode
+from tests.support.raw import upload_messages
+from tests.support.world import Server
 
 WAIT_S = 30.0
 MORE, LONG, COMMAND = 1, 2, 4
 
+HELLO = Hello(PROTOCOL, "control")
 SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 
 
@@ -179,3 +183,33 @@ class Stranger:
 def ask(peer: Stranger, sent: Message | list[bytes]) -> Any:
     peer.send(message(sent))
     return peer.answer()
+
+
+def welcome(peer: Stranger, session: str = "", role: str = "control") -> str:
+    """The token of a peer's session."""
+    peer.shake_hands()
+    answer = ask(peer, Hello(PROTOCOL, role, session))
+    assert isinstance(answer, Welcome), answer
+    return answer.session
+
+
+def begin_session(server: Server, peer: Stranger) -> tuple[str, int]:
+    """The token of a peer's new session, and the number of its process."""
+    before = server.session_processes()
+    token = welcome(peer)
+    (process,) = server.session_processes() - before
+    return token, process
+
+
+def send_partition(peer: Stranger, partition: ExtractedPartition) -> None:
+    header, chunks, end = upload_messages(partition)
+    for each in (header, *chunks, end):
+        answer = ask(peer, each)
+        assert not isinstance(answer, Error), answer
+
+
+def bye(address: str, token: str) -> None:
+    with Stranger(address) as peer:
+        welcome(peer, token)
+        peer.send(message(Bye()))
+        assert isinstance(peer.answer(), Error)

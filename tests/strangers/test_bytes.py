@@ -15,6 +15,7 @@ from tests.strangers.honest import Honest, Watched, random_bytes
 from tests.strangers.peers import (
     COMMAND,
     DEALER,
+    HELLO,
     LONG,
     MORE,
     SIGNATURE,
@@ -30,7 +31,6 @@ from tests.strangers.peers import (
 from tests.support.world import WAIT_S, Server, World, wait_for
 
 PING = message(messages.Ping())
-HELLO = messages.Hello(PROTOCOL, "control")
 
 
 def test_random_bytes(watched: Watched) -> None:

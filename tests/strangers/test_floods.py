@@ -28,26 +28,21 @@ from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL
 from ionn.server.limits import Limits
 from tests.strangers.honest import Honest, Watched, limits_bytes
-from tests.strangers.peers import LONG, MORE, Stranger, ask, frame, message
+from tests.strangers.peers import (
+    HELLO,
+    LONG,
+    MORE,
+    Stranger,
+    ask,
+    begin_session,
+    bye,
+    frame,
+    message,
+    send_partition,
+    welcome,
+)
 from tests.support.raw import upload_messages
 from tests.support.world import WAIT_S, Server, World, wait_for
-
-HELLO = messages.Hello(PROTOCOL, "control")
-
-
-def welcome(peer: Stranger, session: str = "", role: str = "control") -> str:
-    """The token of a peer's session."""
-    peer.shake_hands()
-    answer = ask(peer, messages.Hello(PROTOCOL, role, session))
-    assert isinstance(answer, messages.Welcome), answer
-    return answer.session
-
-
-def bye(address: str, token: str) -> None:
-    with Stranger(address) as peer:
-        welcome(peer, token)
-        peer.send(message(messages.Bye()))
-        assert isinstance(peer.answer(), messages.Error)
 
 
 def send_until_cut(peer: Stranger, data: bytes, times: int) -> int:
@@ -124,17 +119,10 @@ def test_small_messages_without_end(watched: Watched) -> None:
 # --- Credit -----------------------------------------------------------------------------------------------------------
 
 
-def session_process(watched: Watched, before: set[int]) -> int:
-    (pid,) = watched.server.session_processes() - before
-    return pid
-
-
 def test_what_is_under_way_waits_in_the_client(watched: Watched) -> None:
     """Beyond the window nothing is refused or lost: it is taken when there is room."""
-    before = watched.server.session_processes()
     with Stranger(watched.address) as control, Stranger(watched.address) as peer:
-        token = welcome(control)
-        process = session_process(watched, before)
+        token, process = begin_session(watched.server, control)
         welcome(peer, token, "upload")
         os.kill(process, signal.SIGSTOP)
         chunk = message(messages.make_chunk(0, 0, [memoryview(bytes(500_000))]))
@@ -160,10 +148,8 @@ def test_what_is_under_way_waits_in_the_client(watched: Watched) -> None:
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.long)])
 def test_reconnections_do_not_reset_credit(watched: Watched, count: int) -> None:
     """On the landed state a hundred of them had the front hold 3.1 GB."""
-    before = watched.server.session_processes()
     with Stranger(watched.address) as first, watched.honest.all_the_while():
-        token = welcome(first)
-        process = session_process(watched, before)
+        token, process = begin_session(watched.server, first)
         os.kill(process, signal.SIGSTOP)
         query = message(messages.Query(1, 1, 1, (bytes(30_000_000),)))
         for number in range(count):
@@ -190,10 +176,7 @@ def upload_wide(peer: Stranger) -> None:
     """A stage that makes 24 MB of 100 bytes."""
     network = Network.from_text(WIDE, "wide")
     weights = {"wide": (np.ones((240_000, 1, 1, 1), np.float32), np.zeros(240_000, np.float32))}
-    header, chunks, end = upload_messages(extract(network, [1], weights))
-    for each in (header, *chunks, end):
-        answer = ask(peer, each)
-        assert not isinstance(answer, messages.Error), answer
+    send_partition(peer, extract(network, [1], weights))
 
 
 @pytest.mark.parametrize("queries", [10, pytest.param(140, marks=pytest.mark.long)])
@@ -405,10 +388,8 @@ def test_a_frozen_fork_server_holds_up_nobody(own: Callable[..., Watched]) -> No
     """Sessions begin later; those that are ended are not waited for."""
     watched = own("--sessions", "4")
     (forker,) = watched.server.helpers()
-    before = watched.server.session_processes()
     with Stranger(watched.address) as victim, Stranger(watched.address) as newcomer:
-        welcome(victim)
-        process = session_process(watched, before)
+        _, process = begin_session(watched.server, victim)
         os.kill(forker, signal.SIGSTOP)
         try:
             newcomer.shake_hands()

@@ -21,8 +21,8 @@ from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.curve import client_keys, make_keys
-from tests.strangers.peers import Stranger, ask, message
-from tests.strangers.test_floods import HELLO, LONG_QUERY, bye, welcome
+from tests.strangers.peers import HELLO, Stranger, ask, begin_session, bye, message, send_partition, welcome
+from tests.strangers.test_floods import LONG_QUERY
 from tests.support.raw import upload_messages
 from tests.support.world import WAIT_S, Process, Server, World, wait_for
 
@@ -53,14 +53,10 @@ class Computing:
     """A session of a client at 127.0.0.`number` that has uploaded a net of one stage, and `pid`, its process."""
 
     def __init__(self, server: Server, number: int, stack: ExitStack, net: str = QUERY) -> None:
-        before = server.session_processes()
         self.control = stack.enter_context(Stranger(server.address, number))
-        self.token = welcome(self.control)
-        (self.pid,) = server.session_processes() - before
+        self.token, self.pid = begin_session(server, self.control)
         network = Network.from_text(net, "net")
-        header, chunks, end = upload_messages(extract(network, [1], {}))
-        for each in (header, *chunks, end):
-            assert not isinstance(ask(self.control, each), messages.Error)
+        send_partition(self.control, extract(network, [1], {}))
         self.message = message(messages.Query(1, 1, 1, (np.zeros(network.input_shape, "<f4"),)))
 
     def query(self, count: int) -> None:
@@ -79,6 +75,13 @@ def answers_meanwhile(polite: Stranger, count: int, others: list[Stranger]) -> i
             assert isinstance(peers[ready].answer(), messages.Result)
             got[peers[ready]] += 1
     return sum(got.values()) - count
+
+
+def uploading(server: Server, stack: ExitStack) -> Stranger:
+    """The upload connection of a new session."""
+    control, upload = (stack.enter_context(Stranger(server.address)) for _ in range(2))
+    welcome(upload, welcome(control), "upload")
+    return upload
 
 
 def freeze(pid: int) -> None:
@@ -143,11 +146,7 @@ def test_what_is_under_way_is_bounded_for_all_sessions_of_a_client() -> None:
     options = ("--window-kb", "40000", "--window-per-client-kb", "20000", "--chunk-kb", "8000")
     with served(*PATIENT, *options) as server, ExitStack() as stack:
         chunk = message(messages.make_chunk(0, 0, [memoryview(bytes(8_000_000))]))
-        peers = []
-        for _ in range(5):
-            token = welcome(stack.enter_context(Stranger(server.address)))
-            peers.append(stack.enter_context(Stranger(server.address)))
-            welcome(peers[-1], token, "upload")
+        peers = [uploading(server, stack) for _ in range(5)]
         processes = server.session_processes()
         for pid in processes:
             freeze(pid)
@@ -191,11 +190,7 @@ def test_what_is_under_way_is_bounded_for_all_sessions_of_a_client() -> None:
 def test_messages_that_have_begun_do_not_wait_for_each_other() -> None:
     """Two sessions have begun to send more than their client may have under way together: both get through."""
     with served(*PATIENT, "--window-per-client-kb", "1000") as server, ExitStack() as stack:
-        peers = []
-        for _ in range(2):
-            token = welcome(stack.enter_context(Stranger(server.address)))
-            peers.append(stack.enter_context(Stranger(server.address)))
-            welcome(peers[-1], token, "upload")
+        peers = [uploading(server, stack) for _ in range(2)]
         sent = message([b"{}", *(bytes(400_000) for _ in range(4))])
         for half in (sent[: len(sent) // 2], sent[len(sent) // 2 :]):
             for peer in peers:
@@ -208,10 +203,7 @@ def test_messages_that_have_begun_do_not_wait_for_each_other() -> None:
 
 def test_a_message_that_never_ends_holds_up_its_own_client_until_it_is_gone() -> None:
     with served(*PATIENT, "--window-per-client-kb", "10") as server, ExitStack() as stack:
-        tokens = [welcome(stack.enter_context(Stranger(server.address))) for _ in range(2)]
-        endless, peer = (stack.enter_context(Stranger(server.address)) for _ in range(2))
-        welcome(endless, tokens[0], "upload")
-        welcome(peer, tokens[1], "upload")
+        endless, peer = (uploading(server, stack) for _ in range(2))
         endless.send(message([b"{}", bytes(400_000)])[:200_000])
         peer.send(message([b"{}", bytes(400_000)]))
         endless.reset()
@@ -272,10 +264,8 @@ def test_a_message_that_computes_for_long_does_not_keep_its_place() -> None:
     """It goes on beside the next ones, whose processes have a higher priority."""
     with served("--stall-s", "600", "--turn-s", "0.2", "--computing", "1") as server, ExitStack() as stack:
         polite = Computing(server, 3, stack)
-        before = server.session_processes()
         greedy = stack.enter_context(Stranger(server.address, 2))
-        welcome(greedy)
-        (pid,) = server.session_processes() - before
+        _, pid = begin_session(server, greedy)
         header, chunks, end = upload_messages(extract(Network.from_text(LONG_QUERY, "long"), [1], {}))
         for each in (header, *chunks, end, messages.Query(1, 1, 1, (bytes(4 * 8 * 800 * 800),))):
             greedy.send(message(each))  # it may be trying the stage already

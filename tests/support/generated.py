@@ -15,6 +15,7 @@ from ionn.model.layers import LAYER_TYPES, Shape, infer
 from ionn.model.network import Network
 from ionn.model.proto import LayerParameter, NetParameter
 from tests.support.choices import Choices, chance, pick
+from tests.support.forward import Weights
 from tests.support.nets import layer
 
 # --- Layers ----------------------------------------------------------------------------------------------------------
@@ -505,11 +506,26 @@ def some_floats(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     return np.asarray(rng.standard_normal(shape), np.float32)
 
 
-def some_weights(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -> tuple[np.ndarray, ...]:
+def _some_blobs(rng: np.random.Generator, kind: str, shapes: Sequence[Shape]) -> tuple[np.ndarray, ...]:
     if kind.startswith("BatchNorm"):  # a variance and a sum of weights are positive
         return tuple(np.asarray(rng.uniform(0.5, 1.5, shape), np.float32) for shape in shapes)
     scale = 1 / math.sqrt(max(1, math.prod(shapes[0][1:])))
     return tuple(np.asarray(rng.standard_normal(shape) * scale, np.float32) for shape in shapes)
+
+
+def some_weights(rng: np.random.Generator, network: Network) -> Weights:
+    return {
+        layer.name: _some_blobs(rng, layer.type, layer.weight_shapes) for layer in network.layers if layer.weight_shapes
+    }
+
+
+def some_network(c: Choices) -> tuple[Network, Weights] | None:
+    """A net with its weights; None for a draft that is not valid."""
+    try:
+        network = Network.from_text((wide_net if c.integer(0, 1) else draft_net)(c).text, "net")
+    except InputError:
+        return None
+    return network, some_weights(np.random.default_rng(c.integer(0, 1000)), network)
 
 
 def some_caffemodel(c: Choices, network: Network, weights: Mapping[str, Sequence[np.ndarray]]) -> bytes:

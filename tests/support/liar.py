@@ -19,6 +19,27 @@ Lie = Callable[[int, list[np.ndarray]], None]
 WAIT_S = 30.0
 
 
+def an_ulp(values: np.ndarray) -> None:
+    flat = values.reshape(-1)
+    at = flat.size // 2
+    flat[at] = np.nextafter(flat[at], np.float32(np.inf))
+
+
+def the_sign_of_a_zero(values: np.ndarray) -> None:
+    flat = values.reshape(-1)
+    flat[np.flatnonzero(flat == 0)[0]] *= np.float32(-1)
+
+
+def no_number(values: np.ndarray) -> None:
+    values.reshape(-1)[-1] = np.nan
+
+
+# What is hard to see. Each changes one value of a contiguous array.
+SMALL_CHANGES: dict[str, Callable[[np.ndarray], None]] = {
+    "an ulp": an_ulp, "the sign of a zero": the_sign_of_a_zero, "no number": no_number,
+}  # fmt: skip
+
+
 def honest(query: int, outputs: list[np.ndarray]) -> None:
     """Change nothing."""
 

@@ -43,6 +43,13 @@ class Raw:
             socket.send_multipart(message.frames() if isinstance(message, Message) else message)
         return self.answer(socket)
 
+    def upload(self, partition: ExtractedPartition, index: int = 0) -> None:
+        header, chunks, end = upload_messages(partition, index)
+        for message in (header, *chunks, end):
+            answer = self.ask(self.control, message)
+            assert not isinstance(answer, messages.Error), answer
+        assert answer == messages.Ready(index)
+
     def answer(self, socket: zmq.Socket[Any]) -> Message:
         assert socket.poll(int(WAIT_S * 1e3)), "no answer"
         return decode(socket.recv_multipart())

@@ -32,7 +32,10 @@ from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, MODELS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from tests.support.forward import Weights, boundary_blobs
+from tests.support.liar import SMALL_CHANGES, an_ulp, the_sign_of_a_zero
 from tests.support.nets import network_of
+
+pytestmark = pytest.mark.usefixtures("evidence_folder")
 
 
 class Clock:
@@ -41,13 +44,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.s
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Evidence goes nowhere else."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state" / "ionn" / "audit"
 
 
 def seeded(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
@@ -353,22 +349,6 @@ def auditor_of(tiny: Network, net: engine.StageNet, tolerance: float = 0.0) -> A
     return Auditor(tiny, net, "tcp://1.2.3.4:5", 1.0, tolerance)
 
 
-def flip_a_zero(values: np.ndarray) -> None:
-    values.reshape(-1)[np.flatnonzero(values == 0)[0]] *= np.float32(-1)
-
-
-def by_an_ulp(values: np.ndarray) -> None:
-    flat = values.reshape(-1)
-    flat[flat.size // 2] = np.nextafter(flat[flat.size // 2], np.float32(np.inf))
-
-
-def not_a_number(values: np.ndarray) -> None:
-    values.reshape(-1)[-1] = np.nan
-
-
-CHANGES = {"an ulp": by_an_ulp, "the sign of a zero": flip_a_zero, "no number": not_a_number}
-
-
 def test_the_truth_is_right(tiny: Network, net: engine.StageNet, blobs: list[np.ndarray]) -> None:
     auditor = auditor_of(tiny, net)
     for _ in range(3):
@@ -377,22 +357,22 @@ def test_the_truth_is_right(tiny: Network, net: engine.StageNet, blobs: list[np.
 
 @pytest.mark.parametrize(
     ("change", "group", "which", "last"),
-    [(change, 0, 1, FC) for change in CHANGES]
+    [(change, 0, 1, FC) for change in SMALL_CHANGES]
     + [(change, *place) for change in ("an ulp", "no number") for place in ((0, 0, 2), (1, 0, 5))],
 )
 def test_every_bit_counts(
     change: str, group: int, which: int, last: int, tiny: Network, net: engine.StageNet, blobs: list[np.ndarray],
-    state: Path,
+    evidence_folder: Path,
 ) -> None:  # fmt: skip
     query = truth(blobs)
     values = query[group].outputs[which][1][0]
     sent = values.copy()
-    CHANGES[change](values)
+    SMALL_CHANGES[change](values)
     assert values.tobytes() != sent.tobytes()
     first = query[group].first
     with pytest.raises(WrongResultError, match=rf"stages {first}\.\.{last} \(") as caught:
         auditor_of(tiny, net).audit(query)
-    (path,) = state.iterdir()
+    (path,) = evidence_folder.iterdir()
     assert str(caught.value).startswith("tcp://1.2.3.4:5: ")
     assert str(path) in str(caught.value)
     assert "1 of " in str(caught.value)
@@ -442,7 +422,7 @@ def test_with_a_tolerance_the_sign_of_a_zero_is_no_matter(
     tiny: Network, net: engine.StageNet, blobs: list[np.ndarray]
 ) -> None:
     query = truth(blobs)
-    flip_a_zero(query[0].outputs[1][1][0])
+    the_sign_of_a_zero(query[0].outputs[1][1][0])
     assert auditor_of(tiny, net, tolerance=1e-9).audit(query)
 
 
@@ -450,7 +430,7 @@ def test_some_channels_are_compared_with_as_many(tiny: Network, net: engine.Stag
     part = blobs[FC + 1][:, :144].copy()
     query = [Answered(FC, blobs[FC].copy(), [(FC, [part])])]
     assert auditor_of(tiny, net).audit(query)
-    flip_a_zero(part)
+    the_sign_of_a_zero(part)
     with pytest.raises(WrongResultError, match="1 of 144 values"):
         auditor_of(tiny, net).audit(query)
 
@@ -479,68 +459,69 @@ def loose_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("loose_umask")
-def test_only_the_user_may_read_it(state: Path) -> None:
+def test_only_the_user_may_read_it(evidence_folder: Path) -> None:
     path = evidence.keep_evidence({"a": 1}, {"sent": floats(1, 2)})
-    assert path.parent == state == evidence.evidence_folder()
+    assert path.parent == evidence_folder == evidence.evidence_folder()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert stat.S_IMODE(evidence_folder.stat().st_mode) == 0o700
     with np.load(path, allow_pickle=False) as kept:
         assert json.loads(str(kept["report"])) == {"a": 1, "time": json.loads(str(kept["report"]))["time"]}
         np.testing.assert_array_equal(kept["sent"], floats(1, 2))
 
 
-def test_the_oldest_goes_first(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_goes_first(evidence_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "FILES_MAX", 3)
     paths = [evidence.keep_evidence({}, {}) for _ in range(5)]
-    assert names(state) == [path.name for path in paths[2:]]
+    assert names(evidence_folder) == [path.name for path in paths[2:]]
 
 
-def test_its_bytes_are_bounded(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_bytes_are_bounded(evidence_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.zeros(25_000, np.float32)
     size = evidence.keep_evidence({}, {"sent": data}).stat().st_size
     monkeypatch.setattr(evidence, "BYTES_MAX", 2 * size)
-    (state / "20200101T000000.000000Z-00000000.npz.part").write_bytes(bytes(100_000))  # of a process that was killed
+    # Of a process that was killed.
+    (evidence_folder / "20200101T000000.000000Z-00000000.npz.part").write_bytes(bytes(100_000))
     paths = [evidence.keep_evidence({}, {"sent": data}) for _ in range(4)]
-    assert names(state) == [path.name for path in paths[2:]]
+    assert names(evidence_folder) == [path.name for path in paths[2:]]
     with pytest.raises(InputError, match=r"more than 0\.2\d* MB"):
         evidence.keep_evidence({}, {"sent": np.zeros(75_000, np.float32)})
-    assert names(state) == [path.name for path in paths[2:]]
+    assert names(evidence_folder) == [path.name for path in paths[2:]]
     monkeypatch.setattr(evidence, "BYTES_MAX", size)
     paths.append(evidence.keep_evidence({}, {"sent": data}))
-    assert names(state) == [paths[-1].name]
+    assert names(evidence_folder) == [paths[-1].name]
 
 
-def test_what_is_no_evidence_stays(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_evidence_stays(evidence_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "FILES_MAX", 2)
-    state.mkdir(parents=True, mode=0o755)
+    evidence_folder.mkdir(parents=True, mode=0o755)
     others = ["20200101T000000.000000Z-notes.npz", "data.npz", "20200101T000000.000000Z-00000000.npz.txt"]
     for name in others:
-        (state / name).write_bytes(b"mine")
+        (evidence_folder / name).write_bytes(b"mine")
     folder, link = (f"20200101T000000.{at:06}Z-00000000.npz" for at in range(2))
-    (state / folder).mkdir()
-    (state / link).symlink_to("/nowhere")
+    (evidence_folder / folder).mkdir()
+    (evidence_folder / link).symlink_to("/nowhere")
     paths = [evidence.keep_evidence({}, {}) for _ in range(4)]
-    assert names(state) == sorted([*others, folder, link, *(path.name for path in paths[2:])])
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert names(evidence_folder) == sorted([*others, folder, link, *(path.name for path in paths[2:])])
+    assert stat.S_IMODE(evidence_folder.stat().st_mode) == 0o700
 
 
-def test_evidence_of_a_clock_that_was_ahead_goes_first(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_of_a_clock_that_was_ahead_goes_first(evidence_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "FILES_MAX", 3)
-    state.mkdir(parents=True)
+    evidence_folder.mkdir(parents=True)
     for at in range(3):
-        (state / f"20990101T000000.{at:06}Z-00000000.npz").write_bytes(b"")
+        (evidence_folder / f"20990101T000000.{at:06}Z-00000000.npz").write_bytes(b"")
     paths = [evidence.keep_evidence({}, {}) for _ in range(4)]
-    assert names(state) == [path.name for path in paths[1:]]
+    assert names(evidence_folder) == [path.name for path in paths[1:]]
 
 
 def keep_some(count: int) -> list[str]:
     return [evidence.keep_evidence({}, {"sent": floats(1, 2)}).name for _ in range(count)]
 
 
-def test_many_processes_keep_evidence(state: Path) -> None:
+def test_many_processes_keep_evidence(evidence_folder: Path) -> None:
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
         kept = [name for some in pool.map(keep_some, [30] * 4) for name in some]
-    assert names(state) == sorted(kept)[-evidence.FILES_MAX :]
+    assert names(evidence_folder) == sorted(kept)[-evidence.FILES_MAX :]
 
 
 def no_folder() -> Path:
@@ -560,7 +541,7 @@ def test_whatever_is_wrong_with_evidence_a_lie_is_told(
     else:
         monkeypatch.setattr(importlib.metadata, "version", no_version)
     query = truth(blobs)
-    by_an_ulp(query[0].outputs[0][1][0])
+    an_ulp(query[0].outputs[0][1][0])
     with pytest.raises(WrongResultError, match=r"the evidence is lost \((no folder for evidence: |No package)"):
         auditor_of(tiny, net).audit(query)
 
@@ -570,7 +551,7 @@ def test_evidence_that_cannot_be_kept_is_said(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/dev/null/state")
     query = truth(blobs)
-    by_an_ulp(query[0].outputs[0][1][0])
+    an_ulp(query[0].outputs[0][1][0])
     with pytest.raises(WrongResultError, match=r"the evidence is lost \(/dev/null/state/ionn/audit: cannot make "):
         auditor_of(tiny, net).audit(query)
 
@@ -612,7 +593,6 @@ def test_the_table_of_chances(model: str) -> None:
 
 
 def test_the_constants_are_those_of_the_docs() -> None:
-    page = PAGE
-    assert f"{evidence.FILES_MAX} files and {evidence.BYTES_MAX // 10**6} MB" in page
-    assert f"the last {audit._QUERIES} or so" in page
-    assert f"up to {audit._WAITING_MAX} of them" in page
+    assert f"{evidence.FILES_MAX} files and {evidence.BYTES_MAX // 10**6} MB" in PAGE
+    assert f"the last {audit._QUERIES} or so" in PAGE
+    assert f"up to {audit._WAITING_MAX} of them" in PAGE

@@ -12,7 +12,7 @@ import pytest
 
 from ionn import coding, paper
 from ionn.costs.loading import load_costs
-from ionn.errors import InputError, PartitionError, ProtocolError
+from ionn.errors import PartitionError, ProtocolError
 from ionn.model import coded_weights
 from ionn.model.caffemodel import CodedFrame, CodedFrames, read_weights, weights_path
 from ionn.model.coded_weights import Sidecar, open_sidecar, write
@@ -38,7 +38,7 @@ from ionn.protocol.messages import (
 from ionn.protocol.receiver import PartitionReceiver
 from ionn.protocol.sender import Upload
 from tests.support.choices import Choices, Say, Seeded, for_each_seed, pick
-from tests.support.generated import draft_net, some_weights, wide_net
+from tests.support.generated import some_network
 from tests.support.schedules import slices_of
 
 Weights = Mapping[str, tuple[np.ndarray, ...]]
@@ -124,14 +124,10 @@ def fine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fine")
 def test_any_net_in_any_pieces_arrives_bit_for_bit(tmp_path: Path) -> None:
     def any_upload(c: Choices, say: Say) -> int:
-        try:
-            network = Network.from_text((wide_net if c.integer(0, 1) else draft_net)(c).text, "net")
-        except InputError:  # a draft need not be valid
+        made = some_network(c)
+        if made is None:
             return 0
-        rng = np.random.default_rng(c.integer(0, 1000))
-        weights: Weights = {
-            each.name: some_weights(rng, each.type, each.weight_shapes) for each in network.layers if each.weight_shapes
-        }
+        network, weights = made
         pieces: list[list[Piece]] = []
         for stage in range(1, len(network.stages)):
             cut = slices_of(c, network, stage) if c.integer(0, 1) else None

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from ionn import coding, paper
-from ionn.errors import InputError
 from ionn.model import coded_weights
 from ionn.model.caffemodel import serialise
 from ionn.model.coded_weights import (
@@ -43,7 +42,8 @@ from ionn.model.coded_weights import (
 from ionn.model.network import Network
 from ionn.model.slices import TILE, slice_sizes
 from tests.support.choices import Choices, Say, for_each_seed
-from tests.support.generated import draft_net, some_weights, wide_net
+from tests.support.forward import random_weights
+from tests.support.generated import some_network
 from tests.support.nets import layer
 from tests.support.world import wait_for
 
@@ -55,15 +55,6 @@ def one_layer(inputs: int, outputs: int) -> Network:
     return Network.from_text(
         data + layer("InnerProduct", "fc", "data", "fc", f"inner_product_param {{ num_output: {outputs} }}"), "net"
     )
-
-
-def weights_of(network: Network, seed: int = 0) -> Weights:
-    rng = np.random.default_rng(seed)
-    return {
-        each.name: tuple(rng.standard_normal(shape).astype(np.float32) for shape in each.weight_shapes)
-        for each in network.layers
-        if each.weight_shapes
-    }
 
 
 # Three frames' worth of numbers, most of them the same, so that there are few bytes to damage.
@@ -122,14 +113,10 @@ def test_how_any_net_is_divided_coded_and_read_again(tmp_path: Path, monkeypatch
     monkeypatch.setattr(coded_weights, "_LEAST_BYTES", 100)
 
     def any_net(c: Choices, say: Say) -> int:
-        try:
-            network = Network.from_text((wide_net if c.integer(0, 1) else draft_net)(c).text, "net")
-        except InputError:  # a draft need not be valid
+        made = some_network(c)
+        if made is None:
             return 0
-        rng = np.random.default_rng(c.integer(0, 1000))
-        weights: Weights = {
-            each.name: some_weights(rng, each.type, each.weight_shapes) for each in network.layers if each.weight_shapes
-        }
+        network, weights = made
         say(str(network.param))
         assert_divides(network)
         path = tmp_path / "net.coded"
@@ -211,7 +198,7 @@ def test_the_sidecar_of_other_weights(small: Path, tmp_path: Path) -> None:
     strangers: list[tuple[Network, Weights]] = [
         (SMALL, other),
         (SMALL, {"fc": (SMALL_WEIGHTS["fc"][0][::-1], SMALL_WEIGHTS["fc"][1])}),
-        (one_layer(31, 100), weights_of(one_layer(31, 100))),
+        (one_layer(31, 100), random_weights(one_layer(31, 100))),
     ]
     for network, weights in strangers:
         with pytest.raises(SidecarError, match="those of other weights") as caught:
@@ -299,7 +286,7 @@ def test_a_folder_that_cannot_be_written_to(small: Path, tmp_path: Path, monkeyp
 
 def test_a_process_that_is_killed_while_it_codes_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
     network = one_layer(2000, 4000)
-    weights = weights_of(network)
+    weights = random_weights(network)
     path = tmp_path / "net.caffemodel"
     path.write_bytes(serialise("net", network.layers, weights).tobytes())
     (tmp_path / "net.prototxt").write_text(str(network.param))
@@ -317,7 +304,7 @@ def test_a_process_that_is_killed_while_it_codes_leaves_nothing_that_is_believed
 
 def test_coding_needs_no_more_memory_than_a_few_frames(tmp_path: Path) -> None:
     network = one_layer(2000, 4000)
-    weights = weights_of(network)
+    weights = random_weights(network)
     tracemalloc.start()
     write(tmp_path / "net.coded", network, weights)
     _, peak_bytes = tracemalloc.get_traced_memory()
