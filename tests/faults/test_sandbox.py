@@ -346,6 +346,13 @@ def test_a_log_that_nobody_reads_holds_up_nobody(world: World, secret: Path) -> 
                 welcome(peer)
                 peer.send(message(messages.Bye()))
         world.check_health(server.address)
+        errors = server._process.stderr
+        assert errors is not None
+        os.read(errors.fileno(), 1 << 16)  # there is room again
+        world.check_health(server.address)
+        _, said = server.stop()
+        assert re.search(r"\(\d+ lines before this one were lost\)", said)
+        server.start()
 
 
 PIECE_BY_PIECE = """
