@@ -1,6 +1,7 @@
 """The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130; `serve`
 and `link`, which run until they are told to stop, end with 0 at SIGTERM."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -17,7 +18,19 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
 
 
+def _open_standard_streams() -> None:
+    """Where the shell closed one (`2>&-`), the next file or socket would get its number, and what is said to people
+    would go there. It goes nowhere instead."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
 def main() -> None:
+    _open_standard_streams()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for jobs in the background
         signal.signal(signal.SIGINT, _end)
     try:

@@ -161,6 +161,7 @@ class Client:
         self._left = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._querying = threading.Lock()  # whoever holds it may use the control connection
+        self._closing = threading.Lock()
         self._connections: _Connections | None = None
         try:
             self._connections = self._first_connections((host, port))
@@ -208,7 +209,7 @@ class Client:
         (ServerError with the code `query`), it is lost then, and is being connected to again.
         """
         with self._querying:
-            connections = self._connections
+            connections = None if self._stopped.is_set() else self._connections
             if connections is None:
                 raise ServerUnreachableError(
                     f"{self.address}: the server is lost ({self.fault or 'the client was closed'})"
@@ -241,22 +242,26 @@ class Client:
                 self.upload.stop(error)
 
     def close(self) -> None:
-        """End the session; the server frees it."""
+        """End the session; the server frees it. Another thread's query ends first, and its next one finds no server. A
+        client that is closed already stays so."""
         self._stopped.set()
-        os.eventfd_write(self._wake, 1)
-        self._keeper.join()
-        if self.upload is not None:
-            self.upload.stop(self.upload.error)
-        with self._querying:  # another thread's query ends first, and its next one runs without a server
-            connections, self._connections = self._connections, None
-            if connections is not None:
-                with contextlib.suppress(*FAULTS):
-                    connections.control.send(Bye())
-                connections.upload.close()
-                connections.control.close(linger_ms=_GOODBYE_MS)
-            self._context.destroy(linger=_GOODBYE_MS)
-            os.close(self._wake)
-            self._wake = -1
+        with self._closing:
+            if self._context.closed:
+                return
+            os.eventfd_write(self._wake, 1)
+            self._keeper.join()
+            if self.upload is not None:
+                self.upload.stop(self.upload.error)
+            with self._querying:
+                connections, self._connections = self._connections, None
+                if connections is not None:
+                    with contextlib.suppress(*FAULTS):
+                        connections.control.send(Bye())
+                    connections.upload.close()
+                    connections.control.close(linger_ms=_GOODBYE_MS)
+                self._context.destroy(linger=_GOODBYE_MS)
+                os.close(self._wake)
+                self._wake = -1
 
     def _lose(self, connections: _Connections | None, error: Exception) -> None:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""

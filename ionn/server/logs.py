@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import logging
+import os
 import select
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 from ionn.errors import printable
 
 _LINE_BYTES_MAX = 500
-# In characters of up to four bytes: the system's pipes are ready for 4096 bytes, or not ready.
-_RECORD_MAX = 1000
 
 
 class Quoted:
@@ -46,49 +46,82 @@ class Quoted:
 
 def log_to_stderr(verbose: bool, as_json: bool) -> None:
     """Log sessions and the like if `verbose`, else only what needs attention. Records may carry `fields`, a dict."""
-    handler = _Patient(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter("%(asctime)s %(name)s %(message)s"))
+    handler = _Patient(sys.stderr.fileno())
+    handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
 
 
-class _Patient(logging.StreamHandler[TextIO]):
-    """Writes what its stream takes at once: a server does not stand still because nobody reads its log. Lines that are
-    lost are counted in the next one."""
+class _Patient(logging.Handler):
+    """Writes what its descriptor takes at once: a server does not stand still because nobody reads its log. Lines that
+    are lost are counted in the next one."""
 
-    _lost = 0
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A pipe that can be written to takes a line of this length.
-        with contextlib.suppress(OSError, ValueError):  # it is closed
-            if select.select((), (self.stream,), (), 0)[1]:
-                super().emit(record)
+        if self._lost:
+            record.__dict__["fields"] = {"lost_lines": self._lost, **_fields(record)}
+        line = _encoded(self.format(record))
+        with contextlib.suppress(OSError):  # it is closed, or its disk is full
+            if select.select((), (self._descriptor,), (), 0)[1]:
+                os.write(self._descriptor, line)
+                self._lost = 0
                 return
         self._lost += 1
-
-    def format(self, record: logging.LogRecord) -> str:
-        lost, self._lost = self._lost, 0
-        line = super().format(record)[:_RECORD_MAX]
-        return f"{line} ({lost} lines before this one were lost)" if lost else line
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return getattr(record, "fields", {})
 
 
-class _TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter, abc.ABC):
+    """Lines no longer than what a pipe takes at once when it is ready; where one would be, its values are shortened."""
+
     def format(self, record: logging.LogRecord) -> str:
-        return " ".join([super().format(record), *(f"{name}={value!r}" for name, value in _fields(record).items())])
+        fields = {name: value if isinstance(value, int) else str(value) for name, value in _fields(record).items()}
+        values: dict[str, int | str] = {"event": record.getMessage(), **fields}
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        for length in (4096, 1024, 256, 64, 16):
+            line = self._line(record, _shortened(values, length)) + "\n"
+            if len(_encoded(line)) <= select.PIPE_BUF:
+                break
+        return line
+
+    @abc.abstractmethod
+    def _line(self, record: logging.LogRecord, values: dict[str, int | str]) -> str:
+        """Return the line of these values."""
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(
-            {
-                "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-                "level": record.levelname.lower(),
-                "logger": record.name,
-                "event": record.getMessage(),
-                **_fields(record),
-            },
-            default=str,
-        )
+def _encoded(line: str) -> bytes:
+    return line.encode(errors="backslashreplace")
+
+
+def _shortened(values: dict[str, int | str], length: int) -> dict[str, int | str]:
+    """The beginning and the end of each text."""
+    return {
+        name: f"{value[: length // 2]}...{value[-length // 2 :]}"
+        if isinstance(value, str) and len(value) > length
+        else value
+        for name, value in values.items()
+    }
+
+
+class _TextFormatter(_Formatter):
+    def _line(self, record: logging.LogRecord, values: dict[str, int | str]) -> str:
+        traceback = [str(values.pop("traceback"))] if "traceback" in values else []
+        said = [self.formatTime(record), record.name, str(values.pop("event"))]
+        said.extend(f"{name}={value!r}" for name, value in values.items())
+        return "\n".join([" ".join(said), *traceback])
+
+
+class _JsonFormatter(_Formatter):
+    def _line(self, record: logging.LogRecord, values: dict[str, int | str]) -> str:
+        time_and_place = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        return json.dumps({**time_and_place, **values})

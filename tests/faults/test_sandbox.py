@@ -351,7 +351,7 @@ def test_a_log_that_nobody_reads_holds_up_nobody(world: World, secret: Path) -> 
         os.read(errors.fileno(), 1 << 16)  # there is room again
         world.check_health(server.address)
         _, said = server.stop()
-        assert re.search(r"\(\d+ lines before this one were lost\)", said)
+        assert re.search(r" lost_lines=\d+ ", said)
         server.start()
 
 
@@ -386,6 +386,21 @@ def test_limits_of_the_servers_own(limit: str, world: World, tmp_path: Path) -> 
     server = server_by(f'exec prlimit --{limit} {sys.executable} "$@"', tmp_path)
     world.check_health(server.address)
     server.end_well()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_a_server_without_a_log(closed: str, world: World, tmp_path: Path) -> None:
+    """Nothing else gets the number of its standard error, or what is written there."""
+    server = server_by(f'exec {sys.executable} "$@" --verbose {closed}', tmp_path)
+    for _ in range(3):
+        with Stranger(server.address) as peer:
+            welcome(peer)
+            (process,) = server.session_processes()
+            os.kill(process, signal.SIGKILL)  # it is logged
+        world.check_health(server.address)
+    target = os.readlink(f"/proc/{server.pid}/fd/2")
+    assert target == ("/dev/full" if "full" in closed else "/dev/null")
+    server.stop()
 
 
 WITHOUT_LANDLOCK = """

@@ -16,7 +16,7 @@ import zmq
 
 from ionn.client.connection import ping
 from ionn.client.session import FAULTS, Client
-from ionn.errors import InputError, ServerError
+from ionn.errors import InputError, ServerError, ServerUnreachableError
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.protocol import messages
@@ -329,6 +329,54 @@ def test_a_full_server_says_so(small: Server) -> None:
     finally:
         for client in clients:
             client.close()
+
+
+def test_no_query_begins_while_a_client_closes(steady: Server, world: World) -> None:
+    """Another thread raises them one after the other, and never lets the connection rest."""
+    client, data = Client(steady.address), world.input_of(1)
+    assert client.start_upload(world.partitions[:1], time.monotonic).wait_ready(1, WAIT_S)
+    begun_s = [0.0]
+
+    def query() -> None:
+        with contextlib.suppress(*FAULTS):
+            while True:
+                now_s = time.monotonic()
+                client.run(1, 1, data)
+                begun_s.append(now_s)
+
+    thread = threading.Thread(target=query)
+    thread.start()
+    wait_for(lambda: len(begun_s) > 3, "some queries")
+    closing_s = time.monotonic()
+    client.close()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert begun_s[-1] <= closing_s
+
+
+def test_a_client_is_closed_more_than_once(steady: Server, world: World) -> None:
+    """By several threads at once, and after it was left: each call ends when the client is closed."""
+    for left in (False, True):
+        client = Client(steady.address)
+        if left:
+            client.leave(ServerError(messages.ERROR_QUERY, "enough"))
+        raised: list[BaseException] = []
+
+        def close(client: Client = client, raised: list[BaseException] = raised) -> None:
+            try:
+                client.close()
+            except BaseException as error:
+                raised.append(error)
+
+        threads = [threading.Thread(target=close) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        client.close()
+        assert (raised, [thread.is_alive() for thread in threads]) == ([], [False] * 4)
+        with pytest.raises(ServerUnreachableError, match="enough" if left else "the client was closed"):
+            client.run(1, 1, world.input_of(1))
 
 
 def test_a_session_that_is_gone_when_its_client_comes_back(small: Server, world: World) -> None:
