@@ -78,12 +78,12 @@ def test_server_and_link(what: str, how: str, phase: str, steady: Server, link: 
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("how", STRIKES)
-def test_the_session_process(how: str, phase: str, steady: Server, link: Link, world: World) -> None:
-    with world.client(steady.address) as (_, bystander):
+def test_the_session_process(how: str, phase: str, steady: Server, link: Link, any_world: World) -> None:
+    with any_world.client(steady.address) as (_, bystander):
         bystander.start_upload()
         wait_for(bystander.uploaded, "the bystander's upload")
         others = steady.session_processes()
-        with world.client(link.address) as (_, session):
+        with any_world.client(link.address) as (_, session):
             (mine,) = steady.session_processes() - others
             records = queries_through(session, phase, lambda number: os.kill(mine, number), STRIKES[how])
             seen = bystander.query()
@@ -92,7 +92,7 @@ def test_the_session_process(how: str, phase: str, steady: Server, link: Link, w
         wait_for(lambda: mine not in steady.session_processes(), "the struck process to be gone")
     assert bit_equal([*records, seen])
     assert at_server(seen)
-    world.check_health(steady.address)
+    any_world.check_health(steady.address)
 
 
 @pytest.mark.parametrize("how", STRIKES)

@@ -19,19 +19,19 @@ def wire(steady: Server) -> Iterator[Wire]:
     wire.close()
 
 
-def test_a_blocked_way_while_connecting(wire: Wire, world: World) -> None:
+def test_a_blocked_way_while_connecting(wire: Wire, any_world: World) -> None:
     wire.blocked = True
-    with pytest.raises(FAULTS, match="not answered"), world.client(wire.address, first_connect_s=1.0):
+    with pytest.raises(FAULTS, match="not answered"), any_world.client(wire.address, first_connect_s=1.0):
         pass
     wire.blocked = False
-    world.check_health(wire.address)
+    any_world.check_health(wire.address)
 
 
 @pytest.mark.parametrize("fault", ["blocked", "reset"])
 @pytest.mark.parametrize("phase", ["first partition", "mid-partition", "mid-query", "between"])
-def test_a_way_that_fails(fault: str, phase: str, wire: Wire, world: World) -> None:
+def test_a_way_that_fails(fault: str, phase: str, wire: Wire, any_world: World) -> None:
     records = []
-    with world.client(wire.address) as (client, session):
+    with any_world.client(wire.address) as (client, session):
         wire.delay_s = 0.02 if "partition" in phase else 0.0
         session.start_upload()
         if phase == "mid-partition":
@@ -57,9 +57,11 @@ def test_a_way_that_fails(fault: str, phase: str, wire: Wire, world: World) -> N
     assert bit_equal(records)
 
 
-def test_a_connection_that_comes_back_goes_on_with_the_same_session(wire: Wire, steady: Server, world: World) -> None:
+def test_a_connection_that_comes_back_goes_on_with_the_same_session(
+    wire: Wire, steady: Server, any_world: World
+) -> None:
     """Nothing that the server has is sent again."""
-    with world.client(wire.address) as (client, session):
+    with any_world.client(wire.address) as (client, session):
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         records = [session.query()]
@@ -74,10 +76,10 @@ def test_a_connection_that_comes_back_goes_on_with_the_same_session(wire: Wire, 
     assert bit_equal(records)
 
 
-def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, world: World) -> None:
+def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, any_world: World) -> None:
     """Cut again and again in the middle of a partition, an upload ends because each time it goes on."""
     wire.delay_s = 0.02
-    with world.client(wire.address) as (client, session):
+    with any_world.client(wire.address) as (client, session):
         session.start_upload()
 
         def has_uploaded(share: float) -> bool:
@@ -90,13 +92,16 @@ def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, world: World) ->
             wait_for(lambda: client.fault is None, "the connection to be back")
             assert has_uploaded(share)
         assert bit_equal(recover(session))
-        assert [record.bytes for record in session.finish()] == [p.caffemodel.size for p in world.partitions]
+        assert [record.bytes for record in session.finish()] == [p.caffemodel.size for p in any_world.partitions]
 
 
-def test_a_slow_way_is_not_a_fault(wire: Wire, world: World) -> None:
+def test_a_slow_way_is_not_a_fault(wire: Wire, any_world: World) -> None:
     wire.delay_s = 0.05
-    with world.client(wire.address) as (client, session):
+    with any_world.client(wire.address) as (client, session):
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         assert bit_equal(recover(session))
         assert client.fault is None
+        (second,) = (record for record in session.finish() if record.index == 1)
+        assert second.wire_bytes is not None
+        assert (second.wire_bytes < second.bytes) == bool(any_world.partitions[1].caffemodel.coded)

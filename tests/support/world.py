@@ -23,6 +23,7 @@ from ionn.client.connection import ping
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client, Timeouts
 from ionn.model import engine
+from ionn.model.caffemodel import CodedFrames
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract
@@ -199,16 +200,19 @@ def connected(address: str, timeouts: Timeouts | None, first_connect_s: float = 
 
 
 class World:
-    """The tiny network at a client that is slower than any server, and what it computes alone."""
+    """The tiny network at a client that is slower than any server, and what it computes alone. Its weights go coded
+    where there are `frames` of them."""
 
-    def __init__(self, network: Network, weights: Weights, graph: ExecutionGraph) -> None:
+    def __init__(
+        self, network: Network, weights: Weights, graph: ExecutionGraph, frames: CodedFrames | None = None
+    ) -> None:
         self.network = network
         self.weights = weights
         self.graph = graph
         self.net: StageNet = engine.load_network(network, weights)
         rng = np.random.default_rng(3)
         self.inputs = [rng.standard_normal(network.input_shape).astype(np.float32) for _ in range(4)]
-        self.partitions: list[ExtractedPartition] = [extract(network, stages, weights) for stages in STAGES]
+        self.partitions: list[ExtractedPartition] = [extract(network, stages, weights, frames) for stages in STAGES]
         self.bytes = sum(partition.caffemodel.size for partition in self.partitions)
 
     def input_of(self, stage: int) -> np.ndarray:
