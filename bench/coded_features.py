@@ -4,32 +4,38 @@ The time to code is that of the one thread that computes, on photographs as Alex
 The overhead is that of bench/query_overhead.py: what a query takes beyond its wire bytes, its layers, and that time;
 coded and raw queries take turns. Both ends code after a sleep, which makes their processors slow for a while.
 
-The gain is that of AlexNet's last queries, live, with all of its model at the server: their latency raw less their
-latency coded, beside the same difference of what the graph predicts.
+The gain is that of AlexNet's last queries, live, with all of its model at the server, raw and coded in turns: their
+latency raw less their latency coded, beside the same difference of what the graph predicts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 
 import numpy as np
 import query_overhead
 import support
 
+from ionn.client.offloading import open_offloading
 from ionn.coding import FEATURES, NONE
+from ionn.costs import profiling
 from ionn.costs.profiling import code_fastest, stage_outputs
 from ionn.model import inputs
 from ionn.paper import ORIGINAL
 from ionn.planning.coding_costs import DOWN, UP, CodedTransfer
 from ionn.planning.graph import ExecutionGraph
+from ionn.records import QueryRecord
 from ionn.testbed import processes, runner
 from ionn.testbed.live import Subject
-from ionn.testbed.trace import Trace
+from ionn.testbed.live_session import LiveSession
+from ionn.testbed.runner import PROFILE_RUNS
 
 MODEL = "alexnet"
 MBPS = 80.0
 QUERIES = 60
+LAST_QUERIES = 20
 OVERHEAD_MS = 2.0
 RATIO = 0.25
 GAIN_OFF = 0.1
@@ -85,13 +91,6 @@ def overhead() -> list[support.Row]:
     return [("query overhead, 80 Mbps, coded, beyond a raw query's, median", OVERHEAD_MS, coded_ms - raw_ms, "ms")]
 
 
-def last_ms(trace: Trace) -> float:
-    """The median latency of the queries that were raised after the upload, without the time of the layers: on a machine
-    that is not idle, that varies by more than coding does."""
-    queries = [query for query in trace.queries if query.start_s >= trace.upload_s]
-    return float(np.median([query.latency_ms - sum(part.compute_ms for part in query.segments) for query in queries]))
-
-
 def without_coding(graph: ExecutionGraph) -> ExecutionGraph:
     """The same graph where all blobs go raw."""
     raw_ms = np.array(graph.boundary_bytes) * 8 / MBPS / 1e3
@@ -99,23 +98,42 @@ def without_coding(graph: ExecutionGraph) -> ExecutionGraph:
 
 
 def gain(subject: Subject) -> list[support.Row]:
-    """AlexNet, live, raw and coded. The server sends a profile of this machine, with the ratios of a photograph."""
-    traces = {
-        coding: runner.run_live_all(
-            subject, [ORIGINAL], 1, runner.live_settings(subject, mbps=MBPS, coding=coding)
-        )[0]
-        for coding in (NONE, FEATURES)
-    }  # fmt: skip
-    assert all(query.bit_equal for trace in traces.values() for query in trace.queries)
-    feature_bytes, wire_bytes = traces[FEATURES].feature_bytes
-    assert feature_bytes is not None
-    assert wire_bytes is not None
-    places = [[(part.where, part.first, part.last) for part in trace.queries[-1].segments] for trace in traces.values()]
-    assert places[0] == places[1], "the layers must run at the same places"
-    measured_ms = last_ms(traces[NONE]) - last_ms(traces[FEATURES])
-    info = traces[FEATURES].info
-    uploaded = [piece for partition in info.plan.partitions for piece in partition.pieces]
-    predicted_ms = without_coding(info.graph).latency_ms(uploaded) - info.graph.latency_ms(uploaded)
+    """AlexNet, live, raw and coded. The server is planned for with a profile of this machine, with the ratios of a
+    photograph. The layers' own times are left out: on a machine that is not idle they vary by more than coding does."""
+    network, server_costs = subject.network, profiling.profile_network(subject.network, subject.net, PROFILE_RUNS)
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(processes.start_testbed(MBPS))
+        sessions: dict[str, LiveSession] = {}
+        for coding in (NONE, FEATURES):
+            offloading = stack.enter_context(
+                open_offloading(
+                    network, subject.net, subject.client, address, MBPS, ORIGINAL,
+                    coding=coding, there=server_costs, paced=True,
+                )
+            )  # fmt: skip
+            sessions[coding] = LiveSession(offloading, subject.net, inputs.query_inputs(network, seed=0))
+            sessions[coding].start_upload()
+        while not all(session.uploaded() for session in sessions.values()):
+            time.sleep(0.1)
+        queries: dict[str, list[QueryRecord]] = {NONE: [], FEATURES: []}
+        for _ in range(LAST_QUERIES):
+            for coding, session in sessions.items():
+                queries[coding].append(session.query())
+        graph, plan = sessions[FEATURES].offloading.graph, sessions[FEATURES].offloading.plan
+    assert plan is not None
+    for each in zip(*queries.values(), strict=True):
+        assert all(query.bit_equal and not query.fallback for query in each)
+        places = [[(part.where, part.first, part.last) for part in query.segments] for query in each]
+        assert places[0] == places[1], "the layers must run at the same places"
+    feature_bytes = sum(query.feature_bytes or 0 for query in queries[FEATURES])
+    wire_bytes = sum(query.feature_wire_bytes or 0 for query in queries[FEATURES])
+    last_ms = [
+        float(np.median([query.latency_ms - sum(part.compute_ms for part in query.segments) for query in each]))
+        for each in queries.values()
+    ]
+    measured_ms = last_ms[0] - last_ms[1]
+    uploaded = [piece for partition in plan.partitions for piece in partition.pieces]
+    predicted_ms = without_coding(graph).latency_ms(uploaded) - graph.latency_ms(uploaded)
     support.keep(
         f"{MODEL}, live", gain_ms=measured_ms, predicted_gain_ms=predicted_ms, feature_bytes=feature_bytes,
         feature_wire_bytes=wire_bytes,
