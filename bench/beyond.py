@@ -18,21 +18,24 @@ from ionn import coding, paper
 from ionn.errors import IonnError
 from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
 from ionn.evaluation.report import Report, Section, equal_time
-from ionn.evaluation.summary import SummaryRow, load_results, summary
+from ionn.evaluation.summary import SummaryRow, summary
 from ionn.testbed import runner
+from ionn.testbed.trace import Trace
 
 ALGORITHMS = (paper.ORIGINAL, paper.RECURSIVE, paper.SLICED)
 
 
-def run_codings(results: Path) -> None:
-    """The runs: traces in `results`."""
-    for model in paper.MODELS:
-        window_s = coding_gains.window_of(model)
-        for name in coding.CODINGS:
-            ratio = coding_gains.weight_ratio(name)
-            runner.run_virtual_all(
-                model, ALGORITHMS, results=results, coding=name, weight_ratio=ratio, window_s=window_s
-            )
+def run_codings(results: Path) -> list[Trace]:
+    """The runs, kept in `results`."""
+    return [
+        trace
+        for model in paper.MODELS
+        for name in coding.CODINGS
+        for trace in runner.run_virtual_all(
+            model, ALGORITHMS, results=results,
+            coding=name, weight_ratio=coding_gains.weight_ratio(name), window_s=coding_gains.window_of(model),
+        )
+    ]  # fmt: skip
 
 
 def claims() -> Section:
@@ -69,8 +72,7 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
 
 
 def beyond(results: Path) -> None:
-    run_codings(results)
-    rows = [row for row in summary(load_results(results)) if row.settings.window_s is not None]
+    rows = summary(run_codings(results))
     figures = draw(rows, results / "figures")
     report = Report((claims(), equal_time(rows)))
     print(report.text())
