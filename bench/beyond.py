@@ -1,8 +1,9 @@
-"""What goes past the paper, into results of its own: `make beyond`. Half a minute.
+"""What goes past the paper, into results of its own: `make beyond`. Two minutes.
 
 Coding: runs of every model on the virtual testbed, the paper's devices at both ends, with nothing, with features, and
 with weights too coded, for as long as original needs to upload the model raw; Figure 7 with and without coding; and
-what is left of it where the ends code slower or faster than is assumed.
+what is left of it where the ends code slower or faster than is assumed. The same live for AlexNet, but for its weights:
+those that come along are synthetic, and shrink more than trained ones.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import support
 from ionn import coding, paper
 from ionn.errors import IonnError
 from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
-from ionn.evaluation.report import Report, Section, equal_time
+from ionn.evaluation.report import Report, Section, equal_time, validation
 from ionn.evaluation.summary import SummaryRow, summary
+from ionn.evaluation.validation import validate
 from ionn.testbed import runner
 from ionn.testbed.trace import Trace
 
 ALGORITHMS = (paper.ORIGINAL, paper.RECURSIVE, paper.SLICED)
+LIVE_MODEL = "alexnet"
 
 
-def run_codings(results: Path) -> list[Trace]:
-    """The runs, kept in `results`."""
+def run_virtual(results: Path) -> list[Trace]:
     return [
         trace
         for model in paper.MODELS
@@ -36,6 +38,19 @@ def run_codings(results: Path) -> list[Trace]:
             coding=name, weight_ratio=coding_gains.weight_ratio(name), window_s=coding_gains.window_of(model),
         )
     ]  # fmt: skip
+
+
+def run_live(results: Path) -> list[Trace]:
+    """Those that are finished are not run again."""
+    subject = runner.prepare_live(LIVE_MODEL)
+    window_s = coding_gains.window_of(LIVE_MODEL)
+    return [
+        trace
+        for name in (coding.NONE, coding.FEATURES)
+        for trace in runner.run_live_all(
+            subject, [paper.SLICED], 1, runner.live_settings(subject, coding=name, window_s=window_s), results=results
+        )
+    ]
 
 
 def claims() -> Section:
@@ -72,9 +87,11 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
 
 
 def beyond(results: Path) -> None:
-    rows = summary(run_codings(results))
+    traces = [*run_virtual(results), *run_live(results)]
+    rows = summary(traces)
     figures = draw(rows, results / "figures")
-    report = Report((claims(), equal_time(rows)))
+    live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
+    report = Report((claims(), equal_time(rows), validation(live)))
     print(report.text())
     print(f"{len(figures)} figure files in {results / 'figures'}, report in {report.write(results, figures)}")
 

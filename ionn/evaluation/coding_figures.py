@@ -13,11 +13,11 @@ from ionn.paper import model_title
 
 
 def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
-    """Latency of the queries over time, a line per coding, a figure per model and algorithm:
-    fig7-coded-MODEL-ALGORITHM. A vertical line is where the upload ends."""
+    """Latency of the queries over time, a line per coding, a figure per testbed, model and algorithm:
+    fig7-coded-TESTBED-MODEL-ALGORITHM. A vertical line is where the upload ends."""
     paths = []
-    for model, algorithm in distinct((row.model, row.algorithm) for row in rows):
-        members = [row for row in rows if (row.model, row.algorithm) == (model, algorithm)]
+    for group in distinct(map(_group, rows)):
+        members = [row for row in rows if _group(row) == group]
         members.sort(key=lambda row: CODINGS.index(row.settings.coding))
         with new_figure(6.8, 4.4) as (figure, axes):
             for number, row in enumerate(members):
@@ -33,11 +33,16 @@ def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             axes.set_xlim(0, window_s)
             axes.set_ylim(bottom=0)
             figure.legend(loc="outside lower center", title=f"queries in {window_s:g} s; thin line: the upload ends")
+            testbed, model, algorithm = group
             axes.set_title(f"{model_title(model)}, {algorithm}: what is coded on the link\n", loc="left", weight="bold")
-            subtitle = f"{members[0].settings.testbed} testbed, {members[0].settings.mbps:g} Mbps"
+            subtitle = f"{testbed} testbed, {members[0].settings.mbps:g} Mbps"
             axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
-            paths += save_png_and_pdf(figure, out / f"fig7-coded-{model}-{algorithm}")
+            paths += save_png_and_pdf(figure, out / f"fig7-coded-{testbed}-{model}-{algorithm}")
     return paths
+
+
+def _group(row: SummaryRow) -> tuple[str, str, str]:
+    return row.settings.testbed, row.model, row.algorithm
 
 
 def draw_speeds(

@@ -141,7 +141,7 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         equal_time(rows),
-        _validation(live),
+        validation(live),
         _planning(planning_ms, stages),
         _faults(traces),
         _validation_runs(live),
@@ -284,7 +284,8 @@ def _mega(raw_bytes: Stat, wire_bytes: Stat) -> str:
     return " → ".join(distinct(f"{each.mean / 1e6:.2f}" for each in known)) or "-"
 
 
-def _validation(live: Sequence[Validation]) -> Section:
+def validation(live: Sequence[Validation]) -> Section:
+    """How well the virtual testbed predicts live runs."""
     lines = []
     for (where, model, algorithm), group in groupby(live, key=_subject):
         members = list(group)

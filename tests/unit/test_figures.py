@@ -275,7 +275,9 @@ def test_codings_are_drawn_in_one_figure_per_model(tmp_path: Path) -> None:
     ]
     paths = fig7_coded(summary(traces), tmp_path)
     assert sorted(path.name for path in paths) == [
-        f"fig7-coded-{model}-sliced-efficiency.{kind}" for model in ("alexnet", "resnet") for kind in ("pdf", "png")
+        f"fig7-coded-virtual-{model}-sliced-efficiency.{kind}"
+        for model in ("alexnet", "resnet")
+        for kind in ("pdf", "png")
     ]
     again = fig7_coded(summary(traces), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
