@@ -60,6 +60,8 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "integration/test_sliced_stages.py",
         ],
         "protocol/curve": ["unit/test_keys.py", "faults/test_doors.py", "integration/test_cli.py"],
+        "server/logs": ["unit/test_logs.py", "faults/test_sandbox.py"],
+        "server/shares": ["unit/test_shares.py", "strangers/test_shares.py"],
         "address": ["integration/test_link.py", "faults/test_doors.py", "integration/test_cli.py"],
     },
     "model": {

@@ -355,6 +355,23 @@ def test_the_truth_is_right(tiny: Network, net: engine.StageNet, blobs: list[np.
         assert auditor.audit(truth(blobs))
 
 
+def test_what_an_audit_costs_is_what_its_stages_took_last(
+    tiny: Network, net: engine.StageNet, blobs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auditor, run = auditor_of(tiny, net), net.run
+    before_ms = list(auditor._stage_ms)
+    taken_ms: list[float] = []
+
+    def recorded(first: int, last: int) -> tuple[float, ...]:
+        stage_ms = run(first, last)
+        taken_ms.extend(stage_ms)
+        return stage_ms
+
+    monkeypatch.setattr(net, "run", recorded)
+    assert auditor.audit(truth(blobs))
+    assert auditor._stage_ms == [before_ms[0], *taken_ms, *before_ms[6:]]
+
+
 @pytest.mark.parametrize(
     ("change", "group", "which", "last"),
     [(change, 0, 1, FC) for change in SMALL_CHANGES]

@@ -108,6 +108,12 @@ def test_how_large_layers_are_divided(inputs: int, outputs: int) -> None:
     assert_divides(one_layer(inputs, outputs))
 
 
+def test_a_large_layer_with_a_blob_that_has_no_channels() -> None:
+    """A BatchNorm's third blob is one number for all of them."""
+    data = layer("Input", "data", params="input_param { shape { dim: 1 dim: 700000 } }")
+    assert_divides(Network.from_text(data + layer("BatchNorm", "norm", "data", "norm"), "net"))
+
+
 def test_how_any_net_is_divided_coded_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coded_weights, "FRAME_BYTES", 1000)
     monkeypatch.setattr(coded_weights, "_LEAST_BYTES", 100)
