@@ -36,9 +36,20 @@ def format_address(address: Address) -> str:
 
 def is_loopback(address: str) -> bool:
     """Tell whether only this machine can reach tcp://HOST:PORT. Raises InputError for an unknown host."""
+    return all(ip.is_loopback for ip in _resolve(address))
+
+
+def is_this_machine(address: str) -> bool:
+    """Tell whether a connection to tcp://HOST:PORT stays within this machine, as far as the address tells: it is
+    loopback, or no host in particular, which is this one. Raises InputError for an unknown host."""
+    return all(ip.is_loopback or ip.is_unspecified for ip in _resolve(address))
+
+
+def _resolve(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
     host, port = parse_address(address, listen=True)
     try:
         found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise InputError(f"{address}: unknown host; check its name") from error
-    return all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for *_, where in found)
+    ips = [ipaddress.ip_address(str(where[0]).partition("%")[0]) for *_, where in found]
+    return [(ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip for ip in ips]

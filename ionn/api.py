@@ -110,9 +110,8 @@ def run(
     coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
     window_s = _number_or_none(window_s, "window_s")
     if testbed == "virtual":
-        runner.check_weights(model, weights)
         return runner.run_virtual_all(
-            model, [algorithm], runs, mbps=mbps, results=results,
+            model, [algorithm], runs, weights, mbps=mbps, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         )  # fmt: skip
     if testbed != "live":
@@ -300,10 +299,10 @@ def connect(
 
 def _default_coding(address: str) -> str:
     """What a session codes if nobody says. Within a machine bytes cross faster than they are coded."""
-    from ionn.address import is_loopback
+    from ionn.address import is_this_machine
 
     try:
-        return NONE if is_loopback(address) else LOSSLESS
+        return NONE if is_this_machine(address) else LOSSLESS
     except InputError:  # an unknown host, which may become known
         return LOSSLESS
 

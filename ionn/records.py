@@ -14,7 +14,8 @@ from ionn.schema import Natural, Real
 class PartitionRecord:
     """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it.
 
-    `bytes` are weights as they are decoded, `wire_bytes` what of them crossed the link; None in earlier traces.
+    `bytes` are weights as they are decoded, `wire_bytes` what of them crossed the link, in every attempt, as far as the
+    server acknowledged it; None in earlier traces.
     """
 
     index: Natural

@@ -24,6 +24,7 @@ from ionn.cli.options import (
     options,
     planner_option,
     server_key_option,
+    warn_of_raw_weights,
 )
 from ionn.errors import InputError, ServerUnreachableError, WrongResultError
 
@@ -98,6 +99,7 @@ def classify(
     Example: ionn classify chelsea --model googlenet
     """
     from ionn import api
+    from ionn.coding import LOSSLESS
     from ionn.files import read_text
     from ionn.model.network import Network
     from ionn.protocol.curve import client_keys
@@ -108,6 +110,8 @@ def classify(
     if connect is None and any(given is not None for given in of_servers):
         raise InputError("--key, --wait-s, --server, --coding and --audit are for a server; give --connect too")
     network = Network.load(model)
+    if coding == LOSSLESS:
+        warn_of_raw_weights(model, weights)
     data = api.image_input(image, network.input_shape)
     names = _labels(read_text(labels, "the labels").splitlines(), network) if labels is not None else None
     with api.connect(

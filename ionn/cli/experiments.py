@@ -27,6 +27,7 @@ from ionn.cli.options import (
     planner_option,
     results_option,
     server_key_option,
+    warn_of_raw_weights,
     weight_ratio_option,
     weights_argument,
 )
@@ -98,6 +99,7 @@ def run(
     Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
     """
     from ionn.address import parse_address
+    from ionn.coding import LOSSLESS
     from ionn.costs.loading import load_costs
     from ionn.paper import SERVER
     from ionn.testbed import runner
@@ -120,15 +122,16 @@ def run(
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
         planned = None if server is None else load_costs(server)
         subject = runner.prepare_live(model, weights, client, not unpaced)
+        if coding == LOSSLESS:
+            warn_of_raw_weights(model, weights)
         settings = runner.live_settings(
             subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or "",
             coding=coding, window_s=window_s,
         )  # fmt: skip
         traces = runner.run_live_all(subject, [algorithm], runs, settings, server=planned, results=results, keys=keys)
     else:
-        runner.check_weights(model, weights)
         traces = runner.run_virtual_all(
-            model, [algorithm], runs,
+            model, [algorithm], runs, weights,
             client=client, server=server or SERVER, mbps=mbps, noise=noise, seed=seed, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         )  # fmt: skip

@@ -14,8 +14,9 @@ from ionn.errors import InputError, IonnError, did_you_mean
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_model)
 @click.option("--build", is_flag=True, help="Build weights, and code them, where that is missing, damaged or outdated.")
+@click.option("--weights", metavar="FILE", help="Of one NAME: this caffemodel, in place of the one beside it.")
 @json_option
-def models(names: tuple[str, ...], build: bool, as_json: bool) -> None:
+def models(names: tuple[str, ...], build: bool, weights: str | None, as_json: bool) -> None:
     """List the models that come along, or the .prototxt files given, and check their weights: the size, whether the
     file is as it was built, and whether the weights are there in coded form too, as --coding lossless sends them.
 
@@ -32,7 +33,9 @@ def models(names: tuple[str, ...], build: bool, as_json: bool) -> None:
         if name not in known and not name.endswith(".prototxt"):
             hint = did_you_mean(name, known)
             raise InputError(f"{name}: no model that comes along; those are {', '.join(known)}{hint}")
-    rows = [_row(name, build) for name in names or known]
+    if weights is not None and len(names) != 1:
+        raise InputError("--weights are those of one model; give its name, and no other")
+    rows = [_row(name, weights, build) for name in names or known]
     if as_json:
         click.echo(json.dumps({"folder": str(zoo.weights_folder()), "models": rows}))
     else:
@@ -40,21 +43,23 @@ def models(names: tuple[str, ...], build: bool, as_json: bool) -> None:
         for row in rows:
             ratio = f", {row['coded_bytes'] / row['bytes']:.2f}" if row["coded_bytes"] else ""
             click.echo(f"{row['bytes'] / 1e6:>8.2f}  {row['weights']:<17}  {row['coded'] + ratio:<18}  {row['model']}")
-    damaged = [
-        row["model"] for row in rows if row["weights"] == synthetic.DAMAGED or row["coded"] == coded_weights.DAMAGED
-    ]
-    if damaged:
-        raise IonnError(f"damaged weights: 'ionn models --build {' '.join(damaged)}' builds them again")
+    given = "" if weights is None else f" --weights {weights}"
+    for what, column, damaged in (
+        ("weights", "weights", synthetic.DAMAGED), ("coded weights", "coded", coded_weights.DAMAGED),
+    ):  # fmt: skip
+        if of := [row["model"] for row in rows if row[column] == damaged]:
+            raise IonnError(f"damaged {what}: 'ionn models --build {' '.join(of)}{given}' builds them again")
 
 
-def _row(name: str, build: bool) -> dict[str, Any]:
+def _row(name: str, given: str | None, build: bool) -> dict[str, Any]:
     """What there is of a model, now that it was built, if it was to be."""
     from ionn.model import coded_weights, synthetic, zoo
     from ionn.model.caffemodel import weights_path
     from ionn.model.network import Network
 
-    network, path = Network.load(name), weights_path(name, None)
-    if (prototxt := zoo.definitions().get(name)) is None:
+    network, path = Network.load(name), weights_path(name, given)
+    prototxt = None if given is not None else zoo.definitions().get(name)
+    if prototxt is None:
         weights = synthetic.FOREIGN
     else:
         weights = synthetic.update(prototxt, path) if build else synthetic.check(prototxt, path)

@@ -101,6 +101,18 @@ weight_ratio_option = click.option(
     type=Number(0.001, 1),
     help="What weights shrink to with --coding lossless; by default what was measured of a model that comes along.",
 )
+
+
+def warn_of_raw_weights(model: str | Path, weights: str | Path | None) -> None:
+    """Say so where weights that shall be coded have no sidecar."""
+    from ionn.model.caffemodel import weights_path
+    from ionn.model.coded_weights import has_sidecar
+
+    if not has_sidecar(path := weights_path(model, weights)):
+        given = "" if weights is None else f" --weights {weights}"
+        click.echo(f"ionn: {path}: not coded, so it goes raw; 'ionn models --build {model}{given}' codes it", err=True)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(
     "--client", default=CLIENT, show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."

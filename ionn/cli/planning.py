@@ -62,7 +62,7 @@ def plan(
 
     Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
     """
-    from ionn.coding import check_coding
+    from ionn.coding import LOSSLESS, check_coding
     from ionn.costs.loading import load_costs
     from ionn.model.network import Network
     from ionn.planning.graph import ExecutionGraph, checked_mbps
@@ -77,7 +77,12 @@ def plan(
 
         read_weights(Path(weights), network)
     costs = load_costs(client), load_costs(server)
-    graph = ExecutionGraph.from_network(network, *costs, mbps, coding, weight_ratio)
+    coded_bytes = None
+    if coding == LOSSLESS and weight_ratio is None:
+        from ionn.model.coded_weights import own_wire_bytes
+
+        coded_bytes = own_wire_bytes(model, weights, network)
+    graph = ExecutionGraph.from_network(network, *costs, mbps, coding, weight_ratio, coded_bytes)
     made = make_plan(network, graph, algorithm, mbps)
     if plot is not None:
         _plot(network, graph, mbps, plot)

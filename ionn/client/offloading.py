@@ -15,7 +15,7 @@ from ionn.client.audit import Auditor
 from ionn.client.executor import QueryExecutor
 from ionn.client.session import FAULTS, Client
 from ionn.client.sliced_stage import SlicedStage, slice_stages
-from ionn.coding import LOSSLESS, NONE
+from ionn.coding import LOSSLESS, NONE, PLANES
 from ionn.costs.loading import costs_from_json
 from ionn.costs.models import Costs, Scaled
 from ionn.errors import InputError, NotAcceptedError, ProtocolError
@@ -30,7 +30,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import get_planner
 from ionn.protocol.curve import ClientKeys
-from ionn.protocol.sender import Upload
+from ionn.protocol.sender import Upload, takes
 from ionn.records import PartitionRecord
 
 # How often whoever waits for a partition is told how far the upload is.
@@ -193,6 +193,7 @@ def open_offloading(
     """
     get_planner(algorithm)
     coded: CodedFrames = {}
+    client: Client | None = None
 
     def prepared(server: Costs, graph: ExecutionGraph) -> Prepared:
         graph, plan, sliced = _exact_plan(network, net, graph, algorithm, mbps)
@@ -202,8 +203,16 @@ def open_offloading(
         return Prepared(graph, plan, server, partitions, sliced)
 
     def graph_with(server: Costs) -> ExecutionGraph:
+        welcome = client.welcome if client is not None else None
+        frames, coding_there = coded, coding
+        if welcome is not None:
+            frames = {
+                name: [[frame for frame in blob if takes(welcome, frame)] for blob in blobs]
+                for name, blobs in coded.items()
+            }
+            coding_there = coding if PLANES in welcome.codecs else NONE
         return ExecutionGraph.from_network(
-            network, here, server, mbps, coding, coded_bytes=stage_wire_bytes(network, coded)
+            network, here, server, mbps, coding_there, coded_bytes=stage_wire_bytes(network, frames)
         )
 
     def prepare(sent: dict[str, Any]) -> Prepared:
@@ -228,7 +237,6 @@ def open_offloading(
                     coded = stack.enter_context(sidecar).frames
             except InputError as error:  # of no harm: weights go raw
                 print(f"ionn: {error}", file=sys.stderr)
-        client: Client | None = None
         fault: Exception | None = None
         ready: Prepared | None = None
         try:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import socket as sockets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -130,8 +131,9 @@ class Client:
     ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
     Close it when done.
 
-    `costs` is the server's cost model as JSON, `timeouts` as given. `fault` tells why the server is not available, None
-    while it is; `lost_s` is since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
+    `costs` is the server's cost model as JSON, `welcome` all that it said when it was connected to last, `timeouts` as
+    given. `fault` tells why the server is not available, None while it is; `lost_s` is since when (time.monotonic()).
+    `upload` is what `start_upload` began, if it did.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class Client:
         self._keys = keys
         self.timeouts = timeouts or Timeouts()
         self.costs: dict[str, Any] = {}
+        self.welcome: Welcome | None = None
         self.fault: Exception | None = None
         self.lost_s = 0.0
         self.upload: Upload | None = None
@@ -362,6 +365,7 @@ class Client:
             upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
             opened.pop_all()
+        self.welcome = welcome
         return _Connections(control, upload, welcome)
 
     def _hello(self, connection: Connection, role: str) -> Welcome:
@@ -421,6 +425,10 @@ class Client:
             message = connections.upload.receive(timeout_s)
         except ServerError as error:
             if upload is None or error.code not in (ERROR_PARTITION, ERROR_DAMAGED):
+                raise
+            if upload.go_raw():
+                advice = "weights go raw from now on, and 'ionn models' tells whether the coded ones are right"
+                print(f"ionn: {error}; {advice}", file=sys.stderr)
                 raise
             if error.code == ERROR_DAMAGED and upload.error is None:
                 raise

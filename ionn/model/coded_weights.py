@@ -7,7 +7,8 @@ decode by themselves and hold a link up no longer than a chunk. A sidecar holds
     MAGIC, the coded frames in order, the index (JSON, `Index`), the size of the index, the SHA-256 of the index
 
 and names the weights by their digest: it is for no others. The index goes last, because frames are written as they are
-coded. A frame is checked when it is read; so whatever becomes of the file, what is sent is right, or goes raw.
+coded. Who makes or checks one decodes every frame and compares it with the weights. An upload only looks at a frame's
+checksum, which costs a client next to nothing; a frame that is damaged goes raw.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import platformdirs
 from ionn import coding
 from ionn.errors import InputError
 from ionn.files import FILE_BYTES_MAX, locked, open_regular, write_file
-from ionn.model.caffemodel import CodedFrame, CodedFrames, Floats, read_weights
+from ionn.model import zoo
+from ionn.model.caffemodel import CodedFrame, CodedFrames, Floats, read_weights, weights_path
 from ionn.model.network import Layer, Network
 from ionn.model.slices import TILE, slice_sizes
 from ionn.schema import Natural, Word, read_json
@@ -290,6 +292,25 @@ class Sidecar:
             return None
         return data if len(data) == frame.wire_bytes and zlib.crc32(data) == frame.crc32 else None
 
+    def is_right(self, weights: Weights) -> bool:
+        """Decode all frames: whether they are the weights."""
+        return all(
+            _is_right(frame, _bytes_of(blob))
+            for name, blobs in self.frames.items()
+            for frames, blob in zip(blobs, weights[name], strict=True)
+            for frame in frames
+        )
+
+
+def _is_right(frame: CodedFrame, blob: memoryview) -> bool:
+    if (data := frame.read()) is None:
+        return False
+    try:
+        decoded = coding.decode(frame.codec, data, frame.raw_bytes)
+    except ValueError:
+        return False
+    return bytes(decoded) == bytes(blob[frame.offset : frame.end])
+
 
 def _read_index(file: BinaryIO) -> Index:
     """The index of a sidecar, whose sizes are right: of its pieces, runs and frames, and of the file."""
@@ -334,11 +355,11 @@ def _is_possible(frame: Frame) -> bool:
 
 
 def sidecar_paths(weights: Path) -> tuple[Path, Path]:
-    """Where the sidecar of a caffemodel may be: beside it, or, where its folder cannot be written to, with the user's
-    data."""
+    """Where the sidecar of a caffemodel may be: with the user's data, where this user could not write to the folder of
+    the caffemodel, or beside it."""
     place = hashlib.sha256(os.fsencode(weights.resolve())).hexdigest()[:16]
-    of_user = platformdirs.user_data_path("ionn") / "coded" / f"{weights.stem}-{place}.coded"
-    return weights.with_suffix(".coded"), of_user
+    of_user = platformdirs.user_data_path("ionn") / "coded" / f"{weights.stem[:40]}-{place}.coded"
+    return of_user, weights.with_suffix(".coded")
 
 
 def open_sidecar(weights_file: Path, network: Network, weights: Weights) -> Sidecar | None:
@@ -348,7 +369,7 @@ def open_sidecar(weights_file: Path, network: Network, weights: Weights) -> Side
     """
     errors = []
     for path in sidecar_paths(weights_file):
-        if path.exists():
+        if os.path.exists(path):  # which, unlike Path.exists, takes what cannot be looked at for missing
             try:
                 return Sidecar(path, network, weights)
             except SidecarError as error:
@@ -356,6 +377,31 @@ def open_sidecar(weights_file: Path, network: Network, weights: Weights) -> Side
     if errors:
         raise errors[0]
     return None
+
+
+def own_wire_bytes(model: str | Path, weights: str | Path | None, network: Network) -> list[int] | None:
+    """What the weights of each stage have on the link as the sidecar has them. None where there is none that can be
+    used, and for a model that comes along: its weights are synthetic, and their ratios known without them.
+
+    Raises InputError where there is a sidecar, and the caffemodel cannot be read.
+    """
+    path = weights_path(model, weights)
+    if (weights is None and str(model) in zoo.definitions()) or not has_sidecar(path):
+        return None
+    read = read_weights(path, network)
+    try:
+        sidecar = open_sidecar(path, network, read)
+    except SidecarError:
+        return None
+    if sidecar is None:
+        return None
+    with sidecar:
+        return stage_wire_bytes(network, sidecar.frames)
+
+
+def has_sidecar(weights_file: Path) -> bool:
+    """Tell whether there is a sidecar of a caffemodel, good or bad."""
+    return any(map(os.path.exists, sidecar_paths(weights_file)))
 
 
 @dataclass(frozen=True)
@@ -367,7 +413,7 @@ class Found:
 
 
 def check(weights_file: Path, network: Network, weights: Weights | None = None) -> Found:
-    """Return what there is: VERIFIED, MISSING, DAMAGED or OUTDATED. Every frame is read.
+    """Return what there is: VERIFIED, MISSING, DAMAGED or OUTDATED. Every frame is decoded, and compared.
 
     Raises InputError where the caffemodel cannot be read.
     """
@@ -379,10 +425,7 @@ def check(weights_file: Path, network: Network, weights: Weights | None = None) 
     if sidecar is None:
         return Found(MISSING)
     with sidecar:
-        every = [frame for blobs in sidecar.frames.values() for frames in blobs for frame in frames]
-        if any(frame.read() is None for frame in every):
-            return Found(DAMAGED)
-        return Found(VERIFIED, sidecar.wire_bytes)
+        return Found(VERIFIED, sidecar.wire_bytes) if sidecar.is_right(weights) else Found(DAMAGED)
 
 
 def update(weights_file: Path, network: Network) -> Found:
@@ -392,15 +435,22 @@ def update(weights_file: Path, network: Network) -> Found:
     where the caffemodel cannot be read, or the sidecar not be written.
     """
     weights = read_weights(weights_file, network)
-    beside, elsewhere = sidecar_paths(weights_file)
-    path = beside if os.access(beside.parent, os.W_OK) else elsewhere
+    of_user, beside = sidecar_paths(weights_file)
+    path = beside if os.access(beside.parent, os.W_OK) else of_user
     with locked(path.parent):
         found = check(weights_file, network, weights)
         if found.state == VERIFIED:
             return found
         write(path, network, weights)
-        with Sidecar(path, network, weights) as made:
-            return Found(BUILT, made.wire_bytes)
+        if path == beside:
+            with contextlib.suppress(OSError):  # it would be opened instead
+                of_user.unlink()
+        made = check(weights_file, network, weights)
+    if made.state != VERIFIED:
+        raise InputError(
+            f"{path}: the coded weights are {made.state} just after they were written; check disk and memory"
+        )
+    return Found(BUILT, made.wire_bytes)
 
 
 def stage_wire_bytes(network: Network, frames: CodedFrames) -> list[int]:

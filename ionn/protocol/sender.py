@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from ionn.errors import ProtocolError
-from ionn.model.caffemodel import CodedFrame, Serialised
+from ionn.model.caffemodel import CodedFrame
 from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol.messages import (
     CHUNK_BYTES,
     Ack,
-    Chunk,
     Held,
     Message,
     PartitionEnd,
@@ -34,6 +33,16 @@ _UNDER_WAY_MAX = 500
 
 # A message, the only right answer to it, and the credit that it takes: the weights in it, as they are sent.
 _Step = tuple[Message, Message, int]
+
+
+def chunk_bytes_of(welcome: Welcome) -> int:
+    """The most that a chunk to this server may have, before coding."""
+    return min(CHUNK_BYTES, welcome.chunk_bytes, welcome.window_bytes)
+
+
+def takes(welcome: Welcome, frame: CodedFrame) -> bool:
+    """Tell whether a server takes a coded frame."""
+    return frame.codec in welcome.codecs and frame.raw_bytes <= chunk_bytes_of(welcome)
 
 
 class Upload:
@@ -58,7 +67,7 @@ class Upload:
         self._whole: set[int] = set()
         self._under_way_bytes = self._window_bytes = 0
         self._awaited: deque[tuple[Message, int]] = deque()  # answers, and the credit that each gives back
-        self._codecs: Sequence[str] = ()
+        self._may_code, self._has_coded = True, False
         self._messages: Iterator[_Step] = iter(())
         self._next: _Step | None = None
         self._stopped = False
@@ -95,19 +104,22 @@ class Upload:
 
         Raises ProtocolError for a welcome with which no upload can go on.
         """
-        granted_bytes = min(welcome.chunk_bytes, welcome.window_bytes)
-        if granted_bytes < CREDIT_BYTES_MIN:
-            raise ProtocolError(f"the server takes {granted_bytes} bytes at a time, less than {CREDIT_BYTES_MIN}")
+        if chunk_bytes_of(welcome) < CREDIT_BYTES_MIN:
+            raise ProtocolError(
+                f"the server takes {chunk_bytes_of(welcome)} bytes at a time, less than {CREDIT_BYTES_MIN}"
+            )
         held = {each.partition: each for each in welcome.held}
         if len(held) < len(welcome.held) or not all(map(self._may_be_held, welcome.held)):
             raise ProtocolError("the server holds what it was never sent, it says")
         self._whole = {index for index, each in held.items() if each.ready}
         self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
+        for due, size in self._awaited:  # which arrived, and only their answers did not
+            if isinstance(due, Ack) and due.received <= self._received[due.partition]:
+                self._wire_bytes[due.partition] += size
         self._under_way_bytes, self._window_bytes = 0, min(welcome.window_bytes, WINDOW_BYTES_MAX)
         self._awaited.clear()
-        self._codecs = welcome.codecs
         started = {index: each.received for index, each in held.items()}
-        self._messages = iter(()) if self._stopped else self._remaining(started, min(CHUNK_BYTES, granted_bytes))
+        self._messages = iter(()) if self._stopped else self._remaining(started, welcome)
         self._next = None
         self._count_ready()
 
@@ -122,6 +134,11 @@ class Upload:
         self._messages, self._next = iter(()), None
         self._whole = set()
         self._count_ready()
+
+    def go_raw(self) -> bool:
+        """Send no coded weights any more, from the next `begin` on; whether some were sent before."""
+        may_code, self._may_code = self._may_code, False
+        return may_code and self._has_coded
 
     def stop(self, error: Exception | None = None) -> None:
         """Send nothing more, because of `error` if there is one. What is ready stays so."""
@@ -158,22 +175,20 @@ class Upload:
         self._under_way_bytes += size
         self._awaited.append((answer, size))
         self._next = None
-        if isinstance(message, Chunk):
-            self._wire_bytes[message.partition] += size
         return message
 
-    def _remaining(self, started: dict[int, int], chunk_bytes: int) -> Iterator[_Step]:
+    def _remaining(self, started: dict[int, int], welcome: Welcome) -> Iterator[_Step]:
         for index, partition in enumerate(self._partitions):
             model = partition.caffemodel
             if index in self._whole:
                 continue
             start = started.get(index)
             if start is None:
-                self._started_s[index], self._wire_bytes[index] = self._now_s(), 0
+                self._started_s[index] = self._now_s()
                 yield PartitionHeader(index, partition.nets, model.blobs, model.size), Ack(index, 0), 0
             digest = hashlib.sha256()
-            frames = self._frames(model, chunk_bytes)
-            for offset, parts in model.chunks(chunk_bytes, frames.values()):
+            frames = {frame.offset: frame for frame in model.coded if self._may_code and takes(welcome, frame)}
+            for offset, parts in model.chunks(chunk_bytes_of(welcome), frames.values()):
                 for part in parts:
                     digest.update(part)
                 end = offset + sum(map(len, parts))
@@ -183,19 +198,12 @@ class Upload:
                 frame = frames.get(offset) if skip == 0 else None  # of one that is there in part, the rest goes raw
                 coded = frame.read() if frame else None
                 if frame is not None and coded is not None:
+                    self._has_coded = True
                     chunk = make_chunk(index, offset, [coded], frame.codec, frame.raw_bytes)
                 else:
                     chunk = make_chunk(index, offset + skip, _without(parts, skip))
                 yield chunk, Ack(index, end), sum(map(len, chunk.payload))
             yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
-
-    def _frames(self, model: Serialised, chunk_bytes: int) -> dict[int, CodedFrame]:
-        """The coded frames that the server takes, by their offsets."""
-        return {
-            frame.offset: frame
-            for frame in model.coded
-            if frame.codec in self._codecs and frame.raw_bytes <= chunk_bytes
-        }
 
     def take(self, message: Message) -> None:
         """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""
@@ -208,6 +216,7 @@ class Upload:
         if isinstance(message, Ack):
             index = message.partition
             self._under_way_bytes -= size
+            self._wire_bytes[index] += size
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s

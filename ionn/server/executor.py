@@ -67,6 +67,8 @@ class Stages:
         """Return what a message has a stage run on: its payload, or what the message before left."""
         if message.payload:
             return _floats(message, net.input_shape(stage), f"the input of stage {stage}")
+        if message.codecs:
+            raise ProtocolError("codecs of no frames")
         left = self._left
         if left is None or left.partial or (left.query, left.stage + 1) != (message.query, stage):
             raise ProtocolError(f"the input of stage {stage} is neither sent nor was it left by the message before")

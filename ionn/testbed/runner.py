@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ionn.arguments import path_of
-from ionn.coding import NONE
+from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError
@@ -202,6 +202,7 @@ def run_virtual_all(
     model: str | Path,
     algorithms: Sequence[str],
     runs: int = 1,
+    weights: str | Path | None = None,
     *,
     client: str = CLIENT,
     server: str = SERVER,
@@ -213,9 +214,13 @@ def run_virtual_all(
     weight_ratio: float | None = None,
     window_s: float | None = None,
 ) -> list[Trace]:
-    """Runs on the virtual testbed. They take milliseconds, so they are never resumed."""
+    """Runs on the virtual testbed. They take milliseconds, so they are never resumed.
+
+    `weights` must be the model's where they are given; what they shrink to is that of their sidecar, if there is one.
+    """
     from ionn.testbed.virtual import run_virtual
 
+    check_weights(model, weights)
     network = Network.load(model)
     client_costs, server_costs = load_costs(client), load_costs(server)
     planned = costs_label(server_costs)
@@ -224,7 +229,12 @@ def run_virtual_all(
         noise=noise, network="" if model in zoo.definitions() else _another_of_its_name(network),
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
     )  # fmt: skip
-    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps, coding, weight_ratio)
+    coded_bytes = None
+    if coding == LOSSLESS and weight_ratio is None:
+        from ionn.model.coded_weights import own_wire_bytes
+
+        coded_bytes = own_wire_bytes(model, weights, network)
+    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps, coding, weight_ratio, coded_bytes)
     traces = []
     for algorithm in algorithms:
         plan = make_plan(network, graph, algorithm, mbps)

@@ -18,7 +18,7 @@ import pytest
 import zmq
 from click.testing import CliRunner
 
-from ionn.address import is_loopback
+from ionn.address import is_loopback, is_this_machine
 from ionn.cli import cli
 from ionn.client.connection import Connection
 from ionn.client.session import Client, Timeouts
@@ -148,6 +148,10 @@ def test_keygen(tmp_path: Path) -> None:
 
 def test_what_only_this_machine_reaches() -> None:
     assert all(map(is_loopback, ("tcp://127.0.0.1:0", "tcp://127.9.9.9:1", "tcp://[::1]:1", "tcp://localhost:1")))
+    assert is_loopback("tcp://[::ffff:127.0.0.1]:1")
+    for here in ("tcp://127.0.0.1:1", "tcp://0.0.0.0:1", "tcp://[::]:1", "tcp://[::ffff:127.0.0.1]:1"):
+        assert is_this_machine(here)
+    assert not any(map(is_this_machine, ("tcp://192.0.2.1:1", "tcp://[::ffff:192.0.2.1]:1", "tcp://[2001:db8::1]:1")))
     assert not any(map(is_loopback, ("tcp://0.0.0.0:0", "tcp://[::]:0", "tcp://192.0.2.1:1")))
 
 

@@ -395,6 +395,7 @@ def test_a_server_without_a_log(closed: str, world: World, tmp_path: Path) -> No
     for _ in range(3):
         with Stranger(server.address) as peer:
             welcome(peer)
+            wait_for(lambda: len(server.session_processes()) == 1, "the end of the sessions before")
             (process,) = server.session_processes()
             os.kill(process, signal.SIGKILL)  # it is logged
         world.check_health(server.address)

@@ -220,6 +220,27 @@ def test_a_session_that_is_gone_on_with_takes_the_codecs_of_its_new_connection(
     assert result.codecs == ()
 
 
+@pytest.mark.parametrize("codecs", [(), ("planes",)])
+def test_the_upload_connection_takes_no_results(
+    codecs: tuple[str, ...], server: Server, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
+) -> None:
+    with uploaded(server, tiny, tiny_weights, codecs) as raw:
+        others = () if codecs else ("planes",)
+        upload = raw.connect()
+        raw.ask(upload, messages.Hello(messages.PROTOCOL, "upload", raw.session, others))
+        result = raw.ask(raw.control, messages.Query(1, 1, 1, (blobs[1].tobytes(),), (), True))
+    assert isinstance(result, messages.Result)
+    assert result.codecs == codecs
+
+
+def test_codecs_of_no_frames_are_refused(server: Server, tiny: Network, tiny_weights: Weights) -> None:
+    with uploaded(server, tiny, tiny_weights, ()) as raw:
+        refused = raw.ask(raw.control, messages.Query(7, 1, 1, (), ("planes",)))
+    assert isinstance(refused, messages.Error)
+    assert (refused.code, refused.query) == (messages.ERROR_QUERY, 7)
+    assert "codecs of no frames" in refused.message
+
+
 @contextlib.contextmanager
 def client_of(server: Server, tiny: Network, tiny_weights: Weights) -> Iterator[Client]:
     """A client that has uploaded stage 1 of the tiny network."""

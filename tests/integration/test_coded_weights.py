@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ionn import coding
 from ionn.client.offloading import Offloading, open_offloading
 from ionn.coding import FEATURES, LOSSLESS, NONE
 from ionn.costs.loading import load_costs
 from ionn.model import engine
-from ionn.model.coded_weights import sidecar_paths, update
+from ionn.model.coded_weights import DAMAGED, check, sidecar_paths, update, write
 from ionn.model.comparison import bit_equal
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
@@ -19,7 +21,7 @@ from ionn.model.slices import stage_of
 from ionn.records import PartitionRecord
 from tests.support.command import ionn
 from tests.support.forward import Weights
-from tests.support.world import wait_for
+from tests.support.world import Server, wait_for
 
 MBPS = 8.0
 
@@ -74,6 +76,19 @@ def test_an_upload_goes_coded_where_that_pays(
     assert capsys.readouterr().err == ""
 
 
+def test_a_plan_counts_with_what_the_server_takes(
+    tiny: Network, tiny_weights: Weights, weights_file: Path, slow_client: str
+) -> None:
+    """Chunks of 100 kB are smaller than most frames."""
+    server = Server("--chunk-kb", "100")
+    offloading, records = uploaded(tiny, tiny_weights, weights_file, server.address, slow_client, LOSSLESS)
+    server.end_well()
+    assert offloading.plan is not None
+    sent, planned = (sum(part.wire_bytes or 0 for part in parts) for parts in (records, offloading.plan.partitions))
+    assert sent == pytest.approx(planned, abs=300 * len(records))
+    assert sent > 0.9 * sum(record.bytes for record in records)
+
+
 @pytest.mark.parametrize(
     "why", ["not asked for", "features only", "a fast link", "no sidecar", "other weights", "damaged"]
 )
@@ -86,7 +101,7 @@ def test_an_upload_goes_raw(
     slow_client: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sidecar, _ = sidecar_paths(weights_file)
+    _, sidecar = sidecar_paths(weights_file)
     weights = dict(tiny_weights)
     coding, mbps, said = LOSSLESS, MBPS, ""
     match why:
@@ -111,9 +126,42 @@ def test_an_upload_goes_raw(
     assert bool(said) == (why in ("other weights", "damaged"))
 
 
+ENCODE = coding.encode
+WRONG: dict[str, Callable[[bytes], tuple[str, coding.Bytes]]] = {
+    "other numbers": lambda raw: ENCODE(raw[::-1]),
+    "no numbers": lambda raw: ENCODE(b"\xff" * len(raw)),
+    "no frame": lambda raw: (coding.PLANES, bytes(ENCODE(raw)[1])[::-1]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_sidecar_that_was_wrong_from_the_beginning(
+    what: str,
+    tiny: Network,
+    tiny_weights: Weights,
+    weights_file: Path,
+    server: str,
+    slow_client: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sizes and checksums fit. The server finds out, and gets the weights raw, over a new connection."""
+    _, sidecar = sidecar_paths(weights_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(coding, "encode", lambda raw: WRONG[what](bytes(raw)))
+        write(sidecar, tiny, tiny_weights)
+    assert check(weights_file, tiny).state == DAMAGED
+    _, records = uploaded(tiny, tiny_weights, weights_file, server, slow_client, LOSSLESS)
+    assert records
+    said = capsys.readouterr().err
+    assert said.startswith(f"ionn: {server}: ")
+    assert said.endswith("; weights go raw from now on, and 'ionn models' tells whether the coded ones are right\n")
+    assert said.count("\n") == 1
+
+
 def test_the_command_codes_and_checks_weights(tiny: Network, tiny_files: Path) -> None:
     """Those of the user's own network, whose caffemodel it leaves alone."""
-    sidecar, _ = sidecar_paths(tiny_files.with_suffix(".caffemodel"))
+    _, sidecar = sidecar_paths(tiny_files.with_suffix(".caffemodel"))
     before = tiny_files.with_suffix(".caffemodel").read_bytes()
 
     def state(*arguments: str) -> tuple[str, int | None]:
@@ -133,6 +181,52 @@ def test_the_command_codes_and_checks_weights(tiny: Network, tiny_files: Path) -
     sidecar.write_bytes(sidecar.read_bytes()[:-1])
     done = ionn("models", tiny_files)
     assert done.returncode == 1
-    assert done.stderr == f"ionn: damaged weights: 'ionn models --build {tiny_files}' builds them again\n"
+    assert done.stderr == f"ionn: damaged coded weights: 'ionn models --build {tiny_files}' builds them again\n"
     assert state("--build") == ("built", coded_bytes)
     assert tiny_files.with_suffix(".caffemodel").read_bytes() == before
+
+
+def test_a_caffemodel_elsewhere_has_a_sidecar_of_its_own(tiny_files: Path, tmp_path: Path) -> None:
+    weights = tiny_files.with_suffix(".caffemodel").rename(tmp_path / "elsewhere.caffemodel")
+    done = ionn("models", "--build", tiny_files, "--weights", weights, "--json")
+    (row,) = json.loads(done.stdout)["models"]
+    assert row["coded"] == "built"
+    assert weights.with_suffix(".coded").exists()
+    weights.with_suffix(".coded").write_bytes(b"")
+    done = ionn("models", tiny_files, "--weights", weights)
+    advice = f"ionn models --build {tiny_files} --weights {weights}"
+    assert done.stderr == f"ionn: damaged coded weights: '{advice}' builds them again\n"
+    assert ionn(*advice.split()[1:]).returncode == 0
+    refused = ionn("models", "--weights", weights)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_plans_and_virtual_runs_count_with_a_sidecar(
+    elsewhere: bool, tiny: Network, tiny_files: Path, slow_client: str
+) -> None:
+    """That of a network of the user's own; without one, its weights go raw."""
+    weights, given = tiny_files.with_suffix(".caffemodel"), []
+    if elsewhere:
+        weights = weights.rename(weights.with_name("elsewhere.caffemodel"))
+        given = [weights]
+    options = ["--client", slow_client, "--coding", "lossless", "--mbps", "8", "--json"]
+
+    def wire_bytes() -> tuple[int, int]:
+        plan = json.loads(ionn("plan", tiny_files, *given, *options).stdout)
+        (run,) = json.loads(ionn("run", tiny_files, *given, "--testbed", "virtual", *options).stdout)["runs"]
+        return sum(part.get("wire_bytes", part["bytes"]) for part in plan["partitions"]), run["weight_wire_bytes"]
+
+    raw_bytes = wire_bytes()
+    update(weights, tiny)
+    for before, after in zip(raw_bytes, wire_bytes(), strict=True):
+        assert 0 < after < 0.9 * before
+    weights.with_suffix(".coded").write_bytes(b"")
+    assert wire_bytes() == raw_bytes
+
+
+def test_who_asks_for_coded_weights_is_told_that_they_are_missing(tiny_files: Path) -> None:
+    done = ionn("run", tiny_files, "--coding", "lossless", "--mbps", "500")
+    weights = tiny_files.with_suffix(".caffemodel")
+    said = f"ionn: {weights}: not coded, so it goes raw; 'ionn models --build {tiny_files}' codes it\n"
+    assert (done.returncode, done.stderr) == (0, said)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from ionn import coding
 from ionn.model.network import OUTPUTS_MAX, Network
 from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, Slice
@@ -164,6 +165,25 @@ def least_memory_mb(uploads: Sequence[ExtractedPartition]) -> float:
         taken = all(send(state, partition, index) == messages.Ready(index) for index, partition in enumerate(uploads))
         low, high = (low, middle) if taken else (middle, high)
     return high
+
+
+@pytest.mark.parametrize("more", [0, 4])
+def test_a_chunk_has_so_many_bytes_when_it_is_decoded(more: int) -> None:
+    """Coded, these are a few dozen."""
+    network = network_of(FC % 1000, shape="dim: 1 dim: 100")
+    partition = extract(network, [1], {"a": (np.ones((1000, 100), np.float32), np.zeros(1000, np.float32))})
+    header, *_ = upload_messages(partition)
+    state = session(chunk_kb=2.0)
+    assert state.handle(header) == messages.Ack(0, 0)
+    raw = partition.caffemodel.tobytes()[: 2000 + more]
+    codec, coded = coding.encode(raw)
+    assert codec == coding.PLANES
+    answer = state.handle(messages.make_chunk(0, 0, [memoryview(coded)], codec, len(raw)))
+    if more:
+        assert isinstance(answer, messages.Error)
+        assert "a chunk of more than 2000 bytes" in answer.message
+    else:
+        assert answer == messages.Ack(0, 2000)
 
 
 def test_slices_count_until_they_are_joined() -> None:

@@ -21,6 +21,7 @@ import pytest
 from ionn.client import sliced_stage
 from ionn.client.offloading import Offloading
 from ionn.client.pacing import PacedResult
+from ionn.client.query import Coding, Exchange, Wanted
 from ionn.client.session import Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage, slice_stages
 from ionn.model import engine
@@ -28,6 +29,7 @@ from ionn.model.caffemodel import serialise
 from ionn.model.network import Network
 from ionn.model.partial_net import Channels, extract, extract_net, slice_weights
 from ionn.model.slices import Piece, Slice
+from ionn.planning.coding_costs import UP
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
@@ -273,6 +275,39 @@ def test_the_clients_share_is_paced(
     (segment,) = (segment for segment in record.segments if segment.where == "both")
     assert segment.compute_ms >= 80 * (1 - 144 / 600)
     assert record.bit_equal
+
+
+def test_the_clients_share_is_coded_at_its_pace(
+    steady: Server,
+    net: engine.StageNet,
+    inputs: list[np.ndarray],
+    sliced: dict[int, SlicedStage],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Encoding all channels takes 10 ms, and here the client has 456 of 600."""
+    boundary = FC + 1
+    (before,) = (each for each in CODED.coded if (each.boundary, each.direction) == (boundary, UP))
+    slower = dataclasses.replace(before, encode_ms=10.0)
+    up_ms = np.where(np.arange(len(CODED.up_ms)) == boundary, slower.total_ms, CODED.up_ms)
+    graph = dataclasses.replace(CODED, up_ms=up_ms, coded=[slower if each is before else each for each in CODED.coded])
+    codings = []
+    join = Exchange.join
+
+    def recorded(exchange: Exchange, others: np.ndarray, stay: bool, coding: Coding | None, wanted: Wanted) -> int:
+        codings.append((others.shape[1], coding))
+        return join(exchange, others, stay, coding, wanted)
+
+    monkeypatch.setattr(Exchange, "join", recorded)
+    layer_ms = [1.0] * len(NETWORK.layers)
+    pieces: list[list[Piece]] = [[SLICES[0], LAST]]
+    with session_of(steady.address, net, inputs, sliced, pieces, layer_ms=layer_ms, graph=graph) as session:
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        assert session.query().bit_equal
+    ((channels, coding),) = codings
+    assert coding is not None
+    assert channels == 456
+    assert coding.pace_ms == pytest.approx(10 * 456 / 600, abs=1e-3)
 
 
 # --- Faults ----------------------------------------------------------------------------------------------------------

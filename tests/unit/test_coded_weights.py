@@ -163,18 +163,24 @@ def test_weights_that_do_not_shrink_are_not_in_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "net.coded").stat().st_size < 1000
 
 
-def test_every_byte_that_is_damaged_is_noticed(small: Path) -> None:
-    path, _ = sidecar_paths(small)
+def test_every_byte_that_is_damaged_is_noticed_or_of_no_effect(small: Path) -> None:
+    """A bit of a zstd frame may mean nothing."""
+    _, path = sidecar_paths(small)
     good = path.read_bytes()
+    noticed = 0
     for at in range(len(good)):
         path.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
-        assert check(small, SMALL, SMALL_WEIGHTS).state == DAMAGED
+        if check(small, SMALL, SMALL_WEIGHTS).state == DAMAGED:
+            noticed += 1
+        else:
+            assert_reads(path, SMALL, SMALL_WEIGHTS)
+    assert noticed > 0.98 * len(good)
     path.write_bytes(good)
     assert check(small, SMALL, SMALL_WEIGHTS).state == VERIFIED
 
 
 def test_a_frame_that_is_damaged_is_not_given_out(small: Path) -> None:
-    path, _ = sidecar_paths(small)
+    _, path = sidecar_paths(small)
     good = bytearray(path.read_bytes())
     good[len(MAGIC) + 5] ^= 1
     path.write_bytes(good)
@@ -185,7 +191,7 @@ def test_a_frame_that_is_damaged_is_not_given_out(small: Path) -> None:
 
 
 def test_a_file_that_is_cut_off_or_goes_on(small: Path) -> None:
-    path, _ = sidecar_paths(small)
+    _, path = sidecar_paths(small)
     good = path.read_bytes()
     for end in range(len(good)):
         path.write_bytes(good[:end])
@@ -198,7 +204,7 @@ def test_a_file_that_is_cut_off_or_goes_on(small: Path) -> None:
 
 def test_the_sidecar_of_other_weights(small: Path, tmp_path: Path) -> None:
     """Of one number that is another, of another network, and of the same numbers in another order."""
-    path, _ = sidecar_paths(small)
+    _, path = sidecar_paths(small)
     other = {"fc": (SMALL_WEIGHTS["fc"][0].copy(), SMALL_WEIGHTS["fc"][1])}
     other["fc"][0][50, 16] *= 2
     strangers: list[tuple[Network, Weights]] = [
@@ -235,7 +241,7 @@ LIES: dict[str, list[object]] = {
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field in LIES for value in LIES[field]])
 def test_an_index_that_lies_is_damaged(field: str, value: object, small: Path) -> None:
     """Somebody made it so: its digest is right."""
-    path, _ = sidecar_paths(small)
+    _, path = sidecar_paths(small)
     with Sidecar(path, SMALL, SMALL_WEIGHTS) as sidecar:
         index = sidecar.index
     first = index.pieces[0]
@@ -252,7 +258,7 @@ def test_an_index_that_lies_is_damaged(field: str, value: object, small: Path) -
 
 
 def test_an_index_of_other_pieces_is_damaged(small: Path) -> None:
-    path, _ = sidecar_paths(small)
+    _, path = sidecar_paths(small)
     with Sidecar(path, SMALL, SMALL_WEIGHTS) as sidecar:
         index = sidecar.index
     (piece,) = index.pieces
@@ -275,19 +281,65 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         open_sidecar(weights, SMALL, SMALL_WEIGHTS)
 
 
-def test_a_folder_that_cannot_be_written_to(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", ["an index", "a frame"])
+def test_a_folder_that_cannot_be_written_to(
+    wrong: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Then it is with the user's data, one for each place; what is beside the caffemodel counts where it is right."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    beside, elsewhere = sidecar_paths(small)
-    assert elsewhere.is_relative_to(tmp_path / "home")
-    assert elsewhere != sidecar_paths(small.with_name("other") / small.name)[1]
+    of_user, beside = sidecar_paths(small)
+    assert of_user.is_relative_to(tmp_path / "home")
+    assert of_user != sidecar_paths(small.with_name("other") / small.name)[0]
     assert update(small, SMALL).state == VERIFIED
-    beside.write_bytes(b"old")
+    damaged = bytearray(beside.read_bytes())
+    damaged[-1 if wrong == "an index" else len(MAGIC) + 5] ^= 1
+    beside.write_bytes(damaged)
+    assert check(small, SMALL).state == DAMAGED
     assert update(small, SMALL).state == BUILT
-    assert beside.read_bytes() == b"old"
-    assert update(small, SMALL).state == VERIFIED
-    assert_reads(elsewhere, SMALL, SMALL_WEIGHTS)
+    assert beside.read_bytes() == damaged
+    assert check(small, SMALL).state == update(small, SMALL).state == VERIFIED
+    assert_reads(of_user, SMALL, SMALL_WEIGHTS)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    of_user.write_bytes(b"old")
+    beside.unlink()
+    assert update(small, SMALL).state == BUILT  # beside it, now that this is possible
+    assert check(small, SMALL).state == VERIFIED
+    assert not of_user.exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 200 + ".caffemodel", "n" * 244 + ".caffemodel"])
+def test_a_long_name(name: str, small: Path) -> None:
+    weights = small.rename(small.with_name(name))
+    assert open_sidecar(weights, SMALL, SMALL_WEIGHTS) is None
+    assert update(weights, SMALL).state == BUILT
+    assert check(weights, SMALL).state == VERIFIED
+
+
+def test_where_the_users_data_cannot_be_looked_at(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/tmp/" + "n" * 300)
+    assert check(small, SMALL).state == VERIFIED
+    small.with_suffix(".coded").unlink()
+    assert open_sidecar(small, SMALL, SMALL_WEIGHTS) is None
+
+
+@pytest.mark.parametrize("what", ["other numbers", "no frame"])
+def test_frames_that_were_wrong_from_the_beginning(what: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes and checksums fit; only the weights do not. That is noticed, and they are coded again."""
+
+    def encode(data: coding.Bytes) -> tuple[str, coding.Bytes]:
+        codec, coded = right(bytes(reversed(bytes(data))) if what == "other numbers" else data)
+        return codec, coded if what == "other numbers" else bytes(reversed(bytes(coded)))
+
+    right = coding.encode
+    _, path = sidecar_paths(small)
+    with monkeypatch.context() as patch:
+        patch.setattr(coding, "encode", encode)
+        write(path, SMALL, SMALL_WEIGHTS)
+    assert check(small, SMALL).state == DAMAGED
+    assert update(small, SMALL).state == BUILT
+    assert check(small, SMALL).state == VERIFIED
 
 
 def test_a_process_that_is_killed_while_it_codes_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
