@@ -160,7 +160,7 @@ def _whole_blobs(layer: Layer) -> list[_Span]:
 
 def _channel_pieces(layer: Layer, tile_each: bool) -> Iterator[tuple[_Span, ...]]:
     """A layer's output channels in pieces of a tile each, or of as many tiles as fit; what is not cut so by itself."""
-    channels = layer.weight_shapes[0][0] if layer.weight_shapes[0] else 1
+    channels = layer.weight_shapes[0][0]  # what is so large has channels
     row_bytes = {
         blob: 4 * math.prod(shape[1:]) for blob, shape in enumerate(layer.weight_shapes) if shape[:1] == (channels,)
     }
@@ -185,9 +185,8 @@ def _bounded(spans: Sequence[_Span]) -> Iterator[tuple[_Span, ...]]:
 
 def _frame_sizes(size: int) -> list[int]:
     """The raw bytes of the frames of a run: about equal."""
-    count = math.ceil(size / FRAME_BYTES)
-    step = 4 * math.ceil(size / (4 * max(count, 1)))
-    return [min(step, size - begin) for begin in range(0, size, max(step, 1))]
+    step = 4 * math.ceil(size / (4 * math.ceil(size / FRAME_BYTES)))
+    return [min(step, size - begin) for begin in range(0, size, step)]
 
 
 def _encode(network: Network, weights: Weights) -> Iterator[bytes]:

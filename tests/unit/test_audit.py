@@ -387,7 +387,8 @@ def test_every_bit_counts(
     SMALL_CHANGES[change](values)
     assert values.tobytes() != sent.tobytes()
     first = query[group].first
-    with pytest.raises(WrongResultError, match=rf"stages {first}\.\.{last} \(") as caught:
+    names = tiny.stages[first].name, tiny.stages[last].name
+    with pytest.raises(WrongResultError, match=rf"stages {first}\.\.{last} \({names[0]} to {names[1]}\)") as caught:
         auditor_of(tiny, net).audit(query)
     (path,) = evidence_folder.iterdir()
     assert str(caught.value).startswith("tcp://1.2.3.4:5: ")
