@@ -25,8 +25,10 @@ from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.delay import Delay
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.fluid_link import FluidLink
+from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 
 # Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
@@ -85,14 +87,18 @@ class VirtualSession:
         self._load_ms = [graph.overhead_ms(pieces)[1] for pieces in self._pieces]
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
-        self._link = FluidLink(Bandwidth.constant(info.settings.mbps).work_ms(info.settings.mbps))
+        settings = info.settings
+        bandwidth = info.bandwidth or Bandwidth.constant(settings.mbps)
+        delays = Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed)
+        self._link = FluidLink(bandwidth.work_ms(settings.mbps), *delays)
+        self._yields = settings.upload == YIELD
         self._link.upload(link_ms for link_ms, _ in arrivals_ms)
         self._uploaded: list[_Uploaded] = []
         self._routes: dict[int, list[_TimedLeg]] = {}
         self._queries = 0
-        self._window_ms = (info.settings.window_s or 0.0) * 1e3
-        self._noise = info.settings.noise
-        self._random = random.Random(f"{info.settings.seed}/{info.run}")
+        self._window_ms = (settings.window_s or 0.0) * 1e3
+        self._noise = settings.noise
+        self._random = random.Random(f"{settings.seed}/{info.run}")
 
     @property
     def _now_ms(self) -> float:
@@ -120,8 +126,10 @@ class VirtualSession:
         route = self._route(self._usable())
         for timed in route:
             began_ms = self._now_ms
+            self._link.held = self._yields and timed.leg.where != "client"
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
+        self._link.held = False
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms
         if goes_on and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
