@@ -10,6 +10,7 @@ that, and may change over time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -29,7 +30,8 @@ class Crossing(NamedTuple):
 class FluidLink:
     """A link whose rate is `rate`, in ms of work per ms, and its clock, which stands at `now_ms`.
 
-    `left_ms` is when each partition that was uploaded so far had left the client. While `held`, the upload waits.
+    `left_ms` is when each partition that was uploaded so far had left the client. The upload goes on until its
+    `allowance_ms`, in ms of work, is used up.
     """
 
     def __init__(self, rate: Steps, up: Delay = NO_DELAY, down: Delay = NO_DELAY) -> None:
@@ -38,7 +40,7 @@ class FluidLink:
         self._unsent_ms: list[float] = []  # of each partition, until it has left
         self.now_ms = 0.0
         self.left_ms: list[float] = []
-        self.held = False
+        self.allowance_ms = math.inf
 
     def upload(self, works_ms: Iterable[float]) -> None:
         """Add partitions to the upload, of so much work each."""
@@ -58,21 +60,33 @@ class FluidLink:
 
     def advance(self, until_ms: float, share: float = 1.0) -> None:
         """Move the clock to `until_ms` while the upload, if it has not ended, goes on at a share of the link's rate."""
-        while not self.held and (index := len(self.left_ms)) < len(self._unsent_ms):
-            left_ms = self._rate.end(self.now_ms, self._unsent_ms[index] / share)
-            if left_ms > until_ms:
-                sent_ms = self._rate.amount(self.now_ms, until_ms) * share
-                self._unsent_ms[index] = max(0.0, self._unsent_ms[index] - sent_ms)  # rounding must not leave a debt
+        while (work_ms := self._sendable_ms()) is not None:
+            index, end_ms = len(self.left_ms), self._rate.end(self.now_ms, work_ms / share)
+            if end_ms > until_ms:
+                work_ms = min(work_ms, self._rate.amount(self.now_ms, until_ms) * share)  # rounding leaves no debt
+                self._unsent_ms[index] -= work_ms
+                self.allowance_ms -= work_ms
                 break
-            self.now_ms = left_ms
-            self.left_ms.append(left_ms)
+            self.now_ms = end_ms
+            self.allowance_ms -= work_ms
+            if work_ms == self._unsent_ms[index]:
+                self.left_ms.append(end_ms)
+            else:
+                self._unsent_ms[index] -= work_ms
         self.now_ms = until_ms
+
+    def _sendable_ms(self) -> float | None:
+        """What the upload may send next without a pause, None if nothing."""
+        index = len(self.left_ms)
+        if index == len(self._unsent_ms) or self.allowance_ms == 0:
+            return None
+        return min(self._unsent_ms[index], self.allowance_ms)
 
     def send_up(self, at_ms: float, work_ms: float) -> Crossing:
         """Send a query's features at `at_ms`, not earlier than now; the clock stands when they have left."""
         self.advance(at_ms)
-        while work_ms > 0 and not self.held and len(self.left_ms) < len(self._unsent_ms):
-            shared_ms = min(work_ms, self._unsent_ms[len(self.left_ms)])
+        while work_ms > 0 and (sendable_ms := self._sendable_ms()) is not None:
+            shared_ms = min(work_ms, sendable_ms)
             self.advance(self._rate.end(self.now_ms, 2 * shared_ms), share=0.5)
             work_ms -= shared_ms
         self.advance(self._rate.end(self.now_ms, work_ms))
