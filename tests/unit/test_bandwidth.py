@@ -160,8 +160,8 @@ def test_mahimahi_has_a_packet_for_each_line_again_and_again(times_ms: list[int]
     assert bandwidth.period_s == period_ms / 1e3
     for now_ms in range(1, 3 * period_ms + 1):
         laps, rest_ms = divmod(now_ms, period_ms)
-        packets = laps * len(times_ms) + (sum(time_ms <= rest_ms for time_ms in times_ms) if rest_ms else 0)
-        assert bandwidth.bytes_between(0, now_ms / 1e3) == pytest.approx(1500 * packets, abs=1e-3)
+        count = laps * len(times_ms) + (sum(time_ms <= rest_ms for time_ms in times_ms) if rest_ms else 0)
+        assert bandwidth.bytes_between(0, now_ms / 1e3) == pytest.approx(1500 * count, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def long_run_shares(mobility: str) -> np.ndarray:
         neighbours = [other for other in range(n) if abs(other - state) == 1]
         moves[state, state] = 1 - 1 / mean_s[state]
         moves[state, neighbours] = 1 / mean_s[state] / len(neighbours)
-    return np.linalg.matrix_power(moves, 10_000)[0]
+    shares: np.ndarray = np.linalg.matrix_power(moves, 10_000)[0]
+    return shares
 
 
 @pytest.mark.parametrize("mobility", MOBILITIES)
