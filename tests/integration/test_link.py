@@ -249,13 +249,14 @@ def test_a_delay_costs_no_throughput(start: Callable[..., Link]) -> None:
 
 
 def test_a_bandwidth_begins_anew_when_it_is_told(start: Callable[..., Link]) -> None:
-    link = start(0, steps=[(0.0, 80.0), (0.1, 0.001)])  # after that, 100 kB take 800 s
+    link = start(0, steps=[(0.0, 80.0), (0.1, 0.0001)])  # after that, a quantum takes two minutes
     client, server = link.connect()
     time.sleep(0.2)
     data = random.Random(3).randbytes(100_000)
-    link.begin()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(client.sendall, data)
+        time.sleep(0.2)  # one is crossing
+        link.begin()
         received = b""
         while len(received) < len(data):
             if select.select([server], (), (), 0.05)[0]:
