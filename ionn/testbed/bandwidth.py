@@ -38,6 +38,7 @@ class Steps:
 
     def __init__(self, begins: Sequence[float], rates: Sequence[float], period: float = math.inf) -> None:
         self._begins, self._rates, self._period = list(begins), list(rates), period
+        self._is_constant = len(begins) == 1 and period == math.inf  # the usual case, which shall be quick
         spans = (end - begin for begin, end in pairwise([*begins, period]))
         pieces = (rate * span if rate else 0.0 for rate, span in zip(rates, spans, strict=True))
         self._amounts = list(accumulate(pieces, initial=0.0))  # until each begin, and in a whole period
@@ -47,6 +48,8 @@ class Steps:
 
     def amount(self, begin: float, end: float) -> float:
         """What passes between two times."""
+        if self._is_constant:
+            return (end - begin) * self._rates[0]
         first, last = self._step(begin), self._step(end)
         if first == last:
             return (end - begin) * self._rates[first[1]]
@@ -56,6 +59,8 @@ class Steps:
         """The first time by which `amount` has passed since `begin`."""
         if amount == 0:
             return begin
+        if self._is_constant:
+            return begin + amount / self._rates[0]
         lap, step = self._step(begin)
         rate, next_begin = self._rates[step], self._start(lap, step + 1)
         if rate and (end := begin + amount / rate) <= next_begin:
