@@ -96,7 +96,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "client/pacing": ["unit/test_pacing.py", "integration/test_live.py"],
         "testbed/bandwidth": ["unit/test_bandwidth.py", "unit/test_virtual.py"],
         "testbed/delay": ["unit/test_delay.py", "unit/test_virtual.py"],
-        "testbed/fluid_link": ["unit/test_virtual.py"],
+        "testbed/fluid_link": ["unit/test_fluid_link.py", "unit/test_virtual.py"],
         "testbed/mobile_links": ["unit/test_mobile_links.py"],
         "testbed/link_pacer": ["unit/test_pacing.py", "integration/test_link.py"],
         "testbed/link": ["integration/test_link.py"],

@@ -120,6 +120,7 @@ def test_a_constant_rate_must_be_finite_and_above_zero(mbps: float) -> None:
         ((0.0,), (1.0,), math.inf, "do not ascend"),
         ((0.0, 1.0), (-1.0, 1.0), None, "not negative"),
         ((0.0, 1.0), (math.nan, 1.0), None, "not negative"),
+        ((0.0, 1.0), (math.inf, 1.0), None, "not negative"),
         ((0.0, 1.0), (1.0, 0.0), None, "for ever"),
         ((0.0, 1.0), (0.0, 0.0), 2.0, "for ever"),
     ],
@@ -192,7 +193,8 @@ def test_mahimahi_lets_a_packet_cross_at_its_time(times_ms: list[int], packet: i
         ("5\n\n3\n", ":3: 3 ms is before 5 ms; a Mahimahi trace ascends"),
         ("0\n0\n", ":2: the last timestamp is 0 ms; give one above 0"),
         ("86400001\n", ":1: the last timestamp is 86400001 ms"),
-        ("9" * 30, ":1: '99"),
+        ("9" * 19, ":1: the last timestamp is 9999999999999999999 ms"),
+        ("9" * 20, ":1: '99999999999999999999' is neither"),
         ("0,5\nx\n", ":2: 'x' is not 'seconds,mbps', such as '12.5,40'"),
         ("0,5,1\n", ":1: '0,5,1' is not"),
         ("1,5\n", ":1: the first rate is from 1 s on; let it be 0"),
@@ -214,6 +216,11 @@ def test_a_bad_file_is_one_line_that_names_the_line(text: str, reason: str, tmp_
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_times_are_up_to_a_day(tmp_path: Path) -> None:
+    assert Bandwidth.load(file(tmp_path, "0,5\n86400,6\n")).mbps_at(86_400.0) == 6.0
+    assert Bandwidth.load(file(tmp_path, "86400000\n")).period_s == 86_400.0
+
+
 def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.LINES_MAX == 1_000_000
     monkeypatch.setattr(module, "LINES_MAX", 3)
@@ -233,3 +240,4 @@ def test_a_digest_is_the_contents(tmp_path: Path) -> None:
         Bandwidth((0.0, 1.0), (8.0, 4.0), 3),
     ]
     assert len(same | {other.digest for other in others}) == 4
+    assert {len(digest) for digest in same} == {12}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,20 @@ def test_what_is_made_up_can_be_loaded(tmp_path: Path) -> None:
     assert Bandwidth.load(path) == made
 
 
+def test_the_chains_are_as_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "links.md").read_text(encoding="utf-8")
+    for name, chain in MOBILITIES.items():
+        (states, spread) = re.findall(rf"^\| {name} \| (.*) \| (.*) \|$", page, re.MULTILINE)[0]
+        written = [re.fullmatch(r"(?:(\d+) Mbps|an outage), (\d+) s", state) for state in states.split("; ")]
+        assert [tuple(int(number or 0) for number in state.groups()) for state in written if state] == list(
+            zip(chain.median_mbps, chain.mean_s, strict=True)
+        )
+        assert float(spread) == chain.spread
+
+
 def test_what_cannot_be_is_refused() -> None:
+    assert len(mobile_bandwidth("walking", 1, 0).mbps) == 2
+    assert len(mobile_bandwidth("walking", 86_400, 0).mbps) == 86_401
     with pytest.raises(InputError, match="mobility 'flying': there are 'walking', 'driving'"):
         mobile_bandwidth("flying", 60, 0)
     for seconds in (0, 86_401):
