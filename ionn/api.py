@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ionn.arguments import count_of, number_of, path_of, share_of, shown, text_of
+from ionn.arguments import count_of, name_of, number_of, path_of, share_of, shown, text_of
 from ionn.coding import LOSSLESS, NONE, check_coding
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
@@ -30,6 +30,7 @@ from ionn.planning.graph import ExecutionGraph, checked_mbps
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import add_planner, get_planner
 from ionn.records import Segment
+from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
 
@@ -94,6 +95,9 @@ def run(
     coding: str = NONE,
     weight_ratio: float | None = None,
     window_s: float | None = None,
+    arrivals: str | Path = CLOSED,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> list[Trace]:
     """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
 
@@ -101,26 +105,36 @@ def run(
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
     kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
     live, "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for
-    `window_s` at least, if given. Raises InputError, and ServerUnreachableError where a live run lost its server.
+    `window_s` at least, if given: one after another, or as `arrivals` says: "fps:N", "poisson:N", "burst:N,PERIOD", or
+    the path of a file of timestamps. Those that meet a busy client "wait", or "drop" out, as `busy` says; with
+    `deadline_ms`, those answered within it are counted. A trace's `responses` and `responses_over_time` have what
+    became of them. Raises InputError, and ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
 
     mbps, runs, testbed = number_of(mbps, "mbps"), count_of(runs, "runs"), text_of(testbed, "testbed")
     results = None if results is None else path_of(results, "results")
     coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
-    window_s = _number_or_none(window_s, "window_s")
+    window_s, deadline_ms = _number_or_none(window_s, "window_s"), _number_or_none(deadline_ms, "deadline_ms")
+    raised, busy = Arrivals.parse(name_of(arrivals, "arrivals")), text_of(busy, "busy")
     if testbed == "virtual":
         runner.check_weights(model, weights)
         return runner.run_virtual_all(
             model, [algorithm], runs, mbps=mbps, results=results,
-            coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+            coding=coding, weight_ratio=weight_ratio, window_s=window_s, arrivals=raised, busy=busy,
+            deadline_ms=deadline_ms,
         )  # fmt: skip
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
     # Refuses what cannot be before anything is loaded.
-    Settings(testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s)
+    Settings(
+        testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s, arrivals=raised, busy=busy,
+        deadline_ms=deadline_ms,
+    )  # fmt: skip
     subject = runner.prepare_live(model, weights)
-    settings = runner.live_settings(subject, mbps=mbps, coding=coding, window_s=window_s)
+    settings = runner.live_settings(
+        subject, mbps=mbps, coding=coding, window_s=window_s, arrivals=raised, busy=busy, deadline_ms=deadline_ms
+    )
     traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results)
     for trace in traces:
         if trace.info.fault is not None:

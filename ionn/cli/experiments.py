@@ -16,9 +16,12 @@ from ionn.cli.options import (
     SECONDS_MAX,
     Number,
     algorithm_option,
+    arrivals_option,
+    busy_option,
     chosen_algorithm,
     client_option,
     coding_option,
+    deadline_option,
     json_option,
     key_option,
     mbps_option,
@@ -33,6 +36,7 @@ from ionn.cli.options import (
 from ionn.errors import InputError, ServerUnreachableError
 
 if TYPE_CHECKING:
+    from ionn.testbed.responses import Responses
     from ionn.testbed.trace import Trace
 
 
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     type=Number(0.001, SECONDS_MAX),
     help="Raise queries for so long at least, to compare plans in equal time.",
 )
+@options(arrivals_option, busy_option, deadline_option)
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -87,10 +92,13 @@ def run(
     coding: str,
     weight_ratio: float | None,
     window_s: float | None,
+    arrivals: str,
+    busy: str,
+    deadline_ms: float | None,
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the experiment: upload MODEL while queries run one after another.
+    """Run the experiment: upload MODEL while queries run, one after another or as --arrivals has them.
 
     The live testbed starts a server and a link on this machine, or uses the server given by --connect; the virtual one
     computes the run.
@@ -101,6 +109,7 @@ def run(
     from ionn.costs.loading import load_costs
     from ionn.paper import SERVER
     from ionn.testbed import runner
+    from ionn.testbed.arrivals import Arrivals
     from ionn.testbed.settings import LIVE_ONLY, Settings
 
     algorithm = chosen_algorithm(algorithm, planner)
@@ -108,10 +117,12 @@ def run(
         raise InputError(LIVE_ONLY)
     if connect is not None:
         parse_address(connect)
+    raised = Arrivals.parse(arrivals)
     # Refuses what cannot be before anything is loaded.
     Settings(
         testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced,
-        coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        coding=coding, weight_ratio=weight_ratio, window_s=window_s, arrivals=raised, busy=busy,
+        deadline_ms=deadline_ms,
     )  # fmt: skip
     if testbed == "live":
         from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
@@ -122,7 +133,7 @@ def run(
         subject = runner.prepare_live(model, weights, client, not unpaced)
         settings = runner.live_settings(
             subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or "",
-            coding=coding, window_s=window_s,
+            coding=coding, window_s=window_s, arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
         traces = runner.run_live_all(subject, [algorithm], runs, settings, server=planned, results=results, keys=keys)
     else:
@@ -130,7 +141,8 @@ def run(
         traces = runner.run_virtual_all(
             model, [algorithm], runs,
             client=client, server=server or SERVER, mbps=mbps, noise=noise, seed=seed, results=results,
-            coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+            coding=coding, weight_ratio=weight_ratio, window_s=window_s, arrivals=raised, busy=busy,
+            deadline_ms=deadline_ms,
         )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
@@ -150,6 +162,9 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
         "weight_ratio": info.settings.weight_ratio,
         "client": info.settings.device,
         "server": info.server,
+        "arrivals": info.settings.arrivals.name,
+        "busy": info.settings.busy,
+        "deadline_ms": info.settings.deadline_ms,
         "runs": [_run_json(trace) for trace in traces],
     }
 
@@ -180,7 +195,27 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "window_s": window_s,
         "queries_in_window": None if window_s is None else len(trace.in_window),
         "mean_ms_in_window": None if math.isnan(mean_ms_in_window) else mean_ms_in_window,
+        "responses": None if trace.info.settings.arrivals.closed else _all_responses_json(trace),
     }
+
+
+def _all_responses_json(trace: Trace) -> dict[str, Any]:
+    spans = [
+        {"start_s": span.start_s, "end_s": span.end_s, **_responses_json(span)} for span in trace.responses_over_time
+    ]
+    return {**_responses_json(trace.responses), "over_time": spans}
+
+
+def _responses_json(responses: Responses) -> dict[str, Any]:
+    values = {
+        "raised": responses.raised,
+        "dropped": responses.dropped,
+        "p50_ms": responses.p50_ms,
+        "p90_ms": responses.p90_ms,
+        "p99_ms": responses.p99_ms,
+        "within_deadline": responses.within_deadline,
+    }
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _runs_text(traces: list[Trace]) -> str:
@@ -205,7 +240,19 @@ def _runs_text(traces: list[Trace]) -> str:
                 f"    in {row['window_s']:g} s: {row['queries_in_window']} queries"
                 + (f" of {row['mean_ms_in_window']:.1f} ms" if row["queries_in_window"] else "")
             )
+        if not trace.info.settings.arrivals.closed:
+            lines.append(f"    {_responses_text(trace)}")
     return "\n".join(lines)
+
+
+def _responses_text(trace: Trace) -> str:
+    responses, deadline_ms = trace.responses, trace.info.settings.deadline_ms
+    within = "" if deadline_ms is None else f", {responses.within_deadline:.1%} within {deadline_ms:g} ms"
+    percentiles = f"{responses.p50_ms:.1f}, {responses.p90_ms:.1f}, {responses.p99_ms:.1f} ms"
+    return (
+        f"{responses.raised} queries raised, {responses.dropped} dropped; response time of the others, 50th, 90th and "
+        f"99th percentile: {percentiles}{within}"
+    )
 
 
 @click.command()

@@ -19,6 +19,7 @@ from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
+from ionn.testbed.arrivals import CLOSED_LOOP, WAIT, Arrivals
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests, trace_path
 
@@ -69,6 +70,9 @@ def live_settings(
     connect: str = "",
     coding: str = NONE,
     window_s: float | None = None,
+    arrivals: Arrivals = CLOSED_LOOP,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> Settings:
     """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends.
 
@@ -78,7 +82,7 @@ def live_settings(
     return Settings(
         "live", mbps, dilation, client, planned, seed,
         paced=subject.paced, connect=connect, network=_another_of_its_name(subject.network),
-        coding=coding, window_s=window_s,
+        coding=coding, window_s=window_s, arrivals=arrivals, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
 
 
@@ -212,6 +216,9 @@ def run_virtual_all(
     coding: str = NONE,
     weight_ratio: float | None = None,
     window_s: float | None = None,
+    arrivals: Arrivals = CLOSED_LOOP,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> list[Trace]:
     """Runs on the virtual testbed. They take milliseconds, so they are never resumed."""
     from ionn.testbed.virtual import run_virtual
@@ -222,7 +229,8 @@ def run_virtual_all(
     settings = Settings(
         "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,
         noise=noise, network="" if model in zoo.definitions() else _another_of_its_name(network),
-        coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        coding=coding, weight_ratio=weight_ratio, window_s=window_s, arrivals=arrivals, busy=busy,
+        deadline_ms=deadline_ms,
     )  # fmt: skip
     graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps, coding, weight_ratio)
     traces = []

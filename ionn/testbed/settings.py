@@ -10,6 +10,7 @@ from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS
 from ionn.planning.graph import checked_mbps
 from ionn.schema import NATURAL_MAX
+from ionn.testbed.arrivals import ARRIVALS_MAX, BUSY, CLOSED_LOOP, WAIT, Arrivals
 
 TESTBEDS = ("virtual", "live")
 # A run that is slowed down a thousand times takes as many half minutes: eight hours.
@@ -18,6 +19,7 @@ DILATION_MAX = 1000.0
 NOISE_MAX = 1.0
 # A day: nobody waits longer.
 WINDOW_MAX_S = 86_400.0
+DEADLINE_MAX_MS = 1e3 * WINDOW_MAX_S
 # What is wrong with options of the other testbed.
 LIVE_ONLY = "--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out"
 # How a trace's name of a client ends that is not paced.
@@ -36,7 +38,9 @@ class Settings:
     the standard deviation of the logarithm of a virtual latency. `network` is the digest of a network that has the name
     of one of the paper's and is another, else "". `coding` says what is coded on the link (`ionn.coding`), and
     `weight_ratio` what weights shrink to where that is given. Queries are raised for `window_s` at least, if that is
-    given, so that plans whose uploads end at other times can be compared in equal time.
+    given, so that plans whose uploads end at other times can be compared in equal time. `arrivals` say when they are
+    raised, and `busy` whether those that meet a busy client "wait" or are "drop"ped; with `deadline_ms`, those that are
+    answered in that time are counted.
 
     Raises InputError for values out of their ranges, and for what the testbed does not have.
     """
@@ -54,6 +58,9 @@ class Settings:
     coding: str = NONE
     weight_ratio: float | None = None
     window_s: float | None = None
+    arrivals: Arrivals = CLOSED_LOOP
+    busy: str = WAIT
+    deadline_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
@@ -68,6 +75,7 @@ class Settings:
         check_coding(self.coding, self.weight_ratio)
         if self.window_s is not None and not 0 < self.window_s <= WINDOW_MAX_S:
             raise InputError(f"window {self.window_s:g} s: give a number above 0, and at most {WINDOW_MAX_S:g}")
+        self._check_arrivals()
         if self.testbed == "live" and self.weight_ratio is not None:
             raise InputError("a weight ratio is for the virtual testbed; the live one sends what weights shrink to")
         if self.testbed == "virtual" and (self.dilation != 1 or self.connect or not self.paced):
@@ -77,6 +85,24 @@ class Settings:
         if self.dilation > 1 and not self.paced:
             raise InputError(
                 "--dilation slows the pace of a client down, and this one is not paced; leave one of them out"
+            )
+
+    def _check_arrivals(self) -> None:
+        if self.busy not in BUSY:
+            raise InputError(f"busy {self.busy!r}: a query that meets a busy client may 'wait', or 'drop' out")
+        if self.arrivals.closed and (self.busy != WAIT or self.deadline_ms is not None):
+            raise InputError(
+                "--busy and --deadline-ms are for queries that do not wait for the one before to be raised; give "
+                "--arrivals too"
+            )
+        if self.deadline_ms is not None and not 0 < self.deadline_ms <= DEADLINE_MAX_MS:
+            raise InputError(
+                f"deadline {self.deadline_ms:g} ms: give a number above 0, and at most {DEADLINE_MAX_MS:g}"
+            )
+        if (expected := self.arrivals.per_second * (self.window_s or 0.0)) > ARRIVALS_MAX:
+            raise InputError(
+                f"arrivals {self.arrivals.name} in a window of {self.window_s:g} s are {expected:g} queries; give a "
+                f"shorter window, or fewer queries: at most {ARRIVALS_MAX}"
             )
 
     @property
@@ -109,7 +135,8 @@ class Settings:
             "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",
             "paced": "unpaced", "connect": f"connected to {self.connect}", "network": f"network {self.network}",
             "coding": f"coding {self.coding}", "weight_ratio": f"weight ratio {_exact(self.weight_ratio or 0)}",
-            "window_s": f"window {_exact(self.window_s or 0)} s",
+            "window_s": f"window {_exact(self.window_s or 0)} s", "arrivals": f"arrivals {self.arrivals.name}",
+            "busy": f"busy {self.busy}", "deadline_ms": f"deadline {_exact(self.deadline_ms or 0)} ms",
         }  # fmt: skip
         papers = Settings(self.testbed)
         return [text for name, text in texts.items() if getattr(self, name) != getattr(papers, name)]

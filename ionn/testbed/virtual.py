@@ -99,6 +99,14 @@ class VirtualSession:
     def uploaded(self) -> bool:
         return self._usable() == len(self._pieces)
 
+    def wait_until(self, time_s: float) -> None:
+        self._advance(max(self._now_ms, time_s * 1e3))
+
+    def wait_for_upload(self) -> None:
+        while len(self._end_ms) < len(self._pieces):
+            self._advance(self._now_ms + self._unsent_ms[len(self._end_ms)])
+        self._advance(max([self._now_ms, *self._ready_ms[-1:]]))
+
     def query(self, raised_s: float | None = None) -> QueryRecord:
         start_ms, start_s = self._now_ms, self._now_ms / 1e3
         segments: list[Segment] = []
