@@ -246,11 +246,13 @@ def _runs_text(traces: list[Trace]) -> str:
 
 
 def _responses_text(trace: Trace) -> str:
-    responses, deadline_ms = trace.responses, trace.info.settings.deadline_ms
+    responses, settings = trace.responses, trace.info.settings
+    deadline_ms = settings.deadline_ms
+    lost = "dropped" if settings.busy == "drop" else "waiting at the end"
     within = "" if deadline_ms is None else f", {responses.within_deadline:.1%} within {deadline_ms:g} ms"
     percentiles = f"{responses.p50_ms:.1f}, {responses.p90_ms:.1f}, {responses.p99_ms:.1f} ms"
     return (
-        f"{responses.raised} queries raised, {responses.dropped} dropped; response time of the others, 50th, 90th and "
+        f"{responses.raised} queries raised, {responses.dropped} {lost}; response time of the others, 50th, 90th and "
         f"99th percentile: {percentiles}{within}"
     )
 

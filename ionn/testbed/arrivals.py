@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ionn.arguments import path_of
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.files import read_text
 
@@ -55,11 +54,10 @@ class Arrivals:
         if text == CLOSED or (colon and kind in (FPS, POISSON, BURST)):
             numbers = cls(text)._numbers()
             return cls(kind + colon + ",".join(f"{number:.12g}" for number in numbers))
-        path = path_of(text, "arrivals")
-        if not os.path.exists(path):
+        if not os.path.exists(text):
             known = did_you_mean(kind, (CLOSED, FPS, POISSON, BURST))
             raise InputError(f"arrivals {text!r}: no such file; give {FORMS}{known}")
-        return cls.load(path)
+        return cls.load(Path(text))
 
     @classmethod
     def load(cls, path: Path) -> Arrivals:
@@ -73,9 +71,7 @@ class Arrivals:
             except ValueError:
                 time_s = math.nan
             if not 0 <= time_s <= TIME_MAX_S:
-                raise InputError(
-                    f"{path}:{number}: {line[:40]!r}: give a timestamp, in seconds from 0 to {TIME_MAX_S:g}"
-                )
+                raise InputError(f"{path}:{number}: {line[:40]!r} is no timestamp; give 0 to {TIME_MAX_S:g} seconds")
             if times_s and time_s < times_s[-1]:
                 raise InputError(f"{path}:{number}: {time_s:g} s comes after {times_s[-1]:g} s; sort the timestamps")
             if len(times_s) == ARRIVALS_MAX:
