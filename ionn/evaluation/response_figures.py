@@ -56,7 +56,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             figure.legend(handles, labels, loc="outside lower center", title=key)
             count = len(members[0].traces)
             runs = "1 run" if count == 1 else f"{count} runs, mean ± std"
-            subtitle = textwrap.fill(f"{settings.name}, {settings.mbps:g} Mbps, {runs}", 85)
+            subtitle = textwrap.fill(f"{settings.name}, {settings.mbps:g} Mbps, {runs}", 92)
             title = f"{model_title(model)}: response times" + "\n" * len(subtitle.splitlines())
             plots[0].set_title(title, loc="left", fontweight="bold")
             plots[0].text(0, 1.03, subtitle, transform=plots[0].transAxes, color="#444444")
