@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.settings import Settings
 
 ADDRESSES = st.sampled_from(["", "tcp://box:7675", "tcp://box:7676"])
@@ -30,6 +31,12 @@ SETTINGS = st.one_of(
         NAMES | st.just(""), st.integers(0, 12), connect=ADDRESSES,
     ),
     st.builds(Settings, st.just("live"), client=NAMES, paced=st.booleans(), connect=ADDRESSES),
+    st.builds(
+        Settings, st.sampled_from(["virtual", "live"]), busy=st.sampled_from(["wait", "drop"]),
+        deadline_ms=st.sampled_from([None, 1 / 3, 100.0]), arrivals=st.sampled_from(
+            ["fps:5", "fps:5.2", "poisson:5", "burst:5,2", "burst:5,2.5", "burst:52,5", "walk.txt (00000000)"]
+        ).map(Arrivals),
+    ),
 )  # fmt: skip
 
 
