@@ -3,6 +3,9 @@
 Coding: runs of every model on the virtual testbed, the paper's devices at both ends, with nothing, with features, and
 with weights too coded, for as long as original needs to upload the model raw; Figure 7 with and without coding; and
 what is left of it where the ends code slower or faster than is assumed.
+
+Arrivals: runs of AlexNet and MobileNet whose queries arrive by themselves, at random and from a camera, under all
+algorithms, with a figure of their response times. Live runs, if bench/arrivals.py has made some, stand beside them.
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ import argparse
 import sys
 from pathlib import Path
 
+import arrivals
 import coding_gains
 import support
 
 from ionn import coding, paper
 from ionn.errors import IonnError
 from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
-from ionn.evaluation.report import Report, Section, equal_time
+from ionn.evaluation.report import Report, Section, equal_time, response_times, response_validation
+from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.summary import SummaryRow, load_results, summary
+from ionn.evaluation.validation import validate
 from ionn.testbed import runner
 
 ALGORITHMS = (paper.ORIGINAL, paper.RECURSIVE, paper.SLICED)
@@ -56,7 +62,8 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
         for name in coding.CODINGS
     }
     return [
-        *fig7_coded([row for row in rows if row.algorithm == paper.SLICED], out),
+        *fig7_coded([row for row in rows if row.algorithm == paper.SLICED and row.settings.arrivals.closed], out),
+        *fig_responses(rows, out),
         *draw_speeds(
             coding_gains.SPEEDS, latencies, "last latency (ms)", "Last latency, features coded",
             out / "coding-speed-latency",
@@ -70,9 +77,12 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
 
 def beyond(results: Path) -> None:
     run_codings(results)
+    arrivals.run_virtual(results)
     rows = [row for row in summary(load_results(results)) if row.settings.window_s is not None]
     figures = draw(rows, results / "figures")
-    report = Report((claims(), equal_time(rows)))
+    live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
+    sections = claims(), equal_time(rows), response_times(rows), response_validation(live)
+    report = Report(tuple(section for section in sections if section.rows))
     print(report.text())
     print(f"{len(figures)} figure files in {results / 'figures'}, report in {report.write(results, figures)}")
 

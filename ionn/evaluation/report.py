@@ -143,7 +143,7 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         equal_time(rows),
         response_times(rows),
         _validation(live),
-        _response_validation(live),
+        response_validation(live),
         _planning(planning_ms, stages),
         _faults(traces),
         _validation_runs(live),
@@ -338,7 +338,8 @@ def _validation(live: Sequence[Validation]) -> Section:
     )  # fmt: skip
 
 
-def _response_validation(live: Sequence[Validation]) -> Section:
+def response_validation(live: Sequence[Validation]) -> Section:
+    """How far the virtual testbed is off the response times of live runs."""
     lines = []
     arrived = (each for each in live if not each.measured.info.settings.arrivals.closed)
     for (where, model, algorithm), group in groupby(arrived, key=_subject):
@@ -357,8 +358,9 @@ def _response_validation(live: Sequence[Validation]) -> Section:
         )  # fmt: skip
     return Section(
         "Model validation: the virtual testbed predicts response times",
-        "As above, for queries that arrive by themselves, at the times at which they arrived: percentiles of response "
-        "times, medians over the runs; the error is that of the 90th percentile.",
+        "Each live run whose queries arrive by themselves against the virtual testbed fed with the costs measured in "
+        "that run, and with the times at which they arrived: percentiles of response times, medians over the runs. The "
+        "error is that of the 90th percentile.",
         (
             "testbed", "model", "algorithm", "runs", "50 % ms", "predicted", "90 % ms", "predicted", "99 % ms",
             "predicted", "error", "worst run",
