@@ -45,14 +45,14 @@ class Arrivals:
     times_s: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._numbers()
+        self._parts()
 
     @classmethod
     def parse(cls, text: str) -> Arrivals:
         """The arrivals that a user names: one of FORMS. Raises InputError for any other."""
         kind, colon, _ = text.partition(":")
         if text == CLOSED or (colon and kind in (FPS, POISSON, BURST)):
-            numbers = cls(text)._numbers()
+            _, numbers = cls(text)._parts()
             return cls(kind + colon + ",".join(f"{number:.12g}" for number in numbers))
         if not os.path.exists(text):
             known = did_you_mean(kind, (CLOSED, FPS, POISSON, BURST))
@@ -90,13 +90,15 @@ class Arrivals:
     @property
     def per_second(self) -> float:
         """How many queries are raised in a second, on average and for ever; 0 in a closed loop, and for a file."""
-        kind, numbers = self.name.partition(":")[0], self._numbers()
-        return 0.0 if not numbers else numbers[0] / numbers[1] if kind == BURST else numbers[0]
+        kind, numbers = self._parts()
+        if kind == BURST:
+            return numbers[0] / numbers[1]
+        return numbers[0] if numbers else 0.0
 
     def times(self, seed: int, run: int) -> Iterator[float]:
         """When queries are raised, ascending, without end but for a file's. Those of "poisson" are drawn from the seed
         and the number of the run. Raises InputError where a file's are not known; not for a closed loop."""
-        kind, numbers = self.name.partition(":")[0], self._numbers()
+        kind, numbers = self._parts()
         if self.times_s is not None:
             return iter(self.times_s)
         if not numbers:
@@ -110,11 +112,11 @@ class Arrivals:
         draw = random.Random(f"arrivals/{seed}/{run}")
         return itertools.accumulate(draw.expovariate(numbers[0]) for _ in itertools.count())
 
-    def _numbers(self) -> tuple[float, ...]:
-        """The numbers in the name; none in that of a closed loop, and of a file."""
+    def _parts(self) -> tuple[str, tuple[float, ...]]:
+        """The word and the numbers in the name; there are no numbers in that of a closed loop, and of a file."""
         kind, colon, given = self.name.partition(":")
         if not colon or kind not in (FPS, POISSON, BURST):
-            return ()
+            return self.name, ()
         try:
             numbers = tuple(map(float, given.split(",")))
         except ValueError:
@@ -126,7 +128,7 @@ class Arrivals:
         elif len(numbers) != 1 or not _within(numbers[0], PER_SECOND):
             ranges = f"{PER_SECOND[0]:g} to {PER_SECOND[1]:g} queries a second"
             raise InputError(f"arrivals {self.name[:60]}: give {ranges}, as {kind}:7.5")
-        return numbers
+        return kind, numbers
 
 
 CLOSED_LOOP = Arrivals()
