@@ -13,7 +13,7 @@ from ionn.evaluation.style import Look, looks, new_panels, save_png_and_pdf
 from ionn.evaluation.summary import Stat, SummaryRow
 from ionn.paper import model_title
 from ionn.testbed.arrivals import DROP
-from ionn.testbed.responses import Responses
+from ionn.testbed.responses import Responses, spans
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
@@ -37,11 +37,12 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             panels.append((f"within {settings.deadline_ms:g} ms\n(%)", lambda span: span.within_deadline * 100))
         if settings.busy == DROP:
             panels.append(("dropped (%)", _dropped_percent))
+        common = list(spans(max(trace.last_raised_s for row in members for trace in row.traces)))
         parts = (2.2, *(1.0 for _ in panels[1:]))
         with new_panels(6.8, 2.6 + 1.2 * sum(parts), parts) as (figure, plots):
             for axes, (ylabel, of) in zip(plots, panels, strict=True):
                 for row in members:
-                    _line(axes, row, of, styles[row.algorithm])
+                    _line(axes, row, common, of, styles[row.algorithm])
                 axes.set_ylabel(ylabel)
                 axes.set_ylim(-3, 103)
             plots[0].set_yscale("log")
@@ -56,7 +57,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             figure.legend(handles, labels, loc="outside lower center", title=key)
             count = len(members[0].traces)
             runs = "1 run" if count == 1 else f"{count} runs, mean ± std"
-            subtitle = textwrap.fill(f"{settings.name}, {settings.mbps:g} Mbps, {runs}", 92)
+            subtitle = textwrap.fill(f"{settings.name}, {settings.mbps:g} Mbps, {runs}", 85)
             title = f"{model_title(model)}: response times" + "\n" * len(subtitle.splitlines())
             plots[0].set_title(title, loc="left", fontweight="bold")
             plots[0].text(0, 1.03, subtitle, transform=plots[0].transAxes, color="#444444")
@@ -64,16 +65,12 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     return paths
 
 
-def _line(axes: Axes, row: SummaryRow, of: Of, style: Look) -> None:
+def _line(axes: Axes, row: SummaryRow, common: Sequence[tuple[float, float]], of: Of, style: Look) -> None:
     """What `of` says of the queries of each span, the mean over the runs, at the middle of the span."""
-    by_span: dict[tuple[float, float], list[float]] = {}
-    for trace in row.traces:
-        for span in trace.responses_over_time:
-            by_span.setdefault((span.start_s, span.end_s), []).append(of(span))
+    values = [Stat.of(of(trace.responses_between(*span)) for trace in row.traces).mean for span in common]
     look = {"color": style["color"], "linestyle": style["line"]}
     axes.plot(
-        [(start_s + end_s) / 2 for start_s, end_s in sorted(by_span)],
-        [Stat.of(by_span[span]).mean for span in sorted(by_span)],
+        [(start_s + end_s) / 2 for start_s, end_s in common], values,
         linewidth=style["width"], marker=style["marker"], markersize=2.5 + style["width"], label=_label(row), **look,
     )  # fmt: skip
     axes.axvline(row.upload_s.mean, linewidth=0.7, **look)

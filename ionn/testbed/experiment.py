@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from ionn.errors import InputError
@@ -76,24 +77,25 @@ def _closed_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], li
 def _open_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], list[float]]:
     """Raise queries when they arrive, whether the client is busy or not. It answers one at a time, in their order, and
     waits for no partition. What arrives while it is busy waits, or is dropped; what still waits at the end is, too.
+    The end is that of the fifth query after the upload, or of the window, whichever is later.
 
     Returns the queries that were answered, and when the others were raised.
     """
-    settings, window_s = info.settings, _window_s(info)
+    settings = info.settings
     queries: list[QueryRecord] = []
     dropped_s: list[float] = []
-    after_upload, free_s = 0, 0.0  # queries that began after the upload; when the client has answered the last one
+    after_upload, end_s = 0, math.inf
+    free_s = 0.0  # when the client has answered the last one
     for undilated_s in settings.arrivals.times(settings.seed, info.run):
         arrival_s = undilated_s * settings.dilation
-        enough = after_upload >= QUERIES_AFTER_UPLOAD
-        if enough and arrival_s >= max(free_s, window_s):
+        if arrival_s >= end_s:
             break
         if len(queries) + len(dropped_s) == ARRIVALS_MAX:
             raise InputError(
                 f"arrivals {settings.arrivals.name}: more than {ARRIVALS_MAX} queries arrive before the upload and the "
                 "window are over; give fewer a second"
             )
-        if arrival_s < free_s and (settings.busy == DROP or (enough and free_s >= window_s)):
+        if arrival_s < free_s and (settings.busy == DROP or free_s >= end_s):
             dropped_s.append(arrival_s)
             continue
         session.wait_until(arrival_s)
@@ -101,6 +103,8 @@ def _open_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], list
         # A clock that counts ms may be off by the last bit.
         queries.append(session.query(raised_s=min(arrival_s, session.now_s())))
         free_s = queries[-1].end_s
+        if after_upload == QUERIES_AFTER_UPLOAD:
+            end_s = max(free_s, _window_s(info))
     session.wait_for_upload()  # a file may have ended before
     return queries, dropped_s
 

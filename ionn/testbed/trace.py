@@ -230,17 +230,22 @@ class Trace:
         return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
 
     @property
+    def last_raised_s(self) -> float:
+        """When the last query was raised, answered or not."""
+        return max([self.queries[-1].raised_s, *self.dropped_s[-1:]])
+
+    @property
     def responses(self) -> Responses:
         """What became of all queries."""
-        return self._responses(0.0, math.inf)
+        return self.responses_between(0.0, math.inf)
 
     @property
     def responses_over_time(self) -> tuple[Responses, ...]:
         """What became of the queries that were raised in each span of the run; at most `responses.SPANS_MAX` spans."""
-        last_s = max([self.queries[-1].raised_s, *self.dropped_s[-1:]])
-        return tuple(self._responses(start_s, end_s) for start_s, end_s in spans(last_s))
+        return tuple(self.responses_between(start_s, end_s) for start_s, end_s in spans(self.last_raised_s))
 
-    def _responses(self, start_s: float, end_s: float) -> Responses:
+    def responses_between(self, start_s: float, end_s: float) -> Responses:
+        """What became of the queries that were raised from `start_s` on, and before `end_s`."""
         return responses_of(self.queries, self.dropped_s, self.info.settings.deadline_ms, start_s, end_s)
 
     @property

@@ -134,6 +134,16 @@ def test_a_figure_has_what_became_of_queries_over_time(drawn: list[Figure], tmp_
     assert "% dropped; " in labels[1]
 
 
+def test_runs_of_other_lengths_are_drawn_over_common_spans(drawn: list[Figure], tmp_path: Path) -> None:
+    """Of two seconds each, since the longer run takes more than a minute."""
+    short = arrived(run=1, arrivals=Arrivals("a (00000000)", (0.0, 1.9, 4.0)))
+    long = arrived(run=2, arrivals=Arrivals("a (00000000)", (0.5, 2.5, 70.0)))
+    fig_responses(summary([short, long]), tmp_path)
+    x, y = lines(drawn[0].axes[2])[0]
+    assert x == [2 * number + 1 for number in range(36)]
+    assert [place for place, dropped in zip(x, y, strict=True) if not math.isnan(dropped)] == [1, 3, 5, 71]
+
+
 def test_what_is_not_there_has_no_panel(drawn: list[Figure], tmp_path: Path) -> None:
     fig_responses(summary([arrived(busy="wait", deadline_ms=None), make_trace()]), tmp_path)
     (figure,) = drawn
