@@ -4,6 +4,9 @@ Coding: runs of every model on the virtual testbed, the paper's devices at both 
 with weights too coded, for as long as original needs to upload the model raw; Figure 7 with and without coding; and
 what is left of it where the ends code slower or faster than is assumed. The same live for AlexNet, but for its weights:
 those that come along are synthetic, and shrink more than trained ones.
+
+Arrivals: runs of AlexNet and MobileNet whose queries arrive by themselves, at random and from a camera, under all
+algorithms, with a figure of their response times. Live runs, if bench/arrivals.py has made some, stand beside them.
 """
 
 from __future__ import annotations
@@ -12,13 +15,15 @@ import argparse
 import sys
 from pathlib import Path
 
+import arrivals
 import coding_gains
 import support
 
 from ionn import coding, paper
 from ionn.errors import IonnError
 from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
-from ionn.evaluation.report import Report, Section, equal_time, validation
+from ionn.evaluation.report import Report, Section, equal_time, response_times, response_validation, validation
+from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.summary import SummaryRow, summary
 from ionn.evaluation.validation import validate
 from ionn.testbed import runner
@@ -74,7 +79,8 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
         for name in coding.CODINGS
     }
     return [
-        *fig7_coded([row for row in rows if row.algorithm == paper.SLICED], out),
+        *fig7_coded([row for row in rows if row.algorithm == paper.SLICED and row.settings.arrivals.closed], out),
+        *fig_responses(rows, out),
         *draw_speeds(
             coding_gains.SPEEDS, latencies, "last latency (ms)", "Last latency, features coded",
             out / "coding-speed-latency",
@@ -87,11 +93,12 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
 
 
 def beyond(results: Path) -> None:
-    traces = [*run_virtual(results), *run_live(results)]
+    traces = [*run_virtual(results), *run_live(results), *arrivals.run_virtual(results), *arrivals.finished(results)]
     rows = summary(traces)
     figures = draw(rows, results / "figures")
     live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
-    report = Report((claims(), equal_time(rows), validation(live)))
+    sections = claims(), equal_time(rows), response_times(rows), validation(live), response_validation(live)
+    report = Report(tuple(section for section in sections if section.rows))
     print(report.text())
     print(f"{len(figures)} figure files in {results / 'figures'}, report in {report.write(results, figures)}")
 

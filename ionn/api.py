@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ionn.arguments import count_of, number_of, path_of, share_of, shown, text_of
+from ionn.arguments import count_of, name_of, number_of, path_of, share_of, shown, text_of
 from ionn.coding import LOSSLESS, NONE, check_coding
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
@@ -30,6 +30,7 @@ from ionn.planning.graph import ExecutionGraph, checked_mbps
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import add_planner, get_planner
 from ionn.records import Segment
+from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.settings import SHARE, Settings
 from ionn.testbed.trace import Trace, load_traces
 
@@ -98,6 +99,9 @@ def run(
     delay_ms: float = 0.0,
     jitter_ms: float = 0.0,
     upload: str = SHARE,
+    arrivals: str | Path = CLOSED,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> list[Trace]:
     """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
 
@@ -105,7 +109,10 @@ def run(
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
     kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
     live, "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for
-    `window_s` at least, if given.
+    `window_s` at least, if given: one after another, or as `arrivals` says: "fps:N", "poisson:N", "burst:N,PERIOD", or
+    the path of a file of timestamps. Those that meet a busy client "wait", or "drop" out, as `busy` says; with
+    `deadline_ms`, those answered within it are counted. A trace's `responses` and `responses_over_time` have what
+    became of them.
 
     `link` is a file with the link's bandwidth over time, `seconds,mbps` lines or a trace in Mahimahi's format; plans
     are made for `mbps` all the same. A byte takes `delay_ms` each way, which wanders by `jitter_ms`. With `upload`
@@ -122,11 +129,14 @@ def run(
     link = None if link is None else path_of(link, "link")
     delay_ms, jitter_ms = number_of(delay_ms, "delay_ms"), number_of(jitter_ms, "jitter_ms")
     upload = text_of(upload, "upload")
+    raised, busy = Arrivals.parse(name_of(arrivals, "arrivals")), text_of(busy, "busy")
+    deadline_ms = _number_or_none(deadline_ms, "deadline_ms")
     if testbed == "virtual":
         return runner.run_virtual_all(
             model, [algorithm], runs, weights, mbps=mbps, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
             link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+            arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
@@ -134,11 +144,13 @@ def run(
     Settings(
         testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
     subject = runner.prepare_live(model, weights)
     settings = runner.live_settings(
         subject, mbps=mbps, coding=coding, window_s=window_s,
         link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
     traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results, link=link)
     for trace in traces:

@@ -46,7 +46,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class QueryRecord:
-    """One query. `raised_s` <= `start_s`: the first query waits for the first partition before it executes.
+    """One query. `raised_s` <= `start_s`: in a closed loop, the first query waits for the first partition before it
+    executes; else, any that meets a busy client waits for it.
 
     `overruns` counts layers, and codings, that took longer than the pace allows, `overrun_ms` is by how much in total.
     `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
@@ -72,3 +73,8 @@ class QueryRecord:
     @property
     def latency_ms(self) -> float:
         return (self.end_s - self.start_s) * 1e3
+
+    @property
+    def response_ms(self) -> float:
+        """The time from its arrival to its answer: its latency, and what it waited before."""
+        return (self.end_s - self.raised_s) * 1e3

@@ -17,9 +17,12 @@ from ionn.cli.options import (
     SECONDS_MAX,
     Number,
     algorithm_option,
+    arrivals_option,
+    busy_option,
     chosen_algorithm,
     client_option,
     coding_option,
+    deadline_option,
     delay_option,
     jitter_option,
     json_option,
@@ -37,6 +40,7 @@ from ionn.cli.options import (
 from ionn.errors import InputError, ServerUnreachableError
 
 if TYPE_CHECKING:
+    from ionn.testbed.responses import Responses
     from ionn.testbed.trace import Trace
 
 
@@ -79,6 +83,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Weights share the uplink with queries, or are held back while a query is at the server.",
 )
+@options(arrivals_option, busy_option, deadline_option)
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
@@ -109,10 +114,13 @@ def run(
     delay_ms: float,
     jitter_ms: float,
     upload: str,
+    arrivals: str,
+    busy: str,
+    deadline_ms: float | None,
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the experiment: upload MODEL while queries run one after another.
+    """Run the experiment: upload MODEL while queries run, one after another or as --arrivals has them.
 
     The live testbed starts a server and a link on this machine, or uses the server given by --connect; the virtual one
     computes the run.
@@ -124,6 +132,7 @@ def run(
     from ionn.costs.loading import load_costs
     from ionn.paper import SERVER
     from ionn.testbed import runner
+    from ionn.testbed.arrivals import Arrivals
     from ionn.testbed.settings import LIVE_ONLY, Settings
 
     algorithm = chosen_algorithm(algorithm, planner)
@@ -131,11 +140,13 @@ def run(
         raise InputError(LIVE_ONLY)
     if connect is not None:
         parse_address(connect)
+    raised = Arrivals.parse(arrivals)
     # Refuses what cannot be before anything is loaded.
     Settings(
         testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced, connect=connect or "",
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
     if testbed == "live":
         from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
@@ -149,6 +160,7 @@ def run(
         settings = runner.live_settings(
             subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or "",
             coding=coding, window_s=window_s, link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+            arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
         traces = runner.run_live_all(
             subject, [algorithm], runs, settings, server=planned, results=results, keys=keys, link=link
@@ -159,6 +171,7 @@ def run(
             client=client, server=server or SERVER, mbps=mbps, noise=noise, seed=seed, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
             link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+            arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
@@ -182,6 +195,9 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
         "upload": info.settings.upload,
         "client": info.settings.device,
         "server": info.server,
+        "arrivals": info.settings.arrivals.name,
+        "busy": info.settings.busy,
+        "deadline_ms": info.settings.deadline_ms,
         "runs": [_run_json(trace) for trace in traces],
     }
 
@@ -212,7 +228,27 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "window_s": window_s,
         "queries_in_window": None if window_s is None else len(trace.in_window),
         "mean_ms_in_window": None if math.isnan(mean_ms_in_window) else mean_ms_in_window,
+        "responses": None if trace.info.settings.arrivals.closed else _all_responses_json(trace),
     }
+
+
+def _all_responses_json(trace: Trace) -> dict[str, Any]:
+    spans = [
+        {"start_s": span.start_s, "end_s": span.end_s, **_responses_json(span)} for span in trace.responses_over_time
+    ]
+    return {**_responses_json(trace.responses), "over_time": spans}
+
+
+def _responses_json(responses: Responses) -> dict[str, Any]:
+    values = {
+        "raised": responses.raised,
+        "dropped": responses.dropped,
+        "p50_ms": responses.p50_ms,
+        "p90_ms": responses.p90_ms,
+        "p99_ms": responses.p99_ms,
+        "within_deadline": responses.within_deadline,
+    }
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _runs_text(traces: list[Trace]) -> str:
@@ -237,7 +273,21 @@ def _runs_text(traces: list[Trace]) -> str:
                 f"    in {row['window_s']:g} s: {row['queries_in_window']} queries"
                 + (f" of {row['mean_ms_in_window']:.1f} ms" if row["queries_in_window"] else "")
             )
+        if not trace.info.settings.arrivals.closed:
+            lines.append(f"    {_responses_text(trace)}")
     return "\n".join(lines)
+
+
+def _responses_text(trace: Trace) -> str:
+    responses, settings = trace.responses, trace.info.settings
+    deadline_ms = settings.deadline_ms
+    lost = "dropped" if settings.busy == "drop" else "waiting at the end"
+    within = "" if deadline_ms is None else f", {responses.within_deadline:.1%} within {deadline_ms:g} ms"
+    percentiles = f"{responses.p50_ms:.1f}, {responses.p90_ms:.1f}, {responses.p99_ms:.1f} ms"
+    return (
+        f"{responses.raised} queries raised, {responses.dropped} {lost}; response time of the others, 50th, 90th and "
+        f"99th percentile: {percentiles}{within}"
+    )
 
 
 @click.command()

@@ -114,6 +114,26 @@ def warn_of_raw_weights(model: str | Path, weights: str | Path | None) -> None:
         click.echo(f"ionn: {path}: not coded, so it goes raw; 'ionn models --build {model}{given}' codes it", err=True)
 
 
+arrivals_option = click.option(
+    "--arrivals",
+    default="closed",
+    show_default=True,
+    metavar="closed|fps:N|poisson:N|burst:N,PERIOD|FILE",
+    help="When queries are raised: after the one before; N a second, evenly or at random; N at once every PERIOD "
+    "seconds; at the timestamps in FILE.",
+)
+busy_option = click.option(
+    "--busy",
+    type=click.Choice(["wait", "drop"]),
+    default="wait",
+    show_default=True,
+    help="With --arrivals: what becomes of a query that meets a busy client.",
+)
+deadline_option = click.option(
+    "--deadline-ms",
+    type=Number(0.001, 1e3 * SECONDS_MAX),
+    help="With --arrivals: count the queries that are answered within so many ms of their arrival.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(
     "--client", default=CLIENT, show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."

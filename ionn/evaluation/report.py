@@ -141,7 +141,9 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         equal_time(rows),
+        response_times(rows),
         validation(live),
+        response_validation(live),
         _planning(planning_ms, stages),
         _faults(traces),
         _validation_runs(live),
@@ -221,6 +223,7 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
 
 
 def _gains(rows: Sequence[SummaryRow]) -> Section:
+    rows = [row for row in rows if row.settings.arrivals.closed]
     baselines = {(row.settings, row.model): row for row in rows if row.algorithm == ORIGINAL}
     lines = []
     for row in rows:
@@ -239,7 +242,7 @@ def _gains(rows: Sequence[SummaryRow]) -> Section:
 
 def equal_time(rows: Sequence[SummaryRow]) -> Section:
     """What runs with a window did in it, and what they had on the link."""
-    with_window = [row for row in rows if row.settings.window_s is not None]
+    with_window = [row for row in rows if row.settings.window_s is not None and row.settings.arrivals.closed]
     originals = {(row.model, row.settings): row.queries_in_window for row in with_window if row.algorithm == ORIGINAL}
     lines = []
     for row in sorted(with_window, key=_by_coding):
@@ -262,6 +265,29 @@ def equal_time(rows: Sequence[SummaryRow]) -> Section:
             "last ms", "upload s", "MB of weights", "MB of features per query",
         ),
         tuple(lines),
+    )  # fmt: skip
+
+
+def response_times(rows: Sequence[SummaryRow]) -> Section:
+    """What became of queries that arrived by themselves."""
+    return Section(
+        "Response times",
+        "Runs whose queries arrive by themselves. Response time: from the arrival of a query to its answer, of those "
+        "that were answered. Dropped: queries that met a busy client (busy drop), or still waited when the run ended "
+        "(busy wait). Within the deadline: of all that were raised.",
+        (
+            "model", "algorithm", "testbed", "Mbps", "runs", "raised", "dropped", "50 % ms", "90 % ms", "99 % ms",
+            "within the deadline",
+        ),
+        tuple(
+            (
+                model_title(row.model), row.algorithm, row.settings.name, f"{row.settings.mbps:g}",
+                str(len(row.traces)), row.raised.count(), row.dropped.count(), row.p50_ms.text(), row.p90_ms.text(),
+                row.p99_ms.text(), _percent(row.within_deadline.mean * 100, ""),
+            )
+            for row in rows
+            if not row.settings.arrivals.closed
+        ),
     )  # fmt: skip
 
 
@@ -308,6 +334,37 @@ def validation(live: Sequence[Validation]) -> Section:
         (
             "testbed", "model", "algorithm", "runs", "measured queries", "predicted", "error", "worst run",
             "latency error", "worst run",
+        ),
+        tuple(lines),
+    )  # fmt: skip
+
+
+def response_validation(live: Sequence[Validation]) -> Section:
+    """How far the virtual testbed is off the response times of live runs."""
+    lines = []
+    arrived = (each for each in live if not each.measured.info.settings.arrivals.closed)
+    for (where, model, algorithm), group in groupby(arrived, key=_subject):
+        members = list(group)
+        percentiles = [
+            f"{statistics.median(getattr(getattr(each, side).responses, name) for each in members):.1f}"
+            for name in ("p50_ms", "p90_ms", "p99_ms")
+            for side in ("measured", "predicted")
+        ]
+        errors = [each.p90_error * 100 for each in members]
+        lines.append(
+            (
+                where, model, algorithm, str(len(members)), *percentiles, _percent(statistics.median(errors)),
+                _percent(_worst(errors)),
+            )
+        )  # fmt: skip
+    return Section(
+        "Model validation: the virtual testbed predicts response times",
+        "Each live run whose queries arrive by themselves against the virtual testbed fed with the costs measured in "
+        "that run, and with the times at which they arrived: percentiles of response times, medians over the runs. The "
+        "error is that of the 90th percentile.",
+        (
+            "testbed", "model", "algorithm", "runs", "50 % ms", "predicted", "90 % ms", "predicted", "99 % ms",
+            "predicted", "error", "worst run",
         ),
         tuple(lines),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,12 +75,20 @@ def look(number: int) -> Look:
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of that size in inches with one plot, in the project's style."""
+    with new_panels(width, height, (1,)) as (figure, (axes,)):
+        yield figure, axes
+
+
+@contextmanager
+def new_panels(width: float, height: float, parts: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of that size in inches with plots below each other, of heights in these proportions, over one x axis."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.add_subplot()
+        panels = figure.subplots(len(parts), sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(parts)})
+        yield figure, list(panels[:, 0])
 
 
 def figure_kind(path: Path) -> str:

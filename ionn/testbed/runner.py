@@ -19,6 +19,7 @@ from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
+from ionn.testbed.arrivals import CLOSED_LOOP, WAIT, Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import SHARE, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests, trace_path
@@ -74,6 +75,9 @@ def live_settings(
     delay_ms: float = 0.0,
     jitter_ms: float = 0.0,
     upload: str = SHARE,
+    arrivals: Arrivals = CLOSED_LOOP,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> Settings:
     """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends,
     over a link whose bandwidth is in the file `link`, if not `mbps`.
@@ -85,6 +89,7 @@ def live_settings(
         "live", mbps, dilation, client, planned, seed,
         paced=subject.paced, connect=connect, network=_another_of_its_name(subject.network),
         coding=coding, window_s=window_s, link=link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=arrivals, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
 
 
@@ -233,6 +238,9 @@ def run_virtual_all(
     delay_ms: float = 0.0,
     jitter_ms: float = 0.0,
     upload: str = SHARE,
+    arrivals: Arrivals = CLOSED_LOOP,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> list[Trace]:
     """Runs on the virtual testbed. They take milliseconds, so they are never resumed.
 
@@ -249,6 +257,7 @@ def run_virtual_all(
         noise=noise, network="" if model in zoo.definitions() else _another_of_its_name(network),
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         link=link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=arrivals, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
     bandwidth = None if link is None else Bandwidth.load(link)
     coded_bytes = None

@@ -1,9 +1,10 @@
 """Traces: what one run of the experiment recorded, as plain data on disk.
 
 A trace is one file of JSON lines: a `run` line (who, what, with which settings), a `partition` line per upload, a
-`query` line per query, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds since
-the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers see the
-undilated experiment. The `run` line says whether they were divided before (`undilated`).
+`query` line per query, a `drops` line where queries were raised and not answered, and an `end` line. A file without its
+`end` line is an interrupted run. Times are seconds since the upload began, on the clock of the testbed; `Trace.load`
+divides them by the run's dilation, so that readers see the undilated experiment. The `run` line says whether they were
+divided before (`undilated`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.planning.planners import planner_digest
 from ionn.records import PartitionRecord, QueryRecord
-from ionn.schema import Natural, Tagged
+from ionn.schema import Natural, Real, Tagged
+from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.responses import Responses, responses_of, spans
 from ionn.testbed.settings import NOT_PACED, SHARE, Settings
 
 if TYPE_CHECKING:
@@ -79,7 +82,8 @@ def run_digests(network: Network, algorithm: str) -> dict[str, str]:
 
 class _RunDocument(msgspec.Struct):
     """A `RunInfo` as JSON. `server_given` is whether a live run was planned with costs that the user named. The noise
-    of a virtual run and the fault of a live one are in `environment`."""
+    of a virtual run and the fault of a live one are in `environment`. `arrivals` and what follows them are not in the
+    trace of a closed loop."""
 
     schema: Natural
     testbed: str
@@ -107,6 +111,9 @@ class _RunDocument(msgspec.Struct):
     jitter_ms: float = 0.0
     upload: str = SHARE
     bandwidth: Bandwidth | None = None
+    arrivals: str = CLOSED
+    busy: str = WAIT
+    deadline_ms: float | None = None
 
     def info(self) -> RunInfo:
         """Raises InputError for what cannot be."""
@@ -121,7 +128,7 @@ class _RunDocument(msgspec.Struct):
             self.testbed, self.mbps, self.dilation, printable(self.client.removesuffix(NOT_PACED)),
             printable(self.server) if given else "", self.seed, noise, paced, printable(self.connect), self.network,
             self.coding, self.weight_ratio, self.window_s, printable(self.link), self.delay_ms, self.jitter_ms,
-            self.upload,
+            self.upload, Arrivals(printable(self.arrivals)), self.busy, self.deadline_ms,
         )  # fmt: skip
         graph = self.graph.graph()
         sent = "" if given or self.testbed == "virtual" else printable(self.server)
@@ -148,6 +155,7 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
     settings = info.settings
     noise = {"noise": settings.noise} if settings.testbed == "virtual" else {}
     fault = {} if info.fault is None else {"fault": info.fault}
+    arrivals = {"arrivals": settings.arrivals.name, "busy": settings.busy, "deadline_ms": settings.deadline_ms}
     return {
         "testbed": settings.testbed,
         "model": info.model,
@@ -170,27 +178,42 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
         "jitter_ms": settings.jitter_ms,
         "upload": settings.upload,
         "bandwidth": None if info.bandwidth is None else dataclasses.asdict(info.bandwidth),
+        **({} if settings.arrivals.closed else arrivals),
         "plan": info.plan.to_json(),
         "graph": info.graph.to_json(),
         "environment": {**info.environment, **noise, **fault},
     }
 
 
+class _Drops(msgspec.Struct):
+    """When the queries were raised that were never answered."""
+
+    raised_s: tuple[Real, ...]
+
+
 class _End(msgspec.Struct):
     """The last line."""
 
 
-_LINES = Tagged("record", {"run": _RunDocument, "partition": PartitionRecord, "query": QueryRecord, "end": _End})
+_LINES = Tagged(
+    "record",
+    {"run": _RunDocument, "partition": PartitionRecord, "query": QueryRecord, "drops": _Drops, "end": _End},
+)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A run. `is_undilated`: its times were divided by its dilation, which is above 1."""
+    """A run. `is_undilated`: its times were divided by its dilation, which is above 1.
+
+    `dropped_s` is when the queries were raised that were never answered: they met a busy client and were dropped, or
+    they still waited for it when the run ended.
+    """
 
     info: RunInfo
     partitions: tuple[PartitionRecord, ...]
     queries: tuple[QueryRecord, ...]
     is_undilated: bool = False
+    dropped_s: tuple[float, ...] = ()
 
     @property
     def upload_s(self) -> float:
@@ -220,6 +243,25 @@ class Trace:
         """The mean latency of these queries, NaN where there is none."""
         latencies_ms = [query.latency_ms for query in self.in_window]
         return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
+
+    @property
+    def last_raised_s(self) -> float:
+        """When the last query was raised, answered or not."""
+        return max([self.queries[-1].raised_s, *self.dropped_s[-1:]])
+
+    @property
+    def responses(self) -> Responses:
+        """What became of all queries."""
+        return self.responses_between(0.0, math.inf)
+
+    @property
+    def responses_over_time(self) -> tuple[Responses, ...]:
+        """What became of the queries that were raised in each span of the run; at most `responses.SPANS_MAX` spans."""
+        return tuple(self.responses_between(start_s, end_s) for start_s, end_s in spans(self.last_raised_s))
+
+    def responses_between(self, start_s: float, end_s: float) -> Responses:
+        """What became of the queries that were raised from `start_s` on, and before `end_s`."""
+        return responses_of(self.queries, self.dropped_s, self.info.settings.deadline_ms, start_s, end_s)
 
     @property
     def weight_bytes(self) -> tuple[int | None, int | None]:
@@ -252,6 +294,8 @@ class Trace:
             yield {"record": "partition", **dataclasses.asdict(partition)}
         for query in self.queries:
             yield {"record": "query", **dataclasses.asdict(query)}
+        if self.dropped_s:
+            yield {"record": "drops", "raised_s": self.dropped_s}
         yield {"record": "end"}
 
     @classmethod
@@ -271,7 +315,8 @@ class Trace:
         queries = tuple(record for record in records if isinstance(record, QueryRecord))
         if info is None or not queries or not isinstance(records[-1], _End):
             raise InputError(f"{path}: an interrupted run; delete it and run again")
-        return cls(info, partitions, queries, runs[-1].undilated).undilated()
+        dropped_s = next((record.raised_s for record in records if isinstance(record, _Drops)), ())
+        return cls(info, partitions, queries, runs[-1].undilated, dropped_s).undilated()
 
     def undilated(self) -> Trace:
         """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
@@ -301,7 +346,8 @@ class Trace:
             )
             for q in self.queries
         )
-        return Trace(self.info, partitions, queries, is_undilated=True)
+        dropped_s = tuple(time_s / k for time_s in self.dropped_s)
+        return Trace(self.info, partitions, queries, is_undilated=True, dropped_s=dropped_s)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

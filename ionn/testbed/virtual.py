@@ -124,6 +124,15 @@ class VirtualSession:
     def uploaded(self) -> bool:
         return self._usable() == len(self._pieces)
 
+    def wait_until(self, time_s: float) -> None:
+        self._link.advance(max(self._now_ms, time_s * 1e3))
+
+    def wait_for_upload(self) -> None:
+        while len(self._link.left_ms) < len(self._pieces):
+            self._link.finish_next()
+        self._follow_upload()
+        self._link.advance(max([self._now_ms, *(uploaded.ready_ms for uploaded in self._uploaded[-1:])]))
+
     def query(self, raised_s: float | None = None) -> QueryRecord:
         start_ms, start_s = self._now_ms, self._now_ms / 1e3
         segments: list[Segment] = []

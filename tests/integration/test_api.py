@@ -361,6 +361,9 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
                 "delay_ms",
                 "jitter_ms",
                 "upload",
+                "arrivals",
+                "busy",
+                "deadline_ms",
             )
         },
         "connect": connected,
@@ -461,6 +464,19 @@ def test_coding_is_an_argument_of_plans_and_of_virtual_runs(tiny_files: Path) ->
     assert weight_bytes == raw.model_bytes
     assert weight_wire_bytes == pytest.approx(raw.model_bytes / 2, rel=1e-3)
     assert len(trace.in_window) > trace.queries_before_upload
+    (camera,) = ionn.run("alexnet", arrivals="fps:5", busy="drop", deadline_ms=200, window_s=30)
+    assert camera.responses.raised == 150
+    assert sum(span.dropped for span in camera.responses_over_time) == len(camera.dropped_s) > 50
+    times = tiny_files.with_name("times.txt")
+    times.write_text("0.5\n0.75\n")
+    (listed,) = ionn.run(tiny_files, arrivals=times)
+    assert [query.raised_s for query in listed.queries] == [0.5, 0.75]
+    for wrong, reason in (
+        ({"arrivals": 5}, "arrivals 5: give a path"), ({"arrivals": "fps:0"}, "fps:0"), ({"busy": None}, "busy None"),
+        ({"deadline_ms": 100.0}, "give --arrivals too"), ({"arrivals": "fps:1", "busy": "x"}, "may 'wait', or 'drop'"),
+    ):  # fmt: skip
+        with pytest.raises(ionn.InputError, match=reason):
+            ionn.run(tiny_files, testbed="live", **wrong)
     with pytest.raises(ionn.InputError, match="a weight ratio is for the virtual testbed"):
         ionn.run(tiny_files, testbed="live", coding="lossless", weight_ratio=0.5)
     with pytest.raises(ionn.InputError, match="a weight ratio is for the coding lossless"):

@@ -26,6 +26,7 @@ from ionn.protocol.messages import Chunk, Message
 from ionn.protocol.sender import Upload
 from ionn.protocol.yielding import BESIDE_QUERY_BYTES
 from ionn.testbed import processes, runner
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
@@ -125,6 +126,35 @@ def test_a_link_with_a_bandwidth_over_time_and_a_delay(
     predicted = validate(trace).predicted
     assert predicted.info.settings.link == settings.link
     assert predicted.upload_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.008
+
+
+@pytest.mark.parametrize("busy", ["wait", "drop"])
+def test_queries_arrive_by_themselves(busy: str, tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
+    """In a dilated run, three at once every half second: those that meet a busy client wait, or are dropped."""
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    (trace,) = run_live(
+        subject, ["original"], 1, mbps=80.0, dilation=2.0, window_s=2.0, arrivals=Arrivals("burst:3,0.5"), busy=busy,
+        results=tmp_path,
+    )  # fmt: skip
+    raised_s = sorted([*(query.raised_s for query in trace.queries), *trace.dropped_s])
+    assert len(raised_s) >= 12
+    assert raised_s == pytest.approx([0.5 * (number // 3) for number in range(len(raised_s))], abs=1e-9)
+    assert all(query.raised_s <= query.start_s for query in trace.queries)
+    assert all(a.end_s <= b.start_s for a, b in zip(trace.queries, trace.queries[1:], strict=False))
+    assert all(query.bit_equal for query in trace.queries)
+    assert sum(query.start_s >= trace.upload_s for query in trace.queries) >= QUERIES_AFTER_UPLOAD
+    if busy == "drop":
+        # Whatever was dropped met a query that was raised before its answer.
+        for time_s in trace.dropped_s:
+            assert any(query.raised_s <= time_s < query.end_s for query in trace.queries)
+        assert len(trace.dropped_s) >= 2 * 4
+    else:
+        # The third of a burst waited for two others.
+        third = trace.queries[2]
+        assert third.response_ms >= sum(query.latency_ms for query in trace.queries[:3]) > third.latency_ms
+        assert all(time_s > trace.queries[-1].start_s for time_s in trace.dropped_s)
+    assert load_traces(tmp_path) == [trace]
+    assert {query.raised_s for query in validate(trace).predicted.queries} <= set(raised_s)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.settings import Settings
 
 ADDRESSES = st.sampled_from(["", "tcp://box:7675", "tcp://box:7676"])
@@ -34,6 +35,12 @@ SETTINGS = st.one_of(
         Settings, st.sampled_from(["live", "virtual"]), link=st.sampled_from(["", "a.csv (0a)", "a.csv (b)", "b (0a)"]),
         delay_ms=st.sampled_from([20.0, 20.5, 1000.0]), jitter_ms=st.sampled_from([0.0, 1 / 3, 20.0]),
         upload=st.sampled_from(["share", "yield"]),
+    ),
+    st.builds(
+        Settings, st.sampled_from(["virtual", "live"]), busy=st.sampled_from(["wait", "drop"]),
+        deadline_ms=st.sampled_from([None, 1 / 3, 100.0]), arrivals=st.sampled_from(
+            ["fps:5", "fps:5.2", "poisson:5", "burst:5,2", "burst:5,2.5", "burst:52,5", "walk.txt (00000000)"]
+        ).map(Arrivals),
     ),
 )  # fmt: skip
 
