@@ -156,12 +156,16 @@ class Watched:
         assert ping(self.address, timeout_s=WAIT_S).room
         wait_for(lambda: ping(self.address, timeout_s=WAIT_S).sessions == 1, "their sessions to end")
         wait_for(lambda: self.processes() == self._processes, "their processes to be gone")
-        wait_for(lambda: self.descriptors() == self._descriptors, f"{self.descriptors()} to be {self._descriptors}")
+        self._wait_for_descriptors()
         wait_for(lambda: self.memory_bytes() <= self._memory_bytes + LEFT_BYTES, "the front to be as small as it was")
         another = Honest(self.address, self.world)
         another.check()
         another.close()
         wait_for(lambda: self.processes() == self._processes, "a newcomer's process to be gone")
+        self._wait_for_descriptors()
+
+    def _wait_for_descriptors(self) -> None:
+        wait_for(lambda: self.descriptors() == self._descriptors, f"{self.descriptors()} to be {self._descriptors}")
 
 
 def random_bytes(seed: int, count: int) -> bytes:
