@@ -85,6 +85,15 @@ class CodedWeights:
     def total_ms(self) -> float:
         return max(self.link_ms, self.decode_ms)
 
+    def part(self, share: float) -> CodedWeights:
+        """A share of them."""
+        return CodedWeights(
+            self.stage,
+            time_on_grid(share * self.link_ms),
+            time_on_grid(share * self.decode_ms),
+            round(share * self.wire_bytes),
+        )
+
 
 def coded_transfers(
     network: Network, client: Costs, server: Costs, boundary_bytes: Sequence[int], bytes_per_ms: float
