@@ -70,6 +70,15 @@ class SlicePlan:
         return [*(begin + tile * TILE for tile in tiles), self.channels]
 
 
+# One direction of the link: when a transfer that may begin at a time, and takes so many ms of the link alone, has left
+# the sender's end, and when it has arrived at the other.
+Send = Callable[[float, float], tuple[float, float]]
+
+
+def _alone(at_ms: float, link_ms: float) -> tuple[float, float]:
+    return at_ms + link_ms, at_ms + link_ms
+
+
 @dataclass(frozen=True)
 class Split:
     """A stage of which some channels are at the server: each side's time for its channels, the transfers of the input,
@@ -87,28 +96,31 @@ class Split:
         from_server: bool,
         to_server: bool,
         start_ms: float = 0.0,
-        send_up: Callable[[float, float], float] = lambda at_ms, ms: at_ms + ms,
+        send_up: Send = _alone,
+        send_down: Send = _alone,
     ) -> float:
         """Return when the output is complete at its place, if the input is there (`from_server` or not) at `start_ms`.
 
-        `send_up(at_ms, ms)` is the end of a transfer that takes `ms` of the uplink alone and may begin at `at_ms`.
+        `send_up` and `send_down` are the two directions of the link; by default nothing else is on it.
         """
         here_ms = there_ms = uplink_free_ms = downlink_free_ms = start_ms
         if from_server:
             there_ms += self.input_down.encode_ms
-            downlink_free_ms = there_ms + self.input_down.link_ms
-            here_ms = downlink_free_ms + self.input_down.decode_ms
+            downlink_free_ms, arrived_ms = send_down(there_ms, self.input_down.link_ms)
+            here_ms = arrived_ms + self.input_down.decode_ms
         else:
             here_ms += self.input_up.encode_ms
-            uplink_free_ms = send_up(here_ms, self.input_up.link_ms)
-            there_ms = uplink_free_ms + self.input_up.decode_ms
+            uplink_free_ms, arrived_ms = send_up(here_ms, self.input_up.link_ms)
+            there_ms = arrived_ms + self.input_up.decode_ms
         here_ms += self.client_ms
         there_ms += self.server_ms
         if to_server:
-            sent_ms = send_up(max(here_ms + self.output_up.encode_ms, uplink_free_ms), self.output_up.link_ms)
-            return max(there_ms, sent_ms) + self.output_up.decode_ms
-        sent_ms = max(there_ms + self.output_down.encode_ms, downlink_free_ms) + self.output_down.link_ms
-        return max(here_ms, sent_ms) + self.output_down.decode_ms
+            begin_ms = max(here_ms + self.output_up.encode_ms, uplink_free_ms)
+            _, arrived_ms = send_up(begin_ms, self.output_up.link_ms)
+            return max(there_ms, arrived_ms) + self.output_up.decode_ms
+        begin_ms = max(there_ms + self.output_down.encode_ms, downlink_free_ms)
+        _, arrived_ms = send_down(begin_ms, self.output_down.link_ms)
+        return max(here_ms, arrived_ms) + self.output_down.decode_ms
 
     def transfers(self, from_server: bool, to_server: bool) -> tuple[Transfer, Transfer]:
         """What crosses the link: the input, and the channels that one side computed."""

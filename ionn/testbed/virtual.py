@@ -1,9 +1,8 @@
-"""The virtual testbed: the experiment on a simulated clock, over a fluid link.
+"""The virtual testbed: the experiment on a simulated clock, over a fluid link (`ionn.testbed.fluid_link`).
 
-The uplink carries at most two flows, the upload (partitions back to back) and one query's features; while both are
-active each has half the rate (max-min fair). The downlink is separate. A partition is usable once the server has loaded
-it; it loads one partition at a time, while the link goes on with the next. A query fixes its route when it starts. A
-stage uploaded in part runs at both sides at once, as `ionn.planning.slice_costs` says.
+A partition is usable once the server has loaded it and the client knows; the server loads one partition at a time,
+while the link goes on with the next. A query fixes its route when it starts. A stage uploaded in part runs at both
+sides at once, as `ionn.planning.slice_costs` says.
 
 What is coded (`ionn.planning.coding_costs`) has only its wire bytes on the link. A query's features are coded before
 and decoded after that. Weights are decoded while they arrive, one partition at a time.
@@ -25,7 +24,9 @@ from ionn.planning.coding_costs import DOWN, UP, Transfer
 from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
 from ionn.records import PartitionRecord, QueryRecord, Segment
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import run_experiment
+from ionn.testbed.fluid_link import FluidLink
 from ionn.testbed.trace import RunInfo, Trace
 
 # Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
@@ -60,6 +61,17 @@ class _TimedLeg(NamedTuple):
         return self.split.transfers(self.leg.from_server, self.leg.to_server)
 
 
+class _Uploaded(NamedTuple):
+    """A partition that has left the client: when it has arrived at the server, is decoded and is loaded there, and when
+    the client hears that it has arrived and that it is ready."""
+
+    arrived_ms: float
+    decoded_ms: float
+    loaded_ms: float
+    end_ms: float
+    ready_ms: float
+
+
 _NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
@@ -72,17 +84,19 @@ class VirtualSession:
         self._pieces = [partition.pieces for partition in self._partitions]
         self._load_ms = [graph.overhead_ms(pieces)[1] for pieces in self._pieces]
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
-        self._unsent_ms = [link_ms for link_ms, _ in arrivals_ms]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
-        self._end_ms: list[float] = []  # of the partitions that have left the link
-        self._decoded_ms: list[float] = []  # of the same
-        self._ready_ms: list[float] = []  # of the same; known as soon as the last byte has arrived
-        self._now_ms = 0.0
+        self._link = FluidLink(Bandwidth.constant(info.settings.mbps).work_ms(info.settings.mbps))
+        self._link.upload(link_ms for link_ms, _ in arrivals_ms)
+        self._uploaded: list[_Uploaded] = []
         self._routes: dict[int, list[_TimedLeg]] = {}
         self._queries = 0
         self._window_ms = (info.settings.window_s or 0.0) * 1e3
         self._noise = info.settings.noise
         self._random = random.Random(f"{info.settings.seed}/{info.run}")
+
+    @property
+    def _now_ms(self) -> float:
+        return self._link.now_ms
 
     def now_s(self) -> float:
         return self._now_ms / 1e3
@@ -92,9 +106,10 @@ class VirtualSession:
 
     def wait_for_first_partition(self) -> None:
         if self._pieces:
-            if not self._ready_ms:
-                self._advance(self._now_ms + self._unsent_ms[0])
-            self._advance(self._ready_ms[0])
+            if not self._link.left_ms:
+                self._link.finish_next()
+            self._follow_upload()
+            self._link.advance(self._uploaded[0].ready_ms)
 
     def uploaded(self) -> bool:
         return self._usable() == len(self._pieces)
@@ -127,11 +142,15 @@ class VirtualSession:
         return sum(sizes) if self._graph.boundary_bytes else None
 
     def _run(self, timed: _TimedLeg) -> float:
-        up, down = timed.up, timed.down
-        self._advance(self._now_ms + up.encode_ms)
-        self._send_features(up.link_ms)
+        up, down, link = timed.up, timed.down, self._link
+        at_ms = self._now_ms
+        if up is not _NOTHING:
+            at_ms = link.send_up(at_ms + up.encode_ms, up.link_ms).arrived_ms + up.decode_ms
         compute_ms = timed.compute_ms * self._factor()
-        self._advance(self._now_ms + up.decode_ms + compute_ms + down.encode_ms + down.link_ms + down.decode_ms)
+        at_ms += compute_ms
+        if down is not _NOTHING:
+            at_ms = link.send_down(at_ms + down.encode_ms, down.link_ms).arrived_ms + down.decode_ms
+        link.advance(at_ms)
         return compute_ms
 
     def _run_split(self, split: Split, leg: Leg) -> float:
@@ -139,36 +158,46 @@ class VirtualSession:
         split = dataclasses.replace(
             split, client_ms=split.client_ms * self._factor(), server_ms=split.server_ms * self._factor()
         )
-
-        def send_up(at_ms: float, work_ms: float) -> float:
-            self._advance(at_ms)
-            self._send_features(work_ms)
-            return self._now_ms
-
-        self._advance(split.end_ms(leg.from_server, leg.to_server, self._now_ms, send_up))
+        link = self._link
+        link.advance(split.end_ms(leg.from_server, leg.to_server, self._now_ms, link.send_up, link.send_down))
         return max(split.client_ms, split.server_ms)
 
     def _factor(self) -> float:
         return self._random.lognormvariate(-(self._noise**2) / 2, self._noise) if self._noise else 1.0
 
     def finish(self) -> list[PartitionRecord]:
-        start_ms = [0.0, *self._end_ms]
+        self._follow_upload()
+        start_ms = [0.0, *(uploaded.end_ms for uploaded in self._uploaded)]
         return [
             PartitionRecord(
                 index=index,
                 stages=self._partitions[index].stage_names,
                 bytes=self._partitions[index].bytes,
                 start_s=start_ms[index] / 1e3,
-                end_s=end_ms / 1e3,
-                ready_s=self._ready_ms[index] / 1e3,
+                end_s=uploaded.end_ms / 1e3,
+                ready_s=uploaded.ready_ms / 1e3,
                 wire_bytes=self._partitions[index].wire_bytes,
             )
-            for index, end_ms in enumerate(self._end_ms)
+            for index, uploaded in enumerate(self._uploaded)
         ]
 
     def _usable(self) -> int:
         """Return how many partitions queries may use now; they become usable in plan order."""
-        return bisect_right(self._ready_ms, self._now_ms)
+        self._follow_upload()
+        return bisect_right(self._uploaded, self._now_ms, key=lambda uploaded: uploaded.ready_ms)
+
+    def _follow_upload(self) -> None:
+        """Work out what the server does with the partitions that have left the client meanwhile."""
+        link = self._link
+        for index in range(len(self._uploaded), len(link.left_ms)):
+            before = self._uploaded[-1:]
+            arrived_ms = link.arrived_up_ms(link.left_ms[index])
+            # Its first bytes arrived when the one before had.
+            began_ms = max([link.arrived_up_ms(0.0), *(each.decoded_ms for each in before)])
+            decoded_ms = max(arrived_ms, began_ms + self._decode_ms[index])
+            loaded_ms = max([decoded_ms, *(each.loaded_ms for each in before)]) + self._load_ms[index]
+            end_ms, ready_ms = link.arrived_down_ms(arrived_ms), link.arrived_down_ms(loaded_ms)
+            self._uploaded.append(_Uploaded(arrived_ms, decoded_ms, loaded_ms, end_ms, ready_ms))
 
     def _route(self, usable: int) -> list[_TimedLeg]:
         if usable not in self._routes:
@@ -186,27 +215,3 @@ class VirtualSession:
         up = _NOTHING if leg.from_server else graph.transfer(leg.first, UP)
         down = _NOTHING if leg.to_server else graph.transfer(leg.last + 1, DOWN)
         return _TimedLeg(leg, up, float(graph.server_ms[run].sum()), down, None)
-
-    def _send_features(self, work_ms: float) -> None:
-        while work_ms > 0 and len(self._end_ms) < len(self._pieces):
-            shared_ms = min(work_ms, self._unsent_ms[len(self._end_ms)])
-            self._advance(self._now_ms + 2 * shared_ms, upload_rate=0.5)
-            work_ms -= shared_ms
-        self._advance(self._now_ms + work_ms)
-
-    def _advance(self, until_ms: float, upload_rate: float = 1.0) -> None:
-        """Move the clock to `until_ms` while the upload, if it has not ended, goes on at a share of the link's rate."""
-        for index in range(len(self._end_ms), len(self._pieces)):
-            end_ms = self._now_ms + self._unsent_ms[index] / upload_rate
-            if end_ms > until_ms:
-                sent_ms = (until_ms - self._now_ms) * upload_rate
-                self._unsent_ms[index] = max(0.0, self._unsent_ms[index] - sent_ms)  # rounding must not leave a debt
-                break
-            self._now_ms = end_ms
-            # Its first bytes arrived when the one before had left the link.
-            began_ms = max([0.0, *self._end_ms[-1:], *self._decoded_ms[-1:]])
-            decoded_ms = max(end_ms, began_ms + self._decode_ms[index])
-            self._end_ms.append(end_ms)
-            self._decoded_ms.append(decoded_ms)
-            self._ready_ms.append(max([decoded_ms, *self._ready_ms[-1:]]) + self._load_ms[index])
-        self._now_ms = until_ms
