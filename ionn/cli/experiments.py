@@ -186,7 +186,7 @@ def _run_json(trace: Trace) -> dict[str, Any]:
 def _runs_text(traces: list[Trace]) -> str:
     info = traces[0].info
     lines = [
-        f"{info.model}, {info.algorithm}, {info.settings.testbed} testbed, {info.settings.mbps:g} Mbps, "
+        f"{info.model}, {info.algorithm}, {info.settings.testbed} testbed, {info.settings.rate}, "
         f"client {info.settings.device}, "
         f"server {info.server}",
         f"{'run':>3} {'partitions':>10} {'queries before':>14} {'upload s':>8} {'first ms':>8} {'last ms':>8} "

@@ -199,7 +199,7 @@ def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
 
 def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
     return Section(
-        f"Summary: {settings.name}, {settings.mbps:g} Mbps",
+        f"Summary: {settings.name}, {settings.rate}",
         "Mean ± sample standard deviation over the runs. Partitions: by the half of the upload time in which "
         "their upload ends. Queries: those that ended before the upload did. Mean ms: of those that started "
         "before the upload ended. Overruns: layers per run that were slower than their pace.",

@@ -162,8 +162,10 @@ class ExecutionGraph:
         coding: str = NONE,
         weight_ratio: float | None = None,
         coded_bytes: Sequence[int] | None = None,
+        rtt_ms: float = 0.0,
     ) -> ExecutionGraph:
-        """The graph of a network's chain over a link of `mbps` in each direction.
+        """The graph of a network's chain over a link of `mbps` in each direction, with a round-trip time of `rtt_ms`,
+        half of which each transfer of a blob takes beside its bytes.
 
         With a `coding` of `ionn.coding.CODINGS`, blobs (features) and also weights (lossless) are coded where that is
         faster. `weight_ratio` is what all weights shrink to, or `coded_bytes` what those of each stage have then; by
@@ -179,9 +181,14 @@ class ExecutionGraph:
         weights_ms = on_grid(np.array([stage.weight_bytes for stage in network.stages]) / bytes_per_ms)
         blobs = [[stage.input_shape] for stage in network.stages] + [network.stages[-1].output_shapes]
         boundary_bytes = [sum(map(math.prod, shapes)) * _FLOAT_BYTES for shapes in blobs]
-        transfer_ms = on_grid(np.array(boundary_bytes) / bytes_per_ms)
+        delay_ms = time_on_grid(rtt_ms / 2)
+        transfer_ms = on_grid(np.array(boundary_bytes) / bytes_per_ms) + delay_ms
         ways_ms = {UP: transfer_ms.copy(), DOWN: transfer_ms.copy()}
-        coded = () if coding == NONE else tuple(coded_transfers(network, client, server, boundary_bytes, bytes_per_ms))
+        coded = (
+            ()
+            if coding == NONE
+            else tuple(coded_transfers(network, client, server, boundary_bytes, bytes_per_ms, delay_ms))
+        )
         for transfer in coded:
             ways_ms[transfer.direction][transfer.boundary] = transfer.total_ms
         stages = (

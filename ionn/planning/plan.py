@@ -90,7 +90,8 @@ class PlanDocument(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Plan:
-    """Partitions in upload order.
+    """Partitions in upload order. `mbps` is the bandwidth that they were planned for, the last of them where that
+    changed.
 
     `model_bytes` are all weights of the network, uploaded or not. `local_ms` and `best_ms`: latency with nothing and
     with everything uploaded.

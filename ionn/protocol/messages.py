@@ -31,6 +31,8 @@ PROTOCOL = 5
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
+# What a client sends to measure a link before it plans for it.
+PROBE_BYTES = 64_000
 # The largest JSON frame that is read at all; a server may set a lower limit.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 

@@ -13,6 +13,7 @@ from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet, environment
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
+from ionn.paper import MBPS
 from ionn.planning.graph import ExecutionGraph
 from ionn.protocol.curve import ClientKeys
 from ionn.testbed.experiment import run_experiment
@@ -56,7 +57,7 @@ def run_live(
     keys. Without a server the queries run at the client, and the trace says so under `fault`.
     """
     with open_offloading(
-        subject.network, subject.net, subject.client, address, settings.mbps, algorithm,
+        subject.network, subject.net, subject.client, address, settings.mbps or MBPS, algorithm,
         coding=settings.coding, weights_file=subject.weights_file, there=server, keys=keys, paced=subject.paced,
         dilation=settings.dilation,
     ) as offloading:  # fmt: skip

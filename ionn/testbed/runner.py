@@ -125,7 +125,9 @@ def run_live_all(
             address = settings.connect
             if not address:
                 sent = None if server is not None else _server_costs(subject, results, stack)
-                address = stack.enter_context(processes.start_testbed(settings.mbps / settings.dilation, sent))
+                address = stack.enter_context(
+                    processes.start_testbed((settings.mbps or MBPS) / settings.dilation, sent)
+                )
             for run, algorithm in wanted:
                 if (run, algorithm) in traces:
                     continue

@@ -38,11 +38,13 @@ class Settings:
     `weight_ratio` what weights shrink to where that is given. Queries are raised for `window_s` at least, if that is
     given, so that plans whose uploads end at other times can be compared in equal time.
 
+    `mbps` is None where the client measures its link, plans and routes by that.
+
     Raises InputError for values out of their ranges, and for what the testbed does not have.
     """
 
     testbed: str
-    mbps: float = MBPS
+    mbps: float | None = MBPS
     dilation: float = 1.0
     client: str = CLIENT
     server: str = ""
@@ -58,7 +60,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
             raise InputError(f"testbed {self.testbed!r}: there are 'virtual' and 'live'")
-        checked_mbps(self.mbps)
+        if self.mbps is not None:
+            checked_mbps(self.mbps)
         if not 1 <= self.dilation <= DILATION_MAX:
             raise InputError(f"dilation {self.dilation:g}: give a number from 1 to {DILATION_MAX:g}")
         if not 0 <= self.seed <= NATURAL_MAX:
@@ -90,6 +93,11 @@ class Settings:
         return replace(self, dilation=1.0) == Settings(self.testbed)
 
     @property
+    def rate(self) -> str:
+        """The bandwidth as people read it."""
+        return "bandwidth measured" if self.mbps is None else f"{self.mbps:g} Mbps"
+
+    @property
     def name(self) -> str:
         """The settings as people read them, without the bandwidth."""
         return ", ".join([f"{self.testbed} testbed", *self._differences()])
@@ -98,7 +106,9 @@ class Settings:
     def slug(self) -> str:
         """The settings in names of files and folders. Other settings have another."""
         parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
-        if self.mbps != MBPS:
+        if self.mbps is None:
+            parts.append("measured")
+        elif self.mbps != MBPS:
             parts.append(f"{_exact(self.mbps)}mbps")
         return "-".join([self.testbed, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)])
 

@@ -1,9 +1,10 @@
 """Traces: what one run of the experiment recorded, as plain data on disk.
 
-A trace is one file of JSON lines: a `run` line (who, what, with which settings), a `partition` line per upload, a
-`query` line per query, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds since
-the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers see the
-undilated experiment. The `run` line says whether they were divided before (`undilated`).
+A trace is one file of JSON lines: a `run` line (who, what, with which settings), an `estimate` line per change of what
+a client that measures believes, a `partition` line per upload, a `query` line per query, and an `end` line. A file
+without its `end` line is an interrupted run. Times are seconds since the upload began, on the clock of the testbed;
+`Trace.load` divides them by the run's dilation, so that readers see the undilated experiment. The `run` line says
+whether they were divided before (`undilated`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.planning.planners import planner_digest
-from ionn.records import PartitionRecord, QueryRecord
+from ionn.records import EstimateRecord, PartitionRecord, QueryRecord
 from ionn.schema import Natural, Tagged
 from ionn.testbed.settings import NOT_PACED, Settings
 
@@ -83,7 +84,7 @@ class _RunDocument(msgspec.Struct):
     model: str
     algorithm: str
     run: Natural
-    mbps: float
+    mbps: float | None
     seed: Natural
     dilation: float
     client: str
@@ -164,17 +165,22 @@ class _End(msgspec.Struct):
     """The last line."""
 
 
-_LINES = Tagged("record", {"run": _RunDocument, "partition": PartitionRecord, "query": QueryRecord, "end": _End})
+_LINES = Tagged(
+    "record",
+    {"run": _RunDocument, "partition": PartitionRecord, "query": QueryRecord, "estimate": EstimateRecord, "end": _End},
+)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A run. `is_undilated`: its times were divided by its dilation, which is above 1."""
+    """A run. `is_undilated`: its times were divided by its dilation, which is above 1. `estimates`: what a client that
+    measures believed when."""
 
     info: RunInfo
     partitions: tuple[PartitionRecord, ...]
     queries: tuple[QueryRecord, ...]
     is_undilated: bool = False
+    estimates: tuple[EstimateRecord, ...] = ()
 
     @property
     def upload_s(self) -> float:
@@ -232,6 +238,8 @@ class Trace:
     def _records(self) -> Iterator[dict[str, Any]]:
         undilated = {"undilated": True} if self.is_undilated else {}
         yield {"record": "run", "schema": SCHEMA, **undilated, **_run_json(self.info)}
+        for estimate in self.estimates:
+            yield {"record": "estimate", **dataclasses.asdict(estimate)}
         for partition in self.partitions:
             yield {"record": "partition", **dataclasses.asdict(partition)}
         for query in self.queries:
@@ -255,7 +263,8 @@ class Trace:
         queries = tuple(record for record in records if isinstance(record, QueryRecord))
         if info is None or not queries or not isinstance(records[-1], _End):
             raise InputError(f"{path}: an interrupted run; delete it and run again")
-        return cls(info, partitions, queries, runs[-1].undilated).undilated()
+        estimates = tuple(record for record in records if isinstance(record, EstimateRecord))
+        return cls(info, partitions, queries, runs[-1].undilated, estimates).undilated()
 
     def undilated(self) -> Trace:
         """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
@@ -285,7 +294,10 @@ class Trace:
             )
             for q in self.queries
         )
-        return Trace(self.info, partitions, queries, is_undilated=True)
+        estimates = tuple(
+            dataclasses.replace(e, time_s=e.time_s / k, mbps=e.mbps * k, rtt_ms=e.rtt_ms / k) for e in self.estimates
+        )
+        return Trace(self.info, partitions, queries, is_undilated=True, estimates=estimates)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

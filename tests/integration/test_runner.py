@@ -125,8 +125,10 @@ class StandIn:
         progress: Any,
     ) -> Trace:  # fmt: skip
         self.log.append((algorithm, run, address, keys, server and server.name))
-        graph = ExecutionGraph.from_network(subject.network, subject.client, load_costs("gtx1080ti"), settings.mbps)
-        plan = make_plan(subject.network, graph, algorithm, settings.mbps)
+        graph = ExecutionGraph.from_network(
+            subject.network, subject.client, load_costs("gtx1080ti"), settings.mbps or 80.0
+        )
+        plan = make_plan(subject.network, graph, algorithm, settings.mbps or 80.0)
         info = RunInfo(Settings("virtual"), run, plan, graph)
         trace = run_virtual(info)
         sent, digests = "" if server else "sent", run_digests(subject.network, algorithm)
