@@ -30,7 +30,7 @@ from ionn.planning.graph import ExecutionGraph, checked_mbps
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import add_planner, get_planner
 from ionn.records import Segment
-from ionn.testbed.settings import Settings
+from ionn.testbed.settings import SHARE, Settings
 from ionn.testbed.trace import Trace, load_traces
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ def run(
     coding: str = NONE,
     weight_ratio: float | None = None,
     window_s: float | None = None,
+    link: str | Path | None = None,
+    delay_ms: float = 0.0,
+    jitter_ms: float = 0.0,
+    upload: str = SHARE,
 ) -> list[Trace]:
     """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
 
@@ -101,7 +105,13 @@ def run(
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
     kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
     live, "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for
-    `window_s` at least, if given. Raises InputError, and ServerUnreachableError where a live run lost its server.
+    `window_s` at least, if given.
+
+    `link` is a file with the link's bandwidth over time, `seconds,mbps` lines or a trace in Mahimahi's format; plans
+    are made for `mbps` all the same. A byte takes `delay_ms` each way, which wanders by `jitter_ms`. With `upload`
+    "share", weights share the uplink with queries; with "yield" they are held back while a query is at the server.
+
+    Raises InputError, and ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
 
@@ -109,19 +119,29 @@ def run(
     results = None if results is None else path_of(results, "results")
     coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
     window_s = _number_or_none(window_s, "window_s")
+    link = None if link is None else path_of(link, "link")
+    delay_ms, jitter_ms = number_of(delay_ms, "delay_ms"), number_of(jitter_ms, "jitter_ms")
+    upload = text_of(upload, "upload")
     if testbed == "virtual":
         runner.check_weights(model, weights)
         return runner.run_virtual_all(
             model, [algorithm], runs, mbps=mbps, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+            link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
         )  # fmt: skip
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
     # Refuses what cannot be before anything is loaded.
-    Settings(testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s)
+    Settings(
+        testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+    )  # fmt: skip
     subject = runner.prepare_live(model, weights)
-    settings = runner.live_settings(subject, mbps=mbps, coding=coding, window_s=window_s)
-    traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results)
+    settings = runner.live_settings(
+        subject, mbps=mbps, coding=coding, window_s=window_s,
+        link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+    )  # fmt: skip
+    traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results, link=link)
     for trace in traces:
         if trace.info.fault is not None:
             raise ServerUnreachableError(trace.info.fault)

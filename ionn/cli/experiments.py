@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ionn.cli.options import (
+    BANDWIDTH_HELP,
     COSTS_HELP,
     COUNT_MAX,
     SECONDS_MAX,
@@ -19,6 +20,8 @@ from ionn.cli.options import (
     chosen_algorithm,
     client_option,
     coding_option,
+    delay_option,
+    jitter_option,
     json_option,
     key_option,
     mbps_option,
@@ -62,6 +65,20 @@ if TYPE_CHECKING:
     help="Raise queries for so long at least, to compare plans in equal time.",
 )
 @click.option(
+    "--link",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"The link's bandwidth over time, while --mbps is what is planned for: {BANDWIDTH_HELP}.",
+)
+@options(delay_option, jitter_option)
+@click.option(
+    "--upload",
+    type=click.Choice(["share", "yield"]),
+    default="share",
+    show_default=True,
+    help="Weights share the uplink with queries, or are held back while a query is at the server.",
+)
+@click.option(
     "--results",
     type=click.Path(path_type=Path),
     help="Keep traces in this folder. Finished live runs are not run again; virtual ones are replaced.",
@@ -87,6 +104,10 @@ def run(
     coding: str,
     weight_ratio: float | None,
     window_s: float | None,
+    link: Path | None,
+    delay_ms: float,
+    jitter_ms: float,
+    upload: str,
     results: Path | None,
     as_json: bool,
 ) -> None:
@@ -110,8 +131,9 @@ def run(
         parse_address(connect)
     # Refuses what cannot be before anything is loaded.
     Settings(
-        testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced,
+        testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced, connect=connect or "",
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
     )  # fmt: skip
     if testbed == "live":
         from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
@@ -122,15 +144,18 @@ def run(
         subject = runner.prepare_live(model, weights, client, not unpaced)
         settings = runner.live_settings(
             subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or "",
-            coding=coding, window_s=window_s,
+            coding=coding, window_s=window_s, link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
         )  # fmt: skip
-        traces = runner.run_live_all(subject, [algorithm], runs, settings, server=planned, results=results, keys=keys)
+        traces = runner.run_live_all(
+            subject, [algorithm], runs, settings, server=planned, results=results, keys=keys, link=link
+        )
     else:
         runner.check_weights(model, weights)
         traces = runner.run_virtual_all(
             model, [algorithm], runs,
             client=client, server=server or SERVER, mbps=mbps, noise=noise, seed=seed, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+            link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
         )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
@@ -148,6 +173,10 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
         "dilation": info.settings.dilation,
         "coding": info.settings.coding,
         "weight_ratio": info.settings.weight_ratio,
+        "link": info.settings.link or None,
+        "delay_ms": info.settings.delay_ms,
+        "jitter_ms": info.settings.jitter_ms,
+        "upload": info.settings.upload,
         "client": info.settings.device,
         "server": info.server,
         "runs": [_run_json(trace) for trace in traces],

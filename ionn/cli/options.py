@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
 from ionn.server.limits import Limits, option
+from ionn.testbed.delay import DELAY_MAX_MS
 
 COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
 
@@ -111,6 +112,23 @@ results_option = click.option(
     show_default=True,
     type=click.Path(path_type=Path),
     help="Folder of traces and figures.",
+)
+
+
+BANDWIDTH_HELP = "a file of 'seconds,mbps' lines, or a trace in Mahimahi's format"
+delay_option = click.option(
+    "--delay-ms",
+    type=Number(0, DELAY_MAX_MS),
+    default=0.0,
+    show_default=True,
+    help="What a byte takes from one end of the link to the other, each way.",
+)
+jitter_option = click.option(
+    "--jitter-ms",
+    type=Number(0, DELAY_MAX_MS),
+    default=0.0,
+    show_default=True,
+    help="How far the delay wanders from that, up or down; at most the delay.",
 )
 
 

@@ -179,13 +179,14 @@ def open_offloading(
     dilation: float = 1.0,
     may_be_lost: bool = False,
     auditor: Auditor | None = None,
+    yields: bool = False,
 ) -> Iterator[Offloading]:
     """Connect to a server, and plan with the costs that it sends, or with those of `there`.
 
     `net` is the network at this client, which is a device with the costs `here`, or is `paced` to them. The link
     carries `mbps`, and `coding` says what may be coded on it; client and link are slowed down by `dilation`. `auditor`
     checks what the server answers. `weights_file` is the caffemodel of the net: weights are coded if there is a sidecar
-    beside it.
+    beside it. An upload that `yields` waits while a query is at the server.
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
     looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
@@ -232,7 +233,7 @@ def open_offloading(
         fault: Exception | None = None
         ready: Prepared | None = None
         try:
-            client = Client(address, keys, may_be_lost=may_be_lost)
+            client = Client(address, keys, may_be_lost=may_be_lost, yields=yields)
             stack.callback(client.close)
             if there is not None:
                 there = Scaled(there, dilation)

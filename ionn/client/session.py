@@ -130,6 +130,8 @@ class Client:
     ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
     Close it when done.
 
+    An upload that `yields` holds back what it has not sent yet while a query is at the server.
+
     `costs` is the server's cost model as JSON, `timeouts` as given. `fault` tells why the server is not available, None
     while it is; `lost_s` is since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
     """
@@ -140,10 +142,12 @@ class Client:
         keys: ClientKeys | None = None,
         timeouts: Timeouts | None = None,
         may_be_lost: bool = False,
+        yields: bool = False,
     ) -> None:
         host, port = parse_address(address)
         self.address = f"tcp://{format_address((host, port))}"
         self._keys = keys
+        self._yields = yields
         self.timeouts = timeouts or Timeouts()
         self.costs: dict[str, Any] = {}
         self.fault: Exception | None = None
@@ -231,6 +235,8 @@ class Client:
                 connections.control.expect(0)
         if self.upload is None or self.upload.ended:  # else what arrives says so
             self._breaks = self._setbacks = 0
+        elif self._yields:
+            os.eventfd_write(self._wake, 1)
 
     def leave(self, error: Exception) -> None:
         """Have nothing more to do with the server, because of `error`: `fault` stays that."""
@@ -374,7 +380,8 @@ class Client:
         while self._connections is connections and not self._stopped.is_set():
             if upload is None:
                 upload = self._begin_upload(connections)
-            outgoing = upload.next_message() if upload else None
+            held = self._yields and self._querying.locked()  # by a query: this thread has it for moments below only
+            outgoing = upload.next_message() if upload and not held else None
             if outgoing is not None:
                 connections.upload.send(outgoing)
             incoming = self._receive(connections, upload, 0.0 if outgoing else self.timeouts.heartbeat_s / 4)

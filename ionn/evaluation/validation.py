@@ -41,7 +41,10 @@ def predict(trace: Trace) -> Trace:
     """The run as the virtual testbed computes it from the trace's plan and measured costs. Raises InputError where they
     cannot be a run's."""
     settings = trace.info.settings
-    virtual = Settings("virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed)
+    virtual = Settings(
+        "virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed,
+        link=settings.link, delay_ms=settings.delay_ms, jitter_ms=settings.jitter_ms, upload=settings.upload,
+    )  # fmt: skip
     try:
         return run_virtual(dataclasses.replace(trace.info, settings=virtual))
     except InputError as error:

@@ -5,20 +5,27 @@ It is constant for a while, then another, and so on: after its last step for eve
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 from ionn.errors import InputError
+from ionn.files import read_text
 
-MBPS_MAX = 1e6
-"""More than any link has."""
-
+# Of the rates in a file: from what no client waits for to more than any link has.
+MBPS_MIN, MBPS_MAX = 0.001, 1e6
+# Of the times in a file. A day: nobody runs an experiment for longer.
 SECONDS_MAX = 86_400.0
-"""A day: nobody runs an experiment for longer."""
+LINES_MAX = 1_000_000
+CSV_HEADER = "seconds,mbps"
+# What a timestamp in a trace of Mahimahi's stands for: a full Ethernet packet.
+MAHIMAHI_BYTES = 1500
 
 
 class Steps:
@@ -80,7 +87,7 @@ class Bandwidth:
     """`mbps[i]` from the second `begins_s[i]` until the next one; after the last one for ever, or, with a `period_s`,
     all of it again and again. 0 Mbps is an outage.
 
-    Times are seconds since it began. Raises InputError for what is no bandwidth, and for one that no byte would ever
+    Times are seconds since it began. Raises InputError for what is no bandwidth, and for one that some byte would never
     cross.
     """
 
@@ -91,17 +98,102 @@ class Bandwidth:
     def __post_init__(self) -> None:
         if not self.begins_s or len(self.begins_s) != len(self.mbps) or self.begins_s[0] != 0:
             raise InputError("bandwidth: needs rates, and as many times, the first of them 0 s")
-        times_s = [*self.begins_s, SECONDS_MAX * 1000 if self.period_s is None else self.period_s]
-        if not all(earlier < later for earlier, later in pairwise(times_s)):
+        ends_s = self.begins_s[1:] if self.period_s is None else (*self.begins_s[1:], self.period_s)
+        if not all(begin_s < end_s < math.inf for begin_s, end_s in zip(self.begins_s, ends_s, strict=False)):
             raise InputError("bandwidth: its times do not ascend")
-        if not all(0 <= mbps <= MBPS_MAX for mbps in self.mbps):
-            raise InputError(f"bandwidth: give rates from 0 to {MBPS_MAX:g} Mbps")
+        if not all(0 <= mbps < math.inf for mbps in self.mbps):
+            raise InputError("bandwidth: give rates that are not negative, and finite")
         if (self.mbps[-1] if self.period_s is None else max(self.mbps)) == 0:
-            raise InputError("bandwidth: after its last outage no byte would ever cross")
+            raise InputError("bandwidth: ends in an outage for ever")
 
     @classmethod
     def constant(cls, mbps: float) -> Bandwidth:
+        """Raises InputError unless the rate is finite and above 0."""
+        if not 0 < mbps < math.inf:
+            raise InputError(f"{mbps} Mbps: a link needs a finite rate above 0")
         return cls((0.0,), (mbps,))
+
+    @classmethod
+    def load(cls, path: Path) -> Bandwidth:
+        """Read a file of `seconds,mbps` lines, or one of Mahimahi's. Raises InputError that names the line."""
+        lines = read_text(path, "the bandwidth").split("\n")
+        if len(lines) > LINES_MAX:
+            raise InputError(f"{path}: has more than {LINES_MAX} lines; give a shorter part of it")
+        numbered = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+        if numbered and numbered[0][1].replace(" ", "").lower() == CSV_HEADER:
+            is_csv = True
+            del numbered[0]
+        else:
+            is_csv = bool(numbered) and "," in numbered[0][1]
+        if not numbered:
+            raise InputError(f"{path}: has no line with a rate; write 'seconds,mbps' lines, or use a Mahimahi trace")
+        return cls._from_csv(numbered) if is_csv else cls._from_mahimahi(numbered)
+
+    @classmethod
+    def _from_csv(cls, lines: Sequence[tuple[str, str]]) -> Bandwidth:
+        begins_s: list[float] = []
+        rates: list[float] = []
+        for place, line in lines:
+            try:
+                begin_s, mbps = map(float, line.split(","))
+            except ValueError:
+                raise InputError(f"{place}: {line[:40]!r} is not 'seconds,mbps', such as '12.5,40'") from None
+            if not begins_s and begin_s != 0:
+                raise InputError(f"{place}: the first rate is from {begin_s:g} s on; let it be 0")
+            if begins_s and not begin_s > begins_s[-1]:
+                raise InputError(f"{place}: {begin_s:g} s is not after {begins_s[-1]:g} s; times must ascend")
+            if begin_s > SECONDS_MAX:
+                raise InputError(f"{place}: {begin_s:g} s is above {SECONDS_MAX:g}; give a shorter part of it")
+            if not (mbps == 0 or MBPS_MIN <= mbps <= MBPS_MAX):
+                raise InputError(f"{place}: {mbps:g} Mbps; give 0, or a rate from {MBPS_MIN:g} to {MBPS_MAX:g}")
+            begins_s.append(begin_s)
+            rates.append(mbps)
+        if rates[-1] == 0:
+            raise InputError(f"{lines[-1][0]}: ends in an outage for ever; add a line with the rate that follows it")
+        return cls(tuple(begins_s), tuple(rates))
+
+    @classmethod
+    def _from_mahimahi(cls, lines: Sequence[tuple[str, str]]) -> Bandwidth:
+        """A packet may cross at each timestamp, in ms; the last one is the period. Its bytes cross evenly within the ms
+        that ends then."""
+        packets: dict[int, int] = {}
+        last_ms = 0
+        for place, line in lines:
+            if not (line.isascii() and line.isdigit() and len(line) < 20):
+                raise InputError(f"{place}: {line[:40]!r} is neither a Mahimahi timestamp, in ms, nor 'seconds,mbps'")
+            if (time_ms := int(line)) < last_ms:
+                raise InputError(f"{place}: {time_ms} ms is before {last_ms} ms; a Mahimahi trace ascends")
+            last_ms = time_ms
+            end_ms = max(time_ms, 1)
+            packets[end_ms] = packets.get(end_ms, 0) + 1
+        if not 0 < last_ms <= SECONDS_MAX * 1e3:
+            raise InputError(f"{lines[-1][0]}: the last timestamp is {last_ms} ms; give one above 0, and within a day")
+        begins_ms, rates, free_ms = [], [], 0
+        for end_ms, count in packets.items():
+            if end_ms - 1 > free_ms:
+                begins_ms.append(free_ms)
+                rates.append(0.0)
+            begins_ms.append(end_ms - 1)
+            rates.append(count * MAHIMAHI_BYTES * 8 / 1e3)
+            free_ms = end_ms
+        return cls(tuple(begin_ms / 1e3 for begin_ms in begins_ms), tuple(rates), last_ms / 1e3)
+
+    def csv(self) -> str:
+        """What `load` reads; of one without a period."""
+        rows = zip(self.begins_s, self.mbps, strict=True)
+        return "".join([f"{CSV_HEADER}\n", *(f"{begin_s!r},{mbps!r}\n" for begin_s, mbps in rows)])
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells it from others."""
+        values = [*self.begins_s, *self.mbps, self.period_s or 0.0]
+        return hashlib.sha256(struct.pack(f"<{len(values)}d", *values)).hexdigest()[:12]
+
+    def scaled(self, dilation: float) -> Bandwidth:
+        """The same where time goes so many times slower."""
+        period_s = None if self.period_s is None else self.period_s * dilation
+        begins_s = tuple(begin_s * dilation for begin_s in self.begins_s)
+        return Bandwidth(begins_s, tuple(mbps / dilation for mbps in self.mbps), period_s)
 
     @cached_property
     def _bytes(self) -> Steps:
@@ -117,7 +209,7 @@ class Bandwidth:
         return self._bytes.amount(start_s, end_s)
 
     def mbps_at(self, time_s: float) -> float:
-        return self.mbps[0] if len(self.mbps) == 1 else self._bytes.rate(time_s) * 8 / 1e6
+        return self._bytes.rate(time_s) * 8 / 1e6
 
     def work_ms(self, mbps: float) -> Steps:
         """The same in ms, for amounts that are the ms which they would take at `mbps`."""

@@ -11,17 +11,13 @@ that, and may change over time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ionn.testbed.bandwidth import Steps
+from ionn.testbed.delay import Delay
 
-# When what leaves one end of the link at a time, in ms, is at the other one: not earlier than what left before.
-Delay = Callable[[float], float]
-
-
-def no_delay(left_ms: float) -> float:
-    return left_ms
+NO_DELAY = Delay()
 
 
 class Crossing(NamedTuple):
@@ -39,7 +35,7 @@ class FluidLink:
     None while they are on their way.
     """
 
-    def __init__(self, rate: Steps, up: Delay = no_delay, down: Delay = no_delay) -> None:
+    def __init__(self, rate: Steps, up: Delay = NO_DELAY, down: Delay = NO_DELAY) -> None:
         self._rate = rate
         self._up, self._down = up, down
         self._unsent_ms: list[float] = []  # of each partition, until it has left
@@ -73,11 +69,11 @@ class FluidLink:
 
     def arrived_up_ms(self, left_ms: float) -> float:
         """When what left the client at a time is at the server."""
-        return self._up(left_ms)
+        return self._up.arrival(left_ms)
 
     def arrived_down_ms(self, left_ms: float) -> float:
         """When what left the server at a time is at the client."""
-        return self._down(left_ms)
+        return self._down.arrival(left_ms)
 
     def finish_next(self, until_ms: float = math.inf) -> None:
         """Move the clock until the next partition has left, with no query meanwhile, or to `until_ms`."""
@@ -125,11 +121,11 @@ class FluidLink:
         self._send_features(until_ms)
         if self.features_left_ms is None:
             return Crossing(math.inf, math.inf)
-        return Crossing(self.now_ms, self._up(self.now_ms))
+        return Crossing(self.now_ms, self._up.arrival(self.now_ms))
 
     def send_down(self, at_ms: float, work_ms: float) -> Crossing:
         """Send a query's results at `at_ms`. The clock stays: the client may compute meanwhile."""
         if at_ms == math.inf:
             return Crossing(at_ms, at_ms)
         left_ms = self._rate.end(at_ms, work_ms)
-        return Crossing(left_ms, self._down(left_ms))
+        return Crossing(left_ms, self._down.arrival(left_ms))

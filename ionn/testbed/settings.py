@@ -10,6 +10,7 @@ from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS
 from ionn.planning.graph import checked_mbps
 from ionn.schema import NATURAL_MAX
+from ionn.testbed.delay import check_delay
 
 TESTBEDS = ("virtual", "live")
 # A run that is slowed down a thousand times takes as many half minutes: eight hours.
@@ -18,6 +19,8 @@ DILATION_MAX = 1000.0
 NOISE_MAX = 1.0
 # A day: nobody waits longer.
 WINDOW_MAX_S = 86_400.0
+# Whether queries share the uplink with weights that are under way, or weights are held back meanwhile.
+SHARE, YIELD = "share", "yield"
 # What is wrong with options of the other testbed.
 LIVE_ONLY = "--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out"
 # How a trace's name of a client ends that is not paced.
@@ -38,6 +41,9 @@ class Settings:
     `weight_ratio` what weights shrink to where that is given. Queries are raised for `window_s` at least, if that is
     given, so that plans whose uploads end at other times can be compared in equal time.
 
+    The link has the constant rate `mbps`, which plans are made for, or the bandwidth over time that `link` names; a
+    byte takes `delay_ms` to the other end, which wanders by `jitter_ms` (`ionn.testbed.delay`). With `upload` "share",
+    queries and weights share the uplink; with "yield", the client holds weights back while a query is at the server.
     `mbps` is None where the client measures its link, plans and routes by that.
 
     Raises InputError for values out of their ranges, and for what the testbed does not have.
@@ -56,6 +62,10 @@ class Settings:
     coding: str = NONE
     weight_ratio: float | None = None
     window_s: float | None = None
+    link: str = ""
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    upload: str = SHARE
 
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
@@ -71,6 +81,16 @@ class Settings:
         check_coding(self.coding, self.weight_ratio)
         if self.window_s is not None and not 0 < self.window_s <= WINDOW_MAX_S:
             raise InputError(f"window {self.window_s:g} s: give a number above 0, and at most {WINDOW_MAX_S:g}")
+        if self.mbps is None and not (self.link or self.connect):
+            raise InputError("no bandwidth: give one, or --link or --connect for a link that is measured")
+        check_delay(self.delay_ms, self.jitter_ms)
+        if self.upload not in (SHARE, YIELD):
+            raise InputError(f"upload {self.upload!r}: there are 'share' and 'yield'")
+        if self.connect and (self.link or self.delay_ms):
+            raise InputError(
+                "--link and --delay-ms are for the link that is started here; with --connect, put an 'ionn link' in "
+                "front of that server instead"
+            )
         if self.testbed == "live" and self.weight_ratio is not None:
             raise InputError("a weight ratio is for the virtual testbed; the live one sends what weights shrink to")
         if self.testbed == "virtual" and (self.dilation != 1 or self.connect or not self.paced):
@@ -119,7 +139,9 @@ class Settings:
             "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",
             "paced": "unpaced", "connect": f"connected to {self.connect}", "network": f"network {self.network}",
             "coding": f"coding {self.coding}", "weight_ratio": f"weight ratio {_exact(self.weight_ratio or 0)}",
-            "window_s": f"window {_exact(self.window_s or 0)} s",
+            "window_s": f"window {_exact(self.window_s or 0)} s", "link": f"link {self.link}",
+            "delay_ms": f"delay {_exact(self.delay_ms)} ms", "jitter_ms": f"jitter {_exact(self.jitter_ms)} ms",
+            "upload": "upload yields",
         }  # fmt: skip
         papers = Settings(self.testbed)
         return [text for name, text in texts.items() if getattr(self, name) != getattr(papers, name)]

@@ -29,7 +29,8 @@ from ionn.planning.plan import Plan, PlanDocument
 from ionn.planning.planners import planner_digest
 from ionn.records import EstimateRecord, PartitionRecord, QueryRecord
 from ionn.schema import Natural, Tagged
-from ionn.testbed.settings import NOT_PACED, Settings
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.settings import NOT_PACED, SHARE, Settings
 
 if TYPE_CHECKING:
     from ionn.model.network import Network
@@ -44,7 +45,8 @@ class RunInfo:
     `graph` are the costs that predict the run, undilated: those measured during a live run, those given to a virtual
     one. `sent` names the costs that a live run's server sent. `environment` describes the machine and its software.
     `fault` is why the run had to go on without its server, None where it had not. `digests` tell its "network" and its
-    "planner" from others of the same names; they are not in the traces of earlier versions.
+    "planner" from others of the same names; they are not in the traces of earlier versions. `bandwidth` is that of the
+    link that the settings name, undilated, None where they name none.
     """
 
     settings: Settings
@@ -55,6 +57,7 @@ class RunInfo:
     environment: Mapping[str, Any] = field(default_factory=dict)
     fault: str | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    bandwidth: Bandwidth | None = None
 
     @property
     def model(self) -> str:
@@ -100,6 +103,11 @@ class _RunDocument(msgspec.Struct):
     weight_ratio: float | None = None
     window_s: float | None = None
     undilated: bool = False
+    link: str = ""
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    upload: str = SHARE
+    bandwidth: Bandwidth | None = None
 
     def info(self) -> RunInfo:
         """Raises InputError for what cannot be."""
@@ -113,14 +121,17 @@ class _RunDocument(msgspec.Struct):
         settings = Settings(
             self.testbed, self.mbps, self.dilation, printable(self.client.removesuffix(NOT_PACED)),
             printable(self.server) if given else "", self.seed, noise, paced, printable(self.connect), self.network,
-            self.coding, self.weight_ratio, self.window_s,
+            self.coding, self.weight_ratio, self.window_s, printable(self.link), self.delay_ms, self.jitter_ms,
+            self.upload,
         )  # fmt: skip
         graph = self.graph.graph()
         sent = "" if given or self.testbed == "virtual" else printable(self.server)
         plan = Plan.from_document(self.plan, graph)
         _check_name(plan.model)
         _check_name(plan.algorithm)
-        return RunInfo(settings, self.run, plan, graph, sent, environment, fault, self.digests)
+        if bool(self.link) != (self.bandwidth is not None):
+            raise InputError("its link has a name or a bandwidth, but not both")
+        return RunInfo(settings, self.run, plan, graph, sent, environment, fault, self.digests, self.bandwidth)
 
 
 def _shown(value: Any) -> Any:
@@ -155,6 +166,11 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
         "coding": settings.coding,
         "weight_ratio": settings.weight_ratio,
         "window_s": settings.window_s,
+        "link": settings.link,
+        "delay_ms": settings.delay_ms,
+        "jitter_ms": settings.jitter_ms,
+        "upload": settings.upload,
+        "bandwidth": None if info.bandwidth is None else dataclasses.asdict(info.bandwidth),
         "plan": info.plan.to_json(),
         "graph": info.graph.to_json(),
         "environment": {**info.environment, **noise, **fault},

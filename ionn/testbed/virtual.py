@@ -26,8 +26,10 @@ from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.delay import Delay
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.fluid_link import FluidLink
+from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 
 # Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
@@ -87,14 +89,18 @@ class VirtualSession:
         mbps = info.settings.mbps or MBPS
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
-        self._link = FluidLink(Bandwidth.constant(mbps).work_ms(mbps))
+        settings = info.settings
+        bandwidth = info.bandwidth or Bandwidth.constant(mbps)
+        delays = Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed)
+        self._link = FluidLink(bandwidth.work_ms(mbps), *delays)
+        self._yields = settings.upload == YIELD
         self._link.upload(link_ms for link_ms, _ in arrivals_ms)
         self._uploaded: list[_Uploaded] = []
         self._routes: dict[int, list[_TimedLeg]] = {}
         self._queries = 0
-        self._window_ms = (info.settings.window_s or 0.0) * 1e3
-        self._noise = info.settings.noise
-        self._random = random.Random(f"{info.settings.seed}/{info.run}")
+        self._window_ms = (settings.window_s or 0.0) * 1e3
+        self._noise = settings.noise
+        self._random = random.Random(f"{settings.seed}/{info.run}")
 
     @property
     def _now_ms(self) -> float:
@@ -122,8 +128,10 @@ class VirtualSession:
         route = self._route(self._usable())
         for timed in route:
             began_ms = self._now_ms
+            self._link.held = self._yields and timed.leg.where != "client"
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
+        self._link.held = False
         return self._record(start_ms, raised_s, segments, [each for timed in route for each in timed.transfers])
 
     def _record(

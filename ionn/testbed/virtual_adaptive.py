@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ionn.client.estimates import Estimate, Estimates
-from ionn.client.routing import Router
+from ionn.client.routing import FAIR_SHARE, Router
 from ionn.costs.models import Costs, Scaled
 from ionn.model.network import Network
 from ionn.model.slices import Piece, channels_of
@@ -26,13 +26,12 @@ from ionn.planning.plan import make_plan
 from ionn.planning.slice_costs import Split
 from ionn.protocol.messages import PROBE_BYTES
 from ionn.records import EstimateRecord, QueryRecord, Segment
-from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import run_experiment
-from ionn.testbed.fluid_link import Crossing, Delay, FluidLink, no_delay
+from ionn.testbed.fluid_link import Crossing
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import NOTHING, VirtualSession
 
-# Work on the link is in ms at the paper's rate, whatever the rate is.
+# Where the rate is measured, work on the link is in ms at the paper's.
 _BYTES_PER_MS = MBPS * 1e6 / 8 / 1e3
 # An upload is observed for so long at least.
 _OBSERVED_MS_MIN = 20.0
@@ -43,17 +42,14 @@ def run_adaptive(
     network: Network,
     client: Costs,
     server: Costs,
-    bandwidth: Bandwidth,
     server_slowness: float = 1.0,
-    up: Delay = no_delay,
-    down: Delay = no_delay,
 ) -> Trace:
     """The trace of a run over a link that the client measures. Deterministic, and noisy as `run_virtual`.
 
-    `info` has the planner's name in a plan of nothing, and the costs that are promised. The server takes
-    `server_slowness` times as long as they say. In the trace, the plan is the order that was carried out.
+    `info` has the planner's name in a plan of nothing, and the graph of the costs that are promised, over any link. The
+    server takes `server_slowness` times as long as they say. In the trace, the plan is the order that was carried out.
     """
-    session = AdaptiveSession(info, network, client, server, bandwidth, server_slowness, up, down)
+    session = AdaptiveSession(info, network, client, server, server_slowness)
     trace = run_experiment(session, info)
     return dataclasses.replace(trace, info=session.info(), estimates=tuple(session.estimates))
 
@@ -84,10 +80,7 @@ class AdaptiveSession(VirtualSession):
         network: Network,
         client: Costs,
         server: Costs,
-        bandwidth: Bandwidth,
         server_slowness: float = 1.0,
-        up: Delay = no_delay,
-        down: Delay = no_delay,
     ) -> None:
         super().__init__(info)
         settings = info.settings
@@ -101,12 +94,11 @@ class AdaptiveSession(VirtualSession):
         self._info = info
         self._network = network
         self._slowness = server_slowness
-        self._link = FluidLink(bandwidth.work_ms(MBPS), up, down)
-        self._router = Router(make_graph)
+        self._router = Router(make_graph, 1.0 if self._yields else FAIR_SHARE)
         self._observed = Estimates(MBPS)
         self._believed = Estimate(MBPS, 0.0)
         self._late: _Asked | None = None
-        self._since_ms, self._since_work_ms, self._feature_bytes = 0.0, 0.0, 0
+        self._begin_to_observe()
         self.estimates: list[EstimateRecord] = []
 
     def info(self) -> RunInfo:
@@ -152,8 +144,7 @@ class AdaptiveSession(VirtualSession):
         route = self._router.route(self._believed, uploaded, occupied, self._now_ms - start_ms)
         if route.explores and not route.offloads:
             self._late = self._probe(self._now_ms)
-        segments: list[Segment] = []
-        late = False
+        link, segments, late = self._link, list[Segment](), False
         crossed: list[Transfer] = []
         for leg in route.legs:
             if leg.where == "client":
@@ -161,17 +152,22 @@ class AdaptiveSession(VirtualSession):
                 continue
             if not leg.from_server:
                 first, deadline_ms = leg.first, start_ms + route.deadline_ms(leg.first)
+            link.held = self._yields
             asked = self._ask(leg, route.graph, uploaded, deadline_ms)
             crossed += [asked.up, asked.down]
             if asked.back_ms is None or asked.back_ms > deadline_ms:
                 self._late, late = asked, True
-                self._link.advance(max(deadline_ms, self._now_ms))
+                link.advance(max(deadline_ms, self._now_ms))
+                link.held = False
                 segments = [segment for segment in segments if segment.last < first]
                 segments.append(self._run_here(first, len(self._graph.stages) - 1))
                 break
-            self._link.advance(asked.back_ms)
+            link.advance(asked.back_ms)
             self._observe_answer(asked)
             segments.append(Segment(*leg[:3], asked.compute_ms, self._now_ms - asked.began_ms))
+        link.held = False
+        if self._yields and route.offloads:
+            self._begin_to_observe()
         self._router.settle(route, self._now_ms - start_ms)
         return self._record(start_ms, raised_s, segments, crossed, late)
 
@@ -193,7 +189,7 @@ class AdaptiveSession(VirtualSession):
 
     def _ask(self, leg: Leg, graph: ExecutionGraph, uploaded: Sequence[Piece], deadline_ms: float) -> _Asked:
         """Send what a leg needs, for whose answer the client waits until the deadline."""
-        link, began_ms, alone = self._link, self._now_ms, not self._link.uploading
+        link, began_ms, alone = self._link, self._now_ms, self._yields or not self._link.uploading
 
         def send_up(at_ms: float, work_ms: float) -> Crossing:
             return link.send_up(at_ms, work_ms, deadline_ms)
@@ -292,7 +288,10 @@ class AdaptiveSession(VirtualSession):
         if took_ms > 0 and (link.uploading or not self._feature_bytes):
             size_bytes = (link.sent_ms - self._since_work_ms) * _BYTES_PER_MS + self._feature_bytes
             self._observed.observe_bytes(self.now_s(), size_bytes, took_ms / 1e3)
-        self._since_ms, self._since_work_ms, self._feature_bytes = self._now_ms, link.sent_ms, 0
+        self._begin_to_observe()
+
+    def _begin_to_observe(self) -> None:
+        self._since_ms, self._since_work_ms, self._feature_bytes = self._now_ms, self._link.sent_ms, 0
 
     def _replan(self) -> None:
         """If another estimate holds now, plan what has not begun for that."""
@@ -309,7 +308,7 @@ class AdaptiveSession(VirtualSession):
         if [part.pieces for part in rest] == self._pieces[begun:]:
             return
         if not link.uploading:
-            self._since_ms, self._since_work_ms, self._feature_bytes = self._now_ms, link.sent_ms, 0
+            self._begin_to_observe()
         link.replace_rest(part.wire_bytes / _BYTES_PER_MS for part in rest)
         self._partitions[begun:] = rest
         self._pieces[begun:] = [part.pieces for part in rest]

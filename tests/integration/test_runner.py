@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import add_planner
 from ionn.testbed import live, processes, runner
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, load_traces, run_digests, trace_path
 from ionn.testbed.virtual import run_virtual
@@ -113,16 +114,16 @@ class StandIn:
         self.running = self.started = 0
 
     @contextlib.contextmanager
-    def start(self, mbps: float, costs: Path | None = None) -> Iterator[str]:
+    def start(self, settings: Settings, costs: Path | None, link: Path | None) -> Iterator[processes.Testbed]:
         self.started += 1
-        self.log.append(("testbed", mbps, costs and load_costs(str(costs)).name))
+        self.log.append(("testbed", (settings.mbps or 0.0) / settings.dilation, costs and load_costs(str(costs)).name))
         self.running += 1
-        yield "tcp://127.0.0.1:1"
+        yield processes.Testbed("tcp://127.0.0.1:1", lambda: None)
         self.running -= 1
 
     def run(
         self, subject: live.Subject, algorithm: str, settings: Settings, address: str, run: int, server: Any, keys: Any,
-        progress: Any,
+        progress: Any, bandwidth: Bandwidth | None, begin: Callable[[], None],
     ) -> Trace:  # fmt: skip
         self.log.append((algorithm, run, address, keys, server and server.name))
         graph = ExecutionGraph.from_network(
@@ -132,7 +133,9 @@ class StandIn:
         info = RunInfo(Settings("virtual"), run, plan, graph)
         trace = run_virtual(info)
         sent, digests = "" if server else "sent", run_digests(subject.network, algorithm)
-        info = dataclasses.replace(info, settings=settings, sent=sent, fault=self.fault, digests=digests)
+        info = dataclasses.replace(
+            info, settings=settings, sent=sent, fault=self.fault, digests=digests, bandwidth=bandwidth
+        )
         return dataclasses.replace(trace, info=info)
 
 

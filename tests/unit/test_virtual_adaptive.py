@@ -43,10 +43,11 @@ def run(
 ) -> Trace:
     graph = ExecutionGraph.from_network(network(model), CLIENT, SERVER, 80.0)
     plan = empty_plan(network(model), graph, algorithm, 80.0)
-    info = RunInfo(Settings("virtual", None, window_s=window_s, **others), 1, plan, graph)  # type: ignore[arg-type]
+    settings = Settings("virtual", None, window_s=window_s, link="a link", **others)  # type: ignore[arg-type]
     if isinstance(bandwidth, float | int):
         bandwidth = Bandwidth.constant(bandwidth)
-    return run_adaptive(info, network(model), CLIENT, SERVER, bandwidth, slowness)
+    info = RunInfo(settings, 1, plan, graph, bandwidth=bandwidth)
+    return run_adaptive(info, network(model), CLIENT, SERVER, slowness)
 
 
 def fixed(model: str, mbps: float, window_s: float | None = None) -> Trace:
@@ -164,19 +165,22 @@ def test_what_is_not_begun_is_planned_again_for_another_link() -> None:
 
 
 def test_a_link_with_a_delay() -> None:
-    graph = ExecutionGraph.from_network(network("alexnet"), CLIENT, SERVER, 80.0)
-    info = RunInfo(
-        Settings("virtual", None, window_s=40.0), 1, empty_plan(network("alexnet"), graph, "original", 80.0), graph
-    )
-
-    def delay(left_ms: float) -> float:
-        return left_ms + 30
-
-    trace = run_adaptive(info, network("alexnet"), CLIENT, SERVER, Bandwidth.constant(80.0), up=delay, down=delay)
+    trace = run("alexnet", 80.0, window_s=40.0, delay_ms=30.0)
     assert trace.estimates[-1].rtt_ms == 60.0
     assert trace.estimates[-1].mbps == pytest.approx(80.0, rel=0.05)
-    fast = trace.queries[-1]
-    assert fast.latency_ms == pytest.approx(run("alexnet", 80.0, window_s=40.0).queries[-1].latency_ms + 60, rel=0.01)
+    last_ms = trace.queries[-1].latency_ms
+    assert last_ms == pytest.approx(run("alexnet", 80.0, window_s=40.0).queries[-1].latency_ms + 60, rel=0.01)
+
+
+@given(st.sampled_from([0.5, 5.0, 80.0, 1000.0]), st.integers(0, 100), st.sampled_from(["share", "yield"]))
+@settings(max_examples=20)
+def test_neither_delays_nor_weights_that_are_held_back_make_queries_slower(
+    mbps: float, delay_ms: int, upload: str
+) -> None:
+    trace = run("googlenet", mbps, window_s=60.0, delay_ms=float(delay_ms), jitter_ms=delay_ms / 2, upload=upload)
+    assert worst_mean(trace, trace.info.graph.local_ms) <= 1.05 + 1e-9
+    if not delay_ms:
+        assert trace.estimates[-1].mbps == pytest.approx(mbps, rel=0.05)
 
 
 def test_the_trace_of_a_run_that_measured(tmp_path: Path) -> None:
