@@ -130,7 +130,7 @@ class Client:
     ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
     Close it when done.
 
-    An upload that `yields` holds back what it has not sent yet while a query is at the server.
+    An upload that `yields` holds weights back while a query is at the server (`ionn.protocol.yielding`).
 
     `costs` is the server's cost model as JSON, `timeouts` as given. `fault` tells why the server is not available, None
     while it is; `lost_s` is since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
@@ -182,7 +182,7 @@ class Client:
         """Upload the partitions in order, in the background; `now_s` is the clock of the records. Once per client."""
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
-        self.upload = upload = Upload(partitions, now_s)
+        self.upload = upload = Upload(partitions, now_s, self._yields)
         os.eventfd_write(self._wake, 1)
         return upload
 
@@ -219,6 +219,7 @@ class Client:
                     f"{self.address}: the server is lost ({self.fault or 'the client was closed'})"
                 )
             self._queries += 1
+            self._query_begins_or_ends()
             wait_s = self.timeouts.query_s if timeout_s is None else timeout_s
             connections.control.expect(results_bytes)
             try:
@@ -233,9 +234,13 @@ class Client:
                 raise
             finally:
                 connections.control.expect(0)
+        self._query_begins_or_ends()
         if self.upload is None or self.upload.ended:  # else what arrives says so
             self._breaks = self._setbacks = 0
-        elif self._yields:
+
+    def _query_begins_or_ends(self) -> None:
+        """Have the thread look whether it may send more now, or less."""
+        if self._yields and self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
     def leave(self, error: Exception) -> None:
@@ -380,8 +385,9 @@ class Client:
         while self._connections is connections and not self._stopped.is_set():
             if upload is None:
                 upload = self._begin_upload(connections)
-            held = self._yields and self._querying.locked()  # by a query: this thread has it for moments below only
-            outgoing = upload.next_message() if upload and not held else None
+            # If it is locked, there is a query: this thread itself has it for moments below only.
+            query = self._queries if self._querying.locked() else None
+            outgoing = upload.next_message(query) if upload else None
             if outgoing is not None:
                 connections.upload.send(outgoing)
             incoming = self._receive(connections, upload, 0.0 if outgoing else self.timeouts.heartbeat_s / 4)
@@ -408,7 +414,7 @@ class Client:
                 partitions = make(self.costs)
             except IonnError as error:
                 raise ProtocolError(str(error)) from error
-            self.upload, self._make = Upload(partitions, now_s), None
+            self.upload, self._make = Upload(partitions, now_s, self._yields), None
         if self.upload is not None:
             with self._named():
                 self.upload.begin(connections.welcome)

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from ionn.errors import ProtocolError
 from ionn.model.caffemodel import CodedFrame, Serialised
@@ -23,6 +24,7 @@ from ionn.protocol.messages import (
     Welcome,
     make_chunk,
 )
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES, YieldingWindow
 from ionn.records import PartitionRecord
 
 # What a server must grant, in bytes: with less, an upload would hardly end.
@@ -36,6 +38,16 @@ _UNDER_WAY_MAX = 500
 _Step = tuple[Message, Message, int]
 
 
+class _Awaited(NamedTuple):
+    """An answer that is due, the credit that it gives back, and when what it answers was sent, with how much under
+    way."""
+
+    answer: Message
+    size: int
+    sent_s: float
+    under_way_bytes: int
+
+
 class Upload:
     """Partitions on their way to a server, in order. It survives connections: `begin` goes on from what a server holds.
     Weights that are there in a coded form which the server takes go in that form.
@@ -43,10 +55,14 @@ class Upload:
     The server answers in order, and what it has to answer is known: anything else is no answer.
 
     `ready` is the number of partitions that queries may use now, `sent_bytes` the weights that the server has, before
-    coding, `error` what ended the upload early. `now_s` is the clock of the records.
+    coding, `error` what ended the upload early. `now_s` is the clock of the records. One that `yields` keeps no more
+    under way than the link needs, and sends BESIDE_QUERY_BYTES at most while a query is at the server, what was under
+    way when it came included.
     """
 
-    def __init__(self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float], yields: bool = False
+    ) -> None:
         self._partitions = partitions
         self._now_s = now_s
         self._changed = threading.Condition()
@@ -57,7 +73,10 @@ class Upload:
         self._wire_bytes = [0] * len(partitions)
         self._whole: set[int] = set()
         self._under_way_bytes = self._window_bytes = 0
-        self._awaited: deque[tuple[Message, int]] = deque()  # answers, and the credit that each gives back
+        self._yielding = YieldingWindow() if yields else None
+        self._query: int | None = None  # the one that is at the server
+        self._beside_query_bytes = 0  # what may be sent meanwhile
+        self._awaited: deque[_Awaited] = deque()
         self._codecs: Sequence[str] = ()
         self._messages: Iterator[_Step] = iter(())
         self._next: _Step | None = None
@@ -145,18 +164,30 @@ class Upload:
             self.ready = ready
             self._changed.notify_all()
 
-    def next_message(self) -> Message | None:
-        """The next message to send; None while the server's credit is used up, or when all is sent."""
+    def next_message(self, query: int | None = None) -> Message | None:
+        """The next message to send; None while the server's credit is used up, or when all is sent.
+
+        `query` is the number of the query that is at the server now, if there is one: an upload that yields may have to
+        wait for its end.
+        """
         if self._next is None:
             self._next = next(self._messages, None)
         step = self._next
         if step is None or len(self._awaited) >= _UNDER_WAY_MAX:
             return None
         message, answer, size = step
+        if query != self._query:
+            self._query, self._beside_query_bytes = query, BESIDE_QUERY_BYTES - self._under_way_bytes
         if self._under_way_bytes + size > self._window_bytes:
             return None
+        if self._yielding is not None:
+            if self._under_way_bytes + size > self._yielding.bytes or (
+                query is not None and size > self._beside_query_bytes
+            ):
+                return None
+            self._beside_query_bytes -= size
         self._under_way_bytes += size
-        self._awaited.append((answer, size))
+        self._awaited.append(_Awaited(answer, size, self._now_s(), self._under_way_bytes))
         self._next = None
         if isinstance(message, Chunk):
             self._wire_bytes[message.partition] += size
@@ -201,13 +232,16 @@ class Upload:
         """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""
         if self._stopped or isinstance(message, Pong):
             return
-        due, size = self._awaited.popleft() if self._awaited else (None, 0)
-        if message != due:
+        awaited = self._awaited.popleft() if self._awaited else None
+        if awaited is None or message != awaited.answer:
             raise ProtocolError(f"the server's answer, '{message.type}', is not to what it was sent")
         now_s = self._now_s()
         if isinstance(message, Ack):
             index = message.partition
-            self._under_way_bytes -= size
+            self._under_way_bytes -= awaited.size
+            # Beside a query a round trip takes longer, which says nothing about the link.
+            if self._yielding is not None and awaited.size and self._query is None:
+                self._yielding.acknowledged(awaited.under_way_bytes, now_s - awaited.sent_s)
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s

@@ -30,7 +30,8 @@ class Crossing(NamedTuple):
 class FluidLink:
     """A link whose rate is `rate`, in ms of work per ms, and its clock, which stands at `now_ms`.
 
-    `left_ms` is when each partition that was uploaded so far had left the client. While `held`, the upload waits.
+    `left_ms` is when each partition that was uploaded so far had left the client. The upload goes on until its
+    `allowance_ms`, in ms of work, is used up.
     `sent_ms` is the work of the upload so far, and `features_left_ms` when the features that were sent last had left,
     None while they are on their way.
     """
@@ -42,7 +43,7 @@ class FluidLink:
         self._features_ms = 0.0  # what is left of a query's features
         self.now_ms = 0.0
         self.left_ms: list[float] = []
-        self.held = False
+        self.allowance_ms = math.inf
         self.sent_ms = 0.0
         self.features_left_ms: float | None = None
 
@@ -86,29 +87,40 @@ class FluidLink:
 
     def _send_weights(self, until_ms: float, share: float = 1.0) -> None:
         """Move the clock to `until_ms` while the upload, if it has not ended, goes on at a share of the link's rate."""
-        while not self.held and self.uploading:
-            index = len(self.left_ms)
-            left_ms = self._rate.end(self.now_ms, self._unsent_ms[index] / share)
-            if left_ms > until_ms:
-                sent_ms = min(self._rate.amount(self.now_ms, until_ms) * share, self._unsent_ms[index])
-                self._unsent_ms[index] -= sent_ms
-                self.sent_ms += sent_ms
+        while (work_ms := self._sendable_ms()) is not None:
+            index, end_ms = len(self.left_ms), self._rate.end(self.now_ms, work_ms / share)
+            if end_ms > until_ms:
+                work_ms = min(work_ms, self._rate.amount(self.now_ms, until_ms) * share)  # rounding leaves no debt
+            self.sent_ms += work_ms
+            self.allowance_ms -= work_ms
+            if end_ms > until_ms:
+                self._unsent_ms[index] -= work_ms
                 break
-            self.now_ms = left_ms
-            self.sent_ms += self._unsent_ms[index]
-            self.left_ms.append(left_ms)
+            self.now_ms = end_ms
+            if work_ms == self._unsent_ms[index]:
+                self.left_ms.append(end_ms)
+            else:
+                self._unsent_ms[index] -= work_ms
         self.now_ms = until_ms
+
+    def _sendable_ms(self) -> float | None:
+        """What the upload may send next without a pause, None if nothing."""
+        index = len(self.left_ms)
+        if index == len(self._unsent_ms) or self.allowance_ms == 0:
+            return None
+        return min(self._unsent_ms[index], self.allowance_ms)
 
     def _send_features(self, until_ms: float) -> None:
         """Move the clock until a query's features have left, or to `until_ms`."""
         while self._features_ms > 0 and self.now_ms < until_ms:
-            shares = not self.held and self.uploading
-            work_ms = min(self._features_ms, self._unsent_ms[len(self.left_ms)]) if shares else self._features_ms
-            end_ms = self._rate.end(self.now_ms, 2 * work_ms if shares else work_ms)
+            beside_ms = self._sendable_ms()
+            work_ms = self._features_ms if beside_ms is None else min(self._features_ms, beside_ms)
+            share = 1.0 if beside_ms is None else 0.5
+            end_ms = self._rate.end(self.now_ms, work_ms / share)
             if end_ms > until_ms:
-                work_ms = min(self._rate.amount(self.now_ms, until_ms) / (2 if shares else 1), self._features_ms)
+                work_ms = min(self._rate.amount(self.now_ms, until_ms) * share, self._features_ms)
                 end_ms = until_ms
-            self._send_weights(end_ms, share=0.5)
+            self._send_weights(end_ms, share)
             self._features_ms -= work_ms
             if not self._features_ms:
                 self.features_left_ms = self.now_ms

@@ -75,8 +75,7 @@ def serve_link(
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
         directions = _Direction(bandwidth, up or Delay()), _Direction(bandwidth, down or Delay())
         link = _Link(listener, target, format_address(to), *directions)
-        signal.signal(signal.SIGUSR1, lambda number, frame: link.begin())
-        link.begin()
+        signal.signal(signal.SIGUSR1, lambda number, frame: link.begin_anew())
         ready(address)
         link.run()
 
@@ -137,9 +136,11 @@ class _Direction:
         self._begin_s = 0.0
 
     def begin(self, now_s: float) -> None:
-        """Have bandwidth and delay begin anew."""
+        """Have bandwidth and delay begin anew, and what is crossing cross by them."""
         self._begin_s = now_s
         self.pacer.begin(now_s)
+        if self.crossing:
+            self.crossed_s = self.pacer.transmit(len(self.crossing[1]), now_s, waited=False)
 
     def next(self) -> tuple[float, bool]:
         """When it has something to do next, and whether somebody may be waiting for just that."""
@@ -201,17 +202,23 @@ class _Link:
         self._up, self._down = up, down
         self._epoll = select.epoll()
         self._epoll.register(listener, select.EPOLLIN | select.EPOLLET)
+        self._anew = os.eventfd(0, os.EFD_NONBLOCK)
+        self._epoll.register(self._anew, select.EPOLLIN)
         self._flows: dict[int, _Flow] = {}  # by the file descriptor of their source
         self._accepting = False  # whether connections may be waiting
         self._reported = False  # that the target cannot be reached; once, not for every attempt of a patient client
 
-    def begin(self) -> None:
-        """Have bandwidth and delays begin anew."""
+    def begin_anew(self) -> None:
+        """Have bandwidth and delays begin anew; from any thread, or a signal's handler."""
+        os.eventfd_write(self._anew, 1)
+
+    def _begin(self) -> None:
         now_s = time.monotonic()
         self._up.begin(now_s)
         self._down.begin(now_s)
 
     def run(self) -> None:
+        self._begin()
         try:
             while True:
                 for fd, events in self._wait():
@@ -219,6 +226,9 @@ class _Link:
                         self._update(self._flows[fd], events)
                     elif fd == self._listener.fileno():
                         self._accepting = True
+                    elif fd == self._anew:
+                        os.eventfd_read(self._anew)
+                        self._begin()
                 now_s = time.monotonic()
                 self._serve(self._up, now_s)
                 self._serve(self._down, now_s)
@@ -228,6 +238,7 @@ class _Link:
             for flow in self._flows.values():
                 flow.source.close()
             self._epoll.close()
+            os.close(self._anew)
 
     def _wait(self) -> list[tuple[int, int]]:
         """Wait for events or the next arrival, whichever is first. Somebody may wait for the last of a message: it is

@@ -38,8 +38,8 @@ class LinkPacer:
         self._free_s = -math.inf
 
     def begin(self, now_s: float) -> None:
-        """Have the bandwidth begin anew."""
-        self._begin_s = now_s
+        """Have the bandwidth begin anew, with nothing on the link."""
+        self._begin_s, self._free_s = now_s, -math.inf
 
     def quantum_bytes(self, alone: bool, now_s: float) -> int:
         """Return how much a connection may send at its turn; `alone`: no other waits for one."""

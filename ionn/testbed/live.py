@@ -57,9 +57,10 @@ def run_live(
     """One run of the experiment with the server at `address`: connect, plan, upload, query.
 
     It is planned with the costs `server`, by default with those that the server sends; `keys` are for a server that has
-    keys. `bandwidth` is that of the link which the settings name, and `begin` is called when the upload begins. Without
-    a server the queries run at the client, and the trace says so under `fault`.
+    keys. `bandwidth` is that of the link which the settings name, and `begin` has it begin anew: for connecting, and
+    when the upload begins. Without a server the queries run at the client, and the trace says so under `fault`.
     """
+    begin()
     with open_offloading(
         subject.network, subject.net, subject.client, address, settings.mbps or MBPS, algorithm,
         coding=settings.coding, weights_file=subject.weights_file, there=server, keys=keys, paced=subject.paced,

@@ -91,7 +91,7 @@ def live_settings(
 def link_name(link: Path | None) -> str:
     """What the settings call a link whose bandwidth is in a file: the file's name, and what tells its content from
     others. Raises InputError as `Bandwidth.load` does."""
-    return "" if link is None else f"{printable(link.name)[:60]} {Bandwidth.load(link).digest}"
+    return "" if link is None else f"{printable(link.name)[:60]} ({Bandwidth.load(link).digest})"
 
 
 def _another_of_its_name(network: Network) -> str:

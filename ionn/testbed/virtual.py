@@ -13,6 +13,7 @@ Work on the link is measured in ms at its full rate, so the bandwidth itself doe
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from ionn.paper import MBPS
 from ionn.planning.coding_costs import DOWN, UP, Transfer
 from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.delay import Delay
@@ -93,7 +95,9 @@ class VirtualSession:
         bandwidth = info.bandwidth or Bandwidth.constant(mbps)
         delays = Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed)
         self._link = FluidLink(bandwidth.work_ms(mbps), *delays)
-        self._yields = settings.upload == YIELD
+        self._held_ms = math.inf  # the work that the upload may do while a query is at the server
+        if settings.upload == YIELD:
+            self._held_ms = BESIDE_QUERY_BYTES * 8 / (mbps * 1e3)
         self._link.upload(link_ms for link_ms, _ in arrivals_ms)
         self._uploaded: list[_Uploaded] = []
         self._routes: dict[int, list[_TimedLeg]] = {}
@@ -128,10 +132,11 @@ class VirtualSession:
         route = self._route(self._usable())
         for timed in route:
             began_ms = self._now_ms
-            self._link.held = self._yields and timed.leg.where != "client"
+            if not timed.leg.from_server:  # else the query is at the server since an earlier leg
+                self._link.allowance_ms = math.inf if timed.leg.where == "client" else self._held_ms
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
-        self._link.held = False
+        self._link.allowance_ms = math.inf
         return self._record(start_ms, raised_s, segments, [each for timed in route for each in timed.transfers])
 
     def _record(

@@ -28,6 +28,7 @@ from ionn.protocol.messages import PROBE_BYTES
 from ionn.records import EstimateRecord, QueryRecord, Segment
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.fluid_link import Crossing
+from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import NOTHING, VirtualSession
 
@@ -94,6 +95,7 @@ class AdaptiveSession(VirtualSession):
         self._info = info
         self._network = network
         self._slowness = server_slowness
+        self._yields = settings.upload == YIELD
         self._router = Router(make_graph, 1.0 if self._yields else FAIR_SHARE)
         self._observed = Estimates(MBPS)
         self._believed = Estimate(MBPS, 0.0)
@@ -152,20 +154,20 @@ class AdaptiveSession(VirtualSession):
                 continue
             if not leg.from_server:
                 first, deadline_ms = leg.first, start_ms + route.deadline_ms(leg.first)
-            link.held = self._yields
+                link.allowance_ms = self._held_ms
             asked = self._ask(leg, route.graph, uploaded, deadline_ms)
             crossed += [asked.up, asked.down]
             if asked.back_ms is None or asked.back_ms > deadline_ms:
                 self._late, late = asked, True
                 link.advance(max(deadline_ms, self._now_ms))
-                link.held = False
+                link.allowance_ms = math.inf
                 segments = [segment for segment in segments if segment.last < first]
                 segments.append(self._run_here(first, len(self._graph.stages) - 1))
                 break
             link.advance(asked.back_ms)
             self._observe_answer(asked)
             segments.append(Segment(*leg[:3], asked.compute_ms, self._now_ms - asked.began_ms))
-        link.held = False
+        link.allowance_ms = math.inf
         if self._yields and route.offloads:
             self._begin_to_observe()
         self._router.settle(route, self._now_ms - start_ms)

@@ -90,6 +90,20 @@ def test_runs_and_their_traces(tiny_files: Path, tmp_path: Path) -> None:
 # --- Sessions -------------------------------------------------------------------------------------------------------
 
 
+def test_runs_have_a_link(tiny_files: Path, tmp_path: Path) -> None:
+    (ride := tmp_path / "ride.csv").write_text("0,8\n0.05,0\n0.15,4\n")
+    given: dict[str, Any] = {"link": str(ride), "delay_ms": 10, "jitter_ms": 2.0, "upload": "yield"}
+    (trace,) = ionn.run(tiny_files, **given)
+    assert trace.info.bandwidth is not None
+    assert trace.info.bandwidth.mbps == (8.0, 0.0, 4.0)
+    assert (trace.info.settings.delay_ms, trace.info.settings.jitter_ms) == (10.0, 2.0)
+    assert trace.info.settings.upload == "yield"
+    ride.write_text("0,8\n1,0\n")
+    for testbed in ("virtual", "live"):
+        with pytest.raises(ionn.InputError, match=r"ride\.csv:2: ends in an outage"):
+            ionn.run(tiny_files, testbed=testbed, **given)
+
+
 def test_a_session_without_a_server_computes_here(tiny_files: Path, tiny: Network, tiny_weights: Weights) -> None:
     data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
     (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
@@ -343,6 +357,10 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
                 "coding",
                 "weight_ratio",
                 "window_s",
+                "link",
+                "delay_ms",
+                "jitter_ms",
+                "upload",
             )
         },
         "connect": connected,

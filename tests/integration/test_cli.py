@@ -98,6 +98,26 @@ def test_run_json_has_bytes_and_what_came_of_a_window() -> None:
     assert 4 * coded["feature_wire_bytes"] < coded["feature_bytes"]
 
 
+def test_a_made_up_bandwidth_is_one_for_runs(tmp_path: Path) -> None:
+    ride = tmp_path / "ride.csv"
+    for _ in range(2):
+        done = ionn("bandwidth", "walking", "--seconds", "90", "--seed", "3", "--out", str(ride))
+        assert (done.returncode, done.stdout) == (0, f"{ride}\n"), done.stderr
+        lines = ride.read_text().splitlines()
+        assert (lines[0], len(lines)) == ("seconds,mbps", 92)
+    line = ["run", "alexnet", "--testbed", "virtual", "--link", str(ride), "--delay-ms", "20", "--json"]
+    done = ionn(*line, "--jitter-ms", "5", "--upload", "yield")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["link"].startswith("ride.csv (")
+    assert (result["delay_ms"], result["jitter_ms"], result["upload"], result["mbps"]) == (20, 5, "yield", 80)
+    rates = [float(line.split(",")[1]) for line in lines[1:]]
+    fastest_s = 8 * result["runs"][0]["weight_bytes"] / 1e6 / max(rates)
+    assert result["runs"][0]["upload_s"] > fastest_s
+    plain = json.loads(ionn("run", "alexnet", "--testbed", "virtual", "--json").stdout)
+    assert (plain["link"], plain["delay_ms"], plain["jitter_ms"], plain["upload"]) == (None, 0, 0, "share")
+
+
 def test_every_command_has_help_with_an_example() -> None:
     top = ionn("--help")
     assert top.returncode == 0
@@ -121,6 +141,7 @@ def broken(tiny_files: Path) -> Path:
     (folder / "impossible.prototxt").write_text(text.replace("kernel_size: 2", "kernel_size: 99"))
     (folder / "short.csv").write_text("layer,ms\ndata,1\n")
     (folder / "words.txt").write_text("0 data fast\n")
+    (folder / "ride.csv").write_text("0,8\nfast\n")
     return folder
 
 
@@ -139,6 +160,20 @@ BAD_INPUT = {
     "bandwidth negative": (["run", "{}/tiny.prototxt", "--mbps", "-1"], ["-1"]),
     "bandwidth not a number": (["plan", "alexnet", "--mbps", "nan"], ["nan"]),
     "link bandwidth": (["link", "--mbps", "0", "--listen", "127.0.0.1:0"], ["0"]),
+    "both a rate and a bandwidth": (["link", "--mbps", "8", "--trace", "{}/ride.csv"], ["--mbps or --trace"]),
+    "bandwidth of a link, malformed": (["link", "--trace", "{}/ride.csv"], ["ride.csv:2", "'fast'", "seconds,mbps"]),
+    "bandwidth of a run, malformed": (["run", "alexnet", "--link", "{}/ride.csv"], ["ride.csv:2", "'fast'"]),
+    "bandwidth, virtual": (["run", "alexnet", "--testbed", "virtual", "--link", "{}/no.csv"], ["no.csv", "No such"]),
+    "endless bandwidth": (["run", "alexnet", "--link", "/dev/zero"], ["/dev/zero", "not a regular file"]),
+    "jitter of a link": (["link", "--delay-ms", "5", "--jitter-ms", "6"], ["jitter 6 ms", "delay", "5 ms"]),
+    "jitter of a run": (["run", "alexnet", "--jitter-ms", "6"], ["jitter 6 ms", "the delay, which is 0 ms"]),
+    "dilation of a link": (["link", "--dilation", "0.5"], ["0.5", "1000"]),
+    "a delay with a server elsewhere": (
+        ["run", "alexnet", "--connect", "box:7675", "--delay-ms", "5"],
+        ["--delay-ms", "--connect", "ionn link"],
+    ),
+    "unknown mobility": (["bandwidth", "flying"], ["flying", "driving"]),
+    "nowhere for a bandwidth": (["bandwidth", "walking", "--out", "{}/words.txt/x.csv"], ["words.txt/x.csv"]),
     "unknown device": (["plan", "alexnet", "--client", "odroid"], ["odroid", "odroid-xu4"]),
     "missing column": (["plan", "alexnet", "--client", "{}/short.csv:nope"], ["short.csv", "nope"]),
     "profile of another net": (["plan", "alexnet", "--client", "{}/short.csv:ms"], ["short.csv", "alexnet"]),

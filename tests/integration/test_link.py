@@ -25,7 +25,7 @@ from ionn.address import Address, format_address, parse_address
 from ionn.errors import InputError
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.delay import Delay
-from ionn.testbed.link import SOCKET_BUFFER_BYTES, _Direction, _Flow, _Link, serve_link
+from ionn.testbed.link import IN_FLIGHT_BYTES_MAX, SOCKET_BUFFER_BYTES, _Direction, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
 
 FAST_MBPS = 2_000.0
@@ -94,6 +94,12 @@ class Link:
         server.settimeout(20)
         return client, server
 
+    def begin(self) -> float:
+        """Have its bandwidth and delays begin anew; a time just before that."""
+        before_s = time.monotonic()
+        self.process.send_signal(signal.SIGUSR1)
+        return before_s
+
     def stop(self) -> tuple[int, str]:
         """Exit code and what it wrote to stderr."""
         self.process.terminate()
@@ -160,6 +166,124 @@ def test_bytes_arrive_intact_both_ways_on_many_connections(fast: Link) -> None:
             pool.submit(send_all, server, down)
         assert [future.result() for future in at_servers] == ups
         assert [future.result() for future in at_clients] == downs
+
+
+def test_bytes_arrive_intact_and_then_the_end_though_their_delay_wanders(start: Callable[..., Link]) -> None:
+    link = start(FAST_MBPS, delay_s=0.05, jitter_s=0.05)
+    data = random.Random(9).randbytes(3_000_000)
+    pairs = [link.connect() for _ in range(3)]
+    with ThreadPoolExecutor(4 * len(pairs)) as pool:
+        for client, server in pairs:
+            pool.submit(send_all, client, data)
+            pool.submit(send_all, server, data[::-1])
+        received = [(pool.submit(receive_all, server), pool.submit(receive_all, client)) for client, server in pairs]
+        for up, down in received:
+            assert up.result() == data
+            assert down.result() == data[::-1]
+
+
+@pytest.mark.parametrize("upward", [True, False])
+def test_a_reset_takes_its_delay_behind_the_bytes(start: Callable[..., Link], upward: bool) -> None:
+    pair = start(FAST_MBPS, delay_s=0.3).connect()
+    source, sink = pair if upward else pair[::-1]
+    source.sendall(b"last words")
+    time.sleep(0.1)  # the link has them; a reset discards what it has not read
+    begin_s = time.monotonic()
+    reset(source)
+    assert sink.recv(100, socket.MSG_WAITALL) == b"last words"
+    with pytest.raises(ConnectionResetError):
+        sink.recv(1)
+    assert time.monotonic() >= begin_s + 0.3
+
+
+STEPS = [(0.0, 8.0), (0.4, 0.0), (0.8, 40.0)]
+
+
+@pytest.mark.parametrize("upward", [True, False])
+@pytest.mark.parametrize(("delay_s", "jitter_s"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.05)])
+def test_bytes_cross_when_the_trace_says_and_arrive_a_delay_later(
+    start: Callable[..., Link], upward: bool, delay_s: float, jitter_s: float
+) -> None:
+    """No byte comes earlier than bandwidth and delay allow, on any machine; after the outage, the link is used."""
+    link = start(0, steps=STEPS, delay_s=delay_s, jitter_s=jitter_s)
+    pair = link.connect()
+    source, sink = pair if upward else pair[::-1]
+    size = 3_000_000
+
+    def crossed(elapsed_s: float) -> float:
+        """The bytes that STEPS have let across, added up by hand."""
+        mbit = 8.0 * min(elapsed_s, 0.4) + 40.0 * max(elapsed_s - 0.8, 0.0)
+        return max(mbit, 0.0) * 1e6 / 8
+
+    used = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        begin_s = link.begin()
+        # Whatever else the process has to do, it begins anew before it sends what was sent to it after that.
+        pool.submit(source.sendall, bytes(size))
+        received = 0
+        while received < size:
+            received += len(sink.recv(1 << 16))
+            elapsed_s = time.monotonic() - begin_s - delay_s
+            assert received <= crossed(elapsed_s + jitter_s)
+            if elapsed_s > 1.0:
+                used = max(used, received / crossed(elapsed_s))
+    assert used > 0.6
+
+
+def test_a_delay_costs_no_throughput(start: Callable[..., Link]) -> None:
+    """With no more under way than sockets hold, as without a queue in the link, it would be a quarter at most."""
+    bytes_per_s, delay_s, size = 80e6 / 8, 0.5, 12_000_000
+    client, server = start(80, delay_s=delay_s).connect()
+    used = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        begin_s = time.monotonic()
+        pool.submit(client.sendall, bytes(size))
+        received = 0
+        while received < size:
+            received += len(server.recv(1 << 16))
+            allowed = bytes_per_s * (time.monotonic() - begin_s - delay_s)
+            assert received <= allowed
+            if received > size / 2:
+                used = max(used, received / allowed)
+    assert used > 0.6
+
+
+def test_a_bandwidth_begins_anew_when_it_is_told(start: Callable[..., Link]) -> None:
+    link = start(0, steps=[(0.0, 80.0), (0.1, 0.0001)])  # after that, a quantum takes two minutes
+    client, server = link.connect()
+    time.sleep(0.2)
+    data = random.Random(3).randbytes(100_000)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(client.sendall, data)
+        time.sleep(0.2)  # one is crossing
+        link.begin()
+        received = b""
+        while len(received) < len(data):
+            if select.select([server], (), (), 0.05)[0]:
+                received += server.recv(1 << 16)
+            else:  # it was held up for so long that the fast part was over
+                link.begin()
+    assert received == data
+
+
+def test_what_is_in_flight_is_bounded() -> None:
+    """In the event loop itself: 64 MB are more than a test should have under way."""
+    assert IN_FLIGHT_BYTES_MAX == 64 * 2**20
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        directions = [_Direction(Bandwidth.constant(80), Delay(1.0)) for _ in range(2)]
+        link = _Link(listener, (socket.AF_INET, ("127.0.0.1", 1)), "nobody", *directions)
+        source, sender = socket.socketpair()
+        sink, _ = socket.socketpair()
+        flow = _Flow(source, sink, link._up)
+        flow.readable = flow.writable = True
+        sender.sendall(b"more")
+        flow.join()
+        link._up.in_flight_bytes = IN_FLIGHT_BYTES_MAX
+        link._serve(link._up, 0.0)
+        assert (link._up.crossing, len(link._up.turns)) == (None, 1)
+        link._up.in_flight_bytes -= 1
+        link._serve(link._up, 0.0)
+        assert link._up.crossing == (flow, b"more")
 
 
 def test_half_close_is_passed_on_and_the_other_half_goes_on(fast: Link) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ import pytest
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.costs.loading import load_costs
+from ionn.evaluation.validation import validate
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.planning.graph import ExecutionGraph
+from ionn.protocol.messages import Chunk, Message
+from ionn.protocol.sender import Upload
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES
 from ionn.testbed import processes, runner
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace, load_traces
@@ -76,6 +82,49 @@ def test_a_window_outlasts_the_upload_and_is_dilated(tiny_files: Path, slow_clie
     assert sum(query.start_s >= trace.upload_s for query in trace.queries) > QUERIES_AFTER_UPLOAD
     assert trace.in_window == trace.queries[:-1]
     assert all(query.bit_equal for query in trace.queries)
+
+
+@pytest.mark.parametrize("upload", ["share", "yield"])
+def test_a_link_with_a_bandwidth_over_time_and_a_delay(
+    upload: str, tiny_files: Path, slow_client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dilated too. Answers are the same, and no partition arrives before the link lets it."""
+    ride = tmp_path / "ride.csv"
+    ride.write_text("0,8\n0.05,0\n0.15,4\n")
+    beside: Counter[int] = Counter()  # bytes sent during each query
+    next_message = Upload.next_message
+
+    def watched(self: Upload, query: int | None = None) -> Message | None:
+        message = next_message(self, query)
+        if isinstance(message, Chunk) and query is not None:
+            beside[query] += sum(map(len, message.payload))
+        return message
+
+    monkeypatch.setattr(Upload, "next_message", watched)
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    given: dict[str, Any] = {"link": ride, "delay_ms": 10.0, "jitter_ms": 2.0, "upload": upload, "dilation": 2.0}
+    results = tmp_path / "results"
+    (trace,) = run_live(subject, ["original"], 1, results=results, **given)
+    assert trace.info.fault is None
+    assert all(query.bit_equal for query in trace.queries)
+    assert len(trace.partitions) > 1
+    sent_bytes = 0
+    for partition in trace.partitions:
+        sent_bytes += partition.bytes
+        assert partition.end_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.008
+    assert trace.queries[-1].latency_ms >= 2 * 8.0
+    assert load_traces(results) == [trace]
+    assert trace.info.bandwidth == Bandwidth.load(ride)
+    settings = trace.info.settings
+    assert (settings.delay_ms, settings.jitter_ms, settings.upload, settings.mbps) == (10.0, 2.0, upload, 80.0)
+    assert settings.link.startswith("ride.csv (")
+    assert run_live(subject, ["original"], 1, results=results, **given) == [trace]
+    if upload == "yield":
+        assert max(beside.values(), default=0) <= BESIDE_QUERY_BYTES
+    # The virtual testbed knows this link from the trace.
+    predicted = validate(trace).predicted
+    assert predicted.info.settings.link == settings.link
+    assert predicted.upload_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.008
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

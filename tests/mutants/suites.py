@@ -52,6 +52,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "faults/test_chunks.py",
             "integration/test_sliced_stages.py",
         ],
+        "protocol/yielding": ["unit/test_yielding.py"],
         "protocol/receiver": [
             "unit/test_messages.py",
             "integration/test_session_state.py",
@@ -93,6 +94,10 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "client/audit": ["unit/test_audit.py", "malicious/test_lies.py"],
         "client/evidence": ["unit/test_audit.py", "malicious/test_lies.py"],
         "client/pacing": ["unit/test_pacing.py", "integration/test_live.py"],
+        "testbed/bandwidth": ["unit/test_bandwidth.py", "unit/test_virtual.py"],
+        "testbed/delay": ["unit/test_delay.py", "unit/test_virtual.py"],
+        "testbed/fluid_link": ["unit/test_virtual.py"],
+        "testbed/mobile_links": ["unit/test_mobile_links.py"],
         "testbed/link_pacer": ["unit/test_pacing.py", "integration/test_link.py"],
         "testbed/link": ["integration/test_link.py"],
         "testbed/runner": ["integration/test_runner.py", "integration/test_live.py"],

@@ -70,6 +70,32 @@ def test_quantum(mbps: float, alone: bool, expected_bytes: int) -> None:
     assert LinkPacer(Bandwidth.constant(mbps)).quantum_bytes(alone, now_s=1e5) == expected_bytes
 
 
+STEPS = Bandwidth((0.0, 1.0, 2.0), (80.0, 0.0, 8.0))
+
+
+def test_a_quantum_is_what_crosses_from_now_on() -> None:
+    pacer = LinkPacer(STEPS)
+    pacer.begin(100.0)
+    sizes = [pacer.quantum_bytes(False, now_s) for now_s in (100.0, 100.9997, 101.5, 107.0)]
+    assert sizes == [4_000, 3_000, 1_500, 1_500]
+    assert pacer.quantum_bytes(True, now_s=102.0) == 3_000
+
+
+def test_what_does_not_cross_before_an_outage_crosses_after_it() -> None:
+    pacer = LinkPacer(STEPS)
+    pacer.begin(100.0)
+    assert pacer.transmit(5_000_000, 100.0, waited=False) == pytest.approx(100.5)
+    assert pacer.transmit(6_000_000, 100.5, waited=True) == pytest.approx(103.0)
+    assert pacer.transmit(1_000_000, 105.0, waited=False) == pytest.approx(106.0)
+
+
+def test_a_bandwidth_begins_anew() -> None:
+    pacer = LinkPacer(STEPS)
+    assert pacer.transmit(1_000_000, 5.0, waited=False) == pytest.approx(6.0)
+    pacer.begin(5.5)
+    assert pacer.transmit(1_000_000, 5.5, waited=True) == pytest.approx(5.6)  # the one before is forgotten
+
+
 def test_the_last_of_a_wait_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
     polls = []
     poll = select.select

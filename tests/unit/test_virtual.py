@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,9 @@ from ionn.model.slices import TILE, Piece, Slice, stage_of
 from ionn.planning.coding_costs import CodedTransfer, CodedWeights, Transfer
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import PLANNERS
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES
 from ionn.records import Segment
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
@@ -369,6 +371,98 @@ def test_weights_are_decoded_while_they_arrive() -> None:
     partitions, _ = log(run_virtual(run_info(dataclasses.replace(graph, coded_weights=weights), [[0], [1], [2]])))
     # The first is decoded at 12; the second, which begins to arrive at 10, from then on until 42.
     assert partitions[:2] == [(0, 10, 12 + 3), (10, 31, 42 + 5)]
+
+
+# --- The link -------------------------------------------------------------------------------------------------------
+
+
+def over(
+    graph: ExecutionGraph,
+    parts: Sequence[Sequence[Piece]],
+    bandwidth: Bandwidth | None = None,
+    mbps: float = 80.0,
+    **settings: Any,
+) -> RunInfo:
+    """A run over a link with a bandwidth of its own."""
+    info = run_info(graph, parts)
+    link = "" if bandwidth is None else "made up (0a)"
+    return dataclasses.replace(info, settings=Settings("virtual", mbps, link=link, **settings), bandwidth=bandwidth)
+
+
+def test_a_bandwidth_over_time_carries_the_same_bytes_at_other_times() -> None:
+    graph = chain(client=[19, 40], server=[2, 1], upload=[20, 30], up=[3, 50, 0], down=[0, 4, 5])
+    # Half the rate that the plan is for during 30 ms, an outage of 10, then twice the rate.
+    bandwidth = Bandwidth((0.0, 0.03, 0.04), (40.0, 0.0, 160.0))
+    partitions, queries = log(run_virtual(over(graph, [[0], [1]], bandwidth)))
+    # A has crossed 15 of its 20 at 30, and ends at 42.5. The query's 3 take as long as 3 of B, until 45.5 at twice the
+    # rate; then 2 at the server, 4 / 2 down, 40 at the client. B's other 27 take 13.5.
+    assert partitions == [(0, 42.5, 42.5), (42.5, 59, 59)]
+    assert queries[0] == (0, 42.5, 45.5 + 2 + 2 + 40)
+    assert queries[1] == (89.5, 89.5, 89.5 + 1.5 + 2 + 1 + 2.5)
+
+
+def test_a_delay_adds_to_each_transfer_and_once_to_an_upload() -> None:
+    graph = chain([90, 90, 90], [1, 1, 1], [10 + 30, 10 + 5, 10 + 2], [1] * 4, load=[30, 5, 2])
+    partitions, queries = log(run_virtual(over(graph, [[0], [1], [2]], delay_ms=7)))
+    # As without: 10, 20, 30 to cross and 40, 45, 47 to be loaded; the client hears of it a round trip later.
+    assert partitions == [(0, 24, 54), (24, 34, 59), (34, 44, 61)]
+    assert queries[0] == (0, 54, 54 + 1 + 1 + 1 + 180 + 2 * 7)
+
+
+def test_a_delay_is_in_both_transfers_of_a_stage_at_both_sides() -> None:
+    graph = dataclasses.replace(chain([50], [40], [60], [2, 0], [0, 6]), cuts=[cut(0, tiles=2)])
+    parts: list[list[Piece]] = [[Slice(0, 0, TILE)], [Slice(0, TILE, 2 * TILE)]]
+    without, with_ = (run_virtual(over(graph, parts, delay_ms=delay_ms)).queries[0] for delay_ms in (0, 9))
+    assert [leg.where for leg in graph.legs(parts[0])] == ["both"]
+    # The input is up at 4, beside the upload, and the server's half is back 20 + 3 later; the client needs 25.
+    assert without.latency_ms == pytest.approx(27)
+    assert with_.latency_ms == pytest.approx(27 + 2 * 9)
+
+
+def test_jitter_is_within_its_bounds_and_of_the_seed() -> None:
+    graph = chain(client=[19, 40], server=[2, 1], upload=[20, 30], up=[3, 50, 0], down=[0, 4, 5])
+    (plain, _), (low, _), (high, _) = (
+        log(run_virtual(over(graph, [[0], [1]], delay_ms=delay_ms))) for delay_ms in (10, 6, 14)
+    )
+    (one, _), (same, _), (other, _) = (
+        log(run_virtual(over(graph, [[0], [1]], delay_ms=10, jitter_ms=4, seed=seed))) for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert len({one[0], other[0], plain[0]}) == 3
+    for made in (one, other):
+        assert low[0][1] <= made[0][1] <= high[0][1]
+
+
+def test_an_upload_that_yields_sends_no_more_than_its_allowance_beside_a_query() -> None:
+    graph = chain(client=[500, 900, 60], server=[1, 1, 1], upload=[10, 700, 1], up=[200, 1, 1, 1], down=[1] * 4)
+    parts: list[list[Piece]] = [[0], [1]]
+    share, yields = (run_virtual(over(graph, parts, upload=upload)) for upload in ("share", "yield"))
+    allowance_ms = BESIDE_QUERY_BYTES * 8 / 80e3
+    # Features of 200 ms: beside the upload they take 400; beside what was under way they take 200 and as much as that.
+    assert share.queries[0].segments[0].total_ms == pytest.approx(400 + 1 + 1)
+    assert yields.queries[0].segments[0].total_ms == pytest.approx(200 + allowance_ms + 1 + 1)
+    # Then the client computes for longer than the rest of the upload takes alone.
+    query_ms = yields.queries[0].segments[0].total_ms
+    assert yields.partitions[1].end_s == pytest.approx((10 + query_ms + 700 - allowance_ms) / 1e3)
+
+
+@given(graphs_and_plans(), st.sampled_from([0.0, 5.0]), st.sampled_from(["share", "yield"]))
+def test_no_byte_is_lost_over_a_link_that_changes(
+    graph_and_plan: tuple[ExecutionGraph, list[list[Piece]]], delay_ms: float, upload: str
+) -> None:
+    """Whatever the link does, all is uploaded, in order, and not before the bandwidth lets all bytes so far cross."""
+    graph, plan = graph_and_plan
+    bandwidth = Bandwidth((0.0, 0.01, 0.02, 0.05), (80.0, 8.0, 0.0, 240.0), 0.1)
+    trace = run_virtual(over(graph, plan, bandwidth, delay_ms=delay_ms, upload=upload))
+    assert len(trace.partitions) == len(plan)
+    sent_ms = accumulate(graph.arrival_ms(pieces)[0] for pieces in plan)
+    for partition, work_ms in zip(trace.partitions, sent_ms, strict=True):
+        arrival_s = bandwidth.arrival_s(0, work_ms * 10_000)  # bytes per ms at 80 Mbps
+        assert partition.end_s >= arrival_s + 2 * delay_ms / 1e3 - 1e-9
+        assert partition.ready_s >= partition.end_s - 1e-9
+    for query in trace.queries:
+        if any(segment.where != "client" for segment in query.segments):
+            assert query.latency_ms >= 2 * delay_ms - 1e-6
 
 
 PROFILES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profiles"
