@@ -27,7 +27,7 @@ from ionn.model.caffemodel import BlobSpan
 from ionn.model.partial_net import PartialNet
 from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
@@ -232,10 +232,12 @@ class Error(Message):
 
 @dataclass(frozen=True)
 class Ping(Message):
-    """A heartbeat, which the session's process answers; without a session the server's front answers."""
+    """A heartbeat, which the session's process answers; without a session the server's front answers. The payload is
+    of no meaning: that it has to cross the link lets a client measure that."""
 
     type: ClassVar[str] = "ping"
     answer: ClassVar[str] = "pong"
+    payload: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

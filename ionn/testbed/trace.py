@@ -310,9 +310,8 @@ class Trace:
             )
             for q in self.queries
         )
-        estimates = tuple(
-            dataclasses.replace(e, time_s=e.time_s / k, mbps=e.mbps * k, rtt_ms=e.rtt_ms / k) for e in self.estimates
-        )
+        # What is believed is told undilated by the client itself.
+        estimates = tuple(dataclasses.replace(each, time_s=each.time_s / k) for each in self.estimates)
         return Trace(self.info, partitions, queries, is_undilated=True, estimates=estimates)
 
 
