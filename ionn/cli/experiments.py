@@ -24,7 +24,7 @@ from ionn.cli.options import (
     jitter_option,
     json_option,
     key_option,
-    mbps_option,
+    measured_mbps_option,
     model_argument,
     options,
     planner_option,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.command()
 @model_argument
 @weights_argument
-@options(algorithm_option, planner_option, mbps_option, client_option)
+@options(algorithm_option, planner_option, measured_mbps_option, client_option)
 @click.option(
     "--server",
     metavar="COSTS",
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     "--link",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help=f"The link's bandwidth over time, while --mbps is what is planned for: {BANDWIDTH_HELP}.",
+    help=f"The link's bandwidth over time, which the client measures, or takes for --mbps: {BANDWIDTH_HELP}.",
 )
 @options(delay_option, jitter_option)
 @click.option(
@@ -89,7 +89,7 @@ def run(
     weights: str | None,
     algorithm: str,
     planner: str | None,
-    mbps: float,
+    mbps: float | None,
     client: str,
     server: str | None,
     testbed: str,
@@ -120,7 +120,7 @@ def run(
     """
     from ionn.address import parse_address
     from ionn.costs.loading import load_costs
-    from ionn.paper import SERVER
+    from ionn.paper import MBPS, SERVER
     from ionn.testbed import runner
     from ionn.testbed.settings import LIVE_ONLY, Settings
 
@@ -129,6 +129,8 @@ def run(
         raise InputError(LIVE_ONLY)
     if connect is not None:
         parse_address(connect)
+    if mbps is None and not (connect or link):
+        mbps = MBPS
     # Refuses what cannot be before anything is loaded.
     Settings(
         testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced, connect=connect or "",

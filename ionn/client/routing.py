@@ -39,14 +39,15 @@ _SLOWER_MAX = 2**20
 class Route(NamedTuple):
     """The path of a query, by the `graph` of what is believed, and what it may cost.
 
-    `local_ms` is a query's latency at the client alone, and `allowance` the part of that which it may lose. Beside a
-    query that `explores` without being offloaded, the link is to be probed.
+    `local_ms` is a query's latency at the client alone, and `allowance` the part of that which it may lose; `waited_ms`
+    is how long it has waited already. Beside a query that `explores` without being offloaded, the link is to be probed.
     """
 
     graph: ExecutionGraph
     legs: tuple[Leg, ...]
     local_ms: float
     allowance: float
+    waited_ms: float = 0.0
     explores: bool = False
 
     @property
@@ -106,7 +107,7 @@ class Router:
         if occupied:
             estimate = self._shared(estimate)
         graph = self.graph(estimate)
-        route = Route(graph, graph.legs(uploaded), graph.local_ms, self._allowance)
+        route = Route(graph, graph.legs(uploaded), graph.local_ms, self._allowance, waited_ms)
         if route.offloads and waited_ms + _back_ms(route, uploaded) <= route.deadline_ms(_first(route)):
             return route
         local = route._replace(legs=(Leg("client", 0, len(graph.stages) - 1, False, False),))
@@ -129,8 +130,9 @@ class Router:
         return route
 
     def settle(self, route: Route, latency_ms: float) -> None:
-        """A query took its route, or was completed at the client, and took so long."""
-        lost = max(latency_ms / route.local_ms - 1, -1.0) if route.offloads or latency_ms > route.local_ms else 0.0
+        """A query took its route, or was completed at the client, and took so long. One that was not offloaded lost
+        what it waited; what else it took is the client's own affair."""
+        lost = (latency_ms - route.local_ms if route.offloads else route.waited_ms) / route.local_ms
         self._allowance = min(max(self._allowance - lost, 0.0) + ALLOWANCE_PER_QUERY, 1.0)
         if route.offloads and lost <= 0:
             self._gap = EXPLORE_QUERIES_MIN

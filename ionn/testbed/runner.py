@@ -18,7 +18,7 @@ from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.plan import make_plan
+from ionn.planning.plan import empty_plan, make_plan
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import SHARE, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests, trace_path
@@ -64,7 +64,7 @@ def live_settings(
     subject: Subject,
     server: Costs | None = None,
     *,
-    mbps: float = MBPS,
+    mbps: float | None = MBPS,
     dilation: float = 1.0,
     seed: int = 0,
     connect: str = "",
@@ -221,7 +221,7 @@ def run_virtual_all(
     *,
     client: str = CLIENT,
     server: str = SERVER,
-    mbps: float = MBPS,
+    mbps: float | None = MBPS,
     noise: float = 0.0,
     seed: int = 0,
     results: Path | None = None,
@@ -233,8 +233,10 @@ def run_virtual_all(
     jitter_ms: float = 0.0,
     upload: str = SHARE,
 ) -> list[Trace]:
-    """Runs on the virtual testbed. They take milliseconds, so they are never resumed."""
+    """Runs on the virtual testbed. They take milliseconds, so they are never resumed. Without `mbps`, the client
+    measures its link."""
     from ionn.testbed.virtual import run_virtual
+    from ionn.testbed.virtual_adaptive import run_adaptive
 
     network = Network.load(model)
     client_costs, server_costs = load_costs(client), load_costs(server)
@@ -246,15 +248,19 @@ def run_virtual_all(
         link=link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
     )  # fmt: skip
     bandwidth = None if link is None else Bandwidth.load(link)
-    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps, coding, weight_ratio)
+    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps or MBPS, coding, weight_ratio)
     traces = []
     for algorithm in algorithms:
-        plan = make_plan(network, graph, algorithm, mbps)
+        make = make_plan if mbps is not None else empty_plan
+        plan = make(network, graph, algorithm, mbps or MBPS)
         digests = run_digests(network, algorithm)
-        made = [
-            run_virtual(RunInfo(settings, run, plan, graph, digests=digests, bandwidth=bandwidth))
-            for run in range(1, runs + 1)
+        infos = [
+            RunInfo(settings, run, plan, graph, digests=digests, bandwidth=bandwidth) for run in range(1, runs + 1)
         ]
+        if mbps is not None:
+            made = [run_virtual(info) for info in infos]
+        else:
+            made = [run_adaptive(info, network, client_costs, server_costs) for info in infos]
         if results is not None:
             paths = [trace_path(results, settings, network.name, algorithm, trace.info.run) for trace in made]
             for path in (former := _former_runs(paths[0].parent)):
