@@ -29,6 +29,7 @@ from ionn.cli.options import (
     server_key_option,
 )
 from ionn.errors import InputError
+from ionn.schema import NATURAL_MAX
 from ionn.server.limits import Limits
 
 SERVE_AT = "tcp://127.0.0.1:7675"
@@ -239,7 +240,7 @@ def link(
 @click.command()
 @click.argument("mobility", type=click.Choice(["walking", "driving"]))
 @click.option("--seconds", type=click.IntRange(1, int(SECONDS_MAX)), default=120, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, NATURAL_MAX), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it; by default MOBILITY.csv.")
 def bandwidth(mobility: str, seconds: int, seed: int, out: Path | None) -> None:
     """Make up the bandwidth of somebody's mobile network while walking or driving: a file for --link and --trace.

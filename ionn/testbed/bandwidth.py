@@ -38,6 +38,7 @@ class Steps:
 
     def __init__(self, begins: Sequence[float], rates: Sequence[float], period: float = math.inf) -> None:
         self._begins, self._rates, self._period = list(begins), list(rates), period
+        self._is_constant = len(begins) == 1 and period == math.inf  # the usual case, which shall be quick
         spans = (end - begin for begin, end in pairwise([*begins, period]))
         pieces = (rate * span if rate else 0.0 for rate, span in zip(rates, spans, strict=True))
         self._amounts = list(accumulate(pieces, initial=0.0))  # until each begin, and in a whole period
@@ -47,6 +48,8 @@ class Steps:
 
     def amount(self, begin: float, end: float) -> float:
         """What passes between two times."""
+        if self._is_constant:
+            return (end - begin) * self._rates[0]
         first, last = self._step(begin), self._step(end)
         if first == last:
             return (end - begin) * self._rates[first[1]]
@@ -56,15 +59,20 @@ class Steps:
         """The first time by which `amount` has passed since `begin`."""
         if amount == 0:
             return begin
+        if self._is_constant:
+            return begin + amount / self._rates[0]
         lap, step = self._step(begin)
         rate, next_begin = self._rates[step], self._start(lap, step + 1)
         if rate and (end := begin + amount / rate) <= next_begin:
             return end
         left = self._amounts[step + 1] + amount - rate * (next_begin - begin)
-        if left > self._amounts[-1]:
-            laps = math.ceil(left / self._amounts[-1]) - 1
-            lap, left = lap + laps, left - laps * self._amounts[-1]
-        step = max(bisect_left(self._amounts, left) - 1, 0)
+        # Sums are not exact: what passes but for a billionth by the end of a step passes by then, not after an outage.
+        nearly = left * (1 - 1e-9)
+        if nearly > self._amounts[-1]:
+            laps = math.ceil(nearly / self._amounts[-1]) - 1
+            lap, left, nearly = (lap + laps, *(each - laps * self._amounts[-1] for each in (left, nearly)))
+        # Nor are quotients: it is within this period, all the same.
+        step = bisect_left(self._amounts, min(max(nearly, math.ulp(0.0)), self._amounts[-1])) - 1
         return self._start(lap, step) + (left - self._amounts[step]) / self._rates[step]
 
     def _step(self, at: float) -> tuple[int, int]:

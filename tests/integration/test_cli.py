@@ -167,6 +167,7 @@ BAD_INPUT = {
     "endless bandwidth": (["run", "alexnet", "--link", "/dev/zero"], ["/dev/zero", "not a regular file"]),
     "jitter of a link": (["link", "--delay-ms", "5", "--jitter-ms", "6"], ["jitter 6 ms", "delay", "5 ms"]),
     "jitter of a run": (["run", "alexnet", "--jitter-ms", "6"], ["jitter 6 ms", "the delay, which is 0 ms"]),
+    "seed of a link": (["link", "--seed", "-1"], ["seed -1", "natural number"]),
     "dilation of a link": (["link", "--dilation", "0.5"], ["0.5", "1000"]),
     "a delay with a server elsewhere": (
         ["run", "alexnet", "--connect", "box:7675", "--delay-ms", "5"],

@@ -150,18 +150,33 @@ def test_csv(text: str, tmp_path: Path) -> None:
     assert Bandwidth.load(file(tmp_path, bandwidth.csv())) == bandwidth
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=60).map(sorted).filter(lambda times: times[-1] > 0))
-def test_mahimahi_has_a_packet_for_each_line_again_and_again(times_ms: list[int]) -> None:
+def loaded(times_ms: list[int]) -> Bandwidth:
     with tempfile.NamedTemporaryFile("w") as packets:
         packets.write("".join(f"{time_ms}\n" for time_ms in times_ms))
         packets.flush()
-        bandwidth = Bandwidth.load(Path(packets.name))
+        return Bandwidth.load(Path(packets.name))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60).map(sorted).filter(lambda times: times[-1] > 0))
+def test_mahimahi_has_a_packet_for_each_line_again_and_again(times_ms: list[int]) -> None:
+    bandwidth = loaded(times_ms)
     period_ms = times_ms[-1]
     assert bandwidth.period_s == period_ms / 1e3
     for now_ms in range(1, 3 * period_ms + 1):
         laps, rest_ms = divmod(now_ms, period_ms)
         count = laps * len(times_ms) + (sum(time_ms <= rest_ms for time_ms in times_ms) if rest_ms else 0)
         assert bandwidth.bytes_between(0, now_ms / 1e3) == pytest.approx(1500 * count, abs=1e-3)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=60).map(sorted), st.integers(0, 200))
+def test_mahimahi_lets_a_packet_cross_at_its_time(times_ms: list[int], packet: int) -> None:
+    """Not at the one after it, which may be far away, because sums of floats are not exact."""
+    bandwidth = loaded(times_ms)
+    laps, which = divmod(packet, len(times_ms))
+    expected_ms = laps * times_ms[-1] + times_ms[which]
+    # Those of one ms cross one after another within it.
+    arrival_ms = 1e3 * bandwidth.arrival_s(0.0, 1500 * (packet + 1))
+    assert expected_ms - 1 - 1e-6 <= arrival_ms <= expected_ms + 1e-6
 
 
 @pytest.mark.parametrize(

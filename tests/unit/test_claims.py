@@ -251,7 +251,8 @@ OTHERS: list[dict[str, Any]] = [
     {"mbps": 40.0}, {"client": "phone"}, {"server": "cpu"}, {"seed": 1},
     {"noise": 0.1}, {"testbed": "live", "paced": False}, {"testbed": "live", "connect": "tcp://box:7675"},
     {"network": "0123456789abcdef"}, {"coding": "features"}, {"coding": "lossless", "weight_ratio": 0.5},
-    {"window_s": 9.0},
+    {"window_s": 9.0}, {"link": "ride.csv (0a)"}, {"delay_ms": 9.0}, {"delay_ms": 9.0, "jitter_ms": 1.0},
+    {"upload": "yield"},
     {"testbed": "live", "dilation": 8.0, "mbps": 79.9}, {"testbed": "live", "client": "phone"},
     {"testbed": "live", "server": "gtx1080ti"}, {"testbed": "live", "seed": 1},
 ]  # fmt: skip
