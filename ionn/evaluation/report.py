@@ -134,7 +134,9 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         for row in rows
         if row.settings.testbed == "virtual"
     } | {(plan.model, plan.algorithm): [part.stages for part in plan.partitions] for plan in plans}
-    live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
+    # Where the client measured, what it did follows from more than its plan.
+    fixed = [row for row in rows if row.settings.testbed == "live" and row.settings.mbps is not None]
+    live = [validate(trace) for row in fixed for trace in row.traces]
     sections = [
         *_claims(rows, planning_ms),
         _slice_claims(rows, planning_ms),
