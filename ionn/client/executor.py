@@ -277,11 +277,12 @@ class QueryExecutor:
         What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
         """
         assert self._client is not None
+        deadline_s = self._deadline_s(legs)
+        if late_s is not None:  # which comes first
+            deadline_s = max(deadline_s, late_s - time.monotonic() + self.silence_s)
         done = self._observer(legs, channels)
         try:
-            with self._client.query(
-                self._deadline_s(legs), self._results_bytes(legs, channels), late_s, done
-            ) as exchange:
+            with self._client.query(deadline_s, self._results_bytes(legs, channels), late_s, done) as exchange:
                 try:
                     self._exchange(exchange, query, legs, channels)
                 finally:

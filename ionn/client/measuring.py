@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from ionn.client.estimates import Estimate, Estimates
 from ionn.paper import MBPS
 from ionn.records import EstimateRecord
 
+# A session may last for days, and an experiment hardly changes its mind so often.
+RECORDS_MAX = 10_000
 # Acknowledged chunks tell the rate over so long a time at least: they come in bursts.
 _OBSERVED_S_MIN = 0.1
 
@@ -23,12 +26,12 @@ class Measuring:
     """Estimates that are fed with what a client observes on the wall, where all takes `dilation` times as long as the
     estimates say.
 
-    `records` are the estimates that held, by the clock `now_s`.
+    `records` are the estimates that held last, by the clock `now_s`.
     """
 
     def __init__(self, dilation: float = 1.0) -> None:
         self.now_s: Callable[[], float] = time.monotonic
-        self.records: list[EstimateRecord] = []
+        self.records: deque[EstimateRecord] = deque(maxlen=RECORDS_MAX)
         self._dilation = dilation
         self._estimates = Estimates(MBPS)
         self._lock = threading.RLock()

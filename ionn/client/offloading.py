@@ -27,7 +27,7 @@ from ionn.model.engine import StageNet
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract
-from ionn.model.slices import Piece, stage_of
+from ionn.model.slices import Piece, channels_of, stage_of
 from ionn.paper import MBPS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
@@ -56,8 +56,8 @@ class Prepared:
     router: Router | None = None
 
 
-# Prepares what follows the first pieces of a plan, for what is believed now.
-PrepareRest = Callable[[Sequence[Sequence[Piece]]], Prepared]
+# Prepares what follows the first pieces of a plan, for what is believed now; None where the plan has to stay.
+PrepareRest = Callable[[Sequence[Sequence[Piece]]], Prepared | None]
 
 
 class Offloading:
@@ -170,10 +170,16 @@ class Offloading:
         if self.measuring is None or self._prepare_rest is None or self._client is None or self.plan is None:
             return
         upload = self.upload
-        if upload is None or self.measuring.current() == self._estimate:
+        if upload is None or (estimate := self.measuring.current()) == self._estimate:
             return
         begun = upload.begun
-        rest = self._prepare_rest(self._pieces[:begun])
+        try:
+            rest = self._prepare_rest(self._pieces[:begun])
+        except InputError:  # of a planner of the user's own, which made the first plan
+            rest = None
+        if rest is None:
+            self._estimate = estimate
+            return
         new = [replace(partition, index=begun + partition.index) for partition in rest.plan.partitions]
         if [partition.pieces for partition in new] != list(self._pieces[begun:]):
             if not upload.replace_rest(begun, rest.partitions):
@@ -261,8 +267,9 @@ def open_offloading(
     def believed() -> Estimate:
         return Estimate(mbps or MBPS, 0.0) if measuring is None else measuring.current()
 
-    def prepared(server: Costs, begun: Sequence[Sequence[Piece]] = (), router: Router | None = None) -> Prepared:
-        """A plan of what follows the partitions that have `begun`."""
+    def prepared(server: Costs, begun: Sequence[Sequence[Piece]] = (), router: Router | None = None) -> Prepared | None:
+        """A plan of what follows the partitions that have `begun`; None where a stage that has begun in slices would
+        have to go on in some that are not exact."""
         estimate, held = believed(), [piece for pieces in begun for piece in pieces]
         while True:
             graph = graph_with(server, estimate).holding(held)
@@ -271,6 +278,8 @@ def open_offloading(
             sliced = slice_stages(network, pieces, net.weights())
             if not (found := _inexact(network, net, sliced) - inexact):
                 break
+            if found & channels_of(held).keys():
+                return None
             inexact.update(found)
         stages = [network.stages[each.stage] for each in graph.coded_weights]
         frames = {name: coded[name] for stage in stages for name in stage.layers if name in coded}
@@ -282,7 +291,12 @@ def open_offloading(
             graph_with(server, Estimate(estimate.mbps, 0.0)), plan, server, partitions, sliced, estimate, router
         )
 
-    def prepare_rest(begun: Sequence[Sequence[Piece]]) -> Prepared:
+    def first(server: Costs) -> Prepared:
+        ready = prepared(server)
+        assert ready is not None, "nothing has begun"
+        return ready
+
+    def prepare_rest(begun: Sequence[Sequence[Piece]]) -> Prepared | None:
         assert offloading.server is not None
         return prepared(offloading.server, begun, offloading.executor.router)
 
@@ -299,7 +313,7 @@ def open_offloading(
             graph_with(server, believed())
         except InputError as error:
             raise ProtocolError(f"{address}: the server's costs cannot be used: {error}") from error
-        return prepared(server)
+        return first(server)
 
     with contextlib.ExitStack() as stack:
         if coding == LOSSLESS and weights_file is not None:
@@ -315,7 +329,7 @@ def open_offloading(
             client = Client(address, keys, may_be_lost=may_be_lost, yields=yields, measuring=measuring)
             stack.callback(client.close)
             if there is not None:
-                ready = prepared(Scaled(there, dilation))
+                ready = first(Scaled(there, dilation))
             elif client.fault is None:
                 ready = prepare(client.costs)
         except NotAcceptedError:  # which waiting does not mend
