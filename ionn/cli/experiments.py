@@ -27,7 +27,7 @@ from ionn.cli.options import (
     jitter_option,
     json_option,
     key_option,
-    mbps_option,
+    measured_mbps_option,
     model_argument,
     options,
     planner_option,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.command()
 @model_argument
 @weights_argument
-@options(algorithm_option, planner_option, mbps_option, client_option)
+@options(algorithm_option, planner_option, measured_mbps_option, client_option)
 @click.option(
     "--server",
     metavar="COSTS",
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     "--link",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help=f"The link's bandwidth over time, while --mbps is what is planned for: {BANDWIDTH_HELP}.",
+    help=f"The link's bandwidth over time, which the client measures, or takes for --mbps: {BANDWIDTH_HELP}.",
 )
 @options(delay_option, jitter_option)
 @click.option(
@@ -95,7 +95,7 @@ def run(
     weights: str | None,
     algorithm: str,
     planner: str | None,
-    mbps: float,
+    mbps: float | None,
     client: str,
     server: str | None,
     testbed: str,
@@ -130,7 +130,7 @@ def run(
     from ionn.address import parse_address
     from ionn.coding import LOSSLESS
     from ionn.costs.loading import load_costs
-    from ionn.paper import SERVER
+    from ionn.paper import MBPS, SERVER
     from ionn.testbed import runner
     from ionn.testbed.arrivals import Arrivals
     from ionn.testbed.settings import LIVE_ONLY, Settings
@@ -141,6 +141,8 @@ def run(
     if connect is not None:
         parse_address(connect)
     raised = Arrivals.parse(arrivals)
+    if mbps is None and not (connect or link):
+        mbps = MBPS
     # Refuses what cannot be before anything is loaded.
     Settings(
         testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced, connect=connect or "",
@@ -254,7 +256,7 @@ def _responses_json(responses: Responses) -> dict[str, Any]:
 def _runs_text(traces: list[Trace]) -> str:
     info = traces[0].info
     lines = [
-        f"{info.model}, {info.algorithm}, {info.settings.testbed} testbed, {info.settings.mbps:g} Mbps, "
+        f"{info.model}, {info.algorithm}, {info.settings.testbed} testbed, {info.settings.rate}, "
         f"client {info.settings.device}, "
         f"server {info.server}",
         f"{'run':>3} {'partitions':>10} {'queries before':>14} {'upload s':>8} {'first ms':>8} {'last ms':>8} "

@@ -83,6 +83,11 @@ weights_argument = click.argument("weights", required=False)
 mbps_option = click.option(
     "--mbps", type=MBPS_RANGE, default=MBPS, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
 )
+measured_mbps_option = click.option(
+    "--mbps",
+    type=MBPS_RANGE,
+    help=f"Bandwidth of the link, 10^6 bit/s each way; by default {MBPS:g}, or measured with --connect or --link.",
+)
 algorithm_option = click.option(
     "--algorithm", default=RECURSIVE, show_default=True, shell_complete=_complete_algorithm, help="The planner."
 )

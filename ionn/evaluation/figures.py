@@ -168,4 +168,4 @@ def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     runs = distinct(sorted(len(row.traces) for row in rows))
     count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
-    axes.text(0, 1.03, f"{how}, {settings.mbps:g} Mbps, {count}", transform=axes.transAxes, color="#444444")
+    axes.text(0, 1.03, f"{how}, {settings.rate}, {count}", transform=axes.transAxes, color="#444444")

@@ -153,7 +153,7 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
     def order(key: tuple[Settings, str, str]) -> tuple[Any, ...]:
         settings, model, algorithm = key
         return (
-            (settings.testbed != "virtual", settings.dilation, -settings.mbps, settings.slug),
+            (settings.testbed != "virtual", settings.dilation, -(settings.mbps or 0.0), settings.slug),
             rank(model, list(MODELS)),
             rank(algorithm, SHOWN),
         )

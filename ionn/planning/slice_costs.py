@@ -59,14 +59,15 @@ class SlicePlan:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{self}: not a cut: {name} is negative or not finite")
 
-    @property
-    def most_slices(self) -> int:
-        return self.channels // self.least
+    def most_slices(self, begin: int = 0) -> int:
+        """Into how many slices the channels from `begin` on can be cut."""
+        return (self.channels - begin) // self.least
 
-    def ends(self, slices: int) -> list[int]:
-        """Return where each of `slices` slices of about equal size ends; at most `most_slices`."""
-        tiles = [self.channels * number // (slices * TILE) for number in range(1, slices)]
-        return [*(tile * TILE for tile in tiles), self.channels]
+    def ends(self, slices: int, begin: int = 0) -> list[int]:
+        """Return where each of `slices` slices of about equal size ends, from channel `begin` on; at most
+        `most_slices`."""
+        tiles = [(self.channels - begin) * number // (slices * TILE) for number in range(1, slices)]
+        return [*(begin + tile * TILE for tile in tiles), self.channels]
 
 
 # One direction of the link: when a transfer that may begin at a time, and takes so many ms of the link alone, has left

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 from ionn.errors import ProtocolError
@@ -67,12 +68,15 @@ class Upload:
     coding, `error` what ended the upload early. `now_s` is the clock of the records. One that `yields` keeps no more
     under way than the link needs, and sends BESIDE_QUERY_BYTES at most while a query is at the server, what was under
     way when it came included.
+
+    `begun` is the number of partitions of which something was sent, or is about to be: what follows them can be
+    replaced.
     """
 
     def __init__(
         self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float], yields: bool = False
     ) -> None:
-        self._partitions = partitions
+        self._partitions = list(partitions)
         self._now_s = now_s
         self._changed = threading.Condition()
         self._started_s = [0.0] * len(partitions)
@@ -87,11 +91,16 @@ class Upload:
         self._beside_query_bytes = 0  # what may be sent meanwhile
         self._awaited: deque[_Awaited] = deque()
         self._may_code, self._has_coded = True, False
-        self._messages: Iterator[_Step] = iter(())
+        self._messages: Iterator[_Step | None] = iter(())
         self._next: _Step | None = None
         self._stopped = False
-        self.ready = 0
+        self.ready = self.begun = 0
         self.error: Exception | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Tell whether an answer is due."""
+        return bool(self._awaited)
 
     @property
     def sent_bytes(self) -> int:
@@ -102,11 +111,42 @@ class Upload:
         """Tell whether nothing more will become ready."""
         return self._stopped or self.ready == len(self._partitions)
 
-    def wait_ready(self, count: int, timeout_s: float) -> bool:
-        """Wait until `count` partitions are ready or the upload has ended; whether they are ready."""
+    def wait_ready(self, number: int, timeout_s: float) -> bool:
+        """Wait until so many partitions are ready or the upload has ended; whether they are ready."""
         with self._changed:
-            self._changed.wait_for(lambda: self.ready >= count or self._stopped, timeout_s)
-        return self.ready >= count
+            self._changed.wait_for(lambda: self.ready >= number or self._stopped, timeout_s)
+        return self.ready >= number
+
+    def replace_rest(self, begun: int, partitions: Sequence[ExtractedPartition]) -> bool:
+        """Upload these partitions in place of all but the first `begun`; whether no other had begun yet. Any thread may
+        call this."""
+        with self._changed:
+            if self.begun != begun or self._stopped:
+                return False
+            self._partitions[begun:] = partitions
+            for values in (self._started_s, self._ended_s):
+                values[begun:] = [0.0] * len(partitions)
+            self._ready_s[begun:] = [None] * len(partitions)
+            for counts in (self._received, self._wire_bytes):
+                counts[begun:] = [0] * len(partitions)
+        return True
+
+    def unsent_shares(self) -> list[float]:
+        """What part of each partition that is not ready the server does not have yet."""
+        with self._changed:
+            sizes = [partition.caffemodel.size for partition in self._partitions]
+            return [
+                1 - received / size if size else 0.0
+                for received, size in list(zip(self._received, sizes, strict=True))[self.ready :]
+            ]
+
+    def _turn_to(self, index: int) -> ExtractedPartition | None:
+        """The partition that is to be sent now, None after the last."""
+        with self._changed:
+            if index == len(self._partitions):
+                return None
+            self.begun = max(self.begun, index + 1)
+            return self._partitions[index]
 
     def records(self, names: Sequence[tuple[str, ...]]) -> list[PartitionRecord]:
         """Return what was uploaded, each partition as it was the last time; `names` are the stages of each."""
@@ -209,8 +249,11 @@ class Upload:
         self._next = None
         return message
 
-    def _remaining(self, started: dict[int, int], welcome: Welcome) -> Iterator[_Step]:
-        for index, partition in enumerate(self._partitions):
+    def _remaining(self, started: dict[int, int], welcome: Welcome) -> Iterator[_Step | None]:
+        """What is to be sent, and None while that is all: more may follow."""
+        for index in count():
+            while (partition := self._turn_to(index)) is None:
+                yield None
             model = partition.caffemodel
             if index in self._whole:
                 continue
@@ -237,10 +280,13 @@ class Upload:
                 yield chunk, Ack(index, end), sum(map(len, chunk.payload))
             yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
 
-    def take(self, message: Message) -> None:
-        """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""
+    def take(self, message: Message) -> int:
+        """An answer of the server, or a sign of life; how many bytes that crossed the link are acknowledged by it.
+
+        Raises ProtocolError for any answer but the one that is due.
+        """
         if self._stopped or isinstance(message, Pong):
-            return
+            return 0
         awaited = self._awaited.popleft() if self._awaited else None
         if awaited is None or message != awaited.answer:
             raise ProtocolError(f"the server's answer, '{message.type}', is not to what it was sent")
@@ -262,6 +308,7 @@ class Upload:
             self._ready_s[message.partition] = now_s
             self._whole.add(message.partition)
             self._count_ready()
+        return awaited.size
 
 
 def _without(parts: Sequence[memoryview], skip: int) -> list[memoryview]:

@@ -56,8 +56,9 @@ def run_live(
     """One run of the experiment with the server at `address`: connect, plan, upload, query.
 
     It is planned with the costs `server`, by default with those that the server sends; `keys` are for a server that has
-    keys. `bandwidth` is that of the link which the settings name, and `begin` has it begin anew: for connecting, and
-    when the upload begins. Without a server the queries run at the client, and the trace says so under `fault`.
+    keys. Where the settings have no bandwidth, the client measures. `bandwidth` is that of the link which the settings
+    name, and `begin` has it begin anew: for connecting, and when the upload begins. Without a server the queries run at
+    the client, and the trace says so under `fault`.
     """
     begin()
     with open_offloading(
@@ -78,7 +79,12 @@ def run_live(
         trace = run_experiment(session, info)
     fault = None if offloading.fault is None else str(offloading.fault)
     info = dataclasses.replace(info, graph=_measured(offloading, settings.dilation), fault=fault)
-    return dataclasses.replace(trace, info=info)
+    if (measuring := offloading.measuring) is None:
+        return dataclasses.replace(trace, info=info)
+    # The order that was carried out.
+    plan = dataclasses.replace(offloading.plan, partitions=offloading.plan.partitions[: len(trace.partitions)])
+    info = dataclasses.replace(info, plan=plan)
+    return dataclasses.replace(trace, info=info, estimates=tuple(measuring.records))
 
 
 def _measured(offloading: Offloading, dilation: float) -> ExecutionGraph:

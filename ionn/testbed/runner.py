@@ -18,7 +18,7 @@ from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.plan import make_plan
+from ionn.planning.plan import empty_plan, make_plan
 from ionn.testbed.arrivals import CLOSED_LOOP, WAIT, Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import SHARE, Settings
@@ -65,7 +65,7 @@ def live_settings(
     subject: Subject,
     server: Costs | None = None,
     *,
-    mbps: float = MBPS,
+    mbps: float | None = MBPS,
     dilation: float = 1.0,
     seed: int = 0,
     connect: str = "",
@@ -227,7 +227,7 @@ def run_virtual_all(
     *,
     client: str = CLIENT,
     server: str = SERVER,
-    mbps: float = MBPS,
+    mbps: float | None = MBPS,
     noise: float = 0.0,
     seed: int = 0,
     results: Path | None = None,
@@ -242,11 +242,13 @@ def run_virtual_all(
     busy: str = WAIT,
     deadline_ms: float | None = None,
 ) -> list[Trace]:
-    """Runs on the virtual testbed. They take milliseconds, so they are never resumed.
+    """Runs on the virtual testbed. They take milliseconds, so they are never resumed. Without `mbps`, the client
+    measures its link.
 
     `weights` must be the model's where they are given; what they shrink to is that of their sidecar, if there is one.
     """
     from ionn.testbed.virtual import run_virtual
+    from ionn.testbed.virtual_adaptive import run_adaptive
 
     check_weights(model, weights)
     network = Network.load(model)
@@ -265,15 +267,21 @@ def run_virtual_all(
         from ionn.model.coded_weights import own_wire_bytes
 
         coded_bytes = own_wire_bytes(model, weights, network)
-    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps, coding, weight_ratio, coded_bytes)
+    graph = ExecutionGraph.from_network(
+        network, client_costs, server_costs, mbps or MBPS, coding, weight_ratio, coded_bytes
+    )
     traces = []
     for algorithm in algorithms:
-        plan = make_plan(network, graph, algorithm, mbps)
+        make = make_plan if mbps is not None else empty_plan
+        plan = make(network, graph, algorithm, mbps or MBPS)
         digests = run_digests(network, algorithm)
-        made = [
-            run_virtual(RunInfo(settings, run, plan, graph, digests=digests, bandwidth=bandwidth))
-            for run in range(1, runs + 1)
+        infos = [
+            RunInfo(settings, run, plan, graph, digests=digests, bandwidth=bandwidth) for run in range(1, runs + 1)
         ]
+        if mbps is not None:
+            made = [run_virtual(info) for info in infos]
+        else:
+            made = [run_adaptive(info, network, client_costs, server_costs, coded_bytes=coded_bytes) for info in infos]
         if results is not None:
             paths = [trace_path(results, settings, network.name, algorithm, trace.info.run) for trace in made]
             for path in (former := _former_runs(paths[0].parent)):

@@ -48,12 +48,13 @@ class Settings:
     The link has the constant rate `mbps`, which plans are made for, or the bandwidth over time that `link` names; a
     byte takes `delay_ms` to the other end, which wanders by `jitter_ms` (`ionn.testbed.delay`). With `upload` "share",
     queries and weights share the uplink; with "yield", the client holds weights back while a query is at the server.
+    `mbps` is None where the client measures its link, plans and routes by that.
 
     Raises InputError for values out of their ranges, and for what the testbed does not have.
     """
 
     testbed: str
-    mbps: float = MBPS
+    mbps: float | None = MBPS
     dilation: float = 1.0
     client: str = CLIENT
     server: str = ""
@@ -76,7 +77,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
             raise InputError(f"testbed {self.testbed!r}: there are 'virtual' and 'live'")
-        checked_mbps(self.mbps)
+        if self.mbps is not None:
+            checked_mbps(self.mbps)
         if not 1 <= self.dilation <= DILATION_MAX:
             raise InputError(f"dilation {self.dilation:g}: give a number from 1 to {DILATION_MAX:g}")
         if not 0 <= self.seed <= NATURAL_MAX:
@@ -86,6 +88,8 @@ class Settings:
         check_coding(self.coding, self.weight_ratio)
         if self.window_s is not None and not 0 < self.window_s <= WINDOW_MAX_S:
             raise InputError(f"window {self.window_s:g} s: give a number above 0, and at most {WINDOW_MAX_S:g}")
+        if self.mbps is None and not (self.link or self.connect):
+            raise InputError("no bandwidth: give one, or --link or --connect for a link that is measured")
         check_delay(self.delay_ms, self.jitter_ms)
         if self.upload not in (SHARE, YIELD):
             raise InputError(f"upload {self.upload!r}: there are 'share' and 'yield'")
@@ -135,6 +139,11 @@ class Settings:
         return replace(self, dilation=1.0) == Settings(self.testbed)
 
     @property
+    def rate(self) -> str:
+        """The bandwidth as people read it."""
+        return "bandwidth measured" if self.mbps is None else f"{self.mbps:g} Mbps"
+
+    @property
     def name(self) -> str:
         """The settings as people read them, without the bandwidth."""
         return ", ".join([f"{self.testbed} testbed", *self._differences()])
@@ -143,7 +152,9 @@ class Settings:
     def slug(self) -> str:
         """The settings in names of files and folders. Other settings have another."""
         parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
-        if self.mbps != MBPS:
+        if self.mbps is None:
+            parts.append("measured")
+        elif self.mbps != MBPS:
             parts.append(f"{_exact(self.mbps)}mbps")
         return "-".join([self.testbed, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)])
 

@@ -1,10 +1,10 @@
 """Traces: what one run of the experiment recorded, as plain data on disk.
 
-A trace is one file of JSON lines: a `run` line (who, what, with which settings), a `partition` line per upload, a
-`query` line per query, a `drops` line where queries were raised and not answered, and an `end` line. A file without its
-`end` line is an interrupted run. Times are seconds since the upload began, on the clock of the testbed; `Trace.load`
-divides them by the run's dilation, so that readers see the undilated experiment. The `run` line says whether they were
-divided before (`undilated`).
+A trace is one file of JSON lines: a `run` line (who, what, with which settings), an `estimate` line per change of what
+a client that measures believes, a `partition` line per upload, a `query` line per query, a `drops` line where queries
+were raised and not answered, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds
+since the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers
+see the undilated experiment. The `run` line says whether they were divided before (`undilated`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.planning.planners import planner_digest
-from ionn.records import PartitionRecord, QueryRecord
+from ionn.records import EstimateRecord, PartitionRecord, QueryRecord
 from ionn.schema import Natural, Real, Tagged
 from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.bandwidth import Bandwidth
@@ -90,7 +90,7 @@ class _RunDocument(msgspec.Struct):
     model: str
     algorithm: str
     run: Natural
-    mbps: float
+    mbps: float | None
     seed: Natural
     dilation: float
     client: str
@@ -197,7 +197,14 @@ class _End(msgspec.Struct):
 
 _LINES = Tagged(
     "record",
-    {"run": _RunDocument, "partition": PartitionRecord, "query": QueryRecord, "drops": _Drops, "end": _End},
+    {
+        "run": _RunDocument,
+        "estimate": EstimateRecord,
+        "partition": PartitionRecord,
+        "query": QueryRecord,
+        "drops": _Drops,
+        "end": _End,
+    },
 )
 
 
@@ -206,7 +213,7 @@ class Trace:
     """A run. `is_undilated`: its times were divided by its dilation, which is above 1.
 
     `dropped_s` is when the queries were raised that were never answered: they met a busy client and were dropped, or
-    they still waited for it when the run ended.
+    they still waited for it when the run ended. `estimates` are what a client that measures believed when.
     """
 
     info: RunInfo
@@ -214,6 +221,7 @@ class Trace:
     queries: tuple[QueryRecord, ...]
     is_undilated: bool = False
     dropped_s: tuple[float, ...] = ()
+    estimates: tuple[EstimateRecord, ...] = ()
 
     @property
     def upload_s(self) -> float:
@@ -290,6 +298,8 @@ class Trace:
     def _records(self) -> Iterator[dict[str, Any]]:
         undilated = {"undilated": True} if self.is_undilated else {}
         yield {"record": "run", "schema": SCHEMA, **undilated, **_run_json(self.info)}
+        for estimate in self.estimates:
+            yield {"record": "estimate", **dataclasses.asdict(estimate)}
         for partition in self.partitions:
             yield {"record": "partition", **dataclasses.asdict(partition)}
         for query in self.queries:
@@ -316,7 +326,8 @@ class Trace:
         if info is None or not queries or not isinstance(records[-1], _End):
             raise InputError(f"{path}: an interrupted run; delete it and run again")
         dropped_s = next((record.raised_s for record in records if isinstance(record, _Drops)), ())
-        return cls(info, partitions, queries, runs[-1].undilated, dropped_s).undilated()
+        estimates = tuple(record for record in records if isinstance(record, EstimateRecord))
+        return cls(info, partitions, queries, runs[-1].undilated, dropped_s, estimates).undilated()
 
     def undilated(self) -> Trace:
         """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
@@ -347,7 +358,9 @@ class Trace:
             for q in self.queries
         )
         dropped_s = tuple(time_s / k for time_s in self.dropped_s)
-        return Trace(self.info, partitions, queries, is_undilated=True, dropped_s=dropped_s)
+        # What is believed is told undilated by the client itself.
+        estimates = tuple(dataclasses.replace(each, time_s=each.time_s / k) for each in self.estimates)
+        return Trace(self.info, partitions, queries, is_undilated=True, dropped_s=dropped_s, estimates=estimates)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

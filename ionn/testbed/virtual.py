@@ -16,11 +16,12 @@ import dataclasses
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ionn.errors import InputError
 from ionn.model.slices import Piece, channels_of
+from ionn.paper import MBPS
 from ionn.planning.coding_costs import DOWN, UP, Transfer
 from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
@@ -76,7 +77,7 @@ class _Uploaded(NamedTuple):
     ready_ms: float
 
 
-_NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
+NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
 class VirtualSession:
@@ -84,18 +85,19 @@ class VirtualSession:
 
     def __init__(self, info: RunInfo) -> None:
         self._graph = graph = info.graph
-        self._partitions = info.plan.partitions
+        self._partitions = list(info.plan.partitions)
         self._pieces = [partition.pieces for partition in self._partitions]
         self._load_ms = [graph.overhead_ms(pieces)[1] for pieces in self._pieces]
+        mbps = info.settings.mbps or MBPS
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
         settings = info.settings
-        bandwidth = info.bandwidth or Bandwidth.constant(settings.mbps)
+        bandwidth = info.bandwidth or Bandwidth.constant(mbps)
         delays = Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed)
-        self._link = FluidLink(bandwidth.work_ms(settings.mbps), *delays)
+        self._link = FluidLink(bandwidth.work_ms(mbps), *delays)
         self._held_ms = math.inf  # the work that the upload may do while a query is at the server
         if settings.upload == YIELD:
-            self._held_ms = BESIDE_QUERY_BYTES * 8 / (settings.mbps * 1e3)
+            self._held_ms = BESIDE_QUERY_BYTES * 8 / (mbps * 1e3)
         self._link.upload(link_ms for link_ms, _ in arrivals_ms)
         self._uploaded: list[_Uploaded] = []
         self._routes: dict[int, list[_TimedLeg]] = {}
@@ -134,7 +136,7 @@ class VirtualSession:
         self._link.advance(max([self._now_ms, *(uploaded.ready_ms for uploaded in self._uploaded[-1:])]))
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
-        start_ms, start_s = self._now_ms, self._now_ms / 1e3
+        start_ms = self._now_ms
         segments: list[Segment] = []
         route = self._route(self._usable())
         for timed in route:
@@ -144,6 +146,19 @@ class VirtualSession:
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
         self._link.allowance_ms = math.inf
+        return self._record(start_ms, raised_s, segments, [each for timed in route for each in timed.transfers])
+
+    def _record(
+        self,
+        start_ms: float,
+        raised_s: float | None,
+        segments: Sequence[Segment],
+        crossed: Sequence[Transfer],
+        fallback: bool = False,
+    ) -> QueryRecord:
+        """The record of a query that ends now. Raises InputError where queries are so fast that the run would never
+        end."""
+        start_s = start_ms / 1e3
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms
         if goes_on and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
@@ -155,8 +170,9 @@ class VirtualSession:
             start_s=start_s,
             end_s=self._now_ms / 1e3,
             segments=tuple(segments),
-            feature_bytes=self._sum_bytes(transfer.raw_bytes for timed in route for transfer in timed.transfers),
-            feature_wire_bytes=self._sum_bytes(transfer.wire_bytes for timed in route for transfer in timed.transfers),
+            fallback=fallback,
+            feature_bytes=self._sum_bytes(transfer.raw_bytes for transfer in crossed),
+            feature_wire_bytes=self._sum_bytes(transfer.wire_bytes for transfer in crossed),
         )
 
     def _sum_bytes(self, sizes: Iterable[int]) -> int | None:
@@ -166,11 +182,11 @@ class VirtualSession:
     def _run(self, timed: _TimedLeg) -> float:
         up, down, link = timed.up, timed.down, self._link
         at_ms = self._now_ms
-        if up is not _NOTHING:
+        if up is not NOTHING:
             at_ms = link.send_up(at_ms + up.encode_ms, up.link_ms).arrived_ms + up.decode_ms
         compute_ms = timed.compute_ms * self._factor()
         at_ms += compute_ms
-        if down is not _NOTHING:
+        if down is not NOTHING:
             at_ms = link.send_down(at_ms + down.encode_ms, down.link_ms).arrived_ms + down.decode_ms
         link.advance(at_ms)
         return compute_ms
@@ -231,9 +247,9 @@ class VirtualSession:
         graph = self._graph
         run = slice(leg.first, leg.last + 1)
         if leg.where == "client":
-            return _TimedLeg(leg, _NOTHING, float(graph.client_ms[run].sum()), _NOTHING, None)
+            return _TimedLeg(leg, NOTHING, float(graph.client_ms[run].sum()), NOTHING, None)
         if leg.where == "both":
-            return _TimedLeg(leg, _NOTHING, 0.0, _NOTHING, graph.split(leg.first, channels_of(uploaded)[leg.first]))
-        up = _NOTHING if leg.from_server else graph.transfer(leg.first, UP)
-        down = _NOTHING if leg.to_server else graph.transfer(leg.last + 1, DOWN)
+            return _TimedLeg(leg, NOTHING, 0.0, NOTHING, graph.split(leg.first, channels_of(uploaded)[leg.first]))
+        up = NOTHING if leg.from_server else graph.transfer(leg.first, UP)
+        down = NOTHING if leg.to_server else graph.transfer(leg.last + 1, DOWN)
         return _TimedLeg(leg, up, float(graph.server_ms[run].sum()), down, None)

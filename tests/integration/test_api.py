@@ -123,7 +123,7 @@ def test_a_session_offloads(
     rng = np.random.default_rng(3)
     inputs = [rng.standard_normal(tiny.input_shape).astype(np.float32) for _ in range(3)]
     net = engine.load_network(tiny, tiny_weights)
-    with ionn.connect(str(tiny_files), fast_server, client=slow_client) as session:
+    with ionn.connect(str(tiny_files), fast_server, client=slow_client, mbps=80.0) as session:
         answers = [session.query(inputs[0])]
         wait_for(session.wait_uploaded, "the upload")
         answers += [session.query(data) for data in inputs[1:]]
@@ -163,7 +163,7 @@ def test_a_server_that_appears_later_is_used(
     given = "gtx1080ti" if costs == "given" else None
     data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
     (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
-    with ionn.connect(str(tiny_files), vacant, client=slow_client, server=given) as session:
+    with ionn.connect(str(tiny_files), vacant, client=slow_client, mbps=80.0, server=given) as session:
         assert "no server there" in str(session.fault)
         before = session.query(data)
         assert bool(session.plan.partitions) == (costs == "given")  # else nobody knows what a server is worth
@@ -184,7 +184,7 @@ def test_a_server_that_appears_later_is_used(
 
 def test_a_server_that_appears_later_without_costs(vacant: str, tiny_files: Path, slow_client: str) -> None:
     with (
-        ionn.connect(str(tiny_files), vacant, client=slow_client) as session,
+        ionn.connect(str(tiny_files), vacant, client=slow_client, mbps=80.0) as session,
         processes.process("serve", "--bind", vacant),
     ):
         wait_for(lambda: "sends no cost model" in str(session.fault), "the fault")
@@ -210,7 +210,7 @@ def test_a_sliced_plan_is_made_while_queries_run(
     data = np.random.default_rng(3).standard_normal(network.input_shape).astype(np.float32)
     (expected,) = engine.forward(engine.load_network(network, weights), data)
     answers = []
-    with ionn.connect(str(path), vacant, client=slow_client, algorithm="sliced-efficiency") as session:
+    with ionn.connect(str(path), vacant, client=slow_client, mbps=80.0, algorithm="sliced-efficiency") as session:
         with processes.process("serve", "--bind", vacant, "--costs", str(costs)):
 
             def planned() -> bool:
@@ -257,7 +257,7 @@ def test_threads_share_a_session(
             if any(part.where == "server" for part in answer.segments):
                 used.set()
 
-    with ionn.connect(str(tiny_files), vacant, client=slow_client) as session, ThreadPoolExecutor() as pool:
+    with ionn.connect(str(tiny_files), vacant, client=slow_client, mbps=80.0) as session, ThreadPoolExecutor() as pool:
         asking = [pool.submit(ask, index, session) for index in range(len(inputs))]
         try:
             wait_for(lambda: sum(answered.values()) > 1000, "queries")
@@ -281,7 +281,7 @@ def test_there_is_no_plan_without_the_costs_of_a_server(
     path.write_text("def everything(graph):\n    return [[s] for s, on in enumerate(graph.offloadable) if on]\n")
     algorithm = ionn.add_planner(f"{path}:everything")
     where = address and vacant
-    with ionn.connect(str(tiny_files), where, client=slow_client, algorithm=algorithm) as session:
+    with ionn.connect(str(tiny_files), where, client=slow_client, mbps=80.0, algorithm=algorithm) as session:
         assert session.plan.partitions == ()
         assert session.plan.best_ms == session.plan.local_ms > 0
     with pytest.raises(ionn.InputError, match="unknown algorithm 'everythin'"):

@@ -117,7 +117,7 @@ class StandIn:
     @contextlib.contextmanager
     def start(self, settings: Settings, costs: Path | None, link: Path | None) -> Iterator[processes.Testbed]:
         self.started += 1
-        self.log.append(("testbed", settings.mbps / settings.dilation, costs and load_costs(str(costs)).name))
+        self.log.append(("testbed", (settings.mbps or 0.0) / settings.dilation, costs and load_costs(str(costs)).name))
         self.running += 1
         self.link = link
         yield processes.Testbed("tcp://127.0.0.1:1", lambda: self.log.append("begin"))
@@ -130,8 +130,10 @@ class StandIn:
         if self.link is not None:
             begin()
         self.log.append((algorithm, run, address, keys, server and server.name))
-        graph = ExecutionGraph.from_network(subject.network, subject.client, load_costs("gtx1080ti"), settings.mbps)
-        plan = make_plan(subject.network, graph, algorithm, settings.mbps)
+        graph = ExecutionGraph.from_network(
+            subject.network, subject.client, load_costs("gtx1080ti"), settings.mbps or 80.0
+        )
+        plan = make_plan(subject.network, graph, algorithm, settings.mbps or 80.0)
         info = RunInfo(Settings("virtual"), run, plan, graph)
         trace = run_virtual(info)
         sent, digests = "" if server else "sent", run_digests(subject.network, algorithm)

@@ -99,7 +99,7 @@ def connected(
     liar: Liar, files: Path, client: str, audit: float, tolerance: float = 0.0, uploaded: bool = True
 ) -> Iterator[ionn.Session]:
     with ionn.connect(
-        files, liar.address, client=client, algorithm=ionn.add_planner(until_the_softmax), audit=audit,
+        files, liar.address, client=client, mbps=80.0, algorithm=ionn.add_planner(until_the_softmax), audit=audit,
         audit_tolerance=tolerance,
     ) as session:  # fmt: skip
         if uploaded:
