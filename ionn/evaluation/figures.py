@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_png_and_pdf
 from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, load_results, mean_latency, summary
@@ -26,13 +27,13 @@ _Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
 
 def draw_figures(results: Path, out: Path) -> list[Path]:
-    """Draw Figures 5, 6 and 7 of the traces in `results`, and their response times, into the folder `out`; the files
-    written, PNG and PDF.
+    """Draw Figures 5, 6 and 7 of the traces in `results`, their response times, and what became of queries over links
+    that change, into the folder `out`; the files written, PNG and PDF.
 
     Raises InputError where there are no traces or `out` cannot be written.
     """
     rows = summary(load_results(results))
-    return [path for draw in (fig5, fig6, fig7, fig_responses) for path in draw(rows, out)]
+    return [path for draw in (fig5, fig6, fig7, fig_responses, fig_links) for path in draw(rows, out)]
 
 
 def fig5(rows: Sequence[SummaryRow], out: Path) -> list[Path]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
+from ionn.evaluation.beliefs import SPAN_S, rate_errors
 from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, rank, summary
@@ -148,6 +150,7 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         response_validation(live),
         _planning(planning_ms, stages),
         _faults(traces),
+        estimates(rows),
         _validation_runs(live),
         _environments(rows),
     ]
@@ -278,17 +281,43 @@ def response_times(rows: Sequence[SummaryRow]) -> Section:
         "that were answered. Dropped: queries that met a busy client (busy drop), or still waited when the run ended "
         "(busy wait). Within the deadline: of all that were raised.",
         (
-            "model", "algorithm", "testbed", "Mbps", "runs", "raised", "dropped", "50 % ms", "90 % ms", "99 % ms",
+            "model", "algorithm", "testbed", "bandwidth", "runs", "raised", "dropped", "50 % ms", "90 % ms", "99 % ms",
             "within the deadline",
         ),
         tuple(
             (
-                model_title(row.model), row.algorithm, row.settings.name, f"{row.settings.mbps:g}",
+                model_title(row.model), row.algorithm, row.settings.name, row.settings.rate,
                 str(len(row.traces)), row.raised.count(), row.dropped.count(), row.p50_ms.text(), row.p90_ms.text(),
                 row.p99_ms.text(), _percent(row.within_deadline.mean * 100, ""),
             )
             for row in rows
             if not row.settings.arrivals.closed
+        ),
+    )  # fmt: skip
+
+
+def estimates(rows: Sequence[SummaryRow]) -> Section:
+    """How near what clients believed was to what their links had."""
+    measured = [
+        (row, trace) for row in rows for trace in row.traces if trace.estimates and trace.info.bandwidth is not None
+    ]
+    return Section(
+        "What clients believed of their links",
+        "Runs whose clients measured. Off: by how much the rate that was believed is off the link's, over time, in "
+        f"spans of {SPAN_S:g} s; where a rate changes, it is off until that is observed. Late: queries that were "
+        "completed at the client because the server's answer was late.",
+        (
+            "model", "algorithm", "testbed", "run", "estimates", "off, median", "off, 90 % of the time", "late",
+            "queries",
+        ),
+        tuple(
+            (
+                model_title(row.model), row.algorithm, row.settings.name, str(trace.info.run),
+                str(len(trace.estimates)),
+                *(_percent(float(np.percentile(rate_errors(trace) * 100, share)), "") for share in (50, 90)),
+                str(sum(query.fallback for query in trace.queries)), str(len(trace.queries)),
+            )
+            for row, trace in measured
         ),
     )  # fmt: skip
 

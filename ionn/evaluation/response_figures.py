@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ionn.evaluation.style import Look, looks, new_panels, save_png_and_pdf
+from ionn.evaluation.style import Look, looks, new_panels, plain_log_axis, save_png_and_pdf
 from ionn.evaluation.summary import Stat, SummaryRow
 from ionn.paper import model_title
 from ionn.testbed.arrivals import DROP
@@ -25,8 +25,6 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """The 90th percentile of response times by when queries were raised, a line per algorithm, a figure per settings
     and model: responses-SETTINGS-MODEL. Below it, where there are such: the share within the deadline, and the share
     that was dropped."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     paths = []
     arrived = [row for row in rows if not row.settings.arrivals.closed]
     for (settings, model), group in groupby(arrived, lambda row: (row.settings, row.model)):
@@ -47,9 +45,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
                 axes.set_ylim(-3, 103)
             plots[0].set_yscale("log")
             plots[0].autoscale(axis="y")
-            plots[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            plots[0].yaxis.set_major_formatter(lambda ms, position: f"{ms:g}")
-            plots[0].yaxis.set_minor_formatter(NullFormatter())
+            plain_log_axis(plots[0].yaxis)
             plots[-1].set_xlabel("when queries are raised: time since the upload began (s)")
             plots[-1].set_xlim(left=0)
             handles, labels = plots[0].get_legend_handles_labels()
@@ -57,7 +53,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             figure.legend(handles, labels, loc="outside lower center", title=key)
             count = len(members[0].traces)
             runs = "1 run" if count == 1 else f"{count} runs, mean ± std"
-            subtitle = textwrap.fill(f"{settings.name}, {settings.mbps:g} Mbps, {runs}", 85)
+            subtitle = textwrap.fill(f"{settings.name}, {settings.rate}, {runs}", 85)
             title = f"{model_title(model)}: response times" + "\n" * len(subtitle.splitlines())
             plots[0].set_title(title, loc="left", fontweight="bold")
             plots[0].text(0, 1.03, subtitle, transform=plots[0].transAxes, color="#444444")

@@ -14,6 +14,7 @@ from ionn.paper import SHOWN
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
+    from matplotlib.axis import YAxis
     from matplotlib.figure import Figure
 
 Look = dict[str, Any]
@@ -89,6 +90,15 @@ def new_panels(width: float, height: float, parts: Sequence[float]) -> Iterator[
         figure = Figure(figsize=(width, height), layout="constrained")
         panels = figure.subplots(len(parts), sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(parts)})
         yield figure, list(panels[:, 0])
+
+
+def plain_log_axis(axis: YAxis) -> None:
+    """Label a logarithmic axis 1, 2, 5, 10 and so on, without powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, position: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def figure_kind(path: Path) -> str:

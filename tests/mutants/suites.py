@@ -127,6 +127,8 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "evaluation/report": REPORT,
         "evaluation/figures": ["unit/test_figures.py", "unit/test_report.py"],
         "evaluation/coding_figures": ["unit/test_figures.py"],
+        "evaluation/beliefs": ["unit/test_link_figures.py"],
+        "evaluation/link_figures": ["unit/test_link_figures.py"],
         "evaluation/response_figures": ["unit/test_response_figures.py"],
         "evaluation/style": ["unit/test_figures.py", "unit/test_plan_figure.py"],
         "evaluation/plan_figure": ["unit/test_plan_figure.py", "integration/test_own_model.py"],

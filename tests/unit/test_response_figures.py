@@ -62,7 +62,7 @@ def test_the_report_has_response_times_and_leaves_out_what_compares_closed_loops
     assert [line[:2] for line in table.rows] == [("AlexNet", "efficiency"), ("AlexNet", "original")]
     responses = arrived().responses
     assert table.rows[1][2:] == (
-        "virtual testbed, window 4 s, arrivals fps:4, busy drop, deadline 450 ms", "80", "1", "16",
+        "virtual testbed, window 4 s, arrivals fps:4, busy drop, deadline 450 ms", "80 Mbps", "1", "16",
         str(responses.dropped), "90.0", f"{responses.p90_ms:.1f}", "400.0", f"{responses.within_deadline:.1%}",
     )  # fmt: skip
     assert table.rows[0][-1] == "-"
