@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace, load_traces
+from tests.support.command import ionn
 from tests.support.runs import run_live
 from tests.support.world import Server, wait_for
 
@@ -155,6 +157,47 @@ def test_queries_arrive_by_themselves(busy: str, tiny_files: Path, slow_client: 
         assert all(time_s > trace.queries[-1].start_s for time_s in trace.dropped_s)
     assert load_traces(tmp_path) == [trace]
     assert {query.raised_s for query in validate(trace).predicted.queries} <= set(raised_s)
+
+
+@pytest.mark.parametrize(("upload", "busy"), [("share", "wait"), ("yield", "drop")])
+def test_queries_arrive_over_a_link_with_an_outage_and_a_delay(
+    upload: str, busy: str, tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    """From the command line, dilated: arrivals, bandwidth and delay are those of the undilated run."""
+    ride = tmp_path / "ride.csv"
+    ride.write_text("0,8\n0.05,0\n0.15,4\n")
+    done = ionn(
+        "run", tiny_files, "--client", slow_client, "--algorithm", "original", "--dilation", "2",
+        "--link", ride, "--delay-ms", "10", "--upload", upload,
+        "--arrivals", "burst:2,0.1", "--busy", busy, "--deadline-ms", "60", "--results", tmp_path, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["link"].startswith("ride.csv (")
+    assert (result["delay_ms"], result["upload"]) == (10, upload)
+    assert (result["arrivals"], result["busy"], result["deadline_ms"]) == ("burst:2,0.1", busy, 60)
+    (run,) = result["runs"]
+    assert run["bit_equal"]
+    (trace,) = load_traces(tmp_path)
+    raised_s = sorted([*(query.raised_s for query in trace.queries), *trace.dropped_s])
+    assert raised_s == pytest.approx([0.1 * (number // 2) for number in range(len(raised_s))], abs=1e-9)
+    assert run["responses"]["raised"] == len(raised_s) >= 2 * QUERIES_AFTER_UPLOAD - 1
+    # The upload began with the arrivals, and so did the link: its outage is where it belongs.
+    sent_bytes = 0
+    for partition in trace.partitions:
+        sent_bytes += partition.bytes
+        assert partition.end_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.010
+    # What came before the first partition ran here; what was at the server paid for the way.
+    wheres = [{segment.where for segment in query.segments} for query in trace.queries]
+    assert wheres[0] == {"client"}
+    assert wheres[-1] == {"client", "server"}
+    assert all(q.latency_ms >= 20 for q, where in zip(trace.queries, wheres, strict=True) if "server" in where)
+    predicted = validate(trace).predicted
+    assert predicted.info.settings == dataclasses.replace(
+        trace.info.settings, testbed="virtual", dilation=1.0, server=predicted.info.settings.server
+    )
+    assert {query.raised_s for query in predicted.queries} <= set(raised_s)
+    assert predicted.upload_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.010
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
