@@ -168,7 +168,7 @@ def test_queries_arrive_over_a_link_with_an_outage_and_a_delay(
     ride.write_text("0,8\n0.05,0\n0.15,4\n")
     done = ionn(
         "run", tiny_files, "--client", slow_client, "--algorithm", "original", "--dilation", "2",
-        "--link", ride, "--delay-ms", "10", "--upload", upload,
+        "--mbps", "8", "--link", ride, "--delay-ms", "10", "--upload", upload,
         "--arrivals", "burst:2,0.1", "--busy", busy, "--deadline-ms", "60", "--results", tmp_path, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -569,7 +569,7 @@ def test_no_plan_of_an_honest_server_is_accused(algorithm: str, sliceable: Path,
     """While it is uploaded, too: stages of every state."""
     network = ionn.load_network(sliceable)
     rng = np.random.default_rng(3)
-    link = Link(server, mbps=150)  # the plans are for less
+    link = Link(server, mbps=60)
     seen: set[str] = set()
     try:
         with ionn.connect(
