@@ -1,24 +1,43 @@
-"""What goes past the paper, into results of its own: `make beyond`. Two minutes.
+"""What goes past the paper, into results of its own: `make beyond`. Four minutes.
 
 Coding: runs of every model on the virtual testbed, the paper's devices at both ends, with nothing, with features, and
 with weights too coded, for as long as original needs to upload the model raw; Figure 7 with and without coding; and
 what is left of it where the ends code slower or faster than is assumed. The same live for AlexNet, but for its weights:
 those that come along are synthetic, and shrink more than trained ones.
+
+Arrivals: runs of AlexNet and MobileNet whose queries arrive by themselves, at random and from a camera, under all
+algorithms, with a figure of their response times. Live runs, if bench/arrivals.py has made some, stand beside them.
+
+Adapting: what clients gain that measure their links, over constant ones, and over one that goes from 80 to 2 Mbps and
+back, with AlexNet live.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
+import adapting
+import arrivals
 import coding_gains
 import support
 
 from ionn import coding, paper
 from ionn.errors import IonnError
 from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
-from ionn.evaluation.report import Report, Section, equal_time, validation
+from ionn.evaluation.link_figures import fig_links
+from ionn.evaluation.report import (
+    Report,
+    Section,
+    equal_time,
+    estimates,
+    response_times,
+    response_validation,
+    validation,
+)
+from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.summary import SummaryRow, summary
 from ionn.evaluation.validation import validate
 from ionn.testbed import runner
@@ -64,7 +83,26 @@ def claims() -> Section:
     )
 
 
-def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
+def adaptation(cells: list[adapting.Cell]) -> Section:
+    """What a client gains that measures its link."""
+    return Section(
+        "Clients that measure their links",
+        "Mean latency in ms over links of constant rates, computed, in the time of the upload that is planned for the "
+        f"true rate and {adapting.AFTER_S:g} s more: at the client alone, planned and routed for {paper.MBPS:g} Mbps, "
+        "by what is measured, and by the truth.",
+        ("model", "Mbps", "client", f"for {paper.MBPS:g}", "measures", "knows", "measures / knows"),
+        tuple(
+            (
+                paper.model_title(cell.model), f"{cell.mbps:g}", f"{cell.local_ms:.1f}",
+                "no query ended" if math.isnan(cell.fixed_ms) else f"{cell.fixed_ms:.1f}",
+                f"{cell.measures_ms:.1f}", f"{cell.knows_ms:.1f}", f"{cell.measures_ms / cell.knows_ms:.2f}",
+            )
+            for cell in cells
+        ),
+    )  # fmt: skip
+
+
+def draw(rows: list[SummaryRow], coded: list[SummaryRow], out: Path) -> list[Path]:
     latencies = {
         paper.model_title(model): [coding_gains.last_ms(model, speed) for speed in coding_gains.SPEEDS]
         for model in paper.MODELS
@@ -74,7 +112,9 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
         for name in coding.CODINGS
     }
     return [
-        *fig7_coded([row for row in rows if row.algorithm == paper.SLICED], out),
+        *fig7_coded([row for row in coded if row.algorithm == paper.SLICED], out),
+        *fig_responses(rows, out),
+        *fig_links(rows, out),
         *draw_speeds(
             coding_gains.SPEEDS, latencies, "last latency (ms)", "Last latency, features coded",
             out / "coding-speed-latency",
@@ -87,11 +127,24 @@ def draw(rows: list[SummaryRow], out: Path) -> list[Path]:
 
 
 def beyond(results: Path) -> None:
-    traces = [*run_virtual(results), *run_live(results)]
+    links = results / "links"
+    traces = [
+        *run_virtual(results), *run_live(results),
+        *arrivals.run_virtual(results), *arrivals.finished(results),
+        *adapting.run_changes(links, results),
+        adapting.run_live(LIVE_MODEL, adapting.changing(links), adapting.CHANGES_S, results),
+    ]  # fmt: skip
     rows = summary(traces)
-    figures = draw(rows, results / "figures")
-    live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
-    report = Report((claims(), equal_time(rows), validation(live)))
+    coded = [row for row in rows if row.settings.mbps is not None and row.settings.arrivals.closed]
+    figures = draw(rows, coded, results / "figures")
+    live = [
+        validate(trace) for row in rows if row.settings.testbed == "live" and row.settings.mbps for trace in row.traces
+    ]
+    sections = (
+        claims(), equal_time(coded), response_times(rows), adaptation(adapting.cells(links)), estimates(rows),
+        validation(live), response_validation(live),
+    )  # fmt: skip
+    report = Report(tuple(section for section in sections if section.rows))
     print(report.text())
     print(f"{len(figures)} figure files in {results / 'figures'}, report in {report.write(results, figures)}")
 

@@ -31,6 +31,7 @@ from ionn.testbed import processes, runner
 from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.runner import PROFILE_RUNS
+from ionn.testbed.settings import Settings
 
 MODEL = "alexnet"
 MBPS = 80.0
@@ -102,7 +103,7 @@ def gain(subject: Subject) -> list[support.Row]:
     photograph. The layers' own times are left out: on a machine that is not idle they vary by more than coding does."""
     network, server_costs = subject.network, profiling.profile_network(subject.network, subject.net, PROFILE_RUNS)
     with contextlib.ExitStack() as stack:
-        address = stack.enter_context(processes.start_testbed(MBPS))
+        address = stack.enter_context(processes.start_testbed(Settings("live", MBPS))).address
         sessions: dict[str, LiveSession] = {}
         for coding in (NONE, FEATURES):
             offloading = stack.enter_context(

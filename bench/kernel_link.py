@@ -23,6 +23,7 @@ from namespaces import FRAME_BYTES, PAYLOAD_BYTES, two_machines
 from ionn import paper
 from ionn.costs import profiling
 from ionn.testbed import processes, runner
+from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
 
 MODEL = "alexnet"
@@ -37,8 +38,8 @@ Server = tuple[str, tuple[str, ...]]
 @contextlib.contextmanager
 def our_link(costs: Path) -> Iterator[Server]:
     """A server behind our link."""
-    with processes.start_testbed(paper.MBPS, costs) as address:
-        yield address, ()
+    with processes.start_testbed(Settings("live"), costs) as testbed:
+        yield testbed.address, ()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ionn.address import Address
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.link import serve_link
 from ionn.testbed.link_pacer import LinkPacer
 
@@ -38,7 +39,7 @@ Arrivals = list[tuple[float, int]]  # (time in seconds, bytes so far)
 
 
 def run_link(to: Address, mbps: float, channel: Connection) -> None:
-    serve_link(("127.0.0.1", 0), to, mbps, channel.send)
+    serve_link(("127.0.0.1", 0), to, Bandwidth.constant(mbps), channel.send)
 
 
 class Bed:
@@ -172,7 +173,8 @@ def main() -> None:
             shares, _ = bulk(bed, [first, second], PINGS * PING_EVERY_S)
             rate_rows("one of two uploads", mbps / 2, shares[0])
             # Two quanta may be ahead of it, the link may wake up late by another one, and its own bytes cross.
-            limit_ms = (3 * LinkPacer(mbps).quantum_bytes(alone=False) + PING_BYTES) * 8 / mbps / 1e3
+            quantum_bytes = LinkPacer(Bandwidth.constant(mbps)).quantum_bytes(alone=False, now_s=0)
+            limit_ms = (3 * quantum_bytes + PING_BYTES) * 8 / mbps / 1e3
             row(f"{PING_BYTES} bytes next to two uploads, median", "ms", limit_ms, statistics.median(pings.result()))
             row(
                 f"{PING_BYTES} bytes next to two uploads, 95 %",

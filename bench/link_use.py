@@ -1,4 +1,5 @@
-"""How much of the link's 80 Mbps an upload uses, alone, coded, and while queries run. About 55 s.
+"""How much of the link's 80 Mbps an upload uses, alone, coded, and while queries run, and of a bandwidth that changes,
+behind a delay. About 70 s.
 
 Bytes are counted behind the link by bench/tap.py; an upload's time is from its start to the READY of the last
 partition, as the client sees it, and the link is charged for all of it. Features are the inputs of the queries' server
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from ionn.model.caffemodel import CodedFrames
 from ionn.model.coded_weights import open_sidecar
 from ionn.model.partial_net import extract
 from ionn.testbed import processes, runner
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
@@ -32,17 +35,22 @@ from ionn.testbed.trace import RunInfo, Trace
 
 IDLE_SHARE = 0.985
 QUERYING_SHARE = 0.98
+CHANGING_SHARE = 0.96
 BYTES_PER_S = paper.MBPS * 1e6 / 8
 WINDOW_S = 1.0
 STEP_S = 0.05
 
 
-def idle_upload_s(subject: Subject, address: str, frames: CodedFrames) -> tuple[float, int]:
-    """Upload a model while nothing else happens: the time, and the bytes of weights as they are sent."""
+def idle_upload_s(
+    subject: Subject, address: str, frames: CodedFrames, begin: Callable[[], None] = lambda: None
+) -> tuple[float, int]:
+    """Upload a model while nothing else happens: the time, and the bytes of weights as they are sent. `begin` is called
+    when it begins."""
     _, _, plan = support.paper_plan(subject.network.name)
     parts = [extract(subject.network, part.stages, subject.weights, frames) for part in plan.partitions]
     client = Client(address)
     try:
+        begin()
         began = time.monotonic()
         uploader = client.start_upload(parts, time.monotonic)
         assert uploader.wait_ready(len(parts), timeout_s=300), uploader.error
@@ -121,6 +129,20 @@ def measure(subject: Subject, querying: bool, frames: CodedFrames | None = None)
     ]
 
 
+def changing_link(subject: Subject) -> support.Row:
+    """An upload over a link that becomes slow, breaks, and becomes fast, with a round trip of a tenth of a second."""
+    bandwidth = Bandwidth((0.0, 3.0, 6.0, 7.0), (80.0, 20.0, 0.0, 160.0))
+    with tempfile.TemporaryDirectory() as folder:
+        (ride := Path(folder) / "ride.csv").write_text(bandwidth.csv())
+        with processes.start_testbed(Settings("live", delay_ms=50.0), link=ride) as testbed:
+            upload_s, weights = idle_upload_s(subject, testbed.address, {}, testbed.begin)
+    # While the last bytes and the server's answer are on their way, nothing is left to cross.
+    could_bytes = bandwidth.bytes_between(0.0, upload_s - 0.1)
+    name = f"weights / what could cross, 80-20-0-160 Mbps, 50 ms, {subject.network.name}"
+    support.keep(name, upload_s=upload_s, weight_bytes=weights, could_bytes=could_bytes)
+    return f"{name}, at least", CHANGING_SHARE, weights / could_bytes, ""
+
+
 def rows() -> list[support.Row]:
     resnet = runner.prepare_live("resnet")
     idle = measure(resnet, querying=False)
@@ -129,7 +151,7 @@ def rows() -> list[support.Row]:
     assert sidecar is not None, "no coded weights: run 'make models'"
     with sidecar:
         coded = measure(resnet, querying=False, frames=sidecar.frames)
-    return [*idle, *coded, *measure(runner.prepare_live("alexnet"), querying=True)]
+    return [*idle, *coded, changing_link(resnet), *measure(runner.prepare_live("alexnet"), querying=True)]
 
 
 if __name__ == "__main__":

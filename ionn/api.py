@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ionn.arguments import count_of, number_of, path_of, share_of, shown, text_of
+from ionn.arguments import count_of, name_of, number_of, path_of, share_of, shown, text_of
 from ionn.coding import LOSSLESS, NONE, check_coding
 from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
@@ -30,7 +30,8 @@ from ionn.planning.graph import ExecutionGraph, checked_mbps
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import add_planner, get_planner
 from ionn.records import Segment
-from ionn.testbed.settings import Settings
+from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
+from ionn.testbed.settings import SHARE, Settings
 from ionn.testbed.trace import Trace, load_traces
 
 if TYPE_CHECKING:
@@ -88,12 +89,19 @@ def run(
     *,
     testbed: str = "virtual",
     runs: int = 1,
-    mbps: float = MBPS,
+    mbps: float | None = MBPS,
     results: str | Path | None = None,
     weights: str | Path | None = None,
     coding: str = NONE,
     weight_ratio: float | None = None,
     window_s: float | None = None,
+    link: str | Path | None = None,
+    delay_ms: float = 0.0,
+    jitter_ms: float = 0.0,
+    upload: str = SHARE,
+    arrivals: str | Path = CLOSED,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> list[Trace]:
     """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
 
@@ -101,26 +109,51 @@ def run(
     computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
     kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
     live, "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for
-    `window_s` at least, if given. Raises InputError, and ServerUnreachableError where a live run lost its server.
+    `window_s` at least, if given: one after another, or as `arrivals` says: "fps:N", "poisson:N", "burst:N,PERIOD", or
+    the path of a file of timestamps. Those that meet a busy client "wait", or "drop" out, as `busy` says; with
+    `deadline_ms`, those answered within it are counted. A trace's `responses` and `responses_over_time` have what
+    became of them.
+
+    `link` is a file with the link's bandwidth over time, `seconds,mbps` lines or a trace in Mahimahi's format. Plans
+    are made for `mbps` all the same, or, if that is None, for what the client measures. A byte takes `delay_ms` each
+    way, which wanders by `jitter_ms`. With `upload` "share", weights share the uplink with queries; with "yield" they
+    are held back while a query is at the server.
+
+    Raises InputError, and ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
 
-    mbps, runs, testbed = number_of(mbps, "mbps"), count_of(runs, "runs"), text_of(testbed, "testbed")
+    mbps, runs, testbed = _number_or_none(mbps, "mbps"), count_of(runs, "runs"), text_of(testbed, "testbed")
     results = None if results is None else path_of(results, "results")
     coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
     window_s = _number_or_none(window_s, "window_s")
+    link = None if link is None else path_of(link, "link")
+    delay_ms, jitter_ms = number_of(delay_ms, "delay_ms"), number_of(jitter_ms, "jitter_ms")
+    upload = text_of(upload, "upload")
+    raised, busy = Arrivals.parse(name_of(arrivals, "arrivals")), text_of(busy, "busy")
+    deadline_ms = _number_or_none(deadline_ms, "deadline_ms")
     if testbed == "virtual":
         return runner.run_virtual_all(
             model, [algorithm], runs, weights, mbps=mbps, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+            link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+            arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
     if testbed != "live":
         raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
     # Refuses what cannot be before anything is loaded.
-    Settings(testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s)
+    Settings(
+        testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=raised, busy=busy, deadline_ms=deadline_ms,
+    )  # fmt: skip
     subject = runner.prepare_live(model, weights)
-    settings = runner.live_settings(subject, mbps=mbps, coding=coding, window_s=window_s)
-    traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results)
+    settings = runner.live_settings(
+        subject, mbps=mbps, coding=coding, window_s=window_s,
+        link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=raised, busy=busy, deadline_ms=deadline_ms,
+    )  # fmt: skip
+    traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results, link=link)
     for trace in traces:
         if trace.info.fault is not None:
             raise ServerUnreachableError(trace.info.fault)
@@ -223,7 +256,7 @@ def connect(
     weights: str | Path | None = None,
     client: str | Path | Costs | None = None,
     server: str | Path | Costs | None = None,
-    mbps: float = MBPS,
+    mbps: float | None = None,
     algorithm: str = RECURSIVE,
     coding: str | None = None,
     keys: ClientKeys | None = None,
@@ -233,12 +266,17 @@ def connect(
     """Load a model with its weights, connect to the server at tcp://HOST:PORT, and begin to upload the plan.
 
     Without an address all queries run here. `weights` is the caffemodel; by default the one beside the prototxt, and
-    for a name the one that comes along, which is built where it is used first. The plan is made for a link of `mbps`,
-    with the costs of this machine (`client`, by default measured: a few forward passes) and those that the server
-    sends, unless `server` are others. `keys` are for a server that has keys.
+    for a name the one that comes along, which is built where it is used first. Plans are made with the costs of this
+    machine (`client`, by default measured: a few forward passes) and those that the server sends, unless `server` are
+    others. `keys` are for a server that has keys.
+
+    The link and the server are measured: a probe of 64 kB when the connection is made, and all that crosses the link
+    and is computed later, say what plans and routes are made for. A query for which the server is late is completed
+    here, so that offloading costs little where it does not pay (docs/adapting.md). With `mbps`, the link is taken to
+    have that bandwidth, and the costs for what they say.
 
     Inputs, feature maps and weights are coded on the link where that is faster by these costs ("lossless";
-    `ionn.coding`), but not at an address of loopback: `mbps` says nothing about that. With "features" weights are not,
+    `ionn.coding`), but not at an address of loopback, where nothing is gained. With "features" weights are not,
     nor are they where `ionn models --build` has not coded them; with "none" nothing is: sizes of coded data say
     something about it to whoever sees the link (docs/security.md).
 
@@ -265,8 +303,9 @@ def connect(
     from ionn.model.synthetic import load_weights
     from ionn.protocol.curve import ClientKeys
 
-    mbps = number_of(mbps, "mbps")
-    checked_mbps(mbps)
+    mbps = _number_or_none(mbps, "mbps")
+    if mbps is not None:
+        checked_mbps(mbps)
     get_planner(algorithm)
     costs = None if client is None else _costs(client, "client")
     there = None if server is None else _costs(server, "server")
@@ -282,8 +321,8 @@ def connect(
     net = engine.load_network(network, load_weights(model, weights, network))
     if address is None:
         costs = costs or load_costs(CLIENT)  # of no effect: nothing is uploaded
-        offloading = Offloading(network, net, ExecutionGraph.from_network(network, costs, costs, mbps))
-        offloading.plan = empty_plan(network, offloading.graph, algorithm, mbps)
+        offloading = Offloading(network, net, ExecutionGraph.from_network(network, costs, costs, mbps or MBPS))
+        offloading.plan = empty_plan(network, offloading.graph, algorithm, mbps or MBPS)
         yield Session(offloading)
         return
     here = costs or profiling.profile_network(network, net, PROFILE_RUNS)

@@ -51,6 +51,11 @@ class WrongResultError(IonnError):
     """The server's result is not what its stages make of what they were sent: an audit computed it again."""
 
 
+class LateError(IonnError):
+    """The server has not answered a query in time, or still works on one that it was late with. It is not lost by
+    that."""
+
+
 class ProtocolError(IonnError):
     """The peer sent bytes that the protocol does not allow."""
 

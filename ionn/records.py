@@ -28,6 +28,18 @@ class PartitionRecord:
 
 
 @dataclass(frozen=True)
+class EstimateRecord:
+    """What a client that measures believed from `time_s` on: the link's rate and its round-trip time, and by which
+    factors the server's and its own times are longer than their costs promise."""
+
+    time_s: Real
+    mbps: Real
+    rtt_ms: Real
+    server_factor: Real
+    client_factor: Real
+
+
+@dataclass(frozen=True)
 class Segment:
     """A run of stages `first`..`last` (indices, both included) that one side executed in one go.
 
@@ -46,12 +58,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class QueryRecord:
-    """One query. `raised_s` <= `start_s`: the first query waits for the first partition before it executes.
+    """One query. `raised_s` <= `start_s`: in a closed loop, the first query waits for the first partition before it
+    executes; else, any that meets a busy client waits for it.
 
     `overruns` counts layers, and codings, that took longer than the pace allows, `overrun_ms` is by how much in total.
     `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
     how much it does not: the largest of any value, relative to the output's largest value. Processors of another kind
-    add in another order. `fallback`: the server failed meanwhile, and the client completed the query alone.
+    add in another order. `fallback`: the server failed meanwhile, or was late, and the client completed it.
     `feature_bytes` are inputs and feature maps as they are decoded, `feature_wire_bytes` what of them crossed the link;
     None where they were not counted.
     """
@@ -72,3 +85,8 @@ class QueryRecord:
     @property
     def latency_ms(self) -> float:
         return (self.end_s - self.start_s) * 1e3
+
+    @property
+    def response_ms(self) -> float:
+        """The time from its arrival to its answer: its latency, and what it waited before."""
+        return (self.end_s - self.raised_s) * 1e3

@@ -15,7 +15,7 @@ from ionn.cli.experiments import figures, run
 from ionn.cli.measuring import calibrate, profile
 from ionn.cli.models import models
 from ionn.cli.planning import plan
-from ionn.cli.serving import keygen, link, ping, serve
+from ionn.cli.serving import bandwidth, keygen, link, ping, serve
 from ionn.errors import InputError, IonnError, MissingLibraryError, ServerUnreachableError
 from ionn.libraries import missing_library
 
@@ -71,5 +71,5 @@ def cli() -> None:
     """
 
 
-for command in (plan, run, figures, classify, models, profile, calibrate, serve, link, ping, keygen):
+for command in (plan, run, figures, classify, models, profile, calibrate, serve, link, bandwidth, ping, keygen):
     cli.add_command(command)

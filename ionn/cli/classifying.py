@@ -20,7 +20,7 @@ from ionn.cli.options import (
     complete_model,
     json_option,
     key_option,
-    mbps_option,
+    measured_mbps_option,
     options,
     planner_option,
     server_key_option,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How far its values may be off, in parts of the largest; 0: no bit may differ.",
 )
-@options(algorithm_option, planner_option, mbps_option)
+@options(algorithm_option, planner_option, measured_mbps_option)
 @click.option(
     "--coding",
     metavar="none|features|lossless",
@@ -85,7 +85,7 @@ def classify(
     audit_tolerance: float,
     algorithm: str,
     planner: str | None,
-    mbps: float,
+    mbps: float | None,
     coding: str | None,
     client: str | None,
     server: str | None,

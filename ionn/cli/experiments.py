@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ionn.cli.options import (
+    BANDWIDTH_HELP,
     COSTS_HELP,
     COUNT_MAX,
     SECONDS_MAX,
     Number,
     algorithm_option,
+    arrivals_option,
+    busy_option,
     chosen_algorithm,
     client_option,
     coding_option,
+    deadline_option,
+    delay_option,
+    jitter_option,
     json_option,
     key_option,
-    mbps_option,
+    measured_mbps_option,
     model_argument,
     options,
     planner_option,
@@ -34,13 +40,14 @@ from ionn.cli.options import (
 from ionn.errors import InputError, ServerUnreachableError
 
 if TYPE_CHECKING:
+    from ionn.testbed.responses import Responses
     from ionn.testbed.trace import Trace
 
 
 @click.command()
 @model_argument
 @weights_argument
-@options(algorithm_option, planner_option, mbps_option, client_option)
+@options(algorithm_option, planner_option, measured_mbps_option, client_option)
 @click.option(
     "--server",
     metavar="COSTS",
@@ -63,6 +70,21 @@ if TYPE_CHECKING:
     help="Raise queries for so long at least, to compare plans in equal time.",
 )
 @click.option(
+    "--link",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"The link's bandwidth over time, which the client measures, or takes for --mbps: {BANDWIDTH_HELP}.",
+)
+@options(delay_option, jitter_option)
+@click.option(
+    "--upload",
+    type=click.Choice(["share", "yield"]),
+    default="share",
+    show_default=True,
+    help="Weights share the uplink with queries, or are held back while a query is at the server.",
+)
+@options(arrivals_option, busy_option, deadline_option)
+@click.option(
     "--results",
     type=click.Path(path_type=Path),
     help="Keep traces in this folder. Finished live runs are not run again; virtual ones are replaced.",
@@ -73,7 +95,7 @@ def run(
     weights: str | None,
     algorithm: str,
     planner: str | None,
-    mbps: float,
+    mbps: float | None,
     client: str,
     server: str | None,
     testbed: str,
@@ -88,10 +110,17 @@ def run(
     coding: str,
     weight_ratio: float | None,
     window_s: float | None,
+    link: Path | None,
+    delay_ms: float,
+    jitter_ms: float,
+    upload: str,
+    arrivals: str,
+    busy: str,
+    deadline_ms: float | None,
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the experiment: upload MODEL while queries run one after another.
+    """Run the experiment: upload MODEL while queries run, one after another or as --arrivals has them.
 
     The live testbed starts a server and a link on this machine, or uses the server given by --connect; the virtual one
     computes the run.
@@ -101,8 +130,9 @@ def run(
     from ionn.address import parse_address
     from ionn.coding import LOSSLESS
     from ionn.costs.loading import load_costs
-    from ionn.paper import SERVER
+    from ionn.paper import MBPS, SERVER
     from ionn.testbed import runner
+    from ionn.testbed.arrivals import Arrivals
     from ionn.testbed.settings import LIVE_ONLY, Settings
 
     algorithm = chosen_algorithm(algorithm, planner)
@@ -110,10 +140,15 @@ def run(
         raise InputError(LIVE_ONLY)
     if connect is not None:
         parse_address(connect)
+    raised = Arrivals.parse(arrivals)
+    if mbps is None and not (connect or link):
+        mbps = MBPS
     # Refuses what cannot be before anything is loaded.
     Settings(
-        testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced,
+        testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced, connect=connect or "",
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
     if testbed == "live":
         from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
@@ -126,14 +161,19 @@ def run(
             warn_of_raw_weights(model, weights)
         settings = runner.live_settings(
             subject, planned, mbps=mbps, dilation=dilation, seed=seed, connect=connect or "",
-            coding=coding, window_s=window_s,
+            coding=coding, window_s=window_s, link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+            arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
-        traces = runner.run_live_all(subject, [algorithm], runs, settings, server=planned, results=results, keys=keys)
+        traces = runner.run_live_all(
+            subject, [algorithm], runs, settings, server=planned, results=results, keys=keys, link=link
+        )
     else:
         traces = runner.run_virtual_all(
             model, [algorithm], runs, weights,
             client=client, server=server or SERVER, mbps=mbps, noise=noise, seed=seed, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+            link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+            arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
@@ -151,8 +191,15 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
         "dilation": info.settings.dilation,
         "coding": info.settings.coding,
         "weight_ratio": info.settings.weight_ratio,
+        "link": info.settings.link or None,
+        "delay_ms": info.settings.delay_ms,
+        "jitter_ms": info.settings.jitter_ms,
+        "upload": info.settings.upload,
         "client": info.settings.device,
         "server": info.server,
+        "arrivals": info.settings.arrivals.name,
+        "busy": info.settings.busy,
+        "deadline_ms": info.settings.deadline_ms,
         "runs": [_run_json(trace) for trace in traces],
     }
 
@@ -183,13 +230,33 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "window_s": window_s,
         "queries_in_window": None if window_s is None else len(trace.in_window),
         "mean_ms_in_window": None if math.isnan(mean_ms_in_window) else mean_ms_in_window,
+        "responses": None if trace.info.settings.arrivals.closed else _all_responses_json(trace),
     }
+
+
+def _all_responses_json(trace: Trace) -> dict[str, Any]:
+    spans = [
+        {"start_s": span.start_s, "end_s": span.end_s, **_responses_json(span)} for span in trace.responses_over_time
+    ]
+    return {**_responses_json(trace.responses), "over_time": spans}
+
+
+def _responses_json(responses: Responses) -> dict[str, Any]:
+    values = {
+        "raised": responses.raised,
+        "dropped": responses.dropped,
+        "p50_ms": responses.p50_ms,
+        "p90_ms": responses.p90_ms,
+        "p99_ms": responses.p99_ms,
+        "within_deadline": responses.within_deadline,
+    }
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _runs_text(traces: list[Trace]) -> str:
     info = traces[0].info
     lines = [
-        f"{info.model}, {info.algorithm}, {info.settings.testbed} testbed, {info.settings.mbps:g} Mbps, "
+        f"{info.model}, {info.algorithm}, {info.settings.testbed} testbed, {info.settings.rate}, "
         f"client {info.settings.device}, "
         f"server {info.server}",
         f"{'run':>3} {'partitions':>10} {'queries before':>14} {'upload s':>8} {'first ms':>8} {'last ms':>8} "
@@ -208,7 +275,21 @@ def _runs_text(traces: list[Trace]) -> str:
                 f"    in {row['window_s']:g} s: {row['queries_in_window']} queries"
                 + (f" of {row['mean_ms_in_window']:.1f} ms" if row["queries_in_window"] else "")
             )
+        if not trace.info.settings.arrivals.closed:
+            lines.append(f"    {_responses_text(trace)}")
     return "\n".join(lines)
+
+
+def _responses_text(trace: Trace) -> str:
+    responses, settings = trace.responses, trace.info.settings
+    deadline_ms = settings.deadline_ms
+    lost = "dropped" if settings.busy == "drop" else "waiting at the end"
+    within = "" if deadline_ms is None else f", {responses.within_deadline:.1%} within {deadline_ms:g} ms"
+    percentiles = f"{responses.p50_ms:.1f}, {responses.p90_ms:.1f}, {responses.p99_ms:.1f} ms"
+    return (
+        f"{responses.raised} queries raised, {responses.dropped} {lost}; response time of the others, 50th, 90th and "
+        f"99th percentile: {percentiles}{within}"
+    )
 
 
 @click.command()

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
 from ionn.server.limits import Limits, option
+from ionn.testbed.delay import DELAY_MAX_MS
 
 COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
 
@@ -82,6 +83,11 @@ weights_argument = click.argument("weights", required=False)
 mbps_option = click.option(
     "--mbps", type=MBPS_RANGE, default=MBPS, show_default=True, help="Bandwidth of the link, 10^6 bit/s each way."
 )
+measured_mbps_option = click.option(
+    "--mbps",
+    type=MBPS_RANGE,
+    help=f"Bandwidth of the link, 10^6 bit/s each way; by default {MBPS:g}, or measured with --connect or --link.",
+)
 algorithm_option = click.option(
     "--algorithm", default=RECURSIVE, show_default=True, shell_complete=_complete_algorithm, help="The planner."
 )
@@ -113,6 +119,26 @@ def warn_of_raw_weights(model: str | Path, weights: str | Path | None) -> None:
         click.echo(f"ionn: {path}: not coded, so it goes raw; 'ionn models --build {model}{given}' codes it", err=True)
 
 
+arrivals_option = click.option(
+    "--arrivals",
+    default="closed",
+    show_default=True,
+    metavar="closed|fps:N|poisson:N|burst:N,PERIOD|FILE",
+    help="When queries are raised: after the one before; N a second, evenly or at random; N at once every PERIOD "
+    "seconds; at the timestamps in FILE.",
+)
+busy_option = click.option(
+    "--busy",
+    type=click.Choice(["wait", "drop"]),
+    default="wait",
+    show_default=True,
+    help="With --arrivals: what becomes of a query that meets a busy client.",
+)
+deadline_option = click.option(
+    "--deadline-ms",
+    type=Number(0.001, 1e3 * SECONDS_MAX),
+    help="With --arrivals: count the queries that are answered within so many ms of their arrival.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(
     "--client", default=CLIENT, show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."
@@ -123,6 +149,23 @@ results_option = click.option(
     show_default=True,
     type=click.Path(path_type=Path),
     help="Folder of traces and figures.",
+)
+
+
+BANDWIDTH_HELP = "a file of 'seconds,mbps' lines, or a trace in Mahimahi's format"
+delay_option = click.option(
+    "--delay-ms",
+    type=Number(0, DELAY_MAX_MS),
+    default=0.0,
+    show_default=True,
+    help="What a byte takes from one end of the link to the other, each way.",
+)
+jitter_option = click.option(
+    "--jitter-ms",
+    type=Number(0, DELAY_MAX_MS),
+    default=0.0,
+    show_default=True,
+    help="How far the delay wanders from that, up or down; at most the delay.",
 )
 
 

@@ -1,4 +1,4 @@
-"""`ionn serve`, `ionn ping`, `ionn keygen` and `ionn link`: the server, and the way to it."""
+"""`ionn serve`, `ionn ping`, `ionn keygen`, `ionn link` and `ionn bandwidth`: the server, and the way to it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ionn.cli.options import (
+    BANDWIDTH_HELP,
     SECONDS_MAX,
     Number,
+    delay_option,
+    jitter_option,
     json_option,
     key_option,
     limit_options,
@@ -24,6 +28,8 @@ from ionn.cli.options import (
     options,
     server_key_option,
 )
+from ionn.errors import InputError
+from ionn.schema import NATURAL_MAX
 from ionn.server.limits import Limits
 
 SERVE_AT = "tcp://127.0.0.1:7675"
@@ -177,17 +183,46 @@ def keygen(name: Path) -> None:
 )
 @click.option("--to", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="Where the server is.")
 @mbps_option
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help=f"In place of --mbps, the bandwidth over time: {BANDWIDTH_HELP}. Begins now, and anew at SIGUSR1.",
+)
+@options(delay_option, jitter_option)
+@click.option("--seed", default=0, show_default=True, help="Of the jitter.")
+@click.option("--dilation", default=1.0, show_default=True, help="Slow all this down by a factor.")
 @click.option("--verbose", "-v", is_flag=True, help="Log connections.")
 @stop_at_eof_option
-def link(listen: str, to: str, mbps: float, verbose: bool, stop_at_eof: bool) -> None:
-    """Be the network: forward TCP between any two ends at a capped rate, each direction for itself.
+def link(
+    listen: str,
+    to: str,
+    mbps: float,
+    trace: Path | None,
+    delay_ms: float,
+    jitter_ms: float,
+    seed: int,
+    dilation: float,
+    verbose: bool,
+    stop_at_eof: bool,
+) -> None:
+    """Be the network: forward TCP between any two ends at a capped rate and after a delay, each direction for itself.
 
     80 Mbps are 80,000,000 bits of payload per second. Connections share it equally. Prints its address when ready.
 
-    Example: ionn link --listen tcp://127.0.0.1:7676 --to tcp://127.0.0.1:7675 --mbps 80
+    Example: ionn link --listen tcp://127.0.0.1:7676 --to tcp://127.0.0.1:7675 --mbps 80 --delay-ms 20
     """
     from ionn.address import format_address, parse_address
+    from ionn.testbed.bandwidth import Bandwidth
+    from ionn.testbed.delay import Delay
     from ionn.testbed.link import serve_link
+    from ionn.testbed.settings import Settings
+
+    Settings("live", mbps, dilation, seed=seed, delay_ms=delay_ms, jitter_ms=jitter_ms)  # refuses what cannot be
+    given = click.get_current_context().get_parameter_source("mbps") is not ParameterSource.DEFAULT
+    if trace is not None and given:
+        raise InputError("give either --mbps or --trace, not both")
+    rate = Bandwidth.constant(mbps) if trace is None else Bandwidth.load(trace)
+    up, down = Delay.both(delay_ms * dilation / 1e3, jitter_ms * dilation / 1e3, seed)
 
     _log(verbose)
     with contextlib.suppress(PermissionError):
@@ -195,9 +230,31 @@ def link(listen: str, to: str, mbps: float, verbose: bool, stop_at_eof: bool) ->
     serve_link(
         parse_address(listen, listen=True),
         parse_address(to),
-        mbps,
+        rate.scaled(dilation),
         lambda address: _ready(f"tcp://{format_address(address)}", stop_at_eof),
+        up=up,
+        down=down,
     )
+
+
+@click.command()
+@click.argument("mobility", type=click.Choice(["walking", "driving"]))
+@click.option("--seconds", type=click.IntRange(1, int(SECONDS_MAX)), default=120, show_default=True)
+@click.option("--seed", type=click.IntRange(0, NATURAL_MAX), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write it; by default MOBILITY.csv.")
+def bandwidth(mobility: str, seconds: int, seed: int, out: Path | None) -> None:
+    """Make up the bandwidth of somebody's mobile network while walking or driving: a file for --link and --trace.
+
+    Its lines are seconds,mbps. The same seed gives the same file.
+
+    Example: ionn bandwidth driving --seconds 60 --seed 1 --out driving.csv
+    """
+    from ionn.files import write_file
+    from ionn.testbed.mobile_links import mobile_bandwidth
+
+    out = out or Path(f"{mobility}.csv")
+    write_file(out, mobile_bandwidth(mobility, seconds, seed).csv().encode())
+    click.echo(out)
 
 
 def _log(verbose: bool) -> None:

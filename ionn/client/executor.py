@@ -6,17 +6,19 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ionn.client.audit import Answered, Auditor
+from ionn.client.measuring import Measuring
 from ionn.client.pacing import PacedResult, run_paced
 from ionn.client.query import Coding, Exchange, Wanted
+from ionn.client.routing import Router
 from ionn.client.session import FAULTS, Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage
-from ionn.errors import WrongResultError
+from ionn.errors import LateError, WrongResultError
 from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
@@ -26,6 +28,8 @@ from ionn.planning.graph import ExecutionGraph, Leg
 from ionn.records import Segment
 
 _FLOAT_BYTES = 4
+# What passes between a query's begin and its route, if it waits for nothing.
+_WAITED_S_MIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,10 @@ class QueryExecutor:
     the network. `layer_ms` (layers,) is the pace of its layers, or None to run them as fast as this machine does.
     On the wall, times are `dilation` times as long as the graph's.
 
+    With `measuring`, each takes the route that the `router` gives it by what is believed of link and server. It is
+    completed here where the server is late, and runs here until the late answer has come. `before_query` is called when
+    a query begins, with the lock.
+
     All stages run here where there is no `client`, and while its server is lost. A query that the server fails is
     completed here. A server that `auditor` finds to be wrong is left for good, and the query runs here as a whole. Any
     number of threads may ask; their queries are computed one after another. Whoever else uses `net` holds `computing`
@@ -114,6 +122,7 @@ class QueryExecutor:
         layer_ms: Sequence[float] | None = None,
         dilation: float = 1.0,
         auditor: Auditor | None = None,
+        measuring: Measuring | None = None,
     ) -> None:
         self._network = network
         self._net = net
@@ -121,6 +130,9 @@ class QueryExecutor:
         self._layer_ms = layer_ms
         self._dilation = dilation
         self._auditor = auditor
+        self._measuring = measuring
+        self.router: Router | None = None
+        self.before_query: Callable[[], None] = lambda: None
         self.computing = threading.Lock()
         # How often each stage ran at each side, and how long in all, for `measured_ms`.
         self._observed: dict[str, dict[int, np.ndarray]] = {
@@ -130,10 +142,16 @@ class QueryExecutor:
         self.adopt(graph, pieces, sliced or {})
 
     def adopt(
-        self, graph: ExecutionGraph, pieces: Sequence[Sequence[Piece]], sliced: Mapping[int, SlicedStage]
+        self,
+        graph: ExecutionGraph,
+        pieces: Sequence[Sequence[Piece]],
+        sliced: Mapping[int, SlicedStage],
+        router: Router | None = None,
     ) -> None:
-        """Go by another plan, of which nothing is uploaded yet. Called while holding `computing`."""
-        self._graph, self._pieces, self._sliced = graph, pieces, sliced
+        """Go by another plan, of which nothing is uploaded yet but what was there before. Called while holding
+        `computing`. With a `router`, the `graph` is that of the costs that are promised."""
+        self._graph = self._promised = graph
+        self._pieces, self._sliced, self.router = pieces, sliced, router
 
     def execute(self, data: Floats) -> Execution:
         """Compute the network on `data`, of its input's shape."""
@@ -165,17 +183,70 @@ class QueryExecutor:
         return {stage: float(total_ms / count) for stage, (count, total_ms) in self._observed[where].items()}
 
     def _execute(self, query: _Progress) -> None:
+        if self._measuring is None or self._client is None:
+            uploaded = self._uploaded()
+            self._follow(query, self._graph.legs(uploaded), channels_of(uploaded))
+            return
+        began = time.monotonic()
+        self.before_query()
+        if self.router is None:  # no server is known yet
+            self._run_here(query, len(self._network.stages) - 1)
+            return
+        uploaded, waited_s = self._wait(self._measuring, self.router, self._client), time.monotonic() - began
+        occupied = self._measuring.uploading or self._client.is_late
+        waited_ms = waited_s * 1e3 / self._dilation if waited_s > _WAITED_S_MIN else 0.0
+        route = self.router.route(self._measuring.current(), uploaded, occupied, waited_ms)
+        if route.explores and not route.offloads:
+            self._client.probe()
+        self._graph = route.graph
+        self._follow(
+            query, route.legs, channels_of(uploaded),
+            lambda stage: began + route.deadline_ms(stage) * self._dilation / 1e3,
+        )  # fmt: skip
+        self.router.settle(route, (time.monotonic() - began) * 1e3 / self._dilation)
+
+    def _uploaded(self) -> list[Piece]:
+        """What queries may use now."""
         upload = self._client.upload if self._client is not None else None
         ready = upload.ready if upload else 0
-        uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
-        channels = channels_of(uploaded)
-        for legs in _connected(self._graph.legs(uploaded)):
-            if legs[0].where == "client":
-                self._run_here(query, legs[0].last)
+        return [piece for pieces in self._pieces[:ready] for piece in pieces]
+
+    def _wait(self, measuring: Measuring, router: Router, client: Client) -> list[Piece]:
+        """Wait for partitions that come so soon that the query ends earlier; what it may use."""
+        if client.is_late:
+            return []
+        upload, uploaded = client.upload, self._uploaded()
+        if upload is None or upload.ended or client.fault is not None:
+            return uploaded
+        estimate, ready = measuring.current(), upload.ready
+        graph = router.graph(estimate)
+
+        def coming() -> Iterator[tuple[float, Sequence[Piece]]]:
+            after_ms = estimate.rtt_ms
+            for pieces, share in zip(self._pieces[ready:], upload.unsent_shares(), strict=False):
+                after_ms += share * graph.arrival_ms(pieces)[0] + graph.overhead_ms(pieces)[1]
+                yield after_ms, pieces
+
+        count, wait_ms = router.wait(estimate, uploaded, coming())
+        if count:
+            upload.wait_ready(ready + count, wait_ms * self._dilation / 1e3)
+        return self._uploaded()
+
+    def _follow(
+        self,
+        query: _Progress,
+        legs: Sequence[Leg],
+        channels: Mapping[int, int],
+        late_s: Callable[[int], float | None] = lambda stage: None,
+    ) -> None:
+        """Run legs one after another. `late_s` is when the data that went to the server before a stage is late."""
+        for group in _connected(legs):
+            if group[0].where == "client":
+                self._run_here(query, group[0].last)
                 continue
             try:
-                self._run_there(query, legs, channels)
-            except FAULTS:
+                self._run_there(query, group, channels, late_s(group[0].first))
+            except (*FAULTS, LateError):
                 self._complete(query, channels)
                 return
 
@@ -192,20 +263,61 @@ class QueryExecutor:
             query.count(paced)
             ends = np.cumsum([len(self._net.layers(stage, stage)) for stage in range(first, last + 1)])
             stage_ms = tuple(float(ms.sum()) for ms in np.split(np.array(paced.layer_ms), ends[:-1]))
+        if self._measuring is not None:
+            promised_ms = float(self._promised.client_ms[first : last + 1].sum())
+            self._measuring.computed("client", sum(stage_ms), promised_ms)
         query.segments.append(self._segment("client", first, last, stage_ms, began))
         query.reach(last, self._net.outputs(last))
 
-    def _run_there(self, query: _Progress, legs: Sequence[Leg], channels: Mapping[int, int]) -> None:
+    def _run_there(
+        self, query: _Progress, legs: Sequence[Leg], channels: Mapping[int, int], late_s: float | None = None
+    ) -> None:
         """Run legs between which data is at the server, from the client's data and back to it.
 
         What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
         """
         assert self._client is not None
-        with self._client.query(self._deadline_s(legs), self._results_bytes(legs, channels)) as exchange:
-            try:
-                self._exchange(exchange, query, legs, channels)
-            finally:
-                query.count_crossed(exchange)
+        deadline_s = self._deadline_s(legs)
+        if late_s is not None:  # which comes first
+            deadline_s = max(deadline_s, late_s - time.monotonic() + self.silence_s)
+        done = self._observer(legs, channels)
+        try:
+            with self._client.query(deadline_s, self._results_bytes(legs, channels), late_s, done) as exchange:
+                try:
+                    self._exchange(exchange, query, legs, channels)
+                finally:
+                    query.count_crossed(exchange)
+        except FAULTS:
+            done(None)
+            raise
+        done(exchange)
+
+    def _observer(self, legs: Sequence[Leg], channels: Mapping[int, int]) -> Callable[[Exchange | None], None]:
+        """What is to be called when these legs' answers have come, or, with None, never will."""
+        measuring, began = self._measuring, time.monotonic()
+        if measuring is None:
+            return lambda exchange: None
+        graph, promised = self._graph, self._promised
+        promised_ms = coding_ms = 0.0
+        for leg in legs:
+            if leg.where == "both":
+                promised_ms += promised.split(leg.first, channels[leg.first]).server_ms
+            else:
+                promised_ms += float(promised.server_ms[leg.first : leg.last + 1].sum())
+                coding_ms += graph.transfer(leg.first, UP).decode_ms + graph.transfer(leg.last + 1, DOWN).encode_ms
+        # Beside a stage at both sides the client computes, so that its transfers are not all that takes time.
+        alone = measuring.asked() and all(leg.where == "server" for leg in legs)
+
+        def done(exchange: Exchange | None) -> None:
+            if exchange is None:
+                measuring.failed()
+                return
+            elsewhere_s = exchange.coding_s + (exchange.stage_ms + coding_ms * self._dilation) / 1e3
+            link_s = time.monotonic() - began - elsewhere_s
+            measuring.answered(alone, exchange.up_bytes, exchange.down_bytes, link_s)
+            measuring.computed("server", exchange.stage_ms, promised_ms)
+
+        return done
 
     def _exchange(self, exchange: Exchange, query: _Progress, legs: Sequence[Leg], channels: Mapping[int, int]) -> None:
         def send(leg: Leg, data: Floats | None) -> int:
@@ -283,7 +395,7 @@ class QueryExecutor:
         return sum(paced.layer_ms)
 
     def _complete(self, query: _Progress, channels: Mapping[int, int]) -> None:
-        """The server failed: complete the query at the client, from the last data that is here."""
+        """The server failed, or is late: complete the query at the client, from the last data that is here."""
         query.failed = True
         if query.share:
             stage = query.position

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ionn.client.audit import Auditor
+from ionn.client.estimates import Estimate
 from ionn.client.executor import QueryExecutor
+from ionn.client.measuring import Measuring
+from ionn.client.routing import FAIR_SHARE, Router
 from ionn.client.session import FAULTS, Client
 from ionn.client.sliced_stage import SlicedStage, slice_stages
 from ionn.coding import LOSSLESS, NONE, PLANES
@@ -25,7 +27,8 @@ from ionn.model.engine import StageNet
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract
-from ionn.model.slices import Piece, stage_of
+from ionn.model.slices import Piece, channels_of, stage_of
+from ionn.paper import MBPS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import get_planner
@@ -41,13 +44,20 @@ GIVE_UP_S = 20.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with what it uploads, and the client's nets for its slices."""
+    """A plan with what it uploads, and the client's nets for its slices. For a client that measures, `estimate` is what
+    was believed then, and the `router` has graphs of what is believed later; `graph` is that of what is promised."""
 
     graph: ExecutionGraph
     plan: Plan
     server: Costs
     partitions: Sequence[ExtractedPartition]
     sliced: Mapping[int, SlicedStage]
+    estimate: Estimate | None = None
+    router: Router | None = None
+
+
+# Prepares what follows the first pieces of a plan, for what is believed now; None where the plan has to stay.
+PrepareRest = Callable[[Sequence[Sequence[Piece]]], Prepared | None]
 
 
 class Offloading:
@@ -56,7 +66,8 @@ class Offloading:
     `executor` runs its queries. `partitions` are uploaded in order, `pieces[i]` being what `partitions[i]` has; the
     other arguments are the executor's. Without partitions, `prepare` makes them when the server's costs are known.
     `fault` is why there is no client. `plan` and `server`, the costs that it was made with, are known where
-    `open_offloading` made it.
+    `open_offloading` made it. With `measuring`, what has not begun is prepared again by `prepare_rest` when another
+    estimate holds, and the plan is the order that is carried out.
     """
 
     def __init__(
@@ -74,8 +85,14 @@ class Offloading:
         auditor: Auditor | None = None,
         prepare: Callable[[dict[str, Any]], Prepared] | None = None,
         fault: Exception | None = None,
+        measuring: Measuring | None = None,
+        prepare_rest: PrepareRest | None = None,
     ) -> None:
-        self.executor = QueryExecutor(network, net, graph, client, pieces, sliced, layer_ms, dilation, auditor)
+        self.executor = QueryExecutor(
+            network, net, graph, client, pieces, sliced, layer_ms, dilation, auditor, measuring
+        )
+        self.executor.before_query = self._prepare_again
+        self.measuring = measuring
         self.network = network
         self.graph = graph
         self.plan: Plan | None = None
@@ -84,6 +101,8 @@ class Offloading:
         self._partitions = partitions
         self._pieces = pieces
         self._prepare = prepare
+        self._prepare_rest = prepare_rest
+        self._estimate: Estimate | None = None
         self._fault = fault
 
     @property
@@ -116,9 +135,12 @@ class Offloading:
         """Begin to upload, in the background; `now_s` is the clock of the records. Once."""
         if self._client is None:
             return
+        if self.measuring is not None:
+            self.measuring.begin(now_s)
+            self._client.look = self._prepare_again_if_free
         if self._prepare is not None:
             self._client.start_upload_when_known(self._plan_for, now_s)
-        elif self._partitions:
+        elif self._partitions or self.measuring is not None:
             self._client.start_upload(self._partitions, now_s)
 
     def _plan_for(self, costs: dict[str, Any]) -> Sequence[ExtractedPartition]:
@@ -133,11 +155,47 @@ class Offloading:
         self.graph, self.plan, self.server = prepared.graph, prepared.plan, prepared.server
         self._partitions = prepared.partitions
         self._pieces = [partition.pieces for partition in prepared.plan.partitions]
-        self.executor.adopt(self.graph, self._pieces, prepared.sliced)
+        self.executor.adopt(self.graph, self._pieces, prepared.sliced, prepared.router)
+        self._estimate = prepared.estimate
+
+    def _prepare_again_if_free(self) -> None:
+        if self.executor.computing.acquire(blocking=False):  # else the query that computes does it, or the next one
+            try:
+                self._prepare_again()
+            finally:
+                self.executor.computing.release()
+
+    def _prepare_again(self) -> None:
+        """If another estimate holds by now, prepare for that what has not begun. Called while holding `computing`."""
+        if self.measuring is None or self._prepare_rest is None or self._client is None or self.plan is None:
+            return
+        upload = self.upload
+        if upload is None or (estimate := self.measuring.current()) == self._estimate:
+            return
+        begun = upload.begun
+        try:
+            rest = self._prepare_rest(self._pieces[:begun])
+        except InputError:  # of a planner of the user's own, which made the first plan
+            rest = None
+        if rest is None:
+            self._estimate = estimate
+            return
+        new = [replace(partition, index=begun + partition.index) for partition in rest.plan.partitions]
+        if [partition.pieces for partition in new] != list(self._pieces[begun:]):
+            if not upload.replace_rest(begun, rest.partitions):
+                return  # another has begun meanwhile
+            self._pieces = [*self._pieces[:begun], *(partition.pieces for partition in new)]
+            self._partitions = [*self._partitions[:begun], *rest.partitions]
+            self.executor.adopt(rest.graph, self._pieces, rest.sliced, rest.router)
+            partitions = (*self.plan.partitions[:begun], *new)
+            self.plan = replace(self.plan, mbps=rest.plan.mbps, best_ms=rest.plan.best_ms, partitions=partitions)
+            self._client.wake()
+        self._estimate = rest.estimate
 
     def wait_for_first_partition(self, on_progress: Callable[[], None] = lambda: None) -> None:
-        """Return when the first partition is ready, or when nobody knows when it will be."""
-        upload = self.upload
+        """Return when the first partition is ready, or when nobody knows when it will be; at once if the client
+        measures, since each query itself waits if that pays."""
+        upload = None if self.measuring is not None else self.upload
         while upload is not None and not upload.ended and self.fault is None:
             if upload.wait_ready(1, timeout_s=PROGRESS_S):
                 return
@@ -168,7 +226,7 @@ def open_offloading(
     net: StageNet,
     here: Costs,
     address: str,
-    mbps: float,
+    mbps: float | None,
     algorithm: str,
     *,
     coding: str = NONE,
@@ -179,13 +237,15 @@ def open_offloading(
     dilation: float = 1.0,
     may_be_lost: bool = False,
     auditor: Auditor | None = None,
+    yields: bool = False,
 ) -> Iterator[Offloading]:
     """Connect to a server, and plan with the costs that it sends, or with those of `there`.
 
     `net` is the network at this client, which is a device with the costs `here`, or is `paced` to them. The link
-    carries `mbps`, and `coding` says what may be coded on it; client and link are slowed down by `dilation`. `auditor`
-    checks what the server answers. `weights_file` is the caffemodel of the net: weights are coded if there is a sidecar
-    beside it.
+    carries `mbps`, or is measured if that is None, and plans and routes follow what is believed. `coding` says what may
+    be coded on it; client and link are slowed down by `dilation`. `auditor` checks what the server answers.
+    `weights_file` is the caffemodel of the net: weights are coded if there is a sidecar beside it. An upload that
+    `yields` waits while a query is at the server.
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
     looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
@@ -195,14 +255,10 @@ def open_offloading(
     coded: CodedFrames = {}
     client: Client | None = None
 
-    def prepared(server: Costs, graph: ExecutionGraph) -> Prepared:
-        graph, plan, sliced = _exact_plan(network, net, graph, algorithm, mbps)
-        stages = [network.stages[each.stage] for each in graph.coded_weights]
-        frames = {name: coded[name] for stage in stages for name in stage.layers if name in coded}
-        partitions = [extract(network, partition.pieces, net.weights(), frames) for partition in plan.partitions]
-        return Prepared(graph, plan, server, partitions, sliced)
+    measuring = Measuring(dilation) if mbps is None else None
+    inexact: set[int] = set()  # stages whose slices are not bit for bit the whole here
 
-    def graph_with(server: Costs) -> ExecutionGraph:
+    def graph_with(server: Costs, estimate: Estimate) -> ExecutionGraph:
         welcome = client.welcome if client is not None else None
         frames, coding_there = coded, coding
         if welcome is not None:
@@ -211,9 +267,47 @@ def open_offloading(
                 for name, blobs in coded.items()
             }
             coding_there = coding if PLANES in welcome.codecs else NONE
-        return ExecutionGraph.from_network(
-            network, here, server, mbps, coding_there, coded_bytes=stage_wire_bytes(network, frames)
+        graph = ExecutionGraph.from_network(
+            network, Scaled(here, 1 / estimate.client_factor), Scaled(server, 1 / estimate.server_factor),
+            estimate.mbps, coding_there, coded_bytes=stage_wire_bytes(network, frames), rtt_ms=estimate.rtt_ms,
+        )  # fmt: skip
+        return replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))
+
+    def believed() -> Estimate:
+        return Estimate(mbps or MBPS, 0.0) if measuring is None else measuring.current()
+
+    def prepared(server: Costs, begun: Sequence[Sequence[Piece]] = (), router: Router | None = None) -> Prepared | None:
+        """A plan of what follows the partitions that have `begun`; None where a stage that has begun in slices would
+        have to go on in some that are not exact."""
+        estimate, held = believed(), [piece for pieces in begun for piece in pieces]
+        while True:
+            graph = graph_with(server, estimate).holding(held)
+            plan = make_plan(network, graph, algorithm, estimate.mbps)
+            pieces = [*begun, *(partition.pieces for partition in plan.partitions)]
+            sliced = slice_stages(network, pieces, net.weights())
+            if not (found := _inexact(network, net, sliced) - inexact):
+                break
+            if found & channels_of(held).keys():
+                return None
+            inexact.update(found)
+        stages = [network.stages[each.stage] for each in graph.coded_weights]
+        frames = {name: coded[name] for stage in stages for name in stage.layers if name in coded}
+        partitions = [extract(network, partition.pieces, net.weights(), frames) for partition in plan.partitions]
+        if measuring is None:
+            return Prepared(graph, plan, server, partitions, sliced)
+        router = router or Router(lambda estimate: graph_with(server, estimate), 1.0 if yields else FAIR_SHARE)
+        return Prepared(
+            graph_with(server, Estimate(estimate.mbps, 0.0)), plan, server, partitions, sliced, estimate, router
         )
+
+    def first(server: Costs) -> Prepared:
+        ready = prepared(server)
+        assert ready is not None, "nothing has begun"
+        return ready
+
+    def prepare_rest(begun: Sequence[Sequence[Piece]]) -> Prepared | None:
+        assert offloading.server is not None
+        return prepared(offloading.server, begun, offloading.executor.router)
 
     def prepare(sent: dict[str, Any]) -> Prepared:
         """Prepare for a server that sends its costs. InputError if it sends none, ProtocolError if they are none, or
@@ -225,10 +319,10 @@ def open_offloading(
             )
         try:
             server = Scaled(costs_from_json(sent, "its costs"), dilation)
-            graph = graph_with(server)
+            graph_with(server, believed())
         except InputError as error:
             raise ProtocolError(f"{address}: the server's costs cannot be used: {error}") from error
-        return prepared(server, graph)
+        return first(server)
 
     with contextlib.ExitStack() as stack:
         if coding == LOSSLESS and weights_file is not None:
@@ -240,11 +334,10 @@ def open_offloading(
         fault: Exception | None = None
         ready: Prepared | None = None
         try:
-            client = Client(address, keys, may_be_lost=may_be_lost)
+            client = Client(address, keys, may_be_lost=may_be_lost, yields=yields, measuring=measuring)
             stack.callback(client.close)
             if there is not None:
-                there = Scaled(there, dilation)
-                ready = prepared(there, graph_with(there))
+                ready = first(Scaled(there, dilation))
             elif client.fault is None:
                 ready = prepare(client.costs)
         except NotAcceptedError:  # which waiting does not mend
@@ -253,28 +346,16 @@ def open_offloading(
             client, fault = None, error
         known = ready is not None
         if ready is None:
-            graph = graph_with(here)  # of no effect: nothing is uploaded
-            ready = Prepared(graph, empty_plan(network, graph, algorithm, mbps), here, (), {})
+            graph = graph_with(here, believed())  # of no effect: nothing is uploaded
+            ready = Prepared(graph, empty_plan(network, graph, algorithm, believed().mbps), here, (), {})
         pace_ms = (here.layer_ms(network) * dilation).tolist() if paced else None
         offloading = Offloading(
             network, net, ready.graph, client, layer_ms=pace_ms, dilation=dilation,
             auditor=auditor, prepare=None if known else prepare, fault=fault,
+            measuring=measuring, prepare_rest=prepare_rest,
         )  # fmt: skip
         offloading.adopt(ready)
         yield offloading
-
-
-def _exact_plan(
-    network: Network, net: StageNet, graph: ExecutionGraph, algorithm: str, mbps: float
-) -> tuple[ExecutionGraph, Plan, dict[int, SlicedStage]]:
-    """A plan, and the stages that it has in slices. A stage whose slices are not bit for bit the whole with this
-    machine's BLAS is not cut: the graph returned is without that cut."""
-    while True:
-        plan = make_plan(network, graph, algorithm, mbps)
-        sliced = slice_stages(network, [partition.pieces for partition in plan.partitions], net.weights())
-        if not (inexact := _inexact(network, net, sliced)):
-            return graph, plan, sliced
-        graph = dataclasses.replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))
 
 
 def _inexact(network: Network, net: StageNet, sliced: Mapping[int, SlicedStage]) -> set[int]:

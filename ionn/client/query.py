@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -12,7 +13,7 @@ import numpy as np
 from ionn.client.connection import Connection
 from ionn.client.pacing import PacedResult, work_paced
 from ionn.coding import PLANES, RAW
-from ionn.errors import ProtocolError, ServerError
+from ionn.errors import LateError, ProtocolError, ServerError
 from ionn.model.caffemodel import Floats
 from ionn.protocol.blobs import Payload, make_payload, read_payload
 from ionn.protocol.messages import ERROR_QUERY, Join, Part, Query, Result
@@ -43,15 +44,28 @@ class Exchange:
     With a `coding` the data goes coded, and outputs that are `wanted` with one come coded, where that makes them
     smaller and the server takes the codec (`codecs`). Outputs that come raw need not be of shapes that are known.
     `raw_bytes` and `wire_bytes` are what crossed the link so far, before and after coding, and `paced` how the coding
-    of a paced client went.
+    of a paced client went. `up_bytes` are those of the wire bytes that went up, `down_bytes` those that came down, and
+    `coding_s` is what coding took here.
+
+    Beyond `late_s` (time.monotonic()), if it is given, nobody waits for an answer: `result` raises LateError then, and
+    `drain` takes the answers when they come.
     """
 
-    def __init__(self, control: Connection, query: int, timeout_s: float, codecs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        control: Connection,
+        query: int,
+        timeout_s: float,
+        codecs: Sequence[str] = (),
+        late_s: float | None = None,
+    ) -> None:
         self._control = control
         self._query = query
         self._left_s = timeout_s
+        self._late_s = math.inf if late_s is None else late_s
         self._may_code = PLANES in codecs
-        self.raw_bytes = self.wire_bytes = 0
+        self.raw_bytes = self.wire_bytes = self.up_bytes = 0
+        self.coding_s = 0.0
         self.paced: list[PacedResult] = []
         self._asked: list[tuple[bool, Wanted | None]] = []  # whether outputs may come coded, and which
         self._results: list[Result | None] = []  # None for an error
@@ -116,14 +130,19 @@ class Exchange:
             coding = None
         payload = self._at_pace(lambda: make_payload(blobs, coding is not None), coding)
         self._count(blobs, payload.frames)
+        self.up_bytes += sum(memoryview(frame).nbytes for frame in payload.frames)
         return payload
 
     def _at_pace(self, work: Callable[[], _Made], coding: Coding | None) -> _Made:
-        if coding is None or coding.pace_ms is None:
-            return work()
-        made, paced = work_paced(work, coding.pace_ms)
-        self.paced.append(paced)
-        return made
+        began = time.monotonic()
+        try:
+            if coding is None or coding.pace_ms is None:
+                return work()
+            made, paced = work_paced(work, coding.pace_ms)
+            self.paced.append(paced)
+            return made
+        finally:
+            self.coding_s += time.monotonic() - began
 
     def _count(self, blobs: Sequence[Floats], frames: Sequence[Any]) -> None:
         self.raw_bytes += sum(blob.nbytes for blob in blobs)
@@ -156,24 +175,55 @@ class Exchange:
         """The error to raise for a result that cannot be one."""
         return self._control.violation(what)
 
+    @property
+    def down_bytes(self) -> int:
+        frames = (frame for result in self._results if result is not None for frame in result.payload)
+        return sum(memoryview(frame).nbytes for frame in frames)
+
+    @property
+    def stage_ms(self) -> float:
+        """How long the server says that it computed so far."""
+        return sum(sum(result.stage_ms) for result in self._results if result is not None)
+
+    def drain(self) -> bool:
+        """Take the answers that have come; whether those are all. Raises what `result` raises, but LateError."""
+        while len(self._results) < len(self._asked):
+            try:
+                if not self._take(0):
+                    return False
+            except ServerError as error:
+                if error.code != ERROR_QUERY:
+                    raise
+        return True
+
     def _receive(self) -> None:
-        """The next answer. A sign of life that was asked for before this query may come before it."""
+        """The next answer."""
         begun = time.monotonic()
         deadline = begun + self._left_s
         try:
-            while (left_s := deadline - time.monotonic()) > 0:
-                message = self._control.receive(left_s)
-                if isinstance(message, Result):
-                    if message.query != self._query:
-                        raise self.violation(f"the server's result is query {message.query}'s, not {self._query}'s")
-                    self._results.append(message)
+            while (left_s := min(deadline, self._late_s) - time.monotonic()) > 0:
+                if self._take(left_s):
                     return
+        finally:
+            self._left_s -= time.monotonic() - begun
+        if self._late_s < deadline:
+            raise LateError("the server has not answered a query in time")
+        raise self._control.unreachable("the server has not answered a query in time")
+
+    def _take(self, timeout_s: float) -> bool:
+        """Take a message, if one comes in time; whether it is an answer. A sign of life that was asked for before this
+        query may come before it."""
+        try:
+            message = self._control.receive(timeout_s)
         except ServerError as error:
             if error.code == ERROR_QUERY:
                 if error.query != self._query:
                     raise self.violation(f"the server failed query {error.query}, not {self._query}") from error
                 self._results.append(None)
             raise
-        finally:
-            self._left_s -= time.monotonic() - begun
-        raise self._control.unreachable("the server has not answered a query in time")
+        if not isinstance(message, Result):
+            return False
+        if message.query != self._query:
+            raise self.violation(f"the server's result is query {message.query}'s, not {self._query}'s")
+        self._results.append(message)
+        return True

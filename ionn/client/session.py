@@ -14,6 +14,7 @@ import socket as sockets
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +23,11 @@ import zmq
 
 from ionn.address import format_address, parse_address
 from ionn.client.connection import FRAME_BYTES_MAX, Connection
+from ionn.client.measuring import Measuring
 from ionn.client.query import Exchange
 from ionn.errors import (
     IonnError,
+    LateError,
     NotAcceptedError,
     ProtocolError,
     ServerError,
@@ -41,9 +44,11 @@ from ionn.protocol.messages import (
     ERROR_QUERY,
     ERROR_SESSION,
     ERROR_TAKEN,
+    PROBE_BYTES,
     Bye,
     Message,
     Ping,
+    Pong,
     Result,
     Welcome,
 )
@@ -56,6 +61,10 @@ FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
 # more than before.
 _SETBACKS_MAX = 3
 _LOSSES_MAX = 12
+# How long a late answer may take: a blob of two megabytes takes half of that at 0.5 Mbps. Queries run here meanwhile.
+_LATE_S = 60.0
+# How often the thread looks for a late answer, and whether there is something else to upload by now.
+_LATE_POLL_S, _LOOK_S = 0.01, 0.1
 # How long a goodbye may take: enough for a live server, short where it is gone.
 _GOODBYE_MS = 200
 
@@ -110,6 +119,16 @@ class _Heartbeat:
 
 
 @dataclass(frozen=True)
+class _Late:
+    """A query whose answers nobody waits for: they are taken as they come, `until_s` at most. `done` is told the
+    exchange when all have come, None if they never will."""
+
+    exchange: Exchange
+    done: Callable[[Exchange | None], None]
+    until_s: float
+
+
+@dataclass(frozen=True)
 class _Connections:
     """`welcome` is the upload connection's."""
 
@@ -131,6 +150,11 @@ class Client:
     ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
     Close it when done.
 
+    With `measuring`, the client observes its link: a probe at the start, and all that it sends later. An answer that is
+    late does not lose the server, then (`query`).
+
+    An upload that `yields` holds weights back while a query is at the server (`ionn.protocol.yielding`).
+
     `costs` is the server's cost model as JSON, `welcome` all that it said when it was connected to last, `timeouts` as
     given. `fault` tells why the server is not available, None while it is; `lost_s` is since when (time.monotonic()).
     `upload` is what `start_upload` began, if it did.
@@ -142,10 +166,20 @@ class Client:
         keys: ClientKeys | None = None,
         timeouts: Timeouts | None = None,
         may_be_lost: bool = False,
+        yields: bool = False,
+        measuring: Measuring | None = None,
     ) -> None:
         host, port = parse_address(address)
         self.address = f"tcp://{format_address((host, port))}"
         self._keys = keys
+        self._yields = yields
+        self._measuring = measuring
+        self._probe_due = False
+        # On the upload connection: when those that are not answered yet were sent, and how many bytes they have.
+        self._pings: deque[tuple[float, int]] = deque()
+        self._late: _Late | None = None
+        # Called by the thread now and then, where the client measures.
+        self.look: Callable[[], None] = lambda: None
         self.timeouts = timeouts or Timeouts()
         self.costs: dict[str, Any] = {}
         self.welcome: Welcome | None = None
@@ -181,7 +215,7 @@ class Client:
         """Upload the partitions in order, in the background; `now_s` is the clock of the records. Once per client."""
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
-        self.upload = upload = Upload(partitions, now_s)
+        self.upload = upload = Upload(partitions, now_s, self._yields)
         os.eventfd_write(self._wake, 1)
         return upload
 
@@ -205,8 +239,18 @@ class Client:
             return exchange.result(exchange.run(first, last, data))
 
     @contextlib.contextmanager
-    def query(self, timeout_s: float | None = None, results_bytes: int = FRAME_BYTES_MAX) -> Iterator[Exchange]:
+    def query(
+        self,
+        timeout_s: float | None = None,
+        results_bytes: int = FRAME_BYTES_MAX,
+        late_s: float | None = None,
+        when_done: Callable[[Exchange | None], None] = lambda exchange: None,
+    ) -> Iterator[Exchange]:
         """The messages of one query; its answers are waited for `timeout_s` in all, and have `results_bytes` at most.
+
+        Beyond `late_s` (time.monotonic()), if it is given, LateError is raised. The server is not lost by that, but
+        there is no other query before all answers have come: `when_done` is told that then, or, with None, that they
+        never will.
 
         Raises ServerUnreachableError, ServerError or ProtocolError. Unless the server just could not run this query
         (ServerError with the code `query`), it is lost then, and is being connected to again.
@@ -217,12 +261,19 @@ class Client:
                 raise ServerUnreachableError(
                     f"{self.address}: the server is lost ({self.fault or 'the client was closed'})"
                 )
+            if not self._drain(connections):
+                raise LateError(f"{self.address}: the server still works on an earlier query")
             self._queries += 1
+            self._query_begins_or_ends()
             wait_s = self.timeouts.query_s if timeout_s is None else timeout_s
             connections.control.expect(results_bytes)
             try:
-                with Exchange(connections.control, self._queries, wait_s, connections.welcome.codecs) as exchange:
+                codecs = connections.welcome.codecs
+                with Exchange(connections.control, self._queries, wait_s, codecs, late_s) as exchange:
                     yield exchange
+            except LateError:
+                self._late = _Late(exchange, when_done, time.monotonic() + _LATE_S)
+                raise
             except FAULTS as error:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
                     self._lose(connections, error)
@@ -231,9 +282,49 @@ class Client:
                 self._lose(connections, connections.control.unreachable("a query was broken off"))
                 raise
             finally:
-                connections.control.expect(0)
+                if self._late is None:
+                    connections.control.expect(0)
+        self._query_begins_or_ends()
         if self.upload is None or self.upload.ended:  # else what arrives says so
             self._breaks = self._setbacks = 0
+
+    @property
+    def is_late(self) -> bool:
+        """Tell whether the server still works on a query that it was late with."""
+        return self._late is not None
+
+    def probe(self) -> None:
+        """Have the link measured, unless weights are under way, which tell as much."""
+        self._probe_due = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look what there is to do now."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def _drain(self, connections: _Connections) -> bool:
+        """Take what has come of a late answer; whether none is late any more. Called with the lock."""
+        late = self._late
+        if late is None:
+            return True
+        try:
+            if not late.exchange.drain():
+                if time.monotonic() > late.until_s:
+                    raise connections.control.unreachable("the server has not answered a query in time")
+                return False
+        except FAULTS as error:
+            self._lose(connections, error)
+            raise
+        self._late = None
+        connections.control.expect(0)
+        late.done(late.exchange)
+        return True
+
+    def _query_begins_or_ends(self) -> None:
+        """Have the thread look whether it may send more now, or less."""
+        if self._yields:
+            self.wake()
 
     def leave(self, error: Exception) -> None:
         """Have nothing more to do with the server, because of `error`: `fault` stays that."""
@@ -270,6 +361,9 @@ class Client:
         """A connection is of no more use, and the thread shall make another. Called with the lock."""
         if self._left or self._connections is not connections:  # the other connection said so already
             return
+        if self._late is not None:
+            late, self._late = self._late, None
+            late.done(None)
         if isinstance(error, ServerError) and error.code in (ERROR_SESSION, ERROR_CRASHED, ERROR_TAKEN):
             self._session = ""
         if connections is not None:
@@ -364,9 +458,41 @@ class Client:
             opened.callback(upload.close)
             upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
+            if self._measuring is not None:
+                self._measure(self._measuring, upload, welcome)
             opened.pop_all()
         self.welcome = welcome
         return _Connections(control, upload, welcome)
+
+    def _measure(self, measuring: Measuring, upload: Connection, welcome: Welcome) -> None:
+        """Measure the round trip and, by a probe, the rate of the link."""
+        for size_bytes in (0, _probe_bytes(welcome)):
+            began = time.monotonic()
+            upload.ask(Ping((bytes(size_bytes),) if size_bytes else ()), _LATE_S, self._stopped)
+            if size_bytes:
+                measuring.probed(size_bytes, time.monotonic() - began)
+            else:
+                measuring.round_trip(time.monotonic() - began)
+
+    def _observe(self, measuring: Measuring, connections: _Connections, upload: Upload | None) -> None:
+        """See whether weights are under way; if not, send a probe if one is due."""
+        if upload is None or not upload.under_way:
+            measuring.idle()
+            if self._probe_due and not self._pings:
+                size_bytes = _probe_bytes(connections.welcome)
+                connections.upload.send(Ping((bytes(size_bytes),)))
+                self._pings.append((time.monotonic(), size_bytes))
+        self._probe_due = False
+
+    def _ponged(self, upload: Upload | None) -> None:
+        sent_s, size_bytes = self._pings.popleft()
+        if self._measuring is None or self.is_late or (upload is not None and upload.under_way):
+            return  # it waited for its turn
+        took_s = time.monotonic() - sent_s
+        if size_bytes:
+            self._measuring.probed(size_bytes, took_s)
+        else:
+            self._measuring.round_trip(took_s)
 
     def _hello(self, connection: Connection, role: str) -> Welcome:
         return connection.hello(role, self._session, self.timeouts.connect_s, self._stopped)
@@ -375,24 +501,41 @@ class Client:
         """Upload, and see that both connections live; until told to stop or the connection is lost."""
         control, connection = _Heartbeat(self.timeouts), _Heartbeat(self.timeouts)
         upload: Upload | None = None
+        looked_s = 0.0
+        self._pings.clear()
         while self._connections is connections and not self._stopped.is_set():
             if upload is None:
                 upload = self._begin_upload(connections)
-            outgoing = upload.next_message() if upload else None
+            # If it is locked, there is a query: this thread itself has it for moments below only.
+            query = self._queries if self._querying.locked() else None
+            outgoing = upload.next_message(query) if upload else None
             if outgoing is not None:
                 connections.upload.send(outgoing)
-            incoming = self._receive(connections, upload, 0.0 if outgoing else self.timeouts.heartbeat_s / 4)
+            wait_s = _LATE_POLL_S if self.is_late else self.timeouts.heartbeat_s / 4
+            incoming = self._receive(connections, upload, 0.0 if outgoing else wait_s)
             if incoming is not None:
                 connection.heard()
+            if isinstance(incoming, Pong):
+                self._ponged(upload)
+            if self._measuring is not None:
+                self._observe(self._measuring, connections, upload)
+                if upload is not None and time.monotonic() - looked_s > _LOOK_S:
+                    looked_s = time.monotonic()
+                    self.look()
             if self._querying.acquire(blocking=False):
                 try:
+                    if not self._drain(connections):  # the server works
+                        control.heard()
+                        connection.heard()
+                        continue
                     # There are no more than were asked for.
                     while connections.control.receive(0) is not None:
                         control.heard()
                     control.beat(connections.control)
                 finally:
                     self._querying.release()
-                connection.beat(connections.upload)
+                if connection.beat(connections.upload):
+                    self._pings.append((connection.sent_s, 0))
             else:  # the server works on a query, which has a deadline
                 control.heard()
                 connection.heard()
@@ -405,7 +548,7 @@ class Client:
                 partitions = make(self.costs)
             except IonnError as error:
                 raise ProtocolError(str(error)) from error
-            self.upload, self._make = Upload(partitions, now_s), None
+            self.upload, self._make = Upload(partitions, now_s, self._yields), None
         if self.upload is not None:
             with self._named():
                 self.upload.begin(connections.welcome)
@@ -441,10 +584,17 @@ class Client:
             return None
         if upload is not None:
             with self._named():
-                upload.take(message)
+                acknowledged_bytes = upload.take(message)
+            if acknowledged_bytes and self._measuring is not None:
+                self._measuring.acknowledged(acknowledged_bytes)
             if upload.ready > self._most_ready:
                 self._most_ready, self._setbacks = upload.ready, 0
             if upload.sent_bytes > self._most_bytes:
                 self._most_bytes = upload.sent_bytes
                 self._losses = self._breaks = 0
         return message
+
+
+def _probe_bytes(welcome: Welcome) -> int:
+    """How large a probe the server takes."""
+    return min(PROBE_BYTES, welcome.chunk_bytes, welcome.window_bytes)

@@ -276,7 +276,7 @@ CLAIMS: tuple[Claim, ...] = (
     _planning("original with steps of 0.0001", (FINE,), MODELS, "100 ms"),
     _planning(f"AlexNet, {RECURSIVE}", (RECURSIVE,), ("alexnet",), "0.6 ms"),
     _planning(f"MobileNet, {RECURSIVE}", (RECURSIVE,), ("mobilenet",), "2 ms"),
-    _setting("bandwidth of the link, Mbps", "80", lambda evidence: [evidence.settings.mbps]),
+    _setting("bandwidth of the link, Mbps", "80", lambda evidence: [evidence.settings.mbps or 0.0]),
     _setting("runs that are averaged", "10", lambda evidence: [len(row.traces) for row in evidence.rows.values()]),
     _setting("queries raised after the upload", "5", _queries_after_upload),
 )

@@ -35,7 +35,7 @@ def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             figure.legend(loc="outside lower center", title=f"queries in {window_s:g} s; thin line: the upload ends")
             testbed, model, algorithm = group
             axes.set_title(f"{model_title(model)}, {algorithm}: what is coded on the link\n", loc="left", weight="bold")
-            subtitle = f"{testbed} testbed, {members[0].settings.mbps:g} Mbps"
+            subtitle = f"{testbed} testbed, {members[0].settings.rate}"
             axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
             paths += save_png_and_pdf(figure, out / f"fig7-coded-{testbed}-{model}-{algorithm}")
     return paths

@@ -1,8 +1,9 @@
 """Figures 5, 6 and 7 of the paper, drawn from traces on disk. One style for all; readable in gray.
 
-`draw_figures` draws everything; `fig5`, `fig6` and `fig7` draw one. Runs of other settings (testbed, bandwidth,
-dilation and so on) have figures of their own, as PNG and PDF. Runs with slices below the layer are not among the
-paper's: they have further figures, whose names end in "-sliced". The same traces give the same bytes.
+`draw_figures` draws everything; `fig5`, `fig6` and `fig7` draw one. Runs whose queries arrive by themselves have none
+of these, but one of their response times (`ionn.evaluation.response_figures`). Runs of other settings (testbed,
+bandwidth, dilation and so on) have figures of their own, as PNG and PDF. Runs with slices below the layer are not among
+the paper's: they have further figures, whose names end in "-sliced". The same traces give the same bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ionn.evaluation.link_figures import fig_links
+from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_png_and_pdf
 from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, load_results, mean_latency, summary
 from ionn.paper import SLICED, model_title
@@ -24,12 +27,13 @@ _Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
 
 def draw_figures(results: Path, out: Path) -> list[Path]:
-    """Draw Figures 5, 6 and 7 of the traces in `results` into the folder `out`; the files written, PNG and PDF.
+    """Draw Figures 5, 6 and 7 of the traces in `results`, their response times, and what became of queries over links
+    that change, into the folder `out`; the files written, PNG and PDF.
 
     Raises InputError where there are no traces or `out` cannot be written.
     """
     rows = summary(load_results(results))
-    return [path for draw in (fig5, fig6, fig7) for path in draw(rows, out)]
+    return [path for draw in (fig5, fig6, fig7, fig_responses, fig_links) for path in draw(rows, out)]
 
 
 def fig5(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
@@ -62,7 +66,8 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
 
 def _groups(rows: Sequence[SummaryRow], key: Callable[[SummaryRow], tuple[Any, ...]]) -> Iterator[_Group]:
     """The rows by what they are about, one figure each: those of the paper's algorithms, then, with "-sliced" at the
-    end of the key, all algorithms of the models that ran with slices."""
+    end of the key, all algorithms of the models that ran with slices. Only closed loops."""
+    rows = [row for row in rows if row.settings.arrivals.closed]
     subjects = {(row.settings, row.model) for row in rows if row.algorithm == SLICED}
     paper = [row for row in rows if row.algorithm != SLICED]
     sliced = [row for row in rows if (row.settings, row.model) in subjects]
@@ -164,4 +169,4 @@ def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     runs = distinct(sorted(len(row.traces) for row in rows))
     count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
-    axes.text(0, 1.03, f"{how}, {settings.mbps:g} Mbps, {count}", transform=axes.transAxes, color="#444444")
+    axes.text(0, 1.03, f"{how}, {settings.rate}, {count}", transform=axes.transAxes, color="#444444")

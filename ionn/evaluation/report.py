@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
+from ionn.evaluation.beliefs import SPAN_S, rate_errors
 from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, rank, summary
@@ -134,16 +136,21 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         for row in rows
         if row.settings.testbed == "virtual"
     } | {(plan.model, plan.algorithm): [part.stages for part in plan.partitions] for plan in plans}
-    live = [validate(trace) for row in rows if row.settings.testbed == "live" for trace in row.traces]
+    # Where the client measured, what it did follows from more than its plan.
+    fixed = [row for row in rows if row.settings.testbed == "live" and row.settings.mbps is not None]
+    live = [validate(trace) for row in fixed for trace in row.traces]
     sections = [
         *_claims(rows, planning_ms),
         _slice_claims(rows, planning_ms),
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         equal_time(rows),
+        response_times(rows),
         validation(live),
+        response_validation(live),
         _planning(planning_ms, stages),
         _faults(traces),
+        estimates(rows),
         _validation_runs(live),
         _environments(rows),
     ]
@@ -199,7 +206,7 @@ def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
 
 def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
     return Section(
-        f"Summary: {settings.name}, {settings.mbps:g} Mbps",
+        f"Summary: {settings.name}, {settings.rate}",
         "Mean ± sample standard deviation over the runs. Partitions: by the half of the upload time in which "
         "their upload ends. Queries: those that ended before the upload did. Mean ms: of those that started "
         "before the upload ended. Overruns: layers per run that were slower than their pace.",
@@ -221,6 +228,7 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
 
 
 def _gains(rows: Sequence[SummaryRow]) -> Section:
+    rows = [row for row in rows if row.settings.arrivals.closed]
     baselines = {(row.settings, row.model): row for row in rows if row.algorithm == ORIGINAL}
     lines = []
     for row in rows:
@@ -239,7 +247,7 @@ def _gains(rows: Sequence[SummaryRow]) -> Section:
 
 def equal_time(rows: Sequence[SummaryRow]) -> Section:
     """What runs with a window did in it, and what they had on the link."""
-    with_window = [row for row in rows if row.settings.window_s is not None]
+    with_window = [row for row in rows if row.settings.window_s is not None and row.settings.arrivals.closed]
     originals = {(row.model, row.settings): row.queries_in_window for row in with_window if row.algorithm == ORIGINAL}
     lines = []
     for row in sorted(with_window, key=_by_coding):
@@ -262,6 +270,55 @@ def equal_time(rows: Sequence[SummaryRow]) -> Section:
             "last ms", "upload s", "MB of weights", "MB of features per query",
         ),
         tuple(lines),
+    )  # fmt: skip
+
+
+def response_times(rows: Sequence[SummaryRow]) -> Section:
+    """What became of queries that arrived by themselves."""
+    return Section(
+        "Response times",
+        "Runs whose queries arrive by themselves. Response time: from the arrival of a query to its answer, of those "
+        "that were answered. Dropped: queries that met a busy client (busy drop), or still waited when the run ended "
+        "(busy wait). Within the deadline: of all that were raised.",
+        (
+            "model", "algorithm", "testbed", "bandwidth", "runs", "raised", "dropped", "50 % ms", "90 % ms", "99 % ms",
+            "within the deadline",
+        ),
+        tuple(
+            (
+                model_title(row.model), row.algorithm, row.settings.name, row.settings.rate,
+                str(len(row.traces)), row.raised.count(), row.dropped.count(), row.p50_ms.text(), row.p90_ms.text(),
+                row.p99_ms.text(), _percent(row.within_deadline.mean * 100, ""),
+            )
+            for row in rows
+            if not row.settings.arrivals.closed
+        ),
+    )  # fmt: skip
+
+
+def estimates(rows: Sequence[SummaryRow]) -> Section:
+    """How near what clients believed was to what their links had."""
+    measured = [
+        (row, trace) for row in rows for trace in row.traces if trace.estimates and trace.info.bandwidth is not None
+    ]
+    return Section(
+        "What clients believed of their links",
+        "Runs whose clients measured. Off: by how much the rate that was believed is off the link's, over time, in "
+        f"spans of {SPAN_S:g} s; where a rate changes, it is off until that is observed. Late: queries that were "
+        "completed at the client because the server's answer was late.",
+        (
+            "model", "algorithm", "testbed", "run", "estimates", "off, median", "off, 90 % of the time", "late",
+            "queries",
+        ),
+        tuple(
+            (
+                model_title(row.model), row.algorithm, row.settings.name, str(trace.info.run),
+                str(len(trace.estimates)),
+                *(_percent(float(np.percentile(rate_errors(trace) * 100, share)), "") for share in (50, 90)),
+                str(sum(query.fallback for query in trace.queries)), str(len(trace.queries)),
+            )
+            for row, trace in measured
+        ),
     )  # fmt: skip
 
 
@@ -308,6 +365,37 @@ def validation(live: Sequence[Validation]) -> Section:
         (
             "testbed", "model", "algorithm", "runs", "measured queries", "predicted", "error", "worst run",
             "latency error", "worst run",
+        ),
+        tuple(lines),
+    )  # fmt: skip
+
+
+def response_validation(live: Sequence[Validation]) -> Section:
+    """How far the virtual testbed is off the response times of live runs."""
+    lines = []
+    arrived = (each for each in live if not each.measured.info.settings.arrivals.closed)
+    for (where, model, algorithm), group in groupby(arrived, key=_subject):
+        members = list(group)
+        percentiles = [
+            f"{statistics.median(getattr(getattr(each, side).responses, name) for each in members):.1f}"
+            for name in ("p50_ms", "p90_ms", "p99_ms")
+            for side in ("measured", "predicted")
+        ]
+        errors = [each.p90_error * 100 for each in members]
+        lines.append(
+            (
+                where, model, algorithm, str(len(members)), *percentiles, _percent(statistics.median(errors)),
+                _percent(_worst(errors)),
+            )
+        )  # fmt: skip
+    return Section(
+        "Model validation: the virtual testbed predicts response times",
+        "Each live run whose queries arrive by themselves against the virtual testbed fed with the costs measured in "
+        "that run, and with the times at which they arrived: percentiles of response times, medians over the runs. The "
+        "error is that of the 90th percentile.",
+        (
+            "testbed", "model", "algorithm", "runs", "50 % ms", "predicted", "90 % ms", "predicted", "99 % ms",
+            "predicted", "error", "worst run",
         ),
         tuple(lines),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from ionn.paper import SHOWN
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
+    from matplotlib.axis import YAxis
     from matplotlib.figure import Figure
 
 Look = dict[str, Any]
@@ -75,12 +76,29 @@ def look(number: int) -> Look:
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of that size in inches with one plot, in the project's style."""
+    with new_panels(width, height, (1,)) as (figure, (axes,)):
+        yield figure, axes
+
+
+@contextmanager
+def new_panels(width: float, height: float, parts: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of that size in inches with plots below each other, of heights in these proportions, over one x axis."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.add_subplot()
+        panels = figure.subplots(len(parts), sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(parts)})
+        yield figure, list(panels[:, 0])
+
+
+def plain_log_axis(axis: YAxis) -> None:
+    """Label a logarithmic axis 1, 2, 5, 10 and so on, without powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, position: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def figure_kind(path: Path) -> str:

@@ -71,10 +71,17 @@ class SummaryRow:
     weight_wire_bytes: Stat  # what of them crossed the link; not defined for earlier traces, as the next two
     feature_bytes: Stat  # inputs and feature maps, per query
     feature_wire_bytes: Stat
+    raised: Stat  # queries, answered or not
+    dropped: Stat  # that were not
+    p50_ms: Stat  # response time, from the arrival of a query to its answer
+    p90_ms: Stat
+    p99_ms: Stat
+    within_deadline: Stat  # share of those raised; not defined without a deadline
 
     @classmethod
     def of(cls, settings: Settings, model: str, algorithm: str, traces: list[Trace]) -> SummaryRow:
         halves = [trace.partitions_per_half() for trace in traces]
+        responses = [trace.responses for trace in traces]
         verdicts = {query.bit_equal for trace in traces for query in trace.queries} - {None}
         return cls(
             settings,
@@ -102,6 +109,12 @@ class SummaryRow:
             weight_wire_bytes=Stat.of(_defined(trace.weight_bytes[1]) for trace in traces),
             feature_bytes=Stat.of(_defined(trace.feature_bytes[0]) / len(trace.queries) for trace in traces),
             feature_wire_bytes=Stat.of(_defined(trace.feature_bytes[1]) / len(trace.queries) for trace in traces),
+            raised=Stat.of(each.raised for each in responses),
+            dropped=Stat.of(each.dropped for each in responses),
+            p50_ms=Stat.of(each.p50_ms for each in responses),
+            p90_ms=Stat.of(each.p90_ms for each in responses),
+            p99_ms=Stat.of(each.p99_ms for each in responses),
+            within_deadline=Stat.of(each.within_deadline for each in responses),
         )
 
 
@@ -140,7 +153,7 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
     def order(key: tuple[Settings, str, str]) -> tuple[Any, ...]:
         settings, model, algorithm = key
         return (
-            (settings.testbed != "virtual", settings.dilation, -settings.mbps, settings.slug),
+            (settings.testbed != "virtual", settings.dilation, -(settings.mbps or 0.0), settings.slug),
             rank(model, list(MODELS)),
             rank(algorithm, SHOWN),
         )

@@ -36,12 +36,27 @@ class Validation:
         measured = self.measured.queries_in_upload
         return (self.predicted.queries_in_upload - measured) / measured if measured else math.nan
 
+    @property
+    def p90_error(self) -> float:
+        """(predicted - measured) / measured 90th percentile of the response times."""
+        measured_ms, predicted_ms = self.measured.responses.p90_ms, self.predicted.responses.p90_ms
+        return (predicted_ms - measured_ms) / measured_ms if measured_ms else math.nan
+
 
 def predict(trace: Trace) -> Trace:
-    """The run as the virtual testbed computes it from the trace's plan and measured costs. Raises InputError where they
-    cannot be a run's."""
+    """The run as the virtual testbed computes it from the trace's plan and measured costs; queries that arrived by
+    themselves arrive when they did. Raises InputError where the costs cannot be a run's."""
     settings = trace.info.settings
-    virtual = Settings("virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed)
+    virtual = Settings(
+        "virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed,
+        link=settings.link, delay_ms=settings.delay_ms, jitter_ms=settings.jitter_ms, upload=settings.upload,
+    )  # fmt: skip
+    if not settings.arrivals.closed:
+        raised_s = sorted([*(query.raised_s for query in trace.queries), *trace.dropped_s])
+        arrivals = dataclasses.replace(settings.arrivals, times_s=tuple(raised_s))
+        virtual = dataclasses.replace(
+            virtual, window_s=settings.window_s, arrivals=arrivals, busy=settings.busy, deadline_ms=settings.deadline_ms
+        )
     try:
         return run_virtual(dataclasses.replace(trace.info, settings=virtual))
     except InputError as error:

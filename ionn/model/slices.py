@@ -47,11 +47,11 @@ def stage_of(piece: Piece) -> int:
 
 
 def channels_of(pieces: Iterable[Piece]) -> dict[int, int]:
-    """Return how many channels of each stage that is cut are in these pieces."""
+    """Return how many channels of each stage that is cut are in these pieces, from its first one on."""
     channels: dict[int, int] = {}
     for piece in pieces:
         if isinstance(piece, Slice):
-            channels[piece.stage] = channels.get(piece.stage, 0) + piece.end - piece.begin
+            channels[piece.stage] = max(channels.get(piece.stage, 0), piece.end)
     return channels
 
 

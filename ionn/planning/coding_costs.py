@@ -85,11 +85,25 @@ class CodedWeights:
     def total_ms(self) -> float:
         return max(self.link_ms, self.decode_ms)
 
+    def part(self, share: float) -> CodedWeights:
+        """A share of them."""
+        return CodedWeights(
+            self.stage,
+            time_on_grid(share * self.link_ms),
+            time_on_grid(share * self.decode_ms),
+            round(share * self.wire_bytes),
+        )
+
 
 def coded_transfers(
-    network: Network, client: Costs, server: Costs, boundary_bytes: Sequence[int], bytes_per_ms: float
+    network: Network,
+    client: Costs,
+    server: Costs,
+    boundary_bytes: Sequence[int],
+    bytes_per_ms: float,
+    delay_ms: float = 0.0,
 ) -> Iterator[CodedTransfer]:
-    """The transfers between stages that are faster when they are coded."""
+    """The transfers between stages that are faster when they are coded. All take `delay_ms` beside their bytes."""
     ratios = output_ratios(network, client, server)
     layers = [0, *(stage.last_layer for stage in network.stages)]
     for boundary, (layer, raw_bytes) in enumerate(zip(layers, boundary_bytes, strict=True)):
@@ -101,11 +115,11 @@ def coded_transfers(
                 boundary,
                 direction,
                 time_on_grid(sender.encode_ms_per_mb * raw_bytes / 1e6),
-                time_on_grid(wire_bytes / bytes_per_ms),
+                time_on_grid(wire_bytes / bytes_per_ms) + delay_ms,
                 time_on_grid(receiver.decode_ms_per_mb * raw_bytes / 1e6),
                 wire_bytes,
             )
-            if coded.total_ms < time_on_grid(raw_bytes / bytes_per_ms):
+            if coded.total_ms < time_on_grid(raw_bytes / bytes_per_ms) + delay_ms:
                 yield coded
 
 

@@ -17,13 +17,15 @@ With coding (`ionn.planning.coding_costs`), up_ms and down_ms are the times of c
 
 A stage of which only some channels are uploaded has four more edges, on which both sides work: see
 `ionn.planning.slice_costs`.
+
+What a server holds already costs nothing to upload: `ExecutionGraph.holding` is the graph for planning the rest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,7 +104,8 @@ class ExecutionGraph:
     `up_ms` and `down_ms` are the transfers of the blob at boundary i, before stage i; boundary n is the outputs.
     A stage that is not `offloadable` never runs at the server. `cuts` are the stages that can be uploaded in slices.
     `boundary_bytes` are the raw bytes of each blob, or nothing where they are not known. `coded` are the transfers that
-    are coded, and `coded_weights` the stages whose weights are; the times above are theirs.
+    are coded, and `coded_weights` the stages whose weights are; the times above are theirs. `held` is what the server
+    holds, see `holding`; it is not saved.
 
     Raises InputError for costs that are negative, not finite or above STAGE_MAX_MS, or of the wrong number.
     """
@@ -119,6 +122,7 @@ class ExecutionGraph:
     boundary_bytes: Sequence[int] = ()  # (n + 1,) or empty
     coded: Sequence[CodedTransfer] = ()
     coded_weights: Sequence[CodedWeights] = ()
+    held: Sequence[Piece] = ()
 
     def __post_init__(self) -> None:
         n = len(self.stages)
@@ -158,8 +162,10 @@ class ExecutionGraph:
         coding: str = NONE,
         weight_ratio: float | None = None,
         coded_bytes: Sequence[int] | None = None,
+        rtt_ms: float = 0.0,
     ) -> ExecutionGraph:
-        """The graph of a network's chain over a link of `mbps` in each direction.
+        """The graph of a network's chain over a link of `mbps` in each direction, with a round-trip time of `rtt_ms`,
+        half of which each transfer of a blob takes beside its bytes.
 
         With a `coding` of `ionn.coding.CODINGS`, blobs (features) and also weights (lossless) are coded where that is
         faster. `weight_ratio` is what all weights shrink to, or `coded_bytes` what those of each stage have then; by
@@ -175,9 +181,14 @@ class ExecutionGraph:
         weights_ms = on_grid(np.array([stage.weight_bytes for stage in network.stages]) / bytes_per_ms)
         blobs = [[stage.input_shape] for stage in network.stages] + [network.stages[-1].output_shapes]
         boundary_bytes = [sum(map(math.prod, shapes)) * _FLOAT_BYTES for shapes in blobs]
-        transfer_ms = on_grid(np.array(boundary_bytes) / bytes_per_ms)
+        delay_ms = time_on_grid(rtt_ms / 2)
+        transfer_ms = on_grid(np.array(boundary_bytes) / bytes_per_ms) + delay_ms
         ways_ms = {UP: transfer_ms.copy(), DOWN: transfer_ms.copy()}
-        coded = () if coding == NONE else tuple(coded_transfers(network, client, server, boundary_bytes, bytes_per_ms))
+        coded = (
+            ()
+            if coding == NONE
+            else tuple(coded_transfers(network, client, server, boundary_bytes, bytes_per_ms, delay_ms))
+        )
         for transfer in coded:
             ways_ms[transfer.direction][transfer.boundary] = transfer.total_ms
         stages = (
@@ -200,6 +211,57 @@ class ExecutionGraph:
             coded=coded,
             coded_weights=stages,
         )
+
+    def holding(self, pieces: Iterable[Piece]) -> ExecutionGraph:
+        """The graph of a server that holds these pieces too, of a stage that is cut the first channels.
+
+        They count as uploaded in every latency, and have no upload overhead: a planner that orders all stages puts the
+        rest in an order that makes use of them. `ionn.planning.plan.make_plan` leaves them out.
+        """
+        whole: set[int] = set()
+        held = dict.fromkeys(range(len(self.stages)), 0)
+        for piece in (*self.held, *pieces):
+            if isinstance(piece, Slice) and piece.end < self._cut[piece.stage].channels:
+                held[piece.stage] = max(held[piece.stage], piece.end)
+            else:
+                whole.add(stage_of(piece))
+        missing = np.ones(len(self.stages))  # the part of what is missing in this graph
+        for stage, channels in held.items():
+            if stage in whole:
+                missing[stage] = 0
+            elif channels:
+                missing[stage] = (self._cut[stage].channels - channels) / self._missing_channels(stage)
+        load_ms = on_grid(missing * self.load_ms)
+        coded = tuple(each.part(float(missing[each.stage])) for each in self.coded_weights if missing[each.stage])
+        upload_ms = load_ms + on_grid(missing * (self.upload_ms - self.load_ms))
+        for each in coded:
+            upload_ms[each.stage] = load_ms[each.stage] + each.total_ms
+        slices = (Slice(stage, 0, channels) for stage, channels in held.items() if channels and stage not in whole)
+        return replace(self, upload_ms=upload_ms, load_ms=load_ms, coded_weights=coded, held=(*sorted(whole), *slices))
+
+    def missing(self, plan: Iterable[Iterable[Piece]]) -> list[list[Piece]]:
+        """What of a plan's partitions the server does not hold: stages as a whole or from the first missing channel on.
+
+        What is too little for a slice is in the stage's next one.
+        """
+        whole = {piece for piece in self.held if not isinstance(piece, Slice)}
+        ends = channels_of(self.held)
+        partitions: list[list[Piece]] = []
+        for pieces in plan:
+            rest: list[Piece] = []
+            for piece in pieces:
+                stage = stage_of(piece)
+                if stage in whole:
+                    continue
+                begin = ends.get(stage, 0)
+                if not isinstance(piece, Slice):
+                    rest.append(Slice(stage, begin, self._cut[stage].channels) if begin else stage)
+                elif piece.end - begin >= self._cut[stage].least:
+                    rest.append(Slice(stage, begin, piece.end))
+                    ends[stage] = piece.end
+            if rest:
+                partitions.append(rest)
+        return partitions
 
     def shortest_path(self, overhead_ms: ArrayLike) -> frozenset[int]:
         """The stages at the server on the fastest path when executing there costs `overhead_ms` (n,) on top.
@@ -272,6 +334,20 @@ class ExecutionGraph:
         """The part of its stage's channels that a piece has: 1 for a whole stage."""
         return (piece.end - piece.begin) / self._cut[piece.stage].channels if isinstance(piece, Slice) else 1.0
 
+    def held_channels(self, stage: int) -> int:
+        """How many channels the server holds of a stage that it does not hold as a whole."""
+        return self._held_channels.get(stage, 0)
+
+    def _missing_channels(self, stage: int) -> int:
+        return self._cut[stage].channels - self.held_channels(stage)
+
+    def _missing_share(self, piece: Piece) -> float:
+        """The part of what the server does not hold of its stage that a piece has."""
+        if not isinstance(piece, Slice):
+            return 1.0
+        held = self.held_channels(piece.stage)
+        return max(0, piece.end - max(piece.begin, held)) / self._missing_channels(piece.stage)
+
     def overhead_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
         """The upload overhead of pieces, and the part of it that is the server's time to load them."""
         upload_ms = load_ms = 0.0
@@ -282,10 +358,12 @@ class ExecutionGraph:
         return upload_ms, load_ms
 
     def _overhead_ms(self, piece: Piece) -> tuple[float, float]:
-        stage = stage_of(piece)
+        stage, share = stage_of(piece), self._missing_share(piece)
+        if not share or stage in self.held:
+            return 0.0, 0.0
         extra_ms = self._cut[stage].slice_ms if isinstance(piece, Slice) else 0.0
-        whole_ms = np.array([self.upload_ms[stage], self.load_ms[stage]])
-        upload_ms, load_ms = on_grid(self.share(piece) * whole_ms + extra_ms).tolist()
+        missing_ms = np.array([self.upload_ms[stage], self.load_ms[stage]])
+        upload_ms, load_ms = on_grid(share * missing_ms + extra_ms).tolist()
         return upload_ms, load_ms
 
     def arrival_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
@@ -293,8 +371,8 @@ class ExecutionGraph:
         link_ms = decode_ms = 0.0
         for piece in pieces:
             if coded := self._coded_weights.get(stage_of(piece)):
-                link_ms += time_on_grid(self.share(piece) * coded.link_ms)
-                decode_ms += time_on_grid(self.share(piece) * coded.decode_ms)
+                link_ms += time_on_grid(self._missing_share(piece) * coded.link_ms)
+                decode_ms += time_on_grid(self._missing_share(piece) * coded.decode_ms)
             else:
                 upload_ms, load_ms = self._overhead_ms(piece)
                 link_ms += upload_ms - load_ms
@@ -302,17 +380,18 @@ class ExecutionGraph:
 
     def wire_bytes(self, piece: Piece, stage_bytes: int) -> int:
         """The bytes of a piece on the link, if its stage has weights of `stage_bytes`."""
-        coded = self._coded_weights.get(stage_of(piece))
-        return round(self.share(piece) * (coded.wire_bytes if coded else stage_bytes))
+        if coded := self._coded_weights.get(stage_of(piece)):
+            return round(self._missing_share(piece) * coded.wire_bytes)
+        return round(self.share(piece) * stage_bytes)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ExecutionGraph) and self.to_json() == other.to_json()
+        return isinstance(other, ExecutionGraph) and (self.to_json(), self.held) == (other.to_json(), other.held)
 
     def __hash__(self) -> int:
         return hash(self.stages)
 
     def to_json(self) -> dict[str, list[Any]]:
-        return {field.name: _as_json(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: _as_json(getattr(self, field.name)) for field in fields(self) if field.name != "held"}
 
     @classmethod
     def from_json(cls, data: object) -> ExecutionGraph:
@@ -327,6 +406,15 @@ class ExecutionGraph:
     def has_weights(self) -> NDArray[np.bool_]:
         """Tell whether uploading a stage sends anything, (n,)."""
         return self.upload_ms > self.load_ms
+
+    @property
+    def local_ms(self) -> float:
+        """Latency with all stages at the client."""
+        return float(self.client_ms.sum())
+
+    @cached_property
+    def _held_channels(self) -> dict[int, int]:
+        return channels_of(self.held)
 
     @cached_property
     def _server_ms(self) -> NDArray[np.float64]:
@@ -355,7 +443,7 @@ class ExecutionGraph:
 
     def _only(self, uploaded: Iterable[Piece]) -> tuple[list[float], dict[int, Split]]:
         """Times at the server of the uploaded stages, infinite for the others, and the stages uploaded in part."""
-        pieces = list(uploaded)
+        pieces = [*self.held, *uploaded]
         server_ms = [math.inf] * len(self.stages)
         for piece in pieces:
             if not isinstance(piece, Slice):
@@ -364,7 +452,7 @@ class ExecutionGraph:
         for stage, count in channels_of(pieces).items():
             if count >= self._cut[stage].channels:
                 server_ms[stage] = self._server_side[stage]
-            elif self.offloadable[stage]:
+            elif math.isinf(server_ms[stage]) and self.offloadable[stage]:
                 splits[stage] = self.split(stage, count)
         return server_ms, splits
 

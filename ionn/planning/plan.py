@@ -90,7 +90,8 @@ class PlanDocument(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Plan:
-    """Partitions in upload order.
+    """Partitions in upload order. `mbps` is the bandwidth that they were planned for, the last of them where that
+    changed.
 
     `model_bytes` are all weights of the network, uploaded or not. `local_ms` and `best_ms`: latency with nothing and
     with everything uploaded.
@@ -160,7 +161,8 @@ def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: fl
 
 
 def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
-    """Plan a network whose costs over a link of `mbps` are `graph`, and time the planner (`planning_ms`).
+    """Plan a network whose costs over a link of `mbps` are `graph`, and time the planner (`planning_ms`). What the
+    server holds by the graph is left out.
 
     Raises InputError for an unknown algorithm and for a bandwidth that is not positive.
     """
@@ -172,7 +174,7 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
 
     partitions: list[Partition] = []
     uploaded: list[Piece] = []
-    for index, pieces in enumerate(pieces_in_order):
+    for index, pieces in enumerate(graph.missing(pieces_in_order) if graph.held else pieces_in_order):
         uploaded += pieces
         stages = [network.stages[stage_of(piece)] for piece in pieces]
         partitions.append(
@@ -192,7 +194,7 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
         algorithm=algorithm,
         mbps=mbps,
         model_bytes=sum(stage.weight_bytes for stage in network.stages),
-        local_ms=graph.latency_ms(()),
+        local_ms=graph.local_ms,
         best_ms=graph.latency_ms(range(len(graph.stages))),
         partitions=tuple(partitions),
         planning_ms=planning_ms,

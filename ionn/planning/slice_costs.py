@@ -59,14 +59,24 @@ class SlicePlan:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{self}: not a cut: {name} is negative or not finite")
 
-    @property
-    def most_slices(self) -> int:
-        return self.channels // self.least
+    def most_slices(self, begin: int = 0) -> int:
+        """Into how many slices the channels from `begin` on can be cut."""
+        return (self.channels - begin) // self.least
 
-    def ends(self, slices: int) -> list[int]:
-        """Return where each of `slices` slices of about equal size ends; at most `most_slices`."""
-        tiles = [self.channels * number // (slices * TILE) for number in range(1, slices)]
-        return [*(tile * TILE for tile in tiles), self.channels]
+    def ends(self, slices: int, begin: int = 0) -> list[int]:
+        """Return where each of `slices` slices of about equal size ends, from channel `begin` on; at most
+        `most_slices`."""
+        tiles = [(self.channels - begin) * number // (slices * TILE) for number in range(1, slices)]
+        return [*(begin + tile * TILE for tile in tiles), self.channels]
+
+
+# One direction of the link: when a transfer that may begin at a time, and takes so many ms of the link alone, has left
+# the sender's end, and when it has arrived at the other.
+Send = Callable[[float, float], tuple[float, float]]
+
+
+def _alone(at_ms: float, link_ms: float) -> tuple[float, float]:
+    return at_ms + link_ms, at_ms + link_ms
 
 
 @dataclass(frozen=True)
@@ -86,28 +96,31 @@ class Split:
         from_server: bool,
         to_server: bool,
         start_ms: float = 0.0,
-        send_up: Callable[[float, float], float] = lambda at_ms, ms: at_ms + ms,
+        send_up: Send = _alone,
+        send_down: Send = _alone,
     ) -> float:
         """Return when the output is complete at its place, if the input is there (`from_server` or not) at `start_ms`.
 
-        `send_up(at_ms, ms)` is the end of a transfer that takes `ms` of the uplink alone and may begin at `at_ms`.
+        `send_up` and `send_down` are the two directions of the link; by default nothing else is on it.
         """
         here_ms = there_ms = uplink_free_ms = downlink_free_ms = start_ms
         if from_server:
             there_ms += self.input_down.encode_ms
-            downlink_free_ms = there_ms + self.input_down.link_ms
-            here_ms = downlink_free_ms + self.input_down.decode_ms
+            downlink_free_ms, arrived_ms = send_down(there_ms, self.input_down.link_ms)
+            here_ms = arrived_ms + self.input_down.decode_ms
         else:
             here_ms += self.input_up.encode_ms
-            uplink_free_ms = send_up(here_ms, self.input_up.link_ms)
-            there_ms = uplink_free_ms + self.input_up.decode_ms
+            uplink_free_ms, arrived_ms = send_up(here_ms, self.input_up.link_ms)
+            there_ms = arrived_ms + self.input_up.decode_ms
         here_ms += self.client_ms
         there_ms += self.server_ms
         if to_server:
-            sent_ms = send_up(max(here_ms + self.output_up.encode_ms, uplink_free_ms), self.output_up.link_ms)
-            return max(there_ms, sent_ms) + self.output_up.decode_ms
-        sent_ms = max(there_ms + self.output_down.encode_ms, downlink_free_ms) + self.output_down.link_ms
-        return max(here_ms, sent_ms) + self.output_down.decode_ms
+            begin_ms = max(here_ms + self.output_up.encode_ms, uplink_free_ms)
+            _, arrived_ms = send_up(begin_ms, self.output_up.link_ms)
+            return max(there_ms, arrived_ms) + self.output_up.decode_ms
+        begin_ms = max(there_ms + self.output_down.encode_ms, downlink_free_ms)
+        _, arrived_ms = send_down(begin_ms, self.output_down.link_ms)
+        return max(here_ms, arrived_ms) + self.output_down.decode_ms
 
     def transfers(self, from_server: bool, to_server: bool) -> tuple[Transfer, Transfer]:
         """What crosses the link: the input, and the channels that one side computed."""

@@ -27,10 +27,12 @@ from ionn.model.caffemodel import BlobSpan
 from ionn.model.partial_net import PartialNet
 from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
-PROTOCOL = 5
+PROTOCOL = 6
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
+# What a client sends to measure a link before it plans for it.
+PROBE_BYTES = 64_000
 # The largest JSON frame that is read at all; a server may set a lower limit.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 
@@ -230,10 +232,12 @@ class Error(Message):
 
 @dataclass(frozen=True)
 class Ping(Message):
-    """A heartbeat, which the session's process answers; without a session the server's front answers."""
+    """A heartbeat, which the session's process answers; without a session the server's front answers. The payload is
+    of no meaning: that it has to cross the link lets a client measure that."""
 
     type: ClassVar[str] = "ping"
     answer: ClassVar[str] = "pong"
+    payload: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

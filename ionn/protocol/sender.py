@@ -6,6 +6,8 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
 
 from ionn.errors import ProtocolError
 from ionn.model.caffemodel import CodedFrame
@@ -22,6 +24,7 @@ from ionn.protocol.messages import (
     Welcome,
     make_chunk,
 )
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES, YieldingWindow
 from ionn.records import PartitionRecord
 
 # What a server must grant, in bytes: with less, an upload would hardly end.
@@ -45,6 +48,16 @@ def takes(welcome: Welcome, frame: CodedFrame) -> bool:
     return frame.codec in welcome.codecs and frame.raw_bytes <= chunk_bytes_of(welcome)
 
 
+class _Awaited(NamedTuple):
+    """An answer that is due, the credit that it gives back, and when what it answers was sent, with how much under
+    way."""
+
+    answer: Message
+    size: int
+    sent_s: float
+    under_way_bytes: int
+
+
 class Upload:
     """Partitions on their way to a server, in order. It survives connections: `begin` goes on from what a server holds.
     Weights that are there in a coded form which the server takes go in that form.
@@ -52,11 +65,18 @@ class Upload:
     The server answers in order, and what it has to answer is known: anything else is no answer.
 
     `ready` is the number of partitions that queries may use now, `sent_bytes` the weights that the server has, before
-    coding, `error` what ended the upload early. `now_s` is the clock of the records.
+    coding, `error` what ended the upload early. `now_s` is the clock of the records. One that `yields` keeps no more
+    under way than the link needs, and sends BESIDE_QUERY_BYTES at most while a query is at the server, what was under
+    way when it came included.
+
+    `begun` is the number of partitions of which something was sent, or is about to be: what follows them can be
+    replaced.
     """
 
-    def __init__(self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float]) -> None:
-        self._partitions = partitions
+    def __init__(
+        self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float], yields: bool = False
+    ) -> None:
+        self._partitions = list(partitions)
         self._now_s = now_s
         self._changed = threading.Condition()
         self._started_s = [0.0] * len(partitions)
@@ -66,13 +86,21 @@ class Upload:
         self._wire_bytes = [0] * len(partitions)
         self._whole: set[int] = set()
         self._under_way_bytes = self._window_bytes = 0
-        self._awaited: deque[tuple[Message, int]] = deque()  # answers, and the credit that each gives back
+        self._yielding = YieldingWindow() if yields else None
+        self._query: int | None = None  # the one that is at the server
+        self._beside_query_bytes = 0  # what may be sent meanwhile
+        self._awaited: deque[_Awaited] = deque()
         self._may_code, self._has_coded = True, False
-        self._messages: Iterator[_Step] = iter(())
+        self._messages: Iterator[_Step | None] = iter(())
         self._next: _Step | None = None
         self._stopped = False
-        self.ready = 0
+        self.ready = self.begun = 0
         self.error: Exception | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Tell whether an answer is due."""
+        return bool(self._awaited)
 
     @property
     def sent_bytes(self) -> int:
@@ -83,11 +111,42 @@ class Upload:
         """Tell whether nothing more will become ready."""
         return self._stopped or self.ready == len(self._partitions)
 
-    def wait_ready(self, count: int, timeout_s: float) -> bool:
-        """Wait until `count` partitions are ready or the upload has ended; whether they are ready."""
+    def wait_ready(self, number: int, timeout_s: float) -> bool:
+        """Wait until so many partitions are ready or the upload has ended; whether they are ready."""
         with self._changed:
-            self._changed.wait_for(lambda: self.ready >= count or self._stopped, timeout_s)
-        return self.ready >= count
+            self._changed.wait_for(lambda: self.ready >= number or self._stopped, timeout_s)
+        return self.ready >= number
+
+    def replace_rest(self, begun: int, partitions: Sequence[ExtractedPartition]) -> bool:
+        """Upload these partitions in place of all but the first `begun`; whether no other had begun yet. Any thread may
+        call this."""
+        with self._changed:
+            if self.begun != begun or self._stopped:
+                return False
+            self._partitions[begun:] = partitions
+            for values in (self._started_s, self._ended_s):
+                values[begun:] = [0.0] * len(partitions)
+            self._ready_s[begun:] = [None] * len(partitions)
+            for counts in (self._received, self._wire_bytes):
+                counts[begun:] = [0] * len(partitions)
+        return True
+
+    def unsent_shares(self) -> list[float]:
+        """What part of each partition that is not ready the server does not have yet."""
+        with self._changed:
+            sizes = [partition.caffemodel.size for partition in self._partitions]
+            return [
+                1 - received / size if size else 0.0
+                for received, size in list(zip(self._received, sizes, strict=True))[self.ready :]
+            ]
+
+    def _turn_to(self, index: int) -> ExtractedPartition | None:
+        """The partition that is to be sent now, None after the last."""
+        with self._changed:
+            if index == len(self._partitions):
+                return None
+            self.begun = max(self.begun, index + 1)
+            return self._partitions[index]
 
     def records(self, names: Sequence[tuple[str, ...]]) -> list[PartitionRecord]:
         """Return what was uploaded, each partition as it was the last time; `names` are the stages of each."""
@@ -113,9 +172,10 @@ class Upload:
             raise ProtocolError("the server holds what it was never sent, it says")
         self._whole = {index for index, each in held.items() if each.ready}
         self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
-        for due, size in self._awaited:  # which arrived, and only their answers did not
-            if isinstance(due, Ack) and due.received <= self._received[due.partition]:
-                self._wire_bytes[due.partition] += size
+        for awaited in self._awaited:
+            due = awaited.answer
+            if isinstance(due, Ack) and due.received <= self._received[due.partition]:  # it arrived; the answer did not
+                self._wire_bytes[due.partition] += awaited.size
         self._under_way_bytes, self._window_bytes = 0, min(welcome.window_bytes, WINDOW_BYTES_MAX)
         self._awaited.clear()
         started = {index: each.received for index, each in held.items()}
@@ -162,23 +222,38 @@ class Upload:
             self.ready = ready
             self._changed.notify_all()
 
-    def next_message(self) -> Message | None:
-        """The next message to send; None while the server's credit is used up, or when all is sent."""
+    def next_message(self, query: int | None = None) -> Message | None:
+        """The next message to send; None while the server's credit is used up, or when all is sent.
+
+        `query` is the number of the query that is at the server now, if there is one: an upload that yields may have to
+        wait for its end.
+        """
         if self._next is None:
             self._next = next(self._messages, None)
         step = self._next
         if step is None or len(self._awaited) >= _UNDER_WAY_MAX:
             return None
         message, answer, size = step
+        if query != self._query:
+            self._query, self._beside_query_bytes = query, BESIDE_QUERY_BYTES - self._under_way_bytes
         if self._under_way_bytes + size > self._window_bytes:
             return None
+        if self._yielding is not None:
+            if self._under_way_bytes + size > self._yielding.bytes or (
+                query is not None and size > self._beside_query_bytes
+            ):
+                return None
+            self._beside_query_bytes -= size
         self._under_way_bytes += size
-        self._awaited.append((answer, size))
+        self._awaited.append(_Awaited(answer, size, self._now_s(), self._under_way_bytes))
         self._next = None
         return message
 
-    def _remaining(self, started: dict[int, int], welcome: Welcome) -> Iterator[_Step]:
-        for index, partition in enumerate(self._partitions):
+    def _remaining(self, started: dict[int, int], welcome: Welcome) -> Iterator[_Step | None]:
+        """What is to be sent, and None while that is all: more may follow."""
+        for index in count():
+            while (partition := self._turn_to(index)) is None:
+                yield None
             model = partition.caffemodel
             if index in self._whole:
                 continue
@@ -205,18 +280,24 @@ class Upload:
                 yield chunk, Ack(index, end), sum(map(len, chunk.payload))
             yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
 
-    def take(self, message: Message) -> None:
-        """An answer of the server, or a sign of life. Raises ProtocolError for any but the one that is due."""
+    def take(self, message: Message) -> int:
+        """An answer of the server, or a sign of life; how many bytes that crossed the link are acknowledged by it.
+
+        Raises ProtocolError for any answer but the one that is due.
+        """
         if self._stopped or isinstance(message, Pong):
-            return
-        due, size = self._awaited.popleft() if self._awaited else (None, 0)
-        if message != due:
+            return 0
+        awaited = self._awaited.popleft() if self._awaited else None
+        if awaited is None or message != awaited.answer:
             raise ProtocolError(f"the server's answer, '{message.type}', is not to what it was sent")
         now_s = self._now_s()
         if isinstance(message, Ack):
             index = message.partition
-            self._under_way_bytes -= size
-            self._wire_bytes[index] += size
+            self._under_way_bytes -= awaited.size
+            self._wire_bytes[index] += awaited.size
+            # Beside a query a round trip takes longer, which says nothing about the link.
+            if self._yielding is not None and awaited.size and self._query is None:
+                self._yielding.acknowledged(awaited.under_way_bytes, now_s - awaited.sent_s)
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s
@@ -227,6 +308,7 @@ class Upload:
             self._ready_s[message.partition] = now_s
             self._whole.add(message.partition)
             self._count_ready()
+        return awaited.size
 
 
 def _without(parts: Sequence[memoryview], skip: int) -> list[memoryview]:

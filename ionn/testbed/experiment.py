@@ -1,10 +1,13 @@
-"""The experiment of the paper's section 4.1, written once for both testbeds."""
+"""The experiment of the paper's section 4.1, and with queries that arrive by themselves, once for both testbeds."""
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
+from ionn.errors import InputError
 from ionn.records import PartitionRecord, QueryRecord
+from ionn.testbed.arrivals import ARRIVALS_MAX, DROP
 from ionn.testbed.trace import RunInfo, Trace
 
 QUERIES_AFTER_UPLOAD = 5
@@ -28,6 +31,12 @@ class Session(Protocol):
     def uploaded(self) -> bool:
         """Tell whether every partition of the plan is usable."""
 
+    def wait_until(self, time_s: float) -> None:
+        """Return at that time on the clock; at once if it has passed."""
+
+    def wait_for_upload(self) -> None:
+        """Return when every partition is usable, or nobody knows when it will be."""
+
     def query(self, raised_s: float | None = None) -> QueryRecord:
         """Raise a query and wait for its end; `raised_s` if it was raised earlier than now."""
 
@@ -36,9 +45,19 @@ class Session(Protocol):
 
 
 def run_experiment(session: Session, info: RunInfo) -> Trace:
-    """Upload the plan and raise one query after another: the first waits for the first partition, and five more
-    follow when the whole plan is uploaded (paper, section 4.1). In a run with a window, more follow until it ends."""
+    """Upload the plan and raise queries meanwhile, as the settings' arrivals say; five more follow when the whole plan
+    is uploaded, and in a run with a window, more until it ends.
+
+    Raises InputError where more than ARRIVALS_MAX queries arrive in that time.
+    """
     session.start_upload()
+    loop = _closed_loop if info.settings.arrivals.closed else _open_loop
+    queries, dropped_s = loop(session, info)
+    return Trace(info, tuple(session.finish()), tuple(queries), dropped_s=tuple(dropped_s))
+
+
+def _closed_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], list[float]]:
+    """Raise one query after another: the first waits for the first partition (paper, section 4.1). None is dropped."""
     session.wait_for_first_partition()
     queries: list[QueryRecord] = []
 
@@ -50,7 +69,46 @@ def run_experiment(session: Session, info: RunInfo) -> Trace:
         query()
     for _ in range(QUERIES_AFTER_UPLOAD):
         query()
-    window_s = (info.settings.window_s or 0.0) * info.settings.dilation
-    while session.now_s() < window_s:
+    while session.now_s() < _window_s(info):
         query()
-    return Trace(info, tuple(session.finish()), tuple(queries))
+    return queries, []
+
+
+def _open_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], list[float]]:
+    """Raise queries when they arrive, whether the client is busy or not. It answers one at a time, in their order, and
+    waits for no partition. What arrives while it is busy waits, or is dropped; what still waits at the end is, too.
+    The end is that of the fifth query after the upload, or of the window, whichever is later.
+
+    Returns the queries that were answered, and when the others were raised.
+    """
+    settings = info.settings
+    queries: list[QueryRecord] = []
+    dropped_s: list[float] = []
+    after_upload, end_s = 0, math.inf
+    free_s = 0.0  # when the client has answered the last one
+    for undilated_s in settings.arrivals.times(settings.seed, info.run):
+        arrival_s = undilated_s * settings.dilation
+        if arrival_s >= end_s:
+            break
+        if len(queries) + len(dropped_s) == ARRIVALS_MAX:
+            raise InputError(
+                f"arrivals {settings.arrivals.name}: more than {ARRIVALS_MAX} queries arrive before the upload and the "
+                "window are over; give fewer a second"
+            )
+        if arrival_s < free_s and (settings.busy == DROP or free_s >= end_s):
+            dropped_s.append(arrival_s)
+            continue
+        session.wait_until(arrival_s)
+        after_upload += session.uploaded()
+        # A clock that counts ms may be off by the last bit.
+        queries.append(session.query(raised_s=min(arrival_s, session.now_s())))
+        free_s = queries[-1].end_s
+        if after_upload == QUERIES_AFTER_UPLOAD:
+            end_s = max(free_s, _window_s(info))
+    session.wait_for_upload()  # a file may have ended before
+    return queries, dropped_s
+
+
+def _window_s(info: RunInfo) -> float:
+    """The window on the session's clock."""
+    return (info.settings.window_s or 0.0) * info.settings.dilation

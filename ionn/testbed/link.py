@@ -1,13 +1,15 @@
-"""The link: a process between client and server that forwards TCP connections at a capped rate.
+"""The link: a process between client and server that forwards TCP connections at a capped rate, after a delay.
 
 It is the only one that knows the rate; the two ends speak any protocol over TCP and do not know that it is there. Both
 directions are capped, each for itself, over all connections together. A cap of 80 Mbps is 80,000,000 bits of TCP
 payload per second: headers and loopback cost nothing.
 
 A direction carries one quantum at a time. It is read from the next connection that has bytes to send and a receiver
-that takes them, and is handed to the receiver when its time on the link has passed. So connections that are always
-busy share a direction equally, the others get what they ask for, and a slow receiver holds up nobody else. What waits
-stays in the buffer of its socket, which is small: once it is full, TCP makes the sender wait.
+that takes them, and when its time on the link has passed, it is in flight: it is handed to the receiver a delay later.
+So connections that are always busy share a direction equally, the others get what they ask for, and a slow receiver
+holds up nobody else. What waits stays in the buffer of its socket, which is small: once it is full, TCP makes the
+sender wait. What is in flight is kept here, as much as crosses in a delay: so a delay costs no throughput. The ends of
+streams, and resets, take as long as bytes do; only connections are made without a delay.
 
 Linux only (epoll).
 """
@@ -20,20 +22,26 @@ import logging
 import math
 import os
 import select
+import signal
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from ionn.address import Address, format_address
 from ionn.client.pacing import SPIN_S
 from ionn.errors import InputError
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.delay import Delay
 from ionn.testbed.link_pacer import LinkPacer
 
 SOCKET_BUFFER_BYTES = 256 * 1024
 """Of each socket of the link. Less than a few of loopback's 64 KiB segments would slow TCP down."""
+
+IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
+"""Of each direction: half a second of 1 Gbit/s. A link that has so much in flight takes no more until some arrives."""
 
 _PR_SET_TIMERSLACK = 29
 
@@ -42,15 +50,22 @@ _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 _log = logging.getLogger(__name__)
 
 
-def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Address], None]) -> None:
-    """Forward every connection made to `listen` to `to`, `mbps` in each direction, until a signal's handler raises.
+def serve_link(
+    listen: Address,
+    to: Address,
+    bandwidth: Bandwidth,
+    ready: Callable[[Address], None],
+    *,
+    up: Delay | None = None,
+    down: Delay | None = None,
+) -> None:
+    """Forward every connection made to `listen` to `to`, until a signal's handler raises. Each direction has the
+    `bandwidth`, and its delay, `up` to the server or `down` from it.
 
-    `ready` is called once with the address that is listened at, its port chosen if `listen` left it open. A connection
-    is reset, and a warning logged, when `to` cannot be reached. Raises InputError if the rate is none, a host is
-    unknown, or the port is taken.
+    Bandwidth and delays begin when the link is ready, and anew at each SIGUSR1. `ready` is called once with the address
+    that is listened at, its port chosen if `listen` left it open. A connection is reset, and a warning logged, when
+    `to` cannot be reached. Raises InputError if a host is unknown, or the port is taken.
     """
-    if not (math.isfinite(mbps) and mbps > 0):
-        raise InputError(f"{mbps} Mbps: a link needs a finite rate above 0")
     with _listen(listen) as listener:
         address: Address = listener.getsockname()[:2]
         target = _resolve(to)
@@ -58,8 +73,11 @@ def serve_link(listen: Address, to: Address, mbps: float, ready: Callable[[Addre
             raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
         # Else the system adds 0.05 ms to every wait for an arrival.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
+        directions = _Direction(bandwidth, up or Delay()), _Direction(bandwidth, down or Delay())
+        link = _Link(listener, target, format_address(to), *directions)
+        signal.signal(signal.SIGUSR1, lambda number, frame: link.begin_anew())
         ready(address)
-        _Link(listener, target, format_address(to), mbps).run()
+        link.run()
 
 
 def _resolve(address: Address) -> tuple[int, tuple[Any, ...]]:
@@ -93,15 +111,54 @@ def _set_options(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
 
 
-class _Direction:
-    """One direction of the link: the flows that wait for their turn, and the quantum that is crossing."""
+class _Flight(NamedTuple):
+    """A quantum that has left one end of the link, or, without `data`, the end of what a connection sends."""
 
-    def __init__(self, mbps: float) -> None:
-        self.pacer = LinkPacer(mbps)
+    arrival_s: float
+    flow: _Flow
+    data: bytes
+    last: bool  # of its message, it seems: there was no more to read
+
+
+class _Direction:
+    """One direction of the link: the flows that wait for their turn, the quantum that is crossing, and all that is in
+    flight behind it."""
+
+    def __init__(self, bandwidth: Bandwidth, delay: Delay) -> None:
+        self.pacer = LinkPacer(bandwidth)
         self.turns: deque[_Flow] = deque()
         self.crossing: tuple[_Flow, bytes] | None = None
-        self.arrival_s = math.inf  # of the quantum that is crossing
-        self.last = False  # of its message, it seems: there was no more to read
+        self.crossed_s = math.inf  # when the quantum that is crossing has
+        self.last = False  # as a _Flight has it
+        self.in_flight: deque[_Flight] = deque()
+        self.in_flight_bytes = 0
+        self._delay = delay
+        self._begin_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """Have bandwidth and delay begin anew, and what is crossing cross by them."""
+        self._begin_s = now_s
+        self.pacer.begin(now_s)
+        if self.crossing:
+            self.crossed_s = self.pacer.transmit(len(self.crossing[1]), now_s, waited=False)
+
+    def next(self) -> tuple[float, bool]:
+        """When it has something to do next, and whether somebody may be waiting for just that."""
+        if self.in_flight and self.in_flight[0].arrival_s <= self.crossed_s:
+            return self.in_flight[0].arrival_s, self.in_flight[0].last
+        return self.crossed_s, self.last
+
+    def fly(self, flow: _Flow, data: bytes, left_s: float) -> None:
+        """Something has left one end of the link."""
+        arrival_s = self._begin_s + self._delay.arrival(max(left_s - self._begin_s, 0.0))
+        self.in_flight.append(_Flight(arrival_s, flow, data, self.last))
+        self.in_flight_bytes += len(data)
+
+    def land(self, now_s: float) -> Iterator[_Flight]:
+        """What has arrived at the other end by now."""
+        while self.in_flight and self.in_flight[0].arrival_s <= now_s:
+            self.in_flight_bytes -= len(self.in_flight[0].data)
+            yield self.in_flight.popleft()
 
 
 class _Flow:
@@ -114,9 +171,12 @@ class _Flow:
         self.reverse: _Flow
         self.readable = False
         self.writable = False
-        self.unsent = b""  # has crossed the link, and the sink did not take it yet
+        self.unsent = bytearray()  # has arrived, and the sink did not take it yet
         self.busy = False  # waits for its turn, or is crossing
-        self.ended = False
+        self.ended = False  # there is no more to read,
+        self.broken = False  # because the connection was reset
+        self.ending = False  # its end has arrived,
+        self.over = False  # and the sink was told
 
     def join(self) -> None:
         """Wait for a turn, if there may be something to read and someone who takes it."""
@@ -128,18 +188,37 @@ class _Flow:
 class _Link:
     """The event loop. `target` is address family and socket address, `name` what messages call it."""
 
-    def __init__(self, listener: socket.socket, target: tuple[int, tuple[Any, ...]], name: str, mbps: float) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        target: tuple[int, tuple[Any, ...]],
+        name: str,
+        up: _Direction,
+        down: _Direction,
+    ) -> None:
         self._listener = listener
         self._target = target
         self._name = name
-        self._up, self._down = _Direction(mbps), _Direction(mbps)
+        self._up, self._down = up, down
         self._epoll = select.epoll()
         self._epoll.register(listener, select.EPOLLIN | select.EPOLLET)
+        self._anew = os.eventfd(0, os.EFD_NONBLOCK)
+        self._epoll.register(self._anew, select.EPOLLIN)
         self._flows: dict[int, _Flow] = {}  # by the file descriptor of their source
         self._accepting = False  # whether connections may be waiting
         self._reported = False  # that the target cannot be reached; once, not for every attempt of a patient client
 
+    def begin_anew(self) -> None:
+        """Have bandwidth and delays begin anew; from any thread, or a signal's handler."""
+        os.eventfd_write(self._anew, 1)
+
+    def _begin(self) -> None:
+        now_s = time.monotonic()
+        self._up.begin(now_s)
+        self._down.begin(now_s)
+
     def run(self) -> None:
+        self._begin()
         try:
             while True:
                 for fd, events in self._wait():
@@ -147,6 +226,9 @@ class _Link:
                         self._update(self._flows[fd], events)
                     elif fd == self._listener.fileno():
                         self._accepting = True
+                    elif fd == self._anew:
+                        os.eventfd_read(self._anew)
+                        self._begin()
                 now_s = time.monotonic()
                 self._serve(self._up, now_s)
                 self._serve(self._down, now_s)
@@ -156,14 +238,15 @@ class _Link:
             for flow in self._flows.values():
                 flow.source.close()
             self._epoll.close()
+            os.close(self._anew)
 
     def _wait(self) -> list[tuple[int, int]]:
         """Wait for events or the next arrival, whichever is first. Somebody may wait for the last of a message: it is
         not delivered a moment late, as sleeping until its arrival would."""
-        next_ = min(self._up, self._down, key=lambda direction: direction.arrival_s)
-        if next_.arrival_s == math.inf:
+        next_s, last = min(self._up.next(), self._down.next())
+        if next_s == math.inf:
             return self._epoll.poll()
-        timeout_s = next_.arrival_s - time.monotonic() - (SPIN_S if next_.last else 0)
+        timeout_s = next_s - time.monotonic() - (SPIN_S if last else 0)
         # Not with epoll alone: it counts in whole milliseconds.
         if timeout_s > 0 and not select.select((self._epoll,), (), (), timeout_s)[0]:
             return []
@@ -210,63 +293,87 @@ class _Link:
             error = flow.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if flow.direction is self._down and error != errno.ECONNRESET:
                 self._report(error)
-            self._close(flow, reset=True)
+            self._end(flow, broken=True)
             return
         if events & select.EPOLLIN:
             flow.readable = True
             flow.join()
-        if events & select.EPOLLOUT and not flow.reverse.ended:
+        if events & select.EPOLLOUT and not flow.reverse.over:
             if flow.direction is self._down:
                 self._reported = False
-            self._deliver(flow.reverse, flow.reverse.unsent)
+            self._hand_over(flow.reverse)
 
     def _serve(self, direction: _Direction, now_s: float) -> None:
-        """Deliver the quantum that has crossed, and send the next one on its way."""
-        waited = direction.crossing is not None
-        if direction.crossing:
-            if direction.arrival_s > now_s:
-                return
-            flow, data = direction.crossing
-            direction.crossing, direction.arrival_s = None, math.inf
-            flow.busy = False
-            self._deliver(flow, data)
-        while direction.turns:
+        """Deliver what has arrived, and send the next quantum on its way when the one before has crossed."""
+        waited, crossed = direction.crossing is not None, None
+        if direction.crossing and direction.crossed_s <= now_s:
+            crossed, data = direction.crossing
+            direction.fly(crossed, data, direction.crossed_s)
+            direction.crossing, direction.crossed_s = None, math.inf
+            crossed.busy = False
+        for flight in direction.land(now_s):
+            self._deliver(flight.flow, flight.data)
+        if crossed is not None:
+            crossed.join()  # last: without a delay, its sink may have had enough
+        while direction.turns and not direction.crossing and direction.in_flight_bytes < IN_FLIGHT_BYTES_MAX:
             flow = direction.turns.popleft()
-            limit = direction.pacer.quantum_bytes(alone=not direction.turns)
+            limit = direction.pacer.quantum_bytes(alone=not direction.turns, now_s=now_s)
             if data := self._read(flow, limit):
                 direction.crossing = flow, data
                 direction.last = len(data) < limit
-                direction.arrival_s = direction.pacer.transmit(len(data), now_s, waited)
-                return
-            flow.busy = False
+                direction.crossed_s = direction.pacer.transmit(len(data), now_s, waited)
+            else:
+                flow.busy = False
 
     def _read(self, flow: _Flow, limit: int) -> bytes:
         """Up to `limit` bytes; none if there are none now, or no more will come."""
         try:
             data = flow.source.recv(limit)
             if not data:
-                flow.ended = True
-                flow.sink.shutdown(socket.SHUT_WR)
-                if flow.reverse.ended:
-                    self._close(flow, reset=False)
+                self._end(flow, broken=False)
             return data
         except BlockingIOError:
             flow.readable = False
         except OSError:
-            self._close(flow, reset=True)
+            self._end(flow, broken=True)
         return b""
 
+    def _end(self, flow: _Flow, broken: bool) -> None:
+        """Nothing more comes from the source. The sink shall know it when all before has arrived, or, where the
+        connection is `broken`, just as late."""
+        if flow.broken or (flow.ended and not broken):
+            return
+        flow.ended, flow.broken = True, broken
+        flow.direction.fly(flow, b"", time.monotonic())
+
     def _deliver(self, flow: _Flow, data: bytes) -> None:
-        try:
-            sent = flow.sink.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
+        """Something has arrived: bytes, or the end."""
+        if flow.sink.fileno() < 0:  # the connection was closed meanwhile
+            return
+        if flow.broken and not data:
             self._close(flow, reset=True)
             return
-        flow.unsent = data[sent:]
+        flow.unsent += data
+        flow.ending = not data
+        self._hand_over(flow)
+
+    def _hand_over(self, flow: _Flow) -> None:
+        """Give the sink what it takes, and then, if that has come, the end."""
+        try:
+            while flow.unsent:
+                del flow.unsent[: flow.sink.send(flow.unsent)]
+            if flow.ending:
+                flow.over = True
+                flow.sink.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._end(flow.reverse, broken=True)
+            return
         flow.writable = not flow.unsent
         flow.join()
+        if flow.over and flow.reverse.over:
+            self._close(flow, reset=False)
 
     def _close(self, flow: _Flow, reset: bool) -> None:
         """Close both sockets of a connection; a `reset` reaches the end that did not cause it."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 
+from ionn.testbed.bandwidth import Bandwidth
+
 QUANTUM_S = 0.0004
-"""Link time of a quantum: what a connection waits for each of the others."""
+"""Link time of a quantum, at the bandwidth when it is sent: what a connection waits for each of the others."""
 
 ALONE_QUANTA = 2
 """Where nobody else waits a connection sends so many quanta at once, which costs the link less CPU."""
@@ -25,18 +27,24 @@ MAX_CATCH_UP_S = 0.01
 
 
 class LinkPacer:
-    """The schedule of one direction of a link that carries `mbps` * 10**6 bits per second, one quantum at a time.
+    """The schedule of one direction of a link that has a bandwidth, one quantum at a time.
 
-    Times are seconds on any clock that does not go back.
+    Times are seconds on any clock that does not go back; the bandwidth begins at its 0, and again at each `begin`.
     """
 
-    def __init__(self, mbps: float) -> None:
-        self._bytes_per_s = mbps * 1e6 / 8
+    def __init__(self, bandwidth: Bandwidth) -> None:
+        self._bandwidth = bandwidth
+        self._begin_s = 0.0
         self._free_s = -math.inf
 
-    def quantum_bytes(self, alone: bool) -> int:
+    def begin(self, now_s: float) -> None:
+        """Have the bandwidth begin anew, with nothing on the link."""
+        self._begin_s, self._free_s = now_s, -math.inf
+
+    def quantum_bytes(self, alone: bool, now_s: float) -> int:
         """Return how much a connection may send at its turn; `alone`: no other waits for one."""
-        quantum_bytes = max(MIN_QUANTUM_BYTES, int(self._bytes_per_s * QUANTUM_S))
+        at_s = now_s - self._begin_s
+        quantum_bytes = max(MIN_QUANTUM_BYTES, round(self._bandwidth.bytes_between(at_s, at_s + QUANTUM_S)))
         return min(ALONE_QUANTA * quantum_bytes if alone else quantum_bytes, MAX_QUANTUM_BYTES)
 
     def transmit(self, size_bytes: int, now_s: float, waited: bool) -> float:
@@ -46,5 +54,6 @@ class LinkPacer:
         (by MAX_CATCH_UP_S at most). Otherwise the link was idle, and the transmission begins now.
         """
         earliest_s = now_s - MAX_CATCH_UP_S if waited else now_s
-        self._free_s = max(self._free_s, earliest_s) + size_bytes / self._bytes_per_s
+        start_s = max(self._free_s, earliest_s, self._begin_s)
+        self._free_s = self._begin_s + self._bandwidth.arrival_s(start_s - self._begin_s, size_bytes)
         return self._free_s

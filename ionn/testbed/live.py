@@ -15,9 +15,10 @@ from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
 from ionn.planning.graph import ExecutionGraph
 from ionn.protocol.curve import ClientKeys
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.live_session import LiveSession
-from ionn.testbed.settings import Settings
+from ionn.testbed.settings import YIELD, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests
 
 
@@ -49,27 +50,41 @@ def run_live(
     server: Costs | None = None,
     keys: ClientKeys | None = None,
     progress: Callable[[LiveSession], None] = lambda session: None,
+    bandwidth: Bandwidth | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Trace:
     """One run of the experiment with the server at `address`: connect, plan, upload, query.
 
     It is planned with the costs `server`, by default with those that the server sends; `keys` are for a server that has
-    keys. Without a server the queries run at the client, and the trace says so under `fault`.
+    keys. Where the settings have no bandwidth, the client measures. `bandwidth` is that of the link which the settings
+    name, and `begin` has it begin anew: for connecting, and when the upload begins. Without a server the queries run at
+    the client, and the trace says so under `fault`.
     """
+    begin()
     with open_offloading(
         subject.network, subject.net, subject.client, address, settings.mbps, algorithm,
         coding=settings.coding, weights_file=subject.weights_file, there=server, keys=keys, paced=subject.paced,
-        dilation=settings.dilation,
+        dilation=settings.dilation, yields=settings.upload == YIELD,
     ) as offloading:  # fmt: skip
         assert offloading.plan is not None
         assert offloading.server is not None
         sent = "" if server else offloading.server.name
         digests = run_digests(subject.network, algorithm)
-        info = RunInfo(settings, run, offloading.plan, offloading.graph, sent, dict(environment()), digests=digests)
+        info = RunInfo(
+            settings, run, offloading.plan, offloading.graph, sent, dict(environment()),
+            digests=digests, bandwidth=bandwidth,
+        )  # fmt: skip
         session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress)
+        begin()
         trace = run_experiment(session, info)
     fault = None if offloading.fault is None else str(offloading.fault)
     info = dataclasses.replace(info, graph=_measured(offloading, settings.dilation), fault=fault)
-    return dataclasses.replace(trace, info=info)
+    if (measuring := offloading.measuring) is None:
+        return dataclasses.replace(trace, info=info)
+    # The order that was carried out.
+    plan = dataclasses.replace(offloading.plan, partitions=offloading.plan.partitions[: len(trace.partitions)])
+    info = dataclasses.replace(info, plan=plan)
+    return dataclasses.replace(trace, info=info, estimates=tuple(measuring.records))
 
 
 def _measured(offloading: Offloading, dilation: float) -> ExecutionGraph:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ionn.client.offloading import GIVE_UP_S, Offloading
+from ionn.client.offloading import GIVE_UP_S, PROGRESS_S, Offloading
+from ionn.client.pacing import WallClock
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
 from ionn.model.comparison import bit_equal, difference
@@ -51,6 +52,14 @@ class LiveSession:
 
     def uploaded(self) -> bool:
         return self.offloading.uploaded(self.give_up_s)
+
+    def wait_until(self, time_s: float) -> None:
+        WallClock().wait_until(self._start_s + time_s)
+
+    def wait_for_upload(self) -> None:
+        while not self.uploaded():
+            time.sleep(PROGRESS_S)
+            self._on_progress(self)
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
         which = self._queries % len(self._inputs)

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ionn.errors import IonnError
+from ionn.testbed.settings import Settings
 
 # A process says where it listens within this time, Caffe's start included.
 _START_S = 30.0
@@ -25,6 +27,13 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
 
     `within` is what its command line begins with, for example the command that enters another network.
     """
+    with _process(arguments, within) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def _process(arguments: Sequence[str], within: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Do as `process`; the address, and the process."""
     command = [*within, sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
     pipe = subprocess.PIPE
     child: subprocess.Popen[str] | None = None
@@ -39,7 +48,7 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
         address = child.stdout.readline().strip()
         if not address:
             raise IonnError(f"'ionn {' '.join(arguments)}' ended before it was ready (exit code {child.wait()})")
-        yield address
+        yield address, child
     finally:
         if child is not None:
             child.terminate()
@@ -70,15 +79,31 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-@contextlib.contextmanager
-def start_testbed(mbps: float, costs: Path | None = None) -> Iterator[str]:
-    """A server and a link of `mbps` in front of it, for as long as the context lasts: the address clients connect to.
+@dataclass(frozen=True)
+class Testbed:
+    """A server and a link in front of it. Clients connect to `address`; `begin` has the link's bandwidth and delays
+    begin anew, as at the start of a run."""
 
-    `costs` is the file of the cost model or profile that the server sends to its clients.
+    address: str
+    begin: Callable[[], None]
+
+
+@contextlib.contextmanager
+def start_testbed(settings: Settings, costs: Path | None = None, link: Path | None = None) -> Iterator[Testbed]:
+    """A testbed for live runs with these settings, for as long as the context lasts.
+
+    `costs` is the file of the cost model or profile that the server sends to its clients, and `link` that of the link's
+    bandwidth.
     """
     told = [] if costs is None else ["--costs", str(costs)]
+    rate = ["--mbps", str(settings.mbps)] if link is None else ["--trace", str(link)]
+    options = {
+        "--delay-ms": settings.delay_ms, "--jitter-ms": settings.jitter_ms, "--seed": settings.seed,
+        "--dilation": settings.dilation,
+    }  # fmt: skip
+    rest = [text for option, value in options.items() for text in (option, str(value))]
     with (
         process("serve", "--bind", "tcp://127.0.0.1:0", *told) as server,
-        process("link", "--listen", "tcp://127.0.0.1:0", "--to", server, "--mbps", str(mbps)) as link,
+        _process(["link", "--listen", "tcp://127.0.0.1:0", "--to", server, *rate, *rest]) as (address, child),
     ):
-        yield link
+        yield Testbed(address, lambda: child.send_signal(signal.SIGUSR1))

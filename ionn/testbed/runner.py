@@ -13,13 +13,15 @@ from ionn.arguments import path_of
 from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, load_costs
 from ionn.costs.models import Costs
-from ionn.errors import InputError
+from ionn.errors import InputError, printable
 from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.plan import make_plan
-from ionn.testbed.settings import Settings
+from ionn.planning.plan import empty_plan, make_plan
+from ionn.testbed.arrivals import CLOSED_LOOP, WAIT, Arrivals
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.settings import SHARE, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests, trace_path
 
 if TYPE_CHECKING:
@@ -63,14 +65,22 @@ def live_settings(
     subject: Subject,
     server: Costs | None = None,
     *,
-    mbps: float = MBPS,
+    mbps: float | None = MBPS,
     dilation: float = 1.0,
     seed: int = 0,
     connect: str = "",
     coding: str = NONE,
     window_s: float | None = None,
+    link: Path | None = None,
+    delay_ms: float = 0.0,
+    jitter_ms: float = 0.0,
+    upload: str = SHARE,
+    arrivals: Arrivals = CLOSED_LOOP,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> Settings:
-    """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends.
+    """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends,
+    over a link whose bandwidth is in the file `link`, if not `mbps`.
 
     Raises InputError as `Settings` does.
     """
@@ -78,8 +88,15 @@ def live_settings(
     return Settings(
         "live", mbps, dilation, client, planned, seed,
         paced=subject.paced, connect=connect, network=_another_of_its_name(subject.network),
-        coding=coding, window_s=window_s,
+        coding=coding, window_s=window_s, link=link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=arrivals, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
+
+
+def link_name(link: Path | None) -> str:
+    """What the settings call a link whose bandwidth is in a file: the file's name, and what tells its content from
+    others. Raises InputError as `Bandwidth.load` does."""
+    return "" if link is None else f"{printable(link.name)[:60]} ({Bandwidth.load(link).digest})"
 
 
 def _another_of_its_name(network: Network) -> str:
@@ -97,17 +114,19 @@ def run_live_all(
     server: Costs | None = None,
     results: Path | None = None,
     keys: ClientKeys | None = None,
+    link: Path | None = None,
 ) -> list[Trace]:
     """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
 
-    `settings` are those that `live_settings` makes of the subject and `server`. With `results`, a finished run's trace
-    is kept there and not run again. `keys` are those for the server to which the settings say that it is connected;
-    else a server and a link are started here. A server started here sends what `results` holds as server.json, else a
-    profile of this machine.
+    `settings` are those that `live_settings` makes of the subject, `server` and `link`. With `results`, a finished
+    run's trace is kept there and not run again. `keys` are those for the server to which the settings say that it is
+    connected; else a server and a link are started here. A server started here sends what `results` holds as
+    server.json, else a profile of this machine.
     """
     from ionn.testbed import live, processes
 
-    settings = settings or live_settings(subject, server)
+    settings = settings or live_settings(subject, server, link=link)
+    bandwidth = None if link is None else Bandwidth.load(link)
     name = subject.network.name
     traces: dict[tuple[int, str], Trace] = {}
     wanted = [(run, algorithm) for run in range(1, runs + 1) for algorithm in algorithms]
@@ -122,16 +141,18 @@ def run_live_all(
             traces[key] = trace
     if len(traces) < len(wanted):
         with contextlib.ExitStack() as stack:
-            address = settings.connect
-            if not address:
+            testbed = processes.Testbed(settings.connect, lambda: None)
+            if not settings.connect:
                 sent = None if server is not None else _server_costs(subject, results, stack)
-                address = stack.enter_context(processes.start_testbed(settings.mbps / settings.dilation, sent))
+                testbed = stack.enter_context(processes.start_testbed(settings, sent, link))
             for run, algorithm in wanted:
                 if (run, algorithm) in traces:
                     continue
                 with bar(None, "B", f"{name} {algorithm} run {run}/{runs}") as progress:
                     show = functools.partial(_show, progress)
-                    trace = live.run_live(subject, algorithm, settings, address, run, server, keys, show)
+                    trace = live.run_live(
+                        subject, algorithm, settings, testbed.address, run, server, keys, show, bandwidth, testbed.begin
+                    )
                 if results is not None:
                     trace.save(paths[run, algorithm])
                 traces[run, algorithm] = trace.undilated()
@@ -206,19 +227,28 @@ def run_virtual_all(
     *,
     client: str = CLIENT,
     server: str = SERVER,
-    mbps: float = MBPS,
+    mbps: float | None = MBPS,
     noise: float = 0.0,
     seed: int = 0,
     results: Path | None = None,
     coding: str = NONE,
     weight_ratio: float | None = None,
     window_s: float | None = None,
+    link: Path | None = None,
+    delay_ms: float = 0.0,
+    jitter_ms: float = 0.0,
+    upload: str = SHARE,
+    arrivals: Arrivals = CLOSED_LOOP,
+    busy: str = WAIT,
+    deadline_ms: float | None = None,
 ) -> list[Trace]:
-    """Runs on the virtual testbed. They take milliseconds, so they are never resumed.
+    """Runs on the virtual testbed. They take milliseconds, so they are never resumed. Without `mbps`, the client
+    measures its link.
 
     `weights` must be the model's where they are given; what they shrink to is that of their sidecar, if there is one.
     """
     from ionn.testbed.virtual import run_virtual
+    from ionn.testbed.virtual_adaptive import run_adaptive
 
     check_weights(model, weights)
     network = Network.load(model)
@@ -228,18 +258,30 @@ def run_virtual_all(
         "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,
         noise=noise, network="" if model in zoo.definitions() else _another_of_its_name(network),
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
+        link=link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        arrivals=arrivals, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
+    bandwidth = None if link is None else Bandwidth.load(link)
     coded_bytes = None
     if coding == LOSSLESS and weight_ratio is None:
         from ionn.model.coded_weights import own_wire_bytes
 
         coded_bytes = own_wire_bytes(model, weights, network)
-    graph = ExecutionGraph.from_network(network, client_costs, server_costs, mbps, coding, weight_ratio, coded_bytes)
+    graph = ExecutionGraph.from_network(
+        network, client_costs, server_costs, mbps or MBPS, coding, weight_ratio, coded_bytes
+    )
     traces = []
     for algorithm in algorithms:
-        plan = make_plan(network, graph, algorithm, mbps)
+        make = make_plan if mbps is not None else empty_plan
+        plan = make(network, graph, algorithm, mbps or MBPS)
         digests = run_digests(network, algorithm)
-        made = [run_virtual(RunInfo(settings, run, plan, graph, digests=digests)) for run in range(1, runs + 1)]
+        infos = [
+            RunInfo(settings, run, plan, graph, digests=digests, bandwidth=bandwidth) for run in range(1, runs + 1)
+        ]
+        if mbps is not None:
+            made = [run_virtual(info) for info in infos]
+        else:
+            made = [run_adaptive(info, network, client_costs, server_costs, coded_bytes=coded_bytes) for info in infos]
         if results is not None:
             paths = [trace_path(results, settings, network.name, algorithm, trace.info.run) for trace in made]
             for path in (former := _former_runs(paths[0].parent)):

@@ -10,6 +10,8 @@ from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS
 from ionn.planning.graph import checked_mbps
 from ionn.schema import NATURAL_MAX
+from ionn.testbed.arrivals import ARRIVALS_MAX, BUSY, CLOSED_LOOP, WAIT, Arrivals
+from ionn.testbed.delay import check_delay
 
 TESTBEDS = ("virtual", "live")
 # A run that is slowed down a thousand times takes as many half minutes: eight hours.
@@ -18,6 +20,9 @@ DILATION_MAX = 1000.0
 NOISE_MAX = 1.0
 # A day: nobody waits longer.
 WINDOW_MAX_S = 86_400.0
+DEADLINE_MAX_MS = 1e3 * WINDOW_MAX_S
+# Whether queries share the uplink with weights that are under way, or weights are held back meanwhile.
+SHARE, YIELD = "share", "yield"
 # What is wrong with options of the other testbed.
 LIVE_ONLY = "--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out"
 # How a trace's name of a client ends that is not paced.
@@ -36,13 +41,20 @@ class Settings:
     the standard deviation of the logarithm of a virtual latency. `network` is the digest of a network that has the name
     of one of the paper's and is another, else "". `coding` says what is coded on the link (`ionn.coding`), and
     `weight_ratio` what weights shrink to where that is given. Queries are raised for `window_s` at least, if that is
-    given, so that plans whose uploads end at other times can be compared in equal time.
+    given, so that plans whose uploads end at other times can be compared in equal time. `arrivals` say when they are
+    raised, and `busy` whether those that meet a busy client "wait" or are "drop"ped; with `deadline_ms`, those that are
+    answered in that time are counted.
+
+    The link has the constant rate `mbps`, which plans are made for, or the bandwidth over time that `link` names; a
+    byte takes `delay_ms` to the other end, which wanders by `jitter_ms` (`ionn.testbed.delay`). With `upload` "share",
+    queries and weights share the uplink; with "yield", the client holds weights back while a query is at the server.
+    `mbps` is None where the client measures its link, plans and routes by that.
 
     Raises InputError for values out of their ranges, and for what the testbed does not have.
     """
 
     testbed: str
-    mbps: float = MBPS
+    mbps: float | None = MBPS
     dilation: float = 1.0
     client: str = CLIENT
     server: str = ""
@@ -54,11 +66,19 @@ class Settings:
     coding: str = NONE
     weight_ratio: float | None = None
     window_s: float | None = None
+    link: str = ""
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    upload: str = SHARE
+    arrivals: Arrivals = CLOSED_LOOP
+    busy: str = WAIT
+    deadline_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
             raise InputError(f"testbed {self.testbed!r}: there are 'virtual' and 'live'")
-        checked_mbps(self.mbps)
+        if self.mbps is not None:
+            checked_mbps(self.mbps)
         if not 1 <= self.dilation <= DILATION_MAX:
             raise InputError(f"dilation {self.dilation:g}: give a number from 1 to {DILATION_MAX:g}")
         if not 0 <= self.seed <= NATURAL_MAX:
@@ -68,6 +88,17 @@ class Settings:
         check_coding(self.coding, self.weight_ratio)
         if self.window_s is not None and not 0 < self.window_s <= WINDOW_MAX_S:
             raise InputError(f"window {self.window_s:g} s: give a number above 0, and at most {WINDOW_MAX_S:g}")
+        if self.mbps is None and not (self.link or self.connect):
+            raise InputError("no bandwidth: give one, or --link or --connect for a link that is measured")
+        check_delay(self.delay_ms, self.jitter_ms)
+        if self.upload not in (SHARE, YIELD):
+            raise InputError(f"upload {self.upload!r}: there are 'share' and 'yield'")
+        if self.connect and (self.link or self.delay_ms):
+            raise InputError(
+                "--link and --delay-ms are for the link that is started here; with --connect, put an 'ionn link' in "
+                "front of that server instead"
+            )
+        self._check_arrivals()
         if self.testbed == "live" and self.weight_ratio is not None:
             raise InputError("a weight ratio is for the virtual testbed; the live one sends what weights shrink to")
         if self.testbed == "virtual" and (self.dilation != 1 or self.connect or not self.paced):
@@ -77,6 +108,24 @@ class Settings:
         if self.dilation > 1 and not self.paced:
             raise InputError(
                 "--dilation slows the pace of a client down, and this one is not paced; leave one of them out"
+            )
+
+    def _check_arrivals(self) -> None:
+        if self.busy not in BUSY:
+            raise InputError(f"busy {self.busy!r}: a query that meets a busy client may 'wait', or 'drop' out")
+        if self.arrivals.closed and (self.busy != WAIT or self.deadline_ms is not None):
+            raise InputError(
+                "--busy and --deadline-ms are for queries that do not wait for the one before to be raised; give "
+                "--arrivals too"
+            )
+        if self.deadline_ms is not None and not 0 < self.deadline_ms <= DEADLINE_MAX_MS:
+            raise InputError(
+                f"deadline {self.deadline_ms:g} ms: give a number above 0, and at most {DEADLINE_MAX_MS:g}"
+            )
+        if (expected := self.arrivals.per_second * (self.window_s or 0.0)) > ARRIVALS_MAX:
+            raise InputError(
+                f"arrivals {self.arrivals.name} in a window of {self.window_s:g} s are {expected:g} queries; give a "
+                f"shorter window, or fewer queries: at most {ARRIVALS_MAX}"
             )
 
     @property
@@ -90,6 +139,11 @@ class Settings:
         return replace(self, dilation=1.0) == Settings(self.testbed)
 
     @property
+    def rate(self) -> str:
+        """The bandwidth as people read it."""
+        return "bandwidth measured" if self.mbps is None else f"{self.mbps:g} Mbps"
+
+    @property
     def name(self) -> str:
         """The settings as people read them, without the bandwidth."""
         return ", ".join([f"{self.testbed} testbed", *self._differences()])
@@ -98,7 +152,9 @@ class Settings:
     def slug(self) -> str:
         """The settings in names of files and folders. Other settings have another."""
         parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
-        if self.mbps != MBPS:
+        if self.mbps is None:
+            parts.append("measured")
+        elif self.mbps != MBPS:
             parts.append(f"{_exact(self.mbps)}mbps")
         return "-".join([self.testbed, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)])
 
@@ -109,7 +165,10 @@ class Settings:
             "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",
             "paced": "unpaced", "connect": f"connected to {self.connect}", "network": f"network {self.network}",
             "coding": f"coding {self.coding}", "weight_ratio": f"weight ratio {_exact(self.weight_ratio or 0)}",
-            "window_s": f"window {_exact(self.window_s or 0)} s",
+            "window_s": f"window {_exact(self.window_s or 0)} s", "link": f"link {self.link}",
+            "delay_ms": f"delay {_exact(self.delay_ms)} ms", "jitter_ms": f"jitter {_exact(self.jitter_ms)} ms",
+            "upload": "upload yields", "arrivals": f"arrivals {self.arrivals.name}", "busy": f"busy {self.busy}",
+            "deadline_ms": f"deadline {_exact(self.deadline_ms or 0)} ms",
         }  # fmt: skip
         papers = Settings(self.testbed)
         return [text for name, text in texts.items() if getattr(self, name) != getattr(papers, name)]

@@ -1,9 +1,10 @@
 """Traces: what one run of the experiment recorded, as plain data on disk.
 
-A trace is one file of JSON lines: a `run` line (who, what, with which settings), a `partition` line per upload, a
-`query` line per query, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds since
-the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers see the
-undilated experiment. The `run` line says whether they were divided before (`undilated`).
+A trace is one file of JSON lines: a `run` line (who, what, with which settings), an `estimate` line per change of what
+a client that measures believes, a `partition` line per upload, a `query` line per query, a `drops` line where queries
+were raised and not answered, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds
+since the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers
+see the undilated experiment. The `run` line says whether they were divided before (`undilated`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.planning.planners import planner_digest
-from ionn.records import PartitionRecord, QueryRecord
-from ionn.schema import Natural, Tagged
-from ionn.testbed.settings import NOT_PACED, Settings
+from ionn.records import EstimateRecord, PartitionRecord, QueryRecord
+from ionn.schema import Natural, Real, Tagged
+from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.responses import Responses, responses_of, spans
+from ionn.testbed.settings import NOT_PACED, SHARE, Settings
 
 if TYPE_CHECKING:
     from ionn.model.network import Network
@@ -43,7 +47,8 @@ class RunInfo:
     `graph` are the costs that predict the run, undilated: those measured during a live run, those given to a virtual
     one. `sent` names the costs that a live run's server sent. `environment` describes the machine and its software.
     `fault` is why the run had to go on without its server, None where it had not. `digests` tell its "network" and its
-    "planner" from others of the same names; they are not in the traces of earlier versions.
+    "planner" from others of the same names; they are not in the traces of earlier versions. `bandwidth` is that of the
+    link that the settings name, undilated, None where they name none.
     """
 
     settings: Settings
@@ -54,6 +59,7 @@ class RunInfo:
     environment: Mapping[str, Any] = field(default_factory=dict)
     fault: str | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    bandwidth: Bandwidth | None = None
 
     @property
     def model(self) -> str:
@@ -76,14 +82,15 @@ def run_digests(network: Network, algorithm: str) -> dict[str, str]:
 
 class _RunDocument(msgspec.Struct):
     """A `RunInfo` as JSON. `server_given` is whether a live run was planned with costs that the user named. The noise
-    of a virtual run and the fault of a live one are in `environment`."""
+    of a virtual run and the fault of a live one are in `environment`. `arrivals` and what follows them are not in the
+    trace of a closed loop."""
 
     schema: Natural
     testbed: str
     model: str
     algorithm: str
     run: Natural
-    mbps: float
+    mbps: float | None
     seed: Natural
     dilation: float
     client: str
@@ -99,6 +106,14 @@ class _RunDocument(msgspec.Struct):
     weight_ratio: float | None = None
     window_s: float | None = None
     undilated: bool = False
+    link: str = ""
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    upload: str = SHARE
+    bandwidth: Bandwidth | None = None
+    arrivals: str = CLOSED
+    busy: str = WAIT
+    deadline_ms: float | None = None
 
     def info(self) -> RunInfo:
         """Raises InputError for what cannot be."""
@@ -112,14 +127,17 @@ class _RunDocument(msgspec.Struct):
         settings = Settings(
             self.testbed, self.mbps, self.dilation, printable(self.client.removesuffix(NOT_PACED)),
             printable(self.server) if given else "", self.seed, noise, paced, printable(self.connect), self.network,
-            self.coding, self.weight_ratio, self.window_s,
+            self.coding, self.weight_ratio, self.window_s, printable(self.link), self.delay_ms, self.jitter_ms,
+            self.upload, Arrivals(printable(self.arrivals)), self.busy, self.deadline_ms,
         )  # fmt: skip
         graph = self.graph.graph()
         sent = "" if given or self.testbed == "virtual" else printable(self.server)
         plan = Plan.from_document(self.plan, graph)
         _check_name(plan.model)
         _check_name(plan.algorithm)
-        return RunInfo(settings, self.run, plan, graph, sent, environment, fault, self.digests)
+        if bool(self.link) != (self.bandwidth is not None):
+            raise InputError("its link has a name or a bandwidth, but not both")
+        return RunInfo(settings, self.run, plan, graph, sent, environment, fault, self.digests, self.bandwidth)
 
 
 def _shown(value: Any) -> Any:
@@ -137,6 +155,7 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
     settings = info.settings
     noise = {"noise": settings.noise} if settings.testbed == "virtual" else {}
     fault = {} if info.fault is None else {"fault": info.fault}
+    arrivals = {"arrivals": settings.arrivals.name, "busy": settings.busy, "deadline_ms": settings.deadline_ms}
     return {
         "testbed": settings.testbed,
         "model": info.model,
@@ -154,27 +173,55 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
         "coding": settings.coding,
         "weight_ratio": settings.weight_ratio,
         "window_s": settings.window_s,
+        "link": settings.link,
+        "delay_ms": settings.delay_ms,
+        "jitter_ms": settings.jitter_ms,
+        "upload": settings.upload,
+        "bandwidth": None if info.bandwidth is None else dataclasses.asdict(info.bandwidth),
+        **({} if settings.arrivals.closed else arrivals),
         "plan": info.plan.to_json(),
         "graph": info.graph.to_json(),
         "environment": {**info.environment, **noise, **fault},
     }
 
 
+class _Drops(msgspec.Struct):
+    """When the queries were raised that were never answered."""
+
+    raised_s: tuple[Real, ...]
+
+
 class _End(msgspec.Struct):
     """The last line."""
 
 
-_LINES = Tagged("record", {"run": _RunDocument, "partition": PartitionRecord, "query": QueryRecord, "end": _End})
+_LINES = Tagged(
+    "record",
+    {
+        "run": _RunDocument,
+        "estimate": EstimateRecord,
+        "partition": PartitionRecord,
+        "query": QueryRecord,
+        "drops": _Drops,
+        "end": _End,
+    },
+)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A run. `is_undilated`: its times were divided by its dilation, which is above 1."""
+    """A run. `is_undilated`: its times were divided by its dilation, which is above 1.
+
+    `dropped_s` is when the queries were raised that were never answered: they met a busy client and were dropped, or
+    they still waited for it when the run ended. `estimates` are what a client that measures believed when.
+    """
 
     info: RunInfo
     partitions: tuple[PartitionRecord, ...]
     queries: tuple[QueryRecord, ...]
     is_undilated: bool = False
+    dropped_s: tuple[float, ...] = ()
+    estimates: tuple[EstimateRecord, ...] = ()
 
     @property
     def upload_s(self) -> float:
@@ -206,6 +253,25 @@ class Trace:
         return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
 
     @property
+    def last_raised_s(self) -> float:
+        """When the last query was raised, answered or not."""
+        return max([self.queries[-1].raised_s, *self.dropped_s[-1:]])
+
+    @property
+    def responses(self) -> Responses:
+        """What became of all queries."""
+        return self.responses_between(0.0, math.inf)
+
+    @property
+    def responses_over_time(self) -> tuple[Responses, ...]:
+        """What became of the queries that were raised in each span of the run; at most `responses.SPANS_MAX` spans."""
+        return tuple(self.responses_between(start_s, end_s) for start_s, end_s in spans(self.last_raised_s))
+
+    def responses_between(self, start_s: float, end_s: float) -> Responses:
+        """What became of the queries that were raised from `start_s` on, and before `end_s`."""
+        return responses_of(self.queries, self.dropped_s, self.info.settings.deadline_ms, start_s, end_s)
+
+    @property
     def weight_bytes(self) -> tuple[int | None, int | None]:
         """The weights of all partitions, as they are decoded and on the wire; None where that was not counted."""
         return _sum(p.bytes for p in self.partitions), _sum(p.wire_bytes for p in self.partitions)
@@ -232,10 +298,14 @@ class Trace:
     def _records(self) -> Iterator[dict[str, Any]]:
         undilated = {"undilated": True} if self.is_undilated else {}
         yield {"record": "run", "schema": SCHEMA, **undilated, **_run_json(self.info)}
+        for estimate in self.estimates:
+            yield {"record": "estimate", **dataclasses.asdict(estimate)}
         for partition in self.partitions:
             yield {"record": "partition", **dataclasses.asdict(partition)}
         for query in self.queries:
             yield {"record": "query", **dataclasses.asdict(query)}
+        if self.dropped_s:
+            yield {"record": "drops", "raised_s": self.dropped_s}
         yield {"record": "end"}
 
     @classmethod
@@ -255,7 +325,9 @@ class Trace:
         queries = tuple(record for record in records if isinstance(record, QueryRecord))
         if info is None or not queries or not isinstance(records[-1], _End):
             raise InputError(f"{path}: an interrupted run; delete it and run again")
-        return cls(info, partitions, queries, runs[-1].undilated).undilated()
+        dropped_s = next((record.raised_s for record in records if isinstance(record, _Drops)), ())
+        estimates = tuple(record for record in records if isinstance(record, EstimateRecord))
+        return cls(info, partitions, queries, runs[-1].undilated, dropped_s, estimates).undilated()
 
     def undilated(self) -> Trace:
         """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
@@ -285,7 +357,10 @@ class Trace:
             )
             for q in self.queries
         )
-        return Trace(self.info, partitions, queries, is_undilated=True)
+        dropped_s = tuple(time_s / k for time_s in self.dropped_s)
+        # What is believed is told undilated by the client itself.
+        estimates = tuple(dataclasses.replace(each, time_s=each.time_s / k) for each in self.estimates)
+        return Trace(self.info, partitions, queries, is_undilated=True, dropped_s=dropped_s, estimates=estimates)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

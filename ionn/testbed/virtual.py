@@ -1,9 +1,8 @@
-"""The virtual testbed: the experiment on a simulated clock, over a fluid link.
+"""The virtual testbed: the experiment on a simulated clock, over a fluid link (`ionn.testbed.fluid_link`).
 
-The uplink carries at most two flows, the upload (partitions back to back) and one query's features; while both are
-active each has half the rate (max-min fair). The downlink is separate. A partition is usable once the server has loaded
-it; it loads one partition at a time, while the link goes on with the next. A query fixes its route when it starts. A
-stage uploaded in part runs at both sides at once, as `ionn.planning.slice_costs` says.
+A partition is usable once the server has loaded it and the client knows; the server loads one partition at a time,
+while the link goes on with the next. A query fixes its route when it starts. A stage uploaded in part runs at both
+sides at once, as `ionn.planning.slice_costs` says.
 
 What is coded (`ionn.planning.coding_costs`) has only its wire bytes on the link. A query's features are coded before
 and decoded after that. Weights are decoded while they arrive, one partition at a time.
@@ -14,18 +13,25 @@ Work on the link is measured in ms at its full rate, so the bandwidth itself doe
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ionn.errors import InputError
 from ionn.model.slices import Piece, channels_of
+from ionn.paper import MBPS
 from ionn.planning.coding_costs import DOWN, UP, Transfer
 from ionn.planning.graph import Leg
 from ionn.planning.slice_costs import Split
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES
 from ionn.records import PartitionRecord, QueryRecord, Segment
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.delay import Delay
 from ionn.testbed.experiment import run_experiment
+from ionn.testbed.fluid_link import FluidLink
+from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 
 # Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
@@ -60,7 +66,18 @@ class _TimedLeg(NamedTuple):
         return self.split.transfers(self.leg.from_server, self.leg.to_server)
 
 
-_NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
+class _Uploaded(NamedTuple):
+    """A partition that has left the client: when it has arrived at the server, is decoded and is loaded there, and when
+    the client hears that it has arrived and that it is ready."""
+
+    arrived_ms: float
+    decoded_ms: float
+    loaded_ms: float
+    end_ms: float
+    ready_ms: float
+
+
+NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
 class VirtualSession:
@@ -68,21 +85,30 @@ class VirtualSession:
 
     def __init__(self, info: RunInfo) -> None:
         self._graph = graph = info.graph
-        self._partitions = info.plan.partitions
+        self._partitions = list(info.plan.partitions)
         self._pieces = [partition.pieces for partition in self._partitions]
         self._load_ms = [graph.overhead_ms(pieces)[1] for pieces in self._pieces]
+        mbps = info.settings.mbps or MBPS
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
-        self._unsent_ms = [link_ms for link_ms, _ in arrivals_ms]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
-        self._end_ms: list[float] = []  # of the partitions that have left the link
-        self._decoded_ms: list[float] = []  # of the same
-        self._ready_ms: list[float] = []  # of the same; known as soon as the last byte has arrived
-        self._now_ms = 0.0
+        settings = info.settings
+        bandwidth = info.bandwidth or Bandwidth.constant(mbps)
+        delays = Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed)
+        self._link = FluidLink(bandwidth.work_ms(mbps), *delays)
+        self._held_ms = math.inf  # the work that the upload may do while a query is at the server
+        if settings.upload == YIELD:
+            self._held_ms = BESIDE_QUERY_BYTES * 8 / (mbps * 1e3)
+        self._link.upload(link_ms for link_ms, _ in arrivals_ms)
+        self._uploaded: list[_Uploaded] = []
         self._routes: dict[int, list[_TimedLeg]] = {}
         self._queries = 0
-        self._window_ms = (info.settings.window_s or 0.0) * 1e3
-        self._noise = info.settings.noise
-        self._random = random.Random(f"{info.settings.seed}/{info.run}")
+        self._window_ms = (settings.window_s or 0.0) * 1e3
+        self._noise = settings.noise
+        self._random = random.Random(f"{settings.seed}/{info.run}")
+
+    @property
+    def _now_ms(self) -> float:
+        return self._link.now_ms
 
     def now_s(self) -> float:
         return self._now_ms / 1e3
@@ -92,21 +118,47 @@ class VirtualSession:
 
     def wait_for_first_partition(self) -> None:
         if self._pieces:
-            if not self._ready_ms:
-                self._advance(self._now_ms + self._unsent_ms[0])
-            self._advance(self._ready_ms[0])
+            if not self._link.left_ms:
+                self._link.finish_next()
+            self._follow_upload()
+            self._link.advance(self._uploaded[0].ready_ms)
 
     def uploaded(self) -> bool:
         return self._usable() == len(self._pieces)
 
+    def wait_until(self, time_s: float) -> None:
+        self._link.advance(max(self._now_ms, time_s * 1e3))
+
+    def wait_for_upload(self) -> None:
+        while len(self._link.left_ms) < len(self._pieces):
+            self._link.finish_next()
+        self._follow_upload()
+        self._link.advance(max([self._now_ms, *(uploaded.ready_ms for uploaded in self._uploaded[-1:])]))
+
     def query(self, raised_s: float | None = None) -> QueryRecord:
-        start_ms, start_s = self._now_ms, self._now_ms / 1e3
+        start_ms = self._now_ms
         segments: list[Segment] = []
         route = self._route(self._usable())
         for timed in route:
             began_ms = self._now_ms
+            if not timed.leg.from_server:  # else the query is at the server since an earlier leg
+                self._link.allowance_ms = math.inf if timed.leg.where == "client" else self._held_ms
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
+        self._link.allowance_ms = math.inf
+        return self._record(start_ms, raised_s, segments, [each for timed in route for each in timed.transfers])
+
+    def _record(
+        self,
+        start_ms: float,
+        raised_s: float | None,
+        segments: Sequence[Segment],
+        crossed: Sequence[Transfer],
+        fallback: bool = False,
+    ) -> QueryRecord:
+        """The record of a query that ends now. Raises InputError where queries are so fast that the run would never
+        end."""
+        start_s = start_ms / 1e3
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms
         if goes_on and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
@@ -118,8 +170,9 @@ class VirtualSession:
             start_s=start_s,
             end_s=self._now_ms / 1e3,
             segments=tuple(segments),
-            feature_bytes=self._sum_bytes(transfer.raw_bytes for timed in route for transfer in timed.transfers),
-            feature_wire_bytes=self._sum_bytes(transfer.wire_bytes for timed in route for transfer in timed.transfers),
+            fallback=fallback,
+            feature_bytes=self._sum_bytes(transfer.raw_bytes for transfer in crossed),
+            feature_wire_bytes=self._sum_bytes(transfer.wire_bytes for transfer in crossed),
         )
 
     def _sum_bytes(self, sizes: Iterable[int]) -> int | None:
@@ -127,11 +180,15 @@ class VirtualSession:
         return sum(sizes) if self._graph.boundary_bytes else None
 
     def _run(self, timed: _TimedLeg) -> float:
-        up, down = timed.up, timed.down
-        self._advance(self._now_ms + up.encode_ms)
-        self._send_features(up.link_ms)
+        up, down, link = timed.up, timed.down, self._link
+        at_ms = self._now_ms
+        if up is not NOTHING:
+            at_ms = link.send_up(at_ms + up.encode_ms, up.link_ms).arrived_ms + up.decode_ms
         compute_ms = timed.compute_ms * self._factor()
-        self._advance(self._now_ms + up.decode_ms + compute_ms + down.encode_ms + down.link_ms + down.decode_ms)
+        at_ms += compute_ms
+        if down is not NOTHING:
+            at_ms = link.send_down(at_ms + down.encode_ms, down.link_ms).arrived_ms + down.decode_ms
+        link.advance(at_ms)
         return compute_ms
 
     def _run_split(self, split: Split, leg: Leg) -> float:
@@ -139,36 +196,46 @@ class VirtualSession:
         split = dataclasses.replace(
             split, client_ms=split.client_ms * self._factor(), server_ms=split.server_ms * self._factor()
         )
-
-        def send_up(at_ms: float, work_ms: float) -> float:
-            self._advance(at_ms)
-            self._send_features(work_ms)
-            return self._now_ms
-
-        self._advance(split.end_ms(leg.from_server, leg.to_server, self._now_ms, send_up))
+        link = self._link
+        link.advance(split.end_ms(leg.from_server, leg.to_server, self._now_ms, link.send_up, link.send_down))
         return max(split.client_ms, split.server_ms)
 
     def _factor(self) -> float:
         return self._random.lognormvariate(-(self._noise**2) / 2, self._noise) if self._noise else 1.0
 
     def finish(self) -> list[PartitionRecord]:
-        start_ms = [0.0, *self._end_ms]
+        self._follow_upload()
+        start_ms = [0.0, *(uploaded.end_ms for uploaded in self._uploaded)]
         return [
             PartitionRecord(
                 index=index,
                 stages=self._partitions[index].stage_names,
                 bytes=self._partitions[index].bytes,
                 start_s=start_ms[index] / 1e3,
-                end_s=end_ms / 1e3,
-                ready_s=self._ready_ms[index] / 1e3,
+                end_s=uploaded.end_ms / 1e3,
+                ready_s=uploaded.ready_ms / 1e3,
                 wire_bytes=self._partitions[index].wire_bytes,
             )
-            for index, end_ms in enumerate(self._end_ms)
+            for index, uploaded in enumerate(self._uploaded)
         ]
 
     def _usable(self) -> int:
         """Return how many partitions queries may use now; they become usable in plan order."""
-        return bisect_right(self._ready_ms, self._now_ms)
+        self._follow_upload()
+        return bisect_right(self._uploaded, self._now_ms, key=lambda uploaded: uploaded.ready_ms)
+
+    def _follow_upload(self) -> None:
+        """Work out what the server does with the partitions that have left the client meanwhile."""
+        link = self._link
+        for index in range(len(self._uploaded), len(link.left_ms)):
+            before = self._uploaded[-1:]
+            arrived_ms = link.arrived_up_ms(link.left_ms[index])
+            # Its first bytes arrived when the one before had.
+            began_ms = max([link.arrived_up_ms(0.0), *(each.decoded_ms for each in before)])
+            decoded_ms = max(arrived_ms, began_ms + self._decode_ms[index])
+            loaded_ms = max([decoded_ms, *(each.loaded_ms for each in before)]) + self._load_ms[index]
+            end_ms, ready_ms = link.arrived_down_ms(arrived_ms), link.arrived_down_ms(loaded_ms)
+            self._uploaded.append(_Uploaded(arrived_ms, decoded_ms, loaded_ms, end_ms, ready_ms))
 
     def _route(self, usable: int) -> list[_TimedLeg]:
         if usable not in self._routes:
@@ -180,33 +247,9 @@ class VirtualSession:
         graph = self._graph
         run = slice(leg.first, leg.last + 1)
         if leg.where == "client":
-            return _TimedLeg(leg, _NOTHING, float(graph.client_ms[run].sum()), _NOTHING, None)
+            return _TimedLeg(leg, NOTHING, float(graph.client_ms[run].sum()), NOTHING, None)
         if leg.where == "both":
-            return _TimedLeg(leg, _NOTHING, 0.0, _NOTHING, graph.split(leg.first, channels_of(uploaded)[leg.first]))
-        up = _NOTHING if leg.from_server else graph.transfer(leg.first, UP)
-        down = _NOTHING if leg.to_server else graph.transfer(leg.last + 1, DOWN)
+            return _TimedLeg(leg, NOTHING, 0.0, NOTHING, graph.split(leg.first, channels_of(uploaded)[leg.first]))
+        up = NOTHING if leg.from_server else graph.transfer(leg.first, UP)
+        down = NOTHING if leg.to_server else graph.transfer(leg.last + 1, DOWN)
         return _TimedLeg(leg, up, float(graph.server_ms[run].sum()), down, None)
-
-    def _send_features(self, work_ms: float) -> None:
-        while work_ms > 0 and len(self._end_ms) < len(self._pieces):
-            shared_ms = min(work_ms, self._unsent_ms[len(self._end_ms)])
-            self._advance(self._now_ms + 2 * shared_ms, upload_rate=0.5)
-            work_ms -= shared_ms
-        self._advance(self._now_ms + work_ms)
-
-    def _advance(self, until_ms: float, upload_rate: float = 1.0) -> None:
-        """Move the clock to `until_ms` while the upload, if it has not ended, goes on at a share of the link's rate."""
-        for index in range(len(self._end_ms), len(self._pieces)):
-            end_ms = self._now_ms + self._unsent_ms[index] / upload_rate
-            if end_ms > until_ms:
-                sent_ms = (until_ms - self._now_ms) * upload_rate
-                self._unsent_ms[index] = max(0.0, self._unsent_ms[index] - sent_ms)  # rounding must not leave a debt
-                break
-            self._now_ms = end_ms
-            # Its first bytes arrived when the one before had left the link.
-            began_ms = max([0.0, *self._end_ms[-1:], *self._decoded_ms[-1:]])
-            decoded_ms = max(end_ms, began_ms + self._decode_ms[index])
-            self._end_ms.append(end_ms)
-            self._decoded_ms.append(decoded_ms)
-            self._ready_ms.append(max([decoded_ms, *self._ready_ms[-1:]]) + self._load_ms[index])
-        self._now_ms = until_ms

@@ -17,7 +17,9 @@ from tests.support.world import WAIT_S, wait_for
 TESTBED = """
 import time
 from ionn.testbed.processes import start_testbed
-with start_testbed(mbps=80) as address:
+from ionn.testbed.settings import Settings
+with start_testbed(Settings("live")) as testbed:
+    address = testbed.address
     from ionn.client.session import Client, Timeouts
     client = Client(address, timeouts=Timeouts(connect_s=30))  # the session has a process too
     print(address, flush=True)

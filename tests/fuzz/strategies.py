@@ -109,6 +109,7 @@ MESSAGES = [
     messages.Result(1, ((1, 2),), (0.5,), (b"\0" * 8,), ("planes",)),
     messages.Error(messages.ERROR_QUERY, "no", query=1),
     messages.Ping(),
+    messages.Ping((b"probe",)),
     messages.Pong(),
     messages.Bye(),
 ]

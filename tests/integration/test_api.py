@@ -90,6 +90,20 @@ def test_runs_and_their_traces(tiny_files: Path, tmp_path: Path) -> None:
 # --- Sessions -------------------------------------------------------------------------------------------------------
 
 
+def test_runs_have_a_link(tiny_files: Path, tmp_path: Path) -> None:
+    (ride := tmp_path / "ride.csv").write_text("0,8\n0.05,0\n0.15,4\n")
+    given: dict[str, Any] = {"link": str(ride), "delay_ms": 10, "jitter_ms": 2.0, "upload": "yield"}
+    (trace,) = ionn.run(tiny_files, **given)
+    assert trace.info.bandwidth is not None
+    assert trace.info.bandwidth.mbps == (8.0, 0.0, 4.0)
+    assert (trace.info.settings.delay_ms, trace.info.settings.jitter_ms) == (10.0, 2.0)
+    assert trace.info.settings.upload == "yield"
+    ride.write_text("0,8\n1,0\n")
+    for testbed in ("virtual", "live"):
+        with pytest.raises(ionn.InputError, match=r"ride\.csv:2: ends in an outage"):
+            ionn.run(tiny_files, testbed=testbed, **given)
+
+
 def test_a_session_without_a_server_computes_here(tiny_files: Path, tiny: Network, tiny_weights: Weights) -> None:
     data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
     (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
@@ -109,7 +123,7 @@ def test_a_session_offloads(
     rng = np.random.default_rng(3)
     inputs = [rng.standard_normal(tiny.input_shape).astype(np.float32) for _ in range(3)]
     net = engine.load_network(tiny, tiny_weights)
-    with ionn.connect(str(tiny_files), fast_server, client=slow_client) as session:
+    with ionn.connect(str(tiny_files), fast_server, client=slow_client, mbps=80.0) as session:
         answers = [session.query(inputs[0])]
         wait_for(session.wait_uploaded, "the upload")
         answers += [session.query(data) for data in inputs[1:]]
@@ -149,7 +163,7 @@ def test_a_server_that_appears_later_is_used(
     given = "gtx1080ti" if costs == "given" else None
     data = np.random.default_rng(3).standard_normal(tiny.input_shape).astype(np.float32)
     (expected,) = engine.forward(engine.load_network(tiny, tiny_weights), data)
-    with ionn.connect(str(tiny_files), vacant, client=slow_client, server=given) as session:
+    with ionn.connect(str(tiny_files), vacant, client=slow_client, mbps=80.0, server=given) as session:
         assert "no server there" in str(session.fault)
         before = session.query(data)
         assert bool(session.plan.partitions) == (costs == "given")  # else nobody knows what a server is worth
@@ -170,7 +184,7 @@ def test_a_server_that_appears_later_is_used(
 
 def test_a_server_that_appears_later_without_costs(vacant: str, tiny_files: Path, slow_client: str) -> None:
     with (
-        ionn.connect(str(tiny_files), vacant, client=slow_client) as session,
+        ionn.connect(str(tiny_files), vacant, client=slow_client, mbps=80.0) as session,
         processes.process("serve", "--bind", vacant),
     ):
         wait_for(lambda: "sends no cost model" in str(session.fault), "the fault")
@@ -196,7 +210,7 @@ def test_a_sliced_plan_is_made_while_queries_run(
     data = np.random.default_rng(3).standard_normal(network.input_shape).astype(np.float32)
     (expected,) = engine.forward(engine.load_network(network, weights), data)
     answers = []
-    with ionn.connect(str(path), vacant, client=slow_client, algorithm="sliced-efficiency") as session:
+    with ionn.connect(str(path), vacant, client=slow_client, mbps=80.0, algorithm="sliced-efficiency") as session:
         with processes.process("serve", "--bind", vacant, "--costs", str(costs)):
 
             def planned() -> bool:
@@ -243,7 +257,7 @@ def test_threads_share_a_session(
             if any(part.where == "server" for part in answer.segments):
                 used.set()
 
-    with ionn.connect(str(tiny_files), vacant, client=slow_client) as session, ThreadPoolExecutor() as pool:
+    with ionn.connect(str(tiny_files), vacant, client=slow_client, mbps=80.0) as session, ThreadPoolExecutor() as pool:
         asking = [pool.submit(ask, index, session) for index in range(len(inputs))]
         try:
             wait_for(lambda: sum(answered.values()) > 1000, "queries")
@@ -267,7 +281,7 @@ def test_there_is_no_plan_without_the_costs_of_a_server(
     path.write_text("def everything(graph):\n    return [[s] for s, on in enumerate(graph.offloadable) if on]\n")
     algorithm = ionn.add_planner(f"{path}:everything")
     where = address and vacant
-    with ionn.connect(str(tiny_files), where, client=slow_client, algorithm=algorithm) as session:
+    with ionn.connect(str(tiny_files), where, client=slow_client, mbps=80.0, algorithm=algorithm) as session:
         assert session.plan.partitions == ()
         assert session.plan.best_ms == session.plan.local_ms > 0
     with pytest.raises(ionn.InputError, match="unknown algorithm 'everythin'"):
@@ -343,6 +357,13 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
                 "coding",
                 "weight_ratio",
                 "window_s",
+                "link",
+                "delay_ms",
+                "jitter_ms",
+                "upload",
+                "arrivals",
+                "busy",
+                "deadline_ms",
             )
         },
         "connect": connected,
@@ -443,6 +464,19 @@ def test_coding_is_an_argument_of_plans_and_of_virtual_runs(tiny_files: Path) ->
     assert weight_bytes == raw.model_bytes
     assert weight_wire_bytes == pytest.approx(raw.model_bytes / 2, rel=1e-3)
     assert len(trace.in_window) > trace.queries_before_upload
+    (camera,) = ionn.run("alexnet", arrivals="fps:5", busy="drop", deadline_ms=200, window_s=30)
+    assert camera.responses.raised == 150
+    assert sum(span.dropped for span in camera.responses_over_time) == len(camera.dropped_s) > 50
+    times = tiny_files.with_name("times.txt")
+    times.write_text("0.5\n0.75\n")
+    (listed,) = ionn.run(tiny_files, arrivals=times)
+    assert [query.raised_s for query in listed.queries] == [0.5, 0.75]
+    for wrong, reason in (
+        ({"arrivals": 5}, "arrivals 5: give a path"), ({"arrivals": "fps:0"}, "fps:0"), ({"busy": None}, "busy None"),
+        ({"deadline_ms": 100.0}, "give --arrivals too"), ({"arrivals": "fps:1", "busy": "x"}, "may 'wait', or 'drop'"),
+    ):  # fmt: skip
+        with pytest.raises(ionn.InputError, match=reason):
+            ionn.run(tiny_files, testbed="live", **wrong)
     with pytest.raises(ionn.InputError, match="a weight ratio is for the virtual testbed"):
         ionn.run(tiny_files, testbed="live", coding="lossless", weight_ratio=0.5)
     with pytest.raises(ionn.InputError, match="a weight ratio is for the coding lossless"):

@@ -98,6 +98,64 @@ def test_run_json_has_bytes_and_what_came_of_a_window() -> None:
     assert 4 * coded["feature_wire_bytes"] < coded["feature_bytes"]
 
 
+def test_a_made_up_bandwidth_is_one_for_runs(tmp_path: Path) -> None:
+    ride = tmp_path / "ride.csv"
+    for _ in range(2):
+        done = ionn("bandwidth", "walking", "--seconds", "90", "--seed", "3", "--out", str(ride))
+        assert (done.returncode, done.stdout) == (0, f"{ride}\n"), done.stderr
+        lines = ride.read_text().splitlines()
+        assert (lines[0], len(lines)) == ("seconds,mbps", 92)
+    line = ["run", "alexnet", "--testbed", "virtual", "--link", str(ride), "--delay-ms", "20", "--json"]
+    done = ionn(*line, "--jitter-ms", "5", "--upload", "yield")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["link"].startswith("ride.csv (")
+    assert (result["delay_ms"], result["jitter_ms"], result["upload"], result["mbps"]) == (20, 5, "yield", None)
+    rates = [float(line.split(",")[1]) for line in lines[1:]]
+    fastest_s = 8 * result["runs"][0]["weight_bytes"] / 1e6 / max(rates)
+    assert result["runs"][0]["upload_s"] > fastest_s
+    plain = json.loads(ionn("run", "alexnet", "--testbed", "virtual", "--json").stdout)
+    assert (plain["link"], plain["delay_ms"], plain["jitter_ms"], plain["upload"]) == (None, 0, 0, "share")
+
+
+def test_run_json_has_what_became_of_queries_that_arrive_by_themselves(tmp_path: Path) -> None:
+    line = ["run", "mobilenet", "--testbed", "virtual", "--json"]
+    closed = json.loads(ionn(*line).stdout)
+    assert (closed["arrivals"], closed["busy"], closed["deadline_ms"]) == ("closed", "wait", None)
+    assert closed["runs"][0]["responses"] is None
+    done = ionn(*line, "--arrivals", "fps:20", "--busy", "drop", "--window", "90", "--deadline-ms", "65")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["arrivals"], result["busy"], result["deadline_ms"]) == ("fps:20", "drop", 65)
+    (run,) = result["runs"]
+    responses = run["responses"]
+    # With all of it at the server a query takes 64 ms, and each second one of a camera meets a busy client.
+    assert responses["raised"] == 90 * 20
+    assert responses["raised"] - responses["dropped"] == run["queries"]
+    assert responses["p50_ms"] == pytest.approx(run["last_ms"])
+    assert responses["p90_ms"] <= responses["p99_ms"] < run["first_ms"]
+    assert 0.45 < responses["within_deadline"] < 0.5
+    over_time = responses["over_time"]
+    assert [(span["start_s"], span["end_s"]) for span in over_time] == [(2 * n, 2 * n + 2) for n in range(45)]
+    assert set(over_time[0]) == {"start_s", "end_s", *responses} - {"over_time"}
+    assert sum(span["dropped"] for span in over_time) == responses["dropped"]
+    assert over_time[0]["within_deadline"] < over_time[-1]["within_deadline"] == 0.5
+    times = tmp_path / "times.txt"
+    times.write_text("0\n0\n9.5\n")
+    done = ionn(*line, "--arrivals", times)
+    responses = json.loads(done.stdout)["runs"][0]["responses"]
+    assert (responses["raised"], responses["dropped"], responses["within_deadline"]) == (3, 0, None)
+    assert [span["raised"] for span in responses["over_time"]] == [2, *[0] * 8, 1]
+    assert responses["over_time"][1]["p50_ms"] is None
+
+
+def test_run_prints_response_times() -> None:
+    done = ionn("run", "alexnet", "--testbed", "virtual", "--arrivals", "poisson:1000", "--deadline-ms", "9")
+    assert done.returncode == 0, done.stderr
+    assert "waiting at the end; response time of the others" in done.stdout
+    assert done.stdout.endswith("ms, 0.0% within 9 ms\n")
+
+
 def test_every_command_has_help_with_an_example() -> None:
     top = ionn("--help")
     assert top.returncode == 0
@@ -121,6 +179,10 @@ def broken(tiny_files: Path) -> Path:
     (folder / "impossible.prototxt").write_text(text.replace("kernel_size: 2", "kernel_size: 99"))
     (folder / "short.csv").write_text("layer,ms\ndata,1\n")
     (folder / "words.txt").write_text("0 data fast\n")
+    (folder / "ride.csv").write_text("0,8\nfast\n")
+    (folder / "unsorted.txt").write_text("1\n2.5\n2\n")
+    (folder / "negative.txt").write_text("-1\n")
+    (folder / "many.txt").write_text("1\n" * 1_000_001)
     return folder
 
 
@@ -139,6 +201,21 @@ BAD_INPUT = {
     "bandwidth negative": (["run", "{}/tiny.prototxt", "--mbps", "-1"], ["-1"]),
     "bandwidth not a number": (["plan", "alexnet", "--mbps", "nan"], ["nan"]),
     "link bandwidth": (["link", "--mbps", "0", "--listen", "127.0.0.1:0"], ["0"]),
+    "both a rate and a bandwidth": (["link", "--mbps", "8", "--trace", "{}/ride.csv"], ["--mbps or --trace"]),
+    "bandwidth of a link, malformed": (["link", "--trace", "{}/ride.csv"], ["ride.csv:2", "'fast'", "seconds,mbps"]),
+    "bandwidth of a run, malformed": (["run", "alexnet", "--link", "{}/ride.csv"], ["ride.csv:2", "'fast'"]),
+    "bandwidth, virtual": (["run", "alexnet", "--testbed", "virtual", "--link", "{}/no.csv"], ["no.csv", "No such"]),
+    "endless bandwidth": (["run", "alexnet", "--link", "/dev/zero"], ["/dev/zero", "not a regular file"]),
+    "jitter of a link": (["link", "--delay-ms", "5", "--jitter-ms", "6"], ["jitter 6 ms", "delay", "5 ms"]),
+    "jitter of a run": (["run", "alexnet", "--jitter-ms", "6"], ["jitter 6 ms", "the delay, which is 0 ms"]),
+    "seed of a link": (["link", "--seed", "-1"], ["seed -1", "natural number"]),
+    "dilation of a link": (["link", "--dilation", "0.5"], ["0.5", "1000"]),
+    "a delay with a server elsewhere": (
+        ["run", "alexnet", "--connect", "box:7675", "--delay-ms", "5"],
+        ["--delay-ms", "--connect", "ionn link"],
+    ),
+    "unknown mobility": (["bandwidth", "flying"], ["flying", "driving"]),
+    "nowhere for a bandwidth": (["bandwidth", "walking", "--out", "{}/words.txt/x.csv"], ["words.txt/x.csv"]),
     "unknown device": (["plan", "alexnet", "--client", "odroid"], ["odroid", "odroid-xu4"]),
     "missing column": (["plan", "alexnet", "--client", "{}/short.csv:nope"], ["short.csv", "nope"]),
     "profile of another net": (["plan", "alexnet", "--client", "{}/short.csv:ms"], ["short.csv", "alexnet"]),
@@ -174,6 +251,22 @@ BAD_INPUT = {
         ["weight ratio", "virtual"],
     ),
     "ratio without weights": (["plan", "alexnet", "--weight-ratio", "0.8"], ["weight ratio", "lossless"]),
+    "no queries a second": (["run", "alexnet", "--arrivals", "fps:0"], ["fps:0", "0.001 to 1000"]),
+    "fewer than no queries": (["run", "alexnet", "--arrivals", "poisson:-1"], ["poisson:-1", "0.001 to 1000"]),
+    "arrivals not a number": (["run", "alexnet", "--arrivals", "fps:nan"], ["fps:nan", "0.001 to 1000"]),
+    "a burst of a billion": (["run", "alexnet", "--arrivals", "burst:1000000000,1"], ["burst:1000000000,1", "1000"]),
+    "unknown arrivals": (["run", "alexnet", "--arrivals", "poison:4"], ["poison:4", "did you mean poisson?"]),
+    "unsorted arrivals": (["run", "alexnet", "--arrivals", "{}/unsorted.txt"], ["unsorted.txt:3", "sort"]),
+    "negative arrivals": (["run", "alexnet", "--arrivals", "{}/negative.txt"], ["negative.txt:1", "-1"]),
+    "too many arrivals": (["run", "alexnet", "--arrivals", "{}/many.txt"], ["many.txt:1000001", "1000000"]),
+    "endless arrivals": (["run", "alexnet", "--arrivals", "/dev/zero"], ["/dev/zero", "not a regular file"]),
+    "arrivals of a week": (
+        ["run", "alexnet", "--arrivals", "fps:1000", "--window", "86400"],
+        ["fps:1000", "shorter window"],
+    ),
+    "deadline in a closed loop": (["run", "alexnet", "--deadline-ms", "100"], ["--deadline-ms", "--arrivals"]),
+    "unknown way to be busy": (["run", "alexnet", "--arrivals", "fps:5", "--busy", "queue"], ["queue", "drop"]),
+    "no deadline": (["run", "alexnet", "--arrivals", "fps:5", "--deadline-ms", "0"], ["--deadline-ms"]),
     "dilation": (["run", "{}/tiny.prototxt", "--dilation", "0.5"], ["0.5"]),
 }
 

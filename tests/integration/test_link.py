@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,18 +23,24 @@ import pytest
 
 from ionn.address import Address, format_address, parse_address
 from ionn.errors import InputError
-from ionn.testbed.link import SOCKET_BUFFER_BYTES, _Flow, _Link, serve_link
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.delay import Delay
+from ionn.testbed.link import IN_FLIGHT_BYTES_MAX, SOCKET_BUFFER_BYTES, _Direction, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
 
 FAST_MBPS = 2_000.0
 PROGRAM = """
 import signal, sys
 from ionn.address import format_address, parse_address
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.delay import Delay
 from ionn.testbed.link import serve_link
-listen, to, mbps = sys.argv[1:]
+listen, to, begins_s, mbps, delay_s, jitter_s = sys.argv[1:]
+bandwidth = Bandwidth(tuple(map(float, begins_s.split(","))), tuple(map(float, mbps.split(","))))
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-serve_link(parse_address(listen, listen=True), parse_address(to), float(mbps),
-           lambda address: print(format_address(address), flush=True))
+serve_link(parse_address(listen, listen=True), parse_address(to), bandwidth,
+           lambda address: print(format_address(address), flush=True),
+           up=Delay(float(delay_s), float(jitter_s), "up"), down=Delay(float(delay_s), float(jitter_s), "down"))
 """
 
 pytestmark = pytest.mark.timeout(30)
@@ -52,13 +58,24 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no addr
 
 
 class Link:
-    """A link process to `to`, or to a server socket of its own."""
+    """A link process to `to`, or to a server socket of its own. Its bandwidth is `mbps`, or `steps` of it."""
 
-    def __init__(self, mbps: float, to: Address | None = None, listen: Address = ("127.0.0.1", 0)) -> None:
+    def __init__(
+        self,
+        mbps: float,
+        to: Address | None = None,
+        listen: Address = ("127.0.0.1", 0),
+        *,
+        steps: Sequence[tuple[float, float]] = (),
+        delay_s: float = 0.0,
+        jitter_s: float = 0.0,
+    ) -> None:
         self.server = None if to else socket.create_server(("127.0.0.1", 0))
         target: Address = to or self.server.getsockname()  # type: ignore[union-attr]
+        begins_s, rates = (",".join(map(str, values)) for values in zip(*(steps or [(0.0, mbps)]), strict=True))
+        ends = format_address(listen), format_address(target)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, format_address(listen), format_address(target), str(mbps)],
+            [sys.executable, "-c", PROGRAM, *ends, begins_s, rates, str(delay_s), str(jitter_s)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -76,6 +93,12 @@ class Link:
         server, _ = self.server.accept()
         server.settimeout(20)
         return client, server
+
+    def begin(self) -> float:
+        """Have its bandwidth and delays begin anew; a time just before that."""
+        before_s = time.monotonic()
+        self.process.send_signal(signal.SIGUSR1)
+        return before_s
 
     def stop(self) -> tuple[int, str]:
         """Exit code and what it wrote to stderr."""
@@ -143,6 +166,124 @@ def test_bytes_arrive_intact_both_ways_on_many_connections(fast: Link) -> None:
             pool.submit(send_all, server, down)
         assert [future.result() for future in at_servers] == ups
         assert [future.result() for future in at_clients] == downs
+
+
+def test_bytes_arrive_intact_and_then_the_end_though_their_delay_wanders(start: Callable[..., Link]) -> None:
+    link = start(FAST_MBPS, delay_s=0.05, jitter_s=0.05)
+    data = random.Random(9).randbytes(3_000_000)
+    pairs = [link.connect() for _ in range(3)]
+    with ThreadPoolExecutor(4 * len(pairs)) as pool:
+        for client, server in pairs:
+            pool.submit(send_all, client, data)
+            pool.submit(send_all, server, data[::-1])
+        received = [(pool.submit(receive_all, server), pool.submit(receive_all, client)) for client, server in pairs]
+        for up, down in received:
+            assert up.result() == data
+            assert down.result() == data[::-1]
+
+
+@pytest.mark.parametrize("upward", [True, False])
+def test_a_reset_takes_its_delay_behind_the_bytes(start: Callable[..., Link], upward: bool) -> None:
+    pair = start(FAST_MBPS, delay_s=0.3).connect()
+    source, sink = pair if upward else pair[::-1]
+    source.sendall(b"last words")
+    time.sleep(0.1)  # the link has them; a reset discards what it has not read
+    begin_s = time.monotonic()
+    reset(source)
+    assert sink.recv(100, socket.MSG_WAITALL) == b"last words"
+    with pytest.raises(ConnectionResetError):
+        sink.recv(1)
+    assert time.monotonic() >= begin_s + 0.3
+
+
+STEPS = [(0.0, 8.0), (0.4, 0.0), (0.8, 40.0)]
+
+
+@pytest.mark.parametrize("upward", [True, False])
+@pytest.mark.parametrize(("delay_s", "jitter_s"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.05)])
+def test_bytes_cross_when_the_trace_says_and_arrive_a_delay_later(
+    start: Callable[..., Link], upward: bool, delay_s: float, jitter_s: float
+) -> None:
+    """No byte comes earlier than bandwidth and delay allow, on any machine; after the outage, the link is used."""
+    link = start(0, steps=STEPS, delay_s=delay_s, jitter_s=jitter_s)
+    pair = link.connect()
+    source, sink = pair if upward else pair[::-1]
+    size = 3_000_000
+
+    def crossed(elapsed_s: float) -> float:
+        """The bytes that STEPS have let across, added up by hand."""
+        mbit = 8.0 * min(elapsed_s, 0.4) + 40.0 * max(elapsed_s - 0.8, 0.0)
+        return max(mbit, 0.0) * 1e6 / 8
+
+    used = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        begin_s = link.begin()
+        # Whatever else the process has to do, it begins anew before it sends what was sent to it after that.
+        pool.submit(source.sendall, bytes(size))
+        received = 0
+        while received < size:
+            received += len(sink.recv(1 << 16))
+            elapsed_s = time.monotonic() - begin_s - delay_s
+            assert received <= crossed(elapsed_s + jitter_s)
+            if elapsed_s > 1.0:
+                used = max(used, received / crossed(elapsed_s))
+    assert used > 0.6
+
+
+def test_a_delay_costs_no_throughput(start: Callable[..., Link]) -> None:
+    """With no more under way than sockets hold, as without a queue in the link, it would be a quarter at most."""
+    bytes_per_s, delay_s, size = 80e6 / 8, 0.5, 12_000_000
+    client, server = start(80, delay_s=delay_s).connect()
+    used = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        begin_s = time.monotonic()
+        pool.submit(client.sendall, bytes(size))
+        received = 0
+        while received < size:
+            received += len(server.recv(1 << 16))
+            allowed = bytes_per_s * (time.monotonic() - begin_s - delay_s)
+            assert received <= allowed
+            if received > size / 2:
+                used = max(used, received / allowed)
+    assert used > 0.6
+
+
+def test_a_bandwidth_begins_anew_when_it_is_told(start: Callable[..., Link]) -> None:
+    link = start(0, steps=[(0.0, 80.0), (0.1, 0.0001)])  # after that, a quantum takes two minutes
+    client, server = link.connect()
+    time.sleep(0.2)
+    data = random.Random(3).randbytes(100_000)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(client.sendall, data)
+        time.sleep(0.2)  # one is crossing
+        link.begin()
+        received = b""
+        while len(received) < len(data):
+            if select.select([server], (), (), 0.05)[0]:
+                received += server.recv(1 << 16)
+            else:  # it was held up for so long that the fast part was over
+                link.begin()
+    assert received == data
+
+
+def test_what_is_in_flight_is_bounded() -> None:
+    """In the event loop itself: 64 MB are more than a test should have under way."""
+    assert IN_FLIGHT_BYTES_MAX == 64 * 2**20
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        directions = [_Direction(Bandwidth.constant(80), Delay(1.0)) for _ in range(2)]
+        link = _Link(listener, (socket.AF_INET, ("127.0.0.1", 1)), "nobody", *directions)
+        source, sender = socket.socketpair()
+        sink, _ = socket.socketpair()
+        flow = _Flow(source, sink, link._up)
+        flow.readable = flow.writable = True
+        sender.sendall(b"more")
+        flow.join()
+        link._up.in_flight_bytes = IN_FLIGHT_BYTES_MAX
+        link._serve(link._up, 0.0)
+        assert (link._up.crossing, len(link._up.turns)) == (None, 1)
+        link._up.in_flight_bytes -= 1
+        link._serve(link._up, 0.0)
+        assert link._up.crossing == (flow, b"more")
 
 
 def test_half_close_is_passed_on_and_the_other_half_goes_on(fast: Link) -> None:
@@ -286,13 +427,14 @@ def test_small_message_passes_a_bulk_upload_within_a_few_quanta(start: Callable[
                 overtaken[-1] += len(bulk_sink.recv(1 << 16))
             assert server.recv(100) == b"query"
         bulk.shutdown(socket.SHUT_RDWR)
-    assert statistics.median(overtaken) <= 3 * LinkPacer(mbps).quantum_bytes(alone=True)
+    assert statistics.median(overtaken) <= 3 * LinkPacer(Bandwidth.constant(mbps)).quantum_bytes(alone=True, now_s=0)
 
 
 def test_what_a_full_socket_does_not_take_is_kept_for_later() -> None:
     """The event loop's own sockets, as no link can be made to meet this: mostly a socket takes some bytes, or all."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        link = _Link(listener, (socket.AF_INET, ("127.0.0.1", 1)), "nobody", 80)
+        directions = [_Direction(Bandwidth.constant(80), Delay()) for _ in range(2)]
+        link = _Link(listener, (socket.AF_INET, ("127.0.0.1", 1)), "nobody", *directions)
         source, _ = socket.socketpair()
         sink, receiver = socket.socketpair()
         sink.setblocking(False)
@@ -302,10 +444,10 @@ def test_what_a_full_socket_does_not_take_is_kept_for_later() -> None:
                 sent += sink.send(b"early" * 1000)
         flow = _Flow(source, sink, link._up)
         link._deliver(flow, b"late")
-        assert (flow.unsent, flow.writable) == (b"late", False)
+        assert (bytes(flow.unsent), flow.writable) == (b"late", False)
         receiver.recv(sent, socket.MSG_WAITALL)
-        link._deliver(flow, flow.unsent)
-        assert (flow.unsent, flow.writable) == (b"", True)
+        link._hand_over(flow)
+        assert (bytes(flow.unsent), flow.writable) == (b"", True)
         assert receiver.recv(100) == b"late"
 
 
@@ -387,16 +529,10 @@ def test_port_in_use() -> None:
         files = os.listdir("/proc/self/fd")
         handlers = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
         with pytest.raises(InputError) as caught:
-            serve_link(address, ("127.0.0.1", 1), 80, must_not_listen)
+            serve_link(address, ("127.0.0.1", 1), Bandwidth.constant(80), must_not_listen)
         assert os.listdir("/proc/self/fd") == files  # while the error, with all that it holds, is at hand
         assert str(caught.value) == text
         assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == handlers
-
-
-@pytest.mark.parametrize("mbps", [0, -1, float("nan"), float("inf")])
-def test_rate_must_be_finite_and_above_zero(mbps: float) -> None:
-    with pytest.raises(InputError, match="Mbps"):
-        serve_link(("127.0.0.1", 0), ("127.0.0.1", 1), mbps, must_not_listen)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +542,7 @@ def test_cannot_forward_to_itself(host: str, family: socket.AddressFamily) -> No
     with socket.create_server((host, 0), family=family) as unused:
         address: Address = unused.getsockname()[:2]
     with pytest.raises(InputError, match="itself"):
-        serve_link(address, (host, address[1]), 80, must_not_listen)
+        serve_link(address, (host, address[1]), Bandwidth.constant(80), must_not_listen)
 
 
 @needs_ipv6
@@ -421,7 +557,7 @@ def test_its_two_ends_may_be_of_two_families(start: Callable[..., Link]) -> None
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])
 def test_unknown_host(host: str) -> None:
     with pytest.raises(InputError, match="unknown host"):
-        serve_link(("127.0.0.1", 0), (host, 80), 80, must_not_listen)
+        serve_link(("127.0.0.1", 0), (host, 80), Bandwidth.constant(80), must_not_listen)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,20 @@ import pytest
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client
 from ionn.costs.loading import load_costs
+from ionn.evaluation.validation import validate
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.planning.graph import ExecutionGraph
+from ionn.protocol.messages import Chunk, Message
+from ionn.protocol.sender import Upload
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES
 from ionn.testbed import processes, runner
+from ionn.testbed.arrivals import Arrivals
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace, load_traces
+from tests.support.command import ionn
 from tests.support.runs import run_live
 from tests.support.world import Server, wait_for
 
@@ -76,6 +85,119 @@ def test_a_window_outlasts_the_upload_and_is_dilated(tiny_files: Path, slow_clie
     assert sum(query.start_s >= trace.upload_s for query in trace.queries) > QUERIES_AFTER_UPLOAD
     assert trace.in_window == trace.queries[:-1]
     assert all(query.bit_equal for query in trace.queries)
+
+
+@pytest.mark.parametrize("upload", ["share", "yield"])
+def test_a_link_with_a_bandwidth_over_time_and_a_delay(
+    upload: str, tiny_files: Path, slow_client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dilated too. Answers are the same, and no partition arrives before the link lets it."""
+    ride = tmp_path / "ride.csv"
+    ride.write_text("0,8\n0.05,0\n0.15,4\n")
+    beside: Counter[int] = Counter()  # bytes sent during each query
+    next_message = Upload.next_message
+
+    def watched(self: Upload, query: int | None = None) -> Message | None:
+        message = next_message(self, query)
+        if isinstance(message, Chunk) and query is not None:
+            beside[query] += sum(map(len, message.payload))
+        return message
+
+    monkeypatch.setattr(Upload, "next_message", watched)
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    given: dict[str, Any] = {"link": ride, "delay_ms": 10.0, "jitter_ms": 2.0, "upload": upload, "dilation": 2.0}
+    results = tmp_path / "results"
+    (trace,) = run_live(subject, ["original"], 1, results=results, **given)
+    assert trace.info.fault is None
+    assert all(query.bit_equal for query in trace.queries)
+    assert len(trace.partitions) > 1
+    sent_bytes = 0
+    for partition in trace.partitions:
+        sent_bytes += partition.bytes
+        assert partition.end_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.008
+    assert trace.queries[-1].latency_ms >= 2 * 8.0
+    assert load_traces(results) == [trace]
+    assert trace.info.bandwidth == Bandwidth.load(ride)
+    settings = trace.info.settings
+    assert (settings.delay_ms, settings.jitter_ms, settings.upload, settings.mbps) == (10.0, 2.0, upload, 80.0)
+    assert settings.link.startswith("ride.csv (")
+    assert run_live(subject, ["original"], 1, results=results, **given) == [trace]
+    if upload == "yield":
+        assert max(beside.values(), default=0) <= BESIDE_QUERY_BYTES
+    # The virtual testbed knows this link from the trace.
+    predicted = validate(trace).predicted
+    assert predicted.info.settings.link == settings.link
+    assert predicted.upload_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.008
+
+
+@pytest.mark.parametrize("busy", ["wait", "drop"])
+def test_queries_arrive_by_themselves(busy: str, tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
+    """In a dilated run, three at once every half second: those that meet a busy client wait, or are dropped."""
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    (trace,) = run_live(
+        subject, ["original"], 1, mbps=80.0, dilation=2.0, window_s=2.0, arrivals=Arrivals("burst:3,0.5"), busy=busy,
+        results=tmp_path,
+    )  # fmt: skip
+    raised_s = sorted([*(query.raised_s for query in trace.queries), *trace.dropped_s])
+    assert len(raised_s) >= 12
+    assert raised_s == pytest.approx([0.5 * (number // 3) for number in range(len(raised_s))], abs=1e-9)
+    assert all(query.raised_s <= query.start_s for query in trace.queries)
+    assert all(a.end_s <= b.start_s for a, b in zip(trace.queries, trace.queries[1:], strict=False))
+    assert all(query.bit_equal for query in trace.queries)
+    assert sum(query.start_s >= trace.upload_s for query in trace.queries) >= QUERIES_AFTER_UPLOAD
+    if busy == "drop":
+        # Whatever was dropped met a query that was raised before its answer.
+        for time_s in trace.dropped_s:
+            assert any(query.raised_s <= time_s < query.end_s for query in trace.queries)
+        assert len(trace.dropped_s) >= 2 * 4
+    else:
+        # The third of a burst waited for two others.
+        third = trace.queries[2]
+        assert third.response_ms >= sum(query.latency_ms for query in trace.queries[:3]) > third.latency_ms
+        assert all(time_s > trace.queries[-1].start_s for time_s in trace.dropped_s)
+    assert load_traces(tmp_path) == [trace]
+    assert {query.raised_s for query in validate(trace).predicted.queries} <= set(raised_s)
+
+
+@pytest.mark.parametrize(("upload", "busy"), [("share", "wait"), ("yield", "drop")])
+def test_queries_arrive_over_a_link_with_an_outage_and_a_delay(
+    upload: str, busy: str, tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    """From the command line, dilated: arrivals, bandwidth and delay are those of the undilated run."""
+    ride = tmp_path / "ride.csv"
+    ride.write_text("0,8\n0.05,0\n0.15,4\n")
+    done = ionn(
+        "run", tiny_files, "--client", slow_client, "--algorithm", "original", "--dilation", "2",
+        "--mbps", "8", "--link", ride, "--delay-ms", "10", "--upload", upload,
+        "--arrivals", "burst:2,0.1", "--busy", busy, "--deadline-ms", "60", "--results", tmp_path, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["link"].startswith("ride.csv (")
+    assert (result["delay_ms"], result["upload"]) == (10, upload)
+    assert (result["arrivals"], result["busy"], result["deadline_ms"]) == ("burst:2,0.1", busy, 60)
+    (run,) = result["runs"]
+    assert run["bit_equal"]
+    (trace,) = load_traces(tmp_path)
+    raised_s = sorted([*(query.raised_s for query in trace.queries), *trace.dropped_s])
+    assert raised_s == pytest.approx([0.1 * (number // 2) for number in range(len(raised_s))], abs=1e-9)
+    assert run["responses"]["raised"] == len(raised_s) >= 2 * QUERIES_AFTER_UPLOAD - 1
+    # The upload began with the arrivals, and so did the link: its outage is where it belongs.
+    sent_bytes = 0
+    for partition in trace.partitions:
+        sent_bytes += partition.bytes
+        assert partition.end_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.010
+    # What came before the first partition ran here; what was at the server paid for the way.
+    wheres = [{segment.where for segment in query.segments} for query in trace.queries]
+    assert wheres[0] == {"client"}
+    assert wheres[-1] == {"client", "server"}
+    assert all(q.latency_ms >= 20 for q, where in zip(trace.queries, wheres, strict=True) if "server" in where)
+    predicted = validate(trace).predicted
+    assert predicted.info.settings == dataclasses.replace(
+        trace.info.settings, testbed="virtual", dilation=1.0, server=predicted.info.settings.server
+    )
+    assert {query.raised_s for query in predicted.queries} <= set(raised_s)
+    assert predicted.upload_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.010
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

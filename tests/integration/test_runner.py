@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import add_planner
 from ionn.testbed import live, processes, runner
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, load_traces, run_digests, trace_path
 from ionn.testbed.virtual import run_virtual
@@ -111,26 +112,34 @@ class StandIn:
         self.log: list[Any] = []
         self.fault: str | None = None
         self.running = self.started = 0
+        self.link: Path | None = None
 
     @contextlib.contextmanager
-    def start(self, mbps: float, costs: Path | None = None) -> Iterator[str]:
+    def start(self, settings: Settings, costs: Path | None, link: Path | None) -> Iterator[processes.Testbed]:
         self.started += 1
-        self.log.append(("testbed", mbps, costs and load_costs(str(costs)).name))
+        self.log.append(("testbed", (settings.mbps or 0.0) / settings.dilation, costs and load_costs(str(costs)).name))
         self.running += 1
-        yield "tcp://127.0.0.1:1"
+        self.link = link
+        yield processes.Testbed("tcp://127.0.0.1:1", lambda: self.log.append("begin"))
         self.running -= 1
 
     def run(
         self, subject: live.Subject, algorithm: str, settings: Settings, address: str, run: int, server: Any, keys: Any,
-        progress: Any,
+        progress: Any, bandwidth: Bandwidth | None, begin: Callable[[], None],
     ) -> Trace:  # fmt: skip
+        if self.link is not None:
+            begin()
         self.log.append((algorithm, run, address, keys, server and server.name))
-        graph = ExecutionGraph.from_network(subject.network, subject.client, load_costs("gtx1080ti"), settings.mbps)
-        plan = make_plan(subject.network, graph, algorithm, settings.mbps)
+        graph = ExecutionGraph.from_network(
+            subject.network, subject.client, load_costs("gtx1080ti"), settings.mbps or 80.0
+        )
+        plan = make_plan(subject.network, graph, algorithm, settings.mbps or 80.0)
         info = RunInfo(Settings("virtual"), run, plan, graph)
         trace = run_virtual(info)
         sent, digests = "" if server else "sent", run_digests(subject.network, algorithm)
-        info = dataclasses.replace(info, settings=settings, sent=sent, fault=self.fault, digests=digests)
+        info = dataclasses.replace(
+            info, settings=settings, sent=sent, fault=self.fault, digests=digests, bandwidth=bandwidth
+        )
         return dataclasses.replace(trace, info=info)
 
 
@@ -194,6 +203,41 @@ def test_a_dilated_run_has_its_own_folder_and_is_returned_undilated(
     assert run_live(subject, ["original"], 1, dilation=4.0, results=tmp_path) == [trace]
 
 
+def test_a_link_begins_anew_with_each_run(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
+    (ride := tmp_path / "ride.csv").write_text("0,8\n1,4\n")
+    traces = run_live(subject, ["original"], 2, link=ride, delay_ms=5.0)
+    assert testbed.link == ride
+    assert [entry if entry == "begin" else entry[0] for entry in testbed.log] == [
+        "testbed", "begin", "original", "begin", "original",
+    ]  # fmt: skip
+    for trace in traces:
+        assert trace.info.bandwidth == Bandwidth((0.0, 1.0), (8.0, 4.0))
+        assert trace.info.settings.link == f"ride.csv ({trace.info.bandwidth.digest})"
+
+
+def test_a_link_of_other_contents_is_another(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
+    ride, results = tmp_path / "ride.csv", tmp_path / "results"
+    ride.write_text("0,8\n1,4\n")
+    first = run_live(subject, results=results, link=ride)
+    ride.write_text("seconds,mbps\n0.0,8\n1.0,4\n")  # the same bandwidth
+    assert run_live(subject, results=results, link=ride) == first
+    ride.write_text("0,8\n1,5\n")
+    assert run_live(subject, results=results, link=ride) != first
+    assert len(load_traces(results)) == 2
+
+
+def test_virtual_runs_have_a_link(tiny_files: Path, tmp_path: Path) -> None:
+    (ride := tmp_path / "ride.csv").write_text("0,8\n0.05,0\n0.15,4\n")
+    given: dict[str, Any] = {"link": ride, "delay_ms": 10.0, "jitter_ms": 2.0, "upload": "yield"}
+    (trace,) = runner.run_virtual_all(str(tiny_files), ["original"], results=tmp_path, **given)
+    (plain,) = runner.run_virtual_all(str(tiny_files), ["original"])
+    sent_bytes = sum(partition.bytes for partition in trace.partitions)
+    assert trace.partitions[-1].end_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.008
+    assert trace.info.plan.partitions == plain.info.plan.partitions  # made for --mbps
+    assert load_traces(tmp_path) == [trace]
+    assert run_virtual(load_traces(tmp_path)[0].info) == trace
+
+
 def test_a_server_that_runs_already_is_used(testbed: StandIn, subject: live.Subject) -> None:
     keys = object()
     run_live(subject, ["original"], 1, address="tcp://box:7675", keys=keys, server="gtx1080ti")  # type: ignore[arg-type]
@@ -245,7 +289,8 @@ def test_runs_of_other_settings_are_kept_apart(
     others: list[tuple[live.Subject, dict[str, Any]]] = [
         (subject, {"mbps": 40.0}), (subject, {"mbps": 80.00001}), (subject, {"seed": 1}), (subject, {"dilation": 2.0}),
         (subject, {"server": "gtx1080ti"}), (subject, {"server": str(costs)}), (subject, {"address": "tcp://box:7675"}),
-        (subject, {"address": "tcp://box:7676"}),
+        (subject, {"address": "tcp://box:7676"}), (subject, {"delay_ms": 5.0}), (subject, {"upload": "yield"}),
+        (subject, {"delay_ms": 5.0, "jitter_ms": 1.0}),
         (runner.prepare_live(str(tiny_files), client="gtx1080ti"), {}),
         (runner.prepare_live(str(tiny_files), client=str(costs)), {}),
         (runner.prepare_live(str(tiny_files), paced=False), {}),

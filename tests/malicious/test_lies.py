@@ -99,7 +99,7 @@ def connected(
     liar: Liar, files: Path, client: str, audit: float, tolerance: float = 0.0, uploaded: bool = True
 ) -> Iterator[ionn.Session]:
     with ionn.connect(
-        files, liar.address, client=client, algorithm=ionn.add_planner(until_the_softmax), audit=audit,
+        files, liar.address, client=client, mbps=80.0, algorithm=ionn.add_planner(until_the_softmax), audit=audit,
         audit_tolerance=tolerance,
     ) as session:  # fmt: skip
         if uploaded:
@@ -569,7 +569,7 @@ def test_no_plan_of_an_honest_server_is_accused(algorithm: str, sliceable: Path,
     """While it is uploaded, too: stages of every state."""
     network = ionn.load_network(sliceable)
     rng = np.random.default_rng(3)
-    link = Link(server, mbps=150)  # the plans are for less
+    link = Link(server, mbps=60)
     seen: set[str] = set()
     try:
         with ionn.connect(

@@ -177,7 +177,16 @@ def test_what_is_printed_can_be_shown(tmp_path: Path) -> None:
     (tmp_path / "slow.txt").write_text("".join(f"{layer.index} {layer.name} 3\n" for layer in NETWORK.layers))
     for costs, code in ((GOOD["a cost model"], 0), (BAD["an unknown feature"], 2)):
         server = Hostile(costs=costs)
-        arguments = ["run", str(path), "--connect", server.address, "--client", str(tmp_path / "slow.txt")]
+        arguments = [
+            "run",
+            str(path),
+            "--connect",
+            server.address,
+            "--client",
+            str(tmp_path / "slow.txt"),
+            "--mbps",
+            "80",
+        ]
         try:
             for extra in ([], ["--json"]):
                 command = [sys.executable, "-m", "ionn", *arguments, *extra]

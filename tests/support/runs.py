@@ -89,9 +89,10 @@ def run_live(
     results: Path | None = None,
     address: str = "",
     keys: ClientKeys | None = None,
+    link: Path | None = None,
     **settings: Any,
 ) -> list[Trace]:
     """`runner.run_live_all` with the settings that follow from what it is given, as `ionn run` calls it."""
     costs = None if server is None else load_costs(server)
-    made = runner.live_settings(subject, costs, connect=address, **settings)
-    return runner.run_live_all(subject, algorithms, runs, made, server=costs, results=results, keys=keys)
+    made = runner.live_settings(subject, costs, connect=address, link=link, **settings)
+    return runner.run_live_all(subject, algorithms, runs, made, server=costs, results=results, keys=keys, link=link)

@@ -114,7 +114,7 @@ def slices_of(c: Choices, network: Network, stage: int, planned_only: bool = Fal
     fixed = [0.0] * len(network.stages)
     planned = [cut for cut in slice_plans(network, fixed, fixed) if cut.stage == stage]
     if planned and (planned_only or not chance(c, 25)):
-        ends = planned[0].ends(c.integer(2, planned[0].most_slices))
+        ends = planned[0].ends(c.integer(2, planned[0].most_slices()))
     elif planned_only:
         return None
     else:

@@ -13,6 +13,7 @@ from ionn.evaluation.claims import CLAIMS, Claim, Evidence, MissingRuns, interva
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, summary
 from ionn.paper import ALGORITHMS, MODELS, SLICED
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.settings import Settings
 from tests.support.runs import make_trace
 
@@ -251,7 +252,9 @@ OTHERS: list[dict[str, Any]] = [
     {"mbps": 40.0}, {"client": "phone"}, {"server": "cpu"}, {"seed": 1},
     {"noise": 0.1}, {"testbed": "live", "paced": False}, {"testbed": "live", "connect": "tcp://box:7675"},
     {"network": "0123456789abcdef"}, {"coding": "features"}, {"coding": "lossless", "weight_ratio": 0.5},
-    {"window_s": 9.0},
+    {"window_s": 9.0}, {"link": "ride.csv (0a)"}, {"delay_ms": 9.0}, {"delay_ms": 9.0, "jitter_ms": 1.0},
+    {"upload": "yield"}, {"arrivals": Arrivals("fps:5")},
+    {"arrivals": Arrivals("fps:5"), "busy": "drop", "deadline_ms": 100.0},
     {"testbed": "live", "dilation": 8.0, "mbps": 79.9}, {"testbed": "live", "client": "phone"},
     {"testbed": "live", "server": "gtx1080ti"}, {"testbed": "live", "seed": 1},
 ]  # fmt: skip

@@ -32,6 +32,12 @@ class Recorder:
     def uploaded(self) -> bool:
         return self._left <= 0
 
+    def wait_until(self, time_s: float) -> None:
+        raise AssertionError("a closed loop waits for no time")
+
+    def wait_for_upload(self) -> None:
+        raise AssertionError("a closed loop ends after the upload")
+
     def query(self, raised_s: float | None = None) -> QueryRecord:
         self.log.append("late query" if self.uploaded() else "query")
         self.log += [] if raised_s is None else [raised_s]

@@ -104,7 +104,7 @@ JUNK = {
     "missing required field `type`": [b"{}"],
     "unknown type 'no'": [b'{"type": "no"}'],
     "Expected `str`, got `array`": [b'{"type": []}'],
-    "'ping' carries no payload": [b'{"type": "ping"}', b""],
+    "'pong' carries no payload": [b'{"type": "pong"}', b""],
     "missing required field `partition`": [b'{"type": "ready"}'],
     "can't decode byte 0xff": [b'{"type": "error", "code": "query", "message": "\xff"}'],
 }

@@ -23,7 +23,7 @@ OPTIONS = {
     for command in cli.commands.values()
     for parameter in command.params
     if isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType)
-    and not (command.name == "run" and parameter.name in OF_A_RUN)
+    and not (command.name in ("run", "link") and parameter.name in OF_A_RUN)
 }
 
 

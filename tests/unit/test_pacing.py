@@ -10,19 +10,20 @@ from hypothesis import strategies as st
 
 import ionn.client.pacing
 from ionn.client.pacing import PacedResult, WallClock, run_paced
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.link_pacer import LinkPacer
 
 BYTES_PER_S = 10_000_000  # 80 Mbps
 
 
 def test_idle_link_gives_no_credit() -> None:
-    pacer = LinkPacer(80)
+    pacer = LinkPacer(Bandwidth.constant(80))
     assert pacer.transmit(4_000, now_s=5.0, waited=False) == pytest.approx(5.0004)
     assert pacer.transmit(1_000, now_s=9.0, waited=False) == pytest.approx(9.0001)
 
 
 def test_busy_link_makes_up_for_late_wakes() -> None:
-    pacer = LinkPacer(80)
+    pacer = LinkPacer(Bandwidth.constant(80))
     arrival_s = pacer.transmit(4_000, now_s=0.0, waited=False)
     for _ in range(1_000):
         arrival_s = pacer.transmit(4_000, now_s=arrival_s + 0.003, waited=True)
@@ -30,13 +31,13 @@ def test_busy_link_makes_up_for_late_wakes() -> None:
 
 
 def test_long_stall_is_made_up_for_in_part_only() -> None:
-    pacer = LinkPacer(80)
+    pacer = LinkPacer(Bandwidth.constant(80))
     pacer.transmit(4_000, now_s=0.0, waited=False)
     assert pacer.transmit(4_000, now_s=7.0, waited=True) == pytest.approx(7.0 - 0.01 + 0.0004)
 
 
 def test_bytes_that_came_while_the_link_was_busy_wait() -> None:
-    pacer = LinkPacer(80)
+    pacer = LinkPacer(Bandwidth.constant(80))
     pacer.transmit(4_000, now_s=0.0, waited=False)
     assert pacer.transmit(1_000, now_s=0.0001, waited=False) == pytest.approx(0.0005)
 
@@ -45,7 +46,7 @@ def test_bytes_that_came_while_the_link_was_busy_wait() -> None:
 @example([(8_000, 2.0, True), *[(8_000, 0.0, True)] * 20])  # held up for two seconds
 def test_never_one_percent_over_the_cap_in_any_second(wakes: list[tuple[int, float, bool]]) -> None:
     """Whatever the sizes, and however late or idle the link: a second delivers at most 1 % too many bytes."""
-    pacer = LinkPacer(0.8)  # so slow that the wakes span many seconds
+    pacer = LinkPacer(Bandwidth.constant(0.8))  # so slow that the wakes span many seconds
     now_s, delivered = 0.0, []
     for size_bytes, delay_s, waited in wakes:
         now_s = max(now_s, pacer.transmit(size_bytes, now_s, waited)) + delay_s
@@ -66,7 +67,33 @@ def test_never_one_percent_over_the_cap_in_any_second(wakes: list[tuple[int, flo
     ],
 )
 def test_quantum(mbps: float, alone: bool, expected_bytes: int) -> None:
-    assert LinkPacer(mbps).quantum_bytes(alone) == expected_bytes
+    assert LinkPacer(Bandwidth.constant(mbps)).quantum_bytes(alone, now_s=1e5) == expected_bytes
+
+
+STEPS = Bandwidth((0.0, 1.0, 2.0), (80.0, 0.0, 8.0))
+
+
+def test_a_quantum_is_what_crosses_from_now_on() -> None:
+    pacer = LinkPacer(STEPS)
+    pacer.begin(100.0)
+    sizes = [pacer.quantum_bytes(False, now_s) for now_s in (100.0, 100.9997, 101.5, 107.0)]
+    assert sizes == [4_000, 3_000, 1_500, 1_500]
+    assert pacer.quantum_bytes(True, now_s=102.0) == 3_000
+
+
+def test_what_does_not_cross_before_an_outage_crosses_after_it() -> None:
+    pacer = LinkPacer(STEPS)
+    pacer.begin(100.0)
+    assert pacer.transmit(5_000_000, 100.0, waited=False) == pytest.approx(100.5)
+    assert pacer.transmit(6_000_000, 100.5, waited=True) == pytest.approx(103.0)
+    assert pacer.transmit(1_000_000, 105.0, waited=False) == pytest.approx(106.0)
+
+
+def test_a_bandwidth_begins_anew() -> None:
+    pacer = LinkPacer(STEPS)
+    assert pacer.transmit(1_000_000, 5.0, waited=False) == pytest.approx(6.0)
+    pacer.begin(5.5)
+    assert pacer.transmit(1_000_000, 5.5, waited=True) == pytest.approx(5.6)  # the one before is forgotten
 
 
 def test_the_last_of_a_wait_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:

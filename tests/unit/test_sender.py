@@ -332,3 +332,61 @@ def test_an_upload_that_was_stopped_takes_anything(partitions: list[ExtractedPar
     upload.begin(welcome())
     assert drain(upload) == []
     assert upload.ready == 0
+
+
+# --- What has not begun is replaced -----------------------------------------------------------------------------------
+
+
+def test_what_has_not_begun_is_replaced(three: list[ExtractedPartition]) -> None:
+    first, second, third = three
+    upload = begun([first, second], window=CHUNK)
+    assert upload.begun == 0
+    header = upload.next_message()
+    assert header is not None
+    assert upload.begun == 1
+    assert upload.under_way
+    assert not upload.replace_rest(0, [third])
+    assert upload.replace_rest(1, [third, second])
+    upload.take(answer(header))
+    sent = [header, *run(upload)]
+    assert [content(sent, index) for index in range(3)] == [p.caffemodel.tobytes() for p in (first, third, second)]
+    assert (upload.ready, upload.begun, upload.ended, upload.under_way) == (3, 3, True, False)
+    assert [record.bytes for record in upload.records([("a",), ("b",), ("c",)])] == [
+        partition.caffemodel.size for partition in (first, third, second)
+    ]
+
+
+def test_an_upload_that_has_ended_goes_on_with_more(three: list[ExtractedPartition]) -> None:
+    upload = begun([])
+    assert upload.ended
+    assert upload.next_message() is None
+    assert upload.replace_rest(0, three[:1])
+    assert not upload.ended
+    sent = run(upload)
+    assert upload.replace_rest(1, three[1:])
+    sent += run(upload)
+    assert [content(sent, index) for index in range(3)] == [partition.caffemodel.tobytes() for partition in three]
+    upload.stop()
+    assert not upload.replace_rest(3, three[:1])
+
+
+def test_after_a_reconnection_what_was_carried_out_is_sent(three: list[ExtractedPartition]) -> None:
+    upload = begun(three[:1], window=CHUNK)
+    header = upload.next_message()
+    assert upload.replace_rest(1, three[1:])
+    upload.pause()
+    upload.begin(welcome(Held(0, three[0].caffemodel.size, True)))
+    sent = run(upload)
+    assert header not in sent
+    assert [content(sent, index) for index in (1, 2)] == [partition.caffemodel.tobytes() for partition in three[1:]]
+
+
+def test_what_the_server_does_not_have_yet(partitions: list[ExtractedPartition]) -> None:
+    upload = begun(partitions)
+    assert upload.unsent_shares() == [1.0, 1.0]
+    acknowledged = [upload.take(answer(message)) for message in drain(upload)]
+    assert acknowledged == [0, CHUNK, CHUNK]
+    size = partitions[0].caffemodel.size
+    assert upload.unsent_shares() == [pytest.approx(1 - 2 * CHUNK / size), 1.0]
+    run(upload)
+    assert upload.unsent_shares() == []

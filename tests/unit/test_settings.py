@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.settings import Settings
 
 ADDRESSES = st.sampled_from(["", "tcp://box:7675", "tcp://box:7676"])
@@ -30,6 +31,17 @@ SETTINGS = st.one_of(
         NAMES | st.just(""), st.integers(0, 12), connect=ADDRESSES,
     ),
     st.builds(Settings, st.just("live"), client=NAMES, paced=st.booleans(), connect=ADDRESSES),
+    st.builds(
+        Settings, st.sampled_from(["live", "virtual"]), link=st.sampled_from(["", "a.csv (0a)", "a.csv (b)", "b (0a)"]),
+        delay_ms=st.sampled_from([20.0, 20.5, 1000.0]), jitter_ms=st.sampled_from([0.0, 1 / 3, 20.0]),
+        upload=st.sampled_from(["share", "yield"]),
+    ),
+    st.builds(
+        Settings, st.sampled_from(["virtual", "live"]), busy=st.sampled_from(["wait", "drop"]),
+        deadline_ms=st.sampled_from([None, 1 / 3, 100.0]), arrivals=st.sampled_from(
+            ["fps:5", "fps:5.2", "poisson:5", "burst:5,2", "burst:5,2.5", "burst:52,5", "walk.txt (00000000)"]
+        ).map(Arrivals),
+    ),
 )  # fmt: skip
 
 
@@ -54,6 +66,9 @@ def test_names() -> None:
     coded = Settings("virtual", coding="lossless", weight_ratio=0.85, window_s=28.5)
     assert coded.slug == "virtual-coding-lossless-weight-ratio0.85-window28.5-s"
     assert coded.name == "virtual testbed, coding lossless, weight ratio 0.85, window 28.5 s"
+    linked = Settings("live", link="bus ride.csv (0a1b2c)", delay_ms=20.0, jitter_ms=2.5, upload="yield")
+    assert linked.slug == "live-link-bus-ride.csv-0a1b2c-delay20-ms-jitter2.5-ms-upload-yields"
+    assert linked.name == "live testbed, link bus ride.csv (0a1b2c), delay 20 ms, jitter 2.5 ms, upload yields"
     assert Settings("virtual", noise=0.25).name == "virtual testbed, noise 0.25"
 
 
@@ -64,6 +79,9 @@ def test_which_are_the_papers() -> None:
     assert not Settings("live", 79.0).are_papers
     assert not Settings("virtual", coding="features").are_papers
     assert not Settings("virtual", window_s=30.0).are_papers
+    assert not Settings("virtual", link="a 0a1b").are_papers
+    assert not Settings("virtual", delay_ms=1.0).are_papers
+    assert not Settings("virtual", upload="yield").are_papers
 
 
 @pytest.mark.parametrize(
@@ -87,6 +105,11 @@ def test_which_are_the_papers() -> None:
         ({"window_s": 0.0}, "give a number above 0"),
         ({"window_s": math.nan}, "give a number above 0"),
         ({"window_s": 1e6}, "and at most 86400"),
+        ({"delay_ms": -1.0}, "delay -1 ms: give a number from 0 to 10000"),
+        ({"delay_ms": 2.0, "jitter_ms": 3.0}, "jitter 3 ms: give a number from 0 to the delay"),
+        ({"upload": "push"}, "upload 'push': there are 'share' and 'yield'"),
+        ({"testbed": "live", "connect": "tcp://box:7675", "link": "a 0a1b"}, "put an 'ionn link' in front of"),
+        ({"testbed": "live", "connect": "tcp://box:7675", "delay_ms": 1.0}, "put an 'ionn link' in front of"),
         ({"testbed": "live", "noise": 0.1}, "--noise is for the virtual testbed"),
         ({"testbed": "live", "dilation": 2.0, "paced": False}, "leave one of them out"),
     ],

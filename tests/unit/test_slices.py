@@ -128,7 +128,7 @@ def test_stages_of_the_five_models() -> None:
 def test_slices_are_whole_tiles_and_large_enough(tiles: int, least: int, over: int, data: st.DataObject) -> None:
     channels = max(tiles, 2 * least) * TILE + over
     cut = SlicePlan(0, channels, least * TILE, 0.0, 0.0, 0.0)
-    slices = data.draw(st.integers(1, cut.most_slices))
+    slices = data.draw(st.integers(1, cut.most_slices()))
     ends = cut.ends(slices)
     sizes = np.diff([0, *ends])
     assert len(ends) == slices
@@ -301,7 +301,7 @@ def test_slices_concatenate_to_the_stage_bit_for_bit(layer: str, shape: str) -> 
     data = rng.standard_normal(network.input_shape).astype(np.float32)
     (whole,) = engine.forward(engine.load_network(network, {"a": blobs}), data)
     parts, begin = [], 0
-    for end in cut.ends(cut.most_slices):
+    for end in cut.ends(cut.most_slices()):
         part = network_of(layer.replace(f": {cut.channels} ", f": {end - begin} "), "*ReLU", "*Dropout", shape=shape)
         net = engine.load_network(part, {"a": [blob[begin:end] for blob in blobs]})
         parts += engine.forward(net, data)
@@ -344,7 +344,7 @@ def test_slices_of_the_models_are_exact(model: str) -> None:
         if cut := cuts.get(stage):
             data = whole.outputs(stage - 1)[0].copy()
             whole.run(stage, stage)
-            ends = cut.ends(cut.most_slices)
+            ends = cut.ends(cut.most_slices())
             slices = [Slice(stage, begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
             assert SlicedStage(network, slices, weights).exact(data, whole.outputs(stage)[0]), network.stages[stage]
         else:

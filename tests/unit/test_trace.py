@@ -23,6 +23,7 @@ from ionn.planning.plan import PartitionDocument, PlanDocument
 from ionn.planning.slice_costs import SlicePlan
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed import runner, trace
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
 from ionn.testbed.virtual import run_virtual
@@ -44,6 +45,21 @@ def times(trace: Trace) -> list[float]:
 
 def dilated(dilation: float) -> Trace:
     return Trace(make_trace(testbed="live", dilation=dilation).info, PARTITIONS, QUERIES)
+
+
+def test_a_link_is_kept_with_its_bandwidth(tmp_path: Path) -> None:
+    made = make_trace(link="ride.csv (0a)", delay_ms=20.0, jitter_ms=2.5, upload="yield")
+    bandwidth = Bandwidth((0.0, 1.5), (0.0, 40.25), 3.0)
+    made = dataclasses.replace(made, info=dataclasses.replace(made.info, bandwidth=bandwidth))
+    made.save(path := tmp_path / "run.jsonl")
+    loaded = Trace.load(path)
+    assert loaded == made
+    assert loaded.info.bandwidth == bandwidth
+    for change in ({"bandwidth": None}, {"link": ""}, {"bandwidth": {"begins_s": [1.0], "mbps": [1.0]}}):
+        run, *rest = path.read_text().splitlines()
+        (tmp_path / "other.jsonl").write_text("\n".join([json.dumps(json.loads(run) | change), *rest]))
+        with pytest.raises(InputError, match="not a trace of ionn"):
+            Trace.load(tmp_path / "other.jsonl")
 
 
 @pytest.mark.parametrize("dilation", [1.0, 3.0, 8.0])

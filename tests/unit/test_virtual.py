@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,11 +22,14 @@ from ionn.model.slices import TILE, Piece, Slice, stage_of
 from ionn.planning.coding_costs import CodedTransfer, CodedWeights, Transfer
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import PLANNERS
+from ionn.protocol.yielding import BESIDE_QUERY_BYTES
 from ionn.records import Segment
+from ionn.testbed.arrivals import Arrivals
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
-from ionn.testbed.virtual import run_virtual
+from ionn.testbed.virtual import VirtualSession, run_virtual
 from tests.support.chains import WORKED_EXAMPLE, chain, chains, cut
 from tests.support.runs import plan_of
 
@@ -175,52 +178,96 @@ class Task:
         return self.ms <= 0 and self.ready
 
 
-def ticks(graph: ExecutionGraph, plan: list[list[Piece]]) -> Iterator[tuple[str, int, int]]:
-    """The same testbed ticking by 1 ms: yields ("ready", index, ms) and ("query", start ms, end ms) as they happen.
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What is not in the graph, in ms: when the link carries nothing in each `period`, its delay, what the upload may
+    send while a query is at the server, when queries arrive (None: in a closed loop), and whether those that meet a
+    busy client are dropped."""
+
+    outages: frozenset[int] = frozenset()
+    period: int = 1
+    delay: int = 0
+    held: float = math.inf
+    arrivals: Sequence[int] | None = None
+    drops: bool = False
+
+    def bandwidth(self) -> Bandwidth:
+        rates = [0.0 if tick in self.outages else 80.0 for tick in range(self.period)]
+        return Bandwidth(tuple(tick / 1e3 for tick in range(self.period)), tuple(rates), self.period / 1e3)
+
+
+def ticks(
+    graph: ExecutionGraph, plan: list[list[Piece]], conditions: Conditions = Conditions()
+) -> Iterator[tuple[str, int, int, int]]:
+    """The same testbed ticking by 1 ms: yields ("ready", index, ms, ms), ("query", raised ms, start ms, end ms) and
+    ("dropped", raised ms, ...) as they happen.
 
     With whole numbers as costs every event falls on a tick, even if the link is halved.
     """
     unsent, undecoded = map(list, zip(*(graph.arrival_ms(pieces) for pieces in plan), strict=True))
-    load = [graph.overhead_ms(pieces)[1] for pieces in plan]
-    loading: list[float] = []
-    usable = now = after = sent = decoded = 0
+    loading = [graph.overhead_ms(pieces)[1] for pieces in plan]
+    left: list[int] = []  # when each partition had left the client, and when the server had loaded it
+    loaded: list[int] = []
+    now = usable = after = decoded = 0
     query: list[Task] = []
-    started = 0
+    coming, waiting = list(conditions.arrivals or []), [0] if conditions.arrivals is None else []
+    started = 0, 0
+    allowance = math.inf
     while True:
-        while sent < len(plan) and unsent[sent] <= 0:
-            sent += 1
+        while len(left) < len(plan) and unsent[len(left)] <= 0:
+            left.append(now)
         # What is on the link, or has left it, is decoded, one partition after the other.
-        while decoded < sent and undecoded[decoded] <= 0:
-            loading.append(load[decoded])
+        while decoded < len(left) and left[decoded] + conditions.delay <= now and undecoded[decoded] <= 0:
             decoded += 1
-        while loading and loading[0] <= 0:
-            loading.pop(0)
-            yield "ready", usable, now
+        while len(loaded) < decoded and loading[len(loaded)] <= 0:
+            loaded.append(now)
+        while usable < len(loaded) and loaded[usable] + conditions.delay <= now:
+            yield "ready", usable, now, now
             usable += 1
+        marks = (task for task in query if task.what in ("at server", "at client") and task.ready and not task.ms)
+        for mark in marks:
+            mark.ms = -1
+            allowance = conditions.held if mark.what == "at server" else math.inf
         if query and all(task.done for task in query):
-            yield "query", started, now
-            query = []
-        if not query and (usable or not plan):
-            after += usable == len(plan)
-            if after > QUERIES_AFTER_UPLOAD:
+            yield "query", *started, now
+            query, allowance = [], math.inf
+            if conditions.arrivals is None:
+                waiting = [now]
+            if after == QUERIES_AFTER_UPLOAD:
+                yield from (("dropped", raised, now, now) for raised in waiting if conditions.arrivals is not None)
                 return
-            query, started = tasks(graph, [piece for pieces in plan[:usable] for piece in pieces]), now
+        while coming and coming[0] == now and (query or not waiting):
+            raised = coming.pop(0)
+            if conditions.drops and query:
+                yield "dropped", raised, now, now
+            else:
+                waiting.append(raised)
+        if not query and waiting and (conditions.arrivals is not None or usable or not plan):
+            after += usable == len(plan)
+            started = waiting.pop(0), now
+            query = tasks(graph, [piece for pieces in plan[:usable] for piece in pieces], conditions.delay)
             continue
+        if not (query or coming or waiting) and usable == len(plan):
+            return
         running = [task for task in query if task.ms > 0 and task.ready]
-        sending = any(task.what == "up" for task in running)
+        carries = now % conditions.period not in conditions.outages
+        sending = carries and any(task.what == "up" for task in running)
+        uploading = carries and len(left) < len(plan) and allowance > 0
         for task in running:
-            task.ms -= 0.5 if task.what == "up" and sent < len(plan) else 1
-        if loading:
-            loading[0] -= 1
-        if decoded < len(plan) and undecoded[decoded] > 0:
+            if carries or task.what not in ("up", "down"):
+                task.ms -= 0.5 if task.what == "up" and uploading else 1
+        if uploading:
+            unsent[len(left)] -= 0.5 if sending else 1
+            allowance -= 0.5 if sending else 1
+        if len(loaded) < decoded:
+            loading[len(loaded)] -= 1
+        if decoded < len(plan) and undecoded[decoded] > 0 and now >= conditions.delay:
             undecoded[decoded] -= 1
-        if sent < len(plan):
-            unsent[sent] -= 0.5 if sending else 1
         now += 1
 
 
-def tasks(graph: ExecutionGraph, uploaded: list[Piece]) -> list[Task]:
-    """What a query does, leg by leg."""
+def tasks(graph: ExecutionGraph, uploaded: list[Piece], delay: int) -> list[Task]:
+    """What a query does, leg by leg, over a link with a delay."""
     todo = [Task("start", 0)]
 
     def then(what: str, ms: float) -> None:
@@ -229,9 +276,12 @@ def tasks(graph: ExecutionGraph, uploaded: list[Piece]) -> list[Task]:
     def move(way: str, transfer: Transfer) -> None:
         then("encode", transfer.encode_ms)
         then(way, transfer.link_ms)
+        then("delay", delay)
         then("decode", transfer.decode_ms)
 
     for leg in graph.legs(uploaded):
+        if not leg.from_server:
+            then("at client" if leg.where == "client" else "at server", 0)
         last, end = todo[-1], leg.last + 1
         if leg.where == "client":
             then("compute", sum(graph.client_ms[leg.first : end]))
@@ -247,14 +297,17 @@ def tasks(graph: ExecutionGraph, uploaded: list[Piece]) -> list[Task]:
             there, back = split.transfers(leg.from_server, leg.to_server)
             encoded = Task("encode", there.encode_ms, last)
             moved = Task("down" if leg.from_server else "up", there.link_ms, encoded)
-            decoded = Task("decode", there.decode_ms, moved)
+            arrived = Task("delay", delay, moved)
+            decoded = Task("decode", there.decode_ms, arrived)
             client = Task("compute", split.client_ms, decoded if leg.from_server else encoded)
             server = Task("compute", split.server_ms, encoded if leg.from_server else decoded)
             giver, taker = (client, server) if leg.to_server else (server, client)
             coded = Task("encode", back.encode_ms, giver)
             returned = Task("up" if leg.to_server else "down", back.link_ms, coded, moved)
-            joined = Task("decode", back.decode_ms, returned, taker)
-            todo += [encoded, moved, decoded, client, server, coded, returned, joined, Task("join", 0, joined)]
+            came = Task("delay", delay, returned)
+            joined = Task("decode", back.decode_ms, came, taker)
+            todo += [encoded, moved, arrived, decoded, client, server, coded, returned, came, joined]
+            then("join", 0)
     return todo
 
 
@@ -293,7 +346,8 @@ def graphs_and_plans(draw: st.DrawFn) -> tuple[ExecutionGraph, list[list[Piece]]
     for stage in halved:
         pieces += [Slice(stage, 0, TILE), Slice(stage, TILE, 2 * TILE)]
     order = draw(st.permutations(pieces))
-    ends = [0, *sorted(draw(st.sets(st.integers(1, len(order))))), len(order)]
+    fewest = draw(st.integers(0, len(order) // 2))
+    ends = [0, *sorted(draw(st.sets(st.integers(1, len(order)), min_size=fewest))), len(order)]
     plan = []
     for first, end in pairwise(sorted(set(ends))):
         stages = Counter(map(stage_of, order[first:end]))
@@ -308,8 +362,8 @@ def test_events_equal_a_simulation_in_ticks(graph_and_plan: tuple[ExecutionGraph
     event(str({leg.where for uploaded in accumulate(plan) for leg in graph.legs(uploaded)}))
     partitions, queries = log(run_virtual(run_info(graph, plan)))
     events = list(ticks(graph, plan))
-    assert [ready for _, _, ready in partitions] == [ms for kind, _, ms in events if kind == "ready"]
-    assert [query[1:] for query in queries] == [tuple(ms) for kind, *ms in events if kind == "query"]
+    assert [ready for _, _, ready in partitions] == [ms for kind, _, _, ms in events if kind == "ready"]
+    assert queries == [tuple(ms) for kind, *ms in events if kind == "query"]
 
 
 def test_same_settings_same_trace() -> None:
@@ -369,6 +423,159 @@ def test_weights_are_decoded_while_they_arrive() -> None:
     partitions, _ = log(run_virtual(run_info(dataclasses.replace(graph, coded_weights=weights), [[0], [1], [2]])))
     # The first is decoded at 12; the second, which begins to arrive at 10, from then on until 42.
     assert partitions[:2] == [(0, 10, 12 + 3), (10, 31, 42 + 5)]
+
+
+# --- The link -------------------------------------------------------------------------------------------------------
+
+
+def over(
+    graph: ExecutionGraph,
+    parts: Sequence[Sequence[Piece]],
+    bandwidth: Bandwidth | None = None,
+    mbps: float = 80.0,
+    **settings: Any,
+) -> RunInfo:
+    """A run over a link with a bandwidth of its own."""
+    info = run_info(graph, parts)
+    link = "" if bandwidth is None else "made up (0a)"
+    return dataclasses.replace(info, settings=Settings("virtual", mbps, link=link, **settings), bandwidth=bandwidth)
+
+
+def test_a_bandwidth_over_time_carries_the_same_bytes_at_other_times() -> None:
+    graph = chain(client=[19, 40], server=[2, 1], upload=[20, 30], up=[3, 50, 0], down=[0, 4, 5])
+    # Half the rate that the plan is for during 30 ms, an outage of 10, then twice the rate.
+    bandwidth = Bandwidth((0.0, 0.03, 0.04), (40.0, 0.0, 160.0))
+    partitions, queries = log(run_virtual(over(graph, [[0], [1]], bandwidth)))
+    # A has crossed 15 of its 20 at 30, and ends at 42.5. The query's 3 take as long as 3 of B, until 45.5 at twice the
+    # rate; then 2 at the server, 4 / 2 down, 40 at the client. B's other 27 take 13.5.
+    assert partitions == [(0, 42.5, 42.5), (42.5, 59, 59)]
+    assert queries[0] == (0, 42.5, 45.5 + 2 + 2 + 40)
+    assert queries[1] == (89.5, 89.5, 89.5 + 1.5 + 2 + 1 + 2.5)
+
+
+def test_a_delay_adds_to_each_transfer_and_once_to_an_upload() -> None:
+    graph = chain([90, 90, 90], [1, 1, 1], [10 + 30, 10 + 5, 10 + 2], [1] * 4, load=[30, 5, 2])
+    partitions, queries = log(run_virtual(over(graph, [[0], [1], [2]], delay_ms=7)))
+    # As without: 10, 20, 30 to cross and 40, 45, 47 to be loaded; the client hears of it a round trip later.
+    assert partitions == [(0, 24, 54), (24, 34, 59), (34, 44, 61)]
+    assert queries[0] == (0, 54, 54 + 1 + 1 + 1 + 180 + 2 * 7)
+
+
+def test_a_delay_is_in_both_transfers_of_a_stage_at_both_sides() -> None:
+    graph = dataclasses.replace(chain([50], [40], [60], [2, 0], [0, 6]), cuts=[cut(0, tiles=2)])
+    parts: list[list[Piece]] = [[Slice(0, 0, TILE)], [Slice(0, TILE, 2 * TILE)]]
+    without, with_ = (run_virtual(over(graph, parts, delay_ms=delay_ms)).queries[0] for delay_ms in (0, 9))
+    assert [leg.where for leg in graph.legs(parts[0])] == ["both"]
+    # The input is up at 4, beside the upload, and the server's half is back 20 + 3 later; the client needs 25.
+    assert without.latency_ms == pytest.approx(27)
+    assert with_.latency_ms == pytest.approx(27 + 2 * 9)
+
+
+def test_jitter_is_within_its_bounds_and_of_the_seed() -> None:
+    graph = chain(client=[19, 40], server=[2, 1], upload=[20, 30], up=[3, 50, 0], down=[0, 4, 5])
+    (plain, _), (low, _), (high, _) = (
+        log(run_virtual(over(graph, [[0], [1]], delay_ms=delay_ms))) for delay_ms in (10, 6, 14)
+    )
+    (one, _), (same, _), (other, _) = (
+        log(run_virtual(over(graph, [[0], [1]], delay_ms=10, jitter_ms=4, seed=seed))) for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert len({one[0], other[0], plain[0]}) == 3
+    for made in (one, other):
+        assert low[0][1] <= made[0][1] <= high[0][1]
+
+
+def test_an_upload_that_yields_sends_no_more_than_its_allowance_beside_a_query() -> None:
+    graph = chain(client=[500, 900, 60], server=[1, 1, 1], upload=[10, 700, 1], up=[200, 1, 1, 1], down=[1] * 4)
+    parts: list[list[Piece]] = [[0], [1]]
+    share, yields = (run_virtual(over(graph, parts, upload=upload)) for upload in ("share", "yield"))
+    allowance_ms = BESIDE_QUERY_BYTES * 8 / 80e3
+    # Features of 200 ms: beside the upload they take 400; beside what was under way they take 200 and as much as that.
+    assert share.queries[0].segments[0].total_ms == pytest.approx(400 + 1 + 1)
+    assert yields.queries[0].segments[0].total_ms == pytest.approx(200 + allowance_ms + 1 + 1)
+    # Then the client computes for longer than the rest of the upload takes alone.
+    query_ms = yields.queries[0].segments[0].total_ms
+    assert yields.partitions[1].end_s == pytest.approx((10 + query_ms + 700 - allowance_ms) / 1e3)
+
+
+@given(graphs_and_plans(), st.sampled_from([0.0, 5.0]), st.sampled_from(["share", "yield"]))
+def test_no_byte_is_lost_over_a_link_that_changes(
+    graph_and_plan: tuple[ExecutionGraph, list[list[Piece]]], delay_ms: float, upload: str
+) -> None:
+    """Whatever the link does, all is uploaded, in order, and not before the bandwidth lets all bytes so far cross."""
+    graph, plan = graph_and_plan
+    bandwidth = Bandwidth((0.0, 0.01, 0.02, 0.05), (80.0, 8.0, 0.0, 240.0), 0.1)
+    trace = run_virtual(over(graph, plan, bandwidth, delay_ms=delay_ms, upload=upload))
+    assert len(trace.partitions) == len(plan)
+    sent_ms = accumulate(graph.arrival_ms(pieces)[0] for pieces in plan)
+    for partition, work_ms in zip(trace.partitions, sent_ms, strict=True):
+        arrival_s = bandwidth.arrival_s(0, work_ms * 10_000)  # bytes per ms at 80 Mbps
+        assert partition.end_s >= arrival_s + 2 * delay_ms / 1e3 - 1e-9
+        assert partition.ready_s >= partition.end_s - 1e-9
+    for query in trace.queries:
+        if any(segment.where != "client" for segment in query.segments):
+            assert query.latency_ms >= 2 * delay_ms - 1e-6
+
+
+CONDITIONS = st.integers(1, 30).flatmap(
+    lambda period: st.builds(
+        Conditions, st.frozensets(st.integers(0, period - 1), max_size=period - 1), st.just(period), st.integers(0, 9),
+        st.sampled_from([math.inf, 0.0, 1.0, 6.0]),
+        st.lists(st.integers(0, 30), min_size=5, max_size=20).map(lambda gaps: list(accumulate(gaps))), st.booleans(),
+    )
+)  # fmt: skip
+
+
+@given(graphs_and_plans(), CONDITIONS)
+def test_queries_arrive_over_a_link_with_outages_and_a_delay(
+    graph_and_plan: tuple[ExecutionGraph, list[list[Piece]]], conditions: Conditions
+) -> None:
+    """Beside an upload that shares, and one that yields."""
+    graph, plan = graph_and_plan
+    # An upload during which queries are offloaded.
+    raw = [stage not in {each.stage for each in graph.coded_weights} for stage in range(len(graph.stages))]
+    graph = dataclasses.replace(graph, upload_ms=graph.upload_ms + 200 * np.array(raw))
+    assert conditions.arrivals is not None
+    settings: dict[str, Any] = {
+        "delay_ms": float(conditions.delay), "upload": "share" if conditions.held == math.inf else "yield",
+        "arrivals": Arrivals("times (00000000)", tuple(ms / 1e3 for ms in conditions.arrivals)),
+        "busy": "drop" if conditions.drops else "wait",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ionn.testbed.virtual.BESIDE_QUERY_BYTES", conditions.held * 10_000)  # bytes per ms at 80 Mbps
+        trace = run_virtual(over(graph, plan, conditions.bandwidth(), **settings))
+    partitions, queries = log(trace)
+    events = list(ticks(graph, plan, conditions))
+    assert [ready for _, _, ready in partitions] == [ms for kind, _, _, ms in events if kind == "ready"]
+    assert queries == [tuple(ms) for kind, *ms in events if kind == "query"]
+    assert [round(s * 1e3, 6) for s in trace.dropped_s] == [ms for kind, ms, *_ in events if kind == "dropped"]
+    event(f"{settings['upload']}, busy {settings['busy']}, dropped: {bool(trace.dropped_s)}")
+    offloaded = [each for each in trace.queries if any(segment.where != "client" for segment in each.segments)]
+    event(f"at the server during the upload: {any(each.end_s < trace.partitions[-1].end_s for each in offloaded)}")
+
+
+def test_an_upload_that_yields_goes_on_when_the_server_has_answered() -> None:
+    graph = chain(client=[5, 900], server=[1, 1], upload=[700, 10], up=[1, 60, 1], down=[1, 1, 1])
+    arrivals = Arrivals("times (00000000)", (0.02,))
+    partitions, queries = log(run_virtual(over(graph, [[1], [0]], upload="yield", arrivals=arrivals)))
+    # A's 700 ms pause but for the allowance, which the 60 ms of features share: then it goes on at once.
+    allowance_ms = round(BESIDE_QUERY_BYTES * 8 / 80e3, 6)
+    assert queries == [(20, 20, 20 + 5 + 60 + allowance_ms + 1 + 1)]
+    assert partitions[1][1] == 10 + 700 + 60 + 1 + 1
+
+
+def test_whoever_waits_for_the_upload_has_it() -> None:
+    graph = chain([90, 90], [1, 1], [10 + 30, 10 + 5], [1] * 3, load=[30, 5])
+    session = VirtualSession(over(graph, [[0], [1]], delay_ms=7.0))
+    session.wait_until(0.058)
+    assert not session.uploaded()
+    session.wait_for_upload()
+    assert session.now_s() == pytest.approx(0.059)  # 10 to cross, 35 to be loaded, and a round trip
+    assert session.uploaded()
+    session.wait_until(0.07)
+    session.wait_until(0.06)
+    session.wait_for_upload()
+    assert session.now_s() == 0.07
 
 
 PROFILES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profiles"

@@ -50,7 +50,8 @@ def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_m
     present = [*uploaded, *others]
     slower_ms, begin = before_ms, 0
     partitions: list[list[Piece]] = []
-    for end in cut.ends(_number_of_slices(graph, cut, graph.latency_ms(present) - after_ms, after_ms - best_ms)):
+    slices = _number_of_slices(graph, cut, graph.latency_ms(present) - after_ms, after_ms - best_ms)
+    for end in cut.ends(slices, graph.held_channels(cut.stage)):
         latency_ms = graph.latency_ms([*present, Slice(cut.stage, 0, end)])
         if after_ms < latency_ms < slower_ms or end == cut.channels:
             partitions.append([Slice(cut.stage, begin, end)])
@@ -64,4 +65,4 @@ def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_m
 def _number_of_slices(graph: ExecutionGraph, cut: SlicePlan, gain_ms: float, rest_ms: float) -> int:
     wait_ms = cut.slice_ms * (2 * rest_ms + gain_ms)
     ideal = math.sqrt(gain_ms * graph.upload_ms[cut.stage] / wait_ms) if wait_ms > 0 else math.inf
-    return round(min(ideal, cut.most_slices)) if ideal >= 2 else 1
+    return round(min(ideal, cut.most_slices(graph.held_channels(cut.stage)))) if ideal >= 2 else 1

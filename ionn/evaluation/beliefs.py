@@ -1,0 +1,32 @@
+"""How near what a client that measures believed of its link was to what the link had."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ionn.testbed.trace import Trace
+
+# What was believed is compared with the link's mean rate over spans of this length.
+SPAN_S = 0.1
+
+
+def true_mbps(trace: Trace, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean rate of a trace's link from each of the times (n,) until the next, (n - 1,) in Mbps. The link is one
+    whose bandwidth the trace has."""
+    bandwidth = trace.info.bandwidth
+    assert bandwidth is not None
+    sizes = [bandwidth.bytes_between(begin_s, end_s) for begin_s, end_s in pairwise(times_s.tolist())]
+    return np.array(sizes) * 8 / 1e6 / np.diff(times_s)
+
+
+def rate_errors(trace: Trace) -> NDArray[np.float64]:
+    """By how much the rate that the client believed is off its link's, relative to that, in spans of SPAN_S from its
+    first estimate on; without those in which nothing could cross."""
+    times_s = np.arange(trace.estimates[0].time_s, trace.queries[-1].end_s, SPAN_S)
+    mbps = true_mbps(trace, times_s)
+    which = np.searchsorted([each.time_s for each in trace.estimates], times_s[:-1], side="right") - 1
+    believed = np.array([each.mbps for each in trace.estimates])[which]
+    return np.abs(believed[mbps > 0] / mbps[mbps > 0] - 1)

@@ -1,0 +1,48 @@
+"""The delay of a link in one direction: the time from when a byte has left one end until it is at the other."""
+
+from __future__ import annotations
+
+import random
+
+from ionn.errors import InputError
+
+DELAY_MAX_MS = 10_000.0
+"""More than any network has: a satellite's is 300."""
+
+
+def check_delay(delay_ms: float, jitter_ms: float) -> None:
+    """Raise InputError for what cannot be a link's delay and its jitter."""
+    if not 0 <= delay_ms <= DELAY_MAX_MS:
+        raise InputError(f"delay {delay_ms:g} ms: give a number from 0 to {DELAY_MAX_MS:g}")
+    if not 0 <= jitter_ms <= delay_ms:
+        raise InputError(f"jitter {jitter_ms:g} ms: give a number from 0 to the delay, which is {delay_ms:g} ms")
+
+
+class Delay:
+    """A delay that wanders within `mean` ± `jitter`, in any unit of time.
+
+    Every 2 x `jitter` it heads in a straight line for another value, which is drawn uniformly. So it never falls faster
+    than time passes: nothing overtakes what left before. It depends on the time and the `seed` alone.
+    """
+
+    def __init__(self, mean: float = 0.0, jitter: float = 0.0, seed: str = "") -> None:
+        self._mean, self._jitter, self._seed = mean, jitter, seed
+        self._leg = -1, 0.0, 0.0  # the number of the line it is on, and the values at its ends
+
+    def arrival(self, left: float) -> float:
+        """When what left one end at a time, 0 or later, is at the other one."""
+        if not self._jitter:
+            return left + self._mean
+        position = left / (2 * self._jitter)
+        if (number := int(position)) != self._leg[0]:
+            self._leg = number, self._drawn(number), self._drawn(number + 1)
+        _, begin, end = self._leg
+        return left + self._mean + begin + (position - number) * (end - begin)
+
+    @classmethod
+    def both(cls, mean: float, jitter: float, seed: int) -> tuple[Delay, Delay]:
+        """The delays up and down of a link; they wander each for itself."""
+        return cls(mean, jitter, f"{seed}/up"), cls(mean, jitter, f"{seed}/down")
+
+    def _drawn(self, number: int) -> float:
+        return random.Random(f"{self._seed}/{number}").uniform(-self._jitter, self._jitter)

@@ -1,0 +1,52 @@
+"""Made-up bandwidths of people who walk or drive while they use a mobile network.
+
+A Markov chain of a few states, which says how good the reception is: in every second the state stays, or changes to the
+next better or next worse one. The bandwidth is drawn anew each second, lognormally around the state's median. The
+numbers are round ones of the order that is reported of 4G networks; they are fitted to no measurement.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from ionn.errors import InputError
+from ionn.testbed.bandwidth import MBPS_MIN, SECONDS_MAX, Bandwidth
+
+
+@dataclass(frozen=True)
+class Mobility:
+    """How somebody moves: the median Mbps of each state, best first, 0 for an outage, how many seconds each lasts in
+    the mean, and the spread of the bandwidth in it, the standard deviation of its logarithm."""
+
+    median_mbps: tuple[float, ...]
+    mean_s: tuple[float, ...]
+    spread: float
+
+
+MOBILITIES = {
+    "walking": Mobility(median_mbps=(60.0, 25.0, 6.0), mean_s=(20.0, 15.0, 8.0), spread=0.2),
+    "driving": Mobility(median_mbps=(50.0, 20.0, 4.0, 0.0), mean_s=(8.0, 6.0, 4.0, 2.0), spread=0.4),
+}
+
+
+def mobile_bandwidth(mobility: str, seconds: int, seed: int) -> Bandwidth:
+    """So many seconds of somebody's link, and its mean rate after that. The same arguments give the same link.
+
+    It begins in the best state. Raises InputError for a mobility that is none, or a time out of range.
+    """
+    if mobility not in MOBILITIES:
+        raise InputError(f"mobility {mobility!r}: there are {', '.join(map(repr, MOBILITIES))}")
+    if not 1 <= seconds <= SECONDS_MAX:
+        raise InputError(f"{seconds} seconds: give a number from 1 to {SECONDS_MAX:g}")
+    chain = MOBILITIES[mobility]
+    draw = random.Random(f"{mobility}/{seed}")
+    state, rates = 0, []
+    for _ in range(seconds):
+        mbps = chain.median_mbps[state] * draw.lognormvariate(0.0, chain.spread)
+        rates.append(max(round(mbps, 2), MBPS_MIN) if mbps else 0.0)
+        if draw.random() < 1 / chain.mean_s[state]:
+            neighbours = [other for other in (state - 1, state + 1) if 0 <= other < len(chain.mean_s)]
+            state = draw.choice(neighbours)
+    mean_mbps = round(sum(rates) / seconds, 2)
+    return Bandwidth(tuple(float(second) for second in range(seconds + 1)), (*rates, mean_mbps))

@@ -1,0 +1,187 @@
+"""A client that measures, live: a real server over a real link, answers that are Caffe's own bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ionn.client.offloading import Offloading, open_offloading
+from ionn.client.session import Client
+from ionn.costs.models import Profile
+from ionn.model import engine
+from ionn.model.inputs import query_inputs
+from ionn.model.network import Network
+from ionn.records import QueryRecord
+from ionn.testbed import processes, runner
+from ionn.testbed.live_session import LiveSession
+from ionn.testbed.trace import load_traces
+from tests.support.command import ionn
+from tests.support.runs import run_live
+from tests.support.world import Server, wait_for
+
+Weights = dict[str, tuple[np.ndarray, ...]]
+# The client takes 10 ms for each of 13 layers; what the server takes depends on this machine.
+LAYER_MS = 10.0
+
+
+@contextlib.contextmanager
+def session_at(
+    address: str, network: Network, weights: Weights, algorithm: str = "recursive-efficiency", **given: Any
+) -> Iterator[tuple[LiveSession, Offloading, Client]]:
+    net = engine.load_network(network, weights)
+    here = Profile.of(network, np.full(len(network.layers), LAYER_MS))
+    there = Profile.of(network, np.full(len(network.layers), 0.1))
+    with open_offloading(
+        network, net, here, address, None, algorithm, there=there, paced=True, **given
+    ) as offloading:  # fmt: skip
+        session = LiveSession(offloading, net, query_inputs(network, 0))
+        session.start_upload()
+        assert offloading._client is not None
+        yield session, offloading, offloading._client
+
+
+def at_server(query: QueryRecord) -> bool:
+    return any(segment.where == "server" for segment in query.segments)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.end_well()
+
+
+@contextlib.contextmanager
+def link_to(server: Server, *options: str) -> Iterator[str]:
+    with processes.process("link", "--listen", "tcp://127.0.0.1:0", "--to", server.address, *options) as address:
+        yield address
+
+
+@pytest.mark.parametrize("mbps", [1.0, 16.0])
+@pytest.mark.parametrize("yields", [False, True])
+def test_the_rate_of_a_link_is_found_out(
+    mbps: float, yields: bool, server: Server, tiny: Network, tiny_weights: Weights
+) -> None:
+    """A link is never faster than it is. A busy machine may make it look slower."""
+    with (
+        link_to(server, "--mbps", str(mbps), "--delay-ms", "5") as address,
+        session_at(address, tiny, tiny_weights, yields=yields) as (session, offloading, client),
+    ):
+        records = [session.query() for _ in range(20)]
+        while not session.uploaded():
+            records.append(session.query())
+        assert all(query.bit_equal for query in records)
+        assert client.fault is None
+        assert offloading.measuring is not None
+        seen = [record.mbps for record in offloading.measuring.records]
+        assert 0.3 * mbps < max(seen) < 1.3 * mbps
+        assert offloading.measuring.records[0].rtt_ms > 9.9
+        assert offloading.plan is not None
+        assert [record.stages for record in session.finish()] == [
+            part.stage_names for part in offloading.plan.partitions
+        ]
+
+
+@pytest.mark.parametrize("algorithm", ["recursive-efficiency", "original"])
+def test_queries_follow_a_link_that_changes(
+    algorithm: str, server: Server, tiny: Network, tiny_weights: Weights, tmp_path: Path
+) -> None:
+    """16 Mbps, for two seconds too little for any feature, then 16 again."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("0,16\n2,0.05\n4,16\n")
+    with (
+        link_to(server, "--trace", str(trace)) as address,
+        session_at(address, tiny, tiny_weights, algorithm) as (session, offloading, client),
+    ):
+        measuring = offloading.measuring
+        assert measuring is not None
+        records: list[QueryRecord] = []
+
+        def query() -> QueryRecord:
+            records.append(session.query())
+            return records[-1]
+
+        wait_for(lambda: at_server(query()), "a query at the server")
+        wait_for(lambda: query().fallback or measuring.records[-1].mbps < 1, "the link to be slow")
+        wait_for(lambda: not client.is_late, "the late answer")
+        wait_for(lambda: at_server(query()) and measuring.records[-1].mbps > 1, "the link to be found fast again")
+        assert all(query.bit_equal for query in records)
+        assert client.fault is None
+
+
+def test_a_late_answer_does_not_lose_the_server(server: Server, tiny: Network, tiny_weights: Weights) -> None:
+    with session_at(server.address, tiny, tiny_weights) as (session, _, client):
+        wait_for(session.uploaded, "the upload")
+        wait_for(lambda: at_server(session.query()), "a query at the server")
+        token, (process,) = client._session, server.session_processes()
+        os.kill(process, signal.SIGSTOP)
+        try:
+            late = session.query()
+            assert late.fallback
+            assert late.bit_equal
+            assert client.is_late
+            alone = session.query()
+            assert [segment.where for segment in alone.segments] == ["client"]
+            assert not alone.fallback
+            assert alone.bit_equal
+        finally:
+            os.kill(process, signal.SIGCONT)
+        wait_for(lambda: not client.is_late, "the late answer")
+        wait_for(lambda: at_server(session.query()), "the server to be used again")
+        assert client.fault is None
+        assert client._session == token
+
+
+def test_a_server_that_dies_with_a_late_answer_is_left(server: Server, tiny: Network, tiny_weights: Weights) -> None:
+    with session_at(server.address, tiny, tiny_weights) as (session, _, client):
+        wait_for(session.uploaded, "the upload")
+        wait_for(lambda: at_server(session.query()), "a query at the server")
+        (process,) = server.session_processes()
+        os.kill(process, signal.SIGSTOP)
+        assert session.query().fallback
+        os.kill(process, signal.SIGKILL)
+        wait_for(lambda: not client.is_late, "the loss")
+        wait_for(lambda: at_server(query := session.query()) and query.bit_equal, "another session")
+
+
+def test_a_server_slower_than_promised_is_found_out(server: Server, tiny: Network, tiny_weights: Weights) -> None:
+    """It promises 0.1 ms a layer; whatever it takes, that is what is believed."""
+    with session_at(server.address, tiny, tiny_weights) as (session, offloading, _):
+        wait_for(session.uploaded, "the upload")
+        wait_for(lambda: at_server(session.query()), "a query at the server")
+        wait_for(lambda: offloading.measuring.records[-1].server_factor != 1, "the factor")  # type: ignore[union-attr]
+        assert offloading.measuring is not None
+        assert offloading.measuring.records[-1].client_factor > 0.9  # it keeps to its pace
+
+
+def test_a_live_run_that_measures(tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
+    ride = tmp_path / "ride.csv"
+    ride.write_text("0,16\n0.5,4\n")
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    results = tmp_path / "results"
+    (trace,) = run_live(subject, ["recursive-efficiency"], 1, mbps=None, link=ride, dilation=2.0, results=results)
+    assert trace.info.settings.mbps is None
+    assert all(query.bit_equal for query in trace.queries)
+    assert len(trace.partitions) == len(trace.info.plan.partitions)
+    assert trace.estimates
+    assert 1 < max(estimate.mbps for estimate in trace.estimates) < 24
+    assert load_traces(results) == [trace]
+
+
+def test_the_command_line_measures_what_it_connects_to(tiny_files: Path, slow_client: str, server: Server) -> None:
+    options = ("--connect", server.address, "--client", slow_client, "--server", "gtx1080ti", "--json")
+    done = ionn("run", tiny_files, *options)
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
+    assert run["mbps"] is None
+    assert run["runs"][0]["bit_equal"] is True
+    done = ionn("run", tiny_files, *options, "--mbps", "80")
+    assert json.loads(done.stdout)["mbps"] == 80

@@ -1,0 +1,81 @@
+"""Made-up bandwidths, against what their Markov chains have in the long run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ionn.errors import InputError
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.mobile_links import MOBILITIES, mobile_bandwidth
+
+
+def long_run_shares(mobility: str) -> np.ndarray:
+    """The share of time in each state: what the transitions of a second leave as it is."""
+    mean_s = MOBILITIES[mobility].mean_s
+    n = len(mean_s)
+    moves = np.zeros((n, n))
+    for state in range(n):
+        neighbours = [other for other in range(n) if abs(other - state) == 1]
+        moves[state, state] = 1 - 1 / mean_s[state]
+        moves[state, neighbours] = 1 / mean_s[state] / len(neighbours)
+    shares: np.ndarray = np.linalg.matrix_power(moves, 10_000)[0]
+    return shares
+
+
+@pytest.mark.parametrize("mobility", MOBILITIES)
+def test_in_the_long_run_states_have_their_shares_and_medians(mobility: str) -> None:
+    chain = MOBILITIES[mobility]
+    made = mobile_bandwidth(mobility, 80_000, seed=1)
+    mbps = np.array(made.mbps[:-1])
+    medians = np.array(chain.median_mbps)
+    shares = long_run_shares(mobility)
+    # The mean of a lognormal variable around the median 1.
+    mean = np.exp(chain.spread**2 / 2)
+    assert mbps.mean() == pytest.approx(float(shares @ medians) * mean, rel=0.03)
+    assert (mbps == 0).mean() == pytest.approx(float(shares[medians == 0].sum()), abs=0.01)
+    best = mbps[mbps > np.sqrt(medians[0] * medians[1])]  # most of them are of the best state
+    assert len(best) / len(mbps) == pytest.approx(float(shares[0]), abs=0.05)
+
+
+@pytest.mark.parametrize("mobility", MOBILITIES)
+def test_a_link_is_one_of_its_seed_and_goes_on_at_its_mean(mobility: str) -> None:
+    made = mobile_bandwidth(mobility, 60, seed=7)
+    assert made == mobile_bandwidth(mobility, 60, seed=7)
+    assert made != mobile_bandwidth(mobility, 60, seed=8)
+    assert made.begins_s == tuple(range(61))
+    assert made.mbps[-1] == pytest.approx(sum(made.mbps[:-1]) / 60, abs=0.01)
+    assert made.mbps_at(1e6) == made.mbps[-1]
+    assert mobile_bandwidth(mobility, 40, seed=7).mbps[:40] == made.mbps[:40]
+
+
+def test_what_is_made_up_can_be_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "driving.csv"
+    made = mobile_bandwidth("driving", 3000, seed=0)
+    assert 0.0 in made.mbps
+    path.write_text(made.csv())
+    assert Bandwidth.load(path) == made
+
+
+def test_the_chains_are_as_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "links.md").read_text(encoding="utf-8")
+    for name, chain in MOBILITIES.items():
+        (states, spread) = re.findall(rf"^\| {name} \| (.*) \| (.*) \|$", page, re.MULTILINE)[0]
+        written = [re.fullmatch(r"(?:(\d+) Mbps|an outage), (\d+) s", state) for state in states.split("; ")]
+        assert [tuple(int(number or 0) for number in state.groups()) for state in written if state] == list(
+            zip(chain.median_mbps, chain.mean_s, strict=True)
+        )
+        assert float(spread) == chain.spread
+
+
+def test_what_cannot_be_is_refused() -> None:
+    assert len(mobile_bandwidth("walking", 1, 0).mbps) == 2
+    assert len(mobile_bandwidth("walking", 86_400, 0).mbps) == 86_401
+    with pytest.raises(InputError, match="mobility 'flying': there are 'walking', 'driving'"):
+        mobile_bandwidth("flying", 60, 0)
+    for seconds in (0, 86_401):
+        with pytest.raises(InputError, match=f"{seconds} seconds: give a number from 1 to 86400"):
+            mobile_bandwidth("walking", seconds, 0)

@@ -1,0 +1,199 @@
+"""A client that measures its link and its server, on the virtual testbed."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import event, example, given, settings
+from hypothesis import strategies as st
+
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
+from ionn.model.slices import Slice, stage_of
+from ionn.paper import MODELS
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import empty_plan, make_plan
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.settings import Settings
+from ionn.testbed.trace import RunInfo, Trace
+from ionn.testbed.virtual import run_virtual
+from ionn.testbed.virtual_adaptive import run_adaptive
+
+CLIENT, SERVER = load_costs("odroid-xu4"), load_costs("gtx1080ti")
+RATES = st.integers(0, 200).map(lambda step: float(0.5 * 2000 ** (step / 200)))
+
+
+@cache
+def network(model: str) -> Network:
+    return Network.load(model)
+
+
+def run(
+    model: str,
+    bandwidth: Bandwidth | float,
+    *,
+    slowness: float = 1.0,
+    window_s: float | None = None,
+    algorithm: str = "recursive-efficiency",
+    **others: object,
+) -> Trace:
+    graph = ExecutionGraph.from_network(network(model), CLIENT, SERVER, 80.0)
+    plan = empty_plan(network(model), graph, algorithm, 80.0)
+    settings = Settings("virtual", None, window_s=window_s, link="a link", **others)  # type: ignore[arg-type]
+    if isinstance(bandwidth, float | int):
+        bandwidth = Bandwidth.constant(bandwidth)
+    info = RunInfo(settings, 1, plan, graph, bandwidth=bandwidth)
+    return run_adaptive(info, network(model), CLIENT, SERVER, slowness)
+
+
+def fixed(model: str, mbps: float, window_s: float | None = None) -> Trace:
+    """A run that is planned and routed for a link of `mbps`, over it."""
+    graph = ExecutionGraph.from_network(network(model), CLIENT, SERVER, mbps)
+    plan = make_plan(network(model), graph, "recursive-efficiency", mbps)
+    return run_virtual(RunInfo(Settings("virtual", mbps, window_s=window_s), 1, plan, graph))
+
+
+@st.composite
+def bandwidths(draw: st.DrawFn) -> Bandwidth:
+    if draw(st.booleans()):
+        return Bandwidth.constant(draw(RATES))
+    rates = draw(st.lists(RATES, min_size=2, max_size=8))
+    spans_s = draw(st.lists(st.floats(0.5, 60), min_size=len(rates), max_size=len(rates)))
+    ends_s = np.cumsum(spans_s).tolist()
+    return Bandwidth((0.0, *ends_s[:-1]), tuple(rates), ends_s[-1] if draw(st.booleans()) else None)
+
+
+def worst_mean(trace: Trace, local_ms: float) -> float:
+    """The largest mean latency over queries in a row that are 30 at least and take 30 s, in local latencies."""
+    ends_s = np.array([trace.queries[0].start_s, *(query.end_s for query in trace.queries)])
+    sums_ms = np.concatenate([[0.0], np.cumsum([query.latency_ms for query in trace.queries])])
+    worst = 0.0
+    for first in range(len(trace.queries)):
+        last = np.arange(max(first + 30, int(np.searchsorted(ends_s, ends_s[first] + 30))), len(sums_ms))
+        if len(last):
+            worst = max(worst, float(((sums_ms[last] - sums_ms[first]) / (last - first)).max()))
+    return worst / local_ms
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(list(MODELS)),
+    bandwidths(),
+    st.integers(0, 20).map(lambda step: float(50 ** (step / 20))),
+    st.sampled_from(["original", "recursive-efficiency", "sliced-efficiency"]),
+)
+@example("alexnet", Bandwidth.constant(2.0), 1.0, "original")
+@example("mobilenet", Bandwidth((0.0, 5.0), (1000.0, 0.5)), 50.0, "recursive-efficiency")
+@example("resnet", Bandwidth((0.0, 20.0, 40.0), (80.0, 2.0, 80.0)), 1.0, "recursive-efficiency")
+def test_offloading_makes_no_query_slower_than_the_client_alone(
+    model: str, bandwidth: Bandwidth, slowness: float, algorithm: str
+) -> None:
+    """But for 5 %, which is what it costs to find out."""
+    local_ms = ExecutionGraph.from_network(network(model), CLIENT, SERVER, 80.0).local_ms
+    trace = run(model, bandwidth, slowness=slowness, window_s=100 * local_ms / 1e3, algorithm=algorithm)
+    late = sum(query.fallback for query in trace.queries)
+    event(f"late {late > 0}, offloaded {any(s.where != 'client' for q in trace.queries for s in q.segments)}")
+    assert worst_mean(trace, local_ms) <= 1.05 + 1e-9
+    assert max(query.latency_ms for query in trace.queries) <= 2 * local_ms + 1e-6
+    # The plan is the order that was carried out: its partitions are those that arrived, and no piece is sent twice.
+    parts = trace.info.plan.partitions
+    assert [part.stage_names for part in parts] == [record.stages for record in trace.partitions]
+    assert [part.index for part in parts] == list(range(len(parts)))
+    there: dict[int, int] = {}
+    for piece in (piece for part in parts for piece in part.pieces):
+        assert stage_of(piece) not in there or isinstance(piece, Slice)
+        assert not isinstance(piece, Slice) or piece.begin == there.get(piece.stage, 0)
+        there[stage_of(piece)] = piece.end if isinstance(piece, Slice) else -1
+
+
+@pytest.mark.parametrize("mbps", [0.5, 2.0, 10.0, 80.0, 300.0, 1000.0])
+@pytest.mark.parametrize("model", list(MODELS))
+def test_a_client_that_measures_is_as_fast_as_one_that_knows(model: str, mbps: float) -> None:
+    window_s = fixed(model, mbps).upload_s + 10
+    knows, measures = fixed(model, mbps, window_s), run(model, mbps, window_s=window_s)
+    assert measures.mean_ms_in_window <= 1.1 * knows.mean_ms_in_window
+    assert measures.estimates[-1].mbps == pytest.approx(mbps, rel=0.05)
+
+
+def routes(trace: Trace, begin_s: float, end_s: float) -> set[str]:
+    """Where stages ran in the queries that ended between two times."""
+    queries = [query for query in trace.queries if begin_s <= query.end_s < end_s]
+    return {segment.where for query in queries for segment in query.segments if segment.total_ms > 0}
+
+
+def test_queries_stay_at_the_client_while_the_link_is_slow() -> None:
+    trace = run("alexnet", Bandwidth((0.0, 10.0, 40.0), (80.0, 2.0, 80.0)), window_s=70.0)
+    assert "server" in routes(trace, 0, 10)
+    assert routes(trace, 14, 40) == {"client"}
+    assert "server" in routes(trace, 42, 70)
+    assert trace.queries[-1].latency_ms < 100
+    believed = {estimate.time_s: round(estimate.mbps) for estimate in trace.estimates}
+    assert [mbps for time_s, mbps in believed.items() if 13 <= time_s < 40] == [2]
+    assert list(believed.values())[-1] == 80
+
+
+def test_a_server_that_is_slower_than_promised_is_found_out_by_its_first_answer() -> None:
+    trace = run("mobilenet", 80.0, slowness=400.0, window_s=200.0)
+    late = [query for query in trace.queries if query.fallback]
+    assert late[0].segments[-1].where == "client"
+    assert trace.estimates[-1].server_factor == pytest.approx(400.0, rel=0.05)
+    # It is asked again less and less often.
+    gaps = [later.index - earlier.index for earlier, later in pairwise(late)]
+    assert gaps == sorted(gaps)
+    assert len(late) < 6
+    fast = run("googlenet", 80.0, slowness=3.0, window_s=20.0)
+    assert not any(query.fallback for query in fast.queries)
+    assert fast.estimates[-1].server_factor == pytest.approx(3.0, rel=0.05)
+    assert fast.estimates[-1].client_factor == 1.0
+
+
+def test_what_is_not_begun_is_planned_again_for_another_link() -> None:
+    trace, planned = run("googlenet", Bandwidth((0.0, 0.5), (80.0, 8.0))), fixed("googlenet", 80.0).info.plan
+    carried_out, first = ([part.pieces for part in plan.partitions] for plan in (trace.info.plan, planned))
+    assert trace.estimates[-1].mbps == pytest.approx(8.0, rel=0.05)
+    begun = sum(record.start_s <= trace.estimates[-1].time_s for record in trace.partitions)
+    held = [piece for pieces in carried_out[:begun] for piece in pieces]
+    slow = ExecutionGraph.from_network(network("googlenet"), CLIENT, SERVER, trace.estimates[-1].mbps)
+    rest = make_plan(network("googlenet"), slow.holding(held), "recursive-efficiency", 8.0)
+    assert carried_out[begun:] == [part.pieces for part in rest.partitions]
+    assert carried_out[:begun] == first[:begun]
+    assert carried_out[begun:] != first[begun:]
+
+
+def test_a_link_with_a_delay() -> None:
+    trace = run("alexnet", 80.0, window_s=40.0, delay_ms=30.0)
+    assert trace.estimates[-1].rtt_ms == 60.0
+    assert trace.estimates[-1].mbps == pytest.approx(80.0, rel=0.05)
+    last_ms = trace.queries[-1].latency_ms
+    assert last_ms == pytest.approx(run("alexnet", 80.0, window_s=40.0).queries[-1].latency_ms + 60, rel=0.01)
+
+
+@given(st.sampled_from([0.5, 5.0, 80.0, 1000.0]), st.integers(0, 100), st.sampled_from(["share", "yield"]))
+@settings(max_examples=20)
+def test_neither_delays_nor_weights_that_are_held_back_make_queries_slower(
+    mbps: float, delay_ms: int, upload: str
+) -> None:
+    trace = run("googlenet", mbps, window_s=60.0, delay_ms=float(delay_ms), jitter_ms=delay_ms / 2, upload=upload)
+    assert worst_mean(trace, trace.info.graph.local_ms) <= 1.05 + 1e-9
+    if not delay_ms:
+        assert trace.estimates[-1].mbps == pytest.approx(mbps, rel=0.05)
+
+
+def test_the_trace_of_a_run_that_measured(tmp_path: Path) -> None:
+    trace = run("mobilenet", 10.0, noise=0.1, seed=3)
+    assert trace == run("mobilenet", 10.0, noise=0.1, seed=3)
+    trace.save(tmp_path / "run-01.jsonl")
+    assert Trace.load(tmp_path / "run-01.jsonl") == trace
+    assert trace.info.settings.mbps is None
+    assert "measured" in trace.info.settings.slug
+
+
+def test_whatever_is_coded_invariant_and_estimates_hold() -> None:
+    trace = run("alexnet", 10.0, coding="lossless", window_s=30.0)
+    assert trace.estimates[-1].mbps == pytest.approx(10.0, rel=0.05)
+    assert trace.feature_bytes[1] < trace.feature_bytes[0]  # type: ignore[operator]
+    assert trace.weight_bytes[1] < trace.weight_bytes[0]  # type: ignore[operator]
