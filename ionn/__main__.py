@@ -30,10 +30,10 @@ def _open_standard_streams() -> None:
 
 
 def main() -> None:
-    _open_standard_streams()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for jobs in the background
         signal.signal(signal.SIGINT, _end)
     try:
+        _open_standard_streams()
         if sys.argv[1:2] in (["serve"], ["link"]):
             signal.signal(signal.SIGTERM, _end)
         from ionn.cli import main as command_line

@@ -96,7 +96,12 @@ class Connection:
         self._hear_monitor()
         if self._broken is not None:
             raise self._why_broken(self._broken)
-        self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=False)
+        try:
+            self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=False)
+        except zmq.Again:  # it was closed just now
+            self._hear_monitor()
+            self._broken = self._broken or self._closed()
+            raise self._why_broken(self._broken) from None
         if not isinstance(message, Bye):
             self._awaited.append(message.answer)
 

@@ -218,12 +218,12 @@ class QueryExecutor:
         upload, uploaded = client.upload, self._uploaded()
         if upload is None or upload.ended or client.fault is not None:
             return uploaded
-        estimate, ready = measuring.current(), upload.ready
+        estimate, (ready, shares) = measuring.current(), upload.unsent()
         graph = router.graph(estimate)
 
         def coming() -> Iterator[tuple[float, Sequence[Piece]]]:
             after_ms = estimate.rtt_ms
-            for pieces, share in zip(self._pieces[ready:], upload.unsent_shares(), strict=False):
+            for pieces, share in zip(self._pieces[ready:], shares, strict=False):
                 after_ms += share * graph.arrival_ms(pieces)[0] + graph.overhead_ms(pieces)[1]
                 yield after_ms, pieces
 
@@ -287,7 +287,9 @@ class QueryExecutor:
                     self._exchange(exchange, query, legs, channels)
                 finally:
                     query.count_crossed(exchange)
-        except FAULTS:
+        except LateError:  # whoever takes the answer says so
+            raise
+        except BaseException:
             done(None)
             raise
         done(exchange)

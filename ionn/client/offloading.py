@@ -38,6 +38,8 @@ from ionn.records import PartitionRecord
 
 # How often whoever waits for a partition is told how far the upload is.
 PROGRESS_S = 0.2
+# The part of its time in which a client that measures makes plans again.
+_PLANNING_SHARE = 1 / 50
 # How long a lost server may stay away before the upload counts as ended.
 GIVE_UP_S = 20.0
 
@@ -57,7 +59,7 @@ class Prepared:
 
 
 # Prepares what follows the first pieces of a plan, for what is believed now; None where the plan has to stay.
-PrepareRest = Callable[[Sequence[Sequence[Piece]]], Prepared | None]
+PrepareRest = Callable[[Sequence[Sequence[Piece]], Sequence[Sequence[Piece]]], Prepared | None]
 
 
 class Offloading:
@@ -103,6 +105,8 @@ class Offloading:
         self._prepare = prepare
         self._prepare_rest = prepare_rest
         self._estimate: Estimate | None = None
+        self._again_s = 0.0  # not before that another plan is made
+        self._is_told = False  # that a planner fails
         self._fault = fault
 
     @property
@@ -166,30 +170,36 @@ class Offloading:
                 self.executor.computing.release()
 
     def _prepare_again(self) -> None:
-        """If another estimate holds by now, prepare for that what has not begun. Called while holding `computing`."""
+        """If another estimate holds by now, prepare for that what has not begun; in _PLANNING_SHARE of the time. Called
+        while holding `computing`, and so while a query waits."""
         if self.measuring is None or self._prepare_rest is None or self._client is None or self.plan is None:
             return
         upload = self.upload
         if upload is None or (estimate := self.measuring.current()) == self._estimate:
             return
+        if (began_s := time.monotonic()) < self._again_s:
+            return
         begun = upload.begun
         try:
-            rest = self._prepare_rest(self._pieces[:begun])
-        except InputError:  # of a planner of the user's own, which made the first plan
+            rest = self._prepare_rest(self._pieces[:begun], self._pieces[begun:])
+        except InputError as error:  # of a planner of the user's own, which made the first plan
             rest = None
+            if not self._is_told:
+                print(f"ionn: {error}; what it planned before stays", file=sys.stderr)
+                self._is_told = True
+        self._again_s = time.monotonic() + (time.monotonic() - began_s) / _PLANNING_SHARE
         if rest is None:
             self._estimate = estimate
             return
+        if not upload.replace_rest(begun, rest.partitions):
+            return  # another has begun meanwhile
         new = [replace(partition, index=begun + partition.index) for partition in rest.plan.partitions]
-        if [partition.pieces for partition in new] != list(self._pieces[begun:]):
-            if not upload.replace_rest(begun, rest.partitions):
-                return  # another has begun meanwhile
-            self._pieces = [*self._pieces[:begun], *(partition.pieces for partition in new)]
-            self._partitions = [*self._partitions[:begun], *rest.partitions]
-            self.executor.adopt(rest.graph, self._pieces, rest.sliced, rest.router)
-            partitions = (*self.plan.partitions[:begun], *new)
-            self.plan = replace(self.plan, mbps=rest.plan.mbps, best_ms=rest.plan.best_ms, partitions=partitions)
-            self._client.wake()
+        self._pieces = [*self._pieces[:begun], *(partition.pieces for partition in new)]
+        self._partitions = [*self._partitions[:begun], *rest.partitions]
+        self.executor.adopt(rest.graph, self._pieces, rest.sliced, rest.router)
+        partitions = (*self.plan.partitions[:begun], *new)
+        self.plan = replace(self.plan, mbps=rest.plan.mbps, best_ms=rest.plan.best_ms, partitions=partitions)
+        self._client.wake()
         self._estimate = rest.estimate
 
     def wait_for_first_partition(self, on_progress: Callable[[], None] = lambda: None) -> None:
@@ -257,6 +267,7 @@ def open_offloading(
 
     measuring = Measuring(dilation) if mbps is None else None
     inexact: set[int] = set()  # stages whose slices are not bit for bit the whole here
+    exact: set[tuple[Piece, ...]] = set()  # all slices of a stage, which are
 
     def graph_with(server: Costs, estimate: Estimate) -> ExecutionGraph:
         welcome = client.welcome if client is not None else None
@@ -276,16 +287,25 @@ def open_offloading(
     def believed() -> Estimate:
         return Estimate(mbps or MBPS, 0.0) if measuring is None else measuring.current()
 
-    def prepared(server: Costs, begun: Sequence[Sequence[Piece]] = (), router: Router | None = None) -> Prepared | None:
-        """A plan of what follows the partitions that have `begun`; None where a stage that has begun in slices would
-        have to go on in some that are not exact."""
+    def prepared(
+        server: Costs,
+        begun: Sequence[Sequence[Piece]] = (),
+        router: Router | None = None,
+        former: Sequence[Sequence[Piece]] | None = None,
+    ) -> Prepared | None:
+        """A plan of what follows the partitions that have `begun`; None where that is what the `former` one had, or
+        where a stage that has begun in slices would have to go on in some that are not exact."""
         estimate, held = believed(), [piece for pieces in begun for piece in pieces]
         while True:
             graph = graph_with(server, estimate).holding(held)
             plan = make_plan(network, graph, algorithm, estimate.mbps)
+            if former is not None and [partition.pieces for partition in plan.partitions] == list(former):
+                return None
             pieces = [*begun, *(partition.pieces for partition in plan.partitions)]
             sliced = slice_stages(network, pieces, net.weights())
-            if not (found := _inexact(network, net, sliced) - inexact):
+            unchecked = {stage: each for stage, each in sliced.items() if _slices(stage, pieces) not in exact}
+            if not (found := _inexact(network, net, unchecked) - inexact):
+                exact.update(_slices(stage, pieces) for stage in unchecked)
                 break
             if found & channels_of(held).keys():
                 return None
@@ -305,9 +325,9 @@ def open_offloading(
         assert ready is not None, "nothing has begun"
         return ready
 
-    def prepare_rest(begun: Sequence[Sequence[Piece]]) -> Prepared | None:
+    def prepare_rest(begun: Sequence[Sequence[Piece]], former: Sequence[Sequence[Piece]]) -> Prepared | None:
         assert offloading.server is not None
-        return prepared(offloading.server, begun, offloading.executor.router)
+        return prepared(offloading.server, begun, offloading.executor.router, former)
 
     def prepare(sent: dict[str, Any]) -> Prepared:
         """Prepare for a server that sends its costs. InputError if it sends none, ProtocolError if they are none, or
@@ -356,6 +376,11 @@ def open_offloading(
         )  # fmt: skip
         offloading.adopt(ready)
         yield offloading
+
+
+def _slices(stage: int, partitions: Sequence[Sequence[Piece]]) -> tuple[Piece, ...]:
+    """How a stage is cut in partitions."""
+    return tuple(piece for pieces in partitions for piece in pieces if stage_of(piece) == stage)
 
 
 def _inexact(network: Network, net: StageNet, sliced: Mapping[int, SlicedStage]) -> set[int]:

@@ -185,6 +185,11 @@ class Exchange:
         """How long the server says that it computed so far."""
         return sum(sum(result.stage_ms) for result in self._results if result is not None)
 
+    @property
+    def failed(self) -> bool:
+        """Tell whether an answer was an error."""
+        return None in self._results
+
     def drain(self) -> bool:
         """Take the answers that have come; whether those are all. Raises what `result` raises, but LateError."""
         while len(self._results) < len(self._asked):

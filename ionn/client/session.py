@@ -262,6 +262,7 @@ class Client:
                     f"{self.address}: the server is lost ({self.fault or 'the client was closed'})"
                 )
             if not self._drain(connections):
+                when_done(None)
                 raise LateError(f"{self.address}: the server still works on an earlier query")
             self._queries += 1
             self._query_begins_or_ends()
@@ -318,7 +319,7 @@ class Client:
             raise
         self._late = None
         connections.control.expect(0)
-        late.done(late.exchange)
+        late.done(None if late.exchange.failed else late.exchange)
         return True
 
     def _query_begins_or_ends(self) -> None:
@@ -439,6 +440,7 @@ class Client:
 
     def _connect(self) -> _Connections:
         """Both connections, in the session so far if there is one and the server still has it."""
+        self._pings.clear()
         with contextlib.ExitStack() as opened:
             control = Connection(self._context, self.address, self._keys)
             opened.callback(control.close)
@@ -465,14 +467,19 @@ class Client:
         return _Connections(control, upload, welcome)
 
     def _measure(self, measuring: Measuring, upload: Connection, welcome: Welcome) -> None:
-        """Measure the round trip and, by a probe, the rate of the link."""
+        """Measure the round trip and, by a probe, the rate of the link. An answer that takes too long is taken when it
+        comes."""
         for size_bytes in (0, _probe_bytes(welcome)):
-            began = time.monotonic()
-            upload.ask(Ping((bytes(size_bytes),) if size_bytes else ()), _LATE_S, self._stopped)
+            began_s = time.monotonic()
+            upload.send(Ping((bytes(size_bytes),) if size_bytes else ()))
+            while upload.receive(_LATE_POLL_S) is None:
+                if time.monotonic() - began_s > self.timeouts.connect_s or self._stopped.is_set():
+                    self._pings.append((began_s, size_bytes))
+                    return
             if size_bytes:
-                measuring.probed(size_bytes, time.monotonic() - began)
+                measuring.probed(size_bytes, time.monotonic() - began_s)
             else:
-                measuring.round_trip(time.monotonic() - began)
+                measuring.round_trip(time.monotonic() - began_s)
 
     def _observe(self, measuring: Measuring, connections: _Connections, upload: Upload | None) -> None:
         """See whether weights are under way; if not, send a probe if one is due."""
@@ -502,7 +509,6 @@ class Client:
         control, connection = _Heartbeat(self.timeouts), _Heartbeat(self.timeouts)
         upload: Upload | None = None
         looked_s = 0.0
-        self._pings.clear()
         while self._connections is connections and not self._stopped.is_set():
             if upload is None:
                 upload = self._begin_upload(connections)

@@ -131,11 +131,11 @@ class Upload:
                 counts[begun:] = [0] * len(partitions)
         return True
 
-    def unsent_shares(self) -> list[float]:
-        """What part of each partition that is not ready the server does not have yet."""
+    def unsent(self) -> tuple[int, list[float]]:
+        """How many partitions are ready, and what part of each of the others the server does not have yet."""
         with self._changed:
             sizes = [partition.caffemodel.size for partition in self._partitions]
-            return [
+            return self.ready, [
                 1 - received / size if size else 0.0
                 for received, size in list(zip(self._received, sizes, strict=True))[self.ready :]
             ]
@@ -171,7 +171,8 @@ class Upload:
         if len(held) < len(welcome.held) or not all(map(self._may_be_held, welcome.held)):
             raise ProtocolError("the server holds what it was never sent, it says")
         self._whole = {index for index, each in held.items() if each.ready}
-        self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
+        with self._changed:
+            self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
         for awaited in self._awaited:
             due = awaited.answer
             if isinstance(due, Ack) and due.received <= self._received[due.partition]:  # it arrived; the answer did not

@@ -66,10 +66,7 @@ class Arrivals:
         for number, line in enumerate(read_text(path, "the arrivals").split("\n"), 1):
             if not line.strip():
                 continue
-            try:
-                time_s = float(line)
-            except ValueError:
-                time_s = math.nan
+            time_s = _number(line)
             if not 0 <= time_s <= TIME_MAX_S:
                 raise InputError(f"{path}:{number}: {line[:40]!r} is no timestamp; give 0 to {TIME_MAX_S:g} seconds")
             if times_s and time_s < times_s[-1]:
@@ -117,10 +114,7 @@ class Arrivals:
         kind, colon, given = self.name.partition(":")
         if not colon or kind not in (FPS, POISSON, BURST):
             return self.name, ()
-        try:
-            numbers = tuple(map(float, given.split(",")))
-        except ValueError:
-            numbers = ()
+        numbers = tuple(map(_number, given.split(",")))
         if kind == BURST:
             if len(numbers) != 2 or not (numbers[0] in range(1, BURST_MAX + 1) and _within(numbers[1], PERIOD_S)):
                 ranges = f"a whole number from 1 to {BURST_MAX} and {PERIOD_S[0]:g} to {PERIOD_S[1]:g} seconds"
@@ -132,6 +126,14 @@ class Arrivals:
 
 
 CLOSED_LOOP = Arrivals()
+
+
+def _number(text: str) -> float:
+    """NaN for what is none. Python alone takes 1_000, and the digits of other scripts."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return math.nan
 
 
 def _within(number: float, ends: tuple[float, float]) -> bool:

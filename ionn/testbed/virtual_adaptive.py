@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from ionn.client.estimates import Estimate, Estimates
 from ionn.client.routing import FAIR_SHARE, Router
 from ionn.costs.models import Costs, Scaled
+from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.model.slices import Piece, channels_of
 from ionn.paper import MBPS
@@ -308,7 +309,12 @@ class AdaptiveSession(VirtualSession):
         begun, link = self._link.begun, self._link
         held = [piece for pieces in self._pieces[:begun] for piece in pieces]
         graph = self._router.graph(estimate).holding(held)
-        plan = make_plan(self._network, graph, self._info.algorithm, estimate.mbps)
+        try:
+            plan = make_plan(self._network, graph, self._info.algorithm, estimate.mbps)
+        except InputError:
+            if len(self.estimates) == 1:
+                raise
+            return  # a planner of the user's own, which made the first plan: that stays
         rest = [dataclasses.replace(part, index=begun + part.index) for part in plan.partitions]
         if [part.pieces for part in rest] == self._pieces[begun:]:
             return

@@ -140,6 +140,27 @@ def test_a_late_answer_does_not_lose_the_server(server: Server, tiny: Network, t
         assert client._session == token
 
 
+def test_a_query_that_is_broken_off_is_not_waited_for(
+    server: Server, tiny: Network, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ctrl-C, say: its features are not on their way any more, and rates are observed as before."""
+    with session_at(server.address, tiny, tiny_weights) as (session, offloading, _):
+        wait_for(session.uploaded, "the upload")
+        wait_for(lambda: at_server(session.query()), "a query at the server")
+
+        def broken_off(*given: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(offloading.executor, "_exchange", broken_off)
+            with pytest.raises(KeyboardInterrupt):
+                session.query()
+        assert offloading.measuring is not None
+        assert offloading.measuring._queries == 0
+        wait_for(lambda: at_server(query := session.query()) and query.bit_equal, "the server to be used again")
+        assert offloading.measuring._queries == 0
+
+
 def test_a_server_that_dies_with_a_late_answer_is_left(server: Server, tiny: Network, tiny_weights: Weights) -> None:
     with session_at(server.address, tiny, tiny_weights) as (session, _, client):
         wait_for(session.uploaded, "the upload")

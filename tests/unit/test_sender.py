@@ -383,10 +383,10 @@ def test_after_a_reconnection_what_was_carried_out_is_sent(three: list[Extracted
 
 def test_what_the_server_does_not_have_yet(partitions: list[ExtractedPartition]) -> None:
     upload = begun(partitions)
-    assert upload.unsent_shares() == [1.0, 1.0]
+    assert upload.unsent() == (0, [1.0, 1.0])
     acknowledged = [upload.take(answer(message)) for message in drain(upload)]
     assert acknowledged == [0, CHUNK, CHUNK]
     size = partitions[0].caffemodel.size
-    assert upload.unsent_shares() == [pytest.approx(1 - 2 * CHUNK / size), 1.0]
+    assert upload.unsent() == (0, [pytest.approx(1 - 2 * CHUNK / size), 1.0])
     run(upload)
-    assert upload.unsent_shares() == []
+    assert upload.unsent() == (2, [])

@@ -18,6 +18,8 @@ from ionn.paper import MODELS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import empty_plan, make_plan
 from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.mobile_links import mobile_bandwidth
+from ionn.testbed.runner import run_virtual_all
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
@@ -197,3 +199,14 @@ def test_whatever_is_coded_invariant_and_estimates_hold() -> None:
     assert trace.estimates[-1].mbps == pytest.approx(10.0, rel=0.05)
     assert trace.feature_bytes[1] < trace.feature_bytes[0]  # type: ignore[operator]
     assert trace.weight_bytes[1] < trace.weight_bytes[0]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_slices_are_planned_again_on_a_link_that_changes_all_the_time(seed: int, tmp_path: Path) -> None:
+    """Whatever is held: all of a stage at the server may be slower than some of it at both sides."""
+    link = tmp_path / "driving.csv"
+    link.write_text(mobile_bandwidth("driving", 120, seed).csv())
+    (trace,) = run_virtual_all("alexnet", ["sliced-efficiency"], mbps=None, link=link, delay_ms=20.0)
+    assert len(trace.estimates) > 5
+    uploaded = [piece for part in trace.info.plan.partitions for piece in part.pieces]
+    assert len(uploaded) == len(set(uploaded))

@@ -63,6 +63,8 @@ def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_m
 
 
 def _number_of_slices(graph: ExecutionGraph, cut: SlicePlan, gain_ms: float, rest_ms: float) -> int:
+    if gain_ms <= 0:  # some slices of it, at both sides, are as fast as all of it at the server
+        return 1
     wait_ms = cut.slice_ms * (2 * rest_ms + gain_ms)
     ideal = math.sqrt(gain_ms * graph.upload_ms[cut.stage] / wait_ms) if wait_ms > 0 else math.inf
     return round(min(ideal, cut.most_slices(graph.held_channels(cut.stage)))) if ideal >= 2 else 1

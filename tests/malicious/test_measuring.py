@@ -1,0 +1,99 @@
+"""A client that measures, at a server that lies about times, is late, or does not answer: its outputs are right."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ionn.client.measuring import Measuring
+from ionn.client.offloading import open_offloading
+from ionn.client.session import Client
+from ionn.costs.models import Profile
+from ionn.model import engine
+from ionn.model.comparison import bit_equal
+from ionn.protocol import messages
+from ionn.schema import TIME_MAX_MS
+from tests.malicious.hostile import INPUTS, NETWORK, QUICK, WEIGHTS, Connection, Hostile, Script
+from tests.support.world import wait_for
+
+# The client takes 180 ms for a query.
+HERE = Profile.of(NETWORK, np.full(len(NETWORK.layers), 30.0))
+THERE = Profile.of(NETWORK, np.full(len(NETWORK.layers), 0.1))
+LATE_S = 0.5
+
+
+def never(connection: Connection, answer: messages.Message) -> bool:
+    return True
+
+
+def late(change: Callable[[Any], tuple[messages.Message, ...]]) -> Script:
+    """What the answer becomes, when nobody waits for it any more."""
+
+    def script(connection: Connection, answer: messages.Message) -> bool:
+        time.sleep(LATE_S)
+        connection.send(*change(answer))
+        return True
+
+    return script
+
+
+def with_times(ms: float) -> Script:
+    def script(connection: Connection, answer: messages.Message) -> bool:
+        assert isinstance(answer, messages.Result)
+        connection.send(dataclasses.replace(answer, stage_ms=(ms,) * len(answer.stage_ms)))
+        return True
+
+    return script
+
+
+LIES: dict[str, tuple[str, Script]] = {
+    "no time": ("query", with_times(0.0)),
+    "all the time": ("query", with_times(TIME_MAX_MS)),
+    "negative times": ("query", with_times(-1.0)),
+    "no answer": ("query", never),
+    "late": ("query", late(lambda answer: (answer,))),
+    "late, twice": ("query", late(lambda answer: (answer, answer))),
+    "late, of another query": ("query", late(lambda answer: (dataclasses.replace(answer, query=answer.query + 1),))),
+    "late, an error": ("query", late(lambda answer: (messages.Error(messages.ERROR_QUERY, "no", answer.query),))),
+    "no weights acknowledged": ("chunk ack", never),
+    "nothing ready": ("ready", never),
+}
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_outputs_are_right_whatever_the_server_says(what: str) -> None:
+    server = Hostile(*LIES[what])
+    net = engine.load_network(NETWORK, WEIGHTS)
+    expected = [engine.forward(net, data) for data in INPUTS]
+    try:
+        with open_offloading(
+            NETWORK, net, HERE, server.address, None, "recursive-efficiency", there=THERE, paced=True
+        ) as offloading:
+            assert offloading.measuring is not None
+            offloading.start_upload()
+            for number in range(12):
+                which = number % len(INPUTS)
+                done = offloading.executor.execute(INPUTS[which])
+                assert all(bit_equal(*pair) for pair in zip(done.outputs, expected[which], strict=True))
+            # An error took no time, and tells nothing of how fast the server is.
+            if what == "late, an error":
+                assert offloading.measuring.current().server_factor > 0.1
+    finally:
+        server.close()
+
+
+def test_a_server_that_answers_no_ping_holds_up_nobody() -> None:
+    """Not beyond the time that it has to answer a hello."""
+    server = Hostile("pong upload", never)
+    try:
+        client = Client(server.address, timeouts=QUICK, measuring=Measuring())
+        assert client.fault is None
+        wait_for(lambda: client.fault is not None, "the silence to be noticed")
+        client.close()
+    finally:
+        server.close()
