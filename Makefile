@@ -64,7 +64,7 @@ wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsew
 	@cp "$$(.venv/bin/python caffe-build/build_wheel.py)" dist/
 	@ls dist/*.whl
 
-test: models ## run the tests: 4 minutes on two cores
+test: models ## run the tests: 6 minutes on two cores
 	$(PYTEST)
 
 test-long: models ## run what takes too long for that, and 1,000 generated nets: 4 minutes
@@ -78,7 +78,7 @@ lint: setup ## ruff and mypy
 reproduce: models ## run the paper's experiment into results/; RUNS=10 for as many runs as the paper
 	.venv/bin/python bench/reproduce.py --runs $(RUNS)
 
-beyond: models ## what goes past the paper, into results/beyond/: 4 minutes
+beyond: models ## what goes past the paper, into results/beyond/: 3 minutes
 	.venv/bin/python bench/beyond.py
 
 figures: setup ## draw the figures again from the traces in results/

@@ -1,4 +1,4 @@
-"""What goes past the paper, into results of its own: `make beyond`. Four minutes.
+"""What goes past the paper, into results of its own: `make beyond`. Three minutes.
 
 Coding: runs of every model on the virtual testbed, the paper's devices at both ends, with nothing, with features, and
 with weights too coded, for as long as original needs to upload the model raw; Figure 7 with and without coding; and

@@ -33,7 +33,8 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import get_planner
 from ionn.protocol.curve import ClientKeys
-from ionn.protocol.sender import Upload, takes
+from ionn.protocol.messages import Welcome
+from ionn.protocol.sender import Upload, chunk_bytes_of, takes
 from ionn.records import PartitionRecord
 
 # How often whoever waits for a partition is told how far the upload is.
@@ -268,19 +269,26 @@ def open_offloading(
     measuring = Measuring(dilation) if mbps is None else None
     inexact: set[int] = set()  # stages whose slices are not bit for bit the whole here
     exact: set[tuple[Piece, ...]] = set()  # all slices of a stage, which are
+    wire_bytes: dict[tuple[tuple[str, ...], int] | None, list[int]] = {}
+
+    def coded_bytes(welcome: Welcome | None) -> list[int]:
+        """What the weights of each stage have on the way to a server that takes some frames. Counted once for a
+        server: graphs are made while queries wait."""
+        taken = None if welcome is None else (welcome.codecs, chunk_bytes_of(welcome))
+        if taken not in wire_bytes:
+            frames = {
+                name: [[frame for frame in blob if welcome is None or takes(welcome, frame)] for blob in blobs]
+                for name, blobs in coded.items()
+            }
+            wire_bytes[taken] = stage_wire_bytes(network, frames)
+        return wire_bytes[taken]
 
     def graph_with(server: Costs, estimate: Estimate) -> ExecutionGraph:
         welcome = client.welcome if client is not None else None
-        frames, coding_there = coded, coding
-        if welcome is not None:
-            frames = {
-                name: [[frame for frame in blob if takes(welcome, frame)] for blob in blobs]
-                for name, blobs in coded.items()
-            }
-            coding_there = coding if PLANES in welcome.codecs else NONE
+        coding_there = coding if welcome is None or PLANES in welcome.codecs else NONE
         graph = ExecutionGraph.from_network(
             network, Scaled(here, 1 / estimate.client_factor), Scaled(server, 1 / estimate.server_factor),
-            estimate.mbps, coding_there, coded_bytes=stage_wire_bytes(network, frames), rtt_ms=estimate.rtt_ms,
+            estimate.mbps, coding_there, coded_bytes=coded_bytes(welcome), rtt_ms=estimate.rtt_ms,
         )  # fmt: skip
         return replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))
 
