@@ -5,7 +5,7 @@ bytes (a chunk's weights, a query's input, a result's outputs). A client holds t
 queues behind weights: `control` for queries and `upload` for partitions. Nothing here knows sockets.
 
     control   client: Hello, Query, Part, Join, Ping, Bye  server: Welcome, Result, Pong, Error
-    upload    client: Hello, PartitionHeader, Chunk,       server: Welcome, Ack, Ready, Pong, Error
+    upload    client: Hello, Have, PartitionHeader, Chunk, server: Welcome, Holds, Ack, Ready, Pong, Error
                       PartitionEnd, Ping
 
 Flow control is by credit: the sender never has more than the Welcome's `window_bytes` of unacknowledged weights under
@@ -27,12 +27,15 @@ from ionn.model.caffemodel import BlobSpan
 from ionn.model.partial_net import PartialNet
 from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
-PROTOCOL = 6
+PROTOCOL = 7
 
 # A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
 CHUNK_BYTES = 128 * 1024
 # What a client sends to measure a link before it plans for it.
 PROBE_BYTES = 64_000
+# The most digests that a client may ask for at once, each of 32 bytes, and the most bytes that a piece may have.
+DIGESTS_MAX = 10_000
+PIECE_BYTES_MAX = 4_000_000
 # The largest JSON frame that is read at all; a server may set a lower limit.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 
@@ -86,7 +89,8 @@ class Held:
 class Welcome(Message):
     """The session's process answers. `costs` is the server's cost model (JSON as `costs` saves it), empty if it was
     never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged. `codecs`
-    are those that the server takes."""
+    are those that the server takes. `stores` tells whether it keeps weights for this client beyond its sessions, and
+    `store_ms_per_mb` how long it takes to read 10^6 bytes of them."""
 
     type: ClassVar[str] = "welcome"
     protocol: Natural
@@ -96,11 +100,43 @@ class Welcome(Message):
     costs: dict[str, Any] = field(default_factory=dict)
     held: tuple[Held, ...] = ()
     codecs: tuple[Word, ...] = ()
+    stores: bool = False
+    store_ms_per_mb: TimeMs = 0.0
+
+
+@dataclass(frozen=True)
+class Have(Message):
+    """Which pieces of weights does the server's store have? The payload are their SHA-256, 32 bytes each, DIGESTS_MAX at
+    most."""
+
+    type: ClassVar[str] = "have"
+    answer: ClassVar[str] = "holds"
+    payload: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Holds(Message):
+    """The payload has a byte for each digest of a Have, in their order: 1 if that piece is stored, else 0."""
+
+    type: ClassVar[str] = "holds"
+    payload: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class AddressedPiece:
+    """A piece of a partition's weights: the bytes `spans`, each (offset, size) in the caffemodel, one after the other,
+    have this SHA-256 in hexadecimal. One that is `stored` is taken from the server's store, and its bytes are not sent;
+    another is stored when it has come, if the server has a store."""
+
+    sha256: Word
+    spans: tuple[tuple[Natural, Natural], ...]
+    stored: bool
 
 
 @dataclass(frozen=True)
 class PartitionHeader(Message):
-    """What is about to arrive: the nets to build, and where in `size` bytes of caffemodel their floats lie."""
+    """What is about to arrive: the nets to build, and where in `size` bytes of caffemodel their floats lie. `pieces` are
+    those of its weights that have an address."""
 
     type: ClassVar[str] = "partition"
     answer: ClassVar[str] = "ack"
@@ -108,12 +144,13 @@ class PartitionHeader(Message):
     nets: tuple[PartialNet, ...]
     blobs: tuple[BlobSpan, ...]
     size: Natural
+    pieces: tuple[AddressedPiece, ...] = ()
 
 
 @dataclass(frozen=True)
 class Chunk(Message):
     """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and the CRC-32 of these. Where the
-    `codec` is not raw, they are `raw_bytes` when they are decoded, by themselves."""
+    `codec` is not raw, they are `raw_bytes` when they are decoded, by themselves. None has bytes of a stored piece."""
 
     type: ClassVar[str] = "chunk"
     answer: ClassVar[str] = "ack"
@@ -127,7 +164,7 @@ class Chunk(Message):
 
 @dataclass(frozen=True)
 class PartitionEnd(Message):
-    """All chunks were sent; the SHA-256 of the whole caffemodel in hexadecimal."""
+    """All chunks were sent; the SHA-256 in hexadecimal of all bytes that were sent of the caffemodel."""
 
     type: ClassVar[str] = "end"
     answer: ClassVar[str] = "ready"
@@ -137,7 +174,8 @@ class PartitionEnd(Message):
 
 @dataclass(frozen=True)
 class Ack(Message):
-    """The server holds the first `received` bytes of the partition."""
+    """The server holds the first `received` bytes of the partition: the next chunk begins there, or behind the stored
+    piece that does."""
 
     type: ClassVar[str] = "ack"
     partition: _Number
@@ -218,13 +256,15 @@ class Result(Message):
 
 @dataclass(frozen=True)
 class Error(Message):
-    """A request failed. `code` is one of the `ERROR_*` names below; `query` or `partition` says which, else -1."""
+    """A request failed. `code` is one of the `ERROR_*` names below; `query` or `partition` says which, else -1. `pieces`
+    are the numbers, in a partition's header, of the stored pieces that are missing."""
 
     type: ClassVar[str] = "error"
     code: Word
     message: str
     query: _Number = -1
     partition: _Number = -1
+    pieces: tuple[Natural, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", printable(self.message[:_LINE_MAX]))
@@ -265,6 +305,7 @@ ERROR_CRASHED = "crashed"  # the session's process died, and the session with it
 ERROR_TAKEN = "taken"  # another connection said hello in this one's place
 ERROR_PARTITION = "partition"  # the partition cannot be accepted; sending it again does not help
 ERROR_DAMAGED = "damaged"  # not the bytes that were expected: say hello again, and go on from what the server holds
+ERROR_MISSING = "missing"  # not all pieces of the partition that were to be in the store are there: announce it anew
 ERROR_QUERY = "query"  # the query cannot be run
 ERROR_BUSY = "busy"  # the server has no room for another session
 ERROR_STOPPING = "stopping"  # the server stops
@@ -272,8 +313,8 @@ ERROR_STOPPING = "stopping"  # the server stops
 _MESSAGES: dict[str, type[Message]] = {
     cls.type: cls
     for cls in (
-        Hello, Welcome, PartitionHeader, Chunk, PartitionEnd, Ack, Ready, Query, Part, Join, Result, Error, Ping,
-        Pong, Bye,
+        Hello, Welcome, Have, Holds, PartitionHeader, Chunk, PartitionEnd, Ack, Ready, Query, Part, Join, Result, Error,
+        Ping, Pong, Bye,
     )
 }  # fmt: skip
 
