@@ -77,7 +77,7 @@ def messages(index: int, partition: ExtractedPartition) -> tuple[PartitionHeader
         digest.update(piece)
     frames = {frame.offset: frame for frame in model.coded}
     chunks = []
-    for offset, parts in model.chunks(CHUNK_BYTES, model.coded):
+    for offset, parts in model.chunks(CHUNK_BYTES, (end for frame in model.coded for end in (frame.offset, frame.end))):
         if frame := frames.get(offset):
             chunks.append(make_chunk(index, offset, [frame.read()], frame.codec, frame.raw_bytes))
         else:

@@ -18,7 +18,20 @@ from ionn.client.mechanism import mechanism_of
 from ionn.coding import CODECS
 from ionn.errors import NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
 from ionn.protocol.curve import ClientKeys
-from ionn.protocol.messages import ERROR_VERSION, PROTOCOL, Bye, Error, Hello, Message, Ping, Pong, Welcome, decode
+from ionn.protocol.messages import (
+    ERROR_MISSING,
+    ERROR_VERSION,
+    PROTOCOL,
+    Ack,
+    Bye,
+    Error,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Welcome,
+    decode,
+)
 
 # What a server that cannot be trusted may make a client hold. The outputs of a stage are far smaller than a frame,
 FRAME_BYTES_MAX = 64 * 1024 * 1024
@@ -109,7 +122,8 @@ class Connection:
         """The next message; None if there is none in time, and perhaps before.
 
         Raises ServerUnreachableError when the connection breaks (NotAcceptedError if the server does not take the
-        keys), ServerError for an Error, ProtocolError.
+        keys), ServerError for an Error, but for one that says what a partition misses where an Ack is due; and
+        ProtocolError.
         """
         ready = dict(self._poller.poll(0 if self._broken else max(0, math.ceil(timeout_s * 1e3))))
         if self._monitor in ready:
@@ -139,6 +153,8 @@ class Connection:
             raise self.violation(str(error)) from error
         awaited = self._awaited.popleft() if self._awaited else ""
         if isinstance(message, Error):  # also unasked, when the session ends
+            if message.code == ERROR_MISSING and awaited == Ack.type:
+                return message
             raise ServerError(message.code, f"{self._address}: {message.message}", message.query)
         if not awaited:
             raise self.violation(f"the server says '{message.type}', and was asked nothing")

@@ -46,6 +46,7 @@ from ionn.protocol.messages import (
     ERROR_TAKEN,
     PROBE_BYTES,
     Bye,
+    Holds,
     Message,
     Ping,
     Pong,
@@ -53,6 +54,7 @@ from ionn.protocol.messages import (
     Welcome,
 )
 from ionn.protocol.sender import Upload
+from ionn.protocol.stored import Stored
 
 # What may become of a connection; none of it is the caller's fault, and a query can run at the client instead.
 FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
@@ -155,6 +157,9 @@ class Client:
 
     An upload that `yields` holds weights back while a query is at the server (`ionn.protocol.yielding`).
 
+    `digests` are the SHA-256 of the client's weight pieces, in hexadecimal. A server that keeps weights is asked which
+    of them it has: at the beginning of each session, before anything is planned or uploaded, and later again.
+
     `costs` is the server's cost model as JSON, `welcome` all that it said when it was connected to last, `timeouts` as
     given. `fault` tells why the server is not available, None while it is; `lost_s` is since when (time.monotonic()).
     `upload` is what `start_upload` began, if it did.
@@ -168,12 +173,14 @@ class Client:
         may_be_lost: bool = False,
         yields: bool = False,
         measuring: Measuring | None = None,
+        digests: Sequence[str] = (),
     ) -> None:
         host, port = parse_address(address)
         self.address = f"tcp://{format_address((host, port))}"
         self._keys = keys
         self._yields = yields
         self._measuring = measuring
+        self._store = Stored(digests)
         self._probe_due = False
         # On the upload connection: when those that are not answered yet were sent, and how many bytes they have.
         self._pings: deque[tuple[float, int]] = deque()
@@ -215,7 +222,7 @@ class Client:
         """Upload the partitions in order, in the background; `now_s` is the clock of the records. Once per client."""
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
-        self.upload = upload = Upload(partitions, now_s, self._yields)
+        self.upload = upload = Upload(partitions, now_s, self._yields, self._store)
         os.eventfd_write(self._wake, 1)
         return upload
 
@@ -229,6 +236,11 @@ class Client:
             raise ValueError("this client uploads already")
         self._make = make, now_s
         os.eventfd_write(self._wake, 1)
+
+    @property
+    def stored_pieces(self) -> frozenset[str]:
+        """The digests of the weight pieces that the server's store has, as it said last; those are not sent to it."""
+        return self._store.pieces
 
     def run(self, first: int, last: int, data: Floats, timeout_s: float | None = None) -> tuple[list[Floats], Result]:
         """Have the server run stages `first`..`last` on `data`: the outputs, and what the server said about them.
@@ -460,6 +472,11 @@ class Client:
             opened.callback(upload.close)
             upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
+            if (question := self._store.begin(welcome.session, welcome.stores)) is not None:
+                holds = upload.ask(question, self.timeouts.connect_s, self._stopped)
+                assert isinstance(holds, Holds)
+                with self._named():
+                    self._store.take(holds, time.monotonic())
             if self._measuring is not None:
                 self._measure(self._measuring, upload, welcome)
             opened.pop_all()
@@ -483,8 +500,9 @@ class Client:
 
     def _observe(self, measuring: Measuring, connections: _Connections, upload: Upload | None) -> None:
         """See whether weights are under way; if not, send a probe if one is due."""
-        if upload is None or not upload.under_way:
+        if upload is None or not upload.weights_under_way:
             measuring.idle()
+        if upload is None or not upload.under_way:
             if self._probe_due and not self._pings:
                 size_bytes = _probe_bytes(connections.welcome)
                 connections.upload.send(Ping((bytes(size_bytes),)))
@@ -517,6 +535,10 @@ class Client:
             outgoing = upload.next_message(query) if upload else None
             if outgoing is not None:
                 connections.upload.send(outgoing)
+            if upload is not None:
+                question = self._store.ask_again(time.monotonic(), upload.wire_bytes, upload.ended)
+                if question is not None:
+                    connections.upload.send(question)
             wait_s = _LATE_POLL_S if self.is_late else self.timeouts.heartbeat_s / 4
             incoming = self._receive(connections, upload, 0.0 if outgoing else wait_s)
             if incoming is not None:
@@ -554,7 +576,7 @@ class Client:
                 partitions = make(self.costs)
             except IonnError as error:
                 raise ProtocolError(str(error)) from error
-            self.upload, self._make = Upload(partitions, now_s, self._yields), None
+            self.upload, self._make = Upload(partitions, now_s, self._yields, self._store), None
         if self.upload is not None:
             with self._named():
                 self.upload.begin(connections.welcome)
@@ -588,7 +610,10 @@ class Client:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
             return None
-        if upload is not None:
+        if isinstance(message, Holds):
+            with self._named():
+                self._store.take(message, time.monotonic())
+        elif upload is not None:
             with self._named():
                 acknowledged_bytes = upload.take(message)
             if acknowledged_bytes and self._measuring is not None:

@@ -279,26 +279,46 @@ class Serialised:
     size: int
     coded: tuple[CodedFrame, ...] = ()
 
-    def chunks(self, chunk_bytes: int, frames: Iterable[CodedFrame] = ()) -> Iterator[tuple[int, list[memoryview]]]:
-        """Consecutive (offset, parts) of at most `chunk_bytes` bytes. Each of `frames`, ascending and no larger, is a
-        chunk of its own."""
-        ends = iter([end for frame in frames for end in (frame.offset, frame.end)])
-        end = next(ends, self.size)
+    def chunks(
+        self, chunk_bytes: int, ends: Iterable[int] = (), left_out: Sequence[tuple[int, int]] = ()
+    ) -> Iterator[tuple[int, list[memoryview]]]:
+        """Consecutive (offset, parts) of at most `chunk_bytes` bytes. None goes on beyond one of `ends`, which ascend.
+        The spans `left_out`, each (begin, end), ascending and apart, are in none: a chunk goes on behind them."""
+        remaining_ends = iter(ends)
+        end = next(remaining_ends, self.size)
         parts: list[memoryview] = []
-        offset = filled = 0
+        first = filled = 0
+        for offset, part in self._without(left_out):
+            while len(part):
+                if parts and (filled == chunk_bytes or end <= offset):
+                    yield first, parts
+                    parts, filled = [], 0
+                while end <= offset and end < self.size:
+                    end = next(remaining_ends, self.size)
+                taken = part[: min(chunk_bytes - filled, end - offset)]
+                if not parts:
+                    first = offset
+                parts.append(taken)
+                filled += len(taken)
+                offset += len(taken)
+                part = part[len(taken) :]
+        if parts:
+            yield first, parts
+
+    def _without(self, left_out: Sequence[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+        """All bytes but those of some spans, each part with its offset."""
+        spans = iter(left_out)
+        begin, end = next(spans, (self.size, self.size))
+        offset = 0
         for piece in self.pieces:
             while len(piece):
-                while end <= offset:  # a frame that begins where the one before ended, or at the beginning
-                    end = next(ends, self.size)
-                part = piece[: min(chunk_bytes, end - offset) - filled]
-                parts.append(part)
-                filled += len(part)
+                while end <= offset < self.size:
+                    begin, end = next(spans, (self.size, self.size))
+                part = piece[: (begin if offset < begin else end) - offset]
+                if offset < begin:
+                    yield offset, part
+                offset += len(part)
                 piece = piece[len(part) :]
-                if filled == chunk_bytes or offset + filled == end:
-                    yield offset, parts
-                    offset, parts, filled = offset + filled, [], 0
-        if parts:
-            yield offset, parts
 
     def tobytes(self) -> bytes:
         return b"".join(self.pieces)

@@ -1,14 +1,15 @@
 """Weights coded ahead: a sidecar, the file NAME.coded beside NAME.caffemodel, so that no upload waits for an encoder.
 
-The weights are divided into pieces: at most 4 MB, along output channels at multiples of TILE, and of a stage that can
-be cut a tile each, so that a slice of it is a set of pieces. Small layers share a piece. A piece is made of frames that
-decode by themselves and hold a link up no longer than a chunk. A sidecar holds
+The weights are divided into weight pieces (`ionn.model.weight_pieces`). A piece is made of frames that decode by
+themselves and hold a link up no longer than a chunk. A sidecar holds
 
     MAGIC, the coded frames in order, the index (JSON, `Index`), the size of the index, the SHA-256 of the index
 
-and names the weights by their digest: it is for no others. The index goes last, because frames are written as they are
-coded. Who makes or checks one decodes every frame and compares it with the weights. An upload only looks at a frame's
-checksum, which costs a client next to nothing; a frame that is damaged goes raw.
+and names every piece by the SHA-256 of its raw bytes, so that it is for no other weights, and a client need not compute
+what it asks a server's store for. The index goes last, because frames are written as they are coded. Who makes or
+checks one decodes every frame and compares it with the weights. Who opens one compares the digests of all pieces with
+the weights. An upload only looks at a frame's checksum, which costs a client next to nothing; a frame that is damaged
+goes raw.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -35,11 +36,12 @@ from ionn.files import FILE_BYTES_MAX, locked, open_regular, write_file
 from ionn.model import zoo
 from ionn.model.caffemodel import CodedFrame, CodedFrames, Floats, read_weights, weights_path
 from ionn.model.network import Layer, Network
-from ionn.model.slices import TILE, slice_sizes
+from ionn.model.weight_pieces import PIECE_BYTES, BlobRange, Layout, WeightPiece, weight_pieces
 from ionn.schema import Natural, Word, read_json
 
-MAGIC = b"ionn coded weights 1\n"
-PIECE_BYTES = 4_000_000
+MAGIC = b"ionn coded weights 2\n"
+# What sidecars of former formats begin with, so far as this tells them from what is damaged.
+_MAGIC_FORMER = b"ionn coded weights 1\n"
 # As a chunk: small beside a query on the link.
 FRAME_BYTES = 128 * 1024
 # Less than this goes raw, in one chunk with its neighbours: a message of its own costs more than coding gains.
@@ -52,6 +54,7 @@ VERIFIED = "verified"
 MISSING = "missing"
 DAMAGED = "damaged"
 OUTDATED = "of other weights"
+FORMER = "of a former format"
 BUILT = "built"
 
 Weights = Mapping[str, Sequence[Floats]]
@@ -76,8 +79,8 @@ class Run(msgspec.Struct, frozen=True):
     frames: tuple[Frame, ...]
 
 
-class WeightPiece(msgspec.Struct, frozen=True):
-    """What can be fetched or kept by itself. The SHA-256 is of its raw bytes, hexadecimal."""
+class CodedPiece(msgspec.Struct, frozen=True):
+    """A weight piece. The SHA-256 is of its raw bytes, hexadecimal."""
 
     runs: tuple[Run, ...]
     raw_bytes: Natural
@@ -89,20 +92,7 @@ class Index(msgspec.Struct, frozen=True):
     """What a sidecar has. `weights` is the digest of the weights that it is for."""
 
     weights: Word
-    pieces: tuple[WeightPiece, ...]
-
-
-class _Span(NamedTuple):
-    """Bytes `begin`..`end` of a layer's blob."""
-
-    layer: str
-    blob: int
-    begin: int
-    end: int
-
-    @property
-    def size(self) -> int:
-        return self.end - self.begin
+    pieces: tuple[CodedPiece, ...]
 
 
 class _Damaged(Exception):
@@ -110,20 +100,23 @@ class _Damaged(Exception):
 
 
 class SidecarError(InputError):
-    """A sidecar cannot be used; `state` is DAMAGED or OUTDATED."""
+    """A sidecar cannot be used; `state` is DAMAGED, OUTDATED or FORMER."""
 
     def __init__(self, path: Path, state: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}; 'ionn models --build' codes them again")
         self.state = state
 
 
-def digest(network: Network, weights: Weights) -> str:
-    """The SHA-256 of a network's weights: of all their floats, with the layers' names and the blobs' shapes."""
+def digest(network: Network, pieces: Sequence[str]) -> str:
+    """The SHA-256 of a network's weights: of the layers' names, the blobs' shapes, and the digests of all pieces."""
+    shapes = [(layer.name, layer.weight_shapes) for layer in _weighted(network)]
+    return hashlib.sha256(repr((shapes, list(pieces))).encode()).hexdigest()
+
+
+def _piece_digest(layout: Layout, weights: Weights) -> str:
     found = hashlib.sha256()
-    for layer in _weighted(network):
-        found.update(repr((layer.name, layer.weight_shapes)).encode())
-        for blob in weights[layer.name]:
-            found.update(_bytes_of(blob))
+    for layer, blob, begin, end in layout.ranges:
+        found.update(_bytes_of(weights[layer][blob])[begin:end])
     return found.hexdigest()
 
 
@@ -133,54 +126,6 @@ def _weighted(network: Network) -> list[Layer]:
 
 def _bytes_of(blob: Floats) -> memoryview:
     return blob.reshape(-1).view(np.uint8).data
-
-
-def weight_pieces(network: Network) -> Iterator[tuple[_Span, ...]]:
-    """How the weights of a network are divided: the spans of each piece, in the order of the layers."""
-    cuttable = {stage.first_layer for stage in network.stages if slice_sizes(network, stage)}
-    packed: list[_Span] = []
-    for layer in _weighted(network):
-        if layer.weight_bytes <= PIECE_BYTES and layer.index not in cuttable:
-            if sum(span.size for span in packed) + layer.weight_bytes > PIECE_BYTES:
-                yield tuple(packed)
-                packed = []
-            packed += _whole_blobs(layer)
-            continue
-        if packed:
-            yield tuple(packed)
-            packed = []
-        yield from _channel_pieces(layer, layer.index in cuttable)
-    if packed:
-        yield tuple(packed)
-
-
-def _whole_blobs(layer: Layer) -> list[_Span]:
-    return [_Span(layer.name, blob, 0, 4 * math.prod(shape)) for blob, shape in enumerate(layer.weight_shapes)]
-
-
-def _channel_pieces(layer: Layer, tile_each: bool) -> Iterator[tuple[_Span, ...]]:
-    """A layer's output channels in pieces of a tile each, or of as many tiles as fit; what is not cut so by itself."""
-    channels = layer.weight_shapes[0][0]  # what is so large has channels
-    row_bytes = {
-        blob: 4 * math.prod(shape[1:]) for blob, shape in enumerate(layer.weight_shapes) if shape[:1] == (channels,)
-    }
-    tile_bytes = TILE * sum(row_bytes.values())
-    step = TILE if tile_each else TILE * max(1, PIECE_BYTES // max(tile_bytes, 1))
-    for begin in range(0, channels, step):
-        end = min(begin + step, channels)
-        yield from _bounded([_Span(layer.name, blob, begin * row, end * row) for blob, row in row_bytes.items()])
-    if others := [span for span in _whole_blobs(layer) if span.blob not in row_bytes]:
-        yield from _bounded(others)
-
-
-def _bounded(spans: Sequence[_Span]) -> Iterator[tuple[_Span, ...]]:
-    """These spans as one piece, or where that is too large, each as pieces of its own."""
-    if sum(span.size for span in spans) <= PIECE_BYTES:
-        yield tuple(spans)
-        return
-    for span in spans:
-        for begin in range(span.begin, span.end, PIECE_BYTES):
-            yield (span._replace(begin=begin, end=min(begin + PIECE_BYTES, span.end)),)
 
 
 def _frame_sizes(size: int) -> list[int]:
@@ -193,24 +138,22 @@ def _encode(network: Network, weights: Weights) -> Iterator[bytes]:
     """The sidecar, frame by frame."""
     yield MAGIC
     made = []
-    for spans in weight_pieces(network):
-        content = hashlib.sha256()
+    for layout in weight_pieces(network):
         runs = []
-        for span in spans:
-            data = _bytes_of(weights[span.layer][span.blob])
-            at = span.begin
+        for each in layout.ranges:
+            data = _bytes_of(weights[each.layer][each.blob])
+            at = each.begin
             frames = []
-            for size in _frame_sizes(span.size):
+            for size in _frame_sizes(each.size):
                 raw = data[at : at + size]
-                content.update(raw)
                 codec, coded = coding.encode(raw) if size >= _LEAST_BYTES else (coding.RAW, raw)
                 frames.append(Frame(codec, size, len(coded), zlib.crc32(coded)))
                 if codec != coding.RAW:
                     yield bytes(coded)
                 at += size
-            runs.append(Run(*span, frames=tuple(frames)))
-        made.append(WeightPiece(tuple(runs), *_sizes(runs), content.hexdigest()))
-    index = msgspec.json.encode(Index(digest(network, weights), tuple(made)))
+            runs.append(Run(*each, frames=tuple(frames)))
+        made.append(CodedPiece(tuple(runs), *_sizes(runs), _piece_digest(layout, weights)))
+    index = msgspec.json.encode(Index(digest(network, [piece.sha256 for piece in made]), tuple(made)))
     yield index
     yield _TAIL.pack(len(index), hashlib.sha256(index).digest())
 
@@ -227,19 +170,27 @@ def write(path: Path, network: Network, weights: Weights) -> None:
 
 
 class Sidecar:
-    """A network's coded weights, open to be read; use it in a `with` statement. `frames` are those that are coded.
+    """A network's coded weights, open to be read; use it in a `with` statement. `frames` are those that are coded, and
+    `pieces` all weight pieces with their digests, which are those of the weights.
 
-    Raises SidecarError, one line, for a file that is damaged, or not of these weights.
+    Raises SidecarError, one line, for a file that is damaged, of a former format, or not of these weights.
     """
 
     def __init__(self, path: Path, network: Network, weights: Weights) -> None:
         with contextlib.ExitStack() as opened:
             try:
                 self._file = opened.enter_context(open_regular(path))
+                if os.pread(self._file.fileno(), len(_MAGIC_FORMER), 0) == _MAGIC_FORMER:
+                    raise SidecarError(path, FORMER, "the coded weights are of a former format")
                 self.index = _read_index(self._file)
-                if self.index.weights != digest(network, weights):
+                layouts = list(weight_pieces(network))
+                digests = [_piece_digest(layout, weights) for layout in layouts]
+                if self.index.weights != digest(network, digests):
                     raise SidecarError(path, OUTDATED, "the coded weights are those of other weights")
-                self.frames: CodedFrames = self._frames(network)
+                self.frames: CodedFrames = self._frames(network, layouts)
+                if digests != [piece.sha256 for piece in self.index.pieces]:
+                    raise _Damaged("its digests are not those of its pieces")
+                self.pieces = tuple(map(WeightPiece, layouts, digests))
             except OSError as error:
                 raise SidecarError(path, DAMAGED, f"cannot read the coded weights: {error.strerror}") from error
             except _Damaged as error:
@@ -260,16 +211,17 @@ class Sidecar:
         """From now on all frames go raw."""
         self._file.close()
 
-    def _frames(self, network: Network) -> CodedFrames:
+    def _frames(self, network: Network, layouts: Sequence[Layout]) -> CodedFrames:
         """The coded frames of every blob. Each piece must be as this network has it."""
         found: dict[str, list[list[CodedFrame]]] = {
             layer.name: [[] for _ in layer.weight_shapes] for layer in _weighted(network)
         }
         at = len(MAGIC)
-        spans = [
-            tuple(_Span(run.layer, run.blob, run.begin, run.end) for run in piece.runs) for piece in self.index.pieces
+        ranges = [
+            tuple(BlobRange(run.layer, run.blob, run.begin, run.end) for run in piece.runs)
+            for piece in self.index.pieces
         ]
-        if spans != list(weight_pieces(network)):
+        if ranges != [layout.ranges for layout in layouts]:
             raise _Damaged("its pieces are not those of this network")
         for piece in self.index.pieces:
             for run in piece.runs:

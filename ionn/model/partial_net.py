@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ionn.model.caffemodel import CodedFrame, CodedFrames, Floats, Serialised, s
 from ionn.model.network import Layer, Network
 from ionn.model.proto import NetParameter
 from ionn.model.slices import Piece, Slice, runs_of, set_output_channels, stage_of
+from ionn.model.weight_pieces import WeightPiece
 from ionn.schema import Natural
 
 
@@ -64,12 +66,31 @@ class PartialNet:
             raise ValueError("a slice of several stages")
 
 
+class AddressedSpans(NamedTuple):
+    """A weight piece in a caffemodel: the bytes `spans`, each (offset, size), one after the other, have this SHA-256 in
+    hexadecimal."""
+
+    sha256: str
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def raw_bytes(self) -> int:
+        return sum(size for _, size in self.spans)
+
+
 @dataclass(frozen=True)
 class ExtractedPartition:
-    """One upload: a partial net per run of adjacent stages, and one caffemodel with the weights of all of them."""
+    """One upload: a partial net per run of adjacent stages, and one caffemodel with the weights of all of them.
+    `addressed` are the weight pieces in it that have an address, by their first bytes."""
 
     nets: tuple[PartialNet, ...]
     caffemodel: Serialised
+    addressed: tuple[AddressedSpans, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of all floats; the caffemodel has some more between them."""
+        return sum(span.size for span in self.caffemodel.blobs)
 
 
 def net_stages(network: Network, first: int, last: int) -> tuple[NetStage, ...]:
@@ -123,9 +144,11 @@ def extract(
     pieces: Sequence[Piece],
     weights: Mapping[str, Sequence[Floats]],
     frames: CodedFrames | None = None,
+    weight_pieces: Iterable[WeightPiece] = (),
 ) -> ExtractedPartition:
     """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets.
-    `frames` are what of these weights is coded already."""
+    `frames` are what of these weights is coded already, and `weight_pieces` those that have an address: what lies
+    wholly in the partition is found there."""
     frames = frames or {}
     slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
     runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
@@ -149,7 +172,41 @@ def extract(
             for layer in _weighted(network, piece.stage, piece.stage)
         ),
     ]
-    return ExtractedPartition(nets, serialise_blobs(network.name, blobs))
+    caffemodel = serialise_blobs(network.name, blobs)
+    # Which rows of its blobs each of these entries has: all, or those of a slice.
+    rows = [
+        *(None for first, last in runs for _ in _weighted(network, first, last)),
+        *(piece for piece in slices for _ in _weighted(network, piece.stage, piece.stage)),
+    ]
+    return ExtractedPartition(nets, caffemodel, _addressed(caffemodel, rows, weights, weight_pieces))
+
+
+def _addressed(
+    caffemodel: Serialised,
+    rows: Sequence[Slice | None],
+    weights: Mapping[str, Sequence[Floats]],
+    weight_pieces: Iterable[WeightPiece],
+) -> tuple[AddressedSpans, ...]:
+    """Where weight pieces lie in a caffemodel of layers, of each of which it has all blobs, whole or a slice's rows."""
+    # By layer and blob: which of its bytes there are, from one on and before another, and where the first of them is.
+    places: dict[tuple[str, int], list[tuple[int, int, int]]] = defaultdict(list)
+    entries = iter(rows)
+    for span in caffemodel.blobs:
+        if span.blob == 0:
+            piece = next(entries)
+        begin = 0 if piece is None else piece.begin * weights[span.layer][span.blob][:1].nbytes
+        places[span.layer, span.blob].append((begin, begin + span.size, span.offset))
+    found = []
+    for each in weight_pieces:
+        spans = [
+            (offset + wanted.begin - begin, wanted.size)
+            for wanted in each.layout.ranges
+            for begin, end, offset in places.get((wanted.layer, wanted.blob), ())
+            if begin <= wanted.begin and wanted.end <= end
+        ]
+        if len(spans) == len(each.layout.ranges):
+            found.append(AddressedSpans(each.sha256, tuple(spans)))
+    return tuple(sorted(found, key=lambda piece: piece.spans[0]))
 
 
 def _slice_frames(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, pairwise
 from typing import NamedTuple
 
 from ionn.errors import ProtocolError
@@ -15,6 +16,8 @@ from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol.messages import (
     CHUNK_BYTES,
     Ack,
+    AddressedPiece,
+    Error,
     Held,
     Message,
     PartitionEnd,
@@ -24,6 +27,7 @@ from ionn.protocol.messages import (
     Welcome,
     make_chunk,
 )
+from ionn.protocol.stored import Stored
 from ionn.protocol.yielding import BESIDE_QUERY_BYTES, YieldingWindow
 from ionn.records import PartitionRecord
 
@@ -33,6 +37,8 @@ CREDIT_BYTES_MIN = 1000
 WINDOW_BYTES_MAX = 16 * 1000 * 1000
 # Messages under way: servers take 1,000.
 _UNDER_WAY_MAX = 500
+# The addresses that a partition is announced with: of 150 bytes each, they are a third of what servers take.
+_ADDRESSES_MAX = 2000
 
 # A message, the only right answer to it, and the credit that it takes: the weights in it, as they are sent.
 _Step = tuple[Message, Message, int]
@@ -58,9 +64,38 @@ class _Awaited(NamedTuple):
     under_way_bytes: int
 
 
+@dataclass
+class _Announced:
+    """A partition as the server was told of it. `stored` are the numbers of the pieces that the server takes from its
+    store, and `gaps` the spans of the caffemodel that are therefore not sent, each (begin, end), ascending and apart.
+    While it is `waiting`, the server has not said yet whether it has them all."""
+
+    stored: frozenset[int] = frozenset()
+    gaps: tuple[tuple[int, int], ...] = ()
+    waiting: bool = False
+
+    def missing_bytes(self, received: int, size: int) -> int:
+        """How many bytes are to be sent of a caffemodel of `size` bytes, of which the server has the first ones."""
+        return size - received - sum(max(0, end - max(begin, received)) for begin, end in self.gaps)
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Spans (offset, size) that do not overlap as (begin, end), ascending, where adjacent ones are one."""
+    joined: list[tuple[int, int]] = []
+    for offset, size in sorted(spans):
+        if joined and joined[-1][1] == offset:
+            joined[-1] = joined[-1][0], offset + size
+        else:
+            joined.append((offset, offset + size))
+    return tuple(joined)
+
+
 class Upload:
     """Partitions on their way to a server, in order. It survives connections: `begin` goes on from what a server holds.
     Weights that are there in a coded form which the server takes go in that form.
+
+    What of them the server's store has, by `store`, is not sent. The server is told of a partition, and says whether it
+    has read all of that before the rest of the partition is sent.
 
     The server answers in order, and what it has to answer is known: anything else is no answer.
 
@@ -74,9 +109,15 @@ class Upload:
     """
 
     def __init__(
-        self, partitions: Sequence[ExtractedPartition], now_s: Callable[[], float], yields: bool = False
+        self,
+        partitions: Sequence[ExtractedPartition],
+        now_s: Callable[[], float],
+        yields: bool = False,
+        store: Stored | None = None,
     ) -> None:
         self._partitions = list(partitions)
+        self._store = store or Stored()
+        self._announced: dict[int, _Announced] = {}
         self._now_s = now_s
         self._changed = threading.Condition()
         self._started_s = [0.0] * len(partitions)
@@ -103,8 +144,18 @@ class Upload:
         return bool(self._awaited)
 
     @property
+    def weights_under_way(self) -> bool:
+        """Tell whether weights are on their way to the server, and not only what has none."""
+        return self._under_way_bytes > 0
+
+    @property
     def sent_bytes(self) -> int:
         return sum(self._received)
+
+    @property
+    def wire_bytes(self) -> int:
+        """What of the weights crossed the link, in every attempt, as far as the server acknowledged it."""
+        return sum(self._wire_bytes)
 
     @property
     def ended(self) -> bool:
@@ -135,10 +186,13 @@ class Upload:
         """How many partitions are ready, and what part of each of the others the server does not have yet."""
         with self._changed:
             sizes = [partition.caffemodel.size for partition in self._partitions]
-            return self.ready, [
-                1 - received / size if size else 0.0
-                for received, size in list(zip(self._received, sizes, strict=True))[self.ready :]
-            ]
+            shares = []
+            for index in range(self.ready, len(sizes)):
+                announced, size = self._announced.get(index, _Announced()), sizes[index]
+                all_bytes = announced.missing_bytes(0, size)
+                left_bytes = announced.missing_bytes(self._received[index], size)
+                shares.append(left_bytes / all_bytes if all_bytes else 0.0)
+            return self.ready, shares
 
     def _turn_to(self, index: int) -> ExtractedPartition | None:
         """The partition that is to be sent now, None after the last."""
@@ -152,11 +206,15 @@ class Upload:
         """Return what was uploaded, each partition as it was the last time; `names` are the stages of each."""
         return [
             PartitionRecord(
-                index, names[index], self._partitions[index].caffemodel.size,
-                self._started_s[index], self._ended_s[index], ready_s, self._wire_bytes[index],
+                index, names[index], self._partitions[index].weight_bytes,
+                self._started_s[index], self._ended_s[index], ready_s, self._wire_bytes[index], self._held_bytes(index),
             )
             for index, ready_s in enumerate(self._ready_s) if ready_s is not None
         ]  # fmt: skip
+
+    def _held_bytes(self, index: int) -> int:
+        """What of a partition's weights the server took from its store."""
+        return sum(end - begin for begin, end in self._announced.get(index, _Announced()).gaps)
 
     def begin(self, welcome: Welcome) -> None:
         """A connection was made; the welcome says how much of what the server holds.
@@ -171,6 +229,8 @@ class Upload:
         if len(held) < len(welcome.held) or not all(map(self._may_be_held, welcome.held)):
             raise ProtocolError("the server holds what it was never sent, it says")
         self._whole = {index for index, each in held.items() if each.ready}
+        for announced in self._announced.values():
+            announced.waiting = False
         with self._changed:
             self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
         for awaited in self._awaited:
@@ -188,7 +248,9 @@ class Upload:
         if held.partition >= len(self._partitions):
             return False
         size = self._partitions[held.partition].caffemodel.size
-        return held.received == size if held.ready else held.received <= size
+        gaps = self._announced.get(held.partition, _Announced()).gaps
+        between = held.received <= size and not any(begin <= held.received < end for begin, end in gaps)
+        return held.received == size if held.ready else between
 
     def pause(self) -> None:
         """The connection was lost: nothing is ready."""
@@ -250,50 +312,76 @@ class Upload:
         self._next = None
         return message
 
-    def _remaining(self, started: dict[int, int], welcome: Welcome) -> Iterator[_Step | None]:
-        """What is to be sent, and None while that is all: more may follow."""
+    def _remaining(self, started: Mapping[int, int], welcome: Welcome) -> Iterator[_Step | None]:
+        """What is to be sent, and None while there is nothing to be sent now: more may follow."""
         for index in count():
             while (partition := self._turn_to(index)) is None:
                 yield None
-            model = partition.caffemodel
             if index in self._whole:
                 continue
-            start = started.get(index)
-            if start is None:
+            if index not in started:
                 self._started_s[index] = self._now_s()
-                yield PartitionHeader(index, partition.nets, model.blobs, model.size), Ack(index, 0), 0
-            digest = hashlib.sha256()
-            frames = {frame.offset: frame for frame in model.coded if self._may_code and takes(welcome, frame)}
-            for offset, parts in model.chunks(chunk_bytes_of(welcome), frames.values()):
-                for part in parts:
-                    digest.update(part)
-                end = offset + sum(map(len, parts))
-                skip = max(0, (start or 0) - offset)
-                if offset + skip >= end:
-                    continue
-                frame = frames.get(offset) if skip == 0 else None  # of one that is there in part, the rest goes raw
-                coded = frame.read() if frame else None
-                if frame is not None and coded is not None:
-                    self._has_coded = True
-                    chunk = make_chunk(index, offset, [coded], frame.codec, frame.raw_bytes)
-                else:
-                    chunk = make_chunk(index, offset + skip, _without(parts, skip))
-                yield chunk, Ack(index, end), sum(map(len, chunk.payload))
-            yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
+                yield from self._announce(index, partition, welcome)
+            yield from self._chunks(index, partition, started.get(index, 0), welcome)
+
+    def _announce(self, index: int, partition: ExtractedPartition, welcome: Welcome) -> Iterator[_Step | None]:
+        """Tell of a partition, until the server has all pieces that it is to take from its store."""
+        model = partition.caffemodel
+        addressed = partition.addressed[:_ADDRESSES_MAX] if welcome.stores else ()
+        while True:
+            stored = frozenset(at for at, piece in enumerate(addressed) if self._store.may_be_taken(piece.sha256))
+            gaps = _joined(span for at in stored for span in addressed[at].spans)
+            announced = self._announced[index] = _Announced(stored, gaps, bool(stored))
+            pieces = tuple(AddressedPiece(*piece, at in stored) for at, piece in enumerate(addressed))
+            header = PartitionHeader(index, partition.nets, model.blobs, model.size, pieces)
+            yield header, Ack(index, gaps[0][1] if gaps and gaps[0][0] == 0 else 0), 0
+            while announced.waiting:
+                yield None
+            if self._announced.get(index) is announced:
+                return
+
+    def _chunks(self, index: int, partition: ExtractedPartition, start: int, welcome: Welcome) -> Iterator[_Step]:
+        """What follows the announcement of a partition, of which the server has the bytes before `start`."""
+        model, gaps = partition.caffemodel, self._announced.get(index, _Announced()).gaps
+        digest = hashlib.sha256()
+        frames = {frame.offset: frame for frame in model.coded if self._may_code and takes(welcome, frame)}
+        ends = sorted({start, *(end for frame in frames.values() for end in (frame.offset, frame.end))})
+        chunks = model.chunks(chunk_bytes_of(welcome), ends, gaps)
+        for (offset, parts), (received, _) in pairwise(chain(chunks, [(model.size, ())])):
+            for part in parts:
+                digest.update(part)
+            if offset < start:
+                continue
+            # Of a frame that is there in part, the rest goes raw.
+            frame = frames.get(offset)
+            coded = frame.read() if frame else None
+            if frame is not None and coded is not None:
+                self._has_coded = True
+                chunk = make_chunk(index, offset, [coded], frame.codec, frame.raw_bytes)
+            else:
+                chunk = make_chunk(index, offset, parts)
+            yield chunk, Ack(index, received), sum(map(len, chunk.payload))
+        yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
 
     def take(self, message: Message) -> int:
-        """An answer of the server, or a sign of life; how many bytes that crossed the link are acknowledged by it.
+        """An answer of the server, or a sign of life; how many bytes that crossed the link are acknowledged by it. An
+        Error says that the server misses pieces which it was to have.
 
         Raises ProtocolError for any answer but the one that is due.
         """
         if self._stopped or isinstance(message, Pong):
             return 0
         awaited = self._awaited.popleft() if self._awaited else None
+        if awaited is not None and isinstance(message, Error):
+            self._miss(awaited.answer, message)
+            return 0
         if awaited is None or message != awaited.answer:
             raise ProtocolError(f"the server's answer, '{message.type}', is not to what it was sent")
         now_s = self._now_s()
         if isinstance(message, Ack):
             index = message.partition
+            if index in self._announced:
+                self._announced[index].waiting = False
             self._under_way_bytes -= awaited.size
             self._wire_bytes[index] += awaited.size
             # Beside a query a round trip takes longer, which says nothing about the link.
@@ -311,12 +399,13 @@ class Upload:
             self._count_ready()
         return awaited.size
 
-
-def _without(parts: Sequence[memoryview], skip: int) -> list[memoryview]:
-    """The bytes of `parts` without the first `skip`."""
-    rest = []
-    for part in parts:
-        if skip < len(part):
-            rest.append(part[skip:])
-        skip = max(0, skip - len(part))
-    return rest
+    def _miss(self, due: Message, error: Error) -> None:
+        """The server's store has not all that a partition was to have from it: the partition is announced anew."""
+        announced = self._announced.get(error.partition, _Announced())
+        of_it = isinstance(due, Ack) and due.partition == error.partition
+        if not (of_it and announced.waiting and error.pieces and announced.stored.issuperset(error.pieces)):
+            raise ProtocolError("the server misses pieces of weights that it was not to take from its store, it says")
+        addressed = self._partitions[error.partition].addressed
+        self._store.miss(addressed[at].sha256 for at in error.pieces)
+        del self._announced[error.partition]
+        announced.waiting = False

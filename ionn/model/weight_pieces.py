@@ -1,0 +1,112 @@
+"""Weight pieces: what of a network's weights is coded, addressed and kept by itself.
+
+The weights of each stage are divided into pieces of at most PIECE_BYTES: along output channels at multiples of TILE,
+and of a stage that can be cut a tile each, so that a slice of it is a set of pieces. Small layers of a stage share one.
+No piece has weights of two stages: a server that has all pieces of a stage, or of a slice, need not be sent it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ionn.model.network import Layer, Network
+from ionn.model.slices import TILE, slice_sizes
+
+PIECE_BYTES = 4_000_000
+
+
+class BlobRange(NamedTuple):
+    """Bytes `begin`..`end` (not included) of a layer's blob."""
+
+    layer: str
+    blob: int
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.begin
+
+
+class Layout(NamedTuple):
+    """Where a weight piece is in a network: `ranges` of blobs of its stage. `channels` are the output channels, begin
+    and end (not included), that it belongs to, if the stage can be cut."""
+
+    stage: int
+    channels: tuple[int, int] | None
+    ranges: tuple[BlobRange, ...]
+
+    @property
+    def raw_bytes(self) -> int:
+        return sum(each.size for each in self.ranges)
+
+
+class WeightPiece(NamedTuple):
+    """A weight piece of weights that are loaded. `sha256` is its digest, that of its raw bytes, in hexadecimal."""
+
+    layout: Layout
+    sha256: str
+
+
+def weight_pieces(network: Network) -> Iterator[Layout]:
+    """How the weights of a network are divided, in the order of the layers."""
+    for stage in network.stages:
+        layers = [layer for layer in network.layers[stage.first_layer : stage.last_layer + 1] if layer.weight_shapes]
+        if slice_sizes(network, stage):
+            for channels, ranges in _tiles(layers[0], TILE):
+                yield Layout(stage.index, channels, ranges)
+        else:
+            for ranges in _packed(layers):
+                yield Layout(stage.index, None, ranges)
+
+
+def _packed(layers: Sequence[Layer]) -> Iterator[tuple[BlobRange, ...]]:
+    """The layers of a stage that cannot be cut: small ones share a piece."""
+    packed: list[BlobRange] = []
+    for layer in layers:
+        large = layer.weight_bytes > PIECE_BYTES
+        if packed and (large or sum(each.size for each in packed) + layer.weight_bytes > PIECE_BYTES):
+            yield tuple(packed)
+            packed = []
+        if large:
+            for _, ranges in _tiles(layer):
+                yield ranges
+        else:
+            packed += _whole_blobs(layer)
+    if packed:
+        yield tuple(packed)
+
+
+def _whole_blobs(layer: Layer) -> list[BlobRange]:
+    return [BlobRange(layer.name, blob, 0, 4 * math.prod(shape)) for blob, shape in enumerate(layer.weight_shapes)]
+
+
+def _tiles(layer: Layer, step: int | None = None) -> Iterator[tuple[tuple[int, int] | None, tuple[BlobRange, ...]]]:
+    """The pieces of a layer of so many output channels each, by default of as many tiles as fit, with these channels;
+    what does not belong to channels is by itself."""
+    count = layer.weight_shapes[0][0]  # what is cut, and what is so large, has channels
+    row_bytes = {
+        blob: 4 * math.prod(shape[1:]) for blob, shape in enumerate(layer.weight_shapes) if shape[:1] == (count,)
+    }
+    if step is None:
+        step = TILE * max(1, PIECE_BYTES // (TILE * sum(row_bytes.values())))
+    for begin in range(0, count, step):
+        end = min(begin + step, count)
+        ranges = [BlobRange(layer.name, blob, begin * row, end * row) for blob, row in row_bytes.items()]
+        for piece in _bounded(ranges):
+            yield (begin, end), piece
+    if others := [each for each in _whole_blobs(layer) if each.blob not in row_bytes]:
+        for piece in _bounded(others):
+            yield None, piece
+
+
+def _bounded(ranges: Sequence[BlobRange]) -> Iterator[tuple[BlobRange, ...]]:
+    """These ranges as one piece, or where that is too large, each as pieces of its own."""
+    if sum(each.size for each in ranges) <= PIECE_BYTES:
+        yield tuple(ranges)
+        return
+    for each in ranges:
+        for begin in range(each.begin, each.end, PIECE_BYTES):
+            yield (each._replace(begin=begin, end=min(begin + PIECE_BYTES, each.end)),)
