@@ -18,7 +18,8 @@ With coding (`ionn.planning.coding_costs`), up_ms and down_ms are the times of c
 A stage of which only some channels are uploaded has four more edges, on which both sides work: see
 `ionn.planning.slice_costs`.
 
-What a server holds already costs nothing to upload: `ExecutionGraph.holding` is the graph for planning the rest.
+What a server holds already costs nothing to upload: `ExecutionGraph.holding` is the graph for planning the rest. What
+its store has (`ionn.planning.stored_weights`) is loaded without being sent: `ExecutionGraph.storing`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from ionn.planning.coding_costs import (
 )
 from ionn.planning.grid import on_grid, time_on_grid
 from ionn.planning.slice_costs import SlicePlan, Split, slice_plans
+from ionn.planning.stored_weights import StoredPiece, StoredWeights
 from ionn.schema import STAGE_MAX_MS, Natural, Real
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class Leg(NamedTuple):
 
 
 class GraphDocument(msgspec.Struct):
-    """An `ExecutionGraph` as JSON. Earlier traces do not have the last three fields, the first ones no cuts either."""
+    """An `ExecutionGraph` as JSON. Earlier traces do not have the last fields, the first traces no cuts either."""
 
     stages: tuple[str, ...]
     client_ms: list[Real]
@@ -90,6 +92,7 @@ class GraphDocument(msgspec.Struct):
     boundary_bytes: tuple[Natural, ...] = ()
     coded: tuple[CodedTransfer, ...] = ()
     coded_weights: tuple[CodedWeights, ...] = ()
+    stored: tuple[StoredWeights, ...] = ()
 
     def graph(self) -> ExecutionGraph:
         """Raises InputError as `ExecutionGraph` does."""
@@ -104,8 +107,9 @@ class ExecutionGraph:
     `up_ms` and `down_ms` are the transfers of the blob at boundary i, before stage i; boundary n is the outputs.
     A stage that is not `offloadable` never runs at the server. `cuts` are the stages that can be uploaded in slices.
     `boundary_bytes` are the raw bytes of each blob, or nothing where they are not known. `coded` are the transfers that
-    are coded, and `coded_weights` the stages whose weights are; the times above are theirs. `held` is what the server
-    holds, see `holding`; it is not saved.
+    are coded, and `coded_weights` the stages whose weights are; the times above are theirs. `stored` are the stages of
+    whose weights the server's store has something, see `storing`. `held` is what the server holds, see `holding`; it is
+    not saved.
 
     Raises InputError for costs that are negative, not finite or above STAGE_MAX_MS, or of the wrong number.
     """
@@ -122,6 +126,7 @@ class ExecutionGraph:
     boundary_bytes: Sequence[int] = ()  # (n + 1,) or empty
     coded: Sequence[CodedTransfer] = ()
     coded_weights: Sequence[CodedWeights] = ()
+    stored: Sequence[StoredWeights] = ()
     held: Sequence[Piece] = ()
 
     def __post_init__(self) -> None:
@@ -147,6 +152,11 @@ class ExecutionGraph:
             raise InputError(f"execution graph: boundary_bytes needs {n + 1} sizes for {n} stages")
         times = (arrays[name] for name in ("up_ms", "down_ms", "upload_ms", "load_ms"))
         check_coded(self.coded, self.coded_weights, *times)
+        channels = dict.fromkeys(range(n), 1) | {cut.stage: cut.channels for cut in self.cuts}
+        if wrong := [each for each in self.stored if channels.get(each.stage) != each.channels]:
+            raise InputError(f"execution graph: what is stored of stage {wrong[0].stage} is not of its channels")
+        if len({each.stage for each in self.stored}) < len(self.stored):
+            raise InputError("execution graph: what is stored of a stage is there twice")
         for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
@@ -225,19 +235,51 @@ class ExecutionGraph:
                 held[piece.stage] = max(held[piece.stage], piece.end)
             else:
                 whole.add(stage_of(piece))
-        missing = np.ones(len(self.stages))  # the part of what is missing in this graph
-        for stage, channels in held.items():
-            if stage in whole:
-                missing[stage] = 0
-            elif channels:
-                missing[stage] = (self._cut[stage].channels - channels) / self._missing_channels(stage)
-        load_ms = on_grid(missing * self.load_ms)
-        coded = tuple(each.part(float(missing[each.stage])) for each in self.coded_weights if missing[each.stage])
-        upload_ms = load_ms + on_grid(missing * (self.upload_ms - self.load_ms))
+        rest = {
+            stage: Slice(stage, channels, self._cut[stage].channels)
+            for stage, channels in held.items()
+            if channels and stage not in whole
+        }
+        upload_ms, load_ms, sent = self.upload_ms.copy(), self.load_ms.copy(), np.ones(len(self.stages))
+        sent[list(whole)] = upload_ms[list(whole)] = load_ms[list(whole)] = 0
+        for stage, piece in rest.items():
+            load_ms[stage], sent[stage] = self._load_ms(piece), self._sent_share(piece)
+        slices = (Slice(stage, 0, piece.begin) for stage, piece in rest.items())
+        return replace(
+            self._sending(sent, load_ms),
+            stored=tuple(each for each in self.stored if each.stage not in whole),
+            held=(*sorted(whole), *slices),
+        )
+
+    def storing(self, pieces: Iterable[StoredPiece], stage_bytes: Sequence[int], ms_per_mb: float) -> ExecutionGraph:
+        """The graph of a server whose store has these pieces too, of stages whose raw weights have `stage_bytes`. It
+        reads 10^6 bytes of them in `ms_per_mb`.
+
+        What is stored has no time on the link; the time to read it is added to `load_ms`. Of what the server holds,
+        nothing is read. Weights that are coded count as evenly coded.
+        """
+        found: dict[int, list[StoredPiece]] = {}
+        for piece in pieces:
+            if piece.stage not in self.held:
+                found.setdefault(piece.stage, []).append(piece)
+        load_ms, sent, stored = self.load_ms.copy(), np.ones(len(self.stages)), dict(self._stored)
+        for stage, parts in found.items():
+            begin, end = self.held_channels(stage), self._channels(stage)
+            before = stored.get(stage) or StoredWeights.nothing(stage, end, stage_bytes[stage])
+            after = stored[stage] = before.with_pieces(parts, ms_per_mb)
+            load_ms[stage] += after.read_between_ms(begin, end) - before.read_between_ms(begin, end)
+            if former := before.missing_between(begin, end):
+                sent[stage] = after.missing_between(begin, end) / former
+        return replace(self._sending(sent, load_ms), stored=tuple(stored[stage] for stage in sorted(stored)))
+
+    def _sending(self, sent: NDArray[np.float64], load_ms: NDArray[np.float64]) -> ExecutionGraph:
+        """The graph where only a share `sent` (n,) of what is sent of each stage is, and loading it takes `load_ms`."""
+        load_ms = on_grid(load_ms)
+        coded = tuple(each.part(float(sent[each.stage])) for each in self.coded_weights if sent[each.stage])
+        upload_ms = load_ms + on_grid(sent * (self.upload_ms - self.load_ms))
         for each in coded:
             upload_ms[each.stage] = load_ms[each.stage] + each.total_ms
-        slices = (Slice(stage, 0, channels) for stage, channels in held.items() if channels and stage not in whole)
-        return replace(self, upload_ms=upload_ms, load_ms=load_ms, coded_weights=coded, held=(*sorted(whole), *slices))
+        return replace(self, upload_ms=upload_ms, load_ms=load_ms, coded_weights=coded)
 
     def missing(self, plan: Iterable[Iterable[Piece]]) -> list[list[Piece]]:
         """What of a plan's partitions the server does not hold: stages as a whole or from the first missing channel on.
@@ -338,15 +380,36 @@ class ExecutionGraph:
         """How many channels the server holds of a stage that it does not hold as a whole."""
         return self._held_channels.get(stage, 0)
 
-    def _missing_channels(self, stage: int) -> int:
-        return self._cut[stage].channels - self.held_channels(stage)
+    def _channels(self, stage: int) -> int:
+        """How many channels a stage has; 1 if it cannot be cut."""
+        return self._cut[stage].channels if stage in self._cut else 1
 
     def _missing_share(self, piece: Piece) -> float:
         """The part of what the server does not hold of its stage that a piece has."""
         if not isinstance(piece, Slice):
             return 1.0
         held = self.held_channels(piece.stage)
-        return max(0, piece.end - max(piece.begin, held)) / self._missing_channels(piece.stage)
+        return max(0, piece.end - max(piece.begin, held)) / (self._channels(piece.stage) - held)
+
+    def _sent_share(self, piece: Piece) -> float:
+        """The part of what is to be sent of its stage that a piece has."""
+        stored = self._stored.get(stage_of(piece))
+        if not isinstance(piece, Slice) or stored is None:
+            return self._missing_share(piece)
+        held = self.held_channels(piece.stage)
+        missing = stored.missing_between(held, stored.channels)
+        return stored.missing_between(max(piece.begin, held), max(piece.end, held)) / missing if missing else 0.0
+
+    def _load_ms(self, piece: Piece) -> float:
+        """How long the server takes to load a piece, what it reads of it included."""
+        stage, share = stage_of(piece), self._missing_share(piece)
+        stored = self._stored.get(stage)
+        if not isinstance(piece, Slice) or stored is None:
+            return share * float(self.load_ms[stage])
+        held = self.held_channels(stage)
+        read_ms = stored.read_between_ms(max(piece.begin, held), max(piece.end, held))
+        all_read_ms = stored.read_between_ms(held, stored.channels)
+        return share * max(0.0, float(self.load_ms[stage]) - all_read_ms) + read_ms
 
     def overhead_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
         """The upload overhead of pieces, and the part of it that is the server's time to load them."""
@@ -358,21 +421,20 @@ class ExecutionGraph:
         return upload_ms, load_ms
 
     def _overhead_ms(self, piece: Piece) -> tuple[float, float]:
-        stage, share = stage_of(piece), self._missing_share(piece)
-        if not share or stage in self.held:
+        stage = stage_of(piece)
+        if stage in self.held or not self._missing_share(piece):
             return 0.0, 0.0
-        extra_ms = self._cut[stage].slice_ms if isinstance(piece, Slice) else 0.0
-        missing_ms = np.array([self.upload_ms[stage], self.load_ms[stage]])
-        upload_ms, load_ms = on_grid(share * missing_ms + extra_ms).tolist()
-        return upload_ms, load_ms
+        load_ms = self._load_ms(piece) + (self._cut[stage].slice_ms if isinstance(piece, Slice) else 0.0)
+        sent_ms = self._sent_share(piece) * float(self.upload_ms[stage] - self.load_ms[stage])
+        return time_on_grid(load_ms + sent_ms), time_on_grid(load_ms)
 
     def arrival_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
         """What the weights of pieces take on the link, and to be decoded at the server meanwhile."""
         link_ms = decode_ms = 0.0
         for piece in pieces:
             if coded := self._coded_weights.get(stage_of(piece)):
-                link_ms += time_on_grid(self._missing_share(piece) * coded.link_ms)
-                decode_ms += time_on_grid(self._missing_share(piece) * coded.decode_ms)
+                link_ms += time_on_grid(self._sent_share(piece) * coded.link_ms)
+                decode_ms += time_on_grid(self._sent_share(piece) * coded.decode_ms)
             else:
                 upload_ms, load_ms = self._overhead_ms(piece)
                 link_ms += upload_ms - load_ms
@@ -381,8 +443,16 @@ class ExecutionGraph:
     def wire_bytes(self, piece: Piece, stage_bytes: int) -> int:
         """The bytes of a piece on the link, if its stage has weights of `stage_bytes`."""
         if coded := self._coded_weights.get(stage_of(piece)):
-            return round(self._missing_share(piece) * coded.wire_bytes)
-        return round(self.share(piece) * stage_bytes)
+            return round(self._sent_share(piece) * coded.wire_bytes)
+        return self.sent_bytes(piece, stage_bytes)
+
+    def sent_bytes(self, piece: Piece, stage_bytes: int) -> int:
+        """The raw bytes of a piece that are sent, as the server's store has them not."""
+        stored = self._stored.get(stage_of(piece))
+        if stored is None:
+            return round(self.share(piece) * stage_bytes)
+        begin, end = piece[1:] if isinstance(piece, Slice) else (0, stored.channels)
+        return round(stored.missing_between(begin, end))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExecutionGraph) and (self.to_json(), self.held) == (other.to_json(), other.held)
@@ -404,13 +474,19 @@ class ExecutionGraph:
 
     @cached_property
     def has_weights(self) -> NDArray[np.bool_]:
-        """Tell whether uploading a stage sends anything, (n,)."""
-        return self.upload_ms > self.load_ms
+        """Tell whether a stage has weights that the server does not hold, (n,): that are sent, or are stored."""
+        sends: NDArray[np.bool_] = self.upload_ms > self.load_ms
+        sends[list(self._stored)] = True
+        return sends
 
     @property
     def local_ms(self) -> float:
         """Latency with all stages at the client."""
         return float(self.client_ms.sum())
+
+    @cached_property
+    def _stored(self) -> dict[int, StoredWeights]:
+        return {each.stage: each for each in self.stored}
 
     @cached_property
     def _held_channels(self) -> dict[int, int]:

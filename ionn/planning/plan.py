@@ -24,8 +24,9 @@ class Partition:
     """One upload: stages of the chain or slices of them (`pieces`, sorted by stage; several runs are possible), with
     the `layers` they consist of.
 
-    `bytes` are weights, `wire_bytes` what of them crosses the link, and `upload_ms` is their upload overhead;
-    `latency_ms` is a query's when this partition and all before it are usable.
+    `bytes` are weights, of which `stored_bytes` are in the server's store. `wire_bytes` are what the others are on the
+    link, and `upload_ms` is the upload overhead; `latency_ms` is a query's when this partition and all before it are
+    usable.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Partition:
     wire_bytes: int
     upload_ms: float
     latency_ms: float
+    stored_bytes: int = 0
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -49,9 +51,11 @@ class Partition:
         return {name: (piece.begin, piece.end) for name, piece in pieces if isinstance(piece, Slice)}
 
     def to_json(self) -> dict[str, Any]:
-        """`slices` is there only if it is not empty, `wire_bytes` only where weights are coded."""
+        """`slices` is there only if it is not empty, `wire_bytes` only where weights are coded or stored, and
+        `stored_bytes` only where some are stored."""
         slices = {"slices": {name: list(channels) for name, channels in self.slices.items()}} if self.slices else {}
         wire = {"wire_bytes": self.wire_bytes} if self.wire_bytes != self.bytes else {}
+        stored = {"stored_bytes": self.stored_bytes} if self.stored_bytes else {}
         return {
             "stages": list(self.stage_names),
             "layers": list(self.layers),
@@ -60,6 +64,7 @@ class Partition:
             "latency_ms": self.latency_ms,
             **slices,
             **wire,
+            **stored,
         }
 
 
@@ -73,6 +78,7 @@ class PartitionDocument(msgspec.Struct):
     latency_ms: Real
     slices: dict[str, tuple[Natural, Natural]] = {}
     wire_bytes: Natural | None = None
+    stored_bytes: Natural = 0
 
 
 class PlanDocument(msgspec.Struct):
@@ -134,7 +140,9 @@ class Plan:
                     raise InputError(f"its plan has a slice of stage {name!r} that its graph has not")
                 pieces.append(Slice(stage, begin, end) if name in part.slices else stage)
             wire_bytes = part.bytes if part.wire_bytes is None else part.wire_bytes
-            sizes = part.bytes, wire_bytes, part.upload_ms, part.latency_ms
+            if part.stored_bytes > part.bytes:
+                raise InputError("its plan has a partition of which more is stored than there is")
+            sizes = part.bytes, wire_bytes, part.upload_ms, part.latency_ms, part.stored_bytes
             partitions.append(Partition(at, tuple(pieces), part.stages, part.layers, *sizes))
         total_bytes = sum(part.bytes for part in partitions)
         return cls(
@@ -177,16 +185,19 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
     for index, pieces in enumerate(graph.missing(pieces_in_order) if graph.held else pieces_in_order):
         uploaded += pieces
         stages = [network.stages[stage_of(piece)] for piece in pieces]
+        weight_bytes = sum(round(graph.share(p) * stage.weight_bytes) for p, stage in zip(pieces, stages, strict=True))
+        sent_bytes = sum(graph.sent_bytes(p, stage.weight_bytes) for p, stage in zip(pieces, stages, strict=True))
         partitions.append(
             Partition(
                 index=index,
                 pieces=tuple(pieces),
                 stage_names=tuple(stage.name for stage in stages),
                 layers=tuple(layer for stage in stages for layer in stage.layers),
-                bytes=sum(round(graph.share(p) * stage.weight_bytes) for p, stage in zip(pieces, stages, strict=True)),
+                bytes=weight_bytes,
                 wire_bytes=sum(graph.wire_bytes(p, s.weight_bytes) for p, s in zip(pieces, stages, strict=True)),
                 upload_ms=graph.overhead_ms(pieces)[0],
                 latency_ms=graph.latency_ms(uploaded),
+                stored_bytes=weight_bytes - sent_bytes,
             )
         )
     return Plan(

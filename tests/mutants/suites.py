@@ -18,6 +18,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "planning/graph": [
             "unit/test_graph.py",
             "unit/test_holding.py",
+            "unit/test_stored_weights.py",
             "unit/test_coding_costs.py",
             "unit/test_plan.py",
             *PLANNERS,
@@ -25,6 +26,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "planning/plan": ["unit/test_plan.py", "unit/test_holding.py", "unit/test_coding_costs.py", *PLANNERS],
         "planning/slice_costs": ["unit/test_slices.py", "unit/test_graph.py", "unit/test_plan.py", *PLANNERS],
         "planning/coding_costs": ["unit/test_coding_costs.py", "unit/test_slices.py", "unit/test_virtual.py"],
+        "planning/stored_weights": ["unit/test_stored_weights.py"],
         "planning/grid": ["unit/test_coding_costs.py", "unit/test_graph.py"],
         "planning/planners/__init__": PLANNERS,
         "planning/planners/custom": ["unit/test_custom.py", *PLANNERS],

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from ionn.model.network import Network
@@ -119,3 +120,17 @@ def forced_ms(graph: ExecutionGraph, at_server: Iterable[int]) -> float:
     stages_ms = sum(server_ms[i] if i in chosen else graph.client_ms[i] for i in range(len(graph.stages)))
     transfers_ms = sum(graph.up_ms[first] + graph.down_ms[last + 1] for first, last in runs_of(chosen))
     return float(stages_ms + transfers_ms)
+
+
+def assert_alike(one: ExecutionGraph, other: ExecutionGraph) -> None:
+    """Equal but for rounding."""
+    assert sorted(one.held, key=str) == sorted(other.held, key=str)
+    for name in ("client_ms", "server_ms", "upload_ms", "load_ms", "up_ms", "down_ms"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-6)
+    assert [each.stage for each in one.coded_weights] == [each.stage for each in other.coded_weights]
+    for a, b in zip(one.coded_weights, other.coded_weights, strict=True):
+        assert (a.link_ms, a.decode_ms, a.wire_bytes) == pytest.approx((b.link_ms, b.decode_ms, b.wire_bytes), abs=1.5)
+    for channel in (0, *(end for each in one.stored for end in each.ends)):
+        for mine, others in zip(one.stored, other.stored, strict=True):
+            assert mine.missing_between(0, channel) == pytest.approx(others.missing_between(0, channel), abs=1.5)
+            assert mine.read_between_ms(0, channel) == pytest.approx(others.read_between_ms(0, channel), abs=1e-6)

@@ -19,7 +19,17 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import PLANNERS
 from ionn.planning.planners.custom import checked
-from tests.support.chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain, chains, cut, cut_chains, uploads
+from tests.support.chains import (
+    DECIMALS,
+    SMALL_INTEGERS,
+    WORKED_EXAMPLE,
+    assert_alike,
+    chain,
+    chains,
+    cut,
+    cut_chains,
+    uploads,
+)
 
 A, B, C, D = range(4)
 
@@ -117,13 +127,6 @@ def test_latencies_and_overheads_are_those_of_what_is_held_too(data: st.DataObje
             assert holding.overhead_ms([rest]) == pytest.approx(graph.overhead_ms([rest]), abs=1e-6)
         else:
             assert holding.overhead_ms([stage]) == graph.overhead_ms([stage])
-
-
-def assert_alike(one: ExecutionGraph, other: ExecutionGraph) -> None:
-    """Equal but for rounding."""
-    assert sorted(one.held, key=str) == sorted(other.held, key=str)
-    for name in ("client_ms", "server_ms", "upload_ms", "load_ms", "up_ms", "down_ms"):
-        assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-6)
 
 
 def test_the_rest_of_the_worked_example_by_hand() -> None:
