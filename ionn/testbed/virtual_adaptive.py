@@ -36,7 +36,7 @@ from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import NOTHING, VirtualSession
 
 # Where the rate is measured, work on the link is in ms at the paper's.
-_BYTES_PER_MS = MBPS * 1e6 / 8 / 1e3
+BYTES_PER_MS = MBPS * 1e6 / 8 / 1e3
 # An upload is observed for so long at least.
 _OBSERVED_MS_MIN = 20.0
 
@@ -152,7 +152,7 @@ class AdaptiveSession(VirtualSession):
 
     def _probe(self, until_ms: float) -> _Asked:
         """Send a probe of the link, and wait until a time for it to leave."""
-        work_ms = PROBE_BYTES / _BYTES_PER_MS
+        work_ms = PROBE_BYTES / BYTES_PER_MS
         up = Transfer(0.0, work_ms, 0.0, PROBE_BYTES, PROBE_BYTES)
         answer = Transfer(0.0, 0.0, 0.0, 0, 0)  # without payload
         probe = _Asked(self._now_ms, up, 0.0, answer, 0.0, not self._link.uploading)
@@ -252,7 +252,7 @@ class AdaptiveSession(VirtualSession):
         sender, receiver = (here, there) if direction == UP else (there, here)
         return believed._replace(
             encode_ms=believed.encode_ms * sender,
-            link_ms=believed.wire_bytes / _BYTES_PER_MS,
+            link_ms=believed.wire_bytes / BYTES_PER_MS,
             decode_ms=believed.decode_ms * receiver,
         )
 
@@ -314,7 +314,7 @@ class AdaptiveSession(VirtualSession):
             return
         # Of features that went up while the upload ended nobody knows how many bytes went before.
         if took_ms > 0 and (link.uploading or not self._feature_bytes):
-            size_bytes = (link.sent_ms - self._since_work_ms) * _BYTES_PER_MS + self._feature_bytes
+            size_bytes = (link.sent_ms - self._since_work_ms) * BYTES_PER_MS + self._feature_bytes
             self._observed.observe_bytes(self.now_s(), size_bytes, took_ms / 1e3)
         self._begin_to_observe()
 
@@ -350,7 +350,7 @@ class AdaptiveSession(VirtualSession):
         begun, link = self._link.begun, self._link
         if not link.uploading:
             self._begin_to_observe()
-        link.replace_rest(part.wire_bytes / _BYTES_PER_MS for part in rest)
+        link.replace_rest(part.wire_bytes / BYTES_PER_MS for part in rest)
         self._partitions[begun:] = [dataclasses.replace(part, index=begun + at) for at, part in enumerate(rest)]
         self._pieces[begun:] = [part.pieces for part in rest]
         slower = self._slowness / self._believed.server_factor
