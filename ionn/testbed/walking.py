@@ -68,7 +68,9 @@ class Stay:
     and `held_bytes` were taken from the server's store; `ahead_bytes` were sent ahead to other servers. `uploaded_s` is
     when all of the plan was usable, None if it never was."""
 
-    stretch: Stretch
+    server: int
+    begin_s: float
+    end_s: float
     sent_bytes: int
     held_bytes: int
     ahead_bytes: int
@@ -96,6 +98,11 @@ class Walked:
     @property
     def longest_ms(self) -> float:
         return max(query.latency_ms for query in self.queries)
+
+    @property
+    def fallbacks(self) -> int:
+        """How many queries a server had that the client completed."""
+        return sum(query.fallback for query in self.queries)
 
     @property
     def sent_bytes(self) -> int:
@@ -327,13 +334,23 @@ class _Walking:
                 continue
             sent_bytes += left_bytes
             held_bytes += part.stored_bytes
-            for number in self._numbers(part.pieces) if store is not None else ():
+            if store is None:
+                continue
+            for number in self._numbers(part.pieces):
                 if number not in had:
                     left_bytes -= self._sizes[number]
                 if left_bytes < 0:
                     break
                 store.use(number)
-        return Stay(stretch, round(sent_bytes), round(held_bytes), round(ahead_bytes), session.uploaded_s)
+        return Stay(
+            stretch.server,
+            stretch.begin_s,
+            stretch.end_s,
+            round(sent_bytes),
+            round(held_bytes),
+            round(ahead_bytes),
+            session.uploaded_s,
+        )
 
 
 def _is_in(layout: Layout, piece: Piece) -> bool:

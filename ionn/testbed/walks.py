@@ -1,4 +1,4 @@
-"""Walks: a file that says which servers there are, and when the client is in reach of which. docs/walks.md has the keys.
+"""Walks: a file that says which servers there are, and when the client is in reach of which; see docs/walks.md.
 
 The client is at one server at a time: of those in reach, the one that came in reach last.
 """
@@ -29,8 +29,6 @@ from ionn.testbed.delay import DELAY_MAX_MS
 WALK_MAX_S = 3600.0
 # Servers, and visits of them.
 SERVERS_MAX, VISITS_MAX = 100, 1000
-# What a server has stored when the walk begins.
-NOTHING, MODEL = "nothing", "model"
 
 T = TypeVar("T")
 
@@ -47,7 +45,7 @@ class _Server(msgspec.Struct, forbid_unknown_fields=True):
     delay_ms: Annotated[float, msgspec.Meta(ge=0, le=DELAY_MAX_MS)] = 0.0
     store_gb: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None = None
     store_ms_per_mb: Annotated[float, msgspec.Meta(ge=0, le=1e6)] = 0.5
-    has: Literal["nothing", "model"] = NOTHING
+    has: Literal["nothing", "model"] = "nothing"
 
 
 class _Visit(msgspec.Struct, forbid_unknown_fields=True):
@@ -102,9 +100,9 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk of `seconds`, with a client that has the costs `client`, runs `network` and plans by `algorithm`. It begins
-    a query every `every_s`, or as soon as the one before has ended if that is later. It sends at most the share `ahead`
-    of the model's weights ahead, each time that it is told of a server."""
+    """A walk of `seconds`, with a client that has the costs `client`, runs `network` and plans by `algorithm`. It
+    begins a query every `every_s`, or as soon as the one before has ended if that is later. It sends at most the share
+    `ahead` of the model's weights ahead, each time that it is told of a server."""
 
     network: Network
     client: Costs
@@ -204,7 +202,7 @@ def _server(server: _Server, key: str, folder: Path, network: Network) -> Server
         bandwidth = Bandwidth.constant(mbps)
     else:
         raise InputError(f"{key}: give either mbps or the file of a bandwidth")
-    if server.has == MODEL and server.store_gb is None:
+    if server.has == "model" and server.store_gb is None:
         raise InputError(f"{key}.has: without store_gb it has no store to have the model in")
     return Server(
         server.name,
@@ -213,7 +211,7 @@ def _server(server: _Server, key: str, folder: Path, network: Network) -> Server
         server.delay_ms,
         None if server.store_gb is None else server.store_gb * 1e9,
         server.store_ms_per_mb,
-        server.has == MODEL,
+        server.has == "model",
     )
 
 
@@ -227,4 +225,3 @@ def _visit(visit: _Visit, key: str, numbers: dict[str, int], seconds: float) -> 
     if visit.told_s is not None and visit.told_s > visit.from_s:
         raise InputError(f"{key}.told_s: the client is told before it is there, at from_s")
     return Visit(numbers[visit.server], visit.from_s, visit.until_s, visit.told_s)
-
