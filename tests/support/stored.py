@@ -1,183 +1,103 @@
-"""A server with a store, by the protocol alone: it has no nets, and shares no code with the real one."""
+"""Weight pieces of a partition, and the messages that upload what a server's store does not have: a client by hand."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-from ionn import coding
+import zmq
+
 from ionn.model.partial_net import ExtractedPartition
-from ionn.protocol.messages import (
-    ERROR_MISSING,
-    PROTOCOL,
-    Ack,
-    Chunk,
-    Error,
-    Have,
-    Held,
-    Holds,
-    Message,
-    PartitionEnd,
-    PartitionHeader,
-    Ready,
-    Welcome,
-    decode,
-)
-from tests.support.choices import Choices
+from ionn.protocol import messages
+from ionn.protocol.messages import AddressedPiece, Chunk, PartitionEnd, PartitionHeader, make_chunk
+from tests.support.raw import Raw
+
+WAIT_S = 60.0
+CHUNK_BYTES = 200_000
 
 
-@dataclass
-class Arriving:
-    """A partition of which `data` is there up to `position`, but for the spans `left`, which are still to be sent."""
-
-    header: PartitionHeader
-    data: bytearray
-    stored: list[tuple[int, int]]  # (begin, end), of what came from the store
-    position: int = 0
-    sent: bytearray = field(default_factory=bytearray)
-    ready: bool = False
-
-    def __post_init__(self) -> None:
-        self.skip()
-
-    def skip(self) -> None:
-        while ends := [end for begin, end in self.stored if begin <= self.position < end]:
-            self.position = ends[0]
+def addressed(
+    partition: ExtractedPartition, piece_bytes: int = 100_000, stored: Collection[str] = ()
+) -> tuple[AddressedPiece, ...]:
+    """A partition's blobs in pieces of at most so many bytes each; those of `stored` are to be in the store."""
+    content = partition.caffemodel.tobytes()
+    pieces = []
+    for span in partition.caffemodel.blobs:
+        for offset in range(span.offset, span.offset + span.size, piece_bytes):
+            size = min(piece_bytes, span.offset + span.size - offset)
+            sha256 = hashlib.sha256(content[offset : offset + size]).hexdigest()
+            pieces.append(AddressedPiece(sha256, ((offset, size),), sha256 in stored))
+    return tuple(pieces)
 
 
-class StoreServer:
-    """Answers an upload. `store` has the bytes of its pieces; it forgets some, is wrong about others (`lies`), and keeps
-    what comes, by lot. Everything that a client must not do fails a test.
+def upload_messages(
+    partition: ExtractedPartition, pieces: Sequence[AddressedPiece], index: int = 0
+) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+    """What uploads a partition, without the bytes of its stored pieces."""
+    model = partition.caffemodel
+    content = memoryview(model.tobytes())
+    digest = hashlib.sha256()
+    chunks = []
+    at = 0
+    for offset, size in (*sorted(span for piece in pieces if piece.stored for span in piece.spans), (model.size, 0)):
+        while at < offset:
+            part = content[at : min(offset, at + CHUNK_BYTES)]
+            digest.update(part)
+            chunks.append(make_chunk(index, at, [part]))
+            at += len(part)
+        at = offset + size
+    header = PartitionHeader(index, partition.nets, model.blobs, model.size, tuple(pieces))
+    return header, chunks, PartitionEnd(index, digest.hexdigest())
 
-    By partition: `wire_bytes` are those of all chunks, and `weight_bytes` those of weights in the chunks since it was
-    last announced.
-    """
 
-    def __init__(
-        self,
-        c: Choices,
-        partitions: Sequence[ExtractedPartition],
-        store: dict[str, bytes],
-        chunk_bytes: int = 10**6,
-        window_bytes: int = 10**7,
-        stores: bool = True,
-    ) -> None:
-        self._c = c
-        self._contents = [partition.caffemodel.tobytes() for partition in partitions]
-        self.store = store
-        self.chunk_bytes, self.window_bytes, self.stores = chunk_bytes, window_bytes, stores
-        self._session = 0
-        self.lies = False
-        self.partitions: dict[int, Arriving] = {}
-        self.wire_bytes = [0] * len(partitions)
-        self.weight_bytes = [0] * len(partitions)
-        self.misses = self.taken_bytes = 0
+def digests_of(pieces: Iterable[AddressedPiece]) -> list[str]:
+    return [piece.sha256 for piece in pieces]
 
-    def restart(self) -> None:
-        """Be killed, and come back with the store."""
-        self._session += 1
-        self.partitions.clear()
 
-    def welcome(self) -> Welcome:
-        held = tuple(Held(index, each.position, each.ready) for index, each in self.partitions.items())
-        return Welcome(
-            PROTOCOL, f"session {self._session}", self.chunk_bytes, self.window_bytes, held=held,
-            codecs=coding.CODECS, stores=self.stores,
-        )  # fmt: skip
+def held_by(raw: Raw, socket: zmq.Socket[Any], sha256s: Iterable[str]) -> set[str]:
+    """Those of these pieces that the server says to have."""
+    asked = list(sha256s)
+    answer = raw.ask(socket, messages.Have((b"".join(map(bytes.fromhex, asked)),)))
+    assert isinstance(answer, messages.Holds), answer
+    (found,) = answer.payload
+    assert len(found) == len(asked)
+    assert set(found) <= {0, 1}
+    return {sha256 for sha256, held in zip(asked, found, strict=True) if held}
 
-    def answer(self, sent: Message) -> Message:
-        message = decode([bytes(frame) for frame in sent.frames()])
-        match message:
-            case Have():
-                return self._holds(message)
-            case PartitionHeader():
-                return self._announced(message)
-            case Chunk():
-                return self._chunk(message)
-            case PartitionEnd():
-                return self._end(message)
-        raise AssertionError(message)
 
-    def _holds(self, have: Have) -> Holds:
-        assert self.stores
-        content = b"".join(map(bytes, have.payload))
-        digests = [content[at : at + 32].hex() for at in range(0, len(content), 32)]
-        assert len(set(digests)) == len(digests) == len(content) / 32 > 0
-        there = [digest in self.store or (self.lies and self._c.integer(0, 3) == 0) for digest in digests]
-        return Holds((bytes(there),))
+def wait_held(raw: Raw, socket: zmq.Socket[Any], sha256s: Iterable[str]) -> None:
+    """Ask until the server has all these pieces."""
+    wanted = set(sha256s)
+    deadline = time.monotonic() + WAIT_S
+    while missing := wanted - held_by(raw, socket, wanted):
+        assert time.monotonic() < deadline, f"{len(missing)} of {len(wanted)} pieces are not stored"
+        time.sleep(0.01)
 
-    def _announced(self, header: PartitionHeader) -> Message:
-        index = header.partition
-        assert index not in self.partitions
-        content = self._contents[index]
-        assert header.size == len(content)
-        assert self.stores or not header.pieces
-        for piece in header.pieces:
-            raw = b"".join(content[offset : offset + size] for offset, size in piece.spans)
-            assert hashlib.sha256(raw).hexdigest() == piece.sha256
-        stored = {number: piece for number, piece in enumerate(header.pieces) if piece.stored}
-        missing = [number for number, piece in stored.items() if piece.sha256 not in self.store]
-        if missing:
-            self.misses += 1
-            return Error(ERROR_MISSING, "they are not there", partition=index, pieces=tuple(missing))
-        data, spans = bytearray(len(content)), []
-        for piece in stored.values():
-            raw = self.store[piece.sha256]
-            for offset, size in piece.spans:
-                data[offset : offset + size], raw = raw[:size], raw[size:]
-                spans.append((offset, offset + size))
-            assert not raw
-        self.taken_bytes += sum(end - begin for begin, end in spans)
-        self.partitions[index] = Arriving(header, data, spans)
-        self.weight_bytes[index] = 0
-        return Ack(index, self.partitions[index].position)
 
-    def _chunk(self, chunk: Chunk) -> Message:
-        index = chunk.partition
-        part = self.partitions[index]
-        payload = b"".join(map(bytes, chunk.payload))
-        assert zlib.crc32(payload) == chunk.crc32
-        raw = payload if chunk.codec == coding.RAW else bytes(coding.decode(chunk.codec, payload, chunk.raw_bytes))
-        begin, end = chunk.offset, chunk.offset + len(raw)
-        assert begin == part.position < end <= part.header.size
-        assert len(raw) <= self.chunk_bytes
-        assert not any(begin < after and before < end for before, after in part.stored), "a stored byte crosses"
-        part.data[begin:end] = raw
-        part.sent += raw
-        part.position = end
-        part.skip()
-        self.wire_bytes[index] += len(payload)
-        self.weight_bytes[index] += sum(
-            max(0, min(end, span.offset + span.size) - max(begin, span.offset)) for span in part.header.blobs
-        )
-        return Ack(index, part.position)
-
-    def _end(self, end: PartitionEnd) -> Message:
-        part = self.partitions[end.partition]
-        assert part.position == part.header.size
-        assert hashlib.sha256(part.sent).hexdigest() == end.sha256
-        part.ready = True
-        return Ready(end.partition)
-
-    def keep(self) -> None:
-        """Store some of what has come, and lose some of what is stored, as happens between two messages."""
-        for part in self.partitions.values():
-            for piece in part.header.pieces:
-                end = max(offset + size for offset, size in piece.spans)
-                if end <= part.position and self._c.integer(0, 2) == 0:
-                    self.store[piece.sha256] = b"".join(
-                        bytes(part.data[offset : offset + size]) for offset, size in piece.spans
-                    )
-        for digest in list(self.store):
-            if self._c.integer(0, 19) == 0:
-                del self.store[digest]
-
-    def check(self) -> None:
-        """All floats are right, wherever they came from."""
-        for index, content in enumerate(self._contents):
-            part = self.partitions[index]
-            assert part.ready
-            for span in part.header.blobs:
-                assert part.data[span.offset :][: span.size] == content[span.offset :][: span.size]
+def upload(
+    raw: Raw, socket: zmq.Socket[Any], partition: ExtractedPartition, pieces: Sequence[AddressedPiece], index: int = 0
+) -> int:
+    """Upload a partition; the bytes that were sent. Announced anew without the pieces that the server misses."""
+    header, chunks, end = upload_messages(partition, pieces, index)
+    answer = raw.ask(socket, header)
+    if isinstance(answer, messages.Error):
+        assert answer.code == messages.ERROR_MISSING, answer
+        assert answer.partition == index
+        assert answer.pieces
+        assert all(pieces[number].stored for number in answer.pieces)
+        left = [
+            dataclasses.replace(piece, stored=piece.stored and number not in answer.pieces)
+            for number, piece in enumerate(pieces)
+        ]
+        return upload(raw, socket, partition, left, index)
+    assert isinstance(answer, messages.Ack), answer
+    for chunk in chunks:
+        assert answer.received == chunk.offset
+        answer = raw.ask(socket, chunk)
+        assert isinstance(answer, messages.Ack), answer
+    assert answer.received == header.size
+    assert raw.ask(socket, end) == messages.Ready(index)
+    return sum(len(part) for chunk in chunks for part in chunk.payload)

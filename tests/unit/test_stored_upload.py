@@ -40,7 +40,7 @@ from ionn.protocol.stored import Stored
 from tests.support.choices import Seeded
 from tests.support.forward import random_weights
 from tests.support.nets import network_of
-from tests.support.stored import StoreServer
+from tests.support.scripted_store import StoreServer
 
 CHANNELS = 5 * TILE - 7
 
