@@ -31,6 +31,7 @@ DEPENDENCIES = [
     "scikit-image>=0.24,<1",  # the photographs it bundles, as inputs; pycaffe imports it too
     "scipy>=1.13,<2",  # non-negative least squares, for the device cost models
     "tqdm>=4.65,<5",  # the progress bar
+    "xxhash>=3,<4",  # a checksum as fast as memory, for weights that a server reads from its store; it ships its types
 ]
 METRICS_DEPENDENCIES = [
     "prometheus-client>=0.20,<1",  # ionn serve --metrics

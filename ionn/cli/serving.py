@@ -10,11 +10,12 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from ionn.arguments import path_of
 from ionn.cli.options import (
     BANDWIDTH_HELP,
     SECONDS_MAX,
@@ -32,10 +33,16 @@ from ionn.errors import InputError
 from ionn.schema import NATURAL_MAX
 from ionn.server.limits import Limits
 
+if TYPE_CHECKING:
+    from ionn.server.store import StoreSettings
+
 SERVE_AT = "tcp://127.0.0.1:7675"
 LINK_AT = "tcp://127.0.0.1:7676"
 # A network does not wait for the processors at its ends. Needs root; without it, a busy machine may hold the link up.
 LINK_NICENESS = -10
+
+# From a piece of the largest size to more than a disk has.
+STORE_GB = Number(0.004, 1e6)
 
 stop_at_eof_option = click.option(
     "--stop-at-eof",
@@ -78,6 +85,20 @@ def _stop_at_eof() -> None:
     show_default=True,
     help="Deny files, sockets and other processes to what runs clients' nets.",
 )
+@click.option(
+    "--store", type=click.Path(path_type=Path), metavar="DIR", help="Keep clients' weights here, beyond their sessions."
+)
+@click.option("--store-gb", type=STORE_GB, help="How much the store may have, in 10^9 bytes; with --store.")
+@click.option(
+    "--store-gb-per-client",
+    type=STORE_GB,
+    help="The same of one client: the key that brought it. By default half of --store-gb.",
+)
+@click.option(
+    "--store-shared",
+    is_flag=True,
+    help="All clients share what is stored, and may learn what others have uploaded. Without keys, only so.",
+)
 @click.option("--metrics", metavar="ADDRESS", help="Answer Prometheus at HOST:PORT; needs prometheus-client.")
 @click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
 @click.option("--log-json", is_flag=True, help="Log in JSON, an object a line.")
@@ -90,6 +111,10 @@ def serve(
     allow: Path | None,
     insecure: bool,
     sandboxed: bool,
+    store: Path | None,
+    store_gb: float | None,
+    store_gb_per_client: float | None,
+    store_shared: bool,
     metrics: str | None,
     verbose: bool,
     log_json: bool,
@@ -114,11 +139,34 @@ def serve(
     keys = server_keys(key, allow)
     address = parse_address(bind, listen=True)
     sent = load_costs(costs).to_json() if costs is not None else None
-    server = Server(f"tcp://{format_address(address)}", sent, Limits(**limits), keys, insecure, sandboxed)
+    settings = _store_settings(store, store_gb, store_gb_per_client, store_shared)
+    server = Server(f"tcp://{format_address(address)}", sent, Limits(**limits), keys, insecure, sandboxed, settings)
     if metrics is not None:
         metrics_at = serve_metrics(parse_address(metrics, listen=True), server.counts)
         click.echo(f"metrics at http://{format_address(metrics_at)}/metrics", err=True)
     server.serve(lambda address: _ready(address, stop_at_eof))
+
+
+def _store_settings(
+    store: Path | None, total_gb: float | None, client_gb: float | None, shared: bool
+) -> StoreSettings | None:
+    """What the options say of the store, None without one. Raises InputError for what does not fit together."""
+    from ionn.server.store import StoreSettings
+
+    if store is None:
+        for option, given in (("store-gb", total_gb), ("store-gb-per-client", client_gb), ("store-shared", shared)):
+            if given:
+                raise InputError(f"--{option} is for a store; give --store DIR, or leave it out")
+        return None
+    if total_gb is None:
+        raise InputError(f"--store {store}: say how much it may have; give --store-gb")
+    if client_gb is None:
+        client_gb = total_gb if shared else total_gb / 2
+    elif shared:
+        raise InputError("--store-gb-per-client is for a store that is not shared; leave out one of the two")
+    elif client_gb > total_gb:
+        raise InputError(f"--store-gb-per-client {client_gb:g}: that is more than --store-gb {total_gb:g}")
+    return StoreSettings(path_of(store, "--store"), int(total_gb * 1e9), int(client_gb * 1e9), shared)
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, channels_of, stage_of
+from ionn.model.weight_pieces import WeightPiece
 from ionn.paper import MBPS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import get_planner
+from ionn.planning.stored_weights import StoredPiece
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import Welcome
 from ionn.protocol.sender import Upload, chunk_bytes_of, takes
@@ -255,8 +257,8 @@ def open_offloading(
     `net` is the network at this client, which is a device with the costs `here`, or is `paced` to them. The link
     carries `mbps`, or is measured if that is None, and plans and routes follow what is believed. `coding` says what may
     be coded on it; client and link are slowed down by `dilation`. `auditor` checks what the server answers.
-    `weights_file` is the caffemodel of the net: weights are coded if there is a sidecar beside it. An upload that
-    `yields` waits while a query is at the server.
+    `weights_file` is the caffemodel of the net: if there is a sidecar beside it, weights are coded, and those that the
+    server's store has are not sent. An upload that `yields` waits while a query is at the server.
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
     looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
@@ -264,6 +266,7 @@ def open_offloading(
     """
     get_planner(algorithm)
     coded: CodedFrames = {}
+    weight_pieces: Sequence[WeightPiece] = ()
     client: Client | None = None
 
     measuring = Measuring(dilation) if mbps is None else None
@@ -290,7 +293,11 @@ def open_offloading(
             network, Scaled(here, 1 / estimate.client_factor), Scaled(server, 1 / estimate.server_factor),
             estimate.mbps, coding_there, coded_bytes=coded_bytes(welcome), rtt_ms=estimate.rtt_ms,
         )  # fmt: skip
-        return replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))
+        graph = replace(graph, cuts=tuple(cut for cut in graph.cuts if cut.stage not in inexact))
+        if client is None or welcome is None or not client.stored_pieces:
+            return graph
+        stored = _stored(weight_pieces, client.stored_pieces, {cut.stage for cut in graph.cuts})
+        return graph.storing(stored, [stage.weight_bytes for stage in network.stages], welcome.store_ms_per_mb)
 
     def believed() -> Estimate:
         return Estimate(mbps or MBPS, 0.0) if measuring is None else measuring.current()
@@ -320,7 +327,8 @@ def open_offloading(
             inexact.update(found)
         stages = [network.stages[each.stage] for each in graph.coded_weights]
         frames = {name: coded[name] for stage in stages for name in stage.layers if name in coded}
-        partitions = [extract(network, partition.pieces, net.weights(), frames) for partition in plan.partitions]
+        weights = net.weights()
+        partitions = [extract(network, part.pieces, weights, frames, weight_pieces) for part in plan.partitions]
         if measuring is None:
             return Prepared(graph, plan, server, partitions, sliced)
         router = router or Router(lambda estimate: graph_with(server, estimate), 1.0 if yields else FAIR_SHARE)
@@ -353,16 +361,19 @@ def open_offloading(
         return first(server)
 
     with contextlib.ExitStack() as stack:
-        if coding == LOSSLESS and weights_file is not None:
+        if weights_file is not None:
             try:
                 if sidecar := open_sidecar(weights_file, network, net.weights()):
-                    coded = stack.enter_context(sidecar).frames
+                    stack.enter_context(sidecar)
+                    coded = sidecar.frames if coding == LOSSLESS else {}
+                    weight_pieces = sidecar.pieces
             except InputError as error:  # of no harm: weights go raw
                 print(f"ionn: {error}", file=sys.stderr)
         fault: Exception | None = None
         ready: Prepared | None = None
         try:
-            client = Client(address, keys, may_be_lost=may_be_lost, yields=yields, measuring=measuring)
+            digests = [piece.sha256 for piece in weight_pieces]
+            client = Client(address, keys, may_be_lost=may_be_lost, yields=yields, measuring=measuring, digests=digests)
             stack.callback(client.close)
             if there is not None:
                 ready = first(Scaled(there, dilation))
@@ -384,6 +395,15 @@ def open_offloading(
         )  # fmt: skip
         offloading.adopt(ready)
         yield offloading
+
+
+def _stored(pieces: Sequence[WeightPiece], digests: Set[str], cut: Set[int]) -> list[StoredPiece]:
+    """The weight pieces that a server's store has, by their digests; `cut` are the stages that can be cut."""
+    return [
+        StoredPiece(layout.stage, layout.channels if layout.stage in cut else None, layout.raw_bytes)
+        for layout, digest in pieces
+        if digest in digests
+    ]
 
 
 def _slices(stage: int, partitions: Sequence[Sequence[Piece]]) -> tuple[Piece, ...]:

@@ -499,14 +499,13 @@ class Client:
                 measuring.round_trip(time.monotonic() - began_s)
 
     def _observe(self, measuring: Measuring, connections: _Connections, upload: Upload | None) -> None:
-        """See whether weights are under way; if not, send a probe if one is due."""
+        """See whether weights are under way; if nothing is, send a probe if one is due."""
         if upload is None or not upload.weights_under_way:
             measuring.idle()
-        if upload is None or not upload.under_way:
-            if self._probe_due and not self._pings:
-                size_bytes = _probe_bytes(connections.welcome)
-                connections.upload.send(Ping((bytes(size_bytes),)))
-                self._pings.append((time.monotonic(), size_bytes))
+        if self._probe_due and not self._pings and (upload is None or not upload.under_way):
+            size_bytes = _probe_bytes(connections.welcome)
+            connections.upload.send(Ping((bytes(size_bytes),)))
+            self._pings.append((time.monotonic(), size_bytes))
         self._probe_due = False
 
     def _ponged(self, upload: Upload | None) -> None:

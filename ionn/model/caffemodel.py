@@ -283,7 +283,7 @@ class Serialised:
         self, chunk_bytes: int, ends: Iterable[int] = (), left_out: Sequence[tuple[int, int]] = ()
     ) -> Iterator[tuple[int, list[memoryview]]]:
         """Consecutive (offset, parts) of at most `chunk_bytes` bytes. None goes on beyond one of `ends`, which ascend.
-        The spans `left_out`, each (begin, end), ascending and apart, are in none: a chunk goes on behind them."""
+        The bytes of the spans `left_out`, each (begin, end), ascending and apart, are in none."""
         remaining_ends = iter(ends)
         end = next(remaining_ends, self.size)
         parts: list[memoryview] = []

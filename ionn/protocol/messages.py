@@ -106,8 +106,8 @@ class Welcome(Message):
 
 @dataclass(frozen=True)
 class Have(Message):
-    """Which pieces of weights does the server's store have? The payload are their SHA-256, 32 bytes each, DIGESTS_MAX at
-    most."""
+    """Which pieces of weights does the server's store have? The payload are their SHA-256, 32 bytes each, at most
+    DIGESTS_MAX."""
 
     type: ClassVar[str] = "have"
     answer: ClassVar[str] = "holds"
@@ -135,8 +135,8 @@ class AddressedPiece:
 
 @dataclass(frozen=True)
 class PartitionHeader(Message):
-    """What is about to arrive: the nets to build, and where in `size` bytes of caffemodel their floats lie. `pieces` are
-    those of its weights that have an address."""
+    """What is about to arrive: the nets to build, and where in `size` bytes of caffemodel their floats lie. `pieces`
+    are those of its weights that have an address."""
 
     type: ClassVar[str] = "partition"
     answer: ClassVar[str] = "ack"
@@ -256,8 +256,8 @@ class Result(Message):
 
 @dataclass(frozen=True)
 class Error(Message):
-    """A request failed. `code` is one of the `ERROR_*` names below; `query` or `partition` says which, else -1. `pieces`
-    are the numbers, in a partition's header, of the stored pieces that are missing."""
+    """A request failed. `code` is one of the `ERROR_*` names below; `query` or `partition` says which, else -1.
+    `pieces` are the numbers, in a partition's header, of the stored pieces that are missing."""
 
     type: ClassVar[str] = "error"
     code: Word

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
+import re
+from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ionn.coding import RAW, decode
 from ionn.errors import PartitionError, ProtocolError
-from ionn.protocol.messages import Chunk, PartitionEnd, PartitionHeader, make_chunk
+from ionn.protocol.messages import (
+    DIGESTS_MAX,
+    PIECE_BYTES_MAX,
+    AddressedPiece,
+    Chunk,
+    PartitionEnd,
+    PartitionHeader,
+    make_chunk,
+)
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+_FLOAT_BYTES = 4
 
 
 def decoded_bytes(chunk: Chunk) -> int:
@@ -17,12 +33,59 @@ def decoded_bytes(chunk: Chunk) -> int:
     return chunk.raw_bytes if chunk.codec != RAW else sum(map(len, chunk.payload))
 
 
-class PartitionReceiver:
-    """Takes the chunks of one partition in order and puts the floats where they belong.
+class BlobRange(NamedTuple):
+    """Bytes `begin`..`end` (not included) of a blob, which has this number in its partition's header."""
 
-    `targets` holds, for each of the header's blobs, the writable bytes of that blob in its net. Every method raises
-    ProtocolError for bytes that are not the expected ones, and leaves the receiver as it was; `take` raises
-    PartitionError for weights that no sending again makes good.
+    blob: int
+    begin: int
+    end: int
+
+
+def piece_ranges(header: PartitionHeader) -> list[tuple[BlobRange, ...]]:
+    """Where the bytes of each of a partition's pieces go. The header's blobs must not overlap.
+
+    Raises ProtocolError for what is no piece: another name than a SHA-256, no bytes or too many, bytes outside of blobs
+    or of two pieces, parts of floats.
+    """
+    if len(header.pieces) > DIGESTS_MAX:
+        raise ProtocolError(f"a partition of {len(header.pieces)} pieces")
+    begins = [span.offset for span in header.blobs]
+    found = [_ranges(number, piece, header, begins) for number, piece in enumerate(header.pieces)]
+    spans = sorted(span for piece in header.pieces for span in piece.spans)
+    for (offset, size), (after, _) in itertools.pairwise(spans):
+        if offset + size > after:
+            raise ProtocolError(f"byte {after} of the partition is in two pieces")
+    return found
+
+
+def _ranges(
+    number: int, piece: AddressedPiece, header: PartitionHeader, begins: Sequence[int]
+) -> tuple[BlobRange, ...]:
+    if not _SHA256.fullmatch(piece.sha256):
+        raise ProtocolError(f"piece {number} has no SHA-256")
+    if not 0 < sum(size for _, size in piece.spans) <= PIECE_BYTES_MAX:
+        raise ProtocolError(f"piece {number} has no bytes, or more than {PIECE_BYTES_MAX}")
+    found = []
+    for offset, size in piece.spans:
+        blob = bisect.bisect_right(begins, offset) - 1
+        begin = offset - begins[blob] if blob >= 0 else -1
+        if blob < 0 or begin + size > header.blobs[blob].size:
+            raise ProtocolError(f"piece {number} is not within the partition's blobs")
+        if not size or begin % _FLOAT_BYTES or size % _FLOAT_BYTES:
+            raise ProtocolError(f"piece {number} has parts of floats")
+        found.append(BlobRange(blob, begin, begin + size))
+    return tuple(found)
+
+
+class PartitionReceiver:
+    """Takes the chunks of one partition in order and puts the floats where they belong. Chunks leave out the bytes of
+    stored pieces, which are somebody else's to put there.
+
+    `targets` holds, for each of the header's blobs, the writable bytes of that blob in its net, and `ranges` is where
+    the bytes of each piece go. Every method raises ProtocolError for bytes that are not the expected ones, and leaves
+    the receiver as it was; `take` raises PartitionError for weights that no sending again makes good.
+
+    `received` is where the next chunk begins: never in stored bytes, nor before some. Below that all is there.
     """
 
     def __init__(self, header: PartitionHeader, targets: Sequence[memoryview]) -> None:
@@ -33,21 +96,30 @@ class PartitionReceiver:
             if span.size != len(target):
                 raise ProtocolError(f"blob {span.blob} of layer '{span.layer}' has the wrong size")
             end = span.offset + span.size
+        self.ranges = piece_ranges(header)
         self._spans = header.blobs
         self._targets = targets
         self._next = 0
         self._digest = hashlib.sha256()
         self._size = header.size
+        stored = sorted(span for piece in header.pieces if piece.stored for span in piece.spans)
+        # What chunks leave out, and at the end nothing, where they end.
+        self._left_out = deque([*stored, (header.size, 0)])
         self.received = 0
+        self._skip()
 
     @property
     def complete(self) -> bool:
         return self.received == self._size
 
+    def end_of(self, ranges: Sequence[BlobRange]) -> int:
+        """What must have been `received` so that all bytes of a piece are there."""
+        return max(self._spans[blob].offset + end for blob, _, end in ranges)
+
     def take(self, chunk: Chunk) -> None:
         """Check the next chunk, decode it, and copy its floats into place."""
         size = decoded_bytes(chunk)
-        if chunk.offset != self.received or not 0 < size <= self._size - self.received:
+        if chunk.offset != self.received or not 0 < size <= self._left_out[0][0] - self.received:
             raise ProtocolError(f"chunk at byte {chunk.offset} (+{size}) where byte {self.received} is expected")
         sent = make_chunk(chunk.partition, chunk.offset, chunk.payload)
         if sent.crc32 != chunk.crc32:
@@ -62,6 +134,12 @@ class PartitionReceiver:
             self._digest.update(part)
             self._copy(part)
             self.received += len(part)
+        self._skip()
+
+    def _skip(self) -> None:
+        """Go on behind stored bytes."""
+        while self._left_out[0][0] == self.received < self._size:
+            self.received += self._left_out.popleft()[1]
 
     def _copy(self, part: memoryview) -> None:
         begin, end = self.received, self.received + len(part)

@@ -207,12 +207,13 @@ class Upload:
         return [
             PartitionRecord(
                 index, names[index], self._partitions[index].weight_bytes,
-                self._started_s[index], self._ended_s[index], ready_s, self._wire_bytes[index], self._held_bytes(index),
+                self._started_s[index], self._ended_s[index], ready_s,
+                self._wire_bytes[index], self._stored_bytes(index),
             )
             for index, ready_s in enumerate(self._ready_s) if ready_s is not None
         ]  # fmt: skip
 
-    def _held_bytes(self, index: int) -> int:
+    def _stored_bytes(self, index: int) -> int:
         """What of a partition's weights the server took from its store."""
         return sum(end - begin for begin, end in self._announced.get(index, _Announced()).gaps)
 
@@ -345,7 +346,8 @@ class Upload:
         model, gaps = partition.caffemodel, self._announced.get(index, _Announced()).gaps
         digest = hashlib.sha256()
         frames = {frame.offset: frame for frame in model.coded if self._may_code and takes(welcome, frame)}
-        ends = sorted({start, *(end for frame in frames.values() for end in (frame.offset, frame.end))})
+        inner = (end for frame in frames.values() for end in (frame.offset, frame.end))
+        ends = sorted({start, *inner, *(begin for begin, _ in gaps)})
         chunks = model.chunks(chunk_bytes_of(welcome), ends, gaps)
         for (offset, parts), (received, _) in pairwise(chain(chunks, [(model.size, ())])):
             for part in parts:

@@ -17,7 +17,7 @@ _AGAIN_S = 1.0
 # And so much at most when nothing comes from it.
 _AGAIN_MAX_S = 2.0
 # When all is uploaded: nobody asks any more when nothing more has been stored for so long.
-QUIET_S = 10.0
+_QUIET_S = 10.0
 
 
 class Stored:
@@ -68,7 +68,7 @@ class Stored:
         else:
             if not self._has_ended:
                 self._has_ended, self._news_s, self._wait_s = True, now_s, _AGAIN_S
-            elif now_s - self._news_s > QUIET_S or now_s - self._asked_s < self._wait_s:
+            elif now_s - self._news_s > _QUIET_S or now_s - self._asked_s < self._wait_s:
                 return None
         self._asked_s, self._asked_bytes = now_s, sent_bytes
         return self._question([digest for digest in self._digests if digest not in self.pieces])

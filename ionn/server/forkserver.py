@@ -13,21 +13,22 @@ import pickle
 import select
 import signal
 import socket
-import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ionn.errors import MissingLibraryError
 from ionn.server.limits import Limits
 from ionn.server.orphans import end_with
+from ionn.server.processes import end_process, start_process
 from ionn.server.status import Note
 
 _PACKET_BYTES_MAX = 1024
 _STOP_S = 2.0
-# What a session's process is told of the server's environment: what its libraries go by. The rest may be secret.
-_ENVIRONMENT = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "GLOG_", "OPENBLAS_", "OMP_")
+# A session's pipe and its note, and its ends to the store where there is one.
+_DESCRIPTORS_MAX = 4
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,16 @@ _LOADED = News("", 0, None)
 
 
 class ForkServer:
-    """The front's end. `costs`, `limits` and whether it is `sandboxed` are what every session's process gets.
+    """The front's end. `costs`, `limits` and whether it is `sandboxed` are what every session's process gets; `stores`
+    tells whether some have a store.
 
     `loaded` tells whether it can fork, as far as `news` was asked, and `missing` why it cannot load Caffe. `stderr` is
     where it and its processes write what is wrong; it does not block. Once `news` has told that it died, `bury` it, and
     `start` it again when it is wanted.
     """
 
-    def __init__(self, costs: dict[str, Any], limits: Limits, sandboxed: bool) -> None:
-        self._given = costs, limits, sandboxed
+    def __init__(self, costs: dict[str, Any], limits: Limits, sandboxed: bool, stores: bool = False) -> None:
+        self._given = stores, costs, limits, sandboxed
         self.start()
 
     def start(self) -> None:
@@ -62,18 +64,8 @@ class ForkServer:
         self.stderr, their_stderr = socket.socketpair()
         for end in (self._socket, self.stderr):
             end.setblocking(False)
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from ionn.server.forkserver import main; main({theirs.fileno()})"
-        )
-        environment = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
-        with theirs, their_stderr, open(os.memfd_create("arguments"), "w+b") as arguments:
-            pickle.dump((os.getpid(), *self._given), arguments)
-            arguments.seek(0)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=arguments, stdout=subprocess.DEVNULL, stderr=their_stderr.fileno(), pass_fds=[theirs.fileno()],
-                env=environment,
-            )  # fmt: skip
+        with theirs, their_stderr:
+            self._process = start_process(__name__, theirs, self._given, their_stderr.fileno())
         self.alive = True
         self.loaded = False
         self.missing: MissingLibraryError | None = None
@@ -81,10 +73,11 @@ class ForkServer:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def fork(self, name: str, pipe: socket.socket, note: int) -> None:
-        """Ask for a process that serves a session over `pipe`; what becomes of it is in the news. Both descriptors may
-        be closed then. Raises OSError if that cannot be asked now."""
-        socket.send_fds(self._socket, [name.encode()], [pipe.fileno(), note])
+    def fork(self, name: str, pipe: socket.socket, note: int, store: Sequence[socket.socket] = ()) -> None:
+        """Ask for a process that serves a session over `pipe`, with its ends to the `store`; what becomes of it is in
+        the news. All descriptors may be closed then. Raises OSError if that cannot be asked now."""
+        descriptors = [pipe.fileno(), note, *(each.fileno() for each in store)]
+        socket.send_fds(self._socket, [name.encode()], descriptors)
 
     def news(self) -> News | None:
         """The next news; None if there is none. Raises EOFError when the fork server has died, and its processes with
@@ -115,24 +108,20 @@ class ForkServer:
     def close(self) -> None:
         """End it, when its processes have been ended, and with it what is left of them."""
         self._socket.close()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, _STOP_S)
         self.stderr.close()
 
 
 def main(descriptor: int) -> None:
     """The fork server's process. `descriptor` is its end of the pair of sockets."""
-    parent, *given = pickle.load(sys.stdin.buffer)
+    parent, stores, *given = pickle.load(sys.stdin.buffer)
     end_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
         signal.signal(number, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
     from ionn.model import engine
-    from ionn.server import worker  # the worker is loaded here once for all sessions
+    from ionn.server import store_access, worker  # the worker is loaded here once for all sessions
 
     assert worker
     front = socket.socket(fileno=descriptor)
@@ -141,6 +130,7 @@ def main(descriptor: int) -> None:
     except MissingLibraryError as error:
         _tell(front, str(error))
         return
+    given.append(store_access.measured_ms_per_mb() if stores else 0.0)
     wake_read, wake = socket.socketpair()
     for end in (wake_read, wake):
         end.setblocking(False)
@@ -155,7 +145,7 @@ def main(descriptor: int) -> None:
             _reap(front, names)
         if front in ready:
             try:
-                packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, 2)
+                packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, _DESCRIPTORS_MAX)
             except ConnectionResetError:  # it was closed with news unread
                 break
             if not packet:
@@ -201,16 +191,20 @@ def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]
         end_with(parent)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        pipe, note = descriptors
+        pipe, note, *store = descriptors
         for descriptor in map(int, os.listdir("/proc/self/fd")):
             if descriptor > 2 and descriptor not in descriptors:
                 with contextlib.suppress(OSError):  # the one that lists them
                     os.close(descriptor)
 
-        from ionn.server import worker
+        from ionn.server import store_access, worker
 
-        costs, limits, sandboxed = given
-        worker.run(socket.socket(fileno=pipe), name, costs, limits, sandboxed, Note(note))
+        costs, limits, sandboxed, store_ms_per_mb = given
+        access = None
+        if store:
+            ask, keep = (socket.socket(fileno=each) for each in store)
+            access = store_access.StoreAccess(ask, keep, store_ms_per_mb)
+        worker.run(socket.socket(fileno=pipe), name, costs, limits, sandboxed, Note(note), access)
         code = 0
     except BaseException:
         traceback.print_exc()

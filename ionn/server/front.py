@@ -62,6 +62,8 @@ from ionn.server.metrics import Counts
 from ionn.server.roster import ROLES, Client, Session, Taken, bounds, client_credit
 from ionn.server.shares import Shares
 from ionn.server.status import Note
+from ionn.server.store import SHARED, Store, StoreSettings, owner_of
+from ionn.server.store_process import StoreProcess
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +94,9 @@ _TURNS_AHEAD = 0.25
 _NICER = 5
 # When the server stops, its clients have this long to hear of it.
 _FAREWELL_S = 0.5
-# Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts.
-_DESCRIPTORS_PER_SESSION = 6
+# Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts;
+# and while it starts, two pairs of sockets to the store.
+_DESCRIPTORS_PER_SESSION = 10
 # What else the front has open: standard streams, libraries, the loop, the fork server, the metrics and its scrapers.
 _DESCRIPTORS = 64
 
@@ -110,9 +113,10 @@ class Server:
     """`ionn serve`. Construct it, then `serve()` until SIGTERM or Ctrl-C.
 
     `bind` is tcp://HOST:PORT (port 0: any free one; `address` says which). `costs` is the server's cost model as JSON,
-    sent to every client. Sessions' processes are `sandboxed` as far as this machine can. Raises InputError if the
-    address cannot be bound, for a public one where there are no `keys`, unless that is wanted (`insecure`), and where
-    the system does not allow as many open files as the limits need.
+    sent to every client. Sessions' processes are `sandboxed` as far as this machine can. With a `store`, clients'
+    weights outlive their sessions. Raises InputError if the address cannot be bound, for a public one where there are
+    no `keys`, unless that is wanted (`insecure`), for a store that cannot be one, or is without keys and not shared, and
+    where the system does not allow as many open files as the limits need.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Server:
         keys: ServerKeys | None = None,
         insecure: bool = False,
         sandboxed: bool = True,
+        store: StoreSettings | None = None,
     ) -> None:
         self._costs = costs or {}
         self._limits = limits or Limits()
@@ -133,6 +138,10 @@ class Server:
                     "or --insecure to serve anybody"
                 )
             log.warning("%s: anybody may connect, and everything is sent in the clear", bind)
+        if store is not None:
+            _check_store(store, keys)
+        self._store_settings = store
+        self._store: StoreProcess | None = None
         self._sandboxed = sandboxed
         self._lacks = sandbox.lacking() if sandboxed else "--no-sandbox"
         if self._lacks:
@@ -174,8 +183,9 @@ class Server:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        self._forks = ForkServer(self._costs, self._limits, self._sandboxed)
+        self._forks = ForkServer(self._costs, self._limits, self._sandboxed, self._store_settings is not None)
         self._watch_forks()
+        self._start_store()
         self._loop.watch(wake, IN, lambda mask: _drain(wake), lambda: None, outer=False)
         try:
             while not self._forks.loaded and self._stop_at is None:
@@ -198,6 +208,8 @@ class Server:
                 self._end(session, ERROR_STOPPING, "the server stops")
             self.close()
             self._forks.close()
+            if self._store is not None:
+                self._store.close()
             os.close(wake)
         log.info("stopped")
         if interrupted:
@@ -436,7 +448,8 @@ class Server:
                 if not self._forks.alive:
                     self._forks.start()
                     self._watch_forks()
-                self._forks.fork(token, theirs, memory)
+                store = [passed.enter_context(end) for end in self._store_ends(connection.key)]
+                self._forks.fork(token, theirs, memory, store)
             except OSError as error:
                 raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error.strerror or error}") from error
         now = time.monotonic()
@@ -549,6 +562,44 @@ class Server:
         self._loop.watch(self._forks.fileno(), IN, lambda mask: self._from_forks(), lambda: None, outer=False)
         self._loop.watch(self._forks.stderr.fileno(), IN, lambda mask: self._log_stderr(), lambda: None, outer=False)
 
+    # --- The store ----------------------------------------------------------------------------------------------------
+
+    def _start_store(self) -> None:
+        """Start the store process, if there is to be one."""
+        if self._store_settings is None:
+            return
+        try:
+            self._store = StoreProcess(self._store_settings, int(self._limits.weights_mb * 1e6))
+        except OSError as error:
+            log.warning("there is no store for now: %s", error.strerror)
+            return
+        self._loop.watch(self._store.fileno(), IN, lambda mask: self._from_store(), lambda: None, outer=False)
+
+    def _store_ends(self, key: bytes) -> tuple[socket.socket, ...]:
+        """Ends to the store for a session of the client with this key, none without a store."""
+        if self._store is None:
+            self._start_store()
+        if self._store is None or self._store_settings is None:
+            return ()
+        try:
+            return self._store.session(SHARED if self._store_settings.shared else owner_of(key))
+        except OSError:  # it does not take it now
+            return ()
+
+    def _from_store(self) -> None:
+        assert self._store is not None
+        try:
+            while (news := self._store.news()) is not None:
+                if news.warning:
+                    log.warning("%s", news.warning)
+                if news.counts is not None:
+                    self.counts.store = news.counts
+        except EOFError:
+            log.warning("the store process has died; sessions go on without it, and the next one starts another")
+            self._loop.unwatch(self._store.fileno())
+            self._store.bury()
+            self._store = None
+
     def _log_stderr(self) -> None:
         with contextlib.suppress(BlockingIOError):
             if said := self._forks.stderr.recv(_STDERR_BYTES_AT_ONCE):
@@ -654,6 +705,16 @@ class Server:
         self._resume_short(client)
         self._give_turns()
         give_back()
+
+
+def _check_store(settings: StoreSettings, keys: ServerKeys | None) -> None:
+    """Raise InputError for a store that there cannot be."""
+    if keys is None and not settings.shared:
+        raise InputError(
+            "--store: without keys anybody would learn what others have uploaded: give --key and --allow, or "
+            "--store-shared where all clients may know that of each other"
+        )
+    Store(settings).close()
 
 
 def _kill(pid: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ionn.address import Address, format_address
 from ionn.errors import InputError
+from ionn.server.store import StoreCounts
 
 
 @dataclass
@@ -16,7 +17,7 @@ class Counts:
     """`ended` counts sessions by the reason of their end, `refused` messages and clients by the code of the error.
 
     `evicted` are connections without a session that made room for others, `unforeseen` the failures of handlers that
-    nobody thought of: each cost a peer its connection.
+    nobody thought of: each cost a peer its connection. `store` is what the store process counts.
     """
 
     sessions: int = 0
@@ -28,6 +29,7 @@ class Counts:
     message_bytes: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    store: StoreCounts = field(default_factory=StoreCounts)
 
 
 class _Collector:
@@ -47,6 +49,13 @@ class _Collector:
         yield CounterMetricFamily("ionn_sessions_started", "Sessions started", value=counts.started)
         yield CounterMetricFamily("ionn_messages", "Messages of clients", value=counts.messages)
         yield CounterMetricFamily("ionn_message_bytes", "Bytes of these messages", value=counts.message_bytes)
+        store = counts.store
+        yield GaugeMetricFamily("ionn_store_pieces", "Pieces of weights in the store", value=store.pieces)
+        yield GaugeMetricFamily("ionn_store_bytes", "Bytes that count in the store", value=store.bytes)
+        yield CounterMetricFamily("ionn_store_stored", "Pieces stored", value=store.stored)
+        yield CounterMetricFamily("ionn_store_opened", "Pieces opened for sessions", value=store.opened)
+        yield CounterMetricFamily("ionn_store_evicted", "Pieces removed to make room", value=store.evicted)
+        yield CounterMetricFamily("ionn_store_damaged", "Damaged pieces removed", value=store.damaged)
         for name, text, label, values in (
             ("ionn_sessions_ended", "Sessions ended", "reason", counts.ended),
             ("ionn_refused", "Messages and clients refused", "code", counts.refused),

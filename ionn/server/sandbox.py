@@ -141,10 +141,13 @@ class Condition(NamedTuple):
     mask: int = 2**64 - 1
 
 
-def conditional(pid: int) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
-    """The calls that process `pid` may make with such arguments only."""
+def conditional(pid: int, receiving: int | None = None) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
+    """The calls that process `pid` may make with such arguments only. It may receive descriptors by the socket
+    `receiving`, if there is one, which it can neither move to another number nor replace."""
     not_executable = Condition(2, 0, mmap.PROT_EXEC)
+    receives = () if receiving is None else (("recvmsg", (Condition(0, receiving),)),)
     return (
+        *receives,
         # To read what Landlock lets it: its own files in memory, which Caffe is given by their names in /proc/self/fd.
         ("openat", (Condition(2, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
         ("open", (Condition(1, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
@@ -189,16 +192,16 @@ def _load_libseccomp() -> ctypes.CDLL | None:
 _libseccomp = _load_libseccomp()
 
 
-def _rules() -> Iterator[tuple[int, str, tuple[Condition, ...]]]:
+def _rules(receiving: int | None) -> Iterator[tuple[int, str, tuple[Condition, ...]]]:
     for name in ALLOWED:
         yield _ALLOW, name, ()
-    for name, conditions in conditional(os.getpid()):
+    for name, conditions in conditional(os.getpid(), receiving):
         yield _ALLOW, name, conditions
     for name in FATAL:
         yield _KILL_PROCESS, name, ()
 
 
-def filter_calls() -> None:
+def filter_calls(receiving: int | None = None) -> None:
     """Leave the calls of `ALLOWED` to all threads of this process, and those of `conditional` as it says. Any other
     fails with EPERM, and one of `FATAL` ends the process by SIGSYS. Raises OSError where the system refuses.
     """
@@ -217,7 +220,7 @@ def filter_calls() -> None:
         checked(library.seccomp_attr_set(context, _OTHER_CONVENTION, _KILL_PROCESS))
         checked(library.seccomp_attr_set(context, _TSYNC, 1))
         checked(library.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE))
-        for action, name, conditions in _rules():
+        for action, name, conditions in _rules(receiving):
             number = library.seccomp_syscall_resolve_name(name.encode())
             if number < 0:  # none of this processor's
                 continue

@@ -66,14 +66,21 @@ class Assembly:
 
     def add(self, channels: Channels, net: StageNet) -> None:
         """An announced slice has all its weights."""
+        whole = self.rows(channels)
         for key, rows in net.blob_bytes().items():
-            whole = self._bytes[key]
-            begin = len(whole) // channels.of * channels.begin
-            whole[begin : begin + len(rows)] = rows
+            whole[key][:] = rows
         self._slices[channels.begin] = channels.end, net
         self.complete = sum(end - begin for begin, (end, _) in self._slices.items()) == channels.of
         if self.complete:
             self._slices.clear()
+
+    def rows(self, channels: Channels) -> dict[tuple[str, int], memoryview]:
+        """Where a slice's weights are in the whole, once it is added: the bytes of every blob."""
+        found = {}
+        for key, whole in self._bytes.items():
+            row_bytes = len(whole) // channels.of
+            found[key] = whole[row_bytes * channels.begin : row_bytes * channels.end]
+        return found
 
     def run(self, channels: int, data: Floats) -> tuple[float, Floats]:
         """Run the first `channels` channels: the time in ms, and their output.

@@ -20,7 +20,9 @@ from ionn.errors import PartitionError, ProtocolError
 from ionn.model.engine import StageNet
 from ionn.model.partial_net import Channels, NetStage, PartialNet
 from ionn.protocol.messages import (
+    DIGESTS_MAX,
     ERROR_DAMAGED,
+    ERROR_MISSING,
     ERROR_PARTITION,
     ERROR_PROTOCOL,
     PROTOCOL,
@@ -28,8 +30,10 @@ from ionn.protocol.messages import (
     Bye,
     Chunk,
     Error,
+    Have,
     Held,
     Hello,
+    Holds,
     Join,
     Message,
     Part,
@@ -50,6 +54,8 @@ from ionn.server.ipc import MORE, TRIAL, Pipe
 from ionn.server.limits import Limits
 from ionn.server.sliced_stage import Assembly
 from ionn.server.status import Note
+from ionn.server.store import DIGEST_BYTES
+from ionn.server.store_access import ACCESS_BYTES, OPEN_MAX, StoreAccess
 
 # A product large enough for OpenBLAS to use the buffer that it maps once, more than 100 MB.
 _PRODUCT = PartialNet(
@@ -70,16 +76,26 @@ _FILE_PER_HEADER = 32
 _RESERVED_BYTES = 10**9
 # Its standard streams, its pipe and its status; and one net's prototxt, which Caffe opens twice.
 _FILES = 16
+# The ends to its store, and pieces that are open.
+_STORE_FILES = 2 + OPEN_MAX
+# A client that says goodbye waits for nothing, but its place is taken until its process has ended.
+_FAREWELL_S = 5.0
 
 
 class _Arriving:
-    """A partition whose weights are on their way into its nets."""
+    """A partition whose weights are on their way into its nets. `blobs` is where those of each of the header's blobs
+    are; the store may be given some of them when the nets are gone."""
 
     def __init__(self, header: PartitionHeader, checked: list[CheckedNet]) -> None:
         self.nets = [(each, StageNet(each.net)) for each in checked]
         targets = [net.blob_bytes() for _, net in self.nets]
-        places = assign_blobs(header, checked)
-        self.receiver = PartitionReceiver(header, [targets[net][layer, blob] for net, layer, blob in places])
+        self._places = assign_blobs(header, checked)
+        self.blobs = [targets[net][layer, blob] for net, layer, blob in self._places]
+        self.receiver = PartitionReceiver(header, self.blobs)
+        pieces = list(zip(header.pieces, self.receiver.ranges, strict=True))
+        self.stored = {number: piece for number, piece in enumerate(pieces) if piece[0].stored}
+        ends = [(self.receiver.end_of(ranges), piece.sha256, ranges) for piece, ranges in pieces if not piece.stored]
+        self._coming = deque(sorted(ends))
 
     @property
     def layers(self) -> str:
@@ -90,16 +106,48 @@ class _Arriving:
     def whole_stages(self) -> set[int]:
         return {stage for each, _ in self.nets if each.whole is None for stage in each.layers}
 
+    def read_stored(self, store: StoreAccess | None) -> tuple[int, ...]:
+        """Read the stored pieces into their places; the numbers of those that are missing."""
+        if store is None:
+            return tuple(self.stored)
+        wanted = [
+            (bytes.fromhex(piece.sha256), [self.blobs[blob][begin:end] for blob, begin, end in ranges])
+            for piece, ranges in self.stored.values()
+        ]
+        numbers = list(self.stored)
+        return tuple(numbers[at] for at in store.read(wanted))
+
+    def keep_pieces(self, store: StoreAccess) -> None:
+        """Have the store given the pieces that have come whole since the last time."""
+        while self._coming and self._coming[0][0] <= self.receiver.received:
+            _, sha256, ranges = self._coming.popleft()
+            store.keep(bytes.fromhex(sha256), self.blobs, ranges)
+
+    def move_slice(self, net: int, rows: dict[tuple[str, int], memoryview]) -> None:
+        """The weights of the net of this number are in its stage's whole from now on, and that net may be freed."""
+        for at, (index, layer, blob) in enumerate(self._places):
+            if index == net:
+                self.blobs[at] = rows[layer, blob]
+
 
 class SessionState:
     """Answers a client's messages one by one; a message that fails leaves the session as it was.
 
-    `note` is told what goes on, in words, before anything that may end the process.
+    `note` is told what goes on, in words, before anything that may end the process. Without a `store` nothing is
+    stored.
     """
 
-    def __init__(self, token: str, costs: dict[str, Any], limits: Limits, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        token: str,
+        costs: dict[str, Any],
+        limits: Limits,
+        note: Callable[[str], None],
+        store: StoreAccess | None = None,
+    ) -> None:
         self._limits = limits
         self._note = note
+        self._store = store
         chunk_bytes, window_bytes = int(limits.chunk_kb * 1e3), int(limits.window_kb * 1e3)
         self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs, codecs=CODECS)
         self._held: dict[int, Held] = {}
@@ -118,7 +166,12 @@ class SessionState:
                 if message.role == "control":
                     self._stages.codecs = message.codecs
                 arriving = (Held(index, part.receiver.received, False) for index, part in self._arriving.items())
-                return replace(self._welcome, held=(*self._held.values(), *arriving))
+                welcome = replace(self._welcome, held=(*self._held.values(), *arriving))
+                if self._store is not None and self._store.alive:
+                    welcome = replace(welcome, stores=True, store_ms_per_mb=self._store.ms_per_mb)
+                return welcome
+            case Have():
+                return self._holds(message)
             case PartitionHeader() | Chunk() | PartitionEnd():
                 return self._handle_partition(message)
             case Query() | Part() | Join():
@@ -129,6 +182,16 @@ class SessionState:
             case Ping():
                 return Pong()
         return Error(ERROR_PROTOCOL, f"'{message.type}' is not for a session")
+
+    def _holds(self, have: Have) -> Message:
+        asked = b"".join(have.payload)
+        if len(asked) % DIGEST_BYTES or len(asked) > DIGEST_BYTES * DIGESTS_MAX:
+            return Error(ERROR_PROTOCOL, f"{len(asked)} bytes are not at most {DIGESTS_MAX} SHA-256")
+        digests = [asked[at : at + DIGEST_BYTES] for at in range(0, len(asked), DIGEST_BYTES)]
+        self._note("asking the store")
+        found = bytes(len(digests)) if self._store is None else self._store.has(digests)
+        self._note_idle()
+        return Holds((found,))
 
     def _handle_partition(self, message: PartitionHeader | Chunk | PartitionEnd) -> Message:
         index = message.partition
@@ -153,6 +216,8 @@ class SessionState:
         dropped = self._arriving.pop(index, None)
         if dropped is None:
             return
+        if self._store is not None:
+            self._store.forget(dropped.blobs)
         del self._usage[index]
         for each, net in dropped.nets:
             self._keep_cold(net)
@@ -192,6 +257,12 @@ class SessionState:
                 wholes[each.stage] = each.whole
         arriving = _Arriving(header, checked)
         assemblies = {stage: Assembly(whole) for stage, whole in wholes.items()}
+        if arriving.stored:
+            self._note(f"reading partition {index} from the store")
+            if missing := arriving.read_stored(self._store):
+                self._note_idle()
+                text = f"{len(missing)} pieces of partition {index} are not stored, or damaged"
+                return Error(ERROR_MISSING, text, partition=index, pieces=missing)
         # All is built; nothing of what follows fails.
         self._assemblies.update(assemblies)
         self._cold.extend((new.net, new.stage, new.layers) for new in assemblies.values())
@@ -203,7 +274,7 @@ class SessionState:
         self._arriving[index] = arriving
         self._usage[index] = sum((each.usage for each in checked if each.whole is None), Usage())
         self._note_idle()
-        return Ack(index, 0)
+        return Ack(index, arriving.receiver.received)
 
     def warm_up(self) -> bool:
         """Run a stage that has not run yet, on whatever its blobs hold; whether there was one.
@@ -225,11 +296,13 @@ class SessionState:
         return self._arriving[index]
 
     def _take(self, chunk: Chunk) -> Message:
-        receiver = self._part(chunk.partition).receiver
+        part = self._part(chunk.partition)
         if decoded_bytes(chunk) > self._welcome.chunk_bytes:
             raise ProtocolError(f"a chunk of more than {self._welcome.chunk_bytes} bytes")
-        receiver.take(chunk)
-        return Ack(chunk.partition, receiver.received)
+        part.receiver.take(chunk)
+        if self._store is not None:
+            part.keep_pieces(self._store)
+        return Ack(chunk.partition, part.receiver.received)
 
     def _finish(self, end: PartitionEnd) -> Message:
         index = end.partition
@@ -242,11 +315,12 @@ class SessionState:
             raise
         del self._arriving[index]
         self._held[index] = Held(index, part.receiver.received, True)
-        for each, net in part.nets:
+        for number, (each, net) in enumerate(part.nets):
             if each.net.channels is None:
                 self._stages.add(net, each.layers)
             else:
                 self._add_slice(each.stage, each.net.channels, net)
+                part.move_slice(number, self._assemblies[each.stage].rows(each.net.channels))
         self._note_idle()
         return Ready(index)
 
@@ -263,7 +337,7 @@ class SessionState:
         self._note(waiting)
 
 
-def _restrain(limits: Limits, sandboxed: bool) -> None:
+def _restrain(limits: Limits, sandboxed: bool, store: StoreAccess | None) -> None:
     """Have the system hold this process to its limits, `sandboxed` or not, and leave it to the server to end it."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
         signal.signal(number, signal.SIG_IGN)
@@ -275,12 +349,12 @@ def _restrain(limits: Limits, sandboxed: bool) -> None:
         pages = [int(count) for count in statm.read().split()]
     all_bytes, data_bytes = (pages[at] * resource.getpagesize() + int(limits.memory_mb * 1e6) for at in (0, 5))
     for limit, most in (
-        (resource.RLIMIT_DATA, data_bytes),
+        (resource.RLIMIT_DATA, data_bytes if store is None else data_bytes + ACCESS_BYTES),
         # Of memory that is not counted there, only addresses are needed.
         (resource.RLIMIT_AS, all_bytes + _RESERVED_BYTES),
         # Files in memory, which are not counted there: one for each net that is being built.
         (resource.RLIMIT_FSIZE, _FILE_PER_HEADER * int(limits.header_kb * 1e3)),
-        (resource.RLIMIT_NOFILE, _FILES),
+        (resource.RLIMIT_NOFILE, _FILES if store is None else _FILES + _STORE_FILES),
         # A core file of a dying session would delay the news of its death.
         (resource.RLIMIT_CORE, 0),
     ):
@@ -289,7 +363,7 @@ def _restrain(limits: Limits, sandboxed: bool) -> None:
             most = min(most, hard)
         resource.setrlimit(limit, (most, most))
     if sandboxed:
-        sandbox.filter_calls()
+        sandbox.filter_calls(None if store is None else store.descriptor)
 
 
 def _answer(state: SessionState, role: bytes, frames: Sequence[Any]) -> Message | None:
@@ -303,22 +377,35 @@ def _answer(state: SessionState, role: bytes, frames: Sequence[Any]) -> Message 
     return None if isinstance(message, Bye) else state.handle(message)
 
 
-def run(sock: socket.socket, token: str, costs: dict[str, Any], limits: Limits, sandboxed: bool, note: Note) -> None:
+def run(
+    sock: socket.socket,
+    token: str,
+    costs: dict[str, Any],
+    limits: Limits,
+    sandboxed: bool,
+    note: Note,
+    store: StoreAccess | None = None,
+) -> None:
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
 
     `sock` leads to the server's front process. In the `note` that reads what the worker was doing when it died. Every
-    message has one answer, in order. The front has a trial made in moments without messages.
+    message has one answer, in order. The front has a trial made in moments without messages. In such moments the
+    `store` is given what has come, too.
     """
     pipe = Pipe(sock)
-    _restrain(limits, sandboxed)
-    state = SessionState(token, costs, limits, note.write)
+    _restrain(limits, sandboxed, store)
+    state = SessionState(token, costs, limits, note.write, store)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
         while True:
+            if store is not None:
+                store.give(pipe.fileno())
             role, *frames = pipe.receive()
             if role == TRIAL:
                 pipe.send([MORE if state.warm_up() else b"none"])
                 continue
             reply = _answer(state, bytes(role), frames)
             if reply is None:
+                if store is not None:
+                    store.finish(_FAREWELL_S)
                 break
             pipe.send(reply.frames())

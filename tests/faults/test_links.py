@@ -92,7 +92,7 @@ def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, any_world: World
             wait_for(lambda: client.fault is None, "the connection to be back")
             assert has_uploaded(share)
         assert bit_equal(recover(session))
-        assert [record.bytes for record in session.finish()] == [p.caffemodel.size for p in any_world.partitions]
+        assert [record.bytes for record in session.finish()] == [p.weight_bytes for p in any_world.partitions]
 
 
 def test_a_slow_way_is_not_a_fault(wire: Wire, any_world: World) -> None:

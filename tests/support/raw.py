@@ -37,6 +37,13 @@ class Raw:
         socket.connect(self._address)
         return socket
 
+    def upload_connection(self) -> zmq.Socket[Any]:
+        """The session's connection for uploads."""
+        socket = self.connect()
+        answer = self.ask(socket, messages.Hello(PROTOCOL, "upload", self.session))
+        assert isinstance(answer, messages.Welcome), answer
+        return socket
+
     def ask(self, socket: zmq.Socket[Any], *requests: Message | list[bytes]) -> Message:
         """Send requests; the next answer, to one message that is the answer to it."""
         for message in requests:

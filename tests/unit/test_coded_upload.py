@@ -150,7 +150,7 @@ def test_any_net_in_any_pieces_arrives_bit_for_bit(tmp_path: Path) -> None:
             upload = upload_all(c, partitions, server, c.integer(0, 5))
         server.check()
         records = upload.records([()] * len(partitions))
-        assert [record.bytes for record in records] == [len(content) for content in raw]
+        assert [record.bytes for record in records] == [partition.weight_bytes for partition in partitions]
         assert [record.wire_bytes for record in records] == server.wire_bytes
         return server.coded
 
@@ -173,7 +173,7 @@ def test_the_plans_of_the_models_arrive_bit_for_bit_and_smaller(model: str) -> N
             server = Server(partitions, CHUNK_BYTES, 4_000_000)
             (record,) = upload_all(Seeded(part.index), partitions, server, breaks=2).records([()])
             server.check()
-            assert record.bytes == partitions[0].caffemodel.size
+            assert record.bytes == partitions[0].weight_bytes
             floats = sum(span.size for span in partitions[0].caffemodel.blobs)
             assert record.wire_bytes == server.wire_bytes[0]
             # Of a slice, too: its frames are its own. Blobs of less than 8 kB go raw.

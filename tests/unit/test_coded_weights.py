@@ -25,7 +25,6 @@ from ionn.model.coded_weights import (
     MAGIC,
     MISSING,
     OUTDATED,
-    PIECE_BYTES,
     VERIFIED,
     Found,
     Index,
@@ -36,11 +35,11 @@ from ionn.model.coded_weights import (
     sidecar_paths,
     stage_wire_bytes,
     update,
-    weight_pieces,
     write,
 )
 from ionn.model.network import Network
 from ionn.model.slices import TILE, slice_sizes
+from ionn.model.weight_pieces import PIECE_BYTES, weight_pieces
 from tests.support.choices import Choices, Say, for_each_seed
 from tests.support.forward import random_weights
 from tests.support.generated import some_network
@@ -75,26 +74,35 @@ def small(tmp_path: Path) -> Path:
 
 
 def assert_divides(network: Network) -> None:
-    """Every byte of the weights is in one piece, in order; slices of stages are sets of pieces."""
+    """Every byte of the weights is in one piece, in order, none of which has weights of two stages; slices of stages are
+    sets of pieces, whose channels are those of their bytes."""
     covered: dict[tuple[str, int], int] = {}
+    of_stage = {name: stage.index for stage in network.stages for name in stage.layers}
     for piece in weight_pieces(network):
-        assert 0 < sum(span.size for span in piece) <= PIECE_BYTES
-        for span in piece:
-            assert covered.get((span.layer, span.blob), 0) == span.begin < span.end
-            covered[span.layer, span.blob] = span.end
+        assert 0 < piece.raw_bytes == sum(each.size for each in piece.ranges) <= PIECE_BYTES
+        for each in piece.ranges:
+            assert of_stage[each.layer] == piece.stage
+            assert covered.get((each.layer, each.blob), 0) == each.begin < each.end
+            covered[each.layer, each.blob] = each.end
     assert covered == {
         (each.name, blob): 4 * int(np.prod(shape))
         for each in network.layers
         for blob, shape in enumerate(each.weight_shapes)
     }
     for stage in network.stages:
-        if slice_sizes(network, stage):
-            first = network.layers[stage.first_layer]
-            rows = [4 * int(np.prod(shape[1:])) for shape in first.weight_shapes]
-            for piece in weight_pieces(network):
-                own = [span for span in piece if span.layer == first.name]
-                tiles = {(s.begin // (TILE * rows[s.blob]), -(-s.end // (TILE * rows[s.blob]))) for s in own}
-                assert not own or (own == list(piece) and all(end - begin == 1 for begin, end in tiles))
+        pieces = [piece for piece in weight_pieces(network) if piece.stage == stage.index]
+        if not (sizes := slice_sizes(network, stage)):
+            assert all(piece.channels is None for piece in pieces)
+            continue
+        rows = [4 * int(np.prod(shape[1:])) for shape in network.layers[stage.first_layer].weight_shapes]
+        for piece in pieces:
+            assert piece.channels is not None
+            begin, end = piece.channels
+            assert begin % TILE == 0
+            assert end == min(begin + TILE, sizes[0])
+            for each in piece.ranges:
+                assert begin * rows[each.blob] <= each.begin < each.end <= end * rows[each.blob]
+        assert {piece.channels[0] for piece in pieces if piece.channels} == set(range(0, sizes[0], TILE))
 
 
 @pytest.mark.parametrize("model", paper.MODELS)
@@ -140,6 +148,8 @@ def assert_reads(path: Path, network: Network, weights: Weights) -> int:
             raw = b"".join(weights[run.layer][run.blob].tobytes()[run.begin : run.end] for run in piece.runs)
             assert hashlib.sha256(raw).hexdigest() == piece.sha256
             assert len(raw) == piece.raw_bytes >= piece.wire_bytes
+        assert [piece.sha256 for piece in sidecar.pieces] == [piece.sha256 for piece in sidecar.index.pieces]
+        assert [piece.layout for piece in sidecar.pieces] == list(weight_pieces(network))
         for name, blobs in sidecar.frames.items():
             for blob, frames in zip(weights[name], blobs, strict=True):
                 content = blob.tobytes()

@@ -15,7 +15,7 @@ from ionn.model.caffemodel import BlobSpan
 from ionn.model.network import Network
 from ionn.model.partial_net import Channels, NetStage, PartialNet, extract
 from ionn.protocol import messages
-from ionn.protocol.messages import Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
+from ionn.protocol.messages import AddressedPiece, Chunk, PartitionEnd, PartitionHeader, decode, make_chunk
 from ionn.protocol.receiver import PartitionReceiver
 
 NET = PartialNet("layer {}", "data", (NetStage(3, 2, ("conv",)), NetStage(4, 5, ("a", "b"))))
@@ -27,6 +27,11 @@ MESSAGES = [
     messages.Welcome(1, "token", 1000, 2000, {"kind": "cost-model"}, (messages.Held(0, 7, True),)),
     PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
     PartitionHeader(0, (NET, SLICE), (BlobSpan("fc", 0, 10, 400),), 500),
+    PartitionHeader(
+        0, (NET,), (BlobSpan("conv", 0, 10, 400),), 500, (AddressedPiece("ab" * 32, ((10, 200), (210, 4)), True),)
+    ),
+    messages.Have((bytes(64),)),
+    messages.Holds((b"\0\1",)),
     Chunk(2, 1000, 77, (b"abc", b"d")),
     Chunk(2, 1000, 77, (b"abc", b"d"), "planes", 4000),
     PartitionEnd(2, "ff"),
@@ -44,6 +49,7 @@ MESSAGES = [
     messages.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 12)),
     messages.Result(1, ((1, 2), (3,)), (0.5, 2.0), (b"\0" * 8, b"\1" * 3), ("raw", "planes")),
     messages.Error(messages.ERROR_QUERY, "no", query=4),
+    messages.Error(messages.ERROR_MISSING, "no", partition=4, pieces=(0, 7)),
     messages.Ping(),
     messages.Pong(),
     messages.Bye(),

@@ -222,7 +222,7 @@ def test_when_each_partition_started_arrived_and_was_ready(three: list[Extracted
             assert len(records) == message.partition + 1
     assert [record.index for record in records] == [0, 1, 2]
     assert [record.stages for record in records] == [("A",), ("B",), ("C", "D")]
-    assert [record.bytes for record in records] == [partition.caffemodel.size for partition in three]
+    assert [record.bytes for record in records] == [partition.weight_bytes for partition in three]
     assert [record.start_s for record in records] == started_s[:-1]
     assert [record.end_s for record in records] == arrived_s
     assert [record.ready_s for record in records] == [s + 1 for s in arrived_s]
@@ -352,7 +352,7 @@ def test_what_has_not_begun_is_replaced(three: list[ExtractedPartition]) -> None
     assert [content(sent, index) for index in range(3)] == [p.caffemodel.tobytes() for p in (first, third, second)]
     assert (upload.ready, upload.begun, upload.ended, upload.under_way) == (3, 3, True, False)
     assert [record.bytes for record in upload.records([("a",), ("b",), ("c",)])] == [
-        partition.caffemodel.size for partition in (first, third, second)
+        partition.weight_bytes for partition in (first, third, second)
     ]
 
 
