@@ -35,9 +35,7 @@ def server(
     return Server(name, GPU, Bandwidth.constant(mbps), delay_ms, store_bytes, 0.5, has_model)
 
 
-def walk(
-    seconds: float, servers: list[Server], visits: list[Visit], every_s: float = 0.25, ahead: float = 1.0
-) -> Walk:
+def walk(seconds: float, servers: list[Server], visits: list[Visit], every_s: float = 0.25, ahead: float = 1.0) -> Walk:
     algorithm = "recursive-efficiency"
     return Walk(ALEXNET, PHONE, algorithm, seconds, every_s, ahead, tuple(servers), tuple(visits))
 
