@@ -68,7 +68,7 @@ class _Timed(Client):
 @contextmanager
 def visit(network: Network, net: StageNet, address: str) -> Iterator[tuple[Offloading, _Timed, float]]:
     """A session that has uploaded all: with its client, and the seconds since its first Hello."""
-    offloading.Client = _Timed  # type: ignore[misc]
+    setattr(offloading, "Client", _Timed)  # which it makes
     here, there = load_costs(paper.CLIENT), load_costs(paper.SERVER)
     file = weights_path(network.name, None)
     with open_offloading(

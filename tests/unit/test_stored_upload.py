@@ -174,7 +174,13 @@ def test_what_is_stored_never_crosses_and_all_bytes_are_right(subject: Subject, 
     digests = subject.digests
     there = {digest: subject.content(digest) for digest in data.draw(st.sets(st.sampled_from(digests)), "stored")}
     chunk_bytes = data.draw(st.sampled_from([1000, 2999, 3000, 10**6]))
-    server = StoreServer(Seeded(data.draw(st.integers(0, 2**32))), partitions, there, chunk_bytes, data.draw(st.sampled_from([3000, 10**6])))
+    server = StoreServer(
+        Seeded(data.draw(st.integers(0, 2**32))),
+        partitions,
+        there,
+        chunk_bytes,
+        data.draw(st.sampled_from([3000, 10**6])),
+    )
     server.lies = data.draw(st.booleans(), "lies")
     store = Stored(digests)
     upload = Upload(partitions, lambda: 1.0, store=store)
@@ -287,7 +293,7 @@ def test_the_same_piece_twice_in_a_partition(subject: Subject) -> None:
     same = np.arange(25, dtype=np.float32).reshape(5, 5)
     weights = {"a": (same,), "b": (same,)}
     pieces = [
-        weight_pieces.WeightPiece(layout, coded_weights._piece_digest(layout, weights))
+        weight_pieces.WeightPiece(layout, coded_weights.piece_digest(layout, weights))
         for layout in weight_pieces.weight_pieces(network)
     ]
     assert len({piece.sha256 for piece in pieces}) == 1
