@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import support
@@ -68,7 +67,7 @@ class _Timed(Client):
 @contextmanager
 def visit(network: Network, net: StageNet, address: str) -> Iterator[tuple[Offloading, _Timed, float]]:
     """A session that has uploaded all: with its client, and the seconds since its first Hello."""
-    setattr(offloading, "Client", _Timed)  # which it makes
+    vars(offloading)["Client"] = _Timed  # which it makes
     here, there = load_costs(paper.CLIENT), load_costs(paper.SERVER)
     file = weights_path(network.name, None)
     with open_offloading(
@@ -152,10 +151,8 @@ def asking(network: Network, net: StageNet, link: str) -> support.Row:
     context.destroy(linger=0)
     model = partition.caffemodel
     pieces = tuple(AddressedPiece(*piece, False) for piece in partition.addressed)
-    with_addresses, without = (
-        sum(len(memoryview(frame)) for frame in PartitionHeader(0, partition.nets, model.blobs, model.size, given).frames())
-        for given in (pieces, ())
-    )  # fmt: skip
+    headers = [PartitionHeader(0, partition.nets, model.blobs, model.size, given) for given in (pieces, ())]
+    with_addresses, without = (sum(map(len, header.frames())) for header in headers)
     link_bytes_s = paper.MBPS * 1e6 / 8
     added_s, upload_s = ask_s + (with_addresses - without) / link_bytes_s, model.size / link_bytes_s
     support.keep(f"asking, {network.name}", ask_s=ask_s, address_bytes=with_addresses - without, pieces=len(pieces))
