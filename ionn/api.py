@@ -220,6 +220,16 @@ class Session:
         total_bytes = self._offloading.total_bytes
         return self._offloading.uploaded_bytes / total_bytes if total_bytes else 1.0
 
+    @property
+    def weight_bytes_sent(self) -> int:
+        """The weights that have been uploaded, as they are before coding, without those that were held."""
+        return sum(record.bytes - record.stored_bytes for record in self._offloading.records())
+
+    @property
+    def weight_bytes_held(self) -> int:
+        """The weights that need not be uploaded, because the server has them in its store, from an earlier upload."""
+        return sum(record.stored_bytes for record in self._offloading.records())
+
     def query(self, data: Floats) -> Answer:
         """Compute the network on `data`, float32 (N, C, H, W) as `network.input_shape`, over both sides.
 

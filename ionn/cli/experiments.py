@@ -224,6 +224,8 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "overruns": sum(query.overruns for query in trace.queries),
         "overrun_ms": sum(query.overrun_ms for query in trace.queries),
         "weight_bytes": weight_bytes,
+        "weight_bytes_sent": None if weight_bytes is None else weight_bytes - trace.weight_bytes_held,
+        "weight_bytes_held": trace.weight_bytes_held,
         "weight_wire_bytes": weight_wire_bytes,
         "feature_bytes": feature_bytes,
         "feature_wire_bytes": feature_wire_bytes,
@@ -270,6 +272,9 @@ def _runs_text(traces: list[Trace]) -> str:
             f"{row['run']:>3} {row['partitions']:>10} {row['queries_before_upload']:>14} {row['upload_s']:>8.2f} "
             f"{row['first_ms']:>8.1f} {row['last_ms']:>8.1f} {row['overruns']:>8}  {outputs}"
         )
+        if row["weight_bytes_held"]:
+            sent, held = row["weight_bytes_sent"] / 1e6, row["weight_bytes_held"] / 1e6
+            lines.append(f"    of the weights, {sent:.2f} MB were sent, and {held:.2f} MB were in the server's store")
         if row["window_s"] is not None:
             lines.append(
                 f"    in {row['window_s']:g} s: {row['queries_in_window']} queries"

@@ -224,6 +224,10 @@ class Offloading:
             return True
         return self._client.fault is not None and time.monotonic() - self._client.lost_s > give_up_s
 
+    def wait_stored(self, timeout_s: float) -> bool:
+        """Wait until a server that keeps weights has stored those that were uploaded; whether it has."""
+        return self._client is not None and self._client.wait_stored(timeout_s)
+
     def records(self) -> list[PartitionRecord]:
         """Return what was uploaded, in the order of the plan."""
         if self.upload is None:

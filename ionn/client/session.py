@@ -242,6 +242,15 @@ class Client:
         """The digests of the weight pieces that the server's store has, as it said last; those are not sent to it."""
         return self._store.pieces
 
+    def wait_stored(self, timeout_s: float) -> bool:
+        """Wait until the server's store has what was uploaded, or will not have more of it; whether it has all."""
+        deadline = time.monotonic() + timeout_s
+        while (upload := self.upload) is not None and not upload.is_stored:
+            if self._store.is_quiet or self.fault is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(_LATE_POLL_S)
+        return True
+
     def run(self, first: int, last: int, data: Floats, timeout_s: float | None = None) -> tuple[list[Floats], Result]:
         """Have the server run stages `first`..`last` on `data`: the outputs, and what the server said about them.
 
@@ -534,7 +543,7 @@ class Client:
             outgoing = upload.next_message(query) if upload else None
             if outgoing is not None:
                 connections.upload.send(outgoing)
-            if upload is not None:
+            if upload is not None and not (upload.ended and upload.is_stored):
                 question = self._store.ask_again(time.monotonic(), upload.wire_bytes, upload.ended)
                 if question is not None:
                     connections.upload.send(question)

@@ -258,13 +258,14 @@ def equal_time(rows: Sequence[SummaryRow]) -> Section:
                 model_title(row.model), row.algorithm, settings.testbed, _coding(settings), f"{settings.window_s:g}",
                 row.queries_in_window.count(), _times(row.queries_in_window, raw), row.mean_ms_in_window.text(),
                 row.last_ms.text(), row.upload_s.text(2),
-                _mega(row.weight_bytes, row.weight_wire_bytes), _mega(row.feature_bytes, row.feature_wire_bytes),
+                _mega(row.weight_bytes, row.weight_wire_bytes) + _held(row.weight_bytes_held),
+                _mega(row.feature_bytes, row.feature_wire_bytes),
             )
         )  # fmt: skip
     return Section(
         "Queries in equal time",
         "Runs with a window: the queries that ended in it, how many times those of original without coding they are, "
-        "and their mean latency. MB before coding, and on the wire.",
+        "and their mean latency. MB before coding, and on the wire; weights that are held were in the server's store.",
         (
             "model", "algorithm", "testbed", "coding", "window s", "queries in it", "times original's", "mean ms",
             "last ms", "upload s", "MB of weights", "MB of features per query",
@@ -339,6 +340,10 @@ def _mega(raw_bytes: Stat, wire_bytes: Stat) -> str:
     """MB before coding and on the wire: one number where they are the same, or only one is known."""
     known = [each for each in (raw_bytes, wire_bytes) if not math.isnan(each.mean)]
     return " → ".join(distinct(f"{each.mean / 1e6:.2f}" for each in known)) or "-"
+
+
+def _held(held_bytes: Stat) -> str:
+    return f" ({held_bytes.mean / 1e6:.2f} held)" if held_bytes.mean else ""
 
 
 def validation(live: Sequence[Validation]) -> Section:

@@ -68,7 +68,8 @@ class SummaryRow:
     queries_in_window: Stat  # that ended within the run's window; not defined without one, as the next
     mean_ms_in_window: Stat  # of these
     weight_bytes: Stat  # of all partitions
-    weight_wire_bytes: Stat  # what of them crossed the link; not defined for earlier traces, as the next two
+    weight_wire_bytes: Stat  # what crossed the link for them; as the features', not defined for earlier traces
+    weight_bytes_held: Stat  # what of them was in the server's store
     feature_bytes: Stat  # inputs and feature maps, per query
     feature_wire_bytes: Stat
     raised: Stat  # queries, answered or not
@@ -107,6 +108,7 @@ class SummaryRow:
             mean_ms_in_window=Stat.of(trace.mean_ms_in_window for trace in traces),
             weight_bytes=Stat.of(_defined(trace.weight_bytes[0]) for trace in traces),
             weight_wire_bytes=Stat.of(_defined(trace.weight_bytes[1]) for trace in traces),
+            weight_bytes_held=Stat.of(trace.weight_bytes_held for trace in traces),
             feature_bytes=Stat.of(_defined(trace.feature_bytes[0]) / len(trace.queries) for trace in traces),
             feature_wire_bytes=Stat.of(_defined(trace.feature_bytes[1]) / len(trace.queries) for trace in traces),
             raised=Stat.of(each.raised for each in responses),

@@ -113,7 +113,8 @@ def digest(network: Network, pieces: Sequence[str]) -> str:
     return hashlib.sha256(repr((shapes, list(pieces))).encode()).hexdigest()
 
 
-def _piece_digest(layout: Layout, weights: Weights) -> str:
+def piece_digest(layout: Layout, weights: Weights) -> str:
+    """The SHA-256 of a weight piece, in hexadecimal."""
     found = hashlib.sha256()
     for layer, blob, begin, end in layout.ranges:
         found.update(_bytes_of(weights[layer][blob])[begin:end])
@@ -152,7 +153,7 @@ def _encode(network: Network, weights: Weights) -> Iterator[bytes]:
                     yield bytes(coded)
                 at += size
             runs.append(Run(*each, frames=tuple(frames)))
-        made.append(CodedPiece(tuple(runs), *_sizes(runs), _piece_digest(layout, weights)))
+        made.append(CodedPiece(tuple(runs), *_sizes(runs), piece_digest(layout, weights)))
     index = msgspec.json.encode(Index(digest(network, [piece.sha256 for piece in made]), tuple(made)))
     yield index
     yield _TAIL.pack(len(index), hashlib.sha256(index).digest())
@@ -184,7 +185,7 @@ class Sidecar:
                     raise SidecarError(path, FORMER, "the coded weights are of a former format")
                 self.index = _read_index(self._file)
                 layouts = list(weight_pieces(network))
-                digests = [_piece_digest(layout, weights) for layout in layouts]
+                digests = [piece_digest(layout, weights) for layout in layouts]
                 if self.index.weights != digest(network, digests):
                     raise SidecarError(path, OUTDATED, "the coded weights are those of other weights")
                 self.frames: CodedFrames = self._frames(network, layouts)

@@ -149,6 +149,12 @@ class Upload:
         return self._under_way_bytes > 0
 
     @property
+    def is_stored(self) -> bool:
+        """Tell whether the server's store has all pieces of the partitions that have an address."""
+        pieces = (piece for partition in self._partitions for piece in partition.addressed)
+        return all(piece.sha256 in self._store.pieces for piece in pieces)
+
+    @property
     def sent_bytes(self) -> int:
         return sum(self._received)
 

@@ -37,7 +37,7 @@ class Stored:
         self._asked_s = self._news_s = 0.0
         self._asked_bytes = 0
         self._wait_s = _AGAIN_S
-        self._has_ended = False
+        self._has_ended = self._is_quiet = False
 
     def begin(self, session: str, stores: bool) -> Have | None:
         """A connection was made, in this session, at a server that has a store or has none; what is to be asked first,
@@ -48,12 +48,18 @@ class Stored:
         self._session, self._beginning = "", session
         self.pieces = frozenset()
         self._missed.clear()
-        self._has_ended = False
+        self._has_ended = self._is_quiet = False
         return self._question(self._digests) if stores and self._digests else None
 
     def _question(self, digests: Sequence[str]) -> Have:
         self._asked.append(digests)
         return Have((bytes.fromhex("".join(digests)),))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Tell whether there is nothing more to be known: no store, all is stored, or nothing more was when the upload
+        had ended."""
+        return not self._session or len(self.pieces) == len(self._digests) or self._is_quiet
 
     def ask_again(self, now_s: float, sent_bytes: int, ended: bool) -> Have | None:
         """What is to be asked now that so many bytes have been sent in all, or the upload has `ended`; None while it is
@@ -61,14 +67,16 @@ class Stored:
         if not self._session or self._asked or len(self.pieces) == len(self._digests):
             return None
         if not ended:
-            self._has_ended = False
+            self._has_ended = self._is_quiet = False
             size = _DIGEST_BYTES * (len(self._digests) - len(self.pieces))
             if now_s - self._asked_s < _AGAIN_S or sent_bytes - self._asked_bytes < _BYTES_PER_BYTE * size:
                 return None
         else:
             if not self._has_ended:
-                self._has_ended, self._news_s, self._wait_s = True, now_s, _AGAIN_S
-            elif now_s - self._news_s > _QUIET_S or now_s - self._asked_s < self._wait_s:
+                self._has_ended, self._news_s, self._wait_s = True, now_s, 0.0
+            elif now_s - self._news_s > _QUIET_S:
+                self._is_quiet = True
+            if self._is_quiet or now_s - self._asked_s < self._wait_s:
                 return None
         self._asked_s, self._asked_bytes = now_s, sent_bytes
         return self._question([digest for digest in self._digests if digest not in self.pieces])
@@ -87,7 +95,7 @@ class Stored:
             self.pieces |= found
             self._news_s, self._wait_s = now_s, _AGAIN_S
         else:
-            self._wait_s = min(2 * self._wait_s, _AGAIN_MAX_S)
+            self._wait_s = min(self._wait_s + _AGAIN_S, _AGAIN_MAX_S)
 
     def may_be_taken(self, digest: str) -> bool:
         """Tell whether the server shall take a piece from its store, in place of being sent it."""

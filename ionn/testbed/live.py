@@ -21,6 +21,9 @@ from ionn.testbed.live_session import LiveSession
 from ionn.testbed.settings import YIELD, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests
 
+# How long a run that is over waits for a server to store what it has been sent, so that the next one finds it there.
+_STORED_S = 10.0
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -77,6 +80,7 @@ def run_live(
         session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress)
         begin()
         trace = run_experiment(session, info)
+        offloading.wait_stored(_STORED_S)
     fault = None if offloading.fault is None else str(offloading.fault)
     info = dataclasses.replace(info, graph=_measured(offloading, settings.dilation), fault=fault)
     if (measuring := offloading.measuring) is None:

@@ -277,6 +277,11 @@ class Trace:
         return _sum(p.bytes for p in self.partitions), _sum(p.wire_bytes for p in self.partitions)
 
     @property
+    def weight_bytes_held(self) -> int:
+        """The weights of all partitions that the server had in its store, as they are decoded; the others were sent."""
+        return sum(p.stored_bytes for p in self.partitions)
+
+    @property
     def feature_bytes(self) -> tuple[int | None, int | None]:
         """Inputs and feature maps of all queries, as they are decoded and on the wire; None where that was not
         counted."""

@@ -72,7 +72,7 @@ def test_an_upload_goes_coded_where_that_pays(
     pieces = [piece for part in offloading.plan.partitions for piece in part.pieces]
     planned = sum(offloading.graph.wire_bytes(piece, tiny.stages[stage_of(piece)].weight_bytes) for piece in pieces)
     assert sum(record.wire_bytes or 0 for record in records) == pytest.approx(planned, abs=300 * len(records))
-    assert offloading.uploaded_bytes == offloading.total_bytes == sum(record.bytes for record in records)
+    assert offloading.uploaded_bytes == offloading.total_bytes
     assert capsys.readouterr().err == ""
 
 
@@ -121,7 +121,8 @@ def test_an_upload_goes_raw(
             said = f"ionn: {sidecar}: the coded weights are damaged (its index is not what was written); "
     offloading, records = uploaded(tiny, weights, weights_file, server, slow_client, coding, mbps)
     assert offloading.graph.coded_weights == ()
-    assert all(record.wire_bytes == record.bytes > 0 for record in records)
+    # What lies between the floats of a caffemodel is sent, too.
+    assert all(0 < record.bytes < (record.wire_bytes or 0) < record.bytes + 300 for record in records)
     assert capsys.readouterr().err.startswith(said)
     assert bool(said) == (why in ("other weights", "damaged"))
 

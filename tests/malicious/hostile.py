@@ -9,7 +9,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from ionn.client.sliced_stage import slice_stages
 from ionn.coding import CODECS
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
+from ionn.model.coded_weights import piece_digest
 from ionn.model.partial_net import extract
 from ionn.model.slices import Piece, Slice
+from ionn.model.weight_pieces import WeightPiece, weight_pieces
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
@@ -51,6 +53,8 @@ SLICES = [Slice(3, 0, 48), Slice(3, 48, 96)]
 # A query is a Query, a Part, a Join and a Query then.
 PIECES: list[list[Piece]] = [[1, 2, SLICES[0]], [4]]
 WEIGHTS = random_weights(NETWORK, scale=0.05)
+PIECES_OF_WEIGHTS = [WeightPiece(layout, piece_digest(layout, WEIGHTS)) for layout in weight_pieces(NETWORK)]
+DIGESTS = [piece.sha256 for piece in PIECES_OF_WEIGHTS]
 N = len(NETWORK.stages)
 GRAPH = ExecutionGraph(
     stages=tuple(stage.name for stage in NETWORK.stages),
@@ -140,25 +144,33 @@ class Connection:
 Script = Callable[[Connection, messages.Message], bool]
 MOMENTS = (
     "welcome control", "welcome upload", "header ack", "chunk ack", "ready", "query", "part", "join", "pong control",
-    "pong upload",
+    "pong upload", "holds",
 )  # fmt: skip
 
 
 class Hostile:
-    """A server at `address`. Until `moment` comes it is a good one; then and from then on `script` answers.
+    """A server at `address`. Until `moment` comes it is a good one; then and from then on `script` answers. Its store
+    has the pieces of weights whose digests are `stored`.
 
     `struck` is set when the script has begun. The moment "greeting" is before all: the script has the connection.
     """
 
-    def __init__(self, moment: str = "", script: Script | None = None, costs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        moment: str = "",
+        script: Script | None = None,
+        costs: dict[str, Any] | None = None,
+        stored: Collection[str] = (),
+    ) -> None:
         assert moment in ("", "greeting", *MOMENTS)
         self._moment, self._script, self._costs = moment, script, costs or {}
+        self._stored = set(stored)
+        self._headers: dict[int, messages.PartitionHeader] = {}
         self.struck = threading.Event()
         self._net = engine.load_network(NETWORK, WEIGHTS)
         self._computing = threading.Lock()
         self._left: dict[int, Floats] = {}
         self._held: dict[int, messages.Held] = {}
-        self._sizes: dict[int, int] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._connections: list[Connection] = []
@@ -219,13 +231,18 @@ class Hostile:
             case messages.Hello():
                 held = tuple(self._held.values())
                 return f"welcome {role}", messages.Welcome(
-                    messages.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held, CODECS
+                    messages.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held, CODECS, True, 1.0
                 )
+            case messages.Have():
+                asked = b"".join(map(bytes, message.payload))
+                digests = [asked[at : at + 32].hex() for at in range(0, len(asked), 32)]
+                return "holds", messages.Holds((bytes(digest in self._stored for digest in digests),))
             case messages.PartitionHeader():
-                self._sizes[message.partition] = message.size
-                return "header ack", messages.Ack(message.partition, 0)
+                self._headers[message.partition] = message
+                return "header ack", messages.Ack(message.partition, self._behind_stored(message.partition, 0))
             case messages.Chunk():
-                return "chunk ack", messages.Ack(message.partition, message.offset + sum(map(len, message.payload)))
+                end = message.offset + sum(map(len, message.payload))
+                return "chunk ack", messages.Ack(message.partition, self._behind_stored(message.partition, end))
             case messages.PartitionEnd():
                 return "ready", messages.Ready(message.partition)
             case messages.Query():
@@ -248,12 +265,20 @@ class Hostile:
                 return f"pong {role}", messages.Pong()
         raise AssertionError(message)
 
+    def _behind_stored(self, partition: int, position: int) -> int:
+        """Where the next chunk begins."""
+        stored = sorted(span for piece in self._headers[partition].pieces if piece.stored for span in piece.spans)
+        for offset, size in stored:
+            if offset == position:
+                position += size
+        return position
+
     def _hold(self, answer: messages.Message) -> None:
         """What is told a client is told it again when it comes back."""
         if isinstance(answer, messages.Ack):
             self._held[answer.partition] = messages.Held(answer.partition, answer.received, False)
         elif isinstance(answer, messages.Ready):
-            self._held[answer.partition] = messages.Held(answer.partition, self._sizes[answer.partition], True)
+            self._held[answer.partition] = messages.Held(answer.partition, self._headers[answer.partition].size, True)
 
     def _input(self, message: messages.Query | messages.Part, stage: int) -> Floats:
         if not message.payload:
@@ -339,7 +364,7 @@ class Watched(Client):
 
     def __init__(self, address: str, timeouts: Timeouts) -> None:
         self.faults: list[Exception] = []
-        super().__init__(address, timeouts=timeouts, may_be_lost=True)
+        super().__init__(address, timeouts=timeouts, may_be_lost=True, digests=DIGESTS)
         if self.fault is not None:
             self.faults.insert(0, self.fault)
 
@@ -356,7 +381,7 @@ def session_at(
     client = Watched(address, timeouts)
     try:
         sliced = slice_stages(NETWORK, [SLICES], WEIGHTS)
-        partitions = [extract(NETWORK, pieces, WEIGHTS) for pieces in PIECES]
+        partitions = [extract(NETWORK, pieces, WEIGHTS, None, PIECES_OF_WEIGHTS) for pieces in PIECES]
         net = engine.load_network(NETWORK, WEIGHTS)
         yield client, LiveSession(Offloading(NETWORK, net, graph, client, partitions, PIECES, sliced), net, INPUTS)
     finally:

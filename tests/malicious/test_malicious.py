@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 
 import pytest
 import zmq
@@ -56,7 +57,7 @@ TOKENS: dict[str, str | None] = {
 }  # fmt: skip
 
 # The right answer at each moment is of this type.
-_ANSWERS = ("welcome", "welcome", "ack", "ack", "ready", "result", "result", "result", "pong", "pong")
+_ANSWERS = ("welcome", "welcome", "ack", "ack", "ready", "result", "result", "result", "pong", "pong", "holds")
 ANSWERS = dict(zip(MOMENTS, _ANSWERS, strict=True))
 TYPES: dict[str, type[messages.Message]] = {cls.type: cls for cls in messages.Message.__subclasses__()}
 EXAMPLES: dict[str, messages.Message] = {
@@ -67,6 +68,7 @@ EXAMPLES: dict[str, messages.Message] = {
         messages.Ack(0, 1), messages.Ready(0), messages.Query(1, 1, 1), messages.Part(1, 1, 1, False),
         messages.Join(1, False), messages.Result(1, (), ()),
         messages.Error(messages.ERROR_QUERY, "\x1b[31mno\n\u202e", 4), messages.Ping(), messages.Pong(), messages.Bye(),
+        messages.Have((bytes(32),)), messages.Holds((b"\0",)),
     )
 }  # fmt: skip
 
@@ -126,10 +128,11 @@ def meet(
     rounds: int = 3,
     timeouts: Timeouts = PATIENT,
     graph: ExecutionGraph = GRAPH,
+    stored: Collection[str] = (),
 ) -> Outcome:
-    """Have a client meet a server that is a good one until `moment`; until it has lost it so often, or has been content
-    for so many rounds."""
-    server = Hostile(moment, script)
+    """Have a client meet a server that is a good one until `moment`, and has `stored` some of its weights; until it has
+    lost it so often, or has been content for so many rounds."""
+    server = Hostile(moment, script, stored=stored)
     try:
         with session_at(server.address, timeouts, graph) as (client, session):
             session.start_upload()

@@ -48,8 +48,8 @@ class Arriving:
 
 
 class StoreServer:
-    """Answers an upload. `store` has the bytes of its pieces; it forgets some, is wrong about others (`lies`), and keeps
-    what comes, by lot. Everything that a client must not do fails a test.
+    """Answers an upload. `store` has the bytes of its pieces; it forgets some, is wrong about others (`lies`), and
+    keeps what comes, by lot. Everything that a client must not do fails a test.
 
     By partition: `wire_bytes` are those of all chunks, and `weight_bytes` those of weights in the chunks since it was
     last announced.

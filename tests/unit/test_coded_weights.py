@@ -74,8 +74,8 @@ def small(tmp_path: Path) -> Path:
 
 
 def assert_divides(network: Network) -> None:
-    """Every byte of the weights is in one piece, in order, none of which has weights of two stages; slices of stages are
-    sets of pieces, whose channels are those of their bytes."""
+    """Every byte of the weights is in one piece, in order, none of which has weights of two stages; slices of stages
+    are sets of pieces, whose channels are those of their bytes."""
     covered: dict[tuple[str, int], int] = {}
     of_stage = {name: stage.index for stage in network.stages for name in stage.layers}
     for piece in weight_pieces(network):
