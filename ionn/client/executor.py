@@ -103,7 +103,7 @@ class QueryExecutor:
 
     With `measuring`, each takes the route that the `router` gives it by what is believed of link and server. It is
     completed here where the server is late, and runs here until the late answer has come. `before_query` is called when
-    a query begins, with the lock.
+    a query begins, with `computing` held; it must not take long.
 
     All stages run here where there is no `client`, and while its server is lost. A query that the server fails is
     completed here. A server that `auditor` finds to be wrong is left for good, and the query runs here as a whole. Any
