@@ -196,7 +196,7 @@ class QueryExecutor:
         occupied = self._measuring.uploading or self._client.is_late
         waited_ms = waited_s * 1e3 / self._dilation if waited_s > _WAITED_S_MIN else 0.0
         route = self.router.route(self._measuring.current(), uploaded, occupied, waited_ms)
-        if route.explores and not route.offloads:
+        if route.probes:
             self._client.probe()
         self._graph = route.graph
         self._follow(

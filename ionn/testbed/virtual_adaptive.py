@@ -148,7 +148,7 @@ class AdaptiveSession(VirtualSession):
         uploaded = self._there() if self._late is None else []
         occupied = self._link.uploading or self._late is not None
         route = self._router.route(self._believed, uploaded, occupied, self._now_ms - start_ms)
-        if route.explores and not route.offloads:
+        if route.probes:
             self._late = self._probe(self._now_ms)
         link, segments, late = self._link, list[Segment](), False
         crossed: list[Transfer] = []

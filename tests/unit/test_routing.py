@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.client.estimates import Estimate
-from ionn.client.routing import ALLOWANCE_PER_QUERY, EXPLORE_QUERIES_MAX, EXPLORE_QUERIES_MIN, Route, Router
+from ionn.client.routing import (
+    ALLOWANCE_PER_QUERY,
+    EXPLORE_QUERIES_MAX,
+    EXPLORE_QUERIES_MIN,
+    PROBE_MS_MAX,
+    PROBE_MS_MIN,
+    Route,
+    Router,
+)
 from ionn.model.slices import TILE, Piece, Slice
 from ionn.planning.graph import ExecutionGraph
 from tests.support.chains import SMALL_INTEGERS, chain, chains, cut, cut_chains, uploads
@@ -150,22 +158,42 @@ def test_now_and_then_a_query_explores_and_less_often_while_that_is_in_vain() ->
     assert routes.route(slow, ALL).explores
 
 
-def test_where_nothing_can_be_offloaded_the_link_is_probed_unless_it_is_in_use() -> None:
+def test_beside_queries_at_the_client_the_link_is_probed_and_less_often_while_that_is_in_vain() -> None:
     routes = router()
-    for _ in range(EXPLORE_QUERIES_MIN):
-        routes.settle(routes.route(NOW, []), 50.0)
-    assert not routes.route(NOW, [], occupied=True).explores
-    route = routes.route(NOW, [])
-    assert route.explores
-    assert not route.offloads
-    # So it is where all has been lost: a query costs too much then.
-    routes = router()
-    routes.settle(routes.route(NOW, ALL), 100.0)
+    routes.settle(routes.route(NOW, ALL), 100.0)  # all is lost that may be
+    now_ms, probed_ms = 0.0, [0.0]
+    for _ in range(4000):
+        route = routes.route(NOW, [])
+        assert not route.offloads
+        assert not routes.route(NOW, [], occupied=True).probes  # by what tells as much
+        if route.probes:
+            probed_ms.append(now_ms)
+        routes.settle(route, 50.0)
+        now_ms += 50.0
+    gaps_ms = [later - earlier for earlier, later in pairwise(probed_ms)]
+    assert gaps_ms[:3] == [PROBE_MS_MIN, 2 * PROBE_MS_MIN + 50, 4 * PROBE_MS_MIN + 50]
+    assert gaps_ms == sorted(gaps_ms)
+    assert gaps_ms[-1] == PROBE_MS_MAX + 50
+
+
+def test_once_a_query_was_offloaded_the_link_is_probed_as_often_as_at_first() -> None:
     slow = NOW._replace(mbps=0.1)
-    for _ in range(EXPLORE_QUERIES_MIN):
-        routes.settle(routes.route(slow, ALL), 50.0)
-    route = routes.route(slow, ALL)
-    assert (route.explores, route.offloads) == (True, False)
+    routes = router()
+
+    def queries_until_a_probe() -> int:
+        count = 0
+        while not (route := routes.route(slow, ALL)).probes:
+            assert not route.offloads
+            routes.settle(route, 50.0)
+            count += 1
+        routes.settle(route, 50.0)
+        return count
+
+    assert queries_until_a_probe() == PROBE_MS_MIN / 50
+    routes.settle(routes.route(NOW, ALL), 100.0)  # late
+    assert queries_until_a_probe() == 2 * PROBE_MS_MIN / 50
+    routes.settle(routes.route(NOW, ALL), 16.0)
+    assert queries_until_a_probe() == PROBE_MS_MIN / 50
 
 
 def test_the_path_to_explore_is_the_best_by_the_server() -> None:
