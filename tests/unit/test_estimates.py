@@ -43,8 +43,8 @@ def test_an_observation_counts_for_two_seconds() -> None:
     estimates = Estimates(80.0)
     estimates.observe_bytes(1.0, 1e6, 1.0)
     estimates.observe_bytes(2.0, 2e6, 1.0)
-    assert estimates.current(1.0 + WINDOW_S).mbps == 12.0
-    assert estimates.current(1.01 + WINDOW_S).mbps == 16.0
+    assert estimates.current(3.0).mbps == 12.0
+    assert estimates.current(3.01).mbps == 16.0
 
 
 def test_the_last_observation_counts_whenever_it_was() -> None:
@@ -97,6 +97,16 @@ def test_factors_are_by_how_much_longer_the_times_were_than_promised() -> None:
     assert estimates.current(5.0).server_factor == 0.125
     estimates.observe_server(10.0, 1e9, 1.0)
     assert estimates.current(10.0).server_factor == FACTOR_MAX
+
+
+@pytest.mark.parametrize(("mbps", "told"), [(0.001, 0.01), (0.02, 0.02), (9e4, 9e4), (1e9, 1e5)])
+@pytest.mark.parametrize(("factor", "told_factor"), [(1e-6, 1e-3), (0.002, 0.002), (9e3, 9e3), (1e9, 1e4)])
+def test_what_is_beyond_a_range_is_told_as_its_end(mbps: float, told: float, factor: float, told_factor: float) -> None:
+    estimates = Estimates(80.0)
+    estimates.observe_bytes(0.0, mbps * 1e6 / 8, 1.0)
+    estimates.observe_server(0.0, factor, 1.0)
+    estimates.observe_client(0.0, factor, 1.0)
+    assert estimates.current(0.0) == pytest.approx(Estimate(told, 0.0, told_factor, told_factor))
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1e9), st.floats(0, 1e4)), max_size=30))
