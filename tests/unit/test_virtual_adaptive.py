@@ -248,6 +248,13 @@ def test_whatever_is_coded_invariant_and_estimates_hold() -> None:
     assert trace.weight_bytes[1] < trace.weight_bytes[0]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("model", ["alexnet", "mobilenet"])
+def test_the_time_to_code_is_not_taken_for_a_slow_link(model: str) -> None:
+    trace = run(model, 80.0, slowness=3.0, coding="features", window_s=40.0)
+    assert trace.feature_bytes[1] < trace.feature_bytes[0]  # type: ignore[operator]
+    assert all(estimate.mbps == pytest.approx(80.0, rel=0.05) for estimate in trace.estimates)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_slices_are_planned_again_on_a_link_that_changes_all_the_time(seed: int, tmp_path: Path) -> None:
     """Whatever is held: all of a stage at the server may be slower than some of it at both sides."""
