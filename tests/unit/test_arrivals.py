@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
@@ -323,11 +323,22 @@ def test_a_percentile_is_the_least_that_so_many_do_not_exceed(values: list[float
     assert found == min(enough)
 
 
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 1000])
+def test_percentiles_of_many_queries(count: int) -> None:
+    queries = [QueryRecord(0, float(raised), raised, raised + (raised + 1) / 1024, ()) for raised in range(count)]
+    found = responses_of(queries, [], None, 0.0, count)
+    wanted = [-(-count * percent // 100) * 1e3 / 1024 for percent in (50, 90, 99)]
+    assert [found.p50_ms, found.p90_ms, found.p99_ms] == pytest.approx(wanted)
+
+
 def test_nothing_has_no_percentile() -> None:
     assert math.isnan(percentile([], 50))
 
 
 @given(st.floats(0, 1e9))
+@example(59.0)
+@example(60.0)
+@example(120.0)
 def test_spans_cover_a_run(end_s: float) -> None:
     found = list(spans(end_s))
     assert 1 <= len(found) <= SPANS_MAX
