@@ -421,3 +421,12 @@ def test_names_of_settings() -> None:
 def test_settings_that_cannot_be_are_refused(given: dict[str, object], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         Settings("virtual", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fps:3", "poisson:", "burst:1,2", "closed", "a" * 200])
+def test_a_file_may_have_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("0\n1\n")
+    arrivals = Arrivals.parse(str(tmp_path / name))
+    assert arrivals.times_s == (0.0, 1.0)
+    assert not arrivals.closed
+    assert len(arrivals.name) < 80

@@ -19,6 +19,7 @@ from ionn.paper import MODELS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import empty_plan, make_plan
 from ionn.planning.planners import add_planner
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.mobile_links import mobile_bandwidth
 from ionn.testbed.runner import run_virtual_all
@@ -264,3 +265,28 @@ def test_slices_are_planned_again_on_a_link_that_changes_all_the_time(seed: int,
     assert len(trace.estimates) > 5
     uploaded = [piece for part in trace.info.plan.partitions for piece in part.pieces]
     assert len(uploaded) == len(set(uploaded))
+
+
+@pytest.mark.parametrize("mbps", [20.0, 80.0, 300.0])
+@pytest.mark.parametrize("model", ["alexnet", "mobilenet", "googlenet"])
+def test_weights_are_held_back_only_while_a_query_is_at_the_server(model: str, mbps: float) -> None:
+    """As they are for a client that knows the link."""
+    graph = ExecutionGraph.from_network(network(model), CLIENT, SERVER, mbps)
+    plan = make_plan(network(model), graph, "recursive-efficiency", mbps)
+    settings = Settings("virtual", mbps, window_s=60.0, upload="yield")
+    knows = run_virtual(RunInfo(settings, 1, plan, graph))
+    measures = run(model, mbps, window_s=60.0, upload="yield")
+    assert measures.upload_s <= 1.2 * knows.upload_s
+    assert measures.mean_ms_in_window <= 1.1 * knows.mean_ms_in_window
+    # What goes up beside a query is not taken for a slow link.
+    assert all(estimate.mbps == pytest.approx(mbps, rel=0.06) for estimate in measures.estimates)
+
+
+@pytest.mark.parametrize("busy", ["wait", "drop"])
+def test_queries_do_not_wait_for_a_link_that_is_out(busy: str) -> None:
+    """Neither for what is measured when a client connects, nor for the upload."""
+    link = Bandwidth((0.0, 100.0), (0.0, 80.0))
+    trace = run("mobilenet", link, window_s=150.0, arrivals=Arrivals("fps:0.5"), busy=busy)
+    assert trace.responses.p99_ms <= 2 * trace.info.graph.local_ms
+    assert trace.responses.dropped == 0
+    assert trace.upload_s > 100
