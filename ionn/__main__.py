@@ -10,7 +10,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raise what ends the command, once: to be told so again while it ends changes nothing."""
+    """Raise what ends the command, once: to be told so again while it ends changes nothing, nor does it keep it from
+    ending: handlers would interrupt each other for ever."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for each in _SIGNALS:
         signal.signal(each, lambda number, frame: None)
     if number == signal.SIGINT:

@@ -3,6 +3,7 @@ which argument it is."""
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ionn.errors import InputError
+
+# Of runs, passes, or classes: nobody waits for more.
+COUNT_MAX = 1_000_000
 
 
 def shown(given: object) -> str:
@@ -55,6 +59,14 @@ def number_of(given: Any, what: str) -> float:
     return number
 
 
+def decimal_of(text: str) -> float:
+    """The number in a text, NaN where there is none. Python alone takes 1_000, and the digits of other scripts."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return math.nan
+
+
 def share_of(given: Any, what: str) -> float:
     """A float from 0 to 1."""
     number = number_of(given, what)
@@ -64,11 +76,11 @@ def share_of(given: Any, what: str) -> float:
 
 
 def count_of(given: Any, what: str) -> int:
-    """An int from 1 on."""
+    """An int from 1 to COUNT_MAX."""
     try:
         count = 0 if isinstance(given, bool) else operator.index(given)
     except TypeError:
         count = 0
-    if count < 1:
-        raise InputError(f"{what} {shown(given)}: give a whole number from 1 on")
+    if not 1 <= count <= COUNT_MAX:
+        raise InputError(f"{what} {shown(given)}: give a whole number from 1 to {COUNT_MAX}")
     return count

@@ -60,7 +60,7 @@ def check_writable(path: Path) -> None:
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if (path.exists() and not path.is_file()) or not path.name or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{path}: cannot write there; choose another file")
 
 
@@ -68,6 +68,8 @@ def write_file(path: Path, content: bytes | Iterable[bytes], private: bool = Fal
     """Write a file, all at once or as its parts come, and its folder where there is none; if `private`, only the user
     may look into it. Raises InputError where that is not possible; nothing half-written stays behind."""
     path = path_of(path, "file")
+    if not path.name or (path.exists() and not path.is_file()):
+        raise InputError(f"{path}: cannot write there: it is no file; choose another name")
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def main() -> None:
         sys.stderr.write(f"{error.format_message()}\n")
         sys.exit(2)
     except click.ClickException as error:
-        sys.stderr.write(f"ionn: {error.format_message()}\n")
+        sys.stderr.write(f"ionn: {' '.join(error.format_message().split())}\n")
         sys.exit(2)
     except (InputError, MissingLibraryError, ServerUnreachableError) as error:
         sys.stderr.write(f"ionn: {error}\n")

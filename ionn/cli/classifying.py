@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ionn.arguments import COUNT_MAX
 from ionn.cli.options import (
     COSTS_HELP,
-    COUNT_MAX,
     SECONDS_MAX,
     Number,
     algorithm_option,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ionn.arguments import COUNT_MAX
 from ionn.cli.options import (
     BANDWIDTH_HELP,
     COSTS_HELP,
-    COUNT_MAX,
     SECONDS_MAX,
     Number,
     algorithm_option,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ionn.cli.options import COUNT_MAX, json_option, model_argument, weights_argument
+from ionn.arguments import COUNT_MAX
+from ionn.cli.options import json_option, model_argument, weights_argument
 
 if TYPE_CHECKING:
     from ionn.costs.models import CostModel, Profile

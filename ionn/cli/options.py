@@ -30,8 +30,6 @@ class Number(click.FloatRange):
         return number
 
 
-# Of runs, passes, or classes: nobody waits for more.
-COUNT_MAX = 1_000_000
 # A day: nobody waits longer, and no system call takes for ever.
 SECONDS_MAX = 86_400.0
 # From what no client waits for to more than any link has.

@@ -103,7 +103,7 @@ class QueryExecutor:
 
     With `measuring`, each takes the route that the `router` gives it by what is believed of link and server. It is
     completed here where the server is late, and runs here until the late answer has come. `before_query` is called when
-    a query begins, with the lock.
+    a query begins, with `computing` held; it must not take long.
 
     All stages run here where there is no `client`, and while its server is lost. A query that the server fails is
     completed here. A server that `auditor` finds to be wrong is left for good, and the query runs here as a whole. Any
@@ -196,7 +196,7 @@ class QueryExecutor:
         occupied = self._measuring.uploading or self._client.is_late
         waited_ms = waited_s * 1e3 / self._dilation if waited_s > _WAITED_S_MIN else 0.0
         route = self.router.route(self._measuring.current(), uploaded, occupied, waited_ms)
-        if route.explores and not route.offloads:
+        if route.probes:
             self._client.probe()
         self._graph = route.graph
         self._follow(

@@ -35,7 +35,8 @@ class Measuring:
         self._dilation = dilation
         self._estimates = Estimates(MBPS)
         self._lock = threading.RLock()
-        self._since_s: float | None = None  # weights have been under way
+        self.uploading = False  # weights are under way
+        self._since_s: float | None = None  # all that crosses is counted
         self._crossed_bytes = 0
         self._queries = 0  # whose features may be on their way
 
@@ -44,10 +45,6 @@ class Measuring:
         with self._lock:
             self.now_s = now_s
             self.records.clear()
-
-    @property
-    def uploading(self) -> bool:
-        return self._since_s is not None
 
     def current(self) -> Estimate:
         with self._lock:
@@ -70,8 +67,10 @@ class Measuring:
         """Weights of so many bytes have crossed, and more are under way."""
         now_s = time.monotonic()
         with self._lock:
+            self.uploading = True
             if self._since_s is None:
-                self._since_s, self._crossed_bytes = now_s, 0
+                if not self._queries:  # whose features may have crossed in part
+                    self._since_s, self._crossed_bytes = now_s, 0
                 return
             self._crossed_bytes += size_bytes
             took_s = now_s - self._since_s
@@ -82,13 +81,13 @@ class Measuring:
     def idle(self) -> None:
         """No weights are under way."""
         with self._lock:
-            self._since_s = None
+            self.uploading, self._since_s = False, None
 
     def asked(self) -> bool:
         """Features are about to go up; whether they have the link for themselves."""
         with self._lock:
             self._queries += 1
-            return self._since_s is None
+            return not self.uploading
 
     def answered(self, alone: bool, up_bytes: int, down_bytes: int, seconds: float) -> None:
         """They have crossed, and the answer has come; so long took the link for both. `alone`: what `asked` said."""
@@ -96,7 +95,7 @@ class Measuring:
             self._queries -= 1
             if self._since_s is not None:
                 self._crossed_bytes += up_bytes
-            elif alone and seconds > 0:
+            elif alone and not self.uploading and seconds > 0:
                 size_bytes = up_bytes + down_bytes
                 self._estimates.observe_transfers(time.monotonic(), size_bytes, seconds / self._dilation)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ionn.client.audit import Auditor
 from ionn.client.estimates import Estimate
@@ -21,12 +24,11 @@ from ionn.coding import LOSSLESS, NONE, PLANES
 from ionn.costs.loading import costs_from_json
 from ionn.costs.models import Costs, Scaled
 from ionn.errors import InputError, NotAcceptedError, ProtocolError
-from ionn.model.caffemodel import CodedFrames, Floats
+from ionn.model.caffemodel import CodedFrames
 from ionn.model.coded_weights import open_sidecar, stage_wire_bytes
 from ionn.model.engine import StageNet
-from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
-from ionn.model.partial_net import ExtractedPartition, extract
+from ionn.model.partial_net import ExtractedPartition, extract, extract_net
 from ionn.model.slices import Piece, channels_of, stage_of
 from ionn.model.weight_pieces import WeightPiece
 from ionn.paper import MBPS
@@ -72,7 +74,7 @@ class Offloading:
     other arguments are the executor's. Without partitions, `prepare` makes them when the server's costs are known.
     `fault` is why there is no client. `plan` and `server`, the costs that it was made with, are known where
     `open_offloading` made it. With `measuring`, what has not begun is prepared again by `prepare_rest` when another
-    estimate holds, and the plan is the order that is carried out.
+    estimate holds, in a thread of its own, and the plan is the order that is carried out. Close it when done.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Offloading:
         self.executor = QueryExecutor(
             network, net, graph, client, pieces, sliced, layer_ms, dilation, auditor, measuring
         )
-        self.executor.before_query = self._prepare_again
+        self.executor.before_query = self._before_query
         self.measuring = measuring
         self.network = network
         self.graph = graph
@@ -107,8 +109,10 @@ class Offloading:
         self._pieces = pieces
         self._prepare = prepare
         self._prepare_rest = prepare_rest
-        self._estimate: Estimate | None = None
-        self._again_s = 0.0  # not before that another plan is made
+        self._estimate: Estimate | None = None  # that the plan is made for
+        self._estimate_changed, self._closed = threading.Event(), threading.Event()
+        self._planning: threading.Thread | None = None
+        self._rest: tuple[int, Prepared] | None = None  # for what follows so many partitions
         self._is_told = False  # that a planner fails
         self._fault = fault
 
@@ -144,7 +148,9 @@ class Offloading:
             return
         if self.measuring is not None:
             self.measuring.begin(now_s)
-            self._client.look = self._prepare_again_if_free
+            self._client.look = self._look
+            self._planning = threading.Thread(target=self._keep_planning, name="ionn planning", daemon=True)
+            self._planning.start()
         if self._prepare is not None:
             self._client.start_upload_when_known(self._plan_for, now_s)
         elif self._partitions or self.measuring is not None:
@@ -153,8 +159,9 @@ class Offloading:
     def _plan_for(self, costs: dict[str, Any]) -> Sequence[ExtractedPartition]:
         """The partitions for a server with these costs, which is now known."""
         assert self._prepare is not None
+        prepared = self._prepare(costs)
         with self.executor.computing:
-            self.adopt(self._prepare(costs))
+            self.adopt(prepared)
         return self._partitions
 
     def adopt(self, prepared: Prepared) -> None:
@@ -165,24 +172,36 @@ class Offloading:
         self.executor.adopt(self.graph, self._pieces, prepared.sliced, prepared.router)
         self._estimate = prepared.estimate
 
-    def _prepare_again_if_free(self) -> None:
-        if self.executor.computing.acquire(blocking=False):  # else the query that computes does it, or the next one
-            try:
-                self._prepare_again()
-            finally:
-                self.executor.computing.release()
+    # --- Planning again, in a thread of its own beside queries and upload ---------------------------------------------
 
-    def _prepare_again(self) -> None:
-        """If another estimate holds by now, prepare for that what has not begun; in _PLANNING_SHARE of the time. Called
-        while holding `computing`, and so while a query waits."""
-        if self.measuring is None or self._prepare_rest is None or self._client is None or self.plan is None:
-            return
+    def _look(self) -> None:
+        """Have the thread plan again if another estimate holds by now."""
+        if self.measuring is not None and self.measuring.current() != self._estimate:
+            self._estimate_changed.set()
+
+    def _before_query(self) -> None:
+        """Called while holding `computing`, for which the thread might wait for ever beside queries in a row."""
+        self._adopt_rest()
+        self._look()
+
+    def _keep_planning(self) -> None:
+        """Plan again whenever another estimate holds, in _PLANNING_SHARE of the time at most."""
+        pause_s = 0.0
+        while not self._closed.wait(pause_s):
+            self._estimate_changed.wait()
+            self._estimate_changed.clear()
+            began_s = time.monotonic()
+            self._plan_again()
+            with self.executor.computing:
+                self._adopt_rest()
+            pause_s = (time.monotonic() - began_s) / _PLANNING_SHARE
+
+    def _plan_again(self) -> None:
+        """Prepare for what is believed now what has not begun yet."""
         upload = self.upload
-        if upload is None or (estimate := self.measuring.current()) == self._estimate:
+        if self._prepare_rest is None or self.measuring is None or upload is None or self._closed.is_set():
             return
-        if (began_s := time.monotonic()) < self._again_s:
-            return
-        begun = upload.begun
+        estimate, begun = self.measuring.current(), upload.begun
         try:
             rest = self._prepare_rest(self._pieces[:begun], self._pieces[begun:])
         except InputError as error:  # of a planner of the user's own, which made the first plan
@@ -190,12 +209,20 @@ class Offloading:
             if not self._is_told:
                 print(f"ionn: {error}; what it planned before stays", file=sys.stderr)
                 self._is_told = True
-        self._again_s = time.monotonic() + (time.monotonic() - began_s) / _PLANNING_SHARE
         if rest is None:
             self._estimate = estimate
+        else:
+            self._rest = begun, rest
+
+    def _adopt_rest(self) -> None:
+        """Upload what was prepared again, unless something else has begun meanwhile. Called while holding
+        `computing`."""
+        upload = self.upload
+        if self._rest is None or self._client is None or upload is None or self.plan is None:
             return
+        (begun, rest), self._rest = self._rest, None
         if not upload.replace_rest(begun, rest.partitions):
-            return  # another has begun meanwhile
+            return
         new = [replace(partition, index=begun + partition.index) for partition in rest.plan.partitions]
         self._pieces = [*self._pieces[:begun], *(partition.pieces for partition in new)]
         self._partitions = [*self._partitions[:begun], *rest.partitions]
@@ -204,6 +231,13 @@ class Offloading:
         self.plan = replace(self.plan, mbps=rest.plan.mbps, best_ms=rest.plan.best_ms, partitions=partitions)
         self._client.wake()
         self._estimate = rest.estimate
+
+    def close(self) -> None:
+        """Plan no more. A planner that is at work ends first."""
+        self._closed.set()
+        self._estimate_changed.set()
+        if self._planning is not None:
+            self._planning.join()
 
     def wait_for_first_partition(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Return when the first partition is ready, or when nobody knows when it will be; at once if the client
@@ -397,6 +431,7 @@ def open_offloading(
             auditor=auditor, prepare=None if known else prepare, fault=fault,
             measuring=measuring, prepare_rest=prepare_rest,
         )  # fmt: skip
+        stack.callback(offloading.close)
         offloading.adopt(ready)
         yield offloading
 
@@ -416,17 +451,16 @@ def _slices(stage: int, partitions: Sequence[Sequence[Piece]]) -> tuple[Piece, .
 
 
 def _inexact(network: Network, net: StageNet, sliced: Mapping[int, SlicedStage]) -> set[int]:
-    """The stages whose slices are not bit for bit the whole."""
-    if not sliced:
-        return set()
-    blob: Floats = query_inputs(network, seed=0, count=1)[0]
+    """The stages whose slices are not bit for bit the whole. Queries may use `net` meanwhile: its weights are only
+    read."""
     inexact = set()
-    # Stage by stage, as a later stage may work in place on the memory of an earlier one's output.
-    for stage in range(max(sliced) + 1):
-        net.put(stage, blob)
-        net.run(stage, stage)
-        output = net.outputs(stage)[0].copy()
-        if stage in sliced and not sliced[stage].exact(blob, output):
+    random = np.random.default_rng(0)
+    for stage in sliced:
+        whole = StageNet(extract_net(network, stage, stage))
+        whole.share_weights(net)
+        data = random.standard_normal(whole.input_shape(stage), np.float32)
+        whole.put(stage, data)
+        whole.run(stage, stage)
+        if not sliced[stage].exact(data, whole.outputs(stage)[0]):
             inexact.add(stage)
-        blob = output
     return inexact

@@ -9,9 +9,9 @@ for so long, it is completed at the client.
 Therefore N queries in a row lose at most 1 + N x ALLOWANCE_PER_QUERY local latencies, whatever the link and the server
 do: 5 % of 30 queries, and less of more.
 
-While all queries run at the client nothing is learnt of the server, so now and then one *explores*: it takes the best
-path by the server although that is believed slower. Where there is no allowance for that, or nothing that a query could
-use, the client probes the link beside the query. As long as that is in vain, it happens less and less often.
+While all queries run at the client nothing is learnt of link and server. So the client *probes* the link beside them,
+and when it has a full allowance, one query *explores*: it takes the best path by the server although that is believed
+slower. As long as either is in vain, it happens less and less often.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from ionn.model.slices import Piece, channels_of
 from ionn.planning.graph import ExecutionGraph, Leg
 
 ALLOWANCE_PER_QUERY = 1 / 60
-# Queries between two that explore, at first and at most: the gap doubles each time that it was in vain.
+# Queries between two that explore, and computing between two probes, at first and at most: the gap doubles each time
+# that it was in vain.
 EXPLORE_QUERIES_MIN, EXPLORE_QUERIES_MAX = 30, 240
+PROBE_MS_MIN, PROBE_MS_MAX = 1e3, 30e3
 # Graphs that are kept: beliefs come back.
 _GRAPHS_MAX = 64
 # Of two connections that send, each has this part of a link.
@@ -40,7 +42,7 @@ class Route(NamedTuple):
     """The path of a query, by the `graph` of what is believed, and what it may cost.
 
     `local_ms` is a query's latency at the client alone, and `allowance` the part of that which it may lose; `waited_ms`
-    is how long it has waited already. Beside a query that `explores` without being offloaded, the link is to be probed.
+    is how long it has waited already. Beside a query that `probes`, the link is to be probed.
     """
 
     graph: ExecutionGraph
@@ -49,6 +51,7 @@ class Route(NamedTuple):
     allowance: float
     waited_ms: float = 0.0
     explores: bool = False
+    probes: bool = False
 
     @property
     def offloads(self) -> bool:
@@ -75,6 +78,8 @@ class Router:
         self._allowance = 1.0
         self._gap = EXPLORE_QUERIES_MIN
         self._explored = 0  # queries since one explored
+        self._probe_gap_ms = PROBE_MS_MIN
+        self._unprobed_ms = 0.0  # of queries since anything was learnt of the link
 
     def graph(self, estimate: Estimate) -> ExecutionGraph:
         if estimate not in self._graphs:
@@ -111,12 +116,12 @@ class Router:
         if route.offloads and waited_ms + _back_ms(route, uploaded) <= route.deadline_ms(_first(route)):
             return route
         local = route._replace(legs=(Leg("client", 0, len(graph.stages) - 1, False, False),))
-        if self._explored < self._gap or waited_ms:
+        if waited_ms:
             return local
-        if self._allowance == 1 and uploaded:
+        if self._explored >= self._gap and self._allowance == 1 and uploaded:
             explored = route if route.offloads else self._best_offloaded(estimate, uploaded, route)
             return explored._replace(explores=True)
-        return local._replace(explores=not occupied)
+        return local._replace(probes=not occupied and self._unprobed_ms >= self._probe_gap_ms)
 
     def _shared(self, estimate: Estimate) -> Estimate:
         return estimate._replace(mbps=self._share * estimate.mbps)
@@ -135,10 +140,13 @@ class Router:
         lost = (latency_ms - route.local_ms if route.offloads else route.waited_ms) / route.local_ms
         self._allowance = min(max(self._allowance - lost, 0.0) + ALLOWANCE_PER_QUERY, 1.0)
         if route.offloads and lost <= 0:
-            self._gap = EXPLORE_QUERIES_MIN
+            self._gap, self._probe_gap_ms = EXPLORE_QUERIES_MIN, PROBE_MS_MIN
         elif route.explores:
             self._gap = min(2 * self._gap, EXPLORE_QUERIES_MAX)
         self._explored = 0 if route.offloads or route.explores else self._explored + 1
+        if route.probes:
+            self._probe_gap_ms = min(2 * self._probe_gap_ms, PROBE_MS_MAX)
+        self._unprobed_ms = 0.0 if route.offloads or route.probes else self._unprobed_ms + latency_ms
 
 
 def _first(route: Route) -> int:

@@ -135,6 +135,10 @@ class StageNet:
             for blob, values in zip(blobs, weights[name], strict=True):
                 blob.data[...] = values
 
+    def share_weights(self, other: StageNet) -> None:
+        """Compute with the weights of another net that has the same layers: its memory, not a copy."""
+        self._net.share_with(other._net)
+
     def input_shape(self, stage: int) -> tuple[int, ...]:
         """The shape of the blob before a stage."""
         return tuple(self._inputs[stage].shape)

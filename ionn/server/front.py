@@ -92,6 +92,8 @@ _TURNS_AHEAD = 0.25
 # How much nicer a process is that has computed for longer than a turn: it has a third of the others' weight, which
 # starves none.
 _NICER = 5
+# What tells it to stop.
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 # When the server stops, its clients have this long to hear of it.
 _FAREWELL_S = 0.5
 # Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts;
@@ -176,13 +178,18 @@ class Server:
 
         def stop(number: int, frame: FrameType | None) -> None:
             nonlocal interrupted
+            _hear_no_more()  # handlers would interrupt each other for ever where it is told over and over
             now = time.monotonic()
             interrupted |= number == signal.SIGINT
             self._stop_at = now + self._limits.stop_s if self._stop_at is None else now
             os.eventfd_write(wake, 1)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        def listen() -> None:
+            for number in _STOPPING:
+                signal.signal(number, stop)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+        listen()
         self._forks = ForkServer(self._costs, self._limits, self._sandboxed, self._store_settings is not None)
         self._watch_forks()
         self._start_store()
@@ -196,14 +203,17 @@ class Server:
             self._door.open()
             ready(self.address)
             log.info("ready", extra={"fields": {"address": self.address}})
+            while self._stop_at is None:
+                self._loop.turn(_TICK_S)
+                self._tick()
+            listen()  # to be told again means at once
             while not self._stopped():
                 self._loop.turn(_TICK_S)
                 self._tick()
             self._say_farewell()
         finally:
             # It is stopping: to be told so again changes nothing, not even when `wake` is closed.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda number, frame: None)
+            _hear_no_more()
             for session in list(self._sessions.values()):
                 self._end(session, ERROR_STOPPING, "the server stops")
             self.close()
@@ -715,6 +725,14 @@ def _check_store(settings: StoreSettings, keys: ServerKeys | None) -> None:
             "--store-shared where all clients may know that of each other"
         )
     Store(settings).close()
+
+
+def _hear_no_more() -> None:
+    """Ignore the signals that tell it to stop. They are blocked first, as Python reports one that comes just when it is
+    told to ignore it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _kill(pid: int) -> None:

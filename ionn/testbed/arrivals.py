@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ionn.arguments import decimal_of
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.files import read_text
 
@@ -27,6 +27,9 @@ PERIOD_S = (0.001, 86_400.0)
 TIME_MAX_S = 86_400.0
 # Of one run. So many and their answers fit into memory, and into a trace that can be read again.
 ARRIVALS_MAX = 1_000_000
+
+# Characters of a file's name: it is in that of a folder.
+_NAME_MAX = 60
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Arrivals:
         for number, line in enumerate(read_text(path, "the arrivals").split("\n"), 1):
             if not line.strip():
                 continue
-            time_s = _number(line)
+            time_s = decimal_of(line)
             if not 0 <= time_s <= TIME_MAX_S:
                 raise InputError(f"{path}:{number}: {line[:40]!r} is no timestamp; give 0 to {TIME_MAX_S:g} seconds")
             if times_s and time_s < times_s[-1]:
@@ -77,7 +80,8 @@ class Arrivals:
         if not times_s:
             raise InputError(f"{path}: there is no timestamp; give seconds since the upload began, one on each line")
         digest = hashlib.sha256(" ".join(map(repr, times_s)).encode()).hexdigest()[:8]
-        return cls(f"{printable(path.name)} ({digest})", tuple(times_s))
+        # Without a colon, which the names of the other forms have.
+        return cls(f"{printable(path.name)[:_NAME_MAX].replace(':', '_')} ({digest})", tuple(times_s))
 
     @property
     def closed(self) -> bool:
@@ -114,7 +118,7 @@ class Arrivals:
         kind, colon, given = self.name.partition(":")
         if not colon or kind not in (FPS, POISSON, BURST):
             return self.name, ()
-        numbers = tuple(map(_number, given.split(",")))
+        numbers = tuple(map(decimal_of, given.split(",")))
         if kind == BURST:
             if len(numbers) != 2 or not (numbers[0] in range(1, BURST_MAX + 1) and _within(numbers[1], PERIOD_S)):
                 ranges = f"a whole number from 1 to {BURST_MAX} and {PERIOD_S[0]:g} to {PERIOD_S[1]:g} seconds"
@@ -126,14 +130,6 @@ class Arrivals:
 
 
 CLOSED_LOOP = Arrivals()
-
-
-def _number(text: str) -> float:
-    """NaN for what is none. Python alone takes 1_000, and the digits of other scripts."""
-    try:
-        return float(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        return math.nan
 
 
 def _within(number: float, ends: tuple[float, float]) -> bool:

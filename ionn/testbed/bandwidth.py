@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+from ionn.arguments import decimal_of
 from ionn.errors import InputError
 from ionn.files import read_text
 
@@ -63,11 +64,12 @@ class Steps:
             return begin + amount / self._rates[0]
         lap, step = self._step(begin)
         rate, next_begin = self._rates[step], self._start(lap, step + 1)
-        if rate and (end := begin + amount / rate) <= next_begin:
-            return end
-        left = self._amounts[step + 1] + amount - rate * (next_begin - begin)
         # Sums are not exact: what passes but for a billionth by the end of a step passes by then, not after an outage.
-        nearly = left * (1 - 1e-9)
+        spare = 1e-9 * amount
+        if rate and begin + (amount - spare) / rate <= next_begin:
+            return min(begin + amount / rate, next_begin)
+        left = self._amounts[step + 1] + amount - rate * (next_begin - begin)
+        nearly = max(left - max(spare, 4 * math.ulp(left)), math.nextafter(self._amounts[step + 1], math.inf))
         if nearly > self._amounts[-1]:
             laps = math.ceil(nearly / self._amounts[-1]) - 1
             lap, left, nearly = (lap + laps, *(each - laps * self._amounts[-1] for each in (left, nearly)))
@@ -142,10 +144,10 @@ class Bandwidth:
         begins_s: list[float] = []
         rates: list[float] = []
         for place, line in lines:
-            try:
-                begin_s, mbps = map(float, line.split(","))
-            except ValueError:
-                raise InputError(f"{place}: {line[:40]!r} is not 'seconds,mbps', such as '12.5,40'") from None
+            numbers = [decimal_of(each) for each in line.split(",")]
+            if len(numbers) != 2 or any(map(math.isnan, numbers)):
+                raise InputError(f"{place}: {line[:40]!r} is not two numbers, seconds and Mbps, such as '12.5,40'")
+            begin_s, mbps = numbers
             if not begins_s and begin_s != 0:
                 raise InputError(f"{place}: the first rate is from {begin_s:g} s on; let it be 0")
             if begins_s and not begin_s > begins_s[-1]:

@@ -6,8 +6,8 @@ import random
 
 from ionn.errors import InputError
 
-DELAY_MAX_MS = 10_000.0
-"""More than any network has: a satellite's is 300."""
+DELAY_MAX_MS = 500.0
+"""More than any network has: a satellite's is 300. A client waits five seconds for a server's first answer."""
 
 
 def check_delay(delay_ms: float, jitter_ms: float) -> None:

@@ -80,6 +80,14 @@ class _Uploaded(NamedTuple):
 NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
+def make_link(info: RunInfo) -> FluidLink:
+    """The link of a run, at its beginning. A link that is measured has work in ms at the paper's rate."""
+    settings = info.settings
+    mbps = settings.mbps or MBPS
+    bandwidth = info.bandwidth or Bandwidth.constant(mbps)
+    return FluidLink(bandwidth.work_ms(mbps), *Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed))
+
+
 class VirtualSession:
     """A `Session` of the experiment on a simulated clock, in ms."""
 
@@ -92,9 +100,7 @@ class VirtualSession:
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
         settings = info.settings
-        bandwidth = info.bandwidth or Bandwidth.constant(mbps)
-        delays = Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed)
-        self._link = FluidLink(bandwidth.work_ms(mbps), *delays)
+        self._link = make_link(info)
         self._held_ms = math.inf  # the work that the upload may do while a query is at the server
         if settings.upload == YIELD:
             self._held_ms = BESIDE_QUERY_BYTES * 8 / (mbps * 1e3)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ionn.client.estimates import Estimate, Estimates
 from ionn.client.routing import FAIR_SHARE, Router
+from ionn.client.session import Timeouts
 from ionn.costs.models import Costs, Scaled
 from ionn.errors import InputError
 from ionn.model.network import Network
@@ -33,10 +34,11 @@ from ionn.testbed.experiment import run_experiment
 from ionn.testbed.fluid_link import Crossing
 from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
-from ionn.testbed.virtual import NOTHING, VirtualSession
+from ionn.testbed.virtual import NOTHING, VirtualSession, make_link
 
 # Where the rate is measured, work on the link is in ms at the paper's.
 BYTES_PER_MS = MBPS * 1e6 / 8 / 1e3
+_PROBE_MS = PROBE_BYTES / BYTES_PER_MS
 # An upload is observed for so long at least.
 _OBSERVED_MS_MIN = 20.0
 
@@ -139,24 +141,24 @@ class AdaptiveSession(VirtualSession):
         return dataclasses.replace(self._info, plan=plan, graph=graph)
 
     def start_upload(self) -> None:
-        """Measure the link, and begin to upload a plan for it. If it goes out of reach before, nothing is planned."""
-        link = self._link
-        link.advance(link.arrived_down_ms(link.arrived_up_ms(0.0)))
-        self._observed.observe_round_trip(self.now_s(), self._now_ms)
-        self._late = self._probe(math.inf)
-        if self._late.back_ms is None or self._late.back_ms > link.reach_ms:
-            link.advance(max(link.reach_ms, self._now_ms))
-            return
-        link.advance(self._late.back_ms)
+        """Begin to upload a plan for what the client measured of the link when it connected: a round trip, and a probe.
+        That was before the clock began to run, over the same link. An answer that takes longer than a client waits for
+        it tells nothing."""
+        link, answer_ms = make_link(self._info), Timeouts().connect_s * 1e3
+        rtt_ms = link.arrived_down_ms(link.arrived_up_ms(0.0))
+        if rtt_ms <= answer_ms:
+            self._observed.observe_round_trip(self.now_s(), rtt_ms)
+            probe_ms = link.arrived_down_ms(link.send_up(0.0, _PROBE_MS).arrived_ms)
+            if probe_ms <= answer_ms:
+                self._observed.observe_transfers(self.now_s(), PROBE_BYTES, probe_ms / 1e3)
         self._look_around()
 
     def _probe(self, until_ms: float) -> _Asked:
         """Send a probe of the link, and wait until a time for it to leave."""
-        work_ms = PROBE_BYTES / BYTES_PER_MS
-        up = Transfer(0.0, work_ms, 0.0, PROBE_BYTES, PROBE_BYTES)
+        up = Transfer(0.0, _PROBE_MS, 0.0, PROBE_BYTES, PROBE_BYTES)
         answer = Transfer(0.0, 0.0, 0.0, 0, 0)  # without payload
         probe = _Asked(self._now_ms, up, 0.0, answer, 0.0, not self._link.uploading)
-        return self._answered(probe, self._link.send_up(self._now_ms, work_ms, until_ms).arrived_ms)
+        return self._answered(probe, self._link.send_up(self._now_ms, _PROBE_MS, until_ms).arrived_ms)
 
     def wait_for_first_partition(self) -> None:
         """Queries run at the client meanwhile, or wait if that pays."""
@@ -170,12 +172,13 @@ class AdaptiveSession(VirtualSession):
         uploaded = self._there() if self._late is None else []
         occupied = self._link.uploading or self._late is not None
         route = self._router.route(self._believed, uploaded, occupied, self._now_ms - start_ms)
-        if route.explores and not route.offloads:
+        if route.probes:
             self._late = self._probe(self._now_ms)
         segments, late = list[Segment](), False
         crossed: list[Transfer] = []
         for leg in route.legs:
             if leg.where == "client":
+                link.allowance_ms = math.inf
                 segments.append(self._run_here(leg.first, leg.last))
                 continue
             if not leg.from_server:
@@ -217,7 +220,7 @@ class AdaptiveSession(VirtualSession):
 
     def _ask(self, leg: Leg, graph: ExecutionGraph, uploaded: Sequence[Piece], deadline_ms: float) -> _Asked:
         """Send what a leg needs, for whose answer the client waits until the deadline."""
-        link, began_ms, alone = self._link, self._now_ms, self._yields or not self._link.uploading
+        link, began_ms, alone = self._link, self._now_ms, not self._link.uploading
 
         def send_up(at_ms: float, work_ms: float) -> Crossing:
             return link.send_up(at_ms, work_ms, deadline_ms)

@@ -160,6 +160,19 @@ class _WalkSession(AdaptiveSession):
 
     _ahead: Sequence[Partition] = ()
 
+    def start_upload(self) -> None:
+        """Connect, which takes its time: a round trip and a probe. If the server goes out of reach before, nothing is
+        planned."""
+        link = self._link
+        link.advance(link.arrived_down_ms(link.arrived_up_ms(0.0)))
+        self._observed.observe_round_trip(self.now_s(), self._now_ms)
+        self._late = self._probe(math.inf)
+        if self._late.back_ms is None or self._late.back_ms > link.reach_ms:
+            link.advance(max(link.reach_ms, self._now_ms))
+            return
+        link.advance(self._late.back_ms)
+        self._look_around()
+
     def send_ahead(self, sizes_bytes: Iterable[int]) -> None:
         """Send pieces of so many bytes each ahead."""
         new = [Partition(0, (), (), (), size, size, 0.0, 0.0) for size in sizes_bytes]

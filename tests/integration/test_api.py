@@ -446,7 +446,7 @@ def test_what_is_wrong_is_said_and_what_is_right_is_taken(tiny_files: Path, tiny
             session.wait_uploaded("soon")  # type: ignore[arg-type]
     with pytest.raises(ionn.InputError, match="mbps '80': give a number"):
         connected(tiny_files, mbps="80")
-    with pytest.raises(ionn.InputError, match="runs 0: give a whole number from 1 on"):
+    with pytest.raises(ionn.InputError, match="runs 0: give a whole number from 1 to 1000000"):
         ionn.run(tiny_files, runs=0)
     with pytest.raises(ionn.InputError, match=r"keys: give ionn\.ClientKeys"):
         connected(tiny_files, keys="secret")

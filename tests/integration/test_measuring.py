@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from ionn.costs.models import Profile
 from ionn.model import engine
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
+from ionn.model.slices import Piece
+from ionn.planning import planners
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.planners.custom import checked
 from ionn.records import QueryRecord
 from ionn.testbed import processes, runner
 from ionn.testbed.live_session import LiveSession
@@ -181,6 +187,70 @@ def test_a_server_slower_than_promised_is_found_out(server: Server, tiny: Networ
         wait_for(lambda: offloading.measuring.records[-1].server_factor != 1, "the factor")  # type: ignore[union-attr]
         assert offloading.measuring is not None
         assert offloading.measuring.records[-1].client_factor > 0.9  # it keeps to its pace
+
+
+def planner_that(then: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a planner that does something before it plans again."""
+    calls = itertools.count()
+
+    def again(graph: ExecutionGraph) -> list[list[Piece]]:
+        if next(calls):
+            then()
+        return [list(pieces) for pieces in planners.get_planner("recursive-efficiency")(graph)]
+
+    monkeypatch.setitem(planners.PLANNERS, "again", checked("again", again))
+    return "again"
+
+
+def test_queries_do_not_wait_for_a_planner_that_plans_again(
+    server: Server, tiny: Network, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        begun.set()
+        assert may_end.wait(60)
+
+    algorithm = planner_that(slowly, monkeypatch)
+    with session_at(server.address, tiny, tiny_weights, algorithm) as (session, offloading, client):
+        try:
+            wait_for(lambda: session.query().bit_equal and begun.is_set(), "another estimate")
+            estimate = offloading._estimate
+            for _ in range(5):
+                assert session.query().bit_equal
+            wait_for(session.uploaded, "the upload")
+            assert offloading._estimate is estimate  # the planner is still at work
+        finally:
+            may_end.set()
+        wait_for(lambda: session.query().bit_equal and offloading._estimate is not estimate, "the planner's end")
+        assert client.fault is None
+
+
+def test_the_plan_stays_where_a_planner_fails_when_it_plans_again(
+    server: Server,
+    tiny: Network,
+    tiny_weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures: list[int] = []
+
+    def fail() -> None:
+        failures.append(len(failures))
+        raise ValueError(f"failure {failures[-1]}")
+
+    algorithm = planner_that(fail, monkeypatch)
+    with session_at(server.address, tiny, tiny_weights, algorithm) as (session, offloading, client):
+        plan = offloading.plan
+        wait_for(lambda: session.query().bit_equal and len(failures) > 2, "some failures")
+        wait_for(session.uploaded, "the upload")
+        wait_for(lambda: at_server(session.query()), "a query at the server")
+        assert offloading.plan is plan
+        assert client.fault is None
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("ionn: planner again: ValueError: failure 0 ")
+    assert said[0].endswith("; what it planned before stays")
 
 
 def test_a_live_run_that_measures(tiny_files: Path, slow_client: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
@@ -323,11 +323,22 @@ def test_a_percentile_is_the_least_that_so_many_do_not_exceed(values: list[float
     assert found == min(enough)
 
 
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 1000])
+def test_percentiles_of_many_queries(count: int) -> None:
+    queries = [QueryRecord(0, float(raised), raised, raised + (raised + 1) / 1024, ()) for raised in range(count)]
+    found = responses_of(queries, [], None, 0.0, count)
+    wanted = [-(-count * percent // 100) * 1e3 / 1024 for percent in (50, 90, 99)]
+    assert [found.p50_ms, found.p90_ms, found.p99_ms] == pytest.approx(wanted)
+
+
 def test_nothing_has_no_percentile() -> None:
     assert math.isnan(percentile([], 50))
 
 
 @given(st.floats(0, 1e9))
+@example(59.0)
+@example(60.0)
+@example(120.0)
 def test_spans_cover_a_run(end_s: float) -> None:
     found = list(spans(end_s))
     assert 1 <= len(found) <= SPANS_MAX
@@ -410,3 +421,12 @@ def test_names_of_settings() -> None:
 def test_settings_that_cannot_be_are_refused(given: dict[str, object], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         Settings("virtual", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fps:3", "poisson:", "burst:1,2", "closed", "a" * 200])
+def test_a_file_may_have_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("0\n1\n")
+    arrivals = Arrivals.parse(str(tmp_path / name))
+    assert arrivals.times_s == (0.0, 1.0)
+    assert not arrivals.closed
+    assert len(arrivals.name) < 80

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from fractions import Fraction
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from ionn.errors import InputError
 from ionn.testbed import bandwidth as module
-from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.bandwidth import Bandwidth, Steps
 
 BYTES_PER_S = Fraction(10**6, 8)  # of 1 Mbps
 
@@ -195,16 +196,21 @@ def test_mahimahi_lets_a_packet_cross_at_its_time(times_ms: list[int], packet: i
         ("86400001\n", ":1: the last timestamp is 86400001 ms"),
         ("9" * 19, ":1: the last timestamp is 9999999999999999999 ms"),
         ("9" * 20, ":1: '99999999999999999999' is neither"),
-        ("0,5\nx\n", ":2: 'x' is not 'seconds,mbps', such as '12.5,40'"),
+        ("0,5\nx\n", ":2: 'x' is not two numbers, seconds and Mbps, such as '12.5,40'"),
+        ("0,1_0\n", ":1: '0,1_0' is not two numbers"),
+        ("0,\u0665\n", ":1: '0,\u0665' is not two numbers"),
+        ("seconds,mbps\nseconds,mbps\n", ":2: 'seconds,mbps' is not two numbers"),
+        ("0,5\n1,nan\n", ":2: '1,nan' is not two numbers"),
+        ("0,5,6\n", ":1: '0,5,6' is not two numbers"),
         ("0,5,1\n", ":1: '0,5,1' is not"),
         ("1,5\n", ":1: the first rate is from 1 s on; let it be 0"),
-        ("nan,5\n", ":1: the first rate is from nan s on"),
+        ("nan,5\n", ":1: 'nan,5' is not two numbers"),
         ("0,5\n3,5\n3,6\n", ":3: 3 s is not after 3 s; times must ascend"),
-        ("0,5\nnan,5\n", ":2: nan s is not after 0 s"),
+        ("0,5\nnan,5\n", ":2: 'nan,5' is not two numbers"),
         ("0,5\n1e9,5\n", ":2: 1e\\+09 s is above 86400"),
         ("0,-1\n", ":1: -1 Mbps; give 0, or a rate from 0.001 to 1e\\+06"),
         ("0,0.0001\n", ":1: 0.0001 Mbps; give 0"),
-        ("0,nan\n", ":1: nan Mbps; give 0"),
+        ("0,nan\n", ":1: '0,nan' is not two numbers"),
         ("0,5\n1,inf\n", ":2: inf Mbps; give 0"),
         ("0,5\n1,0\n", ":2: ends in an outage for ever; add a line with the rate that follows it"),
     ],
@@ -241,3 +247,30 @@ def test_a_digest_is_the_contents(tmp_path: Path) -> None:
     ]
     assert len(same | {other.digest for other in others}) == 4
     assert {len(digest) for digest in same} == {12}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 10**6), st.sampled_from([0.0, 0.5, 1.0, 1000.0])), min_size=1, max_size=6),
+    st.booleans(),
+    st.floats(0, 1),
+    st.sampled_from([1e-9, 5e-5, 1.0, 400.0, 1e6]),
+)
+def test_nothing_has_passed_before_it_began(
+    spans: list[tuple[int, float]], again: bool, at: float, amount: float
+) -> None:
+    """However little it is, and however much has passed before."""
+    begins = [0.0, *itertools.accumulate(float(span) for span, _ in spans)]
+    rates = [rate for _, rate in spans]
+    steps = Steps(begins[:-1], rates, begins[-1]) if again and any(rates) else Steps(begins, [*rates, 1.0])
+    begin = at * 2 * begins[-1]
+    end = steps.end(begin, amount)
+    assert end >= begin
+    # An outage is waited out: where it ends is known.
+    if steps.rate(begin) == 0:
+        assert steps.rate(end) > 0
+        assert steps.amount(begin, end) == pytest.approx(amount, rel=1e-6, abs=1e-6)
+
+
+def test_little_that_is_sent_late_in_an_outage_waits_for_its_end() -> None:
+    assert Steps([0.0, 100.0], [1000.0, 0.0], 200.0).end(150.0, 5e-5) == pytest.approx(200.0)
+    assert Bandwidth((0.0, 3600.0, 3660.0), (1000.0, 0.0, 1000.0)).arrival_s(3630.0, 400.0) == pytest.approx(3660.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,17 @@ def test_it_wanders_all_over_its_range() -> None:
     assert sum(took) / len(took) == pytest.approx(20.0, abs=0.1)
 
 
+def test_it_heads_in_a_straight_line_for_another_value_every_two_jitters() -> None:
+    def took(left: float) -> float:
+        return Delay(20.0, 5.0, "a").arrival(left) - left
+
+    corners = [took(10.0 * number) for number in range(20)]
+    assert len(set(corners)) == 20
+    for number, (begin, end) in enumerate(pairwise(corners)):
+        for part in (0.25, 0.5, 0.999):
+            assert took(10 * (number + part)) == pytest.approx(begin + part * (end - begin))
+
+
 @given(st.lists(TIMES, min_size=1))
 def test_it_depends_on_time_and_seed_alone(times: list[float]) -> None:
     asked = Delay(20.0, 5.0, "a")
@@ -53,8 +65,8 @@ def test_directions_and_seeds_differ_and_units_do_not() -> None:
 @pytest.mark.parametrize(
     ("delay_ms", "jitter_ms", "reason"),
     [
-        (-1.0, 0.0, "delay -1 ms: give a number from 0 to 10000"),
-        (DELAY_MAX_MS + 1, 0.0, "delay 10001 ms"),
+        (-1.0, 0.0, "delay -1 ms: give a number from 0 to 500"),
+        (DELAY_MAX_MS + 1, 0.0, "delay 501 ms"),
         (math.nan, 0.0, "delay nan ms"),
         (5.0, -1.0, "jitter -1 ms: give a number from 0 to the delay, which is 5 ms"),
         (5.0, 5.1, "jitter 5.1 ms"),
@@ -64,4 +76,6 @@ def test_directions_and_seeds_differ_and_units_do_not() -> None:
 def test_what_cannot_be_is_refused(delay_ms: float, jitter_ms: float, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         check_delay(delay_ms, jitter_ms)
-    check_delay(DELAY_MAX_MS, DELAY_MAX_MS)
+    for most_ms in (0.0, 0.5, DELAY_MAX_MS):
+        check_delay(most_ms, 0.0)
+        check_delay(most_ms, most_ms)

@@ -12,7 +12,7 @@ POSITIVE = st.integers(-30, 30).map(lambda step: float(2 ** (step / 3)))
 
 
 def test_before_anything_is_observed() -> None:
-    assert Estimates(80.0).current(0.0) == Estimate(80.0, 0.0, 1.0, 1.0)
+    assert Estimates(80.0).current(0.0) == Estimate(80.0, 0.0) == Estimate(80.0, 0.0, 1.0, 1.0)
 
 
 @given(POSITIVE, st.lists(st.integers(1, 10**7), min_size=1, max_size=50))
@@ -39,6 +39,14 @@ def test_the_link_of_the_last_two_seconds_counts(before: float, now: float) -> N
     assert now / TOLERANCE <= told <= now * TOLERANCE
 
 
+def test_an_observation_counts_for_two_seconds() -> None:
+    estimates = Estimates(80.0)
+    estimates.observe_bytes(1.0, 1e6, 1.0)
+    estimates.observe_bytes(2.0, 2e6, 1.0)
+    assert estimates.current(3.0).mbps == 12.0
+    assert estimates.current(3.01).mbps == 16.0
+
+
 def test_the_last_observation_counts_whenever_it_was() -> None:
     estimates = Estimates(80.0)
     estimates.observe_bytes(0.0, 1e6, 1.0)
@@ -55,6 +63,11 @@ def test_what_is_told_stays_until_it_is_off_by_more_than_the_tolerance() -> None
     assert estimates.current(10.0).mbps == 106.0
     estimates.observe_bytes(20.0, 101e6 / 8, 1.0)
     assert estimates.current(20.0).mbps == 106.0
+    # By exactly so much it is not.
+    for tolerated in (105.0, 100.0):
+        estimates = Estimates(205.0 - tolerated)
+        estimates.observe_bytes(0.0, tolerated * 1e6 / 8, 1.0)
+        assert estimates.current(0.0).mbps == 205.0 - tolerated
 
 
 def test_a_round_trip_is_not_counted_as_bandwidth() -> None:
@@ -67,9 +80,10 @@ def test_a_round_trip_is_not_counted_as_bandwidth() -> None:
     # However long the round trip, the bytes take some of the time.
     estimates.observe_transfers(10.0, 1e6, 0.02)
     assert estimates.current(10.0).mbps == pytest.approx(8 / (0.05 * 0.02))
-    short = Estimates(80.0)
-    short.observe_round_trip(0.0, 0.05)
-    assert short.current(0.0).rtt_ms == 0.0
+    for round_trip_ms, told_ms in ((0.05, 0.0), (0.1, 0.1), (0.5, 0.5), (1.02, 1.02)):
+        short = Estimates(80.0)
+        short.observe_round_trip(0.0, round_trip_ms)
+        assert short.current(0.0).rtt_ms == told_ms
 
 
 def test_factors_are_by_how_much_longer_the_times_were_than_promised() -> None:
@@ -79,8 +93,20 @@ def test_factors_are_by_how_much_longer_the_times_were_than_promised() -> None:
     estimates.observe_client(0.1, 3.0, 2.0)
     estimates.observe_client(0.1, 5.0, 0.0)  # says nothing
     assert estimates.current(0.1) == Estimate(80.0, 0.0, 1.0, 1.5)
+    estimates.observe_server(5.0, 1.0, 8.0)
+    assert estimates.current(5.0).server_factor == 0.125
     estimates.observe_server(10.0, 1e9, 1.0)
     assert estimates.current(10.0).server_factor == FACTOR_MAX
+
+
+@pytest.mark.parametrize(("mbps", "told"), [(0.001, 0.01), (0.02, 0.02), (9e4, 9e4), (1e9, 1e5)])
+@pytest.mark.parametrize(("factor", "told_factor"), [(1e-6, 1e-3), (0.002, 0.002), (9e3, 9e3), (1e9, 1e4)])
+def test_what_is_beyond_a_range_is_told_as_its_end(mbps: float, told: float, factor: float, told_factor: float) -> None:
+    estimates = Estimates(80.0)
+    estimates.observe_bytes(0.0, mbps * 1e6 / 8, 1.0)
+    estimates.observe_server(0.0, factor, 1.0)
+    estimates.observe_client(0.0, factor, 1.0)
+    assert estimates.current(0.0) == pytest.approx(Estimate(told, 0.0, told_factor, told_factor))
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1e9), st.floats(0, 1e4)), max_size=30))

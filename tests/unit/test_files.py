@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from ionn.costs.loading import load_costs
 from ionn.errors import InputError
-from ionn.files import FILE_BYTES_MAX, read_text
+from ionn.files import FILE_BYTES_MAX, check_writable, read_text, write_file
 from ionn.model.caffemodel import read_weights
 from ionn.model.inputs import image_input
 from ionn.model.network import Network
@@ -120,3 +121,17 @@ def test_keys_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     assert "InputError" in done.stderr
     assert "phone.secret: cannot write the key: File too large" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder", "pipe", "device"])
+def test_what_is_no_file_is_not_replaced_by_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    Path("device").symlink_to(os.devnull)
+    with pytest.raises(InputError, match="cannot write there"):
+        write_file(Path(name), b"content")
+    with pytest.raises(InputError, match="cannot write there"):
+        check_writable(Path(name))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["device", "folder", "pipe"]
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.delay import Delay
-from ionn.testbed.fluid_link import FluidLink
+from ionn.testbed.fluid_link import Crossing, FluidLink
 
 CONSTANT = Bandwidth.constant(80.0).work_ms(80.0)
 
@@ -32,3 +34,16 @@ def test_directions_have_their_delays_and_do_not_wait_for_each_other() -> None:
     assert link.send_up(2.0, 4.0) == (6.0, 13.0)
     assert link.send_down(3.0, 4.0) == (7.0, 18.0)
     assert link.now_ms == 6.0
+
+
+def test_what_has_begun_and_what_has_arrived() -> None:
+    link = FluidLink(CONSTANT, Delay(7.0), Delay(11.0))
+    assert (link.uploading, link.begun) == (False, 0)
+    link.upload([4.0, 4.0])
+    assert (link.uploading, link.begun) == (True, 0)
+    link.advance(0.5)
+    assert (link.uploading, link.begun, link.unsent_ms()) == (True, 1, [3.5, 4.0])
+    assert (link.arrived_up_ms(2.0), link.arrived_down_ms(2.0)) == (9.0, 13.0)
+    link.advance(8.0)
+    assert (link.uploading, link.begun, link.unsent_ms()) == (False, 2, [])
+    assert link.send_down(math.inf, 3.0) == Crossing(math.inf, math.inf)

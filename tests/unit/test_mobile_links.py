@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,27 @@ def test_in_the_long_run_states_have_their_shares_and_medians(mobility: str) -> 
     assert (mbps == 0).mean() == pytest.approx(float(shares[medians == 0].sum()), abs=0.01)
     best = mbps[mbps > np.sqrt(medians[0] * medians[1])]  # most of them are of the best state
     assert len(best) / len(mbps) == pytest.approx(float(shares[0]), abs=0.05)
+
+
+def test_an_outage_lasts_as_long_as_documented() -> None:
+    out = [mbps == 0 for mbps in mobile_bandwidth("driving", 80_000, seed=2).mbps]
+    begins = sum(later and not earlier for earlier, later in pairwise(out))
+    assert sum(out) / begins == pytest.approx(MOBILITIES["driving"].mean_s[-1], rel=0.05)
+
+
+@pytest.mark.parametrize("mobility", MOBILITIES)
+def test_it_begins_in_the_best_state(mobility: str) -> None:
+    first = [mobile_bandwidth(mobility, 1, seed).mbps[0] for seed in range(400)]
+    assert float(np.median(first)) == pytest.approx(MOBILITIES[mobility].median_mbps[0], rel=0.06)
+
+
+def test_the_file_of_a_seed_stays_what_it_was() -> None:
+    """Runs over it can be repeated by whoever knows the seed, with another version too."""
+    assert (
+        mobile_bandwidth("driving", 5, seed=1).csv()
+        == "seconds,mbps\n0.0,83.74\n1.0,8.97\n2.0,10.55\n3.0,23.69\n4.0,3.37\n5.0,26.06\n"
+    )
+    assert hashlib.sha256(mobile_bandwidth("walking", 300, seed=0).csv().encode()).hexdigest()[:12] == "ebd0c75ea0d2"
 
 
 @pytest.mark.parametrize("mobility", MOBILITIES)

@@ -22,11 +22,12 @@ from ionn.evaluation.figures import draw_figures
 from ionn.evaluation.report import equal_time, make_report, terminal_summary, write_report
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import summary
-from ionn.evaluation.validation import validate
+from ionn.evaluation.validation import exchange_ms, validate
 from ionn.model.network import Network
 from ionn.paper import ALGORITHMS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
+from ionn.records import QueryRecord
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, trace_path
 from ionn.testbed.virtual import run_virtual
@@ -154,6 +155,27 @@ def test_a_virtual_run_predicts_itself(alexnet: list[Trace]) -> None:
     checked = validate(live)
     assert checked.predicted.queries == live.queries
     assert checked.query_error == checked.latency_error == 0
+
+
+def test_what_an_exchange_takes_beside_stages_and_bytes_goes_into_the_prediction(alexnet: list[Trace]) -> None:
+    trace = as_live(alexnet[2])
+
+    def slower(query: QueryRecord, by_ms: float) -> QueryRecord:
+        segments = [
+            dataclasses.replace(each, total_ms=each.total_ms + by_ms * (each.where == "server"))
+            for each in query.segments
+        ]
+        return dataclasses.replace(query, segments=tuple(segments))
+
+    # What is measured beside the upload, when the link is shared, does not count; nor does one query that had bad luck.
+    during = [slower(query, 50.0) for query in trace.queries if query.start_s < trace.upload_s]
+    after = [query for query in trace.queries if query.start_s >= trace.upload_s]
+    luck = [slower(query, ms) for query, ms in zip(after, [4.0] * (len(after) - 1) + [90.0], strict=True)]
+    live = dataclasses.replace(trace, queries=(*during, *luck))
+    assert exchange_ms(live) == pytest.approx(4.0)
+    was, predicted = (validate(each).predicted.queries[-1] for each in (trace, live))
+    assert predicted.latency_ms == pytest.approx(was.latency_ms + 4.0)
+    assert exchange_ms(dataclasses.replace(trace, queries=tuple(during))) == 0
 
 
 def predictable(client_ms: float, run: int = 1) -> Trace:

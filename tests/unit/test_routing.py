@@ -5,15 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.client.estimates import Estimate
-from ionn.client.routing import ALLOWANCE_PER_QUERY, EXPLORE_QUERIES_MAX, EXPLORE_QUERIES_MIN, Route, Router
+from ionn.client.routing import (
+    ALLOWANCE_PER_QUERY,
+    EXPLORE_QUERIES_MAX,
+    EXPLORE_QUERIES_MIN,
+    PROBE_MS_MAX,
+    PROBE_MS_MIN,
+    Route,
+    Router,
+)
 from ionn.model.slices import TILE, Piece, Slice
-from ionn.planning.graph import ExecutionGraph
+from ionn.planning.graph import ExecutionGraph, Leg
 from tests.support.chains import SMALL_INTEGERS, chain, chains, cut, cut_chains, uploads
 
 # 50 ms at the client alone. With all of it uploaded, 2 + 12 + 2 ms over a link of 80 Mbps.
@@ -83,6 +92,60 @@ def test_what_is_lost_is_saved_again() -> None:
     assert routes.route(NOW, ALL).allowance == 1.0
 
 
+def with_allowance(graph: ExecutionGraph, allowance: float) -> Router:
+    """A router of which one query has lost as much as leaves so much."""
+    routes = router(graph)
+    late = routes.route(NOW, range(len(graph.stages)))
+    routes.settle(late, (2 + ALLOWANCE_PER_QUERY - allowance) * late.local_ms)
+    assert routes.route(NOW, []).allowance == pytest.approx(allowance)
+    return routes
+
+
+TWICE = chain([20, 10, 20], [4, 4, 4], [100, 100, 100], [2, 4, 4, 2])
+CUT = dataclasses.replace(GRAPH, cuts=(cut(1, tiles=2),))
+CUT_LATER = chain([20, 20, 20], [4, 4, 4], [100, 100, 100], [2, 30, 4, 2], [2, 2, 4, 2], cuts=[cut(1, tiles=2)])
+HALF = Slice(1, 0, TILE)
+
+
+@pytest.mark.parametrize(
+    ("graph", "uploaded", "first", "back_ms"),
+    [
+        (GRAPH, ALL, 0, 16.0),
+        (GRAPH, [1], 1, 10.0 + 12),
+        (TWICE, [0, 2], 0, 10.0),  # of two trips the first one
+        (CUT, [HALF], 1, 10.0 + 10),  # the client's half takes longer
+        (CUT, [HALF, 2], 1, 10.0 + 10 + 4 + 4),
+        (CUT_LATER, [0, HALF], 0, 2.0 + 4 + 2 + 10),
+    ],
+)
+def test_a_query_is_offloaded_if_its_data_is_expected_back_in_time(
+    graph: ExecutionGraph, uploaded: Sequence[Piece], first: int, back_ms: float
+) -> None:
+    at_client_ms = float(graph.client_ms[:first].sum())
+    enough = (back_ms - at_client_ms) / graph.local_ms
+    assert 0 < enough < 1
+    route = with_allowance(graph, enough + 0.01).route(NOW, uploaded)
+    assert next(leg.first for leg in route.legs if leg.where != "client") == first
+    route = with_allowance(graph, enough - 0.01).route(NOW, uploaded)
+    assert route.legs == (Leg("client", 0, 2, False, False),)
+
+
+def test_the_numbers_are_as_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "adapting.md").read_text(encoding="utf-8")
+    assert f"one at most, and 1/{1 / ALLOWANCE_PER_QUERY:.9g} more with each query" in " ".join(page.split())
+    assert f"So after {EXPLORE_QUERIES_MIN} such queries" in page
+    assert f"the gap doubles, up to {EXPLORE_QUERIES_MAX}." in page
+
+
+def test_a_part_of_a_local_latency_that_is_lost_is_taken_out() -> None:
+    routes = router()
+    routes.settle(routes.route(NOW, ALL), 75.0)
+    assert routes.route(NOW, ALL).allowance == pytest.approx(0.5 + ALLOWANCE_PER_QUERY)
+    # One that waited and was not offloaded lost what it waited.
+    routes.settle(routes.route(NOW, [], waited_ms=5.0), 60.0)
+    assert routes.route(NOW, ALL).allowance == pytest.approx(0.4 + 2 * ALLOWANCE_PER_QUERY)
+
+
 @given(st.data(), cut_chains(chains(5, SMALL_INTEGERS)))
 def test_whatever_happens_no_more_is_lost_than_allowed(data: st.DataObject, graph: ExecutionGraph) -> None:
     """Believed or not, on time or late, waited for or not: at most 1 + N / 60 local latencies in N queries."""
@@ -122,7 +185,13 @@ def test_a_query_waits_for_what_comes_so_soon_that_it_ends_earlier() -> None:
     assert 6 <= at_most_ms <= 9
     assert router().wait(NOW, [], [(49.0, ALL)]) == (0, 0.0)
     assert router().wait(NOW, [], [(60.0, ALL)]) == (0, 0.0)
-    assert router().wait(NOW, ALL, [(1.0, [])]) == (0, 0.0)
+    for after_ms in (0.0, 1.0):
+        assert router().wait(NOW, ALL, [(after_ms, [])]) == (0, 0.0)
+    # It waits for nothing that comes later than it may.
+    count, at_most_ms = with_allowance(GRAPH, 0.2).wait(NOW, [], [(9.5, ALL)])
+    assert count == 1
+    assert at_most_ms == pytest.approx(0.2 * 50)
+    assert with_allowance(GRAPH, 0.2).wait(NOW, [], [(10.5, ALL)]) == (0, 0.0)
 
 
 def test_now_and_then_a_query_explores_and_less_often_while_that_is_in_vain() -> None:
@@ -137,6 +206,7 @@ def test_now_and_then_a_query_explores_and_less_often_while_that_is_in_vain() ->
     gaps = [later - earlier for earlier, later in pairwise(explored)]
     assert explored[0] == EXPLORE_QUERIES_MIN
     assert gaps == sorted(gaps)
+    assert gaps[:2] == [2 * EXPLORE_QUERIES_MIN + 1, 4 * EXPLORE_QUERIES_MIN + 1]
     assert gaps[-1] == EXPLORE_QUERIES_MAX + 1
     assert min(gaps) >= 1 / ALLOWANCE_PER_QUERY
     # Once it is on time, it is tried as often as at first.
@@ -150,22 +220,42 @@ def test_now_and_then_a_query_explores_and_less_often_while_that_is_in_vain() ->
     assert routes.route(slow, ALL).explores
 
 
-def test_where_nothing_can_be_offloaded_the_link_is_probed_unless_it_is_in_use() -> None:
+def test_beside_queries_at_the_client_the_link_is_probed_and_less_often_while_that_is_in_vain() -> None:
     routes = router()
-    for _ in range(EXPLORE_QUERIES_MIN):
-        routes.settle(routes.route(NOW, []), 50.0)
-    assert not routes.route(NOW, [], occupied=True).explores
-    route = routes.route(NOW, [])
-    assert route.explores
-    assert not route.offloads
-    # So it is where all has been lost: a query costs too much then.
-    routes = router()
-    routes.settle(routes.route(NOW, ALL), 100.0)
+    routes.settle(routes.route(NOW, ALL), 100.0)  # all is lost that may be
+    now_ms, probed_ms = 0.0, [0.0]
+    for _ in range(4000):
+        route = routes.route(NOW, [])
+        assert not route.offloads
+        assert not routes.route(NOW, [], occupied=True).probes  # by what tells as much
+        if route.probes:
+            probed_ms.append(now_ms)
+        routes.settle(route, 50.0)
+        now_ms += 50.0
+    gaps_ms = [later - earlier for earlier, later in pairwise(probed_ms)]
+    assert gaps_ms[:3] == [PROBE_MS_MIN, 2 * PROBE_MS_MIN + 50, 4 * PROBE_MS_MIN + 50]
+    assert gaps_ms == sorted(gaps_ms)
+    assert gaps_ms[-1] == PROBE_MS_MAX + 50
+
+
+def test_once_a_query_was_offloaded_the_link_is_probed_as_often_as_at_first() -> None:
     slow = NOW._replace(mbps=0.1)
-    for _ in range(EXPLORE_QUERIES_MIN):
-        routes.settle(routes.route(slow, ALL), 50.0)
-    route = routes.route(slow, ALL)
-    assert (route.explores, route.offloads) == (True, False)
+    routes = router()
+
+    def queries_until_a_probe() -> int:
+        count = 0
+        while not (route := routes.route(slow, ALL)).probes:
+            assert not route.offloads
+            routes.settle(route, 50.0)
+            count += 1
+        routes.settle(route, 50.0)
+        return count
+
+    assert queries_until_a_probe() == PROBE_MS_MIN / 50
+    routes.settle(routes.route(NOW, ALL), 100.0)  # late
+    assert queries_until_a_probe() == 2 * PROBE_MS_MIN / 50
+    routes.settle(routes.route(NOW, ALL), 16.0)
+    assert queries_until_a_probe() == PROBE_MS_MIN / 50
 
 
 def test_the_path_to_explore_is_the_best_by_the_server() -> None:
@@ -175,6 +265,18 @@ def test_the_path_to_explore_is_the_best_by_the_server() -> None:
         routes.settle(routes.route(NOW, ALL), 50.0)
     assert where(routes.route(NOW, ALL)) == [("client", 0, 0), ("server", 1, 2)]
     assert where(routes.route(NOW, [Slice(1, 0, TILE)])) == [("client", 0, 0), ("both", 1, 1), ("client", 2, 2)]
+    # However slow the server is believed to be, but what is nearest to pay first.
+    graph = chain([10, 10, 10], [25, 45, 90_000], [1, 1, 1], [0, 0, 0, 0])
+    for uploaded, best in ((ALL, [("server", 0, 0), ("client", 1, 2)]), ([2], [("client", 0, 1), ("server", 2, 2)])):
+        routes = router(graph)
+        for _ in range(EXPLORE_QUERIES_MIN):
+            routes.settle(routes.route(NOW, ALL), 30.0)
+        assert where(routes.route(NOW, uploaded)) == best
+    graph = chain([10, 10], [15, 25], [1, 1], [0, 0, 0])
+    routes = router(graph)
+    for _ in range(EXPLORE_QUERIES_MIN):
+        routes.settle(routes.route(NOW, [0, 1]), 20.0)
+    assert where(routes.route(NOW, [0, 1])) == [("server", 0, 0), ("client", 1, 1)]
 
 
 def test_graphs_are_made_once_and_not_kept_for_ever() -> None:

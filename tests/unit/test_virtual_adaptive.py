@@ -12,11 +12,14 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from ionn.costs.loading import load_costs
+from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.model.slices import Slice, stage_of
 from ionn.paper import MODELS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import empty_plan, make_plan
+from ionn.planning.planners import add_planner
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.mobile_links import mobile_bandwidth
 from ionn.testbed.runner import run_virtual_all
@@ -174,6 +177,51 @@ def test_a_link_with_a_delay() -> None:
     assert last_ms == pytest.approx(run("alexnet", 80.0, window_s=40.0).queries[-1].latency_ms + 60, rel=0.01)
 
 
+@pytest.mark.parametrize(("model", "mbps"), [("googlenet", 80.0), ("mobilenet", 80.0), ("mobilenet", 1000.0)])
+def test_no_query_waits_in_vain_for_what_comes_over_a_link_with_a_delay(model: str, mbps: float) -> None:
+    """What is ready at the server is usable when the client has heard of it."""
+    trace = run(model, mbps, delay_ms=50.0)
+    assert trace.queries[0].latency_ms > 100
+    for query in trace.queries:
+        if all(segment.where == "client" for segment in query.segments):
+            assert query.latency_ms == pytest.approx(trace.info.graph.local_ms)
+
+
+@pytest.mark.parametrize("coding", ["none", "lossless"])
+def test_a_slow_server_takes_longer_to_decode_and_to_load_too(coding: str) -> None:
+    slowness = 20.0
+    trace = run("mobilenet", 1000.0, slowness=slowness, coding=coding)
+    graph = ExecutionGraph.from_network(network("mobilenet"), CLIENT, SERVER, 80.0, coding)
+    pieces, first = trace.info.plan.partitions[0].pieces, trace.partitions[0]
+    decode_ms, load_ms = (slowness * ms for ms in (graph.arrival_ms(pieces)[1], graph.overhead_ms(pieces)[1]))
+    assert (decode_ms > first.end_s * 1e3) == (coding == "lossless")
+    assert load_ms > 0
+    assert first.ready_s * 1e3 == pytest.approx(max(first.end_s * 1e3, decode_ms) + load_ms, rel=1e-3)
+
+
+def test_a_planner_that_fails_fails_at_once_or_not_at_all(tmp_path: Path) -> None:
+    link = tmp_path / "slower.csv"
+    link.write_text("0,80\n0.5,8\n")
+    calls = lasts = 0
+
+    def tired(graph: ExecutionGraph) -> list[list[int]]:
+        nonlocal calls
+        calls += 1
+        if calls > lasts:
+            raise RuntimeError("tired")
+        return [[stage] for stage in range(len(graph.stages)) if graph.offloadable[stage]]
+
+    name = add_planner(tired)
+    with pytest.raises(InputError, match="planner tired: RuntimeError: tired"):
+        run_virtual_all("googlenet", [name], mbps=None, link=link)
+    calls, lasts = 0, 1
+    (trace,) = run_virtual_all("googlenet", [name], mbps=None, link=link)
+    assert calls > 2
+    assert trace.estimates[-1].mbps == pytest.approx(8.0, rel=0.05)
+    stages = [stage for part in trace.info.plan.partitions for stage in part.pieces]
+    assert stages == [stage for stage in range(len(trace.info.graph.stages)) if trace.info.graph.offloadable[stage]]
+
+
 @given(st.sampled_from([0.5, 5.0, 80.0, 1000.0]), st.integers(0, 100), st.sampled_from(["share", "yield"]))
 @settings(max_examples=20)
 def test_neither_delays_nor_weights_that_are_held_back_make_queries_slower(
@@ -201,6 +249,13 @@ def test_whatever_is_coded_invariant_and_estimates_hold() -> None:
     assert trace.weight_bytes[1] < trace.weight_bytes[0]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("model", ["alexnet", "mobilenet"])
+def test_the_time_to_code_is_not_taken_for_a_slow_link(model: str) -> None:
+    trace = run(model, 80.0, slowness=3.0, coding="features", window_s=40.0)
+    assert trace.feature_bytes[1] < trace.feature_bytes[0]  # type: ignore[operator]
+    assert all(estimate.mbps == pytest.approx(80.0, rel=0.05) for estimate in trace.estimates)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_slices_are_planned_again_on_a_link_that_changes_all_the_time(seed: int, tmp_path: Path) -> None:
     """Whatever is held: all of a stage at the server may be slower than some of it at both sides."""
@@ -210,3 +265,28 @@ def test_slices_are_planned_again_on_a_link_that_changes_all_the_time(seed: int,
     assert len(trace.estimates) > 5
     uploaded = [piece for part in trace.info.plan.partitions for piece in part.pieces]
     assert len(uploaded) == len(set(uploaded))
+
+
+@pytest.mark.parametrize("mbps", [20.0, 80.0, 300.0])
+@pytest.mark.parametrize("model", ["alexnet", "mobilenet", "googlenet"])
+def test_weights_are_held_back_only_while_a_query_is_at_the_server(model: str, mbps: float) -> None:
+    """As they are for a client that knows the link."""
+    graph = ExecutionGraph.from_network(network(model), CLIENT, SERVER, mbps)
+    plan = make_plan(network(model), graph, "recursive-efficiency", mbps)
+    settings = Settings("virtual", mbps, window_s=60.0, upload="yield")
+    knows = run_virtual(RunInfo(settings, 1, plan, graph))
+    measures = run(model, mbps, window_s=60.0, upload="yield")
+    assert measures.upload_s <= 1.2 * knows.upload_s
+    assert measures.mean_ms_in_window <= 1.1 * knows.mean_ms_in_window
+    # What goes up beside a query is not taken for a slow link.
+    assert all(estimate.mbps == pytest.approx(mbps, rel=0.06) for estimate in measures.estimates)
+
+
+@pytest.mark.parametrize("busy", ["wait", "drop"])
+def test_queries_do_not_wait_for_a_link_that_is_out(busy: str) -> None:
+    """Neither for what is measured when a client connects, nor for the upload."""
+    link = Bandwidth((0.0, 100.0), (0.0, 80.0))
+    trace = run("mobilenet", link, window_s=150.0, arrivals=Arrivals("fps:0.5"), busy=busy)
+    assert trace.responses.p99_ms <= 2 * trace.info.graph.local_ms
+    assert trace.responses.dropped == 0
+    assert trace.upload_s > 100

@@ -1,0 +1,79 @@
+"""What a live client makes of the bytes that it sees crossing: rates that a link has."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from ionn.client.measuring import Measuring
+
+BYTES_PER_S = 1e6  # of a link of 8 Mbps
+CHUNK_BYTES = 131_072
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        monkeypatch.setattr("ionn.client.measuring.time", SimpleNamespace(monotonic=lambda: self.now_s))
+
+    def cross(self, size_bytes: int) -> None:
+        self.now_s += size_bytes / BYTES_PER_S
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_features_that_crossed_before_the_upload_do_not_count_for_it(clock: Clock) -> None:
+    seen = Measuring()
+    alone = seen.asked()
+    assert alone
+    clock.cross(600_000)
+    seen.acknowledged(CHUNK_BYTES)  # the first; the query is still at the server
+    seen.answered(alone, 600_000, 4_000, 0.604)
+    for _ in range(3):
+        clock.cross(CHUNK_BYTES)
+        seen.acknowledged(CHUNK_BYTES)
+    assert seen.current().mbps == pytest.approx(8.0, rel=0.01)
+
+
+def test_features_beside_which_an_upload_began_had_not_the_link_for_themselves(clock: Clock) -> None:
+    seen = Measuring()
+    seen.probed(64_000, 0.064)
+    alone = seen.asked()
+    clock.cross(2 * 600_000)  # half of it weights
+    seen.acknowledged(CHUNK_BYTES)
+    seen.answered(alone, 600_000, 0, 1.2)
+    assert seen.current().mbps == pytest.approx(8.0, rel=0.06)
+
+
+def test_features_beside_weights_count_with_them(clock: Clock) -> None:
+    seen = Measuring()
+    seen.acknowledged(CHUNK_BYTES)
+    assert seen.uploading
+    for _ in range(3):
+        assert not seen.asked()
+        clock.cross(300_000)
+        seen.acknowledged(100_000)
+        seen.answered(False, 200_000, 0, 0.3)
+    clock.cross(CHUNK_BYTES)
+    seen.acknowledged(CHUNK_BYTES)
+    assert seen.current().mbps == pytest.approx(8.0, rel=0.01)
+
+
+def test_what_was_broken_off_tells_nothing_and_keeps_nothing_up(clock: Clock) -> None:
+    seen = Measuring()
+    seen.acknowledged(CHUNK_BYTES)
+    seen.asked()
+    clock.cross(50_000)
+    seen.failed()
+    assert seen.uploading
+    for _ in range(3):
+        clock.cross(CHUNK_BYTES)
+        seen.acknowledged(CHUNK_BYTES)
+    assert seen.current().mbps == pytest.approx(8.0, rel=0.01)
+    seen.idle()
+    assert not seen.uploading
+    assert seen.asked()
