@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ class Model:
         data = np.random.default_rng(5).standard_normal(network.input_shape).astype(np.float32)
         self._blobs = boundary_blobs(network, weights, data)
 
-    def upload(self, raw: Raw, socket: zmq.Socket, stored: set[str] | None = None, index: int = 0) -> int:
+    def upload(self, raw: Raw, socket: zmq.Socket[Any], stored: set[str] | None = None, index: int = 0) -> int:
         """Upload it but for what is stored; the bytes that were sent."""
         pieces = addressed(self.partition, PIECE_BYTES, stored or set())
         return upload(raw, socket, self.partition, pieces, index)
@@ -300,7 +301,7 @@ class KeyedServer(Server):
 
 
 def test_kills_of_the_store_process(folder: Path, steady: Server, tiny: Network) -> None:
-    """At any moment of an upload: it ends well, what was said to be stored is there, and the next session has a store."""
+    """At any moment of an upload: it ends well, what was said to be stored is there, and the next session finds it."""
     chosen = random.Random(3)
     told: set[str] = set()
     models = [other_model(tiny, 100 + number) for number in range(8)]

@@ -1,4 +1,4 @@
-"""Processes that use one store at the same time, and are killed at any instant. The test asks this one, because it forks.
+"""Processes that use one store at the same time, and are killed at any instant. A program, because it forks.
 
     python -m tests.support.store_storm FOLDER TOTAL_BYTES PROCESSES KILLS SEED
 
@@ -8,7 +8,7 @@ that were read and had wrong bits.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import random
@@ -17,9 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from ionn.server.store import Store, StoreSettings, owner_of, read_piece
+from tests.support.stored import piece
 
 OWNERS = (owner_of(b"one"), owner_of(b"another"))
 PIECES = 60
@@ -27,30 +26,22 @@ PIECES = 60
 LIFE_S = 0.1
 
 
-def content(number: int) -> memoryview:
-    """The bytes of a piece, and thereby its name: no two are the same."""
-    floats = np.random.default_rng(number).standard_normal(1 + number * 997 % 30_000).astype(np.float32)
-    return memoryview(floats).cast("B")
-
-
-def owner(number: int) -> str:
-    return OWNERS[number % len(OWNERS)]
-
-
-def digest(number: int) -> bytes:
-    return hashlib.sha256(content(number)).digest()
+def one_of_all(number: int) -> tuple[str, bytes, memoryview]:
+    """The owner, the digest and the bytes of a piece. They have many sizes."""
+    return OWNERS[number % len(OWNERS)], *piece(number, 1 + number * 997 % 30_000)
 
 
 def is_right(store: Store, number: int) -> bool | None:
     """Whether what the store has of a piece is right to the last bit; None if it has nothing."""
-    opened = store.open(owner(number), digest(number))
+    owner, digest, data = one_of_all(number)
+    opened = store.open(owner, digest)
     if opened is None:
         return None
     descriptor, size = opened
     target = memoryview(bytearray(size))
-    whole = read_piece(descriptor, digest(number), [target])
+    whole = read_piece(descriptor, digest, [target])
     os.close(descriptor)
-    return whole and target == content(number)
+    return whole and target == data
 
 
 def live(settings: StoreSettings, seed: int, told: int) -> None:
@@ -60,7 +51,7 @@ def live(settings: StoreSettings, seed: int, told: int) -> None:
     while True:
         number = chosen.randrange(PIECES)
         if chosen.randrange(3):
-            if store.put(owner(number), digest(number), content(number)):
+            if store.put(*one_of_all(number)):
                 os.write(told, f"{number}\n".encode())
         elif is_right(store, number) is False:
             os.write(told, f"wrong {number}\n".encode())
@@ -84,10 +75,8 @@ def main() -> None:
         struck = living.pop(chosen.randrange(len(living)))
         os.kill(struck, signal.SIGKILL)
         os.waitpid(struck, 0)
-        try:
+        with contextlib.suppress(BlockingIOError):
             said += os.read(heard, 1 << 20)
-        except BlockingIOError:
-            pass
     for pid in living:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,16 +44,20 @@ def partitions(draw: st.DrawFn) -> tuple[PartitionHeader, bytes]:
         floats = draw(st.integers(0, 12))
         blobs.append((offset, 4 * floats))
         cuts = [0, *sorted(draw(st.sets(st.integers(1, floats - 1), max_size=4)) if floats > 1 else []), floats]
-        parts += [(offset + 4 * a, 4 * (b - a)) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+        parts += [(offset + 4 * a, 4 * (b - a)) for a, b in itertools.pairwise(cuts) if a < b]
         offset += 4 * floats
     size = offset + draw(st.integers(0, 7))
     owners = [draw(st.integers(0, 3)) for _ in parts]  # 0: of no piece
     pieces = [
         AddressedPiece(SHA, tuple(spans), draw(st.booleans()))
         for number in range(1, 4)
-        if (spans := draw(st.permutations([part for part, owner in zip(parts, owners, strict=True) if owner == number])))
+        if (
+            spans := draw(st.permutations([part for part, owner in zip(parts, owners, strict=True) if owner == number]))
+        )
     ]
-    content = np.random.default_rng(draw(st.integers(0, 9))).standard_normal(size // 4 + 1).astype("<f4").tobytes()[:size]
+    content = (
+        np.random.default_rng(draw(st.integers(0, 9))).standard_normal(size // 4 + 1).astype("<f4").tobytes()[:size]
+    )
     return header_of(blobs, size, pieces), content
 
 
@@ -72,7 +77,11 @@ def test_all_bytes_come_but_those_of_stored_pieces(
     header, content = given_partition
     content = finite(header, content)
     left_out = {
-        byte for piece in header.pieces if piece.stored for begin, size in piece.spans for byte in range(begin, begin + size)
+        byte
+        for piece in header.pieces
+        if piece.stored
+        for begin, size in piece.spans
+        for byte in range(begin, begin + size)
     }
     targets = [memoryview(bytearray(b"\xee" * span.size)) for span in header.blobs]
     receiver = PartitionReceiver(header, targets)

@@ -21,19 +21,13 @@ from hypothesis import strategies as st
 
 from ionn.errors import InputError
 from ionn.protocol.messages import PIECE_BYTES_MAX
-from ionn.server import store as module
 from ionn.server.store import SHARED, Store, StoreSettings, owner_of, read_piece
 from tests.support import store_storm
+from tests.support.stored import piece
 
 A, B = owner_of(b"a"), owner_of(b"b")
 # What the smallest piece counts.
 COST = 64 * 1024
-
-
-def piece(number: int, floats: int = 100) -> tuple[bytes, memoryview]:
-    """The digest and the bytes of a piece."""
-    data = memoryview(np.random.default_rng(number).standard_normal(floats).astype(np.float32)).cast("B")
-    return hashlib.sha256(data).digest(), data
 
 
 def at(folder: Path, owner: str, digest: bytes) -> Path:
@@ -41,7 +35,7 @@ def at(folder: Path, owner: str, digest: bytes) -> Path:
     return folder / owner / digest[:1].hex() / digest.hex()
 
 
-def read(store: Store, owner: str, digest: bytes) -> bytes | None:
+def read(store: Store, owner: str, digest: bytes) -> memoryview | None:
     """The bytes of a stored piece; None if it is not there. Raises AssertionError where they are not right."""
     opened = store.open(owner, digest)
     if opened is None:
@@ -52,7 +46,7 @@ def read(store: Store, owner: str, digest: bytes) -> bytes | None:
         assert read_piece(descriptor, digest, [memoryview(target)])
     finally:
         os.close(descriptor)
-    return bytes(target)
+    return memoryview(target)
 
 
 def stored(folder: Path) -> dict[str, dict[str, int]]:
@@ -294,7 +288,7 @@ def test_any_sequence(steps: list[Step]) -> None:
                 check_evicted(before, stored(folder), owner, digest.hex())
             elif step == "open" and path not in poisoned:
                 there = read(store, owner, digest)
-                assert there in (None, bytes(data))
+                assert there is None or there == data
                 assert (there is not None) == (digest.hex() in before.get(owner, {}))
             elif step == "restart":
                 stores[which] = Store(settings)
@@ -322,9 +316,7 @@ def test_any_sequence(steps: list[Step]) -> None:
             store.close()
 
 
-def check_evicted(
-    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]], owner: str, name: str
-) -> None:
+def check_evicted(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]], owner: str, name: str) -> None:
     """What has gone for a new piece is what was used least recently: of its owner, or of all."""
     left = {other: {each: used for each, used in pieces.items() if each != name} for other, pieces in after.items()}
     gone = {
@@ -390,7 +382,9 @@ def test_what_another_process_changed_is_seen(folder: Path) -> None:
     other.close()
 
 
-def test_what_a_living_process_writes_is_not_removed(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_living_process_writes_is_not_removed(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process starts while a piece is being written, and removes what the dead have left, only."""
     digest, data = piece(1)
     flush = os.fdatasync
@@ -409,7 +403,7 @@ def test_what_a_living_process_writes_is_not_removed(store: Store, folder: Path,
     assert list((folder / "unfinished").iterdir()) == []
 
 
-# --- Disks that take no more, and processes that are killed ------------------------------------------------------------
+# --- Disks that take no more, and processes that are killed -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
@@ -420,7 +414,7 @@ def test_a_disk_that_fails(number: int, call: str, folder: Path, monkeypatch: py
     store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
     assert store.put(A, *piece(1))
 
-    def fail(*arguments: object, **more: object) -> None:
+    def fail(*arguments: object, **more: object) -> object:
         if call != "open" or arguments[1] & os.O_CREAT:  # type: ignore[operator]
             raise OSError(number, os.strerror(number))
         return original(*arguments, **more)
@@ -495,7 +489,7 @@ def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, -1)
-    with pytest.raises(InputError, match="cannot be the store: it is another user's; choose a folder of this user's$"):
+    with pytest.raises(InputError, match=r"cannot be the store: it is another user's; choose a folder of this user's$"):
         Store(StoreSettings(tmp_path, 1, 1))
 
 
@@ -535,6 +529,6 @@ def test_a_disk_that_stops_answering_while_a_piece_is_read(store: Store, monkeyp
     def fail(*arguments: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(module.os, "readv", fail)
+    monkeypatch.setattr(os, "readv", fail)
     assert not read_piece(opened[0], digest, [memoryview(bytearray(opened[1]))])
     os.close(opened[0])
