@@ -73,8 +73,7 @@ class Model:
             self.check(raw)
             if keep:
                 wait_held(raw, socket, self.digests)
-            raw.control.send_multipart(messages.Bye().frames())
-            raw.answer(raw.control)
+            raw.bye()
         return sent
 
     @property
@@ -330,6 +329,7 @@ def test_kills_of_the_store_process(folder: Path, steady: Server, tiny: Network)
 def has_store(server: Server) -> bool:
     """Tell whether a new session has a store."""
     with Raw(server.address) as raw:
+        raw.bye()
         return raw.welcome.stores
 
 
@@ -582,8 +582,7 @@ def test_a_store_that_is_too_small_for_eight_clients(tmp_path: Path, tiny: Netwo
                     socket = raw.upload_connection()
                     model.upload(raw, socket, held_by(raw, socket, model.digests))
                     model.check(raw)
-                    raw.control.send_multipart(messages.Bye().frames())
-                    raw.answer(raw.control)
+                    raw.bye()
         except BaseException as error:
             failed.append(error)
             raise
