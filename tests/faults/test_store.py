@@ -317,7 +317,8 @@ def test_kills_of_the_store_process(folder: Path, steady: Server, tiny: Network)
             told |= held_by(raw, socket, model.digests)
             killer.join()
             model.check(raw)
-        wait_for(lambda: not struck.is_running() and has_store(steady), "another store process")
+        psutil.wait_procs([struck], WAIT_S)
+        wait_for(lambda: has_store(steady), "another store process")
         with Raw(steady.address) as raw:
             socket = raw.upload_connection()
             assert held_by(raw, socket, told) == told
