@@ -40,6 +40,7 @@ BENCHES = (
     "fair_shares",
     "strangers",
     "sandbox",
+    "store",
     "blas",
     "calibration",
 )
