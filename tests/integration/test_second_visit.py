@@ -37,7 +37,6 @@ from tests.support.nets import network_of
 from tests.support.world import Link, Server, wait_for
 
 Weights = Mapping[str, Sequence[np.ndarray]]
-LAYER_MS = 10.0
 
 # Stage 1 can be cut: four tiles of 442 kB. The others cannot; the last has most of the bytes, in two pieces.
 NETWORK = network_of(
@@ -112,11 +111,16 @@ class Visit(NamedTuple):
 
 @contextlib.contextmanager
 def visiting(
-    model: Model, address: str, algorithm: str = "recursive-efficiency", mbps: float | None = 80.0, **given: Any
+    model: Model,
+    address: str,
+    algorithm: str = "recursive-efficiency",
+    mbps: float | None = 80.0,
+    layer_ms: float = 10.0,
+    **given: Any,
 ) -> Iterator[Visit]:
     network = model.network
     net = engine.load_network(network, model.weights)
-    here = Profile.of(network, np.full(len(network.layers), LAYER_MS))
+    here = Profile.of(network, np.full(len(network.layers), layer_ms))
     there = Profile.of(network, np.full(len(network.layers), 0.1))
     with open_offloading(
         network, net, here, address, mbps, algorithm, weights_file=model.file, there=there, **given
@@ -246,7 +250,8 @@ def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
             visit.upload()
             wait_for(lambda: len(visit.client.stored_pieces) == 3, "what came to be stored")
         for _ in range(2):
-            with visiting(model, link.address, mbps=None) as visit:
+            # So slow that all of it is worth the 100 ms which a query's input has on the link.
+            with visiting(model, link.address, mbps=None, layer_ms=60.0, paced=True) as visit:
                 visit.session.start_upload()
                 records = [visit.session.query()]
                 while not visit.session.uploaded():
@@ -274,11 +279,10 @@ def test_a_server_that_is_killed_again_and_again(model: Model, tmp_path: Path) -
             known: set[str] = set()
             for kill in range(3):
                 wait_for(lambda: len(client.stored_pieces) > len(known), f"a piece to be stored, {kill}")  # noqa: B023
+                known, token = set(client.stored_pieces), client._session
                 server.strike(signal.SIGKILL)
-                known = set(client.stored_pieces)
                 answers.append(session.query())
                 server.start()
-                token = client._session
                 while client.fault is not None or client._session == token:
                     answers.append(session.query())
                 assert client.stored_pieces >= known
