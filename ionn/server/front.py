@@ -115,7 +115,7 @@ class Server:
     `bind` is tcp://HOST:PORT (port 0: any free one; `address` says which). `costs` is the server's cost model as JSON,
     sent to every client. Sessions' processes are `sandboxed` as far as this machine can. With a `store`, clients'
     weights outlive their sessions. Raises InputError if the address cannot be bound, for a public one where there are
-    no `keys`, unless that is wanted (`insecure`), for a store that cannot be one, or is without keys and not shared, and
+    no `keys`, unless that is wanted (`insecure`), for a store that cannot be one or has neither keys nor is shared, and
     where the system does not allow as many open files as the limits need.
     """
 

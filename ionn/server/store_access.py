@@ -39,6 +39,8 @@ PIECE = struct.Struct(f"<{DIGEST_BYTES}sI")
 _ANSWER_S = 2.0
 # What is given at once, so that a message that comes meanwhile waits for a tenth of a millisecond.
 _GIVEN_BYTES = 256 * 1024
+# A store that takes nothing for so long is not waited for.
+_STUCK_S = 1.0
 
 
 class _Kept(NamedTuple):
@@ -163,23 +165,24 @@ class StoreAccess:
             self._give()
 
     def finish(self, within_s: float) -> None:
-        """Give what is pending, for so long at most."""
+        """Give what is pending, for so long at most, and as long as the store takes some of it."""
         deadline = time.monotonic() + within_s
-        while self.pending and (left_s := deadline - time.monotonic()) > 0:
-            poll = select.poll()
+        poll = select.poll()
+        if self._keeps:
             poll.register(self._keep, select.POLLOUT)
-            if poll.poll(left_s * 1e3):
-                self._give()
+        while self.pending and time.monotonic() < deadline and poll.poll(_STUCK_S * 1e3):
+            self._give()
 
     def _give(self) -> None:
         """Give some of it now."""
-        if not self._left:
-            self._left = memoryview(self._next())
         try:
+            if not self._left:
+                self._left = memoryview(b"")  # it still refers to what it was of
+                self._left = memoryview(self._next())
             count = os.write(self._keep.fileno(), self._left[:_GIVEN_BYTES])
         except BlockingIOError:
             return
-        except OSError:  # it is gone, or stores no more
+        except (OSError, MemoryError):  # the store is gone or takes no more, or there is no memory for the copy
             self._stop_keeping()
             return
         self._left = self._left[count:]

@@ -75,7 +75,7 @@ class StoreProcess:
         return self._socket.fileno()
 
     def session(self, owner: str) -> tuple[socket.socket, socket.socket]:
-        """A session's ends of `ask` and `keep`, for the pieces of an owner. Raises OSError where there can be none now."""
+        """A session's ends of `ask` and `keep`, for an owner's pieces. Raises OSError where there can be none now."""
         with contextlib.ExitStack() as made:
             ask, their_ask = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             made.callback(ask.close)

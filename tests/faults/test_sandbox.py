@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from ionn.protocol import messages
 from ionn.server import sandbox
+from ionn.server.store import SHARED, Store, StoreSettings, owner_of
 from tests.strangers.peers import HELLO, Stranger, ask, begin_session, message, welcome
 from tests.support.command import ionn as command
 from tests.support.hostile_sessions.sitecustomize import HIJACK
@@ -144,6 +146,66 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
     "the host's name": ("return os.uname()", DENIED),
     "a terminal's input": ("return fcntl.ioctl(2, 0x5412, b'x')", DENIED),
 }
+# The same of a session with a store. `known` and `others` are digests, of a piece of its owner's and one of another's.
+ASK_FOR_A_FILE = "file = ask_store(b'o' + known)[1][0]; "
+STORE_ATTEMPTS: dict[str, tuple[str, set[str]]] = {
+    "ask for what is its owner's": (
+        "return ask_store(b'h' + known + others)[0]",
+        {r"b'\x01\x00'"},
+    ),
+    "read what is its owner's": (ASK_FOR_A_FILE + "return os.read(file, 8) == content", {"True"}),
+    "read what is another owner's": (
+        "answer, files, _, _ = ask_store(b'o' + others); return [answer, *files]",
+        {r"[b'\x00\x00\x00\x00']"},
+    ),
+    "take a descriptor by the pipe to the front": ("return socket.recv_fds(pipe, 1, 1)", DENIED),
+    "take a descriptor by the other end to the store": ("return socket.recv_fds(keep, 1, 1)", DENIED),
+    "take a descriptor by another number for ask": (
+        "return call_name('recvmsg', ask_descriptor + 2**32, (ctypes.c_char * 56)(), 0)",
+        DENIED,
+    ),
+    "send the store a descriptor": ("return socket.send_fds(ask, [b'h' + known], [0])", DENIED),
+    "give the store a descriptor": ("return socket.send_fds(keep, [b'x'], [0])", DENIED),
+    "take several messages": ("return call_name('recvmmsg', ask_descriptor, 0, 0, 0, 0)", DENIED),
+    "send several messages": ("return call_name('sendmmsg', ask_descriptor, 0, 0, 0)", DENIED),
+    "have the pipe under ask's number": ("return os.dup2(pipe_descriptor, ask_descriptor)", DENIED),
+    "have the pipe under ask's number by dup": ("os.close(ask_descriptor); return os.dup(pipe_descriptor)", DENIED),
+    "have the pipe under ask's number by fcntl": (
+        "os.close(ask_descriptor); return fcntl.fcntl(pipe_descriptor, fcntl.F_DUPFD, ask_descriptor)",
+        DENIED,
+    ),
+    "have a file under ask's number": (
+        "os.close(ask_descriptor); kept.extend(os.memfd_create('x') for _ in range(9)); return ask.recvmsg(1, 100)",
+        {"ENOTSOCK"},
+    ),
+    "connect with ask": ("return ask.connect('\\0ionn')", KILLED),
+    "listen with keep": ("return keep.listen()", KILLED),
+    "write to a file of the store": (ASK_FOR_A_FILE + "return os.write(file, b'x')", {"EBADF"}),
+    "open a file of the store to write": (
+        ASK_FOR_A_FILE + "return os.open(f'/proc/self/fd/{file}', os.O_RDWR)",
+        DENIED,
+    ),
+    "open a file of the store again": (ASK_FOR_A_FILE + "return os.open(f'/proc/self/fd/{file}', os.O_RDONLY)", DENIED),
+    "find out where a file of the store is": (ASK_FOR_A_FILE + "return os.readlink(f'/proc/self/fd/{file}')", DENIED),
+    "cut off a file of the store": (ASK_FOR_A_FILE + "return os.ftruncate(file, 0)", DENIED),
+    "change a file of the store": (ASK_FOR_A_FILE + "return os.fchmod(file, 0o777)", DENIED),
+    "date a file of the store": (ASK_FOR_A_FILE + "return os.utime(file)", DENIED),
+    "lock a file of the store": (ASK_FOR_A_FILE + "return fcntl.flock(file, fcntl.LOCK_EX)", DENIED),
+    "link a file of the store": (ASK_FOR_A_FILE + "return os.link(f'/proc/self/fd/{file}', secret + '.x')", DENIED),
+    "map a file of the store to execute": (
+        ASK_FOR_A_FILE + "return mmap.mmap(file, 8, mmap.MAP_PRIVATE, mmap.PROT_EXEC)",
+        DENIED,
+    ),
+    "map a file of the store": (ASK_FOR_A_FILE + "return mmap.mmap(file, 8, mmap.MAP_SHARED, mmap.PROT_READ)", DENIED),
+    "files of the store without end": (
+        "return [ask_store(b'o' + known)[1][0] for _ in range(99)]",
+        {"IndexError"},  # the system gives it no more of them
+    ),
+    "leave the folder": (
+        "return ask_store(b'h' + b'../../secret'.ljust(32))[0]",
+        {r"b'\x00'"},
+    ),
+}
 ARM = platform.machine() == "aarch64"
 if not ARM:
     # The numbers of x86's third calling convention (x32), which filters for the other two miss.
@@ -178,10 +240,25 @@ def read_memory(pid):
     here, there = (ctypes.c_void_p * 2)(ctypes.addressof(word), 8), (ctypes.c_void_p * 2)(id(None), 8)
     return call_name("process_vm_readv", pid, here, 1, there, 1, 0)
 
+def ask_store(packet):
+    os.write(ask_descriptor, packet)
+    ask = kept[1]
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return socket.recv_fds(ask, 100, 8)
+        libc.poll(None, 0, 1)
+
 def attempt():
     pipe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, pipe_descriptor)
     kept.append(pipe)  # freed, it would be closed
+    if "ask_descriptor" in globals():
+        ask = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, ask_descriptor)
+        keep = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, keep_descriptor)
+        kept.extend((ask, keep))
 """
+# What is stored for the hijacked sessions, and what is stored for somebody else.
+CONTENT, OTHERS_CONTENT = (memoryview(bytes([byte]) * 400) for byte in (1, 2))
+KNOWN, OTHERS = (hashlib.sha256(content).digest() for content in (CONTENT, OTHERS_CONTENT))
 
 
 class Hijacked:
@@ -192,12 +269,14 @@ class Hijacked:
         self._peer = peer
         (forks,) = server.helpers()
         links = {int(link.name): os.readlink(link) for link in Path(f"/proc/{self.process}/fd").iterdir()}
-        (pipe,) = (number for number, target in links.items() if number > 2 and target.startswith("socket:"))
+        pipe, *store = sorted(number for number, target in links.items() if number > 2 and target.startswith("socket:"))
         status = next(number for number, target in links.items() if target.startswith("/memfd:note"))
         self._names = {
             "front": server.pid, "forks": forks, "sibling": sibling, "secret": str(secret),
             "pipe_descriptor": pipe, "status": status, "numbers": system_calls(),
         }  # fmt: skip
+        self._names.update(zip(("ask_descriptor", "keep_descriptor"), store, strict=False))
+        self._names.update(known=KNOWN, others=OTHERS, content=bytes(CONTENT[:8]))
 
     def query(self, body: str) -> messages.Query:
         names = "".join(f"{name} = {value!r}\n" for name, value in self._names.items())
@@ -220,7 +299,8 @@ def system_calls() -> dict[str, int]:
     """The numbers of this processor's system calls."""
     library = sandbox._libseccomp
     assert library is not None
-    names = {name.partition("call_name('")[2].partition("'")[0] for name, _ in ATTEMPTS.values()} - {""}
+    bodies = [body for body, _ in (*ATTEMPTS.values(), *STORE_ATTEMPTS.values())]
+    names = {body.partition("call_name('")[2].partition("'")[0] for body in bodies} - {""}
     return {name: library.seccomp_syscall_resolve_name(name.encode()) for name in (*names, "process_vm_readv")}
 
 
@@ -270,6 +350,42 @@ def test_what_a_hostile_session_tries(name: str, locked: Server, secret: Path, s
     assert secret.read_text() == "a secret"
     assert [path.name for path in secret.parent.iterdir()] == ["secret"]
     assert psutil.pid_exists(sibling[1])
+
+
+@pytest.fixture(scope="module")
+def storing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a store, in which a piece is stored for its clients, and another one for somebody else."""
+    folder = tmp_path_factory.mktemp("storing") / "store"
+    store = Store(StoreSettings(folder, 10**9, 10**9))
+    assert store.put(SHARED, KNOWN, CONTENT)
+    assert store.put(owner_of(b"another"), OTHERS, OTHERS_CONTENT)
+    store.close()
+    with server_with_hook("--store", str(folder), "--store-gb", "1", "--store-shared") as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", STORE_ATTEMPTS)
+def test_what_a_hostile_session_tries_with_its_store(name: str, storing: Server, secret: Path) -> None:
+    body, expected = STORE_ATTEMPTS[name]
+    with Stranger(storing.address) as peer:
+        assert Hijacked(storing, secret, peer, storing.pid).run(body) in expected
+        peer.send(message(messages.Bye()))
+    assert storing.alive()
+    with Stranger(storing.address, 3) as peer:
+        welcome(peer)
+        held = ask(peer, messages.Have((KNOWN + OTHERS,)))
+        assert list(held.payload) == [b"\1\0"]
+        peer.send(message(messages.Bye()))
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_a_store_opens_nothing_else(name: str, storing: Server, secret: Path) -> None:
+    body, expected = ATTEMPTS[name]
+    with Stranger(storing.address) as peer:
+        assert Hijacked(storing, secret, peer, storing.store_process()).run(body) in expected
+        peer.send(message(messages.Bye()))
+    assert storing.alive()
+    assert [path.name for path in secret.parent.iterdir()] == ["secret"]
 
 
 def test_it_could_without_a_sandbox(secret: Path) -> None:

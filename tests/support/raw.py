@@ -9,22 +9,26 @@ import zmq
 
 from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol import messages
+from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
 
 WAIT_S = 20.0
 
 
 class Raw:
-    """Connections to a server; `control` has said hello and was welcomed to `session`. Use it in a `with` statement."""
+    """Connections to a server; `control` has said hello and was welcomed to `session`, as `welcome` says. Use it in a
+    `with` statement."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: ClientKeys | None = None) -> None:
         self._context = zmq.Context()
         self._address = address
+        self._keys = keys
 
     def __enter__(self) -> Raw:
         self.control = self.connect()
         welcome = self.ask(self.control, messages.Hello(PROTOCOL, "control"))
         assert isinstance(welcome, messages.Welcome), welcome
+        self.welcome = welcome
         self.session = welcome.session
         return self
 
@@ -34,6 +38,8 @@ class Raw:
     def connect(self) -> zmq.Socket[Any]:
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
+        if self._keys is not None:
+            self._keys.apply(socket)
         socket.connect(self._address)
         return socket
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import zmq
 
 from ionn.model.partial_net import ExtractedPartition
@@ -17,6 +18,12 @@ from tests.support.raw import Raw
 
 WAIT_S = 60.0
 CHUNK_BYTES = 200_000
+
+
+def piece(number: int, floats: int = 1000) -> tuple[bytes, memoryview]:
+    """The digest and the bytes of a piece."""
+    data = memoryview(np.random.default_rng(number).standard_normal(floats).astype(np.float32).tobytes())
+    return hashlib.sha256(data).digest(), data
 
 
 def addressed(

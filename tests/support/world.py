@@ -117,6 +117,13 @@ class Server(Process):
             }
         return set()
 
+    def store_process(self) -> int:
+        """The store process."""
+        (found,) = (
+            child.pid for child in psutil.Process(self.pid).children() if "store_process" in " ".join(child.cmdline())
+        )
+        return found
+
     def helpers(self) -> set[int]:
         """The fork server."""
         return {child.pid for child in psutil.Process(self.pid).children() if child.children()}

@@ -1,0 +1,534 @@
+"""A store's folder: what is in it is right and whole, or not there, and there is never more than there may be."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ionn.errors import InputError
+from ionn.protocol.messages import PIECE_BYTES_MAX
+from ionn.server.store import SHARED, Store, StoreSettings, owner_of, read_piece
+from tests.support import store_storm
+from tests.support.stored import piece
+
+A, B = owner_of(b"a"), owner_of(b"b")
+# What the smallest piece counts.
+COST = 64 * 1024
+
+
+def at(folder: Path, owner: str, digest: bytes) -> Path:
+    """Where a piece lies."""
+    return folder / owner / digest[:1].hex() / digest.hex()
+
+
+def read(store: Store, owner: str, digest: bytes) -> memoryview | None:
+    """The bytes of a stored piece; None if it is not there. Raises AssertionError where they are not right."""
+    opened = store.open(owner, digest)
+    if opened is None:
+        return None
+    descriptor, size = opened
+    target = bytearray(size)
+    try:
+        assert read_piece(descriptor, digest, [memoryview(target)])
+    finally:
+        os.close(descriptor)
+    return memoryview(target)
+
+
+def stored(folder: Path) -> dict[str, dict[str, int]]:
+    """When each piece in a folder was last used, by owner and name."""
+    found: dict[str, dict[str, int]] = {}
+    for path in folder.glob("*/??/*"):
+        found.setdefault(path.parts[-3], {})[path.name] = path.lstat().st_mtime_ns
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[Store]:
+    store = Store(StoreSettings(folder, 10**9, 10**9))
+    yield store
+    store.close()
+
+
+def test_what_is_stored_is_found_by_its_owner_and_by_nobody_else(store: Store, folder: Path) -> None:
+    digest, data = piece(1)
+    other, _ = piece(2)
+    assert store.put(A, digest, data)
+    assert store.has(A, [other, digest, other]) == b"\0\1\0"
+    assert read(store, A, digest) == data
+    for stranger in (B, SHARED):
+        assert store.has(stranger, [digest]) == b"\0"
+        assert store.open(stranger, digest) is None
+    assert store.put(B, digest, data)
+    assert at(folder, A, digest).stat().st_ino != at(folder, B, digest).stat().st_ino
+    assert at(folder, A, digest).stat().st_nlink == 1
+
+
+def test_only_its_user_may_look_into_it(store: Store, folder: Path) -> None:
+    digest, data = piece(1)
+    former = os.umask(0)
+    try:
+        store.put(A, digest, data)
+    finally:
+        os.umask(former)
+    path = at(folder, A, digest)
+    for each in (folder, folder / A, path.parent, folder / "unfinished"):
+        assert stat.S_IMODE(each.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_file_that_is_open_can_only_be_read(store: Store) -> None:
+    digest, data = piece(1)
+    store.put(A, digest, data)
+    opened = store.open(A, digest)
+    assert opened is not None
+    descriptor, size = opened
+    assert size == len(data)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(descriptor, b"x")
+    assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    os.close(descriptor)
+
+
+NAN = np.array([1, np.nan], np.float32).tobytes()
+INFINITE = np.array([-np.inf, 1], np.float32).tobytes()
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", bytes(4) + b"x", bytes(PIECE_BYTES_MAX + 4), NAN, INFINITE])
+def test_what_is_no_piece_is_not_stored(data: bytes, store: Store, folder: Path) -> None:
+    assert not store.put(A, hashlib.sha256(data).digest(), memoryview(data))
+    assert stored(folder) == {}
+
+
+def test_the_largest_piece_is_stored(store: Store) -> None:
+    data = memoryview(bytes(PIECE_BYTES_MAX))
+    assert store.put(A, hashlib.sha256(data).digest(), data)
+    assert read(store, A, hashlib.sha256(data).digest()) == data
+
+
+def test_what_has_another_digest_is_not_stored(store: Store, folder: Path) -> None:
+    digest, _ = piece(1)
+    _, other = piece(2)
+    assert not store.put(A, digest, other)
+    assert stored(folder) == {}
+
+
+# --- Folders that somebody has been at --------------------------------------------------------------------------------
+
+
+def flip(path: Path, byte: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 0x10
+    path.write_bytes(content)
+
+
+def replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def poison(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return poison
+
+
+def link_elsewhere(path: Path) -> None:
+    target = path.parent.parent.parent.parent / "target"
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def of_another(path: Path) -> None:
+    """Another piece's file, whole, under this name."""
+    others = [other for other in path.parent.parent.glob("??/*") if other != path]
+    path.write_bytes(others[0].read_bytes())
+
+
+POISONS: dict[str, Callable[[Path], object]] = {
+    "its first bit": lambda path: flip(path, 0),
+    "a bit in the middle": lambda path: flip(path, 200),
+    "the last bit of its floats": lambda path: flip(path, -17),
+    "a bit of its checksum": lambda path: flip(path, -1),
+    "cut by a float": lambda path: os.truncate(path, path.stat().st_size - 4),
+    "cut by a byte": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "empty": lambda path: os.truncate(path, 0),
+    "only a checksum": lambda path: os.truncate(path, 16),
+    "longer": lambda path: os.truncate(path, path.stat().st_size + 4),
+    "huge": lambda path: os.truncate(path, 10**10),
+    "of another piece": of_another,
+    "a link to itself elsewhere": link_elsewhere,
+    "a link to nothing": replace_by(lambda path: path.symlink_to("/nowhere")),
+    "a folder": replace_by(lambda path: path.mkdir()),
+    "a pipe": replace_by(lambda path: os.mkfifo(path)),
+    "a socket": replace_by(lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)),
+    "unreadable zeros": replace_by(lambda path: path.write_bytes(bytes(416))),
+}
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_what_is_damaged_is_noticed_and_replaced(poison: str, store: Store, folder: Path) -> None:
+    """Never is anything but the piece read under its name, nobody waits, and nothing outside is touched."""
+    digest, data = piece(1)
+    other, others_data = piece(2)
+    for each, content in ((digest, data), (other, others_data)):
+        assert store.put(A, each, content)
+    POISONS[poison](at(folder, A, digest))
+    opened = store.open(A, digest)
+    if opened is not None:
+        descriptor, size = opened
+        right = read_piece(descriptor, digest, [memoryview(bytearray(size))])
+        os.close(descriptor)
+        assert not right or size != len(data)
+    assert store.remove_damaged(A, digest)
+    assert not os.path.lexists(at(folder, A, digest))
+    assert not store.remove_damaged(A, digest)
+    POISONS_AGAIN = at(folder, A, digest)
+    assert store.put(A, digest, data)
+    POISONS[poison](POISONS_AGAIN)
+    # Who stores it again need not have been told.
+    assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
+    assert read(store, A, other) == others_data
+    if "elsewhere" in poison:
+        assert (folder.parent / "target").exists()
+
+
+def test_what_is_right_is_not_removed(store: Store) -> None:
+    digest, data = piece(1)
+    store.put(A, digest, data)
+    assert not store.remove_damaged(A, digest)
+    assert not store.remove_damaged(B, digest)
+    assert read(store, A, digest) == data
+
+
+@pytest.mark.parametrize("level", ["owner", "prefix", "unfinished"])
+def test_no_link_is_followed_on_the_way(level: str, store: Store, folder: Path, tmp_path: Path) -> None:
+    digest, data = piece(1)
+    store.put(A, digest, data)
+    path = {"owner": folder / A, "prefix": folder / A / digest[:1].hex(), "unfinished": folder / "unfinished"}[level]
+    elsewhere = tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    if level != "unfinished":
+        assert store.has(A, [digest]) == b"\0"
+        assert store.open(A, digest) is None
+    assert not store.put(A, *piece(2, 50)) or level == "prefix"
+    assert not store.put(A, digest, data) or level == "unfinished"
+    assert sorted(elsewhere.rglob("*")) == before
+    assert store.off == ""
+
+
+def test_a_folder_with_something_in_it_is_left(folder: Path) -> None:
+    said: list[str] = []
+    store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
+    digest, data = piece(1)
+    path = at(folder, A, digest)
+    path.mkdir(parents=True)
+    (path / "kept").write_text("kept")
+    for _ in range(2):
+        assert store.has(A, [digest]) == b"\0"
+        assert not store.put(A, digest, data)
+        store.remove_damaged(A, digest)
+    assert (path / "kept").read_text() == "kept"
+    assert len(said) == 1  # once
+    assert store.put(A, *piece(2))
+    store.close()
+
+
+# --- How much there may be --------------------------------------------------------------------------------------------
+
+Step = tuple[str, int, int]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "put", "put", "open", "restart", "poison", "remove", "litter"]),
+        st.integers(0, 1),
+        st.integers(0, 11),
+    ),
+    max_size=40,
+)
+TOTAL, EACH = 6, 4
+
+
+@given(steps=STEPS)
+def test_any_sequence(steps: list[Step]) -> None:
+    """Two processes, one owner of each kind: what is read is right, nothing is beyond the bounds, and what goes was
+    used less recently than all that stays."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "store"
+        settings = StoreSettings(folder, TOTAL * COST, EACH * COST)
+        stores = [Store(settings), Store(settings)]
+        clock = 10**9  # of when pieces were used: the system's is too coarse
+        poisoned = set()
+        for step, which, number in steps:
+            store, owner = stores[which], (A, B)[number % 2]
+            digest, data = piece(number, 100 + number)
+            path = at(folder, owner, digest)
+            before = stored(folder)
+            if step == "put":
+                assert store.put(owner, digest, data)
+                poisoned.discard(path)
+                check_evicted(before, stored(folder), owner, digest.hex())
+            elif step == "open" and path not in poisoned:
+                there = read(store, owner, digest)
+                assert there is None or there == data
+                assert (there is not None) == (digest.hex() in before.get(owner, {}))
+            elif step == "restart":
+                stores[which] = Store(settings)
+                stores[which].refresh()
+                store.close()
+                assert list((folder / "unfinished").glob("*")) == []
+            elif step == "poison" and path.exists():
+                flip(path, number)
+                poisoned.add(path)
+            elif step == "remove":
+                assert store.remove_damaged(owner, digest) == (path in poisoned and path.exists())
+                poisoned.discard(path)
+            elif step == "litter":
+                (folder / "unfinished").mkdir(exist_ok=True)
+                (folder / "unfinished" / f"{number}").write_bytes(b"of the dead")
+            for path in folder.glob("*/??/*"):
+                if path.stat().st_mtime_ns > 10**18:  # it was used just now
+                    clock += 10**9
+                    os.utime(path, ns=(clock, clock))
+            now = stored(folder)
+            assert sum(map(len, now.values())) <= TOTAL
+            assert all(len(pieces) <= EACH for pieces in now.values())
+            poisoned = {path for path in poisoned if path.exists()}
+        for store in stores:
+            store.close()
+
+
+def check_evicted(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]], owner: str, name: str) -> None:
+    """What has gone for a new piece is what was used least recently: of its owner, or of all."""
+    left = {other: {each: used for each, used in pieces.items() if each != name} for other, pieces in after.items()}
+    gone = {
+        other: [used for each, used in pieces.items() if each not in after.get(other, {})]
+        for other, pieces in before.items()
+    }
+    count = sum(map(len, gone.values()))
+    if not count:
+        return
+    assert count == 1  # all count the same
+    of_owner = len(before.get(owner, {})) == EACH
+    assert of_owner or sum(map(len, before.values())) == TOTAL
+    (used,) = (used for pieces in gone.values() for used in pieces)
+    compared = [left.get(owner, {})] if of_owner else list(left.values())
+    assert all(used <= other for pieces in compared for other in pieces.values())
+
+
+def test_a_large_piece_makes_others_go_and_one_that_never_fits_makes_none(folder: Path) -> None:
+    store = Store(StoreSettings(folder, 10 * COST, 10 * COST))
+    for number in range(10):
+        assert store.put(A, *piece(number))
+    assert not store.put(A, *piece(99, 10 * COST // 4))  # with its checksum it is larger than the store
+    assert len(stored(folder)[A]) == 10
+    assert store.put(A, *piece(100, 4 * COST // 4 - 4))
+    assert len(stored(folder)[A]) == 7
+    assert store.counts().evicted == 4
+    assert store.counts().pieces == 7
+    assert store.counts().bytes == 10 * COST
+    store.close()
+
+
+def test_a_smaller_bound_holds_from_the_start(folder: Path) -> None:
+    store = Store(StoreSettings(folder, 10 * COST, 10 * COST))
+    for number in range(10):
+        assert store.put(A, *piece(number))
+        os.utime(at(folder, A, piece(number)[0]), ns=(number, number))
+    store.close()
+    store = Store(StoreSettings(folder, 10 * COST, 3 * COST))
+    store.refresh()
+    assert set(stored(folder)[A]) == {piece(number)[0].hex() for number in (7, 8, 9)}
+    store.close()
+
+
+def test_files_of_any_size_under_a_pieces_name_count(folder: Path) -> None:
+    """Somebody has put them there; the store is not larger for it."""
+    store = Store(StoreSettings(folder, 10 * COST, 10 * COST))
+    digest, _ = piece(1)
+    path = at(folder, A, digest)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(100 * COST))
+    assert store.put(A, *piece(2))
+    assert not path.exists()
+    store.close()
+
+
+def test_what_another_process_changed_is_seen(folder: Path) -> None:
+    settings = StoreSettings(folder, 4 * COST, 4 * COST)
+    one, other = Store(settings), Store(settings)
+    for number in range(20):
+        assert (one, other)[number % 2].put(A, *piece(number))
+        assert len(stored(folder)[A]) == min(number + 1, 4)
+    one.close()
+    other.close()
+
+
+def test_what_a_living_process_writes_is_not_removed(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process starts while a piece is being written, and removes what the dead have left, only."""
+    digest, data = piece(1)
+    flush = os.fdatasync
+
+    def meanwhile(descriptor: int) -> None:
+        (folder / "unfinished" / "dead").write_bytes(b"x")
+        another = Store(StoreSettings(folder, 10**9, 10**9))
+        another.refresh()
+        another.close()
+        assert len(list((folder / "unfinished").iterdir())) == 1
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", meanwhile)
+    assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
+    assert list((folder / "unfinished").iterdir()) == []
+
+
+# --- Disks that take no more, and processes that are killed -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("call", ["writev", "fdatasync", "rename", "open"])
+def test_a_disk_that_fails(number: int, call: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, nothing more is stored, and what is there is still used."""
+    said: list[str] = []
+    store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
+    assert store.put(A, *piece(1))
+
+    def fail(*arguments: object, **more: object) -> object:
+        if call != "open" or arguments[1] & os.O_CREAT:  # type: ignore[operator]
+            raise OSError(number, os.strerror(number))
+        return original(*arguments, **more)
+
+    original = getattr(os, call)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        assert not store.put(A, *piece(2))
+    assert said == [f"{folder}: nothing more is stored: {os.strerror(number)}; what is there is used"]
+    assert not store.put(A, *piece(3))
+    assert len(said) == 1
+    assert read(store, A, piece(1)[0]) == piece(1)[1]
+    assert list((folder / "unfinished").glob("*")) == []
+    store.close()
+    again = Store(StoreSettings(folder, 10**9, 10**9))
+    assert again.put(A, *piece(2))
+    again.close()
+
+
+def storm(folder: Path, total_bytes: int, processes: int, kills: int, seed: int) -> set[int]:
+    """What was said to be stored."""
+    command = [sys.executable, "-m", "tests.support.store_storm", str(folder)]
+    numbers = map(str, (total_bytes, processes, kills, seed))
+    done = subprocess.run([*command, *numbers], capture_output=True, text=True, check=True, timeout=240)
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    assert told["wrong"] == []
+    return set(told["stored"])
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_kills_lose_nothing_that_was_stored(processes: int, folder: Path) -> None:
+    told = storm(folder, 10**9, processes, 60, processes)
+    assert len(told) > 20
+    store = Store(StoreSettings(folder, 10**9, 10**9))
+    found = {number: store_storm.is_right(store, number) for number in range(store_storm.PIECES)}
+    assert all(found[number] for number in told)
+    assert False not in found.values()
+    store.refresh()
+    assert list((folder / "unfinished").iterdir()) == []
+    store.close()
+
+
+def test_kills_of_processes_that_evict_leave_no_more_than_there_may_be(folder: Path) -> None:
+    total = 12 * COST
+    told = storm(folder, total, 4, 60, 7)
+    assert len(told) > 20
+    store = Store(StoreSettings(folder, total, total))
+    store.refresh()
+    assert sum(max(path.stat().st_size, COST) for path in folder.glob("*/??/*")) <= total
+    assert False not in [store_storm.is_right(store, number) for number in range(store_storm.PIECES)]
+    # All are usable as before.
+    for number in range(30):
+        assert store.put(A, *piece(number))
+    assert read(store, A, piece(29)[0]) == piece(29)[1]
+    store.close()
+
+
+# --- Folders that are none --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+    for mode in (0o720, 0o702, 0o777):
+        (tmp_path / "open").mkdir(exist_ok=True)
+        (tmp_path / "open").chmod(mode)
+        with pytest.raises(InputError, match=r"open: cannot be the store: others may write to it, .*; chmod go-w it$"):
+            Store(StoreSettings(tmp_path / "open", 1, 1))
+    (tmp_path / "open").chmod(0o755)
+    Store(StoreSettings(tmp_path / "open", 1, 1)).close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(InputError, match=r"cannot be the store: it is another user's; choose a folder of this user's$"):
+        Store(StoreSettings(tmp_path, 1, 1))
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "file/below", "link"):
+        with pytest.raises(InputError, match=f"{name}: cannot be the store: (File exists|Not a directory)$"):
+            Store(StoreSettings(tmp_path / name, 1, 1))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path), os.mkdir])
+def test_a_lock_that_is_no_file_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "lock")
+    with pytest.raises(InputError, match="cannot be the store: "):
+        Store(StoreSettings(tmp_path, 1, 1))
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(8), b"\xff" * 8, bytes(100)])
+def test_any_number_in_the_lock_will_do(content: bytes, folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / "lock").write_bytes(content)
+    one, other = (Store(StoreSettings(folder, 3 * COST, 3 * COST)) for _ in range(2))
+    for number in range(9):
+        assert (one, other)[number % 2].put(A, *piece(number))
+    assert len(stored(folder)[A]) == 3
+    for store in (one, other):
+        store.close()
+
+
+def test_a_disk_that_stops_answering_while_a_piece_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, data = piece(1)
+    store.put(A, digest, data)
+    opened = store.open(A, digest)
+    assert opened is not None
+
+    def fail(*arguments: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "readv", fail)
+    assert not read_piece(opened[0], digest, [memoryview(bytearray(opened[1]))])
+    os.close(opened[0])
