@@ -10,6 +10,8 @@ algorithms, with a figure of their response times. Live runs, if bench/arrivals.
 
 Adapting: what clients gain that measure their links, over constant ones, and over one that goes from 80 to 2 Mbps and
 back, with AlexNet live.
+
+Walks: the one of examples/walk.toml, with and without stores and weights that are sent ahead.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import adapting
@@ -40,11 +43,15 @@ from ionn.evaluation.report import (
 from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.summary import SummaryRow, summary
 from ionn.evaluation.validation import validate
+from ionn.evaluation.walk_figures import fig_gains, fig_walk
 from ionn.testbed import runner
 from ionn.testbed.trace import Trace
+from ionn.testbed.walking import Walked, compare, gains
+from ionn.testbed.walks import Walk
 
 ALGORITHMS = (paper.ORIGINAL, paper.RECURSIVE, paper.SLICED)
 LIVE_MODEL = "alexnet"
+WALK = Path(__file__).resolve().parents[1] / "examples" / "walk.toml"
 
 
 def run_virtual(results: Path) -> list[Trace]:
@@ -102,6 +109,22 @@ def adaptation(cells: list[adapting.Cell]) -> Section:
     )  # fmt: skip
 
 
+def walked(variants: Sequence[Walked]) -> Section:
+    """What a walk is worth with stores, and with weights sent ahead."""
+    return Section(
+        "A walk over several servers",
+        f"Computed, {WALK.name}: the mean latency is over time, at the client alone {variants[0].local_ms:.0f} ms.",
+        ("variant", "mean ms", "longest ms", "queries", "completed at the client", "MB sent", "ahead", "stored"),
+        tuple(
+            (
+                each.name, f"{each.mean_ms:.1f}", f"{each.longest_ms:.1f}", str(len(each.queries)), str(each.fallbacks),
+                *(f"{size / 1e6:.1f}" for size in (each.sent_bytes, each.ahead_bytes, each.held_bytes)),
+            )
+            for each in variants
+        ),
+    )  # fmt: skip
+
+
 def draw(rows: list[SummaryRow], coded: list[SummaryRow], out: Path) -> list[Path]:
     latencies = {
         paper.model_title(model): [coding_gains.last_ms(model, speed) for speed in coding_gains.SPEEDS]
@@ -136,13 +159,19 @@ def beyond(results: Path) -> None:
     ]  # fmt: skip
     rows = summary(traces)
     coded = [row for row in rows if row.settings.mbps is not None and row.settings.arrivals.closed]
-    figures = draw(rows, coded, results / "figures")
+    walk = Walk.load(WALK)
+    variants = compare(walk)
+    figures = [
+        *draw(rows, coded, results / "figures"),
+        *fig_walk(walk, variants, WALK.stem, results / "figures"),
+        *fig_gains(walk, gains(walk), WALK.stem, results / "figures"),
+    ]
     live = [
         validate(trace) for row in rows if row.settings.testbed == "live" and row.settings.mbps for trace in row.traces
     ]
     sections = (
         claims(), equal_time(coded), response_times(rows), adaptation(adapting.cells(links)), estimates(rows),
-        validation(live), response_validation(live),
+        validation(live), response_validation(live), walked(variants),
     )  # fmt: skip
     report = Report(tuple(section for section in sections if section.rows))
     print(report.text())

@@ -32,6 +32,7 @@ class FluidLink:
 
     `left_ms` is when each partition that was uploaded so far had left the client. The upload goes on until its
     `allowance_ms`, in ms of work, is used up.
+    The client is in reach until `reach_ms`: nothing leaves it later.
     `sent_ms` is the work of the upload so far, and `features_left_ms` when the features that were sent last had left,
     None while they are on their way.
     """
@@ -44,6 +45,7 @@ class FluidLink:
         self.now_ms = 0.0
         self.left_ms: list[float] = []
         self.allowance_ms = math.inf
+        self.reach_ms = math.inf
         self.sent_ms = 0.0
         self.features_left_ms: float | None = None
 
@@ -87,13 +89,14 @@ class FluidLink:
 
     def _send_weights(self, until_ms: float, share: float = 1.0) -> None:
         """Move the clock to `until_ms` while the upload, if it has not ended, goes on at a share of the link's rate."""
-        while (work_ms := self._sendable_ms()) is not None:
+        last_ms = min(until_ms, self.reach_ms)
+        while self.now_ms <= last_ms and (work_ms := self._sendable_ms()) is not None:
             index, end_ms = len(self.left_ms), self._rate.end(self.now_ms, work_ms / share)
-            if end_ms > until_ms:
-                work_ms = min(work_ms, self._rate.amount(self.now_ms, until_ms) * share)  # rounding leaves no debt
+            if end_ms > last_ms:
+                work_ms = min(work_ms, self._rate.amount(self.now_ms, last_ms) * share)  # rounding leaves no debt
             self.sent_ms += work_ms
             self.allowance_ms -= work_ms
-            if end_ms > until_ms:
+            if end_ms > last_ms:
                 self._unsent_ms[index] -= work_ms
                 break
             self.now_ms = end_ms
@@ -112,6 +115,7 @@ class FluidLink:
 
     def _send_features(self, until_ms: float) -> None:
         """Move the clock until a query's features have left, or to `until_ms`."""
+        until_ms = min(until_ms, self.reach_ms)
         while self._features_ms > 0 and self.now_ms < until_ms:
             beside_ms = self._sendable_ms()
             work_ms = self._features_ms if beside_ms is None else min(self._features_ms, beside_ms)

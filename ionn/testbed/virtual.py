@@ -215,6 +215,7 @@ class VirtualSession:
                 end_s=uploaded.end_ms / 1e3,
                 ready_s=uploaded.ready_ms / 1e3,
                 wire_bytes=self._partitions[index].wire_bytes,
+                stored_bytes=self._partitions[index].stored_bytes,
             )
             for index, uploaded in enumerate(self._uploaded)
         ]

@@ -4,7 +4,8 @@ What happens follows from the costs and from the link's bandwidth over time; the
 promise. What the client believes is in `ionn.client.estimates`, what it makes of that in `ionn.client.routing`.
 
 A query that is late is completed at the client. What was sent for it stays on the link and at the server; when the
-answer has come, the client has observed that too, and the next query may go to the server again.
+answer has come, the client has observed that too, and the next query may go to the server again. So is a query that is
+at the server when the client goes out of its reach.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from ionn.model.slices import Piece, channels_of
 from ionn.paper import MBPS
 from ionn.planning.coding_costs import DOWN, UP, Transfer
 from ionn.planning.graph import ExecutionGraph, Leg
-from ionn.planning.plan import make_plan
+from ionn.planning.plan import Partition, make_plan
 from ionn.planning.slice_costs import Split
+from ionn.planning.stored_weights import StoredPiece
 from ionn.protocol.messages import PROBE_BYTES
 from ionn.records import EstimateRecord, QueryRecord, Segment
 from ionn.testbed.experiment import run_experiment
@@ -34,7 +36,7 @@ from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import NOTHING, VirtualSession
 
 # Where the rate is measured, work on the link is in ms at the paper's.
-_BYTES_PER_MS = MBPS * 1e6 / 8 / 1e3
+BYTES_PER_MS = MBPS * 1e6 / 8 / 1e3
 # An upload is observed for so long at least.
 _OBSERVED_MS_MIN = 20.0
 
@@ -46,14 +48,19 @@ def run_adaptive(
     server: Costs,
     server_slowness: float = 1.0,
     coded_bytes: Sequence[int] | None = None,
+    stored: Sequence[StoredPiece] = (),
+    store_ms_per_mb: float = 0.0,
 ) -> Trace:
     """The trace of a run over a link that the client measures. Deterministic, and noisy as `run_virtual`.
 
     `info` has the planner's name in a plan of nothing, and the graph of the costs that are promised, over any link. The
     server takes `server_slowness` times as long as they say. `coded_bytes` are what the weights of each stage have when
-    they are coded, if that is known. In the trace, the plan is the order that was carried out.
+    they are coded, if that is known. The server's store has what is `stored`, and reads 10^6 bytes in
+    `store_ms_per_mb`. In the trace, the plan is the order that was carried out.
     """
-    session = AdaptiveSession(info, network, client, server, server_slowness, coded_bytes)
+    session = AdaptiveSession(
+        info, network, client, server, server_slowness, coded_bytes, stored=stored, store_ms_per_mb=store_ms_per_mb
+    )
     trace = run_experiment(session, info)
     return dataclasses.replace(trace, info=session.info(), estimates=tuple(session.estimates))
 
@@ -75,7 +82,8 @@ class _Asked:
 class AdaptiveSession(VirtualSession):
     """A `Session` of the experiment, on a simulated clock in ms, whose client measures.
 
-    `estimates` are what it believed when.
+    It ends at `reach_ms`: a query that is at the server then is completed at the client. `estimates` are what it
+    believed when.
     """
 
     def __init__(
@@ -86,15 +94,26 @@ class AdaptiveSession(VirtualSession):
         server: Costs,
         server_slowness: float = 1.0,
         coded_bytes: Sequence[int] | None = None,
+        *,
+        stored: Sequence[StoredPiece] = (),
+        store_ms_per_mb: float = 0.0,
+        reach_ms: float = math.inf,
     ) -> None:
-        super().__init__(info)
+        stage_bytes = [stage.weight_bytes for stage in network.stages]
+
+        def storing(graph: ExecutionGraph) -> ExecutionGraph:
+            return graph.storing(stored, stage_bytes, store_ms_per_mb)
+
+        super().__init__(dataclasses.replace(info, graph=storing(info.graph)))
+        self._link.reach_ms = reach_ms
         settings = info.settings
 
         def make_graph(estimate: Estimate) -> ExecutionGraph:
-            return ExecutionGraph.from_network(
+            graph = ExecutionGraph.from_network(
                 network, Scaled(client, 1 / estimate.client_factor), Scaled(server, 1 / estimate.server_factor),
                 estimate.mbps, settings.coding, settings.weight_ratio, coded_bytes, rtt_ms=estimate.rtt_ms,
             )  # fmt: skip
+            return storing(graph)
 
         self._info = info
         self._network = network
@@ -120,17 +139,20 @@ class AdaptiveSession(VirtualSession):
         return dataclasses.replace(self._info, plan=plan, graph=graph)
 
     def start_upload(self) -> None:
-        """Measure the link, and begin to upload a plan for it."""
+        """Measure the link, and begin to upload a plan for it. If it goes out of reach before, nothing is planned."""
         link = self._link
         link.advance(link.arrived_down_ms(link.arrived_up_ms(0.0)))
         self._observed.observe_round_trip(self.now_s(), self._now_ms)
         self._late = self._probe(math.inf)
-        link.advance(self._late.back_ms or 0.0)
+        if self._late.back_ms is None or self._late.back_ms > link.reach_ms:
+            link.advance(max(link.reach_ms, self._now_ms))
+            return
+        link.advance(self._late.back_ms)
         self._look_around()
 
     def _probe(self, until_ms: float) -> _Asked:
         """Send a probe of the link, and wait until a time for it to leave."""
-        work_ms = PROBE_BYTES / _BYTES_PER_MS
+        work_ms = PROBE_BYTES / BYTES_PER_MS
         up = Transfer(0.0, work_ms, 0.0, PROBE_BYTES, PROBE_BYTES)
         answer = Transfer(0.0, 0.0, 0.0, 0, 0)  # without payload
         probe = _Asked(self._now_ms, up, 0.0, answer, 0.0, not self._link.uploading)
@@ -140,24 +162,24 @@ class AdaptiveSession(VirtualSession):
         """Queries run at the client meanwhile, or wait if that pays."""
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
-        start_ms = self._now_ms
+        link, start_ms = self._link, self._now_ms
         self._look_around()
         if self._late is None:
             count, wait_ms = self._router.wait(self._believed, self._there(), self._coming())
-            self._wait(self._usable() + count, start_ms + wait_ms)
+            self._wait(self._usable() + count, min(start_ms + wait_ms, link.reach_ms))
         uploaded = self._there() if self._late is None else []
         occupied = self._link.uploading or self._late is not None
         route = self._router.route(self._believed, uploaded, occupied, self._now_ms - start_ms)
         if route.explores and not route.offloads:
             self._late = self._probe(self._now_ms)
-        link, segments, late = self._link, list[Segment](), False
+        segments, late = list[Segment](), False
         crossed: list[Transfer] = []
         for leg in route.legs:
             if leg.where == "client":
                 segments.append(self._run_here(leg.first, leg.last))
                 continue
             if not leg.from_server:
-                first, deadline_ms = leg.first, start_ms + route.deadline_ms(leg.first)
+                first, deadline_ms = leg.first, min(start_ms + route.deadline_ms(leg.first), link.reach_ms)
                 link.allowance_ms = self._held_ms
             asked = self._ask(leg, route.graph, uploaded, deadline_ms)
             crossed += [asked.up, asked.down]
@@ -230,7 +252,7 @@ class AdaptiveSession(VirtualSession):
         sender, receiver = (here, there) if direction == UP else (there, here)
         return believed._replace(
             encode_ms=believed.encode_ms * sender,
-            link_ms=believed.wire_bytes / _BYTES_PER_MS,
+            link_ms=believed.wire_bytes / BYTES_PER_MS,
             decode_ms=believed.decode_ms * receiver,
         )
 
@@ -292,7 +314,7 @@ class AdaptiveSession(VirtualSession):
             return
         # Of features that went up while the upload ended nobody knows how many bytes went before.
         if took_ms > 0 and (link.uploading or not self._feature_bytes):
-            size_bytes = (link.sent_ms - self._since_work_ms) * _BYTES_PER_MS + self._feature_bytes
+            size_bytes = (link.sent_ms - self._since_work_ms) * BYTES_PER_MS + self._feature_bytes
             self._observed.observe_bytes(self.now_s(), size_bytes, took_ms / 1e3)
         self._begin_to_observe()
 
@@ -306,7 +328,7 @@ class AdaptiveSession(VirtualSession):
             return
         self._believed = estimate
         self.estimates.append(EstimateRecord(self.now_s(), *estimate))
-        begun, link = self._link.begun, self._link
+        begun = self._link.begun
         held = [piece for pieces in self._pieces[:begun] for piece in pieces]
         graph = self._router.graph(estimate).holding(held)
         try:
@@ -315,15 +337,23 @@ class AdaptiveSession(VirtualSession):
             if len(self.estimates) == 1:
                 raise
             return  # a planner of the user's own, which made the first plan: that stays
-        rest = [dataclasses.replace(part, index=begun + part.index) for part in plan.partitions]
-        if [part.pieces for part in rest] == self._pieces[begun:]:
-            return
+        rest = [*plan.partitions, *self._after_plan()]
+        if [part.pieces for part in rest] != self._pieces[begun:]:
+            self._upload_rest(rest, graph)
+
+    def _after_plan(self) -> Sequence[Partition]:
+        """What is to be sent when the plan is uploaded, and has not begun."""
+        return ()
+
+    def _upload_rest(self, rest: Sequence[Partition], graph: ExecutionGraph) -> None:
+        """Upload these in place of what has not begun, planned by a graph of what is believed."""
+        begun, link = self._link.begun, self._link
         if not link.uploading:
             self._begin_to_observe()
-        link.replace_rest(part.wire_bytes / _BYTES_PER_MS for part in rest)
-        self._partitions[begun:] = rest
+        link.replace_rest(part.wire_bytes / BYTES_PER_MS for part in rest)
+        self._partitions[begun:] = [dataclasses.replace(part, index=begun + at) for at, part in enumerate(rest)]
         self._pieces[begun:] = [part.pieces for part in rest]
-        slower = self._slowness / estimate.server_factor
+        slower = self._slowness / self._believed.server_factor
         self._load_ms[begun:] = [self._graph.overhead_ms(part.pieces)[1] * self._slowness for part in rest]
         self._decode_ms[begun:] = [graph.arrival_ms(part.pieces)[1] * slower for part in rest]
 

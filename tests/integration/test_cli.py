@@ -17,6 +17,8 @@ import pytest
 
 from tests.support.command import ionn
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_plan_json_is_what_people_script_against() -> None:
     done = ionn("plan", "alexnet", "--algorithm", "recursive-efficiency", "--mbps", "80", "--json")
@@ -502,3 +504,44 @@ def test_shell_completion() -> None:
     assert complete("ionn run alexnet --testbed ") == ["live", "virtual"]
     assert complete("ionn plan my.proto") == ["my.proto"]  # a file: the shell goes on
     assert "--plot" in complete("ionn plan alexnet --")
+
+
+def test_walk_json_is_what_people_script_against(tmp_path: Path) -> None:
+    done = ionn("walk", ROOT / "examples" / "walk.toml", "--json", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    walk = json.loads(done.stdout)
+    assert set(walk) == {
+        "model",
+        "algorithm",
+        "seconds",
+        "every_s",
+        "ahead",
+        "local_ms",
+        "variants",
+        "gains",
+    }
+    by_name = {variant["name"]: variant for variant in walk["variants"]}
+    assert list(by_name) == ["no store", "store", "store, sent ahead", "everything everywhere"]
+    means_ms = [variant["mean_ms"] for variant in walk["variants"]]
+    assert means_ms == sorted(means_ms, reverse=True)
+    first, second = (stay for stay in by_name["store"]["stays"] if stay["server"] == "cafe")
+    assert first["weight_bytes_sent"] == second["weight_bytes_held"] == 243_860_896
+    assert first["weight_bytes_held"] == second["weight_bytes_sent"] == 0
+    assert by_name["everything everywhere"]["weight_bytes_sent"] == 0
+    assert [point["ahead"] for point in walk["gains"]][:2] == [0, 0.01]
+    assert walk["gains"][0]["gain"] == 0
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == ["walk-walk-ahead.pdf", "walk-walk-ahead.png", "walk-walk.pdf", "walk-walk.png"]
+    assert done.stderr.count("drawn: ") == 4
+
+
+def test_a_walk_that_is_none_is_said_in_one_line(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "walk.toml").read_text()
+    path = tmp_path / "walk.toml"
+    path.write_text(text.replace("mbps = 40", "mbps = 0"))
+    done = ionn("walk", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"ionn: {path}: servers[2].mbps: Expected `float` >= 0.001\n"
+    done = ionn("walk", tmp_path / "nowhere.toml")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1

@@ -17,15 +17,18 @@ from ionn.costs.loading import load_costs
 from ionn.errors import InputError
 from ionn.model.network import Network
 from ionn.model.slices import TILE, Piece, Slice, stage_of
+from ionn.model.weight_pieces import weight_pieces
 from ionn.planning.coding_costs import CodedWeights
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.plan import make_plan
+from ionn.planning.plan import empty_plan, make_plan
 from ionn.planning.planners import PLANNERS
 from ionn.planning.planners.custom import checked
 from ionn.planning.stored_weights import StoredPiece
+from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo
 from ionn.testbed.virtual import VirtualSession
+from ionn.testbed.virtual_adaptive import run_adaptive
 from tests.support.chains import WORKED_EXAMPLE, assert_alike, chain, chains, cut, cut_chains, uploads
 from tests.support.runs import plan_of
 
@@ -251,7 +254,7 @@ def test_a_graph_of_an_earlier_version_has_nothing_stored() -> None:
 
 
 def test_pieces_that_share_channels_add_up_and_none_counts_for_more_than_there_is() -> None:
-    """A tile of a layer with many inputs has more bytes than a piece may have: several pieces have the same channels."""
+    """A tile of a layer with many inputs is in several pieces, which have the same channels."""
     graph = chain([9], [1], [48], [1] * 2, cuts=[cut(0, tiles=4)])
     pieces = [StoredPiece(0, (0, TILE), 400), StoredPiece(0, (0, TILE), 200), StoredPiece(0, (TILE, 2 * TILE), 9000)]
     stored = graph.storing(pieces, [4000], 1000.0)
@@ -287,3 +290,24 @@ def test_what_was_not_saved_so_is_refused(changes: dict[str, object], reason: st
     document["stored"] = [weights, weights]
     with pytest.raises(InputError, match="twice"):
         ExecutionGraph.from_json(document)
+
+
+@pytest.mark.parametrize("there", ["nothing", "a half", "all"])
+def test_a_client_that_measures_takes_from_the_store_what_is_there(there: str) -> None:
+    network, client, server = Network.load("mobilenet"), load_costs("odroid-xu4"), load_costs("gtx1080ti")
+    pieces = [StoredPiece(each.stage, each.channels, each.raw_bytes) for each in weight_pieces(network)]
+    pieces = {"nothing": [], "a half": pieces[::2], "all": pieces}[there]
+    graph = ExecutionGraph.from_network(network, client, server, 80.0)
+    settings = Settings("virtual", None, link="constant")
+    plan = empty_plan(network, graph, "sliced-efficiency", 80.0)
+    info = RunInfo(settings, 1, plan, graph, bandwidth=Bandwidth.constant(80.0))
+    trace = run_adaptive(info, network, client, server, stored=pieces, store_ms_per_mb=0.5)
+    raw_bytes, wire_bytes = trace.weight_bytes
+    stored_bytes = sum(part.stored_bytes for part in trace.partitions)
+    assert raw_bytes == sum(stage.weight_bytes for stage in network.stages)
+    assert stored_bytes == sum(piece.raw_bytes for piece in pieces)
+    assert wire_bytes == raw_bytes - trace.weight_bytes_held == raw_bytes - stored_bytes
+    # 17 MB at 80 Mbps, which queries share.
+    assert (trace.upload_s < 0.2) == (there == "all")
+    # What is in the trace says how the upload went on: the graph is that of the server's store.
+    assert bool(trace.info.graph.stored) == (there != "nothing")
