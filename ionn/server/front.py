@@ -92,6 +92,10 @@ _TURNS_AHEAD = 0.25
 # How much nicer a process is that has computed for longer than a turn: it has a third of the others' weight, which
 # starves none.
 _NICER = 5
+# A store process that has died so soon after its start is not started again before a session wants it, and a server
+# that starts waits for it so long.
+_STORE_LIVES_S = 1.0
+_STORE_STARTS_S = 10.0
 # When the server stops, its clients have this long to hear of it.
 _FAREWELL_S = 0.5
 # Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts;
@@ -142,6 +146,7 @@ class Server:
             _check_store(store, keys)
         self._store_settings = store
         self._store: StoreProcess | None = None
+        self._store_started = 0.0
         self._sandboxed = sandboxed
         self._lacks = sandbox.lacking() if sandboxed else "--no-sandbox"
         if self._lacks:
@@ -188,7 +193,7 @@ class Server:
         self._start_store()
         self._loop.watch(wake, IN, lambda mask: _drain(wake), lambda: None, outer=False)
         try:
-            while not self._forks.loaded and self._stop_at is None:
+            while not (self._forks.loaded and self._store_settled()) and self._stop_at is None:
                 self._loop.turn(_TICK_S)
                 if not self._forks.alive:
                     said = "the process that loads Caffe for all sessions ended; it has said why"
@@ -565,9 +570,11 @@ class Server:
     # --- The store ----------------------------------------------------------------------------------------------------
 
     def _start_store(self) -> None:
-        """Start the store process, if there is to be one."""
-        if self._store_settings is None:
+        """Start the store process, if there is to be one and it did not die just after it was started."""
+        now = time.monotonic()
+        if self._store_settings is None or now - self._store_started < _STORE_LIVES_S:
             return
+        self._store_started = now
         try:
             self._store = StoreProcess(self._store_settings, int(self._limits.weights_mb * 1e6))
         except OSError as error:
@@ -575,11 +582,16 @@ class Server:
             return
         self._loop.watch(self._store.fileno(), IN, lambda mask: self._from_store(), lambda: None, outer=False)
 
+    def _store_settled(self) -> bool:
+        """Tell whether the store answers, or need not be waited for any more."""
+        late = time.monotonic() - self._store_started > _STORE_STARTS_S
+        return self._store is None or self._store.ready or late
+
     def _store_ends(self, key: bytes) -> tuple[socket.socket, ...]:
-        """Ends to the store for a session of the client with this key, none without a store."""
+        """Ends to the store for a session of the client with this key, none where there is no store that answers."""
         if self._store is None:
             self._start_store()
-        if self._store is None or self._store_settings is None:
+        if self._store is None or self._store_settings is None or not self._store.ready:
             return ()
         try:
             return self._store.session(SHARED if self._store_settings.shared else owner_of(key))
@@ -595,10 +607,11 @@ class Server:
                 if news.counts is not None:
                     self.counts.store = news.counts
         except EOFError:
-            log.warning("the store process has died; sessions go on without it, and the next one starts another")
+            log.warning("the store process has died; sessions go on without it, and new ones have another")
             self._loop.unwatch(self._store.fileno())
             self._store.bury()
             self._store = None
+            self._start_store()
 
     def _log_stderr(self) -> None:
         with contextlib.suppress(BlockingIOError):

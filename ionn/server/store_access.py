@@ -36,7 +36,7 @@ PIECE = struct.Struct(f"<{DIGEST_BYTES}sI")
 
 # The store answers in less than a millisecond, from a disk that sleeps in some more. Who waits for longer keeps its
 # client waiting, which gives a silent server up after some seconds.
-_ANSWER_S = 2.0
+_ANSWER_S = 3.0
 # What is given at once, so that a message that comes meanwhile waits for a tenth of a millisecond.
 _GIVEN_BYTES = 256 * 1024
 # A store that takes nothing for so long is not waited for.

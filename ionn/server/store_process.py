@@ -58,7 +58,7 @@ class StoreNews(NamedTuple):
 
 class StoreProcess:
     """The front's end. `session_bytes` is the most that a session may give in all. Once `news` has told that it died,
-    `bury` it. Raises OSError where it cannot be started.
+    `bury` it. It is `ready` when it answers. Raises OSError where it cannot be started.
     """
 
     def __init__(self, settings: StoreSettings, session_bytes: int) -> None:
@@ -70,6 +70,7 @@ class StoreProcess:
             except OSError:
                 self._socket.close()
                 raise
+        self.ready = False
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -99,7 +100,10 @@ class StoreProcess:
         if not packet:
             raise EOFError
         told = json.loads(packet)
-        return StoreNews(told, None) if isinstance(told, str) else StoreNews("", StoreCounts(**told))
+        if isinstance(told, str):
+            return StoreNews(told, None)
+        self.ready = True
+        return StoreNews("", StoreCounts(**told))
 
     def bury(self) -> None:
         self._process.kill()
@@ -152,8 +156,8 @@ def main(descriptor: int) -> None:
 
 
 def _count(store: Store, tell: Callable[[StoreCounts], None]) -> None:
-    """Tell what was counted, when it has changed."""
-    before = StoreCounts()
+    """Tell what was counted, at first and when it has changed."""
+    before = None
     while True:
         counts = dataclasses.replace(store.counts())
         if counts != before:

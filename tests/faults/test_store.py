@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import zmq
 
@@ -30,7 +31,7 @@ from tests.support.forward import Weights, boundary_blobs, random_weights
 from tests.support.nets import network_of
 from tests.support.raw import Raw
 from tests.support.stored import addressed, digests_of, held_by, upload, upload_messages, wait_held
-from tests.support.world import WAIT_S, Server, wait_for
+from tests.support.world import WAIT_S, Server, freeze, wait_for
 
 SHARED_STORE = ("--store-gb", "1", "--store-shared")
 MANY = ("--sessions", "100", "--sessions-per-client", "100")
@@ -72,8 +73,7 @@ class Model:
             self.check(raw)
             if keep:
                 wait_held(raw, socket, self.digests)
-            raw.control.send_multipart(messages.Bye().frames())
-            raw.answer(raw.control)
+            raw.bye()
         return sent
 
     @property
@@ -309,19 +309,28 @@ def test_kills_of_the_store_process(folder: Path, steady: Server, tiny: Network)
         with Raw(steady.address) as raw:
             assert raw.welcome.stores
             socket = raw.upload_connection()
-            killer = threading.Timer(chosen.random() * 0.2, os.kill, [steady.store_process(), signal.SIGKILL])
+            struck = psutil.Process(steady.store_process())
+            killer = threading.Timer(chosen.random() * 0.2, struck.kill)
             killer.start()
             sent = model.upload(raw, socket, held_by(raw, socket, model.digests))
             assert sent == model.partition.caffemodel.size
             told |= held_by(raw, socket, model.digests)
             killer.join()
             model.check(raw)
+        wait_for(lambda: not struck.is_running() and has_store(steady), "another store process")
         with Raw(steady.address) as raw:
             socket = raw.upload_connection()
             assert held_by(raw, socket, told) == told
     for model in models:
         model.visit(steady)
         assert model.visit(steady) == model.least_bytes
+
+
+def has_store(server: Server) -> bool:
+    """Tell whether a new session has a store."""
+    with Raw(server.address) as raw:
+        raw.bye()
+        return raw.welcome.stores
 
 
 LIFE_S = 1.0
@@ -395,7 +404,7 @@ def test_nobody_waits_for_a_store_that_is_frozen(steady: Server, model: Model, t
         socket = raw.upload_connection()
         assert held_by(raw, socket, model.digests) == set(model.digests)
         frozen = steady.store_process()
-        os.kill(frozen, signal.SIGSTOP)
+        freeze(frozen)
         try:
             assert other.upload(raw, socket) == other.partition.caffemodel.size
             other.check(raw)
@@ -413,7 +422,7 @@ def test_nobody_waits_for_a_store_that_is_frozen(steady: Server, model: Model, t
 
 def test_a_server_whose_store_is_frozen_stops(tmp_path: Path, model: Model) -> None:
     server = Server("--store", str(tmp_path / "store"), *SHARED_STORE)
-    os.kill(server.store_process(), signal.SIGSTOP)
+    freeze(server.store_process())
     server.end_well()
 
 
@@ -573,8 +582,7 @@ def test_a_store_that_is_too_small_for_eight_clients(tmp_path: Path, tiny: Netwo
                     socket = raw.upload_connection()
                     model.upload(raw, socket, held_by(raw, socket, model.digests))
                     model.check(raw)
-                    raw.control.send_multipart(messages.Bye().frames())
-                    raw.answer(raw.control)
+                    raw.bye()
         except BaseException as error:
             failed.append(error)
             raise

@@ -26,14 +26,22 @@ class Raw:
 
     def __enter__(self) -> Raw:
         self.control = self.connect()
-        welcome = self.ask(self.control, messages.Hello(PROTOCOL, "control"))
-        assert isinstance(welcome, messages.Welcome), welcome
+        try:
+            welcome = self.ask(self.control, messages.Hello(PROTOCOL, "control"))
+            assert isinstance(welcome, messages.Welcome), welcome
+        except BaseException:
+            self.__exit__()  # a context with open sockets waits for ever when it is freed
+            raise
         self.welcome = welcome
         self.session = welcome.session
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._context.destroy(linger=0)
+
+    def bye(self) -> None:
+        """End the session, and wait until it has ended."""
+        assert isinstance(self.ask(self.control, messages.Bye()), messages.Error)
 
     def connect(self) -> zmq.Socket[Any]:
         socket = self._context.socket(zmq.DEALER)

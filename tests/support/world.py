@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -46,6 +47,17 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.005)
+
+
+def freeze(process: int) -> None:
+    """Stop a process, all its threads: the signal alone takes a moment."""
+    os.kill(process, signal.SIGSTOP)
+
+    def states() -> set[str]:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{process}/task").iterdir()]
+        return {stat.rpartition(")")[2].split()[0] for stat in stats}
+
+    wait_for(lambda: states() == {"T"}, "the process to stop")
 
 
 class Process:
