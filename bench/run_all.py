@@ -36,6 +36,7 @@ BENCHES = (
     "query_overhead",
     "coded_features",
     "audit",
+    "second_visit",
     "many_clients",
     "fair_shares",
     "strangers",

@@ -290,6 +290,9 @@ def connect(
     nor are they where `ionn models --build` has not coded them; with "none" nothing is: sizes of coded data say
     something about it to whoever sees the link (docs/security.md).
 
+    What of the weights the server keeps from an earlier upload is not sent again, if they have a sidecar, which
+    `ionn models --build` makes (docs/second-visits.md).
+
     The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
 
     At most the share `audit` of this client's time, from 0 to 1, goes into computing again what the server answered, in

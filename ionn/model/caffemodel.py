@@ -312,7 +312,7 @@ class Serialised:
         offset = 0
         for piece in self.pieces:
             while len(piece):
-                while end <= offset < self.size:
+                if end <= offset < self.size:
                     begin, end = next(spans, (self.size, self.size))
                 part = piece[: (begin if offset < begin else end) - offset]
                 if offset < begin:

@@ -34,10 +34,9 @@ from tests.support.command import ionn as command
 from tests.support.command import serving
 from tests.support.forward import random_weights
 from tests.support.nets import network_of
-from tests.support.world import Link, Server, wait_for
+from tests.support.world import Link, Server, Wire, wait_for
 
 Weights = Mapping[str, Sequence[np.ndarray]]
-LAYER_MS = 10.0
 
 # Stage 1 can be cut: four tiles of 442 kB. The others cannot; the last has most of the bytes, in two pieces.
 NETWORK = network_of(
@@ -112,11 +111,16 @@ class Visit(NamedTuple):
 
 @contextlib.contextmanager
 def visiting(
-    model: Model, address: str, algorithm: str = "recursive-efficiency", mbps: float | None = 80.0, **given: Any
+    model: Model,
+    address: str,
+    algorithm: str = "recursive-efficiency",
+    mbps: float | None = 80.0,
+    layer_ms: float = 10.0,
+    **given: Any,
 ) -> Iterator[Visit]:
     network = model.network
     net = engine.load_network(network, model.weights)
-    here = Profile.of(network, np.full(len(network.layers), LAYER_MS))
+    here = Profile.of(network, np.full(len(network.layers), layer_ms))
     there = Profile.of(network, np.full(len(network.layers), 0.1))
     with open_offloading(
         network, net, here, address, mbps, algorithm, weights_file=model.file, there=there, **given
@@ -238,6 +242,44 @@ def test_what_a_client_brought_is_found_by_its_key_only(model: Model, tmp_path: 
             assert sent_bytes(visit.upload()) == 0
 
 
+def test_a_client_without_addresses_uploads_as_everywhere(model: Model, server: Server, tmp_path: Path) -> None:
+    first_visit(model, server.address)
+    bare = model._replace(file=Path(shutil.copy(model.file, tmp_path)))
+    with visiting(bare, server.address) as visit:
+        assert visit.client.stored_pieces == set()
+        assert sent_bytes(visit.upload()) == weight_bytes(model.network)
+
+
+def test_connections_that_are_lost(model: Model, server: Server) -> None:
+    """The session goes on where it was, in partitions of which some pieces are stored and some are not."""
+    with visiting(model, server.address, ionn.add_planner(half)) as visit:
+        visit.upload()
+        wait_for(lambda: len(visit.client.stored_pieces) == 3, "what came to be stored")
+        stored_bytes = sum(record.bytes for record in visit.session.finish())
+    wire = Wire(server.address)
+    wire.delay_s = 0.005  # for each 64 kB
+    try:
+        with visiting(model, wire.address, ionn.add_planner(whole)) as visit:
+            visit.client.timeouts = Timeouts(retry_s=0.02, retry_max_s=0.1)
+            visit.session.start_upload()
+            token, sent = visit.client._session, 0
+            for loss in range(4):
+                wait_for(lambda: visit.offloading.uploaded_bytes > sent + 10**6, f"a megabyte, {loss}")  # noqa: B023
+                sent = visit.offloading.uploaded_bytes
+                wire.reset()
+                wait_for(lambda: visit.client.fault is not None, "the loss to be noticed")
+                wait_for(lambda: visit.client.fault is None, "another connection")
+            wait_for(visit.session.uploaded, "the upload")
+            assert visit.client._session == token
+            record = visit.session.query()
+            assert record.bit_equal
+            records = visit.session.finish()
+            assert sum(each.stored_bytes for each in records) == stored_bytes
+            assert sent_bytes(records) == weight_bytes(model.network) - stored_bytes
+    finally:
+        wire.close()
+
+
 def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
     """What it believes of its link comes from what crosses it: half of the model, then nothing of it."""
     with storing(tmp_path / "store") as server:
@@ -246,7 +288,8 @@ def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
             visit.upload()
             wait_for(lambda: len(visit.client.stored_pieces) == 3, "what came to be stored")
         for _ in range(2):
-            with visiting(model, link.address, mbps=None) as visit:
+            # So slow that all of it is worth the 100 ms which a query's input has on the link.
+            with visiting(model, link.address, mbps=None, layer_ms=60.0, paced=True) as visit:
                 visit.session.start_upload()
                 records = [visit.session.query()]
                 while not visit.session.uploaded():
@@ -262,9 +305,16 @@ def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
         link.stop()
 
 
-def test_a_server_that_is_killed_again_and_again(model: Model, tmp_path: Path) -> None:
-    """The client loses its sessions, and none of what it was told to be stored."""
-    with storing(tmp_path / "store") as server:
+@pytest.mark.parametrize("times", [1, pytest.param(13, marks=pytest.mark.long)])
+def test_a_server_that_is_killed_again_and_again(times: int, model: Model, tmp_path: Path) -> None:
+    """Three times in each upload, and once more. The client loses its sessions, and none of what it was told to be
+    stored."""
+    for time in range(times):
+        check_kills(model, tmp_path / str(time))
+
+
+def check_kills(model: Model, folder: Path) -> None:
+    with storing(folder) as server:
         link = Link(server.address, 24.0)
         with visiting(model, link.address, ionn.add_planner(in_slices)) as visit:
             client, session = visit.client, visit.session
@@ -274,11 +324,10 @@ def test_a_server_that_is_killed_again_and_again(model: Model, tmp_path: Path) -
             known: set[str] = set()
             for kill in range(3):
                 wait_for(lambda: len(client.stored_pieces) > len(known), f"a piece to be stored, {kill}")  # noqa: B023
+                known, token = set(client.stored_pieces), client._session
                 server.strike(signal.SIGKILL)
-                known = set(client.stored_pieces)
                 answers.append(session.query())
                 server.start()
-                token = client._session
                 while client.fault is not None or client._session == token:
                     answers.append(session.query())
                 assert client.stored_pieces >= known
@@ -337,6 +386,16 @@ def run_alexnet(address: str) -> dict[str, Any]:
     assert run["bit_equal"]
     assert run["weight_bytes_sent"] + run["weight_bytes_held"] == run["weight_bytes"] == 243_860_896
     return dict(run)
+
+
+def test_a_run_says_what_was_sent_and_held(server: Server, tiny_files: Path, slow_client: str) -> None:
+    assert command("models", "--build", tiny_files).returncode == 0
+    options = ["--connect", server.address, "--client", slow_client, "--server", "gtx1080ti", "--mbps", "80"]
+    first = command("run", tiny_files, *options)
+    assert "store" not in first.stdout
+    second = command("run", tiny_files, *options)
+    assert second.stdout.endswith("\n    of the weights, 0.00 MB were sent, and 1.18 MB were in the server's store\n")
+    assert first.stderr == second.stderr == ""
 
 
 def test_a_second_visit_of_alexnet_over_80_mbps(server: Server, tmp_path: Path) -> None:

@@ -56,10 +56,12 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "protocol/sender": [
             "unit/test_sender.py",
             "unit/test_coded_upload.py",
+            "unit/test_stored_upload.py",
             "integration/test_server.py",
             "faults/test_chunks.py",
             "integration/test_sliced_stages.py",
         ],
+        "protocol/stored": ["unit/test_stored_upload.py"],
         "protocol/yielding": ["unit/test_yielding.py"],
         "protocol/receiver": [
             "unit/test_messages.py",
@@ -84,16 +86,19 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "model/caffemodel": [
             "unit/test_caffemodel.py",
             "unit/test_partial_net.py",
+            "unit/test_stored_upload.py",
             "fuzz/test_decoders.py",
             "integration/test_weights_change.py",
         ],
         "model/coded_weights": ["unit/test_coded_weights.py", "unit/test_coded_upload.py"],
+        "model/weight_pieces": ["unit/test_coded_weights.py", "unit/test_stored_upload.py"],
         "model/comparison": ["unit/test_audit.py", "malicious/test_lies.py"],
         "model/slices": ["unit/test_slices.py", "integration/test_sliced_stages.py", *PLANNERS],
         "model/partial_net": [
             "unit/test_partial_net.py",
             "unit/test_messages.py",
             "unit/test_slices.py",
+            "unit/test_stored_upload.py",
             "integration/test_session_state.py",
             "integration/test_own_model.py",
         ],

@@ -447,6 +447,15 @@ def test_queries_in_equal_time_are_compared_with_originals_raw() -> None:
     assert "Queries in equal time" not in make_report([make_trace()]).text()
 
 
+def test_weights_that_were_in_the_servers_store_are_told() -> None:
+    trace = coded_trace("original", 8)
+    first, *rest = trace.partitions
+    held = dataclasses.replace(first, bytes=3_000_000, wire_bytes=1_000_000, stored_bytes=2_000_000)
+    others = [dataclasses.replace(part, bytes=0, wire_bytes=0) for part in rest]
+    (row,) = equal_time(summary([dataclasses.replace(trace, partitions=(held, *others))])).rows
+    assert row[-2] == "3.00 → 1.00 (2.00 held)"
+
+
 def coded_trace(algorithm: str, queries: int, model: str = "alexnet", **settings: Any) -> Trace:
     """A run of which so many queries, of a second each, end within its window of 9 s; 3 MB of features for each."""
     trace = make_trace(algorithm, [1000.0] * queries + [9000.0], model=model, window_s=9.0, **settings)

@@ -8,6 +8,7 @@ import gzip
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,17 @@ def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
         path.mkdir()
     with pytest.raises(InputError, match=r"run\.jsonl: cannot read the trace: "):
         Trace.load(path)
+
+
+def test_what_was_sent_and_what_was_held_come_back_from_disk(tmp_path: Path) -> None:
+    """A trace of an earlier version has nothing that was held."""
+    trace = make_trace()
+    first, second = trace.partitions
+    trace = dataclasses.replace(trace, partitions=(first, dataclasses.replace(second, stored_bytes=2000)))
+    trace.save(tmp_path / "run-01.jsonl")
+    assert Trace.load(tmp_path / "run-01.jsonl") == trace
+    assert (trace.weight_bytes[0], trace.weight_bytes_held) == (4000, 2000)
+    text = (tmp_path / "run-01.jsonl").read_text()
+    assert text.count('"stored_bytes"') == 2
+    (tmp_path / "old.jsonl").write_text(re.sub(r', "stored_bytes": \d+', "", text))
+    assert Trace.load(tmp_path / "old.jsonl").weight_bytes_held == 0
