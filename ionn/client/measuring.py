@@ -20,6 +20,8 @@ from ionn.records import EstimateRecord
 RECORDS_MAX = 10_000
 # Acknowledged chunks tell the rate over so long a time at least: they come in bursts.
 _OBSERVED_S_MIN = 0.1
+# A server acknowledges nothing while it computes: so long after a query, what waited for it has been acknowledged.
+_SETTLED_S = 0.05
 
 
 class Measuring:
@@ -39,6 +41,7 @@ class Measuring:
         self._since_s: float | None = None  # all that crosses is counted
         self._crossed_bytes = 0
         self._queries = 0  # whose features may be on their way
+        self._answered_s = 0.0  # when the last one ended
 
     def begin(self, now_s: Callable[[], float]) -> None:
         """Have the records begin now, by another clock."""
@@ -69,7 +72,8 @@ class Measuring:
         with self._lock:
             self.uploading = True
             if self._since_s is None:
-                if not self._queries:  # whose features may have crossed in part
+                # Features of a query, and weights beside it, may have crossed before.
+                if not self._queries and now_s - self._answered_s >= _SETTLED_S:
                     self._since_s, self._crossed_bytes = now_s, 0
                 return
             self._crossed_bytes += size_bytes
@@ -92,7 +96,7 @@ class Measuring:
     def answered(self, alone: bool, up_bytes: int, down_bytes: int, seconds: float) -> None:
         """They have crossed, and the answer has come; so long took the link for both. `alone`: what `asked` said."""
         with self._lock:
-            self._queries -= 1
+            self._queries, self._answered_s = self._queries - 1, time.monotonic()
             if self._since_s is not None:
                 self._crossed_bytes += up_bytes
             elif alone and not self.uploading and seconds > 0:
@@ -102,7 +106,7 @@ class Measuring:
     def failed(self) -> None:
         """No answer will come to what was asked."""
         with self._lock:
-            self._queries -= 1
+            self._queries, self._answered_s = self._queries - 1, time.monotonic()
             self._since_s = None
 
     def computed(self, where: str, measured_ms: float, promised_ms: float) -> None:

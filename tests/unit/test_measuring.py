@@ -77,3 +77,18 @@ def test_what_was_broken_off_tells_nothing_and_keeps_nothing_up(clock: Clock) ->
     seen.idle()
     assert not seen.uploading
     assert seen.asked()
+
+
+def test_what_a_server_acknowledges_after_it_has_computed_crossed_before(clock: Clock) -> None:
+    seen = Measuring()
+    alone = seen.asked()
+    seen.acknowledged(CHUNK_BYTES)
+    clock.cross(3 * CHUNK_BYTES)  # while it computes
+    seen.answered(alone, 1_000, 0, 0.4)
+    for _ in range(3):
+        clock.now_s += 0.001
+        seen.acknowledged(CHUNK_BYTES)
+    for _ in range(3):
+        clock.cross(CHUNK_BYTES)
+        seen.acknowledged(CHUNK_BYTES)
+    assert seen.current().mbps == pytest.approx(8.0, rel=0.06)
