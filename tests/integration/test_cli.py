@@ -204,7 +204,7 @@ BAD_INPUT = {
     "bandwidth not a number": (["plan", "alexnet", "--mbps", "nan"], ["nan"]),
     "link bandwidth": (["link", "--mbps", "0", "--listen", "127.0.0.1:0"], ["0"]),
     "both a rate and a bandwidth": (["link", "--mbps", "8", "--trace", "{}/ride.csv"], ["--mbps or --trace"]),
-    "bandwidth of a link, malformed": (["link", "--trace", "{}/ride.csv"], ["ride.csv:2", "'fast'", "seconds and Mbps"]),
+    "bandwidth of a link, malformed": (["link", "--trace", "{}/ride.csv"], ["ride.csv:2", "'fast'", "two numbers"]),
     "bandwidth of a run, malformed": (["run", "alexnet", "--link", "{}/ride.csv"], ["ride.csv:2", "'fast'"]),
     "bandwidth, virtual": (["run", "alexnet", "--testbed", "virtual", "--link", "{}/no.csv"], ["no.csv", "No such"]),
     "endless bandwidth": (["run", "alexnet", "--link", "/dev/zero"], ["/dev/zero", "not a regular file"]),
