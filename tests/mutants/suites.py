@@ -57,6 +57,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
             "unit/test_sender.py",
             "unit/test_coded_upload.py",
             "unit/test_stored_upload.py",
+            "unit/test_yielding.py",
             "integration/test_server.py",
             "faults/test_chunks.py",
             "integration/test_sliced_stages.py",

@@ -504,6 +504,11 @@ def test_afterwards_it_is_asked_until_nothing_more_comes() -> None:
     assert asked_s == [0.0, 1.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     assert store.is_quiet
     assert store.pieces == {DIGESTS[0]}
+    # An upload that goes on with more.
+    assert store.ask_again(30.0, 10**9, False) is not None
+    assert not store.is_quiet
+    store.take(Holds((bytes(49),)), 30.0)
+    assert store.ask_again(30.5, 10**9, True) is not None
     everything = told(DIGESTS, ())
     assert everything.ask_again(0.0, 0, True) is not None
     everything.take(Holds((b"\1" * 50,)), 0.0)
