@@ -41,6 +41,7 @@ BENCHES = (
     "fair_shares",
     "strangers",
     "sandbox",
+    "store",
     "blas",
     "calibration",
 )

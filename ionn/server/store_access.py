@@ -39,6 +39,8 @@ PIECE = struct.Struct(f"<{DIGEST_BYTES}sI")
 _ANSWER_S = 3.0
 # What is given at once, so that a message that comes meanwhile waits for a tenth of a millisecond.
 _GIVEN_BYTES = 256 * 1024
+# More buffers than the system takes in one call are not offered to it.
+_VIEWS_AT_ONCE = 64
 # A store that takes nothing for so long is not waited for.
 _STUCK_S = 1.0
 
@@ -62,7 +64,8 @@ class StoreAccess:
         self._ask, self._keep = ask, keep
         self._damaged: deque[bytes] = deque()
         self._kept: deque[_Kept] = deque()
-        self._left = memoryview(b"")  # of what is being given
+        self._left: deque[memoryview] = deque()  # of what is being given
+        self._left_of: list[memoryview] | None = None  # whose memory that is
         self.alive = True
         self.ms_per_mb = ms_per_mb
 
@@ -84,18 +87,31 @@ class StoreAccess:
         found = b""
         for begin in range(0, len(digests), HAS_MAX):
             asked = digests[begin : begin + HAS_MAX]
-            answer, _ = self._answer(HAS, asked, len(asked), deadline)
+            self._ask_for(HAS, asked)
+            answer, _ = self._hear(len(asked), deadline)
             found += answer or bytes(len(asked))
         return found
 
     def read(self, pieces: Sequence[tuple[bytes, Sequence[memoryview]]]) -> list[int]:
         """Fill the views of each piece, named by its digest, with its bytes; the numbers of those that are not stored,
         or damaged."""
+        try:
+            return self._read(pieces)
+        except BaseException:
+            self._lose()  # an answer may be on its way
+            raise
+
+    def _read(self, pieces: Sequence[tuple[bytes, Sequence[memoryview]]]) -> list[int]:
         missing = []
+        self._ask_for(OPEN, [digest for digest, _ in pieces[:OPEN_MAX]])
         for begin in range(0, len(pieces), OPEN_MAX):
-            batch = pieces[begin : begin + OPEN_MAX]
-            with self._opened([digest for digest, _ in batch]) as files:
-                for number, ((digest, views), (size, descriptor)) in enumerate(zip(batch, files, strict=True), begin):
+            end = begin + OPEN_MAX
+            with self._opened(len(pieces[begin:end])) as files:
+                # The next ones are opened while these are read.
+                self._ask_for(OPEN, [digest for digest, _ in pieces[end : end + OPEN_MAX]])
+                for number, ((digest, views), (size, descriptor)) in enumerate(
+                    zip(pieces[begin:end], files, strict=True), begin
+                ):
                     if descriptor is None:
                         missing.append(number)
                     elif size != sum(map(len, views)) or not read_piece(descriptor, digest, views):
@@ -104,11 +120,11 @@ class StoreAccess:
         return missing
 
     @contextlib.contextmanager
-    def _opened(self, digests: Sequence[bytes]) -> Iterator[list[tuple[int, int | None]]]:
-        """The bytes and the open file of each piece."""
-        answer, descriptors = self._answer(OPEN, digests, SIZE.size * len(digests), time.monotonic() + _ANSWER_S)
+    def _opened(self, count: int) -> Iterator[list[tuple[int, int | None]]]:
+        """The bytes and the open file of each of so many pieces that were asked for."""
+        answer, descriptors = self._hear(SIZE.size * count, time.monotonic() + _ANSWER_S)
         try:
-            sizes = [size for (size,) in SIZE.iter_unpack(answer or bytes(SIZE.size * len(digests)))]
+            sizes = [size for (size,) in SIZE.iter_unpack(answer or bytes(SIZE.size * count))]
             left = deque(descriptors)
             # There may be fewer, where the system has no room for another.
             yield [(size, left.popleft() if size and left else None) for size in sizes]
@@ -116,14 +132,17 @@ class StoreAccess:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _answer(self, kind: bytes, digests: Sequence[bytes], size: int, deadline: float) -> tuple[bytes, list[int]]:
+    def _ask_for(self, kind: bytes, digests: Sequence[bytes]) -> None:
+        if self.alive and digests:
+            with contextlib.suppress(OSError):  # no answer tells
+                os.write(self._ask.fileno(), kind + b"".join(digests))
+
+    def _hear(self, size: int, deadline: float) -> tuple[bytes, list[int]]:
         """An answer of so many bytes, with the descriptors that came with it; none at all where there is none."""
-        descriptors: list[int] = []
+        answer, descriptors = b"", list[int]()
         if not self.alive:
-            return b"", descriptors
-        answer = b""
+            return answer, descriptors
         with contextlib.suppress(OSError):
-            os.write(self._ask.fileno(), kind + b"".join(digests))
             poll = select.poll()
             poll.register(self._ask, select.POLLIN)
             if poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
@@ -149,8 +168,17 @@ class StoreAccess:
             self._kept.append(_Kept(digest, blobs, ranges))
 
     def forget(self, blobs: list[memoryview]) -> None:
-        """Give nothing of these blobs any more."""
+        """Give nothing of these blobs any more, and let their memory go."""
         self._kept = deque(kept for kept in self._kept if kept.blobs is not blobs)
+        self.release(blobs)
+
+    def release(self, blobs: list[memoryview]) -> None:
+        """Let the memory go where these blobs have been: what is being given of it goes on as a copy."""
+        if self._left_of is blobs:
+            try:
+                self._left, self._left_of = deque([memoryview(b"".join(self._left))]), None
+            except MemoryError:
+                self._stop_keeping()
 
     def give(self, other: int) -> None:
         """Give what is pending, as the store takes it, until there is something to read from descriptor `other`."""
@@ -175,35 +203,43 @@ class StoreAccess:
 
     def _give(self) -> None:
         """Give some of it now."""
+        if not self._left:
+            self._begin_next()
+        some, size = [], 0
+        for view in self._left:
+            some.append(view[: _GIVEN_BYTES - size])
+            size += len(some[-1])
+            if size == _GIVEN_BYTES or len(some) == _VIEWS_AT_ONCE:
+                break
         try:
-            if not self._left:
-                self._left = memoryview(b"")  # it still refers to what it was of
-                self._left = memoryview(self._next())
-            count = os.write(self._keep.fileno(), self._left[:_GIVEN_BYTES])
+            count = os.writev(self._keep.fileno(), some)
         except BlockingIOError:
             return
-        except (OSError, MemoryError):  # the store is gone or takes no more, or there is no memory for the copy
+        except OSError:  # the store is gone, or takes no more
             self._stop_keeping()
             return
-        self._left = self._left[count:]
+        while self._left and count >= len(self._left[0]):
+            count -= len(self._left.popleft())
+        if count:
+            self._left[0] = self._left[0][count:]
 
-    def _next(self) -> bytes:
-        """What is to be given next, as a copy: its memory may be freed meanwhile."""
+    def _begin_next(self) -> None:
         if self._damaged:
-            return PIECE.pack(self._damaged.popleft(), 0)
-        digest, blobs, ranges = self._kept.popleft()
-        views = [blobs[blob][begin:end] for blob, begin, end in ranges]
-        return b"".join((PIECE.pack(digest, sum(map(len, views))), *views))
+            self._left, self._left_of = deque([memoryview(PIECE.pack(self._damaged.popleft(), 0))]), None
+            return
+        digest, self._left_of, ranges = self._kept.popleft()
+        views = [self._left_of[blob][begin:end] for blob, begin, end in ranges]
+        self._left = deque([memoryview(PIECE.pack(digest, sum(map(len, views)))), *views])
 
     def _stop_keeping(self) -> None:
         self._keep.close()
-        self._left = memoryview(b"")
+        self._left, self._left_of = deque(), None
         self._damaged.clear()
         self._kept.clear()
 
 
 # What the copy of a piece takes of a session's memory.
-ACCESS_BYTES = PIECE.size + PIECE_BYTES_MAX
+ACCESS_BYTES = PIECE_BYTES_MAX
 
 
 def measured_ms_per_mb() -> float:

@@ -319,6 +319,8 @@ class SessionState:
             if each.net.channels is None:
                 self._stages.add(net, each.layers)
             else:
+                if self._store is not None:
+                    self._store.release(part.blobs)
                 self._add_slice(each.stage, each.net.channels, net)
                 part.move_slice(number, self._assemblies[each.stage].rows(each.net.channels))
         self._note_idle()

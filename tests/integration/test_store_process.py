@@ -174,6 +174,24 @@ def test_giving_stops_when_there_is_something_to_do(process: StoreProcess, acces
         end.close()
 
 
+@pytest.mark.parametrize("how", ["release", "forget"])
+def test_memory_that_is_let_go_while_it_is_given(how: str, process: StoreProcess, access: StoreAccess) -> None:
+    """What has begun goes on as it was, whatever becomes of the memory; what has not is kept, or forgotten."""
+    begun, waiting = piece(1, 900_000), piece(2)
+    blobs = [memoryview(bytearray(begun[1])), memoryview(bytearray(waiting[1]))]
+    freeze(pid_of(process))
+    access.keep(begun[0], blobs, (BlobRange(0, 0, 400_000), BlobRange(0, 400_000, 3_600_000)))
+    access.keep(waiting[0], blobs, (BlobRange(1, 0, 4000),))
+    access.finish(0.5)
+    assert access.pending
+    getattr(access, how)(blobs)
+    blobs[0][:] = bytes(3_600_000)
+    os.kill(pid_of(process), signal.SIGCONT)
+    keep(access, piece(3))
+    wait_for(lambda: stored(access, begun[0], piece(3)[0]), "the pieces to be stored")
+    assert stored(access, waiting[0]) == (how == "release")
+
+
 def test_a_store_that_does_not_answer_is_gone(process: StoreProcess, access: StoreAccess) -> None:
     some = piece(1)
     keep(access, some)
