@@ -242,6 +242,22 @@ def test_what_a_client_brought_is_found_by_its_key_only(model: Model, tmp_path: 
             assert sent_bytes(visit.upload()) == 0
 
 
+def test_a_server_that_takes_little_at_once(model: Model, tmp_path: Path) -> None:
+    """Of so many pieces it cannot be asked at once."""
+    options = ("--store", f"{tmp_path}/store", "--store-gb", "1", "--store-shared", "--window-kb", "10")
+    with serving(*options, "--chunk-kb", "5", "--header-kb", "20") as process:
+        first_visit(model, process.address)
+        with visiting(model, process.address) as visit:
+            assert sent_bytes(visit.upload()) == 0
+        strange = [f"{number:064x}" for number in range(9_000)]
+        client = Client(process.address, digests=[*model.digests, *strange])
+        try:
+            assert client.fault is None
+            assert client.stored_pieces == model.digests
+        finally:
+            client.close()
+
+
 def test_a_client_without_addresses_uploads_as_everywhere(model: Model, server: Server, tmp_path: Path) -> None:
     first_visit(model, server.address)
     bare = model._replace(file=Path(shutil.copy(model.file, tmp_path)))
