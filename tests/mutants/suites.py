@@ -66,6 +66,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "protocol/yielding": ["unit/test_yielding.py"],
         "protocol/receiver": [
             "unit/test_messages.py",
+            "unit/test_addressed_pieces.py",
             "integration/test_session_state.py",
             "faults/test_chunks.py",
             "integration/test_server.py",
@@ -73,6 +74,9 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         ],
         "protocol/curve": ["unit/test_keys.py", "faults/test_doors.py", "integration/test_cli.py"],
         "server/logs": ["unit/test_logs.py", "faults/test_sandbox.py"],
+        "server/store": ["unit/test_store.py", "integration/test_store_process.py"],
+        "server/store_access": ["integration/test_store_process.py", "faults/test_store.py"],
+        "server/store_process": ["integration/test_store_process.py", "faults/test_store.py"],
         "server/shares": ["unit/test_shares.py", "strangers/test_shares.py"],
         "address": ["integration/test_link.py", "faults/test_doors.py", "integration/test_cli.py"],
     },
