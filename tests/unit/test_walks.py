@@ -191,9 +191,10 @@ def test_a_store_that_is_too_small_keeps_what_came_last() -> None:
     assert second.sent_bytes + second.held_bytes == ALEXNET_BYTES
 
 
-def test_an_upload_that_was_broken_off_goes_on_where_it_was() -> None:
+@pytest.mark.parametrize("algorithm", ["recursive-efficiency", "sliced-efficiency"])
+def test_an_upload_that_was_broken_off_goes_on_where_it_was(algorithm: str) -> None:
     visits = [Visit(0, 0, 10, None), Visit(0, 12, 22, None), Visit(0, 24, 50, None)]
-    stays = run_walk(walk(50, [server()], visits), STORE).stays
+    stays = run_walk(dataclasses.replace(walk(50, [server()], visits), algorithm=algorithm), STORE).stays
     for before, after in pairwise(stays):
         there = before.sent_bytes + before.held_bytes
         assert there - 4e6 < after.held_bytes <= there  # but for the piece that was under way
@@ -241,6 +242,14 @@ def test_a_query_that_is_at_a_server_when_the_client_leaves_is_completed_at_the_
     assert cut.start_s < 2.03 < cut.end_s
     assert cut.end_s == pytest.approx(2.03 + LOCAL_MS / 1e3, rel=1e-5)  # but for the input layer, which was first
     assert all(segment.where == "client" for query in queries[cut.index :] for segment in query.segments)
+
+
+def test_a_query_that_begins_when_the_client_leaves_is_none_of_the_server() -> None:
+    tried = walk(4, [server(has_model=True)], [Visit(0, 0, 2, None)], every_s=1.0)
+    queries = run_walk(tried, STORE).queries
+    assert [query.start_s for query in queries] == [0, 1, 2, 3]
+    assert [len(query.segments) > 1 for query in queries] == [False, True, False, False]
+    assert not any(query.fallback for query in queries)
 
 
 def test_a_server_that_is_gone_before_the_client_has_connected() -> None:
