@@ -97,8 +97,7 @@ def start_ms(address: str) -> float:
 
 
 class Uploader:
-    """A session that uploads one partition of 4 MB again and again, with other weights each time, as far as a server can
-    tell: announces it, sends it, and waits for its end."""
+    """Sessions that upload one partition of 4 MB each, with other weights each time."""
 
     def __init__(self, address: str, context: zmq.Context[Any]) -> None:
         self._address, self._context = address, context

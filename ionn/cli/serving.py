@@ -41,8 +41,8 @@ LINK_AT = "tcp://127.0.0.1:7676"
 # A network does not wait for the processors at its ends. Needs root; without it, a busy machine may hold the link up.
 LINK_NICENESS = -10
 
-# From a piece of the largest size to more than a disk has.
-STORE_GB = Number(0.004, 1e6)
+# From room for a piece of the largest size to more than a disk has.
+STORE_GB = Number(0.005, 1e6)
 
 stop_at_eof_option = click.option(
     "--stop-at-eof",

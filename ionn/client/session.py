@@ -481,7 +481,7 @@ class Client:
             opened.callback(upload.close)
             upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
-            if (question := self._store.begin(welcome.session, welcome.stores)) is not None:
+            if (question := self._store.begin(welcome)) is not None:
                 holds = upload.ask(question, self.timeouts.connect_s, self._stopped)
                 assert isinstance(holds, Holds)
                 with self._named():

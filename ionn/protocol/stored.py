@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from ionn.errors import ProtocolError
-from ionn.protocol.messages import DIGESTS_MAX, Have, Holds
+from ionn.protocol.messages import DIGESTS_MAX, Have, Holds, Welcome
 
 _DIGEST_BYTES = 32
 # While weights are under way, a question is asked again after so many of their bytes for each byte of the question, so
@@ -38,20 +38,23 @@ class Stored:
         self._asked_bytes = 0
         self._wait_s = _AGAIN_S
         self._has_ended = self._is_quiet = False
+        self._at_once = 0  # so many digests may be in a question
 
-    def begin(self, session: str, stores: bool) -> Have | None:
-        """A connection was made, in this session, at a server that has a store or has none; what is to be asked first,
-        if anything."""
+    def begin(self, welcome: Welcome) -> Have | None:
+        """A connection was made; what is to be asked first, if anything: once in a session, where there is a store."""
         self._asked.clear()
-        if session == self._session and stores:
+        if welcome.session == self._session and welcome.stores:
             return None
-        self._session, self._beginning = "", session
+        self._session, self._beginning = "", welcome.session
         self.pieces = frozenset()
         self._missed.clear()
         self._has_ended = self._is_quiet = False
-        return self._question(self._digests) if stores and self._digests else None
+        self._at_once = welcome.window_bytes // _DIGEST_BYTES
+        return self._question(self._digests) if welcome.stores and self._digests else None
 
     def _question(self, digests: Sequence[str]) -> Have:
+        """A question after these, or as many of them as the server takes at once."""
+        digests = digests[: self._at_once]
         self._asked.append(digests)
         return Have((bytes.fromhex("".join(digests)),))
 

@@ -573,7 +573,7 @@ def test_every_call_is_one_of_both_processors() -> None:
     """One that has another name there would not be filtered as it is said."""
     library = sandbox._libseccomp
     assert library is not None
-    names = (*sandbox.ALLOWED, *sandbox.FATAL, *(name for name, _ in sandbox.conditional(1)))
+    names = (*sandbox.ALLOWED, *sandbox.FATAL, *(name for name, _ in sandbox.conditional(1, 2)))
 
     def missing(processor: int) -> set[str]:
         return {n for n in names if library.seccomp_syscall_resolve_name_arch(processor, n.encode()) < 0}

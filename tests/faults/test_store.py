@@ -7,10 +7,12 @@ import contextlib
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,33 @@ def test_a_server_without_a_store_says_that_nothing_is_stored(server: str, model
         model.check(raw)
 
 
+def test_metrics_count_what_is_stored(tmp_path: Path, model: Model) -> None:
+    server = UntriedServer("--store", str(tmp_path / "store"), *SHARED_STORE, "--metrics", "127.0.0.1:0")
+    errors = server._process.stderr
+    assert errors is not None
+    found = re.search(r"http://\S+/metrics", errors.readline())
+    assert found
+    for _ in range(2):
+        model.visit(server)
+    count = len(set(model.digests))
+
+    def counted() -> bool:
+        with urllib.request.urlopen(found[0], timeout=WAIT_S) as answer:
+            metrics = answer.read().decode()
+        wanted = (f"pieces {count}.0", f"stored_total {count}.0", f"opened_total {len(model.digests)}.0")
+        return all(f"\nionn_store_{each}\n" in metrics for each in wanted)
+
+    wait_for(counted, "the metrics")
+    server.end_well()
+
+
+class UntriedServer(Server):
+    """A server that is not tried at its start: it takes only clients with keys, or has something else to say first."""
+
+    def start(self) -> None:
+        super(Server, self).start()
+
+
 # --- Who may know -----------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +296,7 @@ def test_a_key_finds_what_it_has_brought_and_nothing_else(tmp_path: Path, model:
     keys = [client_keys(tmp_path / f"{name}.secret", tmp_path / "server.public") for name in ("one", "two")]
     store = tmp_path / "store"
     options = ("--key", str(tmp_path / "server.secret"), "--allow", str(tmp_path / "allowed"))
-    server = KeyedServer(*options, "--store", str(store), "--store-gb", "1", *MANY)
+    server = UntriedServer(*options, "--store", str(store), "--store-gb", "1", *MANY)
     stored = []
     for visit in (0, 0, 1, 1, 0):
         with Raw(server.address, keys[visit]) as raw:
@@ -288,13 +317,6 @@ def test_a_key_finds_what_it_has_brought_and_nothing_else(tmp_path: Path, model:
     paths = files(store)
     assert len({path.stat().st_ino for path in paths}) == len(paths) == 2 * everything
     server.end_well()
-
-
-class KeyedServer(Server):
-    """A server that only clients with keys can try."""
-
-    def start(self) -> None:
-        super(Server, self).start()
 
 
 # --- Deaths -----------------------------------------------------------------------------------------------------------

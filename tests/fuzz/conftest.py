@@ -15,9 +15,10 @@ LIMITS = ("--sessions", "50", "--sessions-per-client", "50", "--blob-mb", "1", "
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """A server that must survive everything: it is the same at the end, and said nothing."""
-    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--stop-at-eof", *LIMITS]
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that must survive everything: it is the same at the end, and said nothing. It has a store."""
+    store = ("--store", str(tmp_path_factory.mktemp("fuzz") / "store"), "--store-gb", "0.01", "--store-shared")
+    command = [sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--stop-at-eof", *LIMITS, *store]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:

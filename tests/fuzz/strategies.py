@@ -50,6 +50,7 @@ CASES = {
     "test_any_caffemodel": 150,
     "test_any_coded_query": 1000,
     "test_any_coded_chunk": 200,
+    "test_any_pieces": 100,
     "test_any_order": 80,
     "test_any_order_of_slices": 25,
 }

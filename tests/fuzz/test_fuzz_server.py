@@ -23,7 +23,8 @@ from ionn.protocol import messages
 from ionn.protocol.messages import PartitionEnd, PartitionHeader, make_chunk
 from tests.fuzz.peer import SMALL, Peer, whole_net
 from tests.fuzz.strategies import cases, damaged_messages, json_values, prototxts
-from tests.support.forward import boundary_blobs
+from tests.support import stored
+from tests.support.forward import Weights, boundary_blobs
 
 # A net that passes the checks is built and run, if that takes no time.
 OPERATIONS_MAX = 10**7
@@ -133,6 +134,50 @@ def test_any_caffemodel(peer: Peer, partitions: list[ExtractedPartition], data: 
     else:
         assert isinstance(answer, messages.Error)
         assert not (intact and finite and size == len(content))
+
+
+@cases
+@given(data=st.data())
+def test_any_pieces(
+    peer: Peer, partitions: list[ExtractedPartition], tiny: Network, tiny_weights: Weights, data: st.DataObject
+) -> None:
+    """A partition in any pieces, stored or not, their names and spans right or not: what is taken of it is right, and
+    what is missing comes."""
+    peer.case(fresh=True)
+    model = partitions[1].caffemodel
+    content = model.tobytes()
+    pieces = []
+    for span in model.blobs:
+        cuts = data.draw(st.lists(st.integers(0, span.size // 4), max_size=3, unique=True))
+        for begin, until in itertools.pairwise(sorted({0, span.size // 4, *cuts})):
+            part = (span.offset + 4 * begin, 4 * (until - begin))
+            right = data.draw(st.integers(0, 9)) > 0
+            sha256 = hashlib.sha256(content[part[0] : sum(part)] if right else b"another").hexdigest()
+            if data.draw(st.integers(0, 29)) == 0:
+                part = (max(0, part[0] + data.draw(st.sampled_from([-4, -1, 1, 4]))), part[1])
+            pieces.append(messages.AddressedPiece(sha256, (part,), data.draw(st.booleans())))
+    while True:
+        header, chunks, end = stored.upload_messages(partitions[1], pieces, 0)
+        answer = peer.ask(header)
+        if isinstance(answer, messages.Ack):
+            break
+        assert isinstance(answer, messages.Error)
+        if answer.code == messages.ERROR_DAMAGED:  # spans that are none
+            pieces = []
+            continue
+        assert answer.code == messages.ERROR_MISSING
+        assert answer.pieces
+        assert all(pieces[number].stored for number in answer.pieces)
+        for number in answer.pieces:
+            pieces[number] = dataclasses.replace(pieces[number], stored=False)
+    for message in chunks:
+        answer = peer.ask(message)
+        assert isinstance(answer, messages.Ack)
+    assert peer.ask(end) == messages.Ready(0)
+    blobs = boundary_blobs(tiny, tiny_weights, np.full(tiny.input_shape, 0.5, np.float32))
+    result = peer.ask(messages.Query(9, 2, 3, (blobs[2].tobytes(),)))
+    assert isinstance(result, messages.Result)
+    assert bytes(result.payload[0]) == blobs[4].tobytes()
 
 
 @cases

@@ -245,6 +245,28 @@ BAD_INPUT = {
         ["classify", "chelsea", "--model", "{}/tiny.prototxt", "--labels", "/dev/zero"],
         ["/dev/zero", "not a regular file"],
     ),
+    "a store without a size": (["serve", "--store", "{}/store", "--store-shared"], ["{}/store", "give --store-gb"]),
+    "a store without keys": (
+        ["serve", "--store", "{}/store", "--store-gb", "1"],
+        ["--store: without keys", "--key and --allow", "--store-shared"],
+    ),
+    "a size without a store": (["serve", "--store-gb", "1"], ["--store-gb is for a store", "--store DIR"]),
+    "sharing without a store": (["serve", "--store-shared"], ["--store-shared is for a store"]),
+    "a part without a store": (["serve", "--store-gb-per-client", "1"], ["--store-gb-per-client is for a store"]),
+    "a part larger than the whole": (
+        ["serve", "--store", "{}/store", "--store-gb", "1", "--store-gb-per-client", "2"],
+        ["--store-gb-per-client 2", "--store-gb 1"],
+    ),
+    "parts of what is shared": (
+        ["serve", "--store", "{}/store", "--store-gb", "2", "--store-gb-per-client", "1", "--store-shared"],
+        ["--store-gb-per-client", "not shared"],
+    ),
+    "a store for no piece": (["serve", "--store", "{}/store", "--store-gb", "0"], ["--store-gb", "0.005"]),
+    "a store of no number": (["serve", "--store", "{}/store", "--store-gb", "nan"], ["--store-gb", "nan"]),
+    "a store that is a file": (
+        ["serve", "--store", "{}/words.txt", "--store-gb", "1", "--store-shared"],
+        ["words.txt", "cannot be the store"],
+    ),
     "more memory than there is": (["serve", "--memory-mb", "1e14"], ["--memory-mb", "1000000"]),
     "a blob beyond numbers": (["serve", "--blob-mb", "1e305"], ["--blob-mb", "1000"]),
     "unknown coding": (["plan", "alexnet", "--coding", "zip"], ["zip", "features, lossless"]),

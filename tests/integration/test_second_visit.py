@@ -242,6 +242,22 @@ def test_what_a_client_brought_is_found_by_its_key_only(model: Model, tmp_path: 
             assert sent_bytes(visit.upload()) == 0
 
 
+def test_a_server_that_takes_little_at_once(model: Model, tmp_path: Path) -> None:
+    """Of so many pieces it cannot be asked at once."""
+    options = ("--store", f"{tmp_path}/store", "--store-gb", "1", "--store-shared", "--window-kb", "10")
+    with serving(*options, "--chunk-kb", "5", "--header-kb", "20") as process:
+        first_visit(model, process.address)
+        with visiting(model, process.address) as visit:
+            assert sent_bytes(visit.upload()) == 0
+        strange = [f"{number:064x}" for number in range(9_000)]
+        client = Client(process.address, digests=[*model.digests, *strange])
+        try:
+            assert client.fault is None
+            assert client.stored_pieces == model.digests
+        finally:
+            client.close()
+
+
 def test_a_client_without_addresses_uploads_as_everywhere(model: Model, server: Server, tmp_path: Path) -> None:
     first_visit(model, server.address)
     bare = model._replace(file=Path(shutil.copy(model.file, tmp_path)))
@@ -315,7 +331,7 @@ def test_a_server_that_is_killed_again_and_again(times: int, model: Model, tmp_p
 
 def check_kills(model: Model, folder: Path) -> None:
     with storing(folder) as server:
-        link = Link(server.address, 24.0)
+        link = Link(server.address, 12.0)
         with visiting(model, link.address, ionn.add_planner(in_slices)) as visit:
             client, session = visit.client, visit.session
             client.timeouts = Timeouts(retry_s=0.05, retry_max_s=0.3)
@@ -323,7 +339,10 @@ def check_kills(model: Model, folder: Path) -> None:
             answers = []
             known: set[str] = set()
             for kill in range(3):
-                wait_for(lambda: len(client.stored_pieces) > len(known), f"a piece to be stored, {kill}")  # noqa: B023
+                wait_for(
+                    lambda: client.stored_pieces > known or len(known) == len(model.digests),  # noqa: B023
+                    f"a piece to be stored, {kill}",
+                )
                 known, token = set(client.stored_pieces), client._session
                 server.strike(signal.SIGKILL)
                 answers.append(session.query())

@@ -116,6 +116,28 @@ def test_how_large_layers_are_divided(inputs: int, outputs: int) -> None:
     assert_divides(one_layer(inputs, outputs))
 
 
+def test_small_layers_of_a_stage_share_pieces() -> None:
+    """As many as fit; those of another stage begin a piece of their own."""
+
+    def product(name: str, bottom: str, outputs: int) -> str:
+        return layer(
+            "InnerProduct", name, bottom, None, f"inner_product_param {{ num_output: {outputs} bias_term: false }}"
+        )
+
+    network = Network.from_text(
+        layer("Input", "data", params="input_param { shape { dim: 1 dim: 1000 } }")
+        + "".join(product(name, "data", outputs) for name, outputs in zip("abcde", (600, 400, 1, 999, 1), strict=True))
+        + layer("Concat", "all", "a b c d e")
+        + product("small", "all", 1)
+        + product("end", "small", 1),
+        "net",
+    )
+    assert_divides(network)
+    pieces = [(piece.stage, [each.layer for each in piece.ranges]) for piece in weight_pieces(network)]
+    assert pieces == [(1, ["a", "b"]), (1, ["c", "d"]), (1, ["e"]), (2, ["small"]), (3, ["end"])]
+    assert [piece.raw_bytes for piece in weight_pieces(network)][:2] == [PIECE_BYTES, PIECE_BYTES]
+
+
 def test_a_large_layer_with_a_blob_that_has_no_channels() -> None:
     """A BatchNorm's third blob is one number for all of them."""
     data = layer("Input", "data", params="input_param { shape { dim: 1 dim: 700000 } }")

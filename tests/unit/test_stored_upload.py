@@ -129,7 +129,7 @@ def upload_all(data: st.DataObject, upload: Upload, store: Stored, server: Store
 
     def connect() -> None:
         welcome = server.welcome()
-        if (question := store.begin(welcome.session, welcome.stores)) is not None:
+        if (question := store.begin(welcome)) is not None:
             told.clear()
             missed.clear()
             take(question, server.answer(question))
@@ -207,7 +207,7 @@ def welcome(session: str = "a", *held: Held, stores: bool = True) -> Welcome:
 def told(digests: Sequence[str], there: Sequence[str]) -> Stored:
     """What a client knows whose server has said to have some of its pieces."""
     store = Stored(digests)
-    assert store.begin("a", True) == Have((b"".join(map(bytes.fromhex, digests)),))
+    assert store.begin(welcome("a")) == Have((b"".join(map(bytes.fromhex, digests)),))
     store.take(Holds((bytes(digest in there for digest in digests),)), 0.0)
     return store
 
@@ -309,7 +309,7 @@ def test_the_same_piece_twice_in_a_partition(subject: Subject) -> None:
 def test_a_server_without_a_store_is_told_no_addresses(subject: Subject) -> None:
     partition = subject.extract([1, 2, 3, 4, 5])
     store = Stored(subject.digests)
-    assert store.begin("a", False) is None
+    assert store.begin(welcome("a", stores=False)) is None
     upload = Upload([partition], lambda: 1.0, store=store)
     upload.begin(welcome(stores=False))
     header, *rest = drain(upload)
@@ -324,7 +324,7 @@ def test_so_many_addresses_as_a_server_takes(subject: Subject, monkeypatch: pyte
     monkeypatch.setattr(stored, "DIGESTS_MAX", 4)
     partition = subject.extract([1, 2, 3, 4, 5])
     store = Stored(subject.digests)
-    question = store.begin("a", True)
+    question = store.begin(welcome("a"))
     assert question is not None
     assert len(question.payload[0]) == 32 * 4 < 32 * DIGESTS_MAX
     store.take(Holds((b"\1" * 4,)), 0.0)
@@ -357,7 +357,7 @@ def test_what_is_missing_is_sent_and_not_asked_for_again(subject: Subject) -> No
     store.take(Holds((b"\1\1",)), 0.0)
     assert store.pieces == set(subject.digests)
     assert not any(map(store.may_be_taken, lost))
-    store.begin("b", True)
+    store.begin(welcome("b"))
     store.take(Holds((b"\1" * len(subject.digests),)), 0.0)
     assert all(map(store.may_be_taken, subject.digests))
 
@@ -457,23 +457,34 @@ DIGESTS = [f"{number:064x}" for number in range(50)]
 
 def test_a_session_begins_with_one_question(subject: Subject) -> None:
     store = Stored([*DIGESTS, DIGESTS[3]])
-    assert store.begin("a", True) == Have((b"".join(map(bytes.fromhex, DIGESTS)),))
+    assert store.begin(welcome("a")) == Have((b"".join(map(bytes.fromhex, DIGESTS)),))
     store.take(Holds((b"\1" + bytes(48) + b"\1",)), 0.0)
     assert store.pieces == {DIGESTS[0], DIGESTS[49]}
-    assert store.begin("a", True) is None  # another connection of the same session
+    assert store.begin(welcome("a")) is None  # another connection of the same session
     assert store.pieces
-    assert store.begin("b", True) is not None
+    assert store.begin(welcome("b")) is not None
     assert not store.pieces
     # A question that was not answered is asked again by the next connection.
-    assert store.begin("b", True) is not None
-    assert store.begin("c", False) is None
-    assert Stored().begin("a", True) is None
+    assert store.begin(welcome("b")) is not None
+    assert store.begin(welcome("c", stores=False)) is None
+    assert Stored().begin(welcome("a")) is None
+
+
+def test_a_question_is_no_larger_than_what_a_server_takes_at_once() -> None:
+    store = Stored(DIGESTS)
+    question = store.begin(replace(welcome(), window_bytes=32 * 20 + 31))
+    assert question is not None
+    assert len(question.payload[0]) == 32 * 20
+    store.take(Holds((b"\1" * 19 + b"\0",)), 0.0)
+    again = store.ask_again(5.0, 10**9, False)
+    assert again is not None
+    assert bytes(again.payload[0]).hex() == "".join(DIGESTS[19:39])
 
 
 @pytest.mark.parametrize("content", [b"", bytes(49), bytes(51), b"\2" + bytes(49), b"1" * 50, bytes(50) * 2])
 def test_an_answer_that_is_none(content: bytes) -> None:
     store = Stored(DIGESTS)
-    store.begin("a", True)
+    store.begin(welcome("a"))
     with pytest.raises(ProtocolError, match="asked for 50 pieces of weights, and does not say of each whether it has"):
         store.take(Holds((content[:20], content[20:])), 0.0)
 
@@ -504,6 +515,11 @@ def test_afterwards_it_is_asked_until_nothing_more_comes() -> None:
     assert asked_s == [0.0, 1.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     assert store.is_quiet
     assert store.pieces == {DIGESTS[0]}
+    # An upload that goes on with more.
+    assert store.ask_again(30.0, 10**9, False) is not None
+    assert not store.is_quiet
+    store.take(Holds((bytes(49),)), 30.0)
+    assert store.ask_again(30.5, 10**9, True) is not None
     everything = told(DIGESTS, ())
     assert everything.ask_again(0.0, 0, True) is not None
     everything.take(Holds((b"\1" * 50,)), 0.0)
