@@ -274,6 +274,14 @@ def test_a_slice_is_a_set_of_pieces(subject: Subject) -> None:
         assert weights_in(rest, partition) == expected * row_bytes
 
 
+def test_a_slice_has_all_coded_frames_of_its_pieces(subject: Subject) -> None:
+    row_bytes = 4 * subject.weights["c"][0].shape[1]
+    frames = [frame for frame in subject.sidecar.frames["c"][0] if frame.end <= TILE * row_bytes]
+    coded = subject.extract([Slice(3, 0, TILE)], coded=True).caffemodel.coded
+    assert frames[-1].end == TILE * row_bytes
+    assert [(frame.raw_bytes, frame.codec) for frame in coded] == [(frame.raw_bytes, frame.codec) for frame in frames]
+
+
 def test_channels_that_are_not_those_of_pieces_have_no_address(subject: Subject) -> None:
     """A planner of the user's own may cut anywhere: what is not a whole piece is sent."""
     partition = subject.extract([Slice(3, 7, 20)])
@@ -500,6 +508,9 @@ def test_while_weights_go_up_questions_cost_a_two_hundredth_of_them() -> None:
             assert len(question.payload[0]) == 32 * 40
             store.take(Holds((bytes(40),)), 0.1 * step)
     assert 0.003 < asked_bytes / (40_000 * 1000) < 0.005
+    exact = told(DIGESTS, ())
+    assert exact.ask_again(1.0, 200 * 32 * 50 - 1, False) is None
+    assert exact.ask_again(1.0, 200 * 32 * 50, False) is not None
     slow = told(DIGESTS, ())
     assert sum(slow.ask_again(0.001 * step, 10**6 * step, False) is not None for step in range(1, 1001)) == 1
 
