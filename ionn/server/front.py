@@ -100,8 +100,8 @@ _STORE_STARTS_S = 10.0
 _FAREWELL_S = 0.5
 # Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts.
 _DESCRIPTORS_PER_SESSION = 6
-# What else the front has open: standard streams, libraries, the loop, the fork server, the metrics and its scrapers, the
-# store process, and two pairs of sockets to that while a session starts.
+# What else the front has open: standard streams, libraries, the loop, the fork server, the metrics and its scrapers,
+# the store process, and two pairs of sockets to that while a session starts.
 _DESCRIPTORS = 64
 
 
