@@ -191,7 +191,7 @@ class Store:
             for prefix, numbers in by_prefix.items():
                 with contextlib.suppress(OSError), _folder(prefix, outer) as inner:
                     for number in numbers:
-                        found[number] = _raw_bytes_of(digests[number].hex(), inner) > 0
+                        found[number] = bool(_raw_bytes_of(digests[number].hex(), inner))
         return bytes(found)
 
     def open(self, owner: str, digest: bytes) -> tuple[int, int] | None:
@@ -252,7 +252,7 @@ class Store:
         with contextlib.ExitStack() as opened:
             with self._locked():  # who removes what the dead have left does not see it before its lock
                 at = opened.enter_context(_folder(_UNFINISHED, self._root, make=True))
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
                 descriptor = os.open(unfinished, flags, 0o600, dir_fd=at)
                 opened.callback(os.close, descriptor)
                 opened.callback(_remove, unfinished, at)
@@ -308,7 +308,7 @@ class Store:
             return False
         try:
             size = _raw_bytes(os.fstat(descriptor))
-            whole = size > 0 and read_piece(descriptor, digest, [memoryview(bytearray(size))])
+            whole = bool(size) and read_piece(descriptor, digest, [memoryview(bytearray(size))])
             if whole and use:
                 os.utime(descriptor)
             return whole
@@ -411,7 +411,7 @@ def _open_root(folder: Path) -> int:
     """The folder of a store, made where there is none. Raises InputError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise InputError(f"{folder}: cannot be the store: {error.strerror}") from error
     status = os.fstat(descriptor)
@@ -427,7 +427,7 @@ def _open_root(folder: Path) -> int:
 
 
 def _open_lock(root: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(_LOCK, flags, 0o600, dir_fd=root)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -441,7 +441,7 @@ def _folder(name: str, at: int, make: bool = False) -> Iterator[int]:
     if make:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=at)
-    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
     try:
         yield descriptor
     finally:
@@ -458,7 +458,7 @@ def _nested(names: Sequence[str], at: int, make: bool) -> Iterator[int]:
 
 def _open_file(name: str, folder: int) -> int:
     """Whatever it is: nothing is followed, and nobody is waited for."""
-    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
+    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=folder)
 
 
 def _raw_bytes_of(name: str, folder: int) -> int:

@@ -404,6 +404,18 @@ def test_what_a_living_process_writes_is_not_removed(
     assert list((folder / "unfinished").iterdir()) == []
 
 
+def test_whatever_is_left_unfinished_goes(store: Store, folder: Path) -> None:
+    unfinished = folder / "unfinished"
+    unfinished.mkdir(mode=0o700)
+    (unfinished / "file").write_bytes(b"x")
+    (unfinished / "link").symlink_to(folder / "lock")
+    (unfinished / "folder").mkdir()
+    os.mkfifo(unfinished / "pipe")
+    store.refresh()
+    assert list(unfinished.iterdir()) == []
+    assert (folder / "lock").exists()
+
+
 # --- Disks that take no more, and processes that are killed -----------------------------------------------------------
 
 

@@ -253,7 +253,7 @@ def test_a_query_that_begins_when_the_client_leaves_is_none_of_the_server() -> N
 
 
 def test_a_server_that_is_gone_before_the_client_has_connected() -> None:
-    tried = walk(10, [server(mbps=0.01), server("far", delay_ms=5000)], [Visit(0, 0, 5, None), Visit(1, 6, 8, None)])
+    tried = walk(10, [server(mbps=0.01), server("far", delay_ms=500)], [Visit(0, 0, 5, None), Visit(1, 6, 8, None)])
     walked = run_walk(tried, STORE)
     assert [stay.sent_bytes for stay in walked.stays] == [0, 0]
     assert [stay.uploaded_s for stay in walked.stays] == [None, None]
