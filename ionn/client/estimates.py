@@ -12,6 +12,8 @@ import math
 from collections import deque
 from typing import NamedTuple
 
+# How long a client waits for a server's first answers, by which it measures the link.
+ANSWER_S = 5.0
 # How long an observation counts, the last one aside.
 WINDOW_S = 2.0
 # By this factor a belief may move until another one is told.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,7 +132,7 @@ class QueryExecutor:
         self._measuring = measuring
         self.router: Router | None = None
         self.before_query: Callable[[], None] = lambda: None
-        self.computing = threading.Lock()
+        self.computing = net.lock
         # How often each stage ran at each side, and how long in all, for `measured_ms`.
         self._observed: dict[str, dict[int, np.ndarray]] = {
             where: defaultdict(lambda: np.zeros(2)) for where in ("client", "server")

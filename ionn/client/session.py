@@ -23,6 +23,7 @@ import zmq
 
 from ionn.address import format_address, parse_address
 from ionn.client.connection import FRAME_BYTES_MAX, Connection
+from ionn.client.estimates import ANSWER_S
 from ionn.client.measuring import Measuring
 from ionn.client.query import Exchange
 from ionn.errors import (
@@ -86,7 +87,7 @@ class Timeouts:
     query_s: float = 5.0
     heartbeat_s: float = 1.0
     silence_s: float = 5.0
-    connect_s: float = 5.0
+    connect_s: float = ANSWER_S
     retry_s: float = 0.25
     retry_max_s: float = 5.0
 

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -83,12 +84,14 @@ def blas_threads() -> str:
 class StageNet:
     """A `caffe.Net` of a run of stages that can execute any part of that run.
 
-    Attributes: `first`, `last`, the stages it holds, both included.
+    Attributes: `first`, `last`, the stages it holds, both included. Where several threads run it, whoever does holds
+    `lock`.
     """
 
     def __init__(self, partial: PartialNet) -> None:
         """Build the net, its weights all zero. A net that Caffe rejects ends the process: check it before."""
         caffe = load_caffe()
+        self.lock = threading.Lock()
         # Caffe takes a path. A file in memory needs no folder, and nothing of it stays if Caffe aborts. Python's file
         # objects ask for a file's status, which a server's sandbox denies.
         file = os.memfd_create("prototxt")
@@ -134,10 +137,6 @@ class StageNet:
         for name, blobs in self._net.params.items():
             for blob, values in zip(blobs, weights[name], strict=True):
                 blob.data[...] = values
-
-    def share_weights(self, other: StageNet) -> None:
-        """Compute with the weights of another net that has the same layers: its memory, not a copy."""
-        self._net.share_with(other._net)
 
     def input_shape(self, stage: int) -> tuple[int, ...]:
         """The shape of the blob before a stage."""

@@ -15,9 +15,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ionn.client.estimates import Estimate, Estimates
+from ionn.client.estimates import ANSWER_S, Estimate, Estimates
 from ionn.client.routing import FAIR_SHARE, Router
-from ionn.client.session import Timeouts
 from ionn.costs.models import Costs, Scaled
 from ionn.errors import InputError
 from ionn.model.network import Network
@@ -144,7 +143,7 @@ class AdaptiveSession(VirtualSession):
         """Begin to upload a plan for what the client measured of the link when it connected: a round trip, and a probe.
         That was before the clock began to run, over the same link. An answer that takes longer than a client waits for
         it tells nothing."""
-        link, answer_ms = make_link(self._info), Timeouts().connect_s * 1e3
+        link, answer_ms = make_link(self._info), ANSWER_S * 1e3
         rtt_ms = link.arrived_down_ms(link.arrived_up_ms(0.0))
         if rtt_ms <= answer_ms:
             self._observed.observe_round_trip(self.now_s(), rtt_ms)

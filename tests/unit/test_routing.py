@@ -133,8 +133,11 @@ def test_a_query_is_offloaded_if_its_data_is_expected_back_in_time(
 def test_the_numbers_are_as_documented() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "adapting.md").read_text(encoding="utf-8")
     assert f"one at most, and 1/{1 / ALLOWANCE_PER_QUERY:.9g} more with each query" in " ".join(page.split())
-    assert f"So after {EXPLORE_QUERIES_MIN} such queries" in page
-    assert f"the gap doubles, up to {EXPLORE_QUERIES_MAX}." in page
+    words = " ".join(page.split())
+    assert f"after {EXPLORE_QUERIES_MIN} such queries" in words
+    assert f"the gap doubles, up to {PROBE_MS_MAX / 1e3:g} s and to {EXPLORE_QUERIES_MAX} queries" in words
+    assert "at first after a second of computing" in words
+    assert PROBE_MS_MIN == 1000
 
 
 def test_a_part_of_a_local_latency_that_is_lost_is_taken_out() -> None:
