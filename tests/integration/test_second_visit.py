@@ -322,7 +322,7 @@ def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_client_that_goes_from_one_server_to_another(model: Model, tmp_path: Path) -> None:
-    """While it asks the first, it sends half of the model ahead to the second, which has to be sent the other half only.
+    """While it asks the first, it sends half of the model ahead to the second: only the other half is to be sent there.
     Its queries go on all the while."""
     with storing(tmp_path / "first") as first, storing(tmp_path / "second") as second:
         link, queries = Link(first.address, 80.0), list[QueryRecord]()
