@@ -48,6 +48,7 @@ _COST_BYTES_MIN = 64 * 1024
 _LOCK, _UNFINISHED = "lock", "unfinished"
 _OWNER = re.compile(f"[0-9a-f]{{64}}|{SHARED}")
 _PREFIX, _NAME = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{64}")
+_UNFINISHED_NAME = re.compile("[0-9a-f]{32}")
 _NUMBER = struct.Struct("<Q")
 # The disk takes no more, or cannot be relied on.
 _OFF = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
@@ -153,11 +154,9 @@ class Store:
     def __init__(self, settings: StoreSettings, warn: Callable[[str], None] = lambda text: None) -> None:
         self._settings = settings
         self._warn = warn
-        self._root = _open_root(settings.folder)
         try:
-            self._lock = _open_lock(self._root)
+            self._root, self._lock = _open_store(settings.folder)
         except OSError as error:
-            os.close(self._root)
             raise InputError(f"{settings.folder}: cannot be the store: {error.strerror}") from error
         self._mutex = threading.Lock()
         self._writing = threading.Lock()
@@ -402,36 +401,43 @@ class Store:
                                     owned.put(name, status.st_size, status.st_mtime_ns)
         self._owners = owners
         with contextlib.suppress(OSError), _folder(_UNFINISHED, self._root) as folder:
-            for name in os.listdir(folder):
+            for name in _names(folder, _UNFINISHED_NAME):
                 if not _is_locked(name, folder):
                     _remove(name, folder)
 
 
-def _open_root(folder: Path) -> int:
-    """The folder of a store, made where there is none. Raises InputError."""
+def _open_store(folder: Path) -> tuple[int, int]:
+    """The folder of a store, made where there is none, and its lock. Raises OSError, which says what to do."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be the store: {error.strerror}") from error
-    status = os.fstat(descriptor)
-    reason = ""
-    if status.st_uid != os.geteuid():
-        reason = "it is another user's; choose a folder of this user's"
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        reason = "others may write to it, and so change weights; chmod go-w it"
-    if reason:
-        os.close(descriptor)
-        raise InputError(f"{folder}: cannot be the store: {reason}")
-    return descriptor
+        status = os.fstat(root)
+        if status.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, "it is another user's; choose a folder of this user's")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise OSError(errno.EPERM, "others may write to it, and so change weights; chmod go-w it")
+        names = os.listdir(root)
+        if names and _LOCK not in names:
+            reason = f"it has files, and no '{_LOCK}', so it is none yet; choose an empty folder or a new name"
+            raise OSError(errno.ENOTEMPTY, reason)
+        return root, _open_lock(root)
+    except OSError:
+        os.close(root)
+        raise
 
 
 def _open_lock(root: int) -> int:
+    reason = f"'{_LOCK}' in it is not a regular file; remove that, or choose another folder"
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(_LOCK, flags, 0o600, dir_fd=root)
+    try:
+        descriptor = os.open(_LOCK, flags, 0o600, dir_fd=root)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise OSError(error.errno, reason) from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"its file '{_LOCK}' is not a regular file")
+        raise OSError(errno.EINVAL, reason)
     return descriptor
 
 

@@ -28,6 +28,8 @@ from tests.support.stored import piece
 A, B = owner_of(b"a"), owner_of(b"b")
 # What the smallest piece counts.
 COST = 64 * 1024
+# What a dead process has left in `unfinished`.
+DEAD = "0123456789abcdef" * 2
 
 
 def at(folder: Path, owner: str, digest: bytes) -> Path:
@@ -161,6 +163,10 @@ def of_another(path: Path) -> None:
     path.write_bytes(others[0].read_bytes())
 
 
+def make_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
 POISONS: dict[str, Callable[[Path], object]] = {
     "its first bit": lambda path: flip(path, 0),
     "a bit in the middle": lambda path: flip(path, 200),
@@ -177,7 +183,7 @@ POISONS: dict[str, Callable[[Path], object]] = {
     "a link to nothing": replace_by(lambda path: path.symlink_to("/nowhere")),
     "a folder": replace_by(lambda path: path.mkdir()),
     "a pipe": replace_by(lambda path: os.mkfifo(path)),
-    "a socket": replace_by(lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)),
+    "a socket": replace_by(make_socket),
     "unreadable zeros": replace_by(lambda path: path.write_bytes(bytes(416))),
 }
 
@@ -304,7 +310,7 @@ def test_any_sequence(steps: list[Step]) -> None:
                 poisoned.discard(path)
             elif step == "litter":
                 (folder / "unfinished").mkdir(exist_ok=True)
-                (folder / "unfinished" / f"{number}").write_bytes(b"of the dead")
+                (folder / "unfinished" / f"{number:032x}").write_bytes(b"of the dead")
             for path in folder.glob("*/??/*"):
                 if path.stat().st_mtime_ns > 10**18:  # it was used just now
                     clock += 10**9
@@ -391,7 +397,7 @@ def test_what_a_living_process_writes_is_not_removed(
     flush = os.fdatasync
 
     def meanwhile(descriptor: int) -> None:
-        (folder / "unfinished" / "dead").write_bytes(b"x")
+        (folder / "unfinished" / DEAD).write_bytes(b"x")
         another = Store(StoreSettings(folder, 10**9, 10**9))
         another.refresh()
         another.close()
@@ -404,15 +410,18 @@ def test_what_a_living_process_writes_is_not_removed(
     assert list((folder / "unfinished").iterdir()) == []
 
 
-def test_whatever_is_left_unfinished_goes(store: Store, folder: Path) -> None:
+def test_whatever_is_left_unfinished_goes_and_nothing_else(store: Store, folder: Path) -> None:
     unfinished = folder / "unfinished"
     unfinished.mkdir(mode=0o700)
-    (unfinished / "file").write_bytes(b"x")
-    (unfinished / "link").symlink_to(folder / "lock")
-    (unfinished / "folder").mkdir()
-    os.mkfifo(unfinished / "pipe")
+    (unfinished / ("a" * 32)).write_bytes(b"x")
+    (unfinished / ("b" * 32)).symlink_to(folder / "lock")
+    (unfinished / ("c" * 32)).mkdir()
+    os.mkfifo(unfinished / ("d" * 32))
+    others = {"essay.txt", "a" * 31, "a" * 33, "A" * 32, "g" * 32}
+    for name in others:
+        (unfinished / name).write_text("years of work")
     store.refresh()
-    assert list(unfinished.iterdir()) == []
+    assert {path.name for path in unfinished.iterdir()} == others
     assert (folder / "lock").exists()
 
 
@@ -514,10 +523,24 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
             Store(StoreSettings(tmp_path / name, 1, 1))
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path), os.mkdir])
+@pytest.mark.parametrize("name", ["unfinished", "essay.txt", A, ".hidden", "lock2"])
+def test_a_folder_with_files_that_is_no_store_is_refused(name: str, tmp_path: Path) -> None:
+    """Somebody has mistyped its name; nothing in it changes."""
+    (tmp_path / name).mkdir()
+    essay = tmp_path / name / "essay.txt"
+    essay.write_text("years of work")
+    with pytest.raises(
+        InputError, match=r"cannot be the store: it has files, and no 'lock', .*; choose an empty folder"
+    ):
+        Store(StoreSettings(tmp_path, 1, 1))
+    assert essay.read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [essay.parent]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path), os.mkdir, make_socket])
 def test_a_lock_that_is_no_file_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "lock")
-    with pytest.raises(InputError, match="cannot be the store: "):
+    with pytest.raises(InputError, match=r"cannot be the store: 'lock' in it is not a regular file; remove that"):
         Store(StoreSettings(tmp_path, 1, 1))
 
 
