@@ -26,6 +26,7 @@ import secrets
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ _OWNER = re.compile(f"[0-9a-f]{{64}}|{SHARED}")
 _PREFIX, _NAME = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{64}")
 _UNFINISHED_NAME = re.compile("[0-9a-f]{32}")
 _NUMBER = struct.Struct("<Q")
+# Somebody who replaces the lock again and again is not waited for.
+_LOCK_TRIES = 10
 # The disk takes no more, or cannot be relied on.
 _OFF = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
@@ -112,6 +115,12 @@ def _raw_bytes(status: os.stat_result) -> int:
     """The bytes of the piece in a file of this status; 0 where it cannot be one."""
     size = status.st_size - _CHECKSUM_BYTES
     return size if stat.S_ISREG(status.st_mode) and 0 < size <= PIECE_BYTES_MAX and size % 4 == 0 else 0
+
+
+def _used_ns(status: os.stat_result) -> int:
+    """When a file was last used, in ns since 1970. A date to come, of a clock that was wrong, counts as long ago: else
+    whatever has one would stay, and what is stored now would go first."""
+    return status.st_mtime_ns if status.st_mtime_ns <= time.time_ns() else 0
 
 
 class _Owned:
@@ -332,8 +341,8 @@ class Store:
             try:
                 with self._place(owner, bytes.fromhex(name)) as folder:
                     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    if status.st_mtime_ns > used_ns:
-                        self._owned(owner).put(name, status.st_size, status.st_mtime_ns)
+                    if _used_ns(status) > used_ns:
+                        self._owned(owner).put(name, status.st_size, _used_ns(status))
                         continue
                     self._raise_number()
                     os.unlink(name, dir_fd=folder)
@@ -367,7 +376,7 @@ class Store:
     def _locked(self) -> Iterator[None]:
         """Nobody else changes anything meanwhile, and the list of pieces is right."""
         with self._mutex:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._take_lock()
             try:
                 (number,) = _NUMBER.unpack(os.pread(self._lock, _NUMBER.size, 0).ljust(_NUMBER.size, b"\0"))
                 if number != self._number:
@@ -379,6 +388,32 @@ class Store:
                 raise
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _take_lock(self) -> None:
+        """Take the lock that is in the folder now: others take that. Where somebody has removed it, or the folder, it is
+        made again."""
+        for _ in range(_LOCK_TRIES):
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                there = os.stat(_LOCK, dir_fd=self._root, follow_symlinks=False)
+                if os.path.samestat(there, os.fstat(self._lock)):
+                    return
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._open_again()
+        raise OSError(errno.EBUSY, f"'{_LOCK}' in it is replaced again and again")
+
+    def _open_again(self) -> None:
+        """Open the lock that is there now, and the folder if it was removed. The descriptors keep their numbers, as other
+        threads may be using them."""
+        self._number = None
+        if os.fstat(self._root).st_nlink:
+            lock = _open_lock(self._root)
+        else:
+            root, lock = _open_store(self._settings.folder)
+            os.dup2(root, self._root, inheritable=False)
+            os.close(root)
+        os.dup2(lock, self._lock, inheritable=False)
+        os.close(lock)
 
     def _raise_number(self) -> None:
         assert self._number is not None
@@ -398,7 +433,7 @@ class Store:
                                 status = os.stat(name, dir_fd=inner, follow_symlinks=False)
                                 if stat.S_ISREG(status.st_mode) and name.startswith(prefix):
                                     owned = owners.setdefault(owner, _Owned())
-                                    owned.put(name, status.st_size, status.st_mtime_ns)
+                                    owned.put(name, status.st_size, _used_ns(status))
         self._owners = owners
         with contextlib.suppress(OSError), _folder(_UNFINISHED, self._root) as folder:
             for name in _names(folder, _UNFINISHED_NAME):

@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -387,6 +389,92 @@ def test_what_another_process_changed_is_seen(folder: Path) -> None:
         assert len(stored(folder)[A]) == min(number + 1, 4)
     one.close()
     other.close()
+
+
+def fill(folder: Path, pieces: int, used_ns: int) -> StoreSettings:
+    """A store of so many pieces, which has no room for more; all were used at that time."""
+    settings = StoreSettings(folder, pieces * COST, pieces * COST)
+    store = Store(settings)
+    for number in range(pieces):
+        assert store.put(A, *piece(number))
+        os.utime(at(folder, A, piece(number)[0]), ns=(used_ns, used_ns))
+    store.close()
+    return settings
+
+
+@pytest.mark.parametrize("ahead_s", [3600, 365 * 86_400])
+def test_dates_to_come_keep_nothing_out(ahead_s: int, folder: Path) -> None:
+    """The clock was ahead when it was filled, or it was copied from such a server."""
+    store = Store(fill(folder, 6, time.time_ns() + ahead_s * 10**9))
+    opened = store.open(A, piece(3)[0])
+    assert opened is not None
+    os.close(opened[0])
+    new = [piece(100 + number) for number in range(5)]
+    for each in new:
+        assert store.put(A, *each)
+    # What was used a moment ago is there, and the five others were not used.
+    assert store.has(A, [piece(3)[0], *(digest for digest, _ in new)]) == b"\1" * 6
+    store.close()
+
+
+def replace_lock(folder: Path) -> None:
+    (folder / "new").touch()
+    (folder / "new").rename(folder / "lock")
+
+
+@pytest.mark.parametrize("change", [lambda folder: (folder / "lock").unlink(), replace_lock])
+def test_a_lock_that_is_removed_or_replaced_is_taken_anew(change: Callable[[Path], None], folder: Path) -> None:
+    """Two processes that have different locks would each have the whole store."""
+    settings = StoreSettings(folder, 6 * COST, 6 * COST)
+    one, other = Store(settings), Store(settings)
+    assert one.put(A, *piece(0))
+    assert other.put(A, *piece(1))
+    change(folder)
+    third = Store(settings) if (folder / "lock").exists() else other
+    stores = (one, other, third)
+    for number in range(2, 40):
+        assert stores[number % 3].put(A, *piece(number))
+        assert len(stored(folder)[A]) == min(number + 1, 6)
+        if not number % 10:
+            change(folder)
+    assert (folder / "lock").is_file()
+    for store in {one, other, third}:
+        store.close()
+
+
+def test_a_folder_that_is_removed_is_made_again(folder: Path) -> None:
+    said: list[str] = []
+    settings = StoreSettings(folder, 6 * COST, 6 * COST)
+    one, other = Store(settings, said.append), Store(settings, said.append)
+    for round_ in range(3):
+        numbers = range(round_ * 10, round_ * 10 + 8)
+        for number in numbers:
+            assert (one, other)[number % 2].put(A, *piece(number))
+        for store in (one, other):
+            assert store.has(A, [piece(number)[0] for number in numbers]) == b"\0\0" + b"\1" * 6
+        assert len(stored(folder)[A]) == 6
+        shutil.rmtree(folder)
+        one.refresh()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert said == []
+    for store in (one, other):
+        store.close()
+
+
+def test_a_folder_of_somebody_else_in_the_place_of_one_that_was_removed_is_left(folder: Path) -> None:
+    said: list[str] = []
+    store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+    (folder / "essay.txt").write_text("years of work")
+    for _ in range(2):
+        assert not store.put(A, *piece(1))
+    assert [path.name for path in folder.iterdir()] == ["essay.txt"]
+    (line,) = said
+    assert "it has files, and no 'lock'" in line
+    (folder / "essay.txt").unlink()
+    assert store.put(A, *piece(1))
+    store.close()
 
 
 def test_what_a_living_process_writes_is_not_removed(
