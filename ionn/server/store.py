@@ -111,10 +111,16 @@ def read_piece(descriptor: int, digest: bytes, views: Iterable[memoryview]) -> b
         return False
 
 
+def _is_private(status: os.stat_result) -> bool:
+    """Tell whether nobody but this process's user may write to a file or folder of this status."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def _raw_bytes(status: os.stat_result) -> int:
-    """The bytes of the piece in a file of this status; 0 where it cannot be one."""
+    """The bytes of the piece in a file of this status; 0 where it cannot be one, or others may have changed it."""
     size = status.st_size - _CHECKSUM_BYTES
-    return size if stat.S_ISREG(status.st_mode) and 0 < size <= PIECE_BYTES_MAX and size % 4 == 0 else 0
+    right = 0 < size <= PIECE_BYTES_MAX and size % 4 == 0
+    return size if right and stat.S_ISREG(status.st_mode) and _is_private(status) else 0
 
 
 def _used_ns(status: os.stat_result) -> int:
@@ -390,8 +396,8 @@ class Store:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _take_lock(self) -> None:
-        """Take the lock that is in the folder now: others take that. Where somebody has removed it, or the folder, it is
-        made again."""
+        """Take the lock that is in the folder now: others take that. Where somebody has removed it, or the folder, it
+        is made again."""
         for _ in range(_LOCK_TRIES):
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             with contextlib.suppress(OSError):
@@ -403,8 +409,8 @@ class Store:
         raise OSError(errno.EBUSY, f"'{_LOCK}' in it is replaced again and again")
 
     def _open_again(self) -> None:
-        """Open the lock that is there now, and the folder if it was removed. The descriptors keep their numbers, as other
-        threads may be using them."""
+        """Open the lock that is there now, and the folder if it was removed. The descriptors keep their numbers, as
+        other threads may be using them."""
         self._number = None
         if os.fstat(self._root).st_nlink:
             lock = _open_lock(self._root)
@@ -478,15 +484,28 @@ def _open_lock(root: int) -> int:
 
 @contextlib.contextmanager
 def _folder(name: str, at: int, make: bool = False) -> Iterator[int]:
-    """A folder in another one, as a descriptor. Raises OSError where there is none, or a symbolic link."""
-    if make:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=at)
-    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+    """A folder in another one, as a descriptor. Who makes it removes a file or link that is in its way. Raises OSError
+    where there is none, or a symbolic link, or one that others may write to."""
     try:
+        descriptor = _open_folder(name, at)
+    except OSError as error:
+        if not make or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=at)
+        with contextlib.suppress(FileExistsError):  # another process has made it
+            os.mkdir(name, 0o700, dir_fd=at)
+        descriptor = _open_folder(name, at)
+    try:
+        if not _is_private(os.fstat(descriptor)):
+            raise OSError(errno.EPERM, f"its folder '{name}' is another user's, or others may write to it; remove that")
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_folder(name: str, at: int) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
 
 
 @contextlib.contextmanager

@@ -238,10 +238,66 @@ def test_no_link_is_followed_on_the_way(level: str, store: Store, folder: Path, 
     if level != "unfinished":
         assert store.has(A, [digest]) == b"\0"
         assert store.open(A, digest) is None
-    assert not store.put(A, *piece(2, 50)) or level == "prefix"
-    assert not store.put(A, digest, data) or level == "unfinished"
+    assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
     assert sorted(elsewhere.rglob("*")) == before
-    assert store.off == ""
+
+
+@pytest.mark.parametrize("level", ["owner", "prefix", "unfinished"])
+@pytest.mark.parametrize(
+    "make", [Path.touch, lambda path: path.symlink_to("/nowhere"), os.mkfifo, make_socket], ids=lambda make: ""
+)
+def test_what_is_in_the_way_of_a_folder_is_removed(
+    make: Callable[[Path], object], level: str, store: Store, folder: Path
+) -> None:
+    digest, data = piece(1)
+    path = {"owner": folder / A, "prefix": folder / A / digest[:1].hex(), "unfinished": folder / "unfinished"}[level]
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make(path)
+    assert store.has(A, [digest]) == b"\0"
+    assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
+
+
+def give_away(path: Path) -> None:
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.parametrize("level", ["owner", "prefix", "unfinished", "file"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.chmod(path.stat().st_mode | stat.S_IWGRP),
+        lambda path: path.chmod(path.stat().st_mode | stat.S_IWOTH),
+        pytest.param(give_away, marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")),
+    ],
+    ids=["group", "others", "owner"],
+)
+def test_what_others_may_write_to_is_not_used(change: Callable[[Path], None], level: str, folder: Path) -> None:
+    """They can change weights, with a right checksum. A file is replaced; a folder the operator must look at."""
+    said: list[str] = []
+    store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
+    digest, data = piece(1)
+    assert store.put(A, digest, data)
+    path = at(folder, A, digest)
+    changed = {"owner": folder / A, "prefix": path.parent, "unfinished": folder / "unfinished", "file": path}[level]
+    change(changed)
+    if level != "unfinished":
+        assert store.has(A, [digest]) == b"\0"
+        assert store.open(A, digest) is None
+    if level == "file":
+        assert store.put(A, digest, data)
+        assert said == []
+    else:
+        other = piece(next(number for number in range(2, 9999) if piece(number)[0][0] == digest[0]))
+        for _ in range(2):
+            assert not store.put(A, *other)
+        (line,) = said
+        assert f"'{changed.name}' is another user's, or others may write to it; remove that" in line
+        shutil.rmtree(changed)
+        assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
+    store.close()
 
 
 def test_a_folder_with_something_in_it_is_left(folder: Path) -> None:
@@ -249,7 +305,8 @@ def test_a_folder_with_something_in_it_is_left(folder: Path) -> None:
     store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
     digest, data = piece(1)
     path = at(folder, A, digest)
-    path.mkdir(parents=True)
+    for each in (folder / A, path.parent, path):
+        each.mkdir(mode=0o700)
     (path / "kept").write_text("kept")
     for _ in range(2):
         assert store.has(A, [digest]) == b"\0"
