@@ -180,6 +180,8 @@ class Store:
         self._warned: set[int | None] = set()
         self._counts = StoreCounts()
         self.off = ""
+        if fcntl.fcntl(self._lock, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            self._failed(OSError(errno.EROFS, os.strerror(errno.EROFS)))
 
     def close(self) -> None:
         os.close(self._lock)
@@ -233,8 +235,9 @@ class Store:
         """List the pieces, and make room where there are more than there may be."""
         try:
             with self._locked():
-                for owner in list(self._owners):
-                    self._make_room(owner, 0)
+                if not self.off:
+                    for owner in list(self._owners):
+                        self._make_room(owner, 0)
         except OSError as error:
             self._failed(error)
 
@@ -364,10 +367,11 @@ class Store:
 
     def _failed(self, error: OSError) -> None:
         """Something could not be stored. Where that is so for all, nothing more is; either is said once."""
+        if self.off:
+            return
         if error.errno in _OFF:
-            if not self.off:
-                self.off = error.strerror or "the disk fails"
-                self._warn(f"{self._settings.folder}: nothing more is stored: {error.strerror}; what is there is used")
+            self.off = error.strerror or "the disk fails"
+            self._warn(f"{self._settings.folder}: nothing more is stored: {error.strerror}; what is there is used")
         elif error.errno not in self._warned:
             self._warned.add(error.errno)
             self._warn(f"{self._settings.folder}: a piece cannot be stored: {error.strerror}")
@@ -468,10 +472,16 @@ def _open_store(folder: Path) -> tuple[int, int]:
 
 
 def _open_lock(root: int) -> int:
+    """The lock in a folder, made where there is none; open for reading only where the disk can only be read. Raises
+    OSError."""
     reason = f"'{_LOCK}' in it is not a regular file; remove that, or choose another folder"
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(_LOCK, flags, 0o600, dir_fd=root)
+        try:
+            descriptor = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=root)
+        except OSError as error:
+            if error.errno != errno.EROFS or not os.listdir(root):
+                raise
+            descriptor = _open_file(_LOCK, root)
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
             raise OSError(error.errno, reason) from error

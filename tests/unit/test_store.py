@@ -601,6 +601,45 @@ def test_a_disk_that_fails(number: int, call: str, folder: Path, monkeypatch: py
     again.close()
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True).returncode:
+        pytest.skip("only root can mount a disk")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_disk_that_can_only_be_read(disk: Path) -> None:
+    """What is there is used, also by a server that starts, and with smaller bounds; nothing is stored or removed."""
+    store = Store(StoreSettings(disk / "store", 10**9, 10**9))
+    digest, data = piece(1)
+    damaged = piece(2)[0]
+    for number in range(4):
+        assert store.put(A, *piece(number))
+    flip(at(disk / "store", A, damaged), 7)
+    (disk / "store" / "unfinished" / DEAD).touch()
+    store.close()
+    (disk / "empty").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    said: list[str] = []
+    store = Store(StoreSettings(disk / "store", 2 * COST, 2 * COST), said.append)
+    store.refresh()
+    assert store.counts().pieces == 4
+    assert store.has(A, [digest]) == b"\1"
+    assert read(store, A, digest) == data
+    assert not store.put(A, *piece(9))
+    assert not store.remove_damaged(A, damaged)
+    strerror = os.strerror(errno.EROFS)
+    assert said == [f"{disk / 'store'}: nothing more is stored: {strerror}; what is there is used"]
+    store.close()
+    for name in ("none", "none/below", "empty"):
+        with pytest.raises(InputError, match=f"{name}: cannot be the store: {strerror}$"):
+            Store(StoreSettings(disk / name, 1, 1))
+
+
 def storm(folder: Path, total_bytes: int, processes: int, kills: int, seed: int) -> set[int]:
     """What was said to be stored."""
     command = [sys.executable, "-m", "tests.support.store_storm", str(folder)]
