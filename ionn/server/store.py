@@ -135,6 +135,7 @@ class _Owned:
     def __init__(self) -> None:
         self.pieces: dict[str, tuple[int, int]] = {}
         self.cost = 0
+        self.newest_ns = 0
         self._order: list[tuple[int, str]] = []
 
     def put(self, name: str, size: int, used_ns: int) -> None:
@@ -142,6 +143,7 @@ class _Owned:
         cost = max(size, _COST_BYTES_MIN)
         self.pieces[name] = cost, used_ns
         self.cost += cost
+        self.newest_ns = max(self.newest_ns, used_ns)
         heapq.heappush(self._order, (used_ns, name))
 
     def remove(self, name: str) -> None:
@@ -389,7 +391,8 @@ class Store:
             self._take_lock()
             try:
                 (number,) = _NUMBER.unpack(os.pread(self._lock, _NUMBER.size, 0).ljust(_NUMBER.size, b"\0"))
-                if number != self._number:
+                set_back = any(owned.newest_ns > time.time_ns() for owned in self._owners.values())
+                if number != self._number or set_back:
                     self._list()
                     self._number = number
                 yield

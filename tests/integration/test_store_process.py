@@ -376,12 +376,17 @@ def test_sixty_sessions_that_give_tiny_pieces_without_end_keep_nobody_waiting(pr
     threads = [threading.Thread(target=give_without_end, args=(kept,)) for _, kept in floods]
     for thread in threads:
         thread.start()
-    for _ in range(5):
-        access = StoreAccess(*process.session(A))
-        assert stored(access, *digests)
-        assert access.alive
-    for thread in threads:
-        thread.join()  # it has lost its socket
+    try:
+        for _ in range(5):
+            access = StoreAccess(*process.session(A))
+            assert stored(access, *digests)
+            assert access.alive
+    finally:
+        for _, kept in floods:
+            with contextlib.suppress(OSError):
+                kept.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
 
 
 def test_false_alarms_end(process: StoreProcess) -> None:

@@ -474,6 +474,21 @@ def test_dates_to_come_keep_nothing_out(ahead_s: int, folder: Path) -> None:
     store.close()
 
 
+def test_a_clock_that_is_set_back_while_a_server_runs_keeps_nothing_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = time.time_ns() + 3600 * 10**9
+    store = Store(fill(folder, 6, ahead))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: ahead + 1)
+        store.refresh()
+    new = [piece(100 + number) for number in range(6)]
+    for each in new:
+        assert store.put(A, *each)
+    assert store.has(A, [digest for digest, _ in new]) == b"\1" * 6
+    store.close()
+
+
 def replace_lock(folder: Path) -> None:
     (folder / "new").touch()
     (folder / "new").rename(folder / "lock")
