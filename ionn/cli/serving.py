@@ -85,9 +85,7 @@ def _stop_at_eof() -> None:
     show_default=True,
     help="Deny files, sockets and other processes to what runs clients' nets.",
 )
-@click.option(
-    "--store", type=click.Path(path_type=Path), metavar="DIR", help="Keep clients' weights here, beyond their sessions."
-)
+@click.option("--store", type=click.Path(), metavar="DIR", help="Keep clients' weights here, beyond their sessions.")
 @click.option("--store-gb", type=STORE_GB, help="How much the store may have, in 10^9 bytes; with --store.")
 @click.option(
     "--store-gb-per-client",
@@ -111,7 +109,7 @@ def serve(
     allow: Path | None,
     insecure: bool,
     sandboxed: bool,
-    store: Path | None,
+    store: str | None,
     store_gb: float | None,
     store_gb_per_client: float | None,
     store_shared: bool,
@@ -148,7 +146,7 @@ def serve(
 
 
 def _store_settings(
-    store: Path | None, total_gb: float | None, client_gb: float | None, shared: bool
+    store: str | None, total_gb: float | None, client_gb: float | None, shared: bool
 ) -> StoreSettings | None:
     """What the options say of the store, None without one. Raises InputError for what does not fit together."""
     from ionn.server.store import StoreSettings
@@ -158,6 +156,8 @@ def _store_settings(
             if given:
                 raise InputError(f"--{option} is for a store; give --store DIR, or leave it out")
         return None
+    if not store:
+        raise InputError("--store: an empty name; give a folder's name, or leave it out")
     if total_gb is None:
         raise InputError(f"--store {store}: say how much it may have; give --store-gb")
     if client_gb is None:

@@ -26,6 +26,7 @@ import secrets
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,10 @@ _COST_BYTES_MIN = 64 * 1024
 _LOCK, _UNFINISHED = "lock", "unfinished"
 _OWNER = re.compile(f"[0-9a-f]{{64}}|{SHARED}")
 _PREFIX, _NAME = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{64}")
+_UNFINISHED_NAME = re.compile("[0-9a-f]{32}")
 _NUMBER = struct.Struct("<Q")
+# Somebody who replaces the lock again and again is not waited for.
+_LOCK_TRIES = 10
 # The disk takes no more, or cannot be relied on.
 _OFF = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
@@ -107,10 +111,22 @@ def read_piece(descriptor: int, digest: bytes, views: Iterable[memoryview]) -> b
         return False
 
 
+def _is_private(status: os.stat_result) -> bool:
+    """Tell whether nobody but this process's user may write to a file or folder of this status."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def _raw_bytes(status: os.stat_result) -> int:
-    """The bytes of the piece in a file of this status; 0 where it cannot be one."""
+    """The bytes of the piece in a file of this status; 0 where it cannot be one, or others may have changed it."""
     size = status.st_size - _CHECKSUM_BYTES
-    return size if stat.S_ISREG(status.st_mode) and 0 < size <= PIECE_BYTES_MAX and size % 4 == 0 else 0
+    right = 0 < size <= PIECE_BYTES_MAX and size % 4 == 0
+    return size if right and stat.S_ISREG(status.st_mode) and _is_private(status) else 0
+
+
+def _used_ns(status: os.stat_result) -> int:
+    """When a file was last used, in ns since 1970. A date to come, of a clock that was wrong, counts as long ago: else
+    whatever has one would stay, and what is stored now would go first."""
+    return status.st_mtime_ns if status.st_mtime_ns <= time.time_ns() else 0
 
 
 class _Owned:
@@ -119,6 +135,7 @@ class _Owned:
     def __init__(self) -> None:
         self.pieces: dict[str, tuple[int, int]] = {}
         self.cost = 0
+        self.newest_ns = 0
         self._order: list[tuple[int, str]] = []
 
     def put(self, name: str, size: int, used_ns: int) -> None:
@@ -126,6 +143,7 @@ class _Owned:
         cost = max(size, _COST_BYTES_MIN)
         self.pieces[name] = cost, used_ns
         self.cost += cost
+        self.newest_ns = max(self.newest_ns, used_ns)
         heapq.heappush(self._order, (used_ns, name))
 
     def remove(self, name: str) -> None:
@@ -153,11 +171,9 @@ class Store:
     def __init__(self, settings: StoreSettings, warn: Callable[[str], None] = lambda text: None) -> None:
         self._settings = settings
         self._warn = warn
-        self._root = _open_root(settings.folder)
         try:
-            self._lock = _open_lock(self._root)
+            self._root, self._lock = _open_store(settings.folder)
         except OSError as error:
-            os.close(self._root)
             raise InputError(f"{settings.folder}: cannot be the store: {error.strerror}") from error
         self._mutex = threading.Lock()
         self._writing = threading.Lock()
@@ -166,6 +182,8 @@ class Store:
         self._warned: set[int | None] = set()
         self._counts = StoreCounts()
         self.off = ""
+        if fcntl.fcntl(self._lock, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            self._failed(OSError(errno.EROFS, os.strerror(errno.EROFS)))
 
     def close(self) -> None:
         os.close(self._lock)
@@ -219,8 +237,9 @@ class Store:
         """List the pieces, and make room where there are more than there may be."""
         try:
             with self._locked():
-                for owner in list(self._owners):
-                    self._make_room(owner, 0)
+                if not self.off:
+                    for owner in list(self._owners):
+                        self._make_room(owner, 0)
         except OSError as error:
             self._failed(error)
 
@@ -333,8 +352,8 @@ class Store:
             try:
                 with self._place(owner, bytes.fromhex(name)) as folder:
                     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    if status.st_mtime_ns > used_ns:
-                        self._owned(owner).put(name, status.st_size, status.st_mtime_ns)
+                    if _used_ns(status) > used_ns:
+                        self._owned(owner).put(name, status.st_size, _used_ns(status))
                         continue
                     self._raise_number()
                     os.unlink(name, dir_fd=folder)
@@ -350,10 +369,11 @@ class Store:
 
     def _failed(self, error: OSError) -> None:
         """Something could not be stored. Where that is so for all, nothing more is; either is said once."""
+        if self.off:
+            return
         if error.errno in _OFF:
-            if not self.off:
-                self.off = error.strerror or "the disk fails"
-                self._warn(f"{self._settings.folder}: nothing more is stored: {error.strerror}; what is there is used")
+            self.off = error.strerror or "the disk fails"
+            self._warn(f"{self._settings.folder}: nothing more is stored: {error.strerror}; what is there is used")
         elif error.errno not in self._warned:
             self._warned.add(error.errno)
             self._warn(f"{self._settings.folder}: a piece cannot be stored: {error.strerror}")
@@ -368,10 +388,11 @@ class Store:
     def _locked(self) -> Iterator[None]:
         """Nobody else changes anything meanwhile, and the list of pieces is right."""
         with self._mutex:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._take_lock()
             try:
                 (number,) = _NUMBER.unpack(os.pread(self._lock, _NUMBER.size, 0).ljust(_NUMBER.size, b"\0"))
-                if number != self._number:
+                set_back = any(owned.newest_ns > time.time_ns() for owned in self._owners.values())
+                if number != self._number or set_back:
                     self._list()
                     self._number = number
                 yield
@@ -380,6 +401,32 @@ class Store:
                 raise
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _take_lock(self) -> None:
+        """Take the lock that is in the folder now: others take that. Where somebody has removed it, or the folder, it
+        is made again."""
+        for _ in range(_LOCK_TRIES):
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                there = os.stat(_LOCK, dir_fd=self._root, follow_symlinks=False)
+                if os.path.samestat(there, os.fstat(self._lock)):
+                    return
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._open_again()
+        raise OSError(errno.EBUSY, f"'{_LOCK}' in it is replaced again and again")
+
+    def _open_again(self) -> None:
+        """Open the lock that is there now, and the folder if it was removed. The descriptors keep their numbers, as
+        other threads may be using them."""
+        self._number = None
+        if os.fstat(self._root).st_nlink:
+            lock = _open_lock(self._root)
+        else:
+            root, lock = _open_store(self._settings.folder)
+            os.dup2(root, self._root, inheritable=False)
+            os.close(root)
+        os.dup2(lock, self._lock, inheritable=False)
+        os.close(lock)
 
     def _raise_number(self) -> None:
         assert self._number is not None
@@ -399,53 +446,79 @@ class Store:
                                 status = os.stat(name, dir_fd=inner, follow_symlinks=False)
                                 if stat.S_ISREG(status.st_mode) and name.startswith(prefix):
                                     owned = owners.setdefault(owner, _Owned())
-                                    owned.put(name, status.st_size, status.st_mtime_ns)
+                                    owned.put(name, status.st_size, _used_ns(status))
         self._owners = owners
         with contextlib.suppress(OSError), _folder(_UNFINISHED, self._root) as folder:
-            for name in os.listdir(folder):
+            for name in _names(folder, _UNFINISHED_NAME):
                 if not _is_locked(name, folder):
                     _remove(name, folder)
 
 
-def _open_root(folder: Path) -> int:
-    """The folder of a store, made where there is none. Raises InputError."""
+def _open_store(folder: Path) -> tuple[int, int]:
+    """The folder of a store, made where there is none, and its lock. Raises OSError, which says what to do."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be the store: {error.strerror}") from error
-    status = os.fstat(descriptor)
-    reason = ""
-    if status.st_uid != os.geteuid():
-        reason = "it is another user's; choose a folder of this user's"
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        reason = "others may write to it, and so change weights; chmod go-w it"
-    if reason:
-        os.close(descriptor)
-        raise InputError(f"{folder}: cannot be the store: {reason}")
-    return descriptor
+        status = os.fstat(root)
+        if status.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, "it is another user's; choose a folder of this user's")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise OSError(errno.EPERM, "others may write to it, and so change weights; chmod go-w it")
+        names = os.listdir(root)
+        if names and _LOCK not in names:
+            reason = f"it has files, and no '{_LOCK}', so it is none yet; choose an empty folder or a new name"
+            raise OSError(errno.ENOTEMPTY, reason)
+        return root, _open_lock(root)
+    except OSError:
+        os.close(root)
+        raise
 
 
 def _open_lock(root: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(_LOCK, flags, 0o600, dir_fd=root)
+    """The lock in a folder, made where there is none; open for reading only where the disk can only be read. Raises
+    OSError."""
+    reason = f"'{_LOCK}' in it is not a regular file; remove that, or choose another folder"
+    try:
+        try:
+            descriptor = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=root)
+        except OSError as error:
+            if error.errno != errno.EROFS or not os.listdir(root):
+                raise
+            descriptor = _open_file(_LOCK, root)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise OSError(error.errno, reason) from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"its file '{_LOCK}' is not a regular file")
+        raise OSError(errno.EINVAL, reason)
     return descriptor
 
 
 @contextlib.contextmanager
 def _folder(name: str, at: int, make: bool = False) -> Iterator[int]:
-    """A folder in another one, as a descriptor. Raises OSError where there is none, or a symbolic link."""
-    if make:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=at)
-    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+    """A folder in another one, as a descriptor. Who makes it removes a file or link that is in its way. Raises OSError
+    where there is none, or a symbolic link, or one that others may write to."""
     try:
+        descriptor = _open_folder(name, at)
+    except OSError as error:
+        if not make or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=at)
+        with contextlib.suppress(FileExistsError):  # another process has made it
+            os.mkdir(name, 0o700, dir_fd=at)
+        descriptor = _open_folder(name, at)
+    try:
+        if not _is_private(os.fstat(descriptor)):
+            raise OSError(errno.EPERM, f"its folder '{name}' is another user's, or others may write to it; remove that")
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_folder(name: str, at: int) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
 
 
 @contextlib.contextmanager

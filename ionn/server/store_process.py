@@ -6,7 +6,8 @@ has got hold of it. A thread answers what it asks, another one takes what it giv
 so a question never waits for the disk to be written to.
 
 All that a session's process may make this one do is bounded: the size and number of what it asks at once, the bytes
-that it gives in all, and the false alarms. What does not keep to that loses its sockets.
+that it gives in all, of which each piece takes a least number, and what is wrong: false alarms, and bytes that do not
+have the digest that they should. What does not keep to that loses its sockets.
 
 The front never waits for this process. It ends with its front, and the front goes on without it.
 """
@@ -43,8 +44,10 @@ _ASKED_BYTES_MAX = 1 + HAS_MAX * DIGEST_BYTES
 _STOP_S = 2.0
 # How often the front is told what was counted.
 _COUNT_S = 0.5
-# A session that is right about damaged pieces raises none.
-_FALSE_ALARMS_MAX = 100
+# False alarms, and pieces that are not stored. Of a session that is right there are none while the disk works.
+_WRONG_MAX = 100
+# What a piece takes at least of the bytes that a session may give: its digest and its file cost as much.
+_GIVEN_BYTES_MIN = 4096
 # What is given is verified and written beside queries: it may take longer.
 _NICER = 10
 
@@ -212,23 +215,24 @@ def _send_files(store: Store, owner: str, ask: socket.socket, digests: list[byte
 
 
 def _take(store: Store, owner: str, keep: socket.socket, left_bytes: int) -> None:
-    """Store what a session gives, so many bytes in all, and look at what it says is damaged."""
+    """Store what a session gives, so many bytes in all, and look at what it says is damaged, until too much of that is
+    wrong."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICER)
     head = memoryview(bytearray(PIECE.size))
-    false_alarms = 0
-    while not store.off and false_alarms <= _FALSE_ALARMS_MAX and _receive(keep, head):
+    wrong = 0
+    while not store.off and wrong <= _WRONG_MAX and _receive(keep, head):
         digest, size = PIECE.unpack(head)
         if not size:
-            false_alarms += not store.remove_damaged(owner, digest)
+            wrong += not store.remove_damaged(owner, digest)
             continue
-        left_bytes -= size
+        left_bytes -= max(size, _GIVEN_BYTES_MIN)
         if size > PIECE_BYTES_MAX or left_bytes < 0:
             return
         piece = untouched(size)
         if not _receive(keep, piece):
             return
-        store.put(owner, digest, piece)
+        wrong += not store.put(owner, digest, piece)
         del piece
 
 

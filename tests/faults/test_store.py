@@ -531,7 +531,8 @@ def test_a_folder_that_is_removed(tmp_path: Path, model: Model, tiny: Network) -
     model.visit(server)
     subprocess.run(["rm", "-r", str(store)], check=True)
     for each in (model, other_model(tiny, 16)):
-        assert each.visit(server, keep=False) == each.partition.caffemodel.size
+        assert each.visit(server) == each.partition.caffemodel.size
+        assert each.visit(server) == each.least_bytes
     server.end_well()
 
 

@@ -246,6 +246,10 @@ BAD_INPUT = {
         ["/dev/zero", "not a regular file"],
     ),
     "a store without a size": (["serve", "--store", "{}/store", "--store-shared"], ["{}/store", "give --store-gb"]),
+    "a store without a name": (
+        ["serve", "--store", "", "--store-gb", "1", "--store-shared"],
+        ["--store: an empty name", "give a folder's name"],
+    ),
     "a store without keys": (
         ["serve", "--store", "{}/store", "--store-gb", "1"],
         ["--store: without keys", "--key and --allow", "--store-shared"],

@@ -25,6 +25,8 @@ from tests.support.world import freeze, wait_for
 
 A, B = owner_of(b"a"), owner_of(b"b")
 SESSION_BYTES = 50_000_000
+# What a piece counts at least, of those.
+GIVEN_BYTES_MIN = 4096
 
 
 @pytest.fixture
@@ -324,14 +326,67 @@ def test_a_session_gives_no_more_than_it_may_have(process: StoreProcess, folder:
     ask, kept = process.session(A)
     largest = bytes(PIECE_BYTES_MAX)
     count = SESSION_BYTES // PIECE_BYTES_MAX
-    left = SESSION_BYTES - count * PIECE_BYTES_MAX - 4000
-    give_raw(kept, *[as_given(bytes(32), largest)] * count, as_given(bytes(32), bytes(left)), as_given(*piece(1)))
-    wait_for(lambda: ask_raw(ask, HAS + piece(1)[0]) == b"\1", "the last piece to be stored")
+    left = SESSION_BYTES - count * PIECE_BYTES_MAX - GIVEN_BYTES_MIN
+    give_raw(kept, *[as_given(bytes(32), largest)] * count, as_given(bytes(32), bytes(left)), as_given(*piece(1, 1)))
+    wait_for(lambda: ask_raw(ask, HAS + piece(1, 1)[0]) == b"\1", "the last piece to be stored")
     give_raw(kept, as_given(*piece(2, 1)))
     assert closed(kept)
     assert ask_raw(ask, HAS + piece(2, 1)[0]) == b"\0"
     assert len(list(folder.glob("*/??/*"))) == 1
     check(process)
+
+
+def test_a_tiny_piece_counts_as_much_as_it_costs(folder: Path) -> None:
+    """Of a float each, a session could give a quarter of a billion of them."""
+    process = StoreProcess(StoreSettings(folder, 10**9, 10**9), 20 * GIVEN_BYTES_MIN)
+    wait_for(lambda: process.news() is not None, "the process to be ready")
+    ask, kept = process.session(A)
+    tiny = [piece(number, 1) for number in range(21)]
+    give_raw(kept, *(as_given(*each) for each in tiny))
+    assert closed(kept)
+    assert ask_raw(ask, HAS + b"".join(digest for digest, _ in tiny)) == b"\1" * 20 + b"\0"
+    check(process)
+    process.close()
+
+
+def test_pieces_with_wrong_digests_end(process: StoreProcess) -> None:
+    ask, kept = process.session(A)
+    give_raw(kept, as_given(bytes(32), bytes(4)) * 100, as_given(*piece(2)))
+    wait_for(lambda: ask_raw(ask, HAS + piece(2)[0]) == b"\1", "the piece after a hundred wrong ones")
+    give_raw(kept, as_given(bytes(32), bytes(4)))
+    assert closed(kept)
+    check(process)
+
+
+def test_sixty_sessions_that_give_tiny_pieces_without_end_keep_nobody_waiting(process: StoreProcess) -> None:
+    """Each has a thread of the store process's, and an honest session has an answer all the same."""
+    some = [piece(number, 250_000) for number in range(8)]
+    digests = [digest for digest, _ in some]
+    first = StoreAccess(*process.session(A))
+    keep(first, *some)
+    wait_for(lambda: stored(first, *digests), "the pieces to be stored")
+    floods = [process.session(B) for _ in range(60)]
+    flood = as_given(bytes(32), bytes(4)) * 2000
+
+    def give_without_end(kept: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                kept.sendall(flood)
+
+    threads = [threading.Thread(target=give_without_end, args=(kept,)) for _, kept in floods]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            access = StoreAccess(*process.session(A))
+            assert stored(access, *digests)
+            assert access.alive
+    finally:
+        for _, kept in floods:
+            with contextlib.suppress(OSError):
+                kept.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
 
 
 def test_false_alarms_end(process: StoreProcess) -> None:

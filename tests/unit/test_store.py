@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from tests.support.stored import piece
 A, B = owner_of(b"a"), owner_of(b"b")
 # What the smallest piece counts.
 COST = 64 * 1024
+# What a dead process has left in `unfinished`.
+DEAD = "0123456789abcdef" * 2
 
 
 def at(folder: Path, owner: str, digest: bytes) -> Path:
@@ -161,6 +165,10 @@ def of_another(path: Path) -> None:
     path.write_bytes(others[0].read_bytes())
 
 
+def make_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
 POISONS: dict[str, Callable[[Path], object]] = {
     "its first bit": lambda path: flip(path, 0),
     "a bit in the middle": lambda path: flip(path, 200),
@@ -177,7 +185,7 @@ POISONS: dict[str, Callable[[Path], object]] = {
     "a link to nothing": replace_by(lambda path: path.symlink_to("/nowhere")),
     "a folder": replace_by(lambda path: path.mkdir()),
     "a pipe": replace_by(lambda path: os.mkfifo(path)),
-    "a socket": replace_by(lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)),
+    "a socket": replace_by(make_socket),
     "unreadable zeros": replace_by(lambda path: path.write_bytes(bytes(416))),
 }
 
@@ -230,10 +238,66 @@ def test_no_link_is_followed_on_the_way(level: str, store: Store, folder: Path, 
     if level != "unfinished":
         assert store.has(A, [digest]) == b"\0"
         assert store.open(A, digest) is None
-    assert not store.put(A, *piece(2, 50)) or level == "prefix"
-    assert not store.put(A, digest, data) or level == "unfinished"
+    assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
     assert sorted(elsewhere.rglob("*")) == before
-    assert store.off == ""
+
+
+@pytest.mark.parametrize("level", ["owner", "prefix", "unfinished"])
+@pytest.mark.parametrize(
+    "make", [Path.touch, lambda path: path.symlink_to("/nowhere"), os.mkfifo, make_socket], ids=lambda make: ""
+)
+def test_what_is_in_the_way_of_a_folder_is_removed(
+    make: Callable[[Path], object], level: str, store: Store, folder: Path
+) -> None:
+    digest, data = piece(1)
+    path = {"owner": folder / A, "prefix": folder / A / digest[:1].hex(), "unfinished": folder / "unfinished"}[level]
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make(path)
+    assert store.has(A, [digest]) == b"\0"
+    assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
+
+
+def give_away(path: Path) -> None:
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.parametrize("level", ["owner", "prefix", "unfinished", "file"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.chmod(path.stat().st_mode | stat.S_IWGRP),
+        lambda path: path.chmod(path.stat().st_mode | stat.S_IWOTH),
+        pytest.param(give_away, marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")),
+    ],
+    ids=["group", "others", "owner"],
+)
+def test_what_others_may_write_to_is_not_used(change: Callable[[Path], None], level: str, folder: Path) -> None:
+    """They can change weights, with a right checksum. A file is replaced; a folder the operator must look at."""
+    said: list[str] = []
+    store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
+    digest, data = piece(1)
+    assert store.put(A, digest, data)
+    path = at(folder, A, digest)
+    changed = {"owner": folder / A, "prefix": path.parent, "unfinished": folder / "unfinished", "file": path}[level]
+    change(changed)
+    if level != "unfinished":
+        assert store.has(A, [digest]) == b"\0"
+        assert store.open(A, digest) is None
+    if level == "file":
+        assert store.put(A, digest, data)
+        assert said == []
+    else:
+        other = piece(next(number for number in range(2, 9999) if piece(number)[0][0] == digest[0]))
+        for _ in range(2):
+            assert not store.put(A, *other)
+        (line,) = said
+        assert f"'{changed.name}' is another user's, or others may write to it; remove that" in line
+        shutil.rmtree(changed)
+        assert store.put(A, digest, data)
+    assert read(store, A, digest) == data
+    store.close()
 
 
 def test_a_folder_with_something_in_it_is_left(folder: Path) -> None:
@@ -241,7 +305,8 @@ def test_a_folder_with_something_in_it_is_left(folder: Path) -> None:
     store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
     digest, data = piece(1)
     path = at(folder, A, digest)
-    path.mkdir(parents=True)
+    for each in (folder / A, path.parent, path):
+        each.mkdir(mode=0o700)
     (path / "kept").write_text("kept")
     for _ in range(2):
         assert store.has(A, [digest]) == b"\0"
@@ -304,7 +369,7 @@ def test_any_sequence(steps: list[Step]) -> None:
                 poisoned.discard(path)
             elif step == "litter":
                 (folder / "unfinished").mkdir(exist_ok=True)
-                (folder / "unfinished" / f"{number}").write_bytes(b"of the dead")
+                (folder / "unfinished" / f"{number:032x}").write_bytes(b"of the dead")
             for path in folder.glob("*/??/*"):
                 if path.stat().st_mtime_ns > 10**18:  # it was used just now
                     clock += 10**9
@@ -383,6 +448,107 @@ def test_what_another_process_changed_is_seen(folder: Path) -> None:
     other.close()
 
 
+def fill(folder: Path, pieces: int, used_ns: int) -> StoreSettings:
+    """A store of so many pieces, which has no room for more; all were used at that time."""
+    settings = StoreSettings(folder, pieces * COST, pieces * COST)
+    store = Store(settings)
+    for number in range(pieces):
+        assert store.put(A, *piece(number))
+        os.utime(at(folder, A, piece(number)[0]), ns=(used_ns, used_ns))
+    store.close()
+    return settings
+
+
+@pytest.mark.parametrize("ahead_s", [3600, 365 * 86_400])
+def test_dates_to_come_keep_nothing_out(ahead_s: int, folder: Path) -> None:
+    """The clock was ahead when it was filled, or it was copied from such a server."""
+    store = Store(fill(folder, 6, time.time_ns() + ahead_s * 10**9))
+    opened = store.open(A, piece(3)[0])
+    assert opened is not None
+    os.close(opened[0])
+    new = [piece(100 + number) for number in range(5)]
+    for each in new:
+        assert store.put(A, *each)
+    # What was used a moment ago is there, and the five others were not used.
+    assert store.has(A, [piece(3)[0], *(digest for digest, _ in new)]) == b"\1" * 6
+    store.close()
+
+
+def test_a_clock_that_is_set_back_while_a_server_runs_keeps_nothing_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = time.time_ns() + 3600 * 10**9
+    store = Store(fill(folder, 6, ahead))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: ahead + 1)
+        store.refresh()
+    new = [piece(100 + number) for number in range(6)]
+    for each in new:
+        assert store.put(A, *each)
+    assert store.has(A, [digest for digest, _ in new]) == b"\1" * 6
+    store.close()
+
+
+def replace_lock(folder: Path) -> None:
+    (folder / "new").touch()
+    (folder / "new").rename(folder / "lock")
+
+
+@pytest.mark.parametrize("change", [lambda folder: (folder / "lock").unlink(), replace_lock])
+def test_a_lock_that_is_removed_or_replaced_is_taken_anew(change: Callable[[Path], None], folder: Path) -> None:
+    """Two processes that have different locks would each have the whole store."""
+    settings = StoreSettings(folder, 6 * COST, 6 * COST)
+    one, other = Store(settings), Store(settings)
+    assert one.put(A, *piece(0))
+    assert other.put(A, *piece(1))
+    change(folder)
+    third = Store(settings) if (folder / "lock").exists() else other
+    stores = (one, other, third)
+    for number in range(2, 40):
+        assert stores[number % 3].put(A, *piece(number))
+        assert len(stored(folder)[A]) == min(number + 1, 6)
+        if not number % 10:
+            change(folder)
+    assert (folder / "lock").is_file()
+    for store in {one, other, third}:
+        store.close()
+
+
+def test_a_folder_that_is_removed_is_made_again(folder: Path) -> None:
+    said: list[str] = []
+    settings = StoreSettings(folder, 6 * COST, 6 * COST)
+    one, other = Store(settings, said.append), Store(settings, said.append)
+    for round_ in range(3):
+        numbers = range(round_ * 10, round_ * 10 + 8)
+        for number in numbers:
+            assert (one, other)[number % 2].put(A, *piece(number))
+        for store in (one, other):
+            assert store.has(A, [piece(number)[0] for number in numbers]) == b"\0\0" + b"\1" * 6
+        assert len(stored(folder)[A]) == 6
+        shutil.rmtree(folder)
+        one.refresh()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert said == []
+    for store in (one, other):
+        store.close()
+
+
+def test_a_folder_of_somebody_else_in_the_place_of_one_that_was_removed_is_left(folder: Path) -> None:
+    said: list[str] = []
+    store = Store(StoreSettings(folder, 10**9, 10**9), said.append)
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+    (folder / "essay.txt").write_text("years of work")
+    for _ in range(2):
+        assert not store.put(A, *piece(1))
+    assert [path.name for path in folder.iterdir()] == ["essay.txt"]
+    (line,) = said
+    assert "it has files, and no 'lock'" in line
+    (folder / "essay.txt").unlink()
+    assert store.put(A, *piece(1))
+    store.close()
+
+
 def test_what_a_living_process_writes_is_not_removed(
     store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +557,7 @@ def test_what_a_living_process_writes_is_not_removed(
     flush = os.fdatasync
 
     def meanwhile(descriptor: int) -> None:
-        (folder / "unfinished" / "dead").write_bytes(b"x")
+        (folder / "unfinished" / DEAD).write_bytes(b"x")
         another = Store(StoreSettings(folder, 10**9, 10**9))
         another.refresh()
         another.close()
@@ -404,15 +570,18 @@ def test_what_a_living_process_writes_is_not_removed(
     assert list((folder / "unfinished").iterdir()) == []
 
 
-def test_whatever_is_left_unfinished_goes(store: Store, folder: Path) -> None:
+def test_whatever_is_left_unfinished_goes_and_nothing_else(store: Store, folder: Path) -> None:
     unfinished = folder / "unfinished"
     unfinished.mkdir(mode=0o700)
-    (unfinished / "file").write_bytes(b"x")
-    (unfinished / "link").symlink_to(folder / "lock")
-    (unfinished / "folder").mkdir()
-    os.mkfifo(unfinished / "pipe")
+    (unfinished / ("a" * 32)).write_bytes(b"x")
+    (unfinished / ("b" * 32)).symlink_to(folder / "lock")
+    (unfinished / ("c" * 32)).mkdir()
+    os.mkfifo(unfinished / ("d" * 32))
+    others = {"essay.txt", "a" * 31, "a" * 33, "A" * 32, "g" * 32}
+    for name in others:
+        (unfinished / name).write_text("years of work")
     store.refresh()
-    assert list(unfinished.iterdir()) == []
+    assert {path.name for path in unfinished.iterdir()} == others
     assert (folder / "lock").exists()
 
 
@@ -445,6 +614,45 @@ def test_a_disk_that_fails(number: int, call: str, folder: Path, monkeypatch: py
     again = Store(StoreSettings(folder, 10**9, 10**9))
     assert again.put(A, *piece(2))
     again.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True).returncode:
+        pytest.skip("only root can mount a disk")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_disk_that_can_only_be_read(disk: Path) -> None:
+    """What is there is used, also by a server that starts, and with smaller bounds; nothing is stored or removed."""
+    store = Store(StoreSettings(disk / "store", 10**9, 10**9))
+    digest, data = piece(1)
+    damaged = piece(2)[0]
+    for number in range(4):
+        assert store.put(A, *piece(number))
+    flip(at(disk / "store", A, damaged), 7)
+    (disk / "store" / "unfinished" / DEAD).touch()
+    store.close()
+    (disk / "empty").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    said: list[str] = []
+    store = Store(StoreSettings(disk / "store", 2 * COST, 2 * COST), said.append)
+    store.refresh()
+    assert store.counts().pieces == 4
+    assert store.has(A, [digest]) == b"\1"
+    assert read(store, A, digest) == data
+    assert not store.put(A, *piece(9))
+    assert not store.remove_damaged(A, damaged)
+    strerror = os.strerror(errno.EROFS)
+    assert said == [f"{disk / 'store'}: nothing more is stored: {strerror}; what is there is used"]
+    store.close()
+    for name in ("none", "none/below", "empty"):
+        with pytest.raises(InputError, match=f"{name}: cannot be the store: {strerror}$"):
+            Store(StoreSettings(disk / name, 1, 1))
 
 
 def storm(folder: Path, total_bytes: int, processes: int, kills: int, seed: int) -> set[int]:
@@ -514,10 +722,24 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
             Store(StoreSettings(tmp_path / name, 1, 1))
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path), os.mkdir])
+@pytest.mark.parametrize("name", ["unfinished", "essay.txt", A, ".hidden", "lock2"])
+def test_a_folder_with_files_that_is_no_store_is_refused(name: str, tmp_path: Path) -> None:
+    """Somebody has mistyped its name; nothing in it changes."""
+    (tmp_path / name).mkdir()
+    essay = tmp_path / name / "essay.txt"
+    essay.write_text("years of work")
+    with pytest.raises(
+        InputError, match=r"cannot be the store: it has files, and no 'lock', .*; choose an empty folder"
+    ):
+        Store(StoreSettings(tmp_path, 1, 1))
+    assert essay.read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [essay.parent]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/null", path), os.mkdir, make_socket])
 def test_a_lock_that_is_no_file_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "lock")
-    with pytest.raises(InputError, match="cannot be the store: "):
+    with pytest.raises(InputError, match=r"cannot be the store: 'lock' in it is not a regular file; remove that"):
         Store(StoreSettings(tmp_path, 1, 1))
 
 
