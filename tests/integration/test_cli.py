@@ -245,7 +245,10 @@ BAD_INPUT = {
         ["classify", "chelsea", "--model", "{}/tiny.prototxt", "--labels", "/dev/zero"],
         ["/dev/zero", "not a regular file"],
     ),
-    "a store without a size": (["serve", "--store", "{}/store", "--store-shared"], ["{}/store", "give --store-gb"]),
+    "a part larger than what is the whole by default": (
+        ["serve", "--store", "{}/store", "--store-gb-per-client", "11"],
+        ["--store-gb-per-client 11", "--store-gb 10"],
+    ),
     "a store without keys": (
         ["serve", "--store", "{}/store", "--store-gb", "1"],
         ["--store: without keys", "--key and --allow", "--store-shared"],
