@@ -84,7 +84,8 @@ class Timeouts:
 
     A query that runs at the server has `query_s` and ten times the latency that was expected. A server that is silent
     for `heartbeat_s` is asked for a sign of life, and lost if it gives none within `silence_s`. It has `connect_s` to
-    answer a hello, and likewise the question what it has stored, which has the time beside that its bytes take. After a loss the client connects again, after `retry_s` at first and `retry_max_s` at most.
+    answer a hello, and so much and the time that the bytes take to answer what it has stored. After a loss the client
+    connects again, after `retry_s` at first and `retry_max_s` at most.
     """
 
     query_s: float = 5.0
