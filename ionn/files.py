@@ -21,6 +21,8 @@ FILE_BYTES_MAX = 10_000_000
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading. Raises OSError for anything else: devices and pipes may have no end, or keep
     their reader waiting."""
+    if "\0" in str(path):
+        raise OSError(None, "no file's name has a null byte")
     # Opening a pipe waits for its writer, unless told not to.
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -43,6 +43,8 @@ LINK_NICENESS = -10
 
 # From room for a piece of the largest size to more than a disk has.
 STORE_GB = Number(0.005, 1e6)
+# Ten models of a gigabyte, or forty of AlexNet's size.
+STORE_DEFAULT_GB = 10.0
 
 stop_at_eof_option = click.option(
     "--stop-at-eof",
@@ -86,7 +88,11 @@ def _stop_at_eof() -> None:
     help="Deny files, sockets and other processes to what runs clients' nets.",
 )
 @click.option("--store", type=click.Path(), metavar="DIR", help="Keep clients' weights here, beyond their sessions.")
-@click.option("--store-gb", type=STORE_GB, help="How much the store may have, in 10^9 bytes; with --store.")
+@click.option(
+    "--store-gb",
+    type=STORE_GB,
+    help=f"How much the store may have, in 10^9 bytes; with --store. By default {STORE_DEFAULT_GB:g}.",
+)
 @click.option(
     "--store-gb-per-client",
     type=STORE_GB,
@@ -159,7 +165,7 @@ def _store_settings(
     if not store:
         raise InputError("--store: an empty name; give a folder's name, or leave it out")
     if total_gb is None:
-        raise InputError(f"--store {store}: say how much it may have; give --store-gb")
+        total_gb = STORE_DEFAULT_GB
     if client_gb is None:
         client_gb = total_gb if shared else total_gb / 2
     elif shared:

@@ -37,7 +37,7 @@ from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import get_planner
 from ionn.planning.stored_weights import StoredPiece
 from ionn.protocol.curve import ClientKeys
-from ionn.protocol.messages import Welcome
+from ionn.protocol.messages import DIGESTS_MAX, Welcome
 from ionn.protocol.sender import Upload, chunk_bytes_of, takes
 from ionn.records import PartitionRecord
 
@@ -335,7 +335,8 @@ def open_offloading(
         if client is None or welcome is None or not client.stored_pieces:
             return graph
         stored = _stored(weight_pieces, client.stored_pieces, {cut.stage for cut in graph.cuts})
-        return graph.storing(stored, [stage.weight_bytes for stage in network.stages], welcome.store_ms_per_mb)
+        read_ms_per_mb = welcome.store_ms_per_mb * estimate.server_factor / dilation
+        return graph.storing(stored, [stage.weight_bytes for stage in network.stages], read_ms_per_mb)
 
     def believed() -> Estimate:
         return Estimate(mbps or MBPS, 0.0) if measuring is None else measuring.current()
@@ -404,7 +405,7 @@ def open_offloading(
                 if sidecar := open_sidecar(weights_file, network, net.weights()):
                     stack.enter_context(sidecar)
                     coded = sidecar.frames if coding == LOSSLESS else {}
-                    weight_pieces = sidecar.pieces
+                    weight_pieces = sidecar.pieces[:DIGESTS_MAX]  # servers are asked of no more
             except InputError as error:  # of no harm: weights go raw
                 print(f"ionn: {error}", file=sys.stderr)
         fault: Exception | None = None

@@ -66,6 +66,9 @@ _SETBACKS_MAX = 3
 _LOSSES_MAX = 12
 # How long a late answer may take: a blob of two megabytes takes half of that at 0.5 Mbps. Queries run here meanwhile.
 _LATE_S = 60.0
+# The slowest link on which a server is asked what it has stored, and how long the bytes of that question may take at
+# most. Nothing can be planned meanwhile.
+_ASKING_MBPS, _ASKING_MAX_S = 0.01, 60.0
 # How often the thread looks for a late answer, and whether there is something else to upload by now.
 _LATE_POLL_S, _LOOK_S = 0.01, 0.1
 # How long a goodbye may take: enough for a live server, short where it is gone.
@@ -81,7 +84,8 @@ class Timeouts:
 
     A query that runs at the server has `query_s` and ten times the latency that was expected. A server that is silent
     for `heartbeat_s` is asked for a sign of life, and lost if it gives none within `silence_s`. It has `connect_s` to
-    answer a hello. After a loss the client connects again, after `retry_s` at first and `retry_max_s` at most.
+    answer a hello, and so much and the time that the bytes take to answer what it has stored. After a loss the client
+    connects again, after `retry_s` at first and `retry_max_s` at most.
     """
 
     query_s: float = 5.0
@@ -483,7 +487,7 @@ class Client:
             upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
             if (question := self._store.begin(welcome)) is not None:
-                holds = upload.ask(question, self.timeouts.connect_s, self._stopped)
+                holds = upload.ask(question, self.timeouts.connect_s + _sending_s(question), self._stopped)
                 assert isinstance(holds, Holds)
                 with self._named():
                     self._store.take(holds, time.monotonic())
@@ -633,6 +637,12 @@ class Client:
                 self._most_bytes = upload.sent_bytes
                 self._losses = self._breaks = 0
         return message
+
+
+def _sending_s(message: Message) -> float:
+    """How long a message may take on the link, before it is the server that is slow."""
+    size_bytes = sum(memoryview(frame).nbytes for frame in message.frames())
+    return min(size_bytes * 8 / (_ASKING_MBPS * 1e6), _ASKING_MAX_S)
 
 
 def _probe_bytes(welcome: Welcome) -> int:

@@ -44,6 +44,8 @@ _LINE_MAX = 1000
 
 # The number of a query or a partition; -1 for none.
 _Number = Annotated[int, msgspec.Meta(ge=-1, le=NATURAL_MAX)]
+# How long 10^6 bytes may take to be read: a quarter of an hour. Graphs with such times can still be made.
+_ReadMs = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class Message:
@@ -101,7 +103,7 @@ class Welcome(Message):
     held: tuple[Held, ...] = ()
     codecs: tuple[Word, ...] = ()
     stores: bool = False
-    store_ms_per_mb: TimeMs = 0.0
+    store_ms_per_mb: _ReadMs = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, count, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, count, pairwise
 from typing import NamedTuple
 
 from ionn.errors import ProtocolError
 from ionn.model.caffemodel import CodedFrame
-from ionn.model.partial_net import ExtractedPartition
+from ionn.model.partial_net import AddressedSpans, ExtractedPartition
 from ionn.protocol.messages import (
     CHUNK_BYTES,
     Ack,
@@ -37,8 +37,10 @@ CREDIT_BYTES_MIN = 1000
 WINDOW_BYTES_MAX = 16 * 1000 * 1000
 # Messages under way: servers take 1,000.
 _UNDER_WAY_MAX = 500
-# The addresses that a partition is announced with: of 150 bytes each, they are a third of what servers take.
-_ADDRESSES_MAX = 2000
+# What a partition's header may have with its addresses: servers take 1,000 kB by default.
+_HEADER_BYTES = 900_000
+# What an address has in a header, without its spans and for each span, at most.
+_ADDRESS_BYTES, _SPAN_BYTES = 104, 22
 
 # A message, the only right answer to it, and the credit that it takes: the weights in it, as they are sent.
 _Step = tuple[Message, Message, int]
@@ -47,6 +49,13 @@ _Step = tuple[Message, Message, int]
 def chunk_bytes_of(welcome: Welcome) -> int:
     """The most that a chunk to this server may have, before coding."""
     return min(CHUNK_BYTES, welcome.chunk_bytes, welcome.window_bytes)
+
+
+def _addressed(bare: PartitionHeader, pieces: Sequence[AddressedSpans]) -> Sequence[AddressedSpans]:
+    """The first of a partition's pieces, as many as its header has room for, of which `bare` is the rest."""
+    room_bytes = _HEADER_BYTES - len(bare.frames()[0])
+    ends = accumulate(_ADDRESS_BYTES + _SPAN_BYTES * len(piece.spans) for piece in pieces)
+    return pieces[: sum(end <= room_bytes for end in ends)]
 
 
 def takes(welcome: Welcome, frame: CodedFrame) -> bool:
@@ -118,6 +127,8 @@ class Upload:
         self._partitions = list(partitions)
         self._store = store or Stored()
         self._announced: dict[int, _Announced] = {}
+        # The pieces that each partition was announced with, where the server has a store.
+        self._addressed: dict[int, Sequence[AddressedSpans]] = {}
         self._now_s = now_s
         self._changed = threading.Condition()
         self._started_s = [0.0] * len(partitions)
@@ -150,9 +161,13 @@ class Upload:
 
     @property
     def is_stored(self) -> bool:
-        """Tell whether the server's store has all pieces of the partitions that have an address."""
-        pieces = (piece for partition in self._partitions for piece in partition.addressed)
-        return all(piece.sha256 in self._store.pieces for piece in pieces)
+        """Tell whether the server's store has all pieces of the partitions that have an address: those that they were,
+        or will be, announced with."""
+        return all(
+            piece.sha256 in self._store.pieces
+            for index, partition in enumerate(self._partitions)
+            for piece in self._addressed.get(index, partition.addressed)
+        )
 
     @property
     def sent_bytes(self) -> int:
@@ -334,14 +349,16 @@ class Upload:
     def _announce(self, index: int, partition: ExtractedPartition, welcome: Welcome) -> Iterator[_Step | None]:
         """Tell of a partition, until the server has all pieces that it is to take from its store."""
         model = partition.caffemodel
-        addressed = partition.addressed[:_ADDRESSES_MAX] if welcome.stores else ()
+        bare = PartitionHeader(index, partition.nets, model.blobs, model.size)
+        addressed: Sequence[AddressedSpans] = ()
+        if welcome.stores:
+            addressed = self._addressed[index] = _addressed(bare, partition.addressed)
         while True:
             stored = frozenset(at for at, piece in enumerate(addressed) if self._store.may_be_taken(piece.sha256))
             gaps = _joined(span for at in stored for span in addressed[at].spans)
             announced = self._announced[index] = _Announced(stored, gaps, bool(stored))
             pieces = tuple(AddressedPiece(*piece, at in stored) for at, piece in enumerate(addressed))
-            header = PartitionHeader(index, partition.nets, model.blobs, model.size, pieces)
-            yield header, Ack(index, gaps[0][1] if gaps and gaps[0][0] == 0 else 0), 0
+            yield replace(bare, pieces=pieces), Ack(index, gaps[0][1] if gaps and gaps[0][0] == 0 else 0), 0
             while announced.waiting:
                 yield None
             if self._announced.get(index) is announced:
@@ -413,7 +430,7 @@ class Upload:
         of_it = isinstance(due, Ack) and due.partition == error.partition
         if not (of_it and announced.waiting and error.pieces and announced.stored.issuperset(error.pieces)):
             raise ProtocolError("the server misses pieces of weights that it was not to take from its store, it says")
-        addressed = self._partitions[error.partition].addressed
+        addressed = self._addressed[error.partition]
         self._store.miss(addressed[at].sha256 for at in error.pieces)
         del self._announced[error.partition]
         announced.waiting = False

@@ -102,10 +102,10 @@ class AdaptiveSession(VirtualSession):
     ) -> None:
         stage_bytes = [stage.weight_bytes for stage in network.stages]
 
-        def storing(graph: ExecutionGraph) -> ExecutionGraph:
-            return graph.storing(stored, stage_bytes, store_ms_per_mb)
+        def storing(graph: ExecutionGraph, server_factor: float) -> ExecutionGraph:
+            return graph.storing(stored, stage_bytes, store_ms_per_mb * server_factor)
 
-        super().__init__(dataclasses.replace(info, graph=storing(info.graph)))
+        super().__init__(dataclasses.replace(info, graph=storing(info.graph, 1.0)))
         self._link.reach_ms = reach_ms
         settings = info.settings
 
@@ -114,7 +114,7 @@ class AdaptiveSession(VirtualSession):
                 network, Scaled(client, 1 / estimate.client_factor), Scaled(server, 1 / estimate.server_factor),
                 estimate.mbps, settings.coding, settings.weight_ratio, coded_bytes, rtt_ms=estimate.rtt_ms,
             )  # fmt: skip
-            return storing(graph)
+            return storing(graph, estimate.server_factor)
 
         self._info = info
         self._network = network

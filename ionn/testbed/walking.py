@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -272,7 +272,7 @@ class _Walking:
         session.wait_until(self._now_s - begin_s)
         sent: list[tuple[int, list[int]]] = []  # the pieces that are sent ahead, and to which server
         while session.connected and session.now_s() < length_s:
-            sent += self._send_ahead(session, stretch)
+            self._send_ahead(session, stretch, sent)
             query = session.query()
             times = {name: begin_s + getattr(query, name) for name in ("raised_s", "start_s", "end_s")}
             self._keep(dataclasses.replace(query, **times))
@@ -293,29 +293,32 @@ class _Walking:
         layouts = (self._layouts[number] for number in numbers)
         return [StoredPiece(layout.stage, layout.channels, layout.raw_bytes) for layout in layouts]
 
-    def _send_ahead(self, session: _WalkSession, stretch: Stretch) -> Iterator[tuple[int, list[int]]]:
-        """Send ahead to the servers that the client has been told of since."""
+    def _send_ahead(self, session: _WalkSession, stretch: Stretch, sent: list[tuple[int, list[int]]]) -> None:
+        """Send ahead to the servers that the client has been told of since, but for what is `sent` to them already in
+        this stretch; it is added to that."""
         for visit in self._walk.visits:
             told = visit.told_s is not None and visit.told_s <= self._now_s < visit.from_s
             if told and visit not in self._told and visit.server != stretch.server:
                 self._told.add(visit)
-                numbers = self._most_valuable(visit.server, session.believed_mbps)
+                queued = {number for server, numbers in sent if server == visit.server for number in numbers}
+                numbers = self._most_valuable(visit.server, session.believed_mbps, queued)
                 session.send_ahead(self._sizes[number] for number in numbers)
-                yield visit.server, numbers
+                sent.append((visit.server, numbers))
 
-    def _most_valuable(self, server: int, mbps: float) -> list[int]:
-        """The pieces that a server's store has not, in the order in which they would be uploaded at that rate, as many
-        as may be sent ahead."""
+    def _most_valuable(self, server: int, mbps: float, queued: Set[int]) -> list[int]:
+        """The pieces that a server's store has not, and that are not `queued` to be sent there, in the order in which
+        they would be uploaded at that rate, as many as may be sent ahead."""
         store, walk, there = self._stores[server], self._walk, self._walk.servers[server]
         if store is None:
             return []
+        there_then = store.numbers | queued
         graph = ExecutionGraph.from_network(walk.network, walk.client, there.costs, mbps)
-        graph = graph.storing(self._stored(store.numbers), self._stage_bytes, there.store_ms_per_mb)
+        graph = graph.storing(self._stored(there_then), self._stage_bytes, there.store_ms_per_mb)
         plan = make_plan(walk.network, graph, walk.algorithm, mbps)
         numbers: list[int] = []
         left_bytes = self._ahead_bytes
         for number in (each for part in plan.partitions for each in self._numbers(part.pieces)):
-            if number not in store.numbers:
+            if number not in there_then:
                 left_bytes -= self._sizes[number]
                 if left_bytes < 0:
                     break

@@ -20,7 +20,9 @@ from ionn.errors import InputError, did_you_mean, printable
 from ionn.files import read_text
 from ionn.model import zoo
 from ionn.model.network import Network
-from ionn.paper import CLIENT, RECURSIVE, SERVER
+from ionn.paper import CLIENT, MBPS, RECURSIVE, SERVER
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
 from ionn.planning.planners import get_planner
 from ionn.testbed.bandwidth import MBPS_MAX, MBPS_MIN, Bandwidth
 from ionn.testbed.delay import DELAY_MAX_MS
@@ -119,10 +121,10 @@ class Walk:
         text = read_text(path, "the walk")
         try:
             document = msgspec.convert(tomllib.loads(text), _Document)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise InputError(f"{path}: not TOML: {printable(str(error))}") from None
         except msgspec.ValidationError as error:
             raise InputError(f"{path}: {_reason(str(error))}") from None
+        except (ValueError, RecursionError) as error:  # an integer of too many digits is no TOMLDecodeError
+            raise InputError(f"{path}: not TOML: {printable(str(error))}") from None
         try:
             return cls._from(document, path.parent)
         except InputError as error:
@@ -137,6 +139,9 @@ class Walk:
         servers = tuple(
             _server(server, f"servers[{number}]", folder, network) for number, server in enumerate(document.servers)
         )
+        for server in servers[:1]:  # a planner that refuses the network does so for every server
+            graph = ExecutionGraph.from_network(network, client, server.costs, MBPS)
+            _keyed("algorithm", lambda: make_plan(network, graph, document.algorithm, MBPS))  # noqa: B023
         numbers = {server.name: number for number, server in enumerate(servers)}
         if len(numbers) < len(servers):
             raise InputError("servers: two of them have the same name")

@@ -245,10 +245,13 @@ BAD_INPUT = {
         ["classify", "chelsea", "--model", "{}/tiny.prototxt", "--labels", "/dev/zero"],
         ["/dev/zero", "not a regular file"],
     ),
-    "a store without a size": (["serve", "--store", "{}/store", "--store-shared"], ["{}/store", "give --store-gb"]),
     "a store without a name": (
         ["serve", "--store", "", "--store-gb", "1", "--store-shared"],
         ["--store: an empty name", "give a folder's name"],
+    ),
+    "a part larger than what is the whole by default": (
+        ["serve", "--store", "{}/store", "--store-gb-per-client", "11"],
+        ["--store-gb-per-client 11", "--store-gb 10"],
     ),
     "a store without keys": (
         ["serve", "--store", "{}/store", "--store-gb", "1"],

@@ -34,7 +34,7 @@ from tests.support.command import ionn as command
 from tests.support.command import serving
 from tests.support.forward import random_weights
 from tests.support.nets import network_of
-from tests.support.world import Link, Server, Wire, wait_for
+from tests.support.world import WAIT_S, Link, Server, Wire, wait_for
 
 Weights = Mapping[str, Sequence[np.ndarray]]
 
@@ -256,6 +256,41 @@ def test_a_server_that_takes_little_at_once(model: Model, tmp_path: Path) -> Non
             assert client.stored_pieces == model.digests
         finally:
             client.close()
+
+
+def test_a_partition_of_more_than_two_thousand_pieces(server: Server, tmp_path: Path) -> None:
+    network = network_of("InnerProduct inner_product_param { num_output: 100000 }", "Softmax", shape="dim: 1 dim: 64")
+    many = model_in(tmp_path, network, random_weights(network, 0.02))
+    assert len(many.digests) == 2084
+    for wanted in (weight_bytes(network), 0):
+        with visiting(many, server.address, layer_ms=500.0) as visit:
+            assert sent_bytes(visit.upload()) == wanted
+            assert visit.client.wait_stored(WAIT_S)
+
+
+def test_a_question_that_takes_long_on_a_slow_link(model: Model, server: Server) -> None:
+    """Of 474 pieces, as Inception has: it takes 6 s, longer than a server has to answer anything else."""
+    first_visit(model, server.address)
+    link = Link(server.address, 0.02)
+    asked = [*model.digests, *(f"{number:064x}" for number in range(474 - len(model.digests)))]
+    client = Client(link.address, digests=asked)
+    try:
+        assert client.stored_pieces == model.digests
+    finally:
+        client.close()
+        link.stop()
+
+
+def test_the_time_to_read_is_divided_by_the_dilation(model: Model, server: Server) -> None:
+    """As all times of a server that is not paced are."""
+    first_visit(model, server.address, layer_ms=100.0)
+    read_ms = []
+    for dilation in (1.0, 10.0):
+        with visiting(model, server.address, layer_ms=100.0, dilation=dilation) as visit:
+            assert visit.offloading.plan is not None
+            read_ms.append(sum(part.upload_ms for part in visit.offloading.plan.partitions))
+    assert read_ms[0] > 0
+    assert read_ms[1] == pytest.approx(read_ms[0] / 10, rel=1e-3)
 
 
 def test_a_client_without_addresses_uploads_as_everywhere(model: Model, server: Server, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -30,6 +31,18 @@ def test_an_answer_that_does_not_say_of_each_piece_whether_it_is_stored(which: s
     for fault in outcome.faults:
         assert isinstance(fault, ProtocolError)
         assert f"asked for {len(DIGESTS)} pieces of weights, and does not say of each whether it has it" in str(fault)
+
+
+@pytest.mark.parametrize("ms", [-1.0, 1.1e6, 1e9, 1e300])
+def test_a_time_to_read_that_no_store_has(ms: float) -> None:
+    def script(connection: Connection, answer: messages.Message) -> bool:
+        assert isinstance(answer, messages.Welcome)
+        connection.send(dataclasses.replace(answer, store_ms_per_mb=ms))
+        return True
+
+    outcome = meet("welcome upload", script)
+    assert all(isinstance(fault, ProtocolError) for fault in outcome.faults)
+    assert "store_ms_per_mb" in str(outcome.faults[0])
 
 
 def missing(pieces: Callable[[messages.Ack], tuple[int, ...]], partition: int | None = None) -> Script:

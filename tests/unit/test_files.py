@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ionn.costs.loading import load_costs
-from ionn.errors import InputError
+from ionn.errors import InputError, printable
 from ionn.files import FILE_BYTES_MAX, check_writable, read_text, write_file
 from ionn.model.caffemodel import read_weights
 from ionn.model.inputs import image_input
@@ -69,6 +69,14 @@ def test_what_cannot_be_read_to_its_end_is_refused(reader: str, kind: str, tmp_p
     with pytest.raises(InputError, match=re.escape(str(path))) as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_no_file_has_a_null_byte_in_its_name(reader: str, tmp_path: Path) -> None:
+    name, read = READERS[reader]
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / f"a\0{name}")
+    assert printable(str(caught.value)) == str(caught.value)
 
 
 def test_a_text_is_read_as_people_write_it(tmp_path: Path) -> None:

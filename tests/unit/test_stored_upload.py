@@ -16,7 +16,7 @@ from ionn.errors import ProtocolError
 from ionn.model import coded_weights, slices, weight_pieces
 from ionn.model.coded_weights import Sidecar, write
 from ionn.model.network import Network
-from ionn.model.partial_net import ExtractedPartition, extract
+from ionn.model.partial_net import AddressedSpans, ExtractedPartition, extract
 from ionn.model.slices import TILE, Piece, Slice, slice_sizes, stage_of
 from ionn.protocol import sender, stored
 from ionn.protocol.messages import (
@@ -37,6 +37,7 @@ from ionn.protocol.messages import (
 )
 from ionn.protocol.sender import Upload
 from ionn.protocol.stored import Stored
+from ionn.server.limits import Limits
 from tests.support.choices import Seeded
 from tests.support.forward import random_weights
 from tests.support.nets import network_of
@@ -328,7 +329,7 @@ def test_a_server_without_a_store_is_told_no_addresses(subject: Subject) -> None
 
 
 def test_so_many_addresses_as_a_server_takes(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "_ADDRESSES_MAX", 3)
+    monkeypatch.setattr(sender, "_ADDRESS_BYTES", 250_000)  # so that a header has room for three
     monkeypatch.setattr(stored, "DIGESTS_MAX", 4)
     partition = subject.extract([1, 2, 3, 4, 5])
     store = Stored(subject.digests)
@@ -342,6 +343,29 @@ def test_so_many_addresses_as_a_server_takes(subject: Subject, monkeypatch: pyte
     assert [piece.stored for piece in header.pieces] == [True] * 3
     first = sum(size for piece in header.pieces for _, size in piece.spans)
     assert weights_in(after(header, upload), partition) == partition.weight_bytes - first
+
+
+@pytest.mark.parametrize("spans", [1, 8])
+def test_a_partition_of_more_pieces_than_a_header_has_room_for(subject: Subject, spans: int) -> None:
+    """The header has what a server takes by default, and it is all that there is to wait for."""
+    digests = [f"{number:064x}" for number in range(DIGESTS_MAX)]
+    many = tuple(AddressedSpans(digest, ((10**9, 4 * 10**6),) * spans) for digest in digests)
+    partition = replace(subject.extract([1, 2, 3, 4, 5]), addressed=many)
+    store = Stored(digests)
+    question = store.begin(welcome("a"))
+    assert question is not None
+    store.take(Holds((bytes(len(question.payload[0]) // 32),)), 0.0)
+    upload = begun([partition], store)
+    header = upload.next_message()
+    assert isinstance(header, PartitionHeader)
+    assert [piece.sha256 for piece in header.pieces] == digests[: len(header.pieces)]
+    assert 850_000 < len(header.frames()[0]) < 1e3 * Limits().header_kb
+    assert not upload.is_stored
+    found = {piece.sha256 for piece in header.pieces}
+    store._asked.append(digests)
+    store.take(Holds((bytes(digest in found for digest in digests),)), 1.0)
+    assert len(found) < len(digests)
+    assert upload.is_stored
 
 
 def test_what_is_missing_is_sent_and_not_asked_for_again(subject: Subject) -> None:

@@ -111,7 +111,13 @@ def test_files_that_it_names_are_beside_it(tmp_path: Path) -> None:
         ("until_s = 50", "until_s = 50\ntold_s = 20", "visits[0].told_s: "),
         ("[[visits]]", '[[servers]]\nname = "one"\nmbps = 1\n[[visits]]', "servers: two of them have the same name"),
         ("[[visits]]", "[visits]", "visits: Expected `array`"),
+        ('"alexnet"', '"mobilenet"\nalgorithm = "optimal"', "algorithm: optimal: "),
+        ('"alexnet"', '"a\\u0000b.prototxt"', "model: "),
+        ("seconds = 60", 'seconds = 60\nclient = "a\\u0000b"', "client: "),
+        ("mbps = 80", 'bandwidth = "a\\u0000b"', "servers[0].bandwidth: "),
+        ("mbps = 80", 'mbps = 80\ncosts = "a\\u0000b.csv:ms"', "servers[0].costs: "),
         ("seconds = 60", "seconds =", "not TOML: "),
+        ("seconds = 60", "seconds = 1" + 5000 * "0", "not TOML: "),
         ("seconds = 60", "seconds = " + 5000 * "[", "not TOML: "),
     ],
 )
@@ -216,6 +222,24 @@ def test_what_is_sent_ahead_need_not_be_sent_again_and_is_of_most_use_first() ->
     by_share = {each.share: each.gain for each in found}
     assert by_share[0.02] > 0.03
     assert by_share[1.0] > 0.5
+
+
+def test_nothing_is_sent_ahead_twice_to_one_server() -> None:
+    """The client is told of the second visit while it sends ahead for the first."""
+    servers = [server("here", has_model=True), server("next")]
+    for told_s in (1.0, 2.0, 15.0):
+        visits = [Visit(0, 0, 100, None), Visit(1, 100, 120, 1), Visit(1, 150, 160, told_s)]
+        here, there, _ = run_walk(walk(160, servers, visits), AHEAD).stays
+        assert here.ahead_bytes == ALEXNET_BYTES
+        assert (there.sent_bytes, there.held_bytes) == (0, ALEXNET_BYTES)
+
+
+def test_each_visit_that_the_client_is_told_of_sends_its_share_ahead() -> None:
+    servers = [server("here", has_model=True), server("next")]
+    visits = [Visit(0, 0, 100, None), Visit(1, 100, 120, 1), Visit(1, 150, 160, 2)]
+    here, there, _ = run_walk(walk(160, servers, visits), AHEAD, 0.25).stays
+    assert 0.5 * ALEXNET_BYTES - 8e6 < here.ahead_bytes <= 0.5 * ALEXNET_BYTES
+    assert there.held_bytes == here.ahead_bytes
 
 
 def test_nothing_is_sent_ahead_to_a_server_without_a_store_or_that_nobody_tells_of() -> None:
