@@ -63,6 +63,7 @@ class StoreAccess:
             end.setblocking(False)
         self._ask, self._keep = ask, keep
         self._damaged: deque[bytes] = deque()
+        self._suspect: dict[bytes, int] = {}  # found damaged before, with the bytes that they should have
         self._kept: deque[_Kept] = deque()
         self._left: deque[memoryview] = deque()  # of what is being given
         self._left_of: list[memoryview] | None = None  # whose memory that is
@@ -82,15 +83,31 @@ class StoreAccess:
     # --- Asking -------------------------------------------------------------------------------------------------------
 
     def has(self, digests: Sequence[bytes]) -> bytes:
-        """A byte for each digest: 1 if that piece is stored."""
+        """A byte for each digest: 1 if that piece is stored. One that was damaged is read again: the store may not have
+        heard of that yet, or not have the right one yet."""
         deadline = time.monotonic() + _ANSWER_S
-        found = b""
+        found = bytearray()
         for begin in range(0, len(digests), HAS_MAX):
             asked = digests[begin : begin + HAS_MAX]
             self._ask_for(HAS, asked)
             answer, _ = self._hear(len(asked), deadline)
             found += answer or bytes(len(asked))
-        return found
+        for number, digest in enumerate(digests):
+            if found[number] and digest in self._suspect:
+                found[number] = self._is_right(digest)
+                if found[number]:
+                    del self._suspect[digest]
+        return bytes(found)
+
+    def _is_right(self, digest: bytes) -> bool:
+        size = self._suspect[digest]
+        self._ask_for(OPEN, [digest])
+        with self._opened(1) as [(there, descriptor)]:
+            return (
+                descriptor is not None
+                and there == size
+                and read_piece(descriptor, digest, [memoryview(bytearray(size))])
+            )
 
     def read(self, pieces: Sequence[tuple[bytes, Sequence[memoryview]]]) -> list[int]:
         """Fill the views of each piece, named by its digest, with its bytes; the numbers of those that are not stored,
@@ -116,7 +133,10 @@ class StoreAccess:
                         missing.append(number)
                     elif size != sum(map(len, views)) or not read_piece(descriptor, digest, views):
                         self._damaged.append(digest)
+                        self._suspect[digest] = sum(map(len, views))
                         missing.append(number)
+                    else:
+                        self._suspect.pop(digest, None)
         return missing
 
     @contextlib.contextmanager
@@ -238,8 +258,8 @@ class StoreAccess:
         self._kept.clear()
 
 
-# What the copy of a piece takes of a session's memory.
-ACCESS_BYTES = PIECE_BYTES_MAX
+# What a copy of a piece that is given, and one of a piece that is read again, take of a session's memory.
+ACCESS_BYTES = 2 * PIECE_BYTES_MAX
 
 
 def measured_ms_per_mb() -> float:

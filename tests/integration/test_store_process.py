@@ -131,6 +131,21 @@ def test_a_session_has_its_owners_pieces_only(process: StoreProcess, access: Sto
     assert {path.name for path in folder.iterdir()} == {A, B, "lock", "unfinished"}
 
 
+def test_what_is_damaged_is_not_said_to_be_stored_before_it_is_right(access: StoreAccess, folder: Path) -> None:
+    """Whether the store has heard of it by then or not."""
+    good, bad = piece(1, 5000), piece(2, 5000)
+    keep(access, good, bad)
+    wait_for(lambda: stored(access, good[0], bad[0]), "the pieces to be stored")
+    (file,) = folder.rglob(bad[0].hex())
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    assert read(access, good, bad) == [1]
+    assert access.has([good[0], bad[0]]) == b"\1\0"
+    assert file.exists()  # nothing has been told yet
+    keep(access, bad)
+    wait_for(lambda: stored(access, good[0], bad[0]), "the right one to be stored")
+    assert read(access, good, bad) == []
+
+
 def test_what_is_damaged_is_told_and_removed(access: StoreAccess, folder: Path) -> None:
     good, bad, cut = (piece(number) for number in range(3))
     keep(access, good, bad, cut)
