@@ -78,7 +78,7 @@ lint: setup ## ruff and mypy
 reproduce: models ## run the paper's experiment into results/; RUNS=10 for as many runs as the paper
 	.venv/bin/python bench/reproduce.py --runs $(RUNS)
 
-beyond: models ## what goes past the paper, into results/beyond/: 3 minutes
+beyond: models ## what goes past the paper, into results/beyond/: 4 minutes
 	.venv/bin/python bench/beyond.py
 
 figures: setup ## draw the figures again from the traces in results/
