@@ -262,10 +262,16 @@ def test_a_partition_of_more_than_two_thousand_pieces(server: Server, tmp_path: 
     network = network_of("InnerProduct inner_product_param { num_output: 100000 }", "Softmax", shape="dim: 1 dim: 64")
     many = model_in(tmp_path, network, random_weights(network, 0.02))
     assert len(many.digests) == 2084
-    for wanted in (weight_bytes(network), 0):
+
+    def sent() -> int:
         with visiting(many, server.address, layer_ms=500.0) as visit:
-            assert sent_bytes(visit.upload()) == wanted
-            assert visit.client.wait_stored(WAIT_S)
+            sent = sent_bytes(visit.upload())
+            # A busy machine may not have stored all by then; what it has not is sent again.
+            assert visit.client.wait_stored(WAIT_S) or sent > 0
+        return sent
+
+    assert sent() == weight_bytes(network)
+    wait_for(lambda: sent() == 0, "all to be stored")
 
 
 def test_a_question_that_takes_long_on_a_slow_link(model: Model, server: Server) -> None:
@@ -486,6 +492,7 @@ def test_a_second_visit_of_alexnet_over_80_mbps(server: Server, tmp_path: Path) 
     path = zoo_model("alexnet")
     first = run_alexnet(server.address)
     assert first["weight_bytes_held"] == 0
+    wait_for(lambda: run_alexnet(server.address)["weight_bytes_sent"] == 0, "all to be stored, also on a busy machine")
     link = Link(server.address, 80.0)
     second = run_alexnet(link.address)
     assert second["weight_bytes_sent"] == 0
