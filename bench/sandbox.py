@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 
 import query_overhead
 import support
 
-from ionn.client.session import Client
 from ionn.testbed import processes
 
 STARTS = 60
@@ -22,14 +20,6 @@ START_RATIO = 1.2
 # "Nothing more": what two servers that are the same differ by.
 QUERY_RATIO = 1.02
 SERVERS = {"sandbox": "--sandbox", "no sandbox": "--no-sandbox"}
-
-
-def start_ms(address: str) -> float:
-    began = time.perf_counter()
-    client = Client(address)
-    elapsed_ms = (time.perf_counter() - began) * 1e3
-    client.close()
-    return elapsed_ms
 
 
 def rows() -> list[support.Row]:
@@ -42,7 +32,7 @@ def rows() -> list[support.Row]:
         }
         for _ in range(STARTS):
             for name, address in addresses.items():
-                starts_ms[name].append(start_ms(address))
+                starts_ms[name].append(support.start_ms(address))
         network = query_overhead.chain()
         sessions = {name: query_overhead.session(network, address, 1, stack) for name, address in addresses.items()}
         for _ in range(WARM_UP + QUERIES):

@@ -9,6 +9,7 @@ the last partition is ready; the plan is made in it. In turns with the visits, s
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -161,7 +162,8 @@ def asking(network: Network, net: StageNet, link: str) -> support.Row:
     return f"asking a server that has nothing of {network.name}, of its upload", ASKING, added_s / upload_s, ""
 
 
-def rows() -> list[support.Row]:
+def rows(every: bool = False) -> list[support.Row]:
+    """Second visits of AlexNet, or of `every` model."""
     result: list[support.Row] = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -173,10 +175,12 @@ def rows() -> list[support.Row]:
             net = engine.load_network(network, load_weights(model, None, network))
             update(weights_path(model, None), network)
             result.append(asking(network, net, link))
-            if model == MODEL or "--all" in sys.argv:
+            if every or model == MODEL:
                 result += second_visits(network, net)
     return result
 
 
 if __name__ == "__main__":
-    support.main(rows)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="all five models")
+    support.main(lambda: rows(parser.parse_args().all))

@@ -21,7 +21,6 @@ import numpy as np
 import support
 import zmq
 
-from ionn.client.session import Client
 from ionn.model import engine
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
@@ -86,14 +85,6 @@ def reading(folder: Path) -> support.Row:
 def _ratio(medians_ms: dict[str, float]) -> float:
     with_store, without = medians_ms.values()
     return with_store / without
-
-
-def start_ms(address: str) -> float:
-    began = time.perf_counter()
-    client = Client(address)
-    elapsed_ms = (time.perf_counter() - began) * 1e3
-    client.close()
-    return elapsed_ms
 
 
 class Uploader:
@@ -179,7 +170,7 @@ def rows() -> list[support.Row]:
         uploaders = {name: Uploader(address, context) for name, address in addresses.items()}
         for _ in range(STARTS):
             for name, address in addresses.items():
-                starts_ms[name].append(start_ms(address))
+                starts_ms[name].append(support.start_ms(address))
         for number in range(UPLOADS):
             for name, uploader in uploaders.items():
                 ready_ms[name].append(uploader.ready_ms(number))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ionn import paper
+from ionn.client.session import Client
 from ionn.costs.loading import load_costs
 from ionn.model.network import Network
 from ionn.planning.graph import ExecutionGraph
@@ -55,6 +57,15 @@ def paper_plan(model: str) -> tuple[Network, ExecutionGraph, Plan]:
     network = Network.load(model)
     graph = ExecutionGraph.from_network(network, load_costs(paper.CLIENT), load_costs(paper.SERVER), paper.MBPS)
     return network, graph, make_plan(network, graph, paper.RECURSIVE, paper.MBPS)
+
+
+def start_ms(address: str) -> float:
+    """How long it takes to begin a session."""
+    began = time.perf_counter()
+    client = Client(address)
+    elapsed_ms = (time.perf_counter() - began) * 1e3
+    client.close()
+    return elapsed_ms
 
 
 @contextlib.contextmanager

@@ -57,12 +57,17 @@ def read_text(path: Path, what: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def _may_be_file(path: Path) -> bool:
+    """Tell whether a path has a name, and nothing but a file has it."""
+    return bool(path.name) and (path.is_file() or not path.exists())
+
+
 def check_writable(path: Path) -> None:
     """Raise InputError if `write_file` could not write there: better before the work than after it."""
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    if (path.exists() and not path.is_file()) or not path.name or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not _may_be_file(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{path}: cannot write there; choose another file")
 
 
@@ -70,7 +75,7 @@ def write_file(path: Path, content: bytes | Iterable[bytes], private: bool = Fal
     """Write a file, all at once or as its parts come, and its folder where there is none; if `private`, only the user
     may look into it. Raises InputError where that is not possible; nothing half-written stays behind."""
     path = path_of(path, "file")
-    if not path.name or (path.exists() and not path.is_file()):
+    if not _may_be_file(path):
         raise InputError(f"{path}: cannot write there: it is no file; choose another name")
     part = path.with_name(path.name + ".part")
     try:

@@ -73,10 +73,6 @@ class AddressedSpans(NamedTuple):
     sha256: str
     spans: tuple[tuple[int, int], ...]
 
-    @property
-    def raw_bytes(self) -> int:
-        return sum(size for _, size in self.spans)
-
 
 @dataclass(frozen=True)
 class ExtractedPartition:

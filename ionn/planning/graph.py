@@ -262,6 +262,8 @@ class ExecutionGraph:
         for piece in pieces:
             if piece.stage not in self.held:
                 found.setdefault(piece.stage, []).append(piece)
+        if not found:
+            return self
         load_ms, sent, stored = self.load_ms.copy(), np.ones(len(self.stages)), dict(self._stored)
         for stage, parts in found.items():
             begin, end = self.held_channels(stage), self._channels(stage)

@@ -25,6 +25,7 @@ from ionn.coding import RAW
 from ionn.errors import ProtocolError, printable
 from ionn.model.caffemodel import BlobSpan
 from ionn.model.partial_net import PartialNet
+from ionn.model.weight_pieces import PIECE_BYTES
 from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
 PROTOCOL = 7
@@ -33,9 +34,9 @@ PROTOCOL = 7
 CHUNK_BYTES = 128 * 1024
 # What a client sends to measure a link before it plans for it.
 PROBE_BYTES = 64_000
-# The most digests that a client may ask for at once, each of 32 bytes, and the most bytes that a piece may have.
-DIGESTS_MAX = 10_000
-PIECE_BYTES_MAX = 4_000_000
+# The most digests that a client may ask for at once, each a SHA-256, and the most bytes that a piece may have.
+DIGESTS_MAX, DIGEST_BYTES = 10_000, 32
+PIECE_BYTES_MAX = PIECE_BYTES
 # The largest JSON frame that is read at all; a server may set a lower limit.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 

@@ -33,7 +33,7 @@ def decoded_bytes(chunk: Chunk) -> int:
     return chunk.raw_bytes if chunk.codec != RAW else sum(map(len, chunk.payload))
 
 
-class BlobRange(NamedTuple):
+class TargetRange(NamedTuple):
     """Bytes `begin`..`end` (not included) of a blob, which has this number in its partition's header."""
 
     blob: int
@@ -41,7 +41,7 @@ class BlobRange(NamedTuple):
     end: int
 
 
-def piece_ranges(header: PartitionHeader) -> list[tuple[BlobRange, ...]]:
+def piece_ranges(header: PartitionHeader) -> list[tuple[TargetRange, ...]]:
     """Where the bytes of each of a partition's pieces go. The header's blobs must not overlap.
 
     Raises ProtocolError for what is no piece: another name than a SHA-256, no bytes or too many, bytes outside of blobs
@@ -60,7 +60,7 @@ def piece_ranges(header: PartitionHeader) -> list[tuple[BlobRange, ...]]:
 
 def _ranges(
     number: int, piece: AddressedPiece, header: PartitionHeader, begins: Sequence[int]
-) -> tuple[BlobRange, ...]:
+) -> tuple[TargetRange, ...]:
     if not _SHA256.fullmatch(piece.sha256):
         raise ProtocolError(f"piece {number} has no SHA-256")
     if not 0 < sum(size for _, size in piece.spans) <= PIECE_BYTES_MAX:
@@ -73,7 +73,7 @@ def _ranges(
             raise ProtocolError(f"piece {number} is not within the partition's blobs")
         if not size or begin % _FLOAT_BYTES or size % _FLOAT_BYTES:
             raise ProtocolError(f"piece {number} has parts of floats")
-        found.append(BlobRange(blob, begin, begin + size))
+        found.append(TargetRange(blob, begin, begin + size))
     return tuple(found)
 
 
@@ -112,7 +112,7 @@ class PartitionReceiver:
     def complete(self) -> bool:
         return self.received == self._size
 
-    def end_of(self, ranges: Sequence[BlobRange]) -> int:
+    def end_of(self, ranges: Sequence[TargetRange]) -> int:
         """What must have been `received` so that all bytes of a piece are there."""
         return max(self._spans[blob].offset + end for blob, _, end in ranges)
 

@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from ionn.errors import ProtocolError
-from ionn.protocol.messages import DIGESTS_MAX, Have, Holds, Welcome
+from ionn.protocol.messages import DIGEST_BYTES, DIGESTS_MAX, Have, Holds, Welcome
 
-_DIGEST_BYTES = 32
 # While weights are under way, a question is asked again after so many of their bytes for each byte of the question, so
 # that it costs 0.5 % of the link, and so much time at least.
 _BYTES_PER_BYTE = 200
@@ -49,7 +48,7 @@ class Stored:
         self.pieces = frozenset()
         self._missed.clear()
         self._has_ended = self._is_quiet = False
-        self._at_once = welcome.window_bytes // _DIGEST_BYTES
+        self._at_once = welcome.window_bytes // DIGEST_BYTES
         return self._question(self._digests) if welcome.stores and self._digests else None
 
     def _question(self, digests: Sequence[str]) -> Have:
@@ -71,7 +70,7 @@ class Stored:
             return None
         if not ended:
             self._has_ended = self._is_quiet = False
-            size = _DIGEST_BYTES * (len(self._digests) - len(self.pieces))
+            size = DIGEST_BYTES * (len(self._digests) - len(self.pieces))
             if now_s - self._asked_s < _AGAIN_S or sent_bytes - self._asked_bytes < _BYTES_PER_BYTE * size:
                 return None
         else:

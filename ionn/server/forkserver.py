@@ -22,7 +22,7 @@ from typing import Any
 from ionn.errors import MissingLibraryError
 from ionn.server.limits import Limits
 from ionn.server.orphans import end_with
-from ionn.server.processes import end_process, start_process
+from ionn.server.processes import end_process, next_packet, start_process
 from ionn.server.status import Note
 
 _PACKET_BYTES_MAX = 1024
@@ -82,14 +82,9 @@ class ForkServer:
     def news(self) -> News | None:
         """The next news; None if there is none. Raises EOFError when the fork server has died, and its processes with
         it."""
-        try:
-            packet = self._socket.recv(_PACKET_BYTES_MAX)
-        except BlockingIOError:
+        packet = next_packet(self._socket, _PACKET_BYTES_MAX)
+        if packet is None:
             return None
-        except ConnectionResetError:
-            packet = b""
-        if not packet:
-            raise EOFError
         told = json.loads(packet)
         if isinstance(told, str):
             self.missing = MissingLibraryError(told)

@@ -31,6 +31,20 @@ def start_process(
         )  # fmt: skip
 
 
+def next_packet(end: socket.socket, bytes_max: int) -> bytes | None:
+    """The next packet of such a process, by an end that does not block; None if there is none. Raises EOFError when the
+    process has died."""
+    try:
+        packet = end.recv(bytes_max)
+    except BlockingIOError:
+        return None
+    except ConnectionResetError:
+        packet = b""
+    if not packet:
+        raise EOFError
+    return packet
+
+
 def end_process(process: subprocess.Popen[bytes], within_s: float) -> None:
     """Wait for the end of a process that has been told to, kill it when it takes longer, and leave it when it takes as
     long again: not even that ends one whose disk does not answer."""

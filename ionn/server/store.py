@@ -38,7 +38,6 @@ from ionn.errors import InputError
 from ionn.protocol.messages import PIECE_BYTES_MAX
 
 SHARED = "shared"
-DIGEST_BYTES = 32
 
 # The checksum, XXH3 of 128 bits, behind a piece's bytes.
 _CHECKSUM_BYTES = 16

@@ -22,9 +22,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ionn.protocol.messages import PIECE_BYTES_MAX
-from ionn.protocol.receiver import BlobRange
-from ionn.server.store import DIGEST_BYTES, read_piece
+from ionn.protocol.messages import DIGEST_BYTES, PIECE_BYTES_MAX
+from ionn.protocol.receiver import TargetRange
+from ionn.server.store import read_piece
 
 HAS, OPEN = b"h", b"o"
 # Digests in a packet. Without root, the system takes packets of 200 kB.
@@ -50,7 +50,7 @@ class _Kept(NamedTuple):
 
     digest: bytes
     blobs: list[memoryview]
-    ranges: tuple[BlobRange, ...]
+    ranges: tuple[TargetRange, ...]
 
 
 class StoreAccess:
@@ -182,7 +182,7 @@ class StoreAccess:
     def pending(self) -> bool:
         return self._keeps and bool(self._left or self._damaged or self._kept)
 
-    def keep(self, digest: bytes, blobs: list[memoryview], ranges: tuple[BlobRange, ...]) -> None:
+    def keep(self, digest: bytes, blobs: list[memoryview], ranges: tuple[TargetRange, ...]) -> None:
         """Give a piece to the store in some moment: these ranges of `blobs`, as they are then."""
         if self._keeps:
             self._kept.append(_Kept(digest, blobs, ranges))

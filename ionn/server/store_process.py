@@ -31,10 +31,10 @@ from typing import NamedTuple
 
 from ionn.errors import InputError
 from ionn.protocol.buffers import untouched
-from ionn.protocol.messages import PIECE_BYTES_MAX
+from ionn.protocol.messages import DIGEST_BYTES, PIECE_BYTES_MAX
 from ionn.server.orphans import end_with
-from ionn.server.processes import end_process, start_process
-from ionn.server.store import DIGEST_BYTES, Store, StoreCounts, StoreSettings
+from ionn.server.processes import end_process, next_packet, start_process
+from ionn.server.store import Store, StoreCounts, StoreSettings
 from ionn.server.store_access import HAS, HAS_MAX, OPEN, OPEN_MAX, PIECE, SIZE
 
 _PACKET_BYTES_MAX = 4096
@@ -94,14 +94,9 @@ class StoreProcess:
 
     def news(self) -> StoreNews | None:
         """The next news; None if there is none. Raises EOFError when the process has died."""
-        try:
-            packet = self._socket.recv(_PACKET_BYTES_MAX)
-        except BlockingIOError:
+        packet = next_packet(self._socket, _PACKET_BYTES_MAX)
+        if packet is None:
             return None
-        except ConnectionResetError:
-            packet = b""
-        if not packet:
-            raise EOFError
         told = json.loads(packet)
         if isinstance(told, str):
             return StoreNews(told, None)

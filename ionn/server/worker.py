@@ -20,6 +20,7 @@ from ionn.errors import PartitionError, ProtocolError
 from ionn.model.engine import StageNet
 from ionn.model.partial_net import Channels, NetStage, PartialNet
 from ionn.protocol.messages import (
+    DIGEST_BYTES,
     DIGESTS_MAX,
     ERROR_DAMAGED,
     ERROR_MISSING,
@@ -54,7 +55,6 @@ from ionn.server.ipc import MORE, TRIAL, Pipe
 from ionn.server.limits import Limits
 from ionn.server.sliced_stage import Assembly
 from ionn.server.status import Note
-from ionn.server.store import DIGEST_BYTES
 from ionn.server.store_access import ACCESS_BYTES, OPEN_MAX, StoreAccess
 
 # A product large enough for OpenBLAS to use the buffer that it maps once, more than 100 MB.

@@ -139,9 +139,9 @@ class Walk:
         servers = tuple(
             _server(server, f"servers[{number}]", folder, network) for number, server in enumerate(document.servers)
         )
-        for server in servers[:1]:  # a planner that refuses the network does so for every server
-            graph = ExecutionGraph.from_network(network, client, server.costs, MBPS)
-            _keyed("algorithm", lambda: make_plan(network, graph, document.algorithm, MBPS))  # noqa: B023
+        if servers:  # a planner that refuses the network does so for every one
+            graph = ExecutionGraph.from_network(network, client, servers[0].costs, MBPS)
+            _keyed("algorithm", lambda: make_plan(network, graph, document.algorithm, MBPS))
         numbers = {server.name: number for number, server in enumerate(servers)}
         if len(numbers) < len(servers):
             raise InputError("servers: two of them have the same name")

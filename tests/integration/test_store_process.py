@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from ionn.protocol.messages import PIECE_BYTES_MAX
-from ionn.protocol.receiver import BlobRange
+from ionn.protocol.receiver import TargetRange
 from ionn.server.store import Store, StoreSettings, owner_of
 from ionn.server.store_access import HAS, HAS_MAX, OPEN, OPEN_MAX, PIECE, StoreAccess, measured_ms_per_mb
 from ionn.server.store_process import StoreProcess
@@ -58,7 +58,7 @@ def keep(access: StoreAccess, *pieces: tuple[bytes, memoryview]) -> None:
     """Give pieces, each as two ranges of a blob."""
     for digest, data in pieces:
         half = len(data) // 8 * 4
-        access.keep(digest, [data], (BlobRange(0, 0, half), BlobRange(0, half, len(data))))
+        access.keep(digest, [data], (TargetRange(0, 0, half), TargetRange(0, half, len(data))))
     finish(access)
 
 
@@ -179,7 +179,7 @@ def test_giving_stops_when_there_is_something_to_do(process: StoreProcess, acces
     freeze(pid_of(process))
     some = [piece(number, 500_000) for number in range(4)]
     for digest, data in some:
-        access.keep(digest, [data], (BlobRange(0, 0, len(data)),))
+        access.keep(digest, [data], (TargetRange(0, 0, len(data)),))
     ours, theirs = socket.socketpair()
     threading.Timer(0.3, ours.send, [b"x"]).start()
     access.give(theirs.fileno())
@@ -198,8 +198,8 @@ def test_memory_that_is_let_go_while_it_is_given(how: str, process: StoreProcess
     begun, waiting = piece(1, 900_000), piece(2)
     blobs = [memoryview(bytearray(begun[1])), memoryview(bytearray(waiting[1]))]
     freeze(pid_of(process))
-    access.keep(begun[0], blobs, (BlobRange(0, 0, 400_000), BlobRange(0, 400_000, 3_600_000)))
-    access.keep(waiting[0], blobs, (BlobRange(1, 0, 4000),))
+    access.keep(begun[0], blobs, (TargetRange(0, 0, 400_000), TargetRange(0, 400_000, 3_600_000)))
+    access.keep(waiting[0], blobs, (TargetRange(1, 0, 4000),))
     access.finish(0.5)
     assert access.pending
     getattr(access, how)(blobs)
@@ -220,7 +220,7 @@ def test_a_store_that_does_not_answer_is_gone(process: StoreProcess, access: Sto
     os.kill(pid_of(process), signal.SIGCONT)
     assert access.has([some[0]]) == b"\0"
     assert read(access, some) == [0]
-    access.keep(*some[:1], [some[1]], (BlobRange(0, 0, 4),))
+    access.keep(*some[:1], [some[1]], (TargetRange(0, 0, 4),))
     assert not access.pending
     check(process)
 

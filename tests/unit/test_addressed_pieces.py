@@ -23,7 +23,7 @@ from ionn.protocol.messages import (
     PartitionHeader,
     make_chunk,
 )
-from ionn.protocol.receiver import BlobRange, PartitionReceiver, piece_ranges
+from ionn.protocol.receiver import PartitionReceiver, TargetRange, piece_ranges
 
 NET = PartialNet("layer {}", "data", (NetStage(1, 1, ("fc",)),))
 SHA = "ab" * 32
@@ -174,5 +174,5 @@ def test_what_is_no_piece_of_a_partition(pieces: AddressedPiece | list[Addressed
 def test_pieces_may_touch_each_other_and_the_ends_of_blobs() -> None:
     pieces = [AddressedPiece(SHA, ((14, 36), (60, 8)), True), AddressedPiece(SHA, ((10, 4),), False)]
     header = header_of(BLOBS, 70, pieces)
-    assert piece_ranges(header) == [(BlobRange(0, 4, 40), BlobRange(1, 0, 8)), (BlobRange(0, 0, 4),)]
+    assert piece_ranges(header) == [(TargetRange(0, 4, 40), TargetRange(1, 0, 8)), (TargetRange(0, 0, 4),)]
     assert piece_ranges(dataclasses.replace(header, pieces=())) == []
