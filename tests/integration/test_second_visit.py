@@ -72,6 +72,12 @@ def model_in(folder: Path, network: Network, weights: Weights) -> Model:
     return Model(network, weights, file)
 
 
+@pytest.fixture(autouse=True)
+def ask_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may store nothing for longer than clients go on asking."""
+    monkeypatch.setattr("ionn.protocol.stored._QUIET_S", WAIT_S)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return model_in(tmp_path_factory.mktemp("model"), NETWORK, random_weights(NETWORK, scale=0.02))
