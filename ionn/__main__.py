@@ -7,6 +7,9 @@ import sys
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTED = "ionn: interrupted\n"
+# Longer than what ends the processes that a command has started.
+_END_S = 15.0
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -15,9 +18,19 @@ def _end(number: int, frame: FrameType | None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for each in _SIGNALS:
         signal.signal(each, lambda number, frame: None)
+    signal.signal(signal.SIGALRM, lambda alarm, frame: _end_at_last(number))
+    signal.setitimer(signal.ITIMER_REAL, _END_S)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(0)
+
+
+def _end_at_last(number: int) -> None:
+    """End the process if what was raised has not: Python drops exceptions that come in a finaliser, and one that comes
+    just when a lock has been taken leaves it locked for ever. Processes that a command has started end with it."""
+    if number == signal.SIGINT:
+        os.write(2, _INTERRUPTED.encode())
+    os._exit(130 if number == signal.SIGINT else 0)
 
 
 def _open_standard_streams() -> None:
@@ -42,7 +55,7 @@ def main() -> None:
 
         command_line()
     except KeyboardInterrupt:
-        sys.stderr.write("ionn: interrupted\n")
+        sys.stderr.write(_INTERRUPTED)
         sys.exit(130)
     finally:
         # The interpreter takes a moment to end, without handlers for signals. By now the exit code is settled. They are

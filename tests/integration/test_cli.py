@@ -515,6 +515,54 @@ def test_what_serves_ends_when_it_is_told_to(name: str, over_and_over: bool, num
     assert said.strip().startswith(wanted)
 
 
+NEVER_ENDING = """
+import threading, time
+import ionn.__main__, ionn.cli
+
+class Finalised:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(60)  # what is raised here is dropped
+
+def drops_it():
+    Finalised()
+    time.sleep(60)
+
+def waits_for_ever():
+    lock = threading.Lock()
+    lock.acquire()
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        lock.acquire()
+
+ionn.__main__._END_S = 0.1
+ionn.cli.main = {command}
+ionn.__main__.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("drops_it", signal.SIGINT), ("waits_for_ever", signal.SIGINT), ("waits_for_ever", signal.SIGTERM)],
+)
+def test_a_command_that_cannot_be_interrupted_ends_all_the_same(command: str, number: signal.Signals) -> None:
+    code = NEVER_ENDING.format(command=command)
+    arguments = [sys.executable, "-c", code, "serve"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            os.kill(process.pid, number)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    wanted_code, wanted = TOLD[number]
+    assert process.returncode == wanted_code
+    assert said.strip().endswith(wanted)
+
+
 def complete(words: str) -> list[str]:
     """What bash would offer after `words`."""
     code = "import sys; sys.argv[0] = 'ionn'; from ionn.__main__ import main; main()"
