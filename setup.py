@@ -21,6 +21,7 @@ class BuildPy(build_py):
 DEPENDENCIES = [
     "backports.zstd>=1.0,<2",  # what crosses the link is coded with it; the standard library has it from Python 3.14 on
     "click>=8.1,<9",  # the command line
+    "joblib>=1.4,<2",  # sweeps in several processes, and through Dask on several machines
     "matplotlib>=3.9,<4",  # figures; 3.9 is the first for numpy 2
     "msgspec>=0.19,<1",  # what is read from outside is checked against the types that declare it
     "numpy>=2,<3",  # the Caffe wheel is built against numpy 2
@@ -33,11 +34,19 @@ DEPENDENCIES = [
     "tqdm>=4.65,<5",  # the progress bar
     "xxhash>=3,<4",  # a checksum as fast as memory, for weights that a server reads from its store; it ships its types
 ]
+CLUSTER_DEPENDENCIES = [
+    "distributed>=2024.8",  # ionn sweep --cluster; versions by date: the scheduler's is the one to have
+]
 METRICS_DEPENDENCIES = [
     "prometheus-client>=0.20,<1",  # ionn serve --metrics
 ]
+REPORT_DEPENDENCIES = [
+    "plotly>=6,<8",  # the charts of report.html; it brings its JavaScript along
+]
 TEST_DEPENDENCIES = [
+    *CLUSTER_DEPENDENCIES,
     *METRICS_DEPENDENCIES,
+    *REPORT_DEPENDENCIES,
     "hypothesis>=6.100,<7",  # properties over generated inputs
     "mypy==2.4.*",  # types; pinned like ruff, as their verdicts change from release to release
     "opencv-python-headless>=4.10.0.84,<5",  # reads caffemodels without Caffe, an independent judge; 5 no longer does
@@ -46,6 +55,7 @@ TEST_DEPENDENCIES = [
     "pytest-timeout>=2.3.1,<3",  # no test may hang
     "pytest-xdist>=3.6,<4",  # the tests in several processes, as half of their time is waiting
     "ruff==0.17.*",  # lint and format
+    "selenium>=4.20,<5",  # looks at report.html in Debian's Chromium
     "types-psutil>=5.9,<8",  # the types of psutil, which ships none, for mypy
 ]
 
@@ -81,7 +91,13 @@ setup(
     packages=find_packages(include=["ionn", "ionn.*"]),
     package_data={"ionn": ["costs/devices/*.json", "costs/ratios/*.json", "py.typed"]},
     install_requires=DEPENDENCIES,
-    extras_require={"fuzz": FUZZ_DEPENDENCIES, "metrics": METRICS_DEPENDENCIES, "test": TEST_DEPENDENCIES},
+    extras_require={
+        "cluster": CLUSTER_DEPENDENCIES,
+        "fuzz": FUZZ_DEPENDENCIES,
+        "metrics": METRICS_DEPENDENCIES,
+        "report": REPORT_DEPENDENCIES,
+        "test": TEST_DEPENDENCIES,
+    },
     cmdclass={"build_py": BuildPy},
     entry_points={"console_scripts": ["ionn = ionn.__main__:main"]},
 )

@@ -75,10 +75,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
+    """`share` is in what share of random draws of the costs the claim holds (`ionn.evaluation.uncertainty`); None where
+    that was not computed."""
+
     claim: Claim
     virtual: str
     live: str
     verdict: str  # "supported", "not supported on the TESTBED" or "not checked: REASON"
+    share: float | None = None
 
     @property
     def checked(self) -> bool:
