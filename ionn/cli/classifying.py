@@ -158,7 +158,7 @@ def _answer_json(session: Session, answer: Answer, labels: list[str] | None, top
         "audited": answer.audited,
         "feature_bytes": answer.feature_bytes,
         "feature_wire_bytes": answer.feature_wire_bytes,
-        "uploaded": session.uploaded if session.plan.partitions else None,
+        "uploaded": session.uploaded if session.plan.uploads else None,
         "segments": [
             {
                 "where": segment.where,

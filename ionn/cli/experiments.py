@@ -22,6 +22,7 @@ from ionn.cli.options import (
     chosen_algorithm,
     client_option,
     coding_option,
+    complete_algorithm,
     deadline_option,
     delay_option,
     jitter_option,
@@ -300,7 +301,14 @@ def _responses_text(trace: Trace) -> str:
 @click.command()
 @results_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures; by default RESULTS/figures.")
-def figures(results: Path, out: Path | None) -> None:
+@click.option(
+    "--algorithm",
+    "algorithms",
+    multiple=True,
+    shell_complete=complete_algorithm,
+    help="Draw this one, and others that are given likewise; by default all but baselines.",
+)
+def figures(results: Path, out: Path | None, algorithms: tuple[str, ...]) -> None:
     """Draw Figures 5-7 and write the report, from the traces in RESULTS alone.
 
     Example: ionn figures --results results
@@ -308,6 +316,6 @@ def figures(results: Path, out: Path | None) -> None:
     from ionn.evaluation.figures import draw_figures
     from ionn.evaluation.report import write_report
 
-    drawn = draw_figures(results, out or results / "figures")
+    drawn = draw_figures(results, out or results / "figures", algorithms)
     for path in (*drawn, write_report(results, drawn)):
         click.echo(path)

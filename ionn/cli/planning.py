@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,7 +30,7 @@ from ionn.paper import SERVER
 if TYPE_CHECKING:
     from ionn.model.network import Network
     from ionn.planning.graph import ExecutionGraph
-    from ionn.planning.plan import Partition, Plan
+    from ionn.planning.plan import Plan
 
 
 @click.command()
@@ -89,7 +91,7 @@ def plan(
     if as_json:
         click.echo(json.dumps({**made.to_json(), "coding": coding, "chain": _chain_json(network, graph)}))
     else:
-        click.echo(f"{_chain_text(network, graph)}\n\n{_plan_text(made)}")
+        click.echo(f"{_chain_text(network, graph)}\n\n{_plan_text(made, graph.stages)}")
 
 
 def _plot(network: Network, graph: ExecutionGraph, mbps: float, path: Path) -> None:
@@ -144,7 +146,8 @@ def _chain_text(network: Network, graph: ExecutionGraph) -> str:
     return "\n".join(lines)
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_text(plan: Plan, names: Sequence[str]) -> str:
+    """`names` are those of all stages."""
     lines = [
         f"{plan.model}, {plan.algorithm}, {plan.mbps:g} Mbps: {len(plan.partitions)} partitions, "
         f"latency {plan.local_ms:.1f} ms at the client alone, {plan.best_ms:.1f} ms at best",
@@ -155,22 +158,26 @@ def _plan_text(plan: Plan) -> str:
         elapsed_ms += partition.upload_ms
         lines.append(
             f"{partition.index + 1:>3} {partition.bytes / 1e6:>8.2f} {partition.upload_ms / 1e3:>9.2f} "
-            f"{elapsed_ms / 1e3:>14.2f} {partition.latency_ms:>11.1f}  {_stages_text(partition)}"
+            f"{elapsed_ms / 1e3:>14.2f} {partition.latency_ms:>11.1f}  "
+            f"{_stages_text(names, partition.stages, partition.slices)}"
         )
-    if not plan.partitions:
-        lines.append("nothing is worth offloading")
+    if plan.held:
+        lines.append(f"the server holds from the beginning: {_stages_text(names, plan.held)}")
+    elif not plan.partitions:
+        lines.append("nothing is worth offloading" if plan.best_ms == plan.local_ms else "nothing is uploaded")
     return "\n".join(lines)
 
 
-def _stages_text(partition: Partition) -> str:
-    """The stages by name; of longer runs the first and the last."""
+def _stages_text(
+    names: Sequence[str], stages: Iterable[int], slices: Mapping[str, tuple[int, int]] = MappingProxyType({})
+) -> str:
+    """The stages by name; of longer runs the first and the last. `slices` are the channels of those in slices."""
     from ionn.model.slices import runs_of
 
-    names = dict(zip(partition.stages, partition.stage_names, strict=True))
+    parts = {name: f"[{begin}:{end}]" for name, (begin, end) in slices.items()}
     texts = []
-    for first, last in runs_of(names):
-        run = [names[stage] for stage in range(first, last + 1)]
-        parts = {name: f"[{begin}:{end}]" for name, (begin, end) in partition.slices.items()}
+    for first, last in runs_of(stages):
+        run = names[first : last + 1]
         if len(run) > 3 and parts.keys().isdisjoint(run):
             texts.append(f"{run[0]} .. {run[-1]} ({len(run)})")
         else:

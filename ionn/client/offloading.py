@@ -35,6 +35,7 @@ from ionn.paper import MBPS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import get_planner
+from ionn.planning.planners.baselines import PREINSTALLED
 from ionn.planning.stored_weights import StoredPiece
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import DIGESTS_MAX, Welcome
@@ -168,7 +169,7 @@ class Offloading:
         """Go by another plan, of which nothing is uploaded yet. Called while nobody else uses the net."""
         self.graph, self.plan, self.server = prepared.graph, prepared.plan, prepared.server
         self._partitions = prepared.partitions
-        self._pieces = [partition.pieces for partition in prepared.plan.partitions]
+        self._pieces = prepared.plan.uploads
         self.executor.adopt(self.graph, self._pieces, prepared.sliced, prepared.router)
         self._estimate = prepared.estimate
 
@@ -203,7 +204,9 @@ class Offloading:
             return
         estimate, begun = self.measuring.current(), upload.begun
         try:
-            rest = self._prepare_rest(self._pieces[:begun], self._pieces[begun:])
+            rest = None
+            if self.plan is None or self.plan.algorithm != PREINSTALLED:  # which does not follow what is believed
+                rest = self._prepare_rest(self._pieces[:begun], self._pieces[begun:])
         except InputError as error:  # of a planner of the user's own, which made the first plan
             rest = None
             if not self._is_told:
@@ -224,7 +227,7 @@ class Offloading:
         if not upload.replace_rest(begun, rest.partitions):
             return
         new = [replace(partition, index=begun + partition.index) for partition in rest.plan.partitions]
-        self._pieces = [*self._pieces[:begun], *(partition.pieces for partition in new)]
+        self._pieces = [*self._pieces[:begun], *rest.plan.uploads]
         self._partitions = [*self._partitions[:begun], *rest.partitions]
         self.executor.adopt(rest.graph, self._pieces, rest.sliced, rest.router)
         partitions = (*self.plan.partitions[:begun], *new)
@@ -353,9 +356,9 @@ def open_offloading(
         while True:
             graph = graph_with(server, estimate).holding(held)
             plan = make_plan(network, graph, algorithm, estimate.mbps)
-            if former is not None and [partition.pieces for partition in plan.partitions] == list(former):
+            if former is not None and plan.uploads == list(former):
                 return None
-            pieces = [*begun, *(partition.pieces for partition in plan.partitions)]
+            pieces = [*begun, *plan.uploads]
             sliced = slice_stages(network, pieces, net.weights())
             unchecked = {stage: each for stage, each in sliced.items() if _slices(stage, pieces) not in exact}
             if not (found := _inexact(network, net, unchecked) - inexact):
@@ -367,7 +370,7 @@ def open_offloading(
         stages = [network.stages[each.stage] for each in graph.coded_weights]
         frames = {name: coded[name] for stage in stages for name in stage.layers if name in coded}
         weights = net.weights()
-        partitions = [extract(network, part.pieces, weights, frames, weight_pieces) for part in plan.partitions]
+        partitions = [extract(network, each, weights, frames, weight_pieces) for each in plan.uploads]
         if measuring is None:
             return Prepared(graph, plan, server, partitions, sliced)
         router = router or Router(lambda estimate: graph_with(server, estimate), 1.0 if yields else FAIR_SHARE)

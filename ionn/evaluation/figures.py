@@ -8,16 +8,18 @@ the paper's: they have further figures, whose names end in "-sliced". The same t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ionn.errors import InputError, did_you_mean
 from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_png_and_pdf
 from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, load_results, mean_latency, summary
 from ionn.paper import SLICED, model_title
+from ionn.planning.planners import BASELINES
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
@@ -26,13 +28,24 @@ Bar = Callable[["Axes", float, float, SummaryRow, dict[str, Any]], None]
 _Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
 
-def draw_figures(results: Path, out: Path) -> list[Path]:
+def draw_figures(results: Path, out: Path, algorithms: Collection[str] = ()) -> list[Path]:
     """Draw Figures 5, 6 and 7 of the traces in `results`, their response times, and what became of queries over links
-    that change, into the folder `out`; the files written, PNG and PDF.
+    that change, into the folder `out`; the files written, PNG and PDF. Of the `algorithms`, or where none is given, of
+    all but baselines.
 
-    Raises InputError where there are no traces or `out` cannot be written.
+    Raises InputError where there are no traces, none of an algorithm that is given, or `out` cannot be written.
     """
     rows = summary(load_results(results))
+    present = distinct(row.algorithm for row in rows)
+    for algorithm in algorithms:
+        if algorithm not in present:
+            known = ", ".join(present)
+            raise InputError(
+                f"{results}: no runs of algorithm {algorithm!r}; there are runs of {known}"
+                f"{did_you_mean(algorithm, present)}"
+            )
+    wanted = algorithms or [algorithm for algorithm in present if algorithm not in BASELINES]
+    rows = [row for row in rows if row.algorithm in wanted]
     return [path for draw in (fig5, fig6, fig7, fig_responses, fig_links) for path in draw(rows, out)]
 
 

@@ -13,6 +13,7 @@ from ionn.errors import InputError
 from ionn.model.slices import Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph, checked_mbps
 from ionn.planning.planners import get_planner
+from ionn.planning.planners.baselines import PREINSTALLED
 from ionn.schema import Natural, Real
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class PlanDocument(msgspec.Struct):
     partitions: tuple[PartitionDocument, ...]
     model_bytes: Natural | None = None
     planning_ms: Real | None = None
+    held: tuple[Natural, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Plan:
     changed.
 
     `model_bytes` are all weights of the network, uploaded or not. `local_ms` and `best_ms`: latency with nothing and
-    with everything uploaded.
+    with everything uploaded. `held` are the stages that the server holds before the upload begins: a query is routed by
+    `ExecutionGraph.holding` of them.
     """
 
     model: str
@@ -111,8 +114,18 @@ class Plan:
     best_ms: float
     partitions: tuple[Partition, ...]
     planning_ms: float
+    held: tuple[int, ...] = ()
+
+    @property
+    def uploads(self) -> list[tuple[Piece, ...]]:
+        """What goes up in which order where the server does not hold it by itself: what it holds before a run begins,
+        if there is something, and the partitions."""
+        return [*([self.held] if self.held else []), *(partition.pieces for partition in self.partitions)]
 
     def to_json(self) -> dict[str, Any]:
+        """`held` is there only if it is not empty, as numbers of stages."""
+        planning = {} if math.isnan(self.planning_ms) else {"planning_ms": self.planning_ms}
+        held = {"held": list(self.held)} if self.held else {}
         return {
             "model": self.model,
             "algorithm": self.algorithm,
@@ -121,7 +134,9 @@ class Plan:
             "local_ms": self.local_ms,
             "best_ms": self.best_ms,
             "partitions": [partition.to_json() for partition in self.partitions],
-        } | ({} if math.isnan(self.planning_ms) else {"planning_ms": self.planning_ms})
+            **planning,
+            **held,
+        }
 
     @classmethod
     def from_document(cls, document: PlanDocument, graph: ExecutionGraph) -> Plan:
@@ -144,6 +159,8 @@ class Plan:
                 raise InputError("its plan has a partition of which more is stored than there is")
             sizes = part.bytes, wire_bytes, part.upload_ms, part.latency_ms, part.stored_bytes
             partitions.append(Partition(at, tuple(pieces), part.stages, part.layers, *sizes))
+        if max(document.held, default=0) >= len(graph.stages):
+            raise InputError(f"its plan has the server hold a stage {max(document.held)}, which its graph has not")
         total_bytes = sum(part.bytes for part in partitions)
         return cls(
             document.model,
@@ -154,6 +171,7 @@ class Plan:
             document.best_ms,
             tuple(partitions),
             math.nan if document.planning_ms is None else document.planning_ms,
+            document.held,
         )
 
 
@@ -170,7 +188,7 @@ def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: fl
 
 def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
     """Plan a network whose costs over a link of `mbps` are `graph`, and time the planner (`planning_ms`). What the
-    server holds by the graph is left out.
+    server holds by the graph is left out. What `preinstalled` plans is held by the server, and no partition.
 
     Raises InputError for an unknown algorithm and for a bandwidth that is not positive.
     """
@@ -179,6 +197,10 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
     started = time.perf_counter()
     pieces_in_order = planner(graph)
     planning_ms = (time.perf_counter() - started) * 1e3
+    held: tuple[int, ...] = ()
+    if algorithm == PREINSTALLED:
+        held = tuple(stage_of(piece) for pieces in pieces_in_order for piece in pieces)
+        pieces_in_order = []
 
     partitions: list[Partition] = []
     uploaded: list[Piece] = []
@@ -209,4 +231,5 @@ def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: flo
         best_ms=graph.latency_ms(range(len(graph.stages))),
         partitions=tuple(partitions),
         planning_ms=planning_ms,
+        held=held,
     )

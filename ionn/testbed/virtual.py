@@ -92,7 +92,8 @@ class VirtualSession:
     """A `Session` of the experiment on a simulated clock, in ms."""
 
     def __init__(self, info: RunInfo) -> None:
-        self._graph = graph = info.graph
+        held = info.plan.held
+        self._graph = graph = info.graph.holding(held) if held else info.graph
         self._partitions = list(info.plan.partitions)
         self._pieces = [partition.pieces for partition in self._partitions]
         self._load_ms = [graph.overhead_ms(pieces)[1] for pieces in self._pieces]

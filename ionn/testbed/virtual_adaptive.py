@@ -25,6 +25,7 @@ from ionn.paper import MBPS
 from ionn.planning.coding_costs import DOWN, UP, Transfer
 from ionn.planning.graph import ExecutionGraph, Leg
 from ionn.planning.plan import Partition, make_plan
+from ionn.planning.planners.baselines import PREINSTALLED
 from ionn.planning.slice_costs import Split
 from ionn.planning.stored_weights import StoredPiece
 from ionn.protocol.messages import PROBE_BYTES
@@ -84,7 +85,7 @@ class AdaptiveSession(VirtualSession):
     """A `Session` of the experiment, on a simulated clock in ms, whose client measures.
 
     It ends at `reach_ms`: a query that is at the server then is completed at the client. `estimates` are what it
-    believed when.
+    believed when. What its first plan says is held by the server is so from the beginning, and nothing is planned again.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class AdaptiveSession(VirtualSession):
         self._observed = Estimates(MBPS)
         self._believed = Estimate(MBPS, 0.0)
         self._late: _Asked | None = None
+        self._preinstalled: tuple[int, ...] = ()
         self._begin_to_observe()
         self.estimates: list[EstimateRecord] = []
 
@@ -136,6 +138,7 @@ class AdaptiveSession(VirtualSession):
             local_ms=graph.local_ms,
             best_ms=graph.latency_ms(range(len(graph.stages))),
             partitions=tuple(self._partitions[: len(self._uploaded)]),
+            held=self._preinstalled,
         )
         return dataclasses.replace(self._info, plan=plan, graph=graph)
 
@@ -271,7 +274,7 @@ class AdaptiveSession(VirtualSession):
 
     def _there(self) -> list[Piece]:
         """What queries may use now."""
-        return [piece for pieces in self._pieces[: self._usable()] for piece in pieces]
+        return [*self._preinstalled, *(piece for pieces in self._pieces[: self._usable()] for piece in pieces)]
 
     def _coming(self) -> Iterator[tuple[float, Sequence[Piece]]]:
         """In how many ms each of the following partitions is believed to be usable."""
@@ -330,6 +333,8 @@ class AdaptiveSession(VirtualSession):
             return
         self._believed = estimate
         self.estimates.append(EstimateRecord(self.now_s(), *estimate))
+        if self._info.algorithm == PREINSTALLED and len(self.estimates) > 1:
+            return  # what the server holds does not follow what is believed
         begun = self._link.begun
         held = [piece for pieces in self._pieces[:begun] for piece in pieces]
         graph = self._router.graph(estimate).holding(held)
@@ -339,6 +344,7 @@ class AdaptiveSession(VirtualSession):
             if len(self.estimates) == 1:
                 raise
             return  # a planner of the user's own, which made the first plan: that stays
+        self._preinstalled = plan.held
         rest = [*plan.partitions, *self._after_plan()]
         if [part.pieces for part in rest] != self._pieces[begun:]:
             self._upload_rest(rest, graph)

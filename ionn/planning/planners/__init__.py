@@ -7,7 +7,7 @@ The paper's algorithm as it is printed is in `reference`; read that first.
 
 Every planner uploads exactly the stages that the fastest path uses once uploading costs nothing (the optimal state); a
 graph with nothing worth offloading has an empty plan. No partition is without weights, unless all stages are. Planners
-of a user's own may do otherwise.
+of a user's own may do otherwise, and so may `BASELINES`, which are there to be compared with.
 """
 
 from __future__ import annotations
@@ -24,8 +24,20 @@ from ionn.errors import InputError, did_you_mean
 from ionn.model.slices import Piece
 from ionn.paper import EFFICIENCY, FINE, ORIGINAL, RECURSIVE, SLICED
 from ionn.planning.graph import ExecutionGraph
+from ionn.planning.planners.baselines import (
+    ALL_AT_ONCE,
+    FRONT_TO_BACK,
+    LOCAL,
+    NEUROSURGEON,
+    PREINSTALLED,
+    all_at_once,
+    front_to_back,
+    local,
+    neurosurgeon,
+    preinstalled,
+)
 from ionn.planning.planners.custom import checked, load_function
-from ionn.planning.planners.efficiency import efficiency, recursive_efficiency
+from ionn.planning.planners.efficiency import densest, efficiency, recursive_efficiency
 from ionn.planning.planners.optimal import optimal
 from ionn.planning.planners.original import original, original_fine
 from ionn.planning.planners.sliced import sliced_efficiency
@@ -48,18 +60,31 @@ PLANNERS: dict[str, Planner] = {
     EFFICIENCY: _ours(efficiency),
     RECURSIVE: _ours(recursive_efficiency),
     SLICED: _ours(sliced_efficiency),
+    "densest": _ours(densest),
     "optimal": _ours(optimal),
+}
+BASELINES: dict[str, Planner] = {
+    LOCAL: local,
+    ALL_AT_ONCE: all_at_once,
+    FRONT_TO_BACK: _ours(front_to_back),
+    NEUROSURGEON: neurosurgeon,
+    PREINSTALLED: preinstalled,
 }
 _ADDED: dict[str, Planner] = {}
 _SOURCES: dict[str, str] = {}
 
 
+def known_planners() -> dict[str, Planner]:
+    """All that have a name: the planners, with those of the user's own, and the baselines."""
+    return {**PLANNERS, **BASELINES}
+
+
 def get_planner(name: str) -> Planner:
-    """The planner of that name. Raises InputError, with the known names, if there is none."""
-    if text_of(name, "algorithm") not in PLANNERS:
-        known = ", ".join(PLANNERS)
-        raise InputError(f"unknown algorithm {name!r}: known are {known}{did_you_mean(name, PLANNERS)}")
-    return PLANNERS[name]
+    """The planner of that name, or the baseline. Raises InputError, with the known names, if there is none."""
+    known = known_planners()
+    if text_of(name, "algorithm") not in known:
+        raise InputError(f"unknown algorithm {name!r}: known are {', '.join(known)}{did_you_mean(name, known)}")
+    return known[name]
 
 
 def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
@@ -74,7 +99,7 @@ def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
             raise InputError(f"planner {shown(planner)}: it has no name; give a function made by def")
     else:
         name, function = load_function(name_of(planner, "planner"))
-    if name in PLANNERS and name not in _ADDED:
+    if name in known_planners() and name not in _ADDED:
         raise InputError(f"{name} is one of ionn's own planners; rename the function")
     PLANNERS[name] = _ADDED[name] = checked(name, function)
     _SOURCES[name] = _source_digest(function)

@@ -1,4 +1,5 @@
-"""The paper's algorithms: partitions by efficiency (section 3.2) and recursively smaller ones (3.3, Algorithm 1).
+"""The paper's algorithms: partitions by efficiency (section 3.2) and recursively smaller ones (3.3, Algorithm 1). And
+the order that is proven to be good (docs/optimality.md), which differs from these in its beginning only.
 
 The efficiency of a candidate, a run of adjacent stages not uploaded yet, is the latency that it saves per time to
 upload it. What it saves depends on its neighbours: next to an uploaded stage a transfer vanishes, elsewhere one is
@@ -30,12 +31,20 @@ _SMALLEST = math.ulp(0.0)
 
 def efficiency(graph: ExecutionGraph) -> list[list[int]]:
     """The initial partition, then again and again the candidate with the highest efficiency."""
-    return _plan(graph, recursive=False)
+    return _plan(graph, _initial(graph), recursive=False)
 
 
 def recursive_efficiency(graph: ExecutionGraph) -> list[list[int]]:
     """Plan like `efficiency`, but a part of the candidate goes first while a part of it has positive efficiency."""
-    return _plan(graph, recursive=True)
+    return _plan(graph, _initial(graph), recursive=True)
+
+
+def densest(graph: ExecutionGraph) -> list[list[int]]:
+    """Plan like `efficiency`, but the first partition is the candidate with the highest efficiency, too.
+
+    No part of a partition has a higher efficiency than the whole of it, the part being another candidate.
+    """
+    return _plan(graph, [], recursive=False)
 
 
 class Candidate(NamedTuple):
@@ -156,10 +165,20 @@ def _touching(first: int, last: int, from_first: NDArray[np.float64], to_last: N
     )
 
 
+def _optimal(graph: ExecutionGraph) -> frozenset[int]:
+    """The stages that are worth uploading at all."""
+    return graph.shortest_path(np.zeros(len(graph.stages)))
+
+
+def _initial(graph: ExecutionGraph) -> list[int]:
+    """The initial partition of the paper: the stages that save more than their upload takes."""
+    return sorted(graph.shortest_path(graph.upload_ms) & _optimal(graph))
+
+
 @np.errstate(over="ignore")  # a gain divided by _SMALLEST
-def _plan(graph: ExecutionGraph, *, recursive: bool) -> list[list[int]]:
-    optimal = graph.shortest_path(np.zeros(len(graph.stages)))
-    initial = sorted(graph.shortest_path(graph.upload_ms) & optimal)
+def _plan(graph: ExecutionGraph, initial: list[int], *, recursive: bool) -> list[list[int]]:
+    """The partitions after an initial one, and that itself unless it is empty."""
+    optimal = _optimal(graph)
     plan = [initial] if initial else []
     candidates = Candidates(graph, initial)
     # A gap is only ever changed by an upload out of itself, so each keeps its best candidate.
