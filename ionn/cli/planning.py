@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -89,7 +90,9 @@ def plan(
     if plot is not None:
         _plot(network, graph, mbps, plot)
     if as_json:
-        click.echo(json.dumps({**made.to_json(), "coding": coding, "chain": _chain_json(network, graph)}))
+        mean_ms = None if math.isnan(made.mean_ms) else made.mean_ms
+        shown = {**made.to_json(), "mean_ms": mean_ms, "coding": coding, "chain": _chain_json(network, graph)}
+        click.echo(json.dumps(shown))
     else:
         click.echo(f"{_chain_text(network, graph)}\n\n{_plan_text(made, graph.stages)}")
 
@@ -150,7 +153,8 @@ def _plan_text(plan: Plan, names: Sequence[str]) -> str:
     """`names` are those of all stages."""
     lines = [
         f"{plan.model}, {plan.algorithm}, {plan.mbps:g} Mbps: {len(plan.partitions)} partitions, "
-        f"latency {plan.local_ms:.1f} ms at the client alone, {plan.best_ms:.1f} ms at best",
+        f"latency {plan.local_ms:.1f} ms at the client alone, {plan.best_ms:.1f} ms at best"
+        + ("" if math.isnan(plan.mean_ms) else f", {plan.mean_ms:.1f} ms on average during the upload"),
         f"{'':>3} {'MB':>8} {'upload s':>9} {'since start s':>14} {'latency ms':>11}  stages",
     ]
     elapsed_ms = 0.0

@@ -148,10 +148,13 @@ def _latency_line(axes: Axes, row: SummaryRow, style: Look) -> None:
     if len(row.traces) > 1:
         band = {"step": "post", "color": style["color"], "alpha": 0.2, "linewidth": 0}
         axes.fill_between(times, mean - spread, mean + spread, **band)
+    uploads = bool(row.upload_s.mean)
     label = f"{row.algorithm}: {row.queries.count()} queries before the upload ended at {row.upload_s.text()} s"
+    label = label if uploads else f"{row.algorithm}: no upload"
     point = {"marker": style["marker"], "markevery": [0], "markersize": 4 + 1.5 * style["width"]}
     axes.step(times, mean, where="post", linewidth=style["width"], label=label, clip_on=False, **look, **point)
-    axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
+    if uploads:
+        axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
 
 
 def _styles(rows: Sequence[SummaryRow]) -> dict[str, Look]:

@@ -117,6 +117,15 @@ class Plan:
     held: tuple[int, ...] = ()
 
     @property
+    def mean_ms(self) -> float:
+        """The latency that is expected on average over the time of the upload, as if that had the link for itself; NaN
+        where nothing is uploaded. Times that time it is the area under the latency curve."""
+        upload_ms = sum(partition.upload_ms for partition in self.partitions)
+        latencies_ms = [self.local_ms, *(partition.latency_ms for partition in self.partitions)]
+        areas = (part.upload_ms * ms for part, ms in zip(self.partitions, latencies_ms, strict=False))
+        return sum(areas) / upload_ms if upload_ms else math.nan
+
+    @property
     def uploads(self) -> list[tuple[Piece, ...]]:
         """What goes up in which order where the server does not hold it by itself: what it holds before a run begins,
         if there is something, and the partitions."""

@@ -312,3 +312,37 @@ def test_an_empty_plan_runs_locally(tiny_files: Path, tmp_path: Path, tiny: Netw
     assert len(trace.queries) == QUERIES_AFTER_UPLOAD
     assert {s.where for q in trace.queries for s in q.segments} == {"client"}
     assert all(query.bit_equal for query in trace.queries)
+
+
+def test_preinstalled_stages_are_there_before_the_clock_runs(
+    tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
+    """They are really uploaded, over the link, and the run has no partition and no time for that."""
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    results = tmp_path / "results"
+    (trace,) = run_live(subject, ["preinstalled"], 1, mbps=MBPS, results=results)
+    held = trace.info.plan.held
+    assert held == (1, 2, 3, 4, 5)
+    assert (trace.partitions, trace.info.plan.partitions, trace.upload_s) == ((), (), 0.0)
+    assert len(trace.queries) == QUERIES_AFTER_UPLOAD
+    for query in trace.queries:
+        assert [(s.where, s.first, s.last) for s in query.segments] == [
+            ("client", 0, 0), ("server", held[0], held[-1]), ("client", 6, 6)
+        ]  # fmt: skip
+        assert query.bit_equal
+        assert not query.fallback
+    # What went up before would have taken longer than the run at this rate, and the first query waits for nothing.
+    assert trace.queries[0].start_s < trace.queries[0].latency_ms / 1e3
+    assert load_traces(results) == [trace]
+    assert [query.latency_ms for query in validate(trace).predicted.queries] == pytest.approx(
+        [trace.info.graph.holding(held).latency_ms(())] * QUERIES_AFTER_UPLOAD, rel=0.5
+    )
+
+
+def test_preinstalled_without_a_server_runs_at_the_client(tiny_files: Path, slow_client: str) -> None:
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    (trace,) = run_live(
+        subject, ["preinstalled"], 1, mbps=MBPS, server="odroid-xu4", address="tcp://127.0.0.1:9"
+    )  # fmt: skip
+    assert trace.info.fault
+    assert {s.where for q in trace.queries for s in q.segments} == {"client"}

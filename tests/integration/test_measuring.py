@@ -267,6 +267,20 @@ def test_a_live_run_that_measures(tiny_files: Path, slow_client: str, tmp_path: 
     assert load_traces(results) == [trace]
 
 
+def test_preinstalled_stages_stay_whatever_is_believed(tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
+    """They are uploaded before the link begins anew, with the run, and nothing is planned again."""
+    ride = tmp_path / "ride.csv"
+    ride.write_text("0,16\n10,2\n")
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    results = tmp_path / "results"
+    (trace,) = run_live(subject, ["preinstalled"], 1, mbps=None, link=ride, window_s=1.5, results=results)
+    assert trace.info.plan.held
+    assert (trace.partitions, trace.info.plan.partitions) == ((), ())
+    assert all(query.bit_equal for query in trace.queries)
+    assert at_server(trace.queries[0])
+    assert load_traces(results) == [trace]
+
+
 def test_the_command_line_measures_what_it_connects_to(tiny_files: Path, slow_client: str, server: Server) -> None:
     options = ("--connect", server.address, "--client", slow_client, "--server", "gtx1080ti", "--json")
     done = ionn("run", tiny_files, *options)

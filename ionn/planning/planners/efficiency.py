@@ -40,11 +40,8 @@ def recursive_efficiency(graph: ExecutionGraph) -> list[list[int]]:
 
 
 def densest(graph: ExecutionGraph) -> list[list[int]]:
-    """Plan like `efficiency`, but the first partition is the candidate with the highest efficiency, too.
-
-    No part of a partition has a higher efficiency than the whole of it, the part being another candidate.
-    """
-    return _plan(graph, [], recursive=False)
+    """Plan like `recursive_efficiency`, but from the beginning: there is no initial partition that is not divided."""
+    return _plan(graph, [], recursive=True)
 
 
 class Candidate(NamedTuple):

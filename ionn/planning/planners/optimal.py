@@ -35,6 +35,12 @@ def area(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> float:
     return total / 1e3
 
 
+def excess_area(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> float:
+    """The area between the latency curve of a plan and the least latency there is, until its upload ends, in ms x s."""
+    upload_ms = sum(graph.overhead_ms(pieces)[0] for pieces in plan)
+    return area(graph, plan) - graph.latency_ms(range(len(graph.stages))) * upload_ms / 1e3
+
+
 def optimal(graph: ExecutionGraph) -> list[list[int]]:
     """The stages one by one in the order of least area, after those without upload overhead.
 
