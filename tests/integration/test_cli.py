@@ -34,6 +34,7 @@ def test_plan_json_is_what_people_script_against() -> None:
         "best_ms",
         "partitions",
         "planning_ms",
+        "mean_ms",
         "coding",
         "chain",
     }
@@ -42,6 +43,8 @@ def test_plan_json_is_what_people_script_against() -> None:
         assert set(partition) == {"stages", "layers", "bytes", "upload_ms", "latency_ms"}
     assert sum(partition["bytes"] for partition in plan["partitions"]) == 243_860_896
     latencies = [plan["local_ms"], *(partition["latency_ms"] for partition in plan["partitions"])]
+    area = sum(part["upload_ms"] * ms for part, ms in zip(plan["partitions"], latencies, strict=False))
+    assert plan["mean_ms"] == pytest.approx(area / sum(part["upload_ms"] for part in plan["partitions"]))
     assert latencies == sorted(latencies, reverse=True)
     assert latencies[-1] == plan["best_ms"]
     assert plan["partitions"][0]["layers"][:3] == ["conv1", "relu1", "norm1"]

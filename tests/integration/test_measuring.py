@@ -267,8 +267,22 @@ def test_a_live_run_that_measures(tiny_files: Path, slow_client: str, tmp_path: 
     assert load_traces(results) == [trace]
 
 
-def test_preinstalled_stages_stay_whatever_is_believed(tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
-    """They are uploaded before the link begins anew, with the run, and nothing is planned again."""
+def test_what_the_server_holds_is_not_planned_again(server: Server, tiny: Network, tiny_weights: Weights) -> None:
+    """Another estimate has nothing uploaded once more, or besides."""
+    with session_at(server.address, tiny, tiny_weights, "preinstalled") as (session, offloading, client):
+        plan, estimate = offloading.plan, offloading._estimate
+        wait_for(session.uploaded, "the upload")
+        wait_for(lambda: at_server(session.query()), "a query at the server")
+        wait_for(lambda: session.query().bit_equal and offloading._estimate != estimate, "another estimate")
+        assert offloading.plan is plan
+        assert offloading.upload is not None
+        assert offloading.upload.begun == len(offloading.records()) == 1
+        assert client.fault is None
+
+
+def test_preinstalled_stages_are_there_before_the_link_begins_anew(
+    tiny_files: Path, slow_client: str, tmp_path: Path
+) -> None:
     ride = tmp_path / "ride.csv"
     ride.write_text("0,16\n10,2\n")
     subject = runner.prepare_live(str(tiny_files), client=slow_client)

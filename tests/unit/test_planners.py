@@ -18,7 +18,7 @@ from ionn.errors import InputError
 from ionn.model.slices import TILE, Piece, Slice, runs_of, stage_of
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import PLANNERS, Planner, get_planner, reference
-from ionn.planning.planners.efficiency import Candidate, Candidates, efficiency, recursive_efficiency
+from ionn.planning.planners.efficiency import Candidate, Candidates, densest, efficiency, recursive_efficiency
 from ionn.planning.planners.optimal import _latencies, area, least_area, optimal
 from ionn.planning.planners.original import original, original_fine
 from ionn.planning.planners.reference import algorithm_1
@@ -35,6 +35,7 @@ UNMERGED: dict[str, Planner] = {
     "efficiency": efficiency,
     "recursive-efficiency": recursive_efficiency,
     "sliced-efficiency": sliced_efficiency,
+    "densest": densest,
     "optimal": optimal,
 }
 
@@ -52,6 +53,7 @@ def improvements(graph: ExecutionGraph, plan: list[list[int]]) -> list[float]:
         ("original-0.0001", [[B], [A], [C, D]], [9, 15, 31]),
         ("efficiency", [[B], [A], [C, D]], [9, 15, 31]),
         ("recursive-efficiency", [[B], [A], [C], [D]], [9, 15, 23, 31]),
+        ("densest", [[B], [A], [C], [D]], [9, 15, 23, 31]),
     ],
 )
 def test_worked_example_plans(algorithm: str, plan: list[list[int]], improvement: list[float]) -> None:
@@ -548,13 +550,21 @@ def test_latencies_of_many_sets_are_those_of_each(graph: ExecutionGraph, data: s
 
 @given(chains(8, DECIMALS))
 def test_no_planner_of_whole_stages_has_less_area(graph: ExecutionGraph) -> None:
-    areas = [area(graph, UNMERGED[name](graph)) for name in ("original", "efficiency", "recursive-efficiency")]
+    names = ("original", "efficiency", "recursive-efficiency", "densest")
+    areas = [area(graph, UNMERGED[name](graph)) for name in names]
     assert area(graph, UNMERGED["optimal"](graph)) <= min(areas) * (1 + 1e-9) + 1e-9
 
 
 def test_worked_example_is_planned_in_the_best_order() -> None:
     assert PLANNERS["optimal"](WORKED_EXAMPLE) == PLANNERS["recursive-efficiency"](WORKED_EXAMPLE)
     assert area(WORKED_EXAMPLE, PLANNERS["optimal"](WORKED_EXAMPLE)) * 1e3 == 50 * 8 + 41 * 8 + 35 * 16 + 27 * 8
+
+
+def test_densest_differs_in_the_initial_partition_only() -> None:
+    # A and B save more than their upload takes, A ten times as much, so the paper uploads both before any query.
+    graph = chain([100, 12, 5], [0, 0, 0], [10, 10, 10], [0, 0, 0, 0])
+    assert PLANNERS["recursive-efficiency"](graph) == [[A, B], [C]]
+    assert PLANNERS["densest"](graph) == [[A], [B], [C]]
 
 
 def test_the_bound_counts_every_instant_by_itself() -> None:
