@@ -60,8 +60,8 @@ def run_live(
 
     It is planned with the costs `server`, by default with those that the server sends; `keys` are for a server that has
     keys. Where the settings have no bandwidth, the client measures. `bandwidth` is that of the link which the settings
-    name, and `begin` has it begin anew: for connecting, and when the upload begins. What the server holds by the plan is
-    uploaded before that. Without a server the queries run at the client, and the trace says so under `fault`.
+    name, and `begin` has it begin anew: for connecting, and when the upload begins. What the server holds by the plan
+    is uploaded before that. Without a server the queries run at the client, and the trace says so under `fault`.
     """
     begin()
     with open_offloading(

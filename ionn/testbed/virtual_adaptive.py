@@ -85,7 +85,7 @@ class AdaptiveSession(VirtualSession):
     """A `Session` of the experiment, on a simulated clock in ms, whose client measures.
 
     It ends at `reach_ms`: a query that is at the server then is completed at the client. `estimates` are what it
-    believed when. What its first plan says is held by the server is so from the beginning, and nothing is planned again.
+    believed when. What its first plan has the server hold is there from the beginning; then nothing is planned again.
     """
 
     def __init__(

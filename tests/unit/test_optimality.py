@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ionn.costs.loading import load_costs
+from ionn.model.network import Network
 from ionn.model.slices import Slice
+from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
 from ionn.planning.planners import reference
 from ionn.planning.planners.efficiency import densest, efficiency
-from ionn.planning.planners.optimal import area, excess_area, optimal
+from ionn.planning.planners.optimal import MOST_STAGES, area, excess_area, least_area, optimal
+from ionn.testbed.runner import run_virtual_all
 from tests.support.chains import chain, cut
 
 Times = NDArray[np.float64]
@@ -27,7 +34,7 @@ PAIRS_PER_LENGTH = 30
 
 @dataclass(frozen=True)
 class Chains:
-    """Random chains of n stages: times are (chains, n), of transfers (chains, n + 1); pinned stages are not offloadable.
+    """Random chains of n stages: times are (chains, n), of transfers (chains, n + 1); pinned stages stay at the client.
 
     `saved_ms[c, s]` is the latency that chain c saves where the stages of subset s are at the server: stage i is in it
     if bit i of s is set. `sizes_ms[c, s]` is what it takes to upload them.
@@ -167,6 +174,12 @@ def test_densest_first_is_within_twice_the_least_excess_area() -> None:
     assert worse > 100  # other orders are not always within it
 
 
+def density(gain_ms: float, size_ms: float) -> float:
+    if size_ms > 0:
+        return gain_ms / size_ms
+    return math.inf if gain_ms > 0 else 0.0
+
+
 def densest_runs(chains: Chains, number: int) -> list[list[int]]:
     """By definition: again and again the densest run of missing stages as one partition, while anything is saved."""
     saved_ms, sizes_ms = chains.saved_ms[number], chains.sizes_ms[number]
@@ -175,19 +188,10 @@ def densest_runs(chains: Chains, number: int) -> list[list[int]]:
     uploaded = 0
     while saved_ms[-1] - saved_ms[uploaded] > 1e-9:
         runs = [range(first, last + 1) for first in range(n) for last in range(first, n)]
-        parts = {run: number_of(run) for run in runs if not number_of(run) & uploaded}
-
-        def density(run: range) -> float:
-            gain_ms = saved_ms[uploaded | parts[run]] - saved_ms[uploaded]  # noqa: B023 - it is called before they change
-            return (
-                float(gain_ms / sizes_ms[parts[run]])
-                if sizes_ms[parts[run]]
-                else gain_ms * math.inf
-                if gain_ms
-                else 0.0
-            )  # noqa: B023
-
-        plan.append(list(max(parts, key=density)))
+        missing = [run for run in runs if not number_of(run) & uploaded]
+        parts = [number_of(run) for run in missing]
+        densities = [density(saved_ms[uploaded | part] - saved_ms[uploaded], sizes_ms[part]) for part in parts]
+        plan.append(list(missing[int(np.argmax(densities))]))
         uploaded |= number_of(plan[-1])
     return plan
 
@@ -266,3 +270,42 @@ def test_optimal_has_the_least_excess_of_the_table() -> None:
         for number, least in enumerate(least_excess(chains)):
             graph = chains.graph(number)
             assert excess_area(graph, optimal(graph)) * 1e3 == pytest.approx(least, abs=1e-3)
+
+
+# --- What the page says ----------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "optimality.md").read_text(encoding="utf-8")
+
+
+def rows_of(title: str) -> dict[str, list[str]]:
+    """The table whose first heading is `title`: the first cell of each row, and the others."""
+    lines = PAGE.partition(f"\n| {title} |")[2].split("\n\n")[0].splitlines()[2:]
+    cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {first: others for first, *others in cells}
+
+
+def test_the_page_s_excess_areas() -> None:
+    table = rows_of("excess over the least")
+    assert len(table) == 7
+    for column, model in enumerate(("alexnet", "inception", "resnet", "googlenet", "mobilenet")):
+        network = Network.load(model)
+        graph = ExecutionGraph.from_network(network, load_costs(CLIENT), load_costs(SERVER), MBPS)
+        stages = sorted(graph.shortest_path(np.zeros(len(graph.stages))))
+        if len(stages) <= MOST_STAGES:
+            least = excess_area(graph, optimal(graph))
+        else:
+            least = least_area(graph) - graph.latency_ms(stages) * float(graph.upload_ms[stages].sum()) / 1e3
+        for algorithm, cells in table.items():
+            plan = make_plan(network, graph, algorithm, MBPS)
+            assert cells[column] == f"{excess_area(graph, plan.uploads) / least:.2f}", (model, algorithm)
+
+
+def test_the_page_s_measures_of_resnet() -> None:
+    (row, *_) = re.findall(r"^\| ResNet at (\d+) Mbps .* queries in ([\d.]+) s", PAGE, re.MULTILINE)
+    mbps, window_s = map(float, row)
+    table = rows_of(f"ResNet at {mbps:g} Mbps")
+    assert list(table) == ["recursive-efficiency", "densest"]
+    for algorithm, cells in table.items():
+        (trace,) = run_virtual_all("resnet", [algorithm], mbps=mbps, window_s=window_s)
+        assert cells == [f"{trace.info.plan.mean_ms:.1f}", str(len(trace.in_window))]
+        assert f"--mbps {mbps:g} --window {window_s:g} --algorithm {algorithm}\n" in PAGE
