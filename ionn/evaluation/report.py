@@ -233,13 +233,13 @@ def _gains(rows: Sequence[SummaryRow]) -> Section:
     lines = []
     for row in rows:
         base = baselines.get((row.settings, row.model), row)
-        if base is not row:
+        if base is not row and row.upload_s.mean:  # else there are no queries before its upload ended
             pairs = ((row.queries, base.queries), (row.queries_per_s, base.queries_per_s), (row.mean_ms, base.mean_ms))
             changes = (_percent(gain_percent(new, old)) for new, old in pairs)
             lines.append((row.settings.slug, model_title(row.model), row.algorithm, *changes))
     return Section(
         f"Change against {ORIGINAL}",
-        "Means over the runs.",
+        "Means over the runs, of those that uploaded something.",
         ("testbed", "model", "algorithm", "queries", "queries/s", "mean latency"),
         tuple(lines),
     )
