@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -33,7 +33,7 @@ from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, MODELS, SERVER, SHOWN
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.schema import NATURAL_MAX, Natural, read_json
+from ionn.schema import NATURAL_MAX, Natural, Real, read_json
 from ionn.testbed.settings import NOISE_MAX, Settings
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
@@ -47,7 +47,7 @@ FILE = "uncertainty.json"
 ROBUST_SHARE = 0.95
 # Draws that a process takes at once: half a second.
 _BATCH = 10
-# After so long without work these processes end, if whoever started them was killed.
+# After so long without work, and half a minute more, these processes end where whoever started them was killed.
 _IDLE_S = 10
 
 Progress = Callable[[int], object]
@@ -69,8 +69,8 @@ class Uncertainty(msgspec.Struct, frozen=True):
     """What became of the claims in `draws` draws. `digests` tell the costs and networks, by their names, from others of
     the same names."""
 
-    sigma: float
-    draws: Natural
+    sigma: Real
+    draws: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
     seed: Natural
     digests: dict[str, str]
     claims: tuple[ClaimDraws, ...]
@@ -158,6 +158,25 @@ def load_uncertainty(results: Path) -> Uncertainty | None:
     return Uncertainty.load(path) if path.exists() else None
 
 
+def draw_graphs(sigma: float, seed: int, draw: int) -> list[ExecutionGraph]:
+    """Each model's graph with one draw of the costs of its layers at both sides."""
+    return [
+        subject.graph(sigma, np.random.default_rng([seed, draw, index])) for index, subject in enumerate(_subjects())
+    ]
+
+
+def draw_evidence(sigma: float = 0.0, seed: int = 0, draw: int = 0) -> Evidence:
+    """All virtual runs on one draw of the costs; with a `sigma` of 0, on the costs as they are. How long planning took
+    is left out: that is no matter of costs."""
+    traces: list[Trace] = []
+    for subject, graph in zip(_subjects(), draw_graphs(sigma, seed, draw), strict=True):
+        for algorithm in SHOWN:
+            plan = make_plan(subject.network, graph, algorithm, MBPS)
+            traces.append(run_virtual(RunInfo(Settings("virtual"), 1, plan, graph)))
+    (evidence,) = Evidence.of(summary(traces), {})
+    return evidence
+
+
 def _undrawn(draws: int, sigma: float, seed: int) -> Uncertainty:
     """What is known before the first draw."""
     if not 1 <= draws <= COUNT_MAX:
@@ -168,7 +187,7 @@ def _undrawn(draws: int, sigma: float, seed: int) -> Uncertainty:
         raise InputError(f"seed {seed}: give a natural number")
     networks = {subject.network.name: subject.network.digest for subject in _subjects()}
     costs = {name: _digest(load_costs(name).to_json()) for name in (CLIENT, SERVER)}
-    evidence = _evidence()
+    evidence = draw_evidence()
     found = [(claim, _finding(claim, evidence)) for claim in _claims()]
     claims = (
         ClaimDraws(claim.text, claim.paper, claim.tolerance, *finding)
@@ -198,7 +217,7 @@ def _count_held(draws: range, sigma: float, seed: int, texts: Sequence[str]) -> 
     claims = {claim.text: claim for claim in _claims()}
     held = np.zeros(len(texts), dtype=np.int64)
     for draw in draws:
-        evidence = _evidence(sigma, seed, draw)
+        evidence = draw_evidence(sigma, seed, draw)
         held += [(finding := _finding(claims[text], evidence)) is not None and finding[1] for text in texts]
     return len(draws), held
 
@@ -214,19 +233,6 @@ def _finding(claim: Claim, evidence: Evidence) -> Finding | None:
     except MissingRuns:
         return None
     return text, bool(holds)
-
-
-def _evidence(sigma: float = 0.0, seed: int = 0, draw: int = 0) -> Evidence:
-    """All virtual runs on one draw of the costs; with a `sigma` of 0, on the costs as they are. How long planning took
-    is left out: that is no matter of costs."""
-    traces: list[Trace] = []
-    for index, subject in enumerate(_subjects()):
-        graph = subject.graph(sigma, np.random.default_rng([seed, draw, index]))
-        for algorithm in SHOWN:
-            plan = make_plan(subject.network, graph, algorithm, MBPS)
-            traces.append(run_virtual(RunInfo(Settings("virtual"), 1, plan, graph)))
-    (evidence,) = Evidence.of(summary(traces), {})
-    return evidence
 
 
 @dataclass(frozen=True)
