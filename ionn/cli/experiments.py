@@ -15,6 +15,7 @@ from ionn.cli.options import (
     BANDWIDTH_HELP,
     COSTS_HELP,
     SECONDS_MAX,
+    Choice,
     Number,
     algorithm_option,
     arrivals_option,
@@ -22,6 +23,7 @@ from ionn.cli.options import (
     chosen_algorithm,
     client_option,
     coding_option,
+    complete_costs,
     deadline_option,
     delay_option,
     jitter_option,
@@ -51,9 +53,10 @@ if TYPE_CHECKING:
 @click.option(
     "--server",
     metavar="COSTS",
+    shell_complete=complete_costs,
     help=f"The server; by default what it sends (live) or gtx1080ti (virtual): {COSTS_HELP}.",
 )
-@click.option("--testbed", type=click.Choice(["live", "virtual"]), default="live", show_default=True)
+@click.option("--testbed", type=Choice(["live", "virtual"]), default="live", show_default=True)
 @click.option("--runs", type=click.IntRange(1, COUNT_MAX), default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
@@ -78,7 +81,7 @@ if TYPE_CHECKING:
 @options(delay_option, jitter_option)
 @click.option(
     "--upload",
-    type=click.Choice(["share", "yield"]),
+    type=Choice(["share", "yield"]),
     default="share",
     show_default=True,
     help="Weights share the uplink with queries, or are held back while a query is at the server.",
@@ -300,7 +303,8 @@ def _responses_text(trace: Trace) -> str:
 @click.command()
 @results_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures; by default RESULTS/figures.")
-def figures(results: Path, out: Path | None) -> None:
+@json_option
+def figures(results: Path, out: Path | None, as_json: bool) -> None:
     """Draw Figures 5-7 and write the report, from the traces in RESULTS alone.
 
     Example: ionn figures --results results
@@ -309,5 +313,9 @@ def figures(results: Path, out: Path | None) -> None:
     from ionn.evaluation.report import write_report
 
     drawn = draw_figures(results, out or results / "figures")
-    for path in (*drawn, write_report(results, drawn)):
-        click.echo(path)
+    report = write_report(results, drawn)
+    if as_json:
+        click.echo(json.dumps({"figures": list(map(str, drawn)), "report": str(report)}))
+    else:
+        for path in (*drawn, report):
+            click.echo(path)
