@@ -50,10 +50,10 @@ def reproduce(runs: int, results: Path) -> None:
     write_plans(results)
     for model in paper.MODELS:
         runner.run_virtual_all(model, paper.SHOWN, results=results)
-    with runner.bar(DRAWS, "draw", "claims in random draws of the costs") as progress:
-        uncertainty = keep_uncertainty(results, progress=progress.update)
     for model in paper.MODELS:
         live(model, runs, 1.0, results)
+    with runner.bar(DRAWS, "draw", "claims in random draws of the costs") as progress:
+        uncertainty = keep_uncertainty(results, progress=progress.update)
     figures = draw_figures(results, results / "figures")
     report = write_report(results, figures)
     print(terminal_summary(load_results(results), uncertainty))
