@@ -19,7 +19,7 @@ import numpy as np
 
 from ionn.arguments import count_of, name_of, number_of, path_of, share_of, shown, text_of
 from ionn.coding import LOSSLESS, NONE, check_coding
-from ionn.costs.loading import load_costs
+from ionn.costs.loading import costs_of, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, IonnError, ServerUnreachableError
 from ionn.model.inputs import image_input
@@ -78,7 +78,7 @@ def plan_upload(
         raise InputError(f"network {shown(network)}: give what load_network returns")
     mbps = number_of(mbps, "mbps")
     coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
-    here, there = _costs(client, "client"), _costs(server, "server")
+    here, there = costs_of(client, "client"), costs_of(server, "server")
     graph = ExecutionGraph.from_network(network, here, there, mbps, coding, weight_ratio)
     return make_plan(network, graph, algorithm, mbps)
 
@@ -89,7 +89,9 @@ def run(
     *,
     testbed: str = "virtual",
     runs: int = 1,
-    mbps: float | None = MBPS,
+    mbps: float | None = None,
+    client: str | Path | Costs = CLIENT,
+    server: str | Path | Costs | None = None,
     results: str | Path | None = None,
     weights: str | Path | None = None,
     coding: str = NONE,
@@ -103,27 +105,29 @@ def run(
     busy: str = WAIT,
     deadline_ms: float | None = None,
 ) -> list[Trace]:
-    """Run the experiment of the paper's section 4.1, the paper's devices at both ends: a trace per run.
+    """Run the experiment of the paper's section 4.1, by default with the paper's devices at both ends: a trace per run.
 
     `testbed` is "virtual" (computed, milliseconds) or "live" (server and link are started on this machine, Caffe
-    computes, the client is paced to the Odroid's latencies; at least as long as the upload). With `results`, traces are
-    kept in that folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`;
-    live, "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for
-    `window_s` at least, if given: one after another, or as `arrivals` says: "fps:N", "poisson:N", "burst:N,PERIOD", or
-    the path of a file of timestamps. Those that meet a busy client "wait", or "drop" out, as `busy` says; with
-    `deadline_ms`, those answered within it are counted. A trace's `responses` and `responses_over_time` have what
-    became of them.
+    computes, the client is paced to the latencies of `client`; at least as long as the upload). `client` and `server`
+    are costs, as in `plan_upload`. Plans are made with those of `server`, if given; else the virtual testbed has the
+    paper's GPU, and on the live one the server sends what this machine costs. With `results`, traces are kept in that
+    folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`; live,
+    "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for `window_s` at
+    least, if given: one after another, or as `arrivals` says: "fps:N", "poisson:N", "burst:N,PERIOD", or the path of a
+    file of timestamps. Those that meet a busy client "wait", or "drop" out, as `busy` says; with `deadline_ms`, those
+    answered within it are counted. A trace's `responses` and `responses_over_time` have what became of them.
 
-    `link` is a file with the link's bandwidth over time, `seconds,mbps` lines or a trace in Mahimahi's format. Plans
-    are made for `mbps` all the same, or, if that is None, for what the client measures. A byte takes `delay_ms` each
-    way, which wanders by `jitter_ms`. With `upload` "share", weights share the uplink with queries; with "yield" they
-    are held back while a query is at the server.
+    The link has `mbps`, by default the paper's 80. Or `link` is a file with its bandwidth over time, `seconds,mbps`
+    lines or a trace in Mahimahi's format: plans are made for what the client measures then, or for `mbps` all the
+    same, if that is given. A byte takes `delay_ms` each way, which wanders by `jitter_ms`. With `upload` "share",
+    weights share the uplink with queries; with "yield" they are held back while a query is at the server.
 
     Raises InputError, and ServerUnreachableError where a live run lost its server.
     """
     from ionn.testbed import runner
 
     mbps, runs, testbed = _number_or_none(mbps, "mbps"), count_of(runs, "runs"), text_of(testbed, "testbed")
+    here, there = costs_of(client, "client"), None if server is None else costs_of(server, "server")
     results = None if results is None else path_of(results, "results")
     coding, weight_ratio = text_of(coding, "coding"), _number_or_none(weight_ratio, "weight_ratio")
     window_s = _number_or_none(window_s, "window_s")
@@ -132,28 +136,28 @@ def run(
     upload = text_of(upload, "upload")
     raised, busy = Arrivals.parse(name_of(arrivals, "arrivals")), text_of(busy, "busy")
     deadline_ms = _number_or_none(deadline_ms, "deadline_ms")
+    if mbps is None and link is None:
+        mbps = MBPS
     if testbed == "virtual":
         return runner.run_virtual_all(
-            model, [algorithm], runs, weights, mbps=mbps, results=results,
+            model, [algorithm], runs, weights, client=here, server=there or SERVER, mbps=mbps, results=results,
             coding=coding, weight_ratio=weight_ratio, window_s=window_s,
             link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
             arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
-    if testbed != "live":
-        raise InputError(f"testbed {testbed!r}: there are 'virtual' and 'live'")
     # Refuses what cannot be before anything is loaded.
     Settings(
         testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
         arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
-    subject = runner.prepare_live(model, weights)
+    subject = runner.prepare_live(model, weights, here)
     settings = runner.live_settings(
-        subject, mbps=mbps, coding=coding, window_s=window_s,
+        subject, there, mbps=mbps, coding=coding, window_s=window_s,
         link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
         arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
-    traces = runner.run_live_all(subject, [algorithm], runs, settings, results=results, link=link)
+    traces = runner.run_live_all(subject, [algorithm], runs, settings, server=there, results=results, link=link)
     for trace in traces:
         if trace.info.fault is not None:
             raise ServerUnreachableError(trace.info.fault)
@@ -320,8 +324,8 @@ def connect(
     if mbps is not None:
         checked_mbps(mbps)
     get_planner(algorithm)
-    costs = None if client is None else _costs(client, "client")
-    there = None if server is None else _costs(server, "server")
+    costs = None if client is None else costs_of(client, "client")
+    there = None if server is None else costs_of(server, "server")
     if keys is not None and not isinstance(keys, ClientKeys):
         raise InputError("keys: give ionn.ClientKeys")  # whatever it is may be secret
     if coding is not None:
@@ -361,12 +365,6 @@ def _default_coding(address: str) -> str:
 
 def _number_or_none(given: float | None, what: str) -> float | None:
     return None if given is None else number_of(given, what)
-
-
-def _costs(given: str | Path | Costs, what: str) -> Costs:
-    if isinstance(given, Costs) and not isinstance(given, type):
-        return given
-    return load_costs(path_of(given, what))
 
 
 def _input_of(network: Network, data: Any) -> Floats:

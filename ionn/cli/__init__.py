@@ -12,6 +12,7 @@ import click
 
 from ionn.cli.classifying import classify
 from ionn.cli.experiments import figures, run
+from ionn.cli.judging import claims
 from ionn.cli.measuring import calibrate, profile
 from ionn.cli.models import models
 from ionn.cli.planning import plan
@@ -72,5 +73,7 @@ def cli() -> None:
     """
 
 
-for command in (plan, run, walk, figures, classify, models, profile, calibrate, serve, link, bandwidth, ping, keygen):
+for command in (
+    plan, run, walk, figures, claims, classify, models, profile, calibrate, serve, link, bandwidth, ping, keygen,
+):  # fmt: skip
     cli.add_command(command)

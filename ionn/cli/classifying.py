@@ -17,6 +17,7 @@ from ionn.cli.options import (
     algorithm_option,
     chosen_algorithm,
     complete_coding,
+    complete_costs,
     complete_model,
     json_option,
     key_option,
@@ -68,8 +69,18 @@ if TYPE_CHECKING:
     help="Code inputs and feature maps (features), weights too (lossless) on the link where that is faster; by default "
     "lossless, but none at loopback.",
 )
-@click.option("--client", metavar="COSTS", help=f"This machine; by default timed, a few passes: {COSTS_HELP}.")
-@click.option("--server", metavar="COSTS", help=f"The server; by default what it sends: {COSTS_HELP}.")
+@click.option(
+    "--client",
+    metavar="COSTS",
+    shell_complete=complete_costs,
+    help=f"This machine; by default timed, a few passes: {COSTS_HELP}.",
+)
+@click.option(
+    "--server",
+    metavar="COSTS",
+    shell_complete=complete_costs,
+    help=f"The server; by default what it sends: {COSTS_HELP}.",
+)
 @json_option
 def classify(
     image: str,

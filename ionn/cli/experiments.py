@@ -15,6 +15,7 @@ from ionn.cli.options import (
     BANDWIDTH_HELP,
     COSTS_HELP,
     SECONDS_MAX,
+    Choice,
     Number,
     algorithm_option,
     arrivals_option,
@@ -23,6 +24,7 @@ from ionn.cli.options import (
     client_option,
     coding_option,
     complete_algorithm,
+    complete_costs,
     deadline_option,
     delay_option,
     jitter_option,
@@ -52,9 +54,10 @@ if TYPE_CHECKING:
 @click.option(
     "--server",
     metavar="COSTS",
+    shell_complete=complete_costs,
     help=f"The server; by default what it sends (live) or gtx1080ti (virtual): {COSTS_HELP}.",
 )
-@click.option("--testbed", type=click.Choice(["live", "virtual"]), default="live", show_default=True)
+@click.option("--testbed", type=Choice(["live", "virtual"]), default="live", show_default=True)
 @click.option("--runs", type=click.IntRange(1, COUNT_MAX), default=1, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
@@ -79,7 +82,7 @@ if TYPE_CHECKING:
 @options(delay_option, jitter_option)
 @click.option(
     "--upload",
-    type=click.Choice(["share", "yield"]),
+    type=Choice(["share", "yield"]),
     default="share",
     show_default=True,
     help="Weights share the uplink with queries, or are held back while a query is at the server.",
@@ -308,7 +311,8 @@ def _responses_text(trace: Trace) -> str:
     shell_complete=complete_algorithm,
     help="Draw this one, and others that are given likewise; by default all but baselines.",
 )
-def figures(results: Path, out: Path | None, algorithms: tuple[str, ...]) -> None:
+@json_option
+def figures(results: Path, out: Path | None, algorithms: tuple[str, ...], as_json: bool) -> None:
     """Draw Figures 5-7 and write the report, from the traces in RESULTS alone.
 
     Example: ionn figures --results results
@@ -317,5 +321,9 @@ def figures(results: Path, out: Path | None, algorithms: tuple[str, ...]) -> Non
     from ionn.evaluation.report import write_report
 
     drawn = draw_figures(results, out or results / "figures", algorithms)
-    for path in (*drawn, write_report(results, drawn)):
-        click.echo(path)
+    report = write_report(results, drawn)
+    if as_json:
+        click.echo(json.dumps({"figures": list(map(str, drawn)), "report": str(report)}))
+    else:
+        for path in (*drawn, report):
+            click.echo(path)

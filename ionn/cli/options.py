@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from ionn.errors import InputError
+from ionn.errors import InputError, did_you_mean
 from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
 from ionn.server.limits import Limits, option
 from ionn.testbed.delay import DELAY_MAX_MS
@@ -28,6 +28,16 @@ class Number(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value} is not a number.", param, ctx)
         return number
+
+
+class Choice(click.Choice[str]):
+    """One of several words. Whoever is near one is told which."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(error.message.rstrip(".") + did_you_mean(str(value), self.choices), param, ctx)
 
 
 # A day: nobody waits longer, and no system call takes for ever.
@@ -49,6 +59,13 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     names = [CompletionItem(model) for model in MODELS if model.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def complete_costs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from ionn.costs.loading import device_names
+
+    names = [CompletionItem(device) for device in device_names() if device.startswith(incomplete)]
     return names or [CompletionItem(incomplete, type="file")]
 
 
@@ -127,7 +144,7 @@ arrivals_option = click.option(
 )
 busy_option = click.option(
     "--busy",
-    type=click.Choice(["wait", "drop"]),
+    type=Choice(["wait", "drop"]),
     default="wait",
     show_default=True,
     help="With --arrivals: what becomes of a query that meets a busy client.",
@@ -139,7 +156,12 @@ deadline_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(
-    "--client", default=CLIENT, show_default=True, metavar="COSTS", help=f"The client: {COSTS_HELP}."
+    "--client",
+    default=CLIENT,
+    show_default=True,
+    metavar="COSTS",
+    shell_complete=complete_costs,
+    help=f"The client: {COSTS_HELP}.",
 )
 results_option = click.option(
     "--results",

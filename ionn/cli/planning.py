@@ -17,6 +17,7 @@ from ionn.cli.options import (
     chosen_algorithm,
     client_option,
     coding_option,
+    complete_costs,
     json_option,
     mbps_option,
     model_argument,
@@ -38,7 +39,14 @@ if TYPE_CHECKING:
 @model_argument
 @weights_argument
 @options(algorithm_option, planner_option, mbps_option, client_option)
-@click.option("--server", default=SERVER, show_default=True, metavar="COSTS", help=f"The server: {COSTS_HELP}.")
+@click.option(
+    "--server",
+    default=SERVER,
+    show_default=True,
+    metavar="COSTS",
+    shell_complete=complete_costs,
+    help=f"The server: {COSTS_HELP}.",
+)
 @options(coding_option, weight_ratio_option)
 @click.option(
     "--plot",

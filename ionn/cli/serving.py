@@ -19,6 +19,7 @@ from ionn.arguments import path_of
 from ionn.cli.options import (
     BANDWIDTH_HELP,
     SECONDS_MAX,
+    Choice,
     Number,
     delay_option,
     jitter_option,
@@ -292,7 +293,7 @@ def link(
 
 
 @click.command()
-@click.argument("mobility", type=click.Choice(["walking", "driving"]))
+@click.argument("mobility", type=Choice(["walking", "driving"]))
 @click.option("--seconds", type=click.IntRange(1, int(SECONDS_MAX)), default=120, show_default=True)
 @click.option("--seed", type=click.IntRange(0, NATURAL_MAX), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it; by default MOBILITY.csv.")

@@ -51,6 +51,14 @@ def load_costs(spec: str | Path) -> Costs:
     raise InputError(f"{spec}: no such file or device; devices are {', '.join(known)}{did_you_mean(spec, known)}")
 
 
+def costs_of(given: str | Path | Costs, what: str = "costs") -> Costs:
+    """The costs themselves, or what `load_costs` makes of a name or file. Raises InputError, which says `what` it is,
+    for anything else."""
+    if isinstance(given, Costs) and not isinstance(given, type):
+        return given
+    return load_costs(path_of(given, what))
+
+
 def costs_label(costs: Costs) -> str:
     """Return what traces call costs: the name of the device that has them, or else their own and a digest of their
     numbers."""

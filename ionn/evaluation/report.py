@@ -20,9 +20,10 @@ import numpy as np
 from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
 from ionn.evaluation.beliefs import SPAN_S, rate_errors
-from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
+from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Verdict, gain_percent, judge
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, rank, summary
+from ionn.evaluation.uncertainty import Uncertainty, load_uncertainty
 from ionn.evaluation.validation import Validation, validate
 from ionn.files import read_bytes, write_file
 from ionn.paper import EFFICIENCY, FINE, MODELS, ORIGINAL, SHOWN, SLICED, model_title
@@ -119,16 +120,20 @@ def write_report(results: Path, figures: Iterable[Path] | None = None) -> Path:
     no traces, and where something cannot be read or written.
     """
     shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
-    return make_report(load_results(results), _load_plans(results / "plans.json")).write(results, shown)
+    traces, plans = load_results(results), _load_plans(results / "plans.json")
+    return make_report(traces, plans, load_uncertainty(results)).write(results, shown)
 
 
-def terminal_summary(traces: Sequence[Trace]) -> str:
+def terminal_summary(traces: Sequence[Trace], uncertainty: Uncertainty | None = None) -> str:
     """The report's tables, without details, as text."""
-    return make_report(traces).text()
+    return make_report(traces, uncertainty=uncertainty).text()
 
 
-def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> Report:
-    """All that the traces say; `plans` are further ones, made for the comparison of planners (section 4.4)."""
+def make_report(
+    traces: Sequence[Trace], plans: Sequence[PlanDocument] = (), uncertainty: Uncertainty | None = None
+) -> Report:
+    """All that the traces say; `plans` are further ones, made for the comparison of planners (section 4.4), and
+    `uncertainty` is in what share of random draws of the costs each claim holds."""
     rows = summary(traces)
     planning_ms = _planning_ms([trace.info.plan for row in rows for trace in row.traces], plans)
     stages = {
@@ -140,8 +145,8 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
     fixed = [row for row in rows if row.settings.testbed == "live" and row.settings.mbps is not None]
     live = [validate(trace) for row in fixed for trace in row.traces]
     sections = [
-        *_claims(rows, planning_ms),
-        _slice_claims(rows, planning_ms),
+        *_claims(rows, planning_ms, uncertainty),
+        _slice_claims(rows, planning_ms, uncertainty),
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         equal_time(rows),
@@ -157,25 +162,55 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
     return Report(tuple(section for section in sections if section.rows))
 
 
-def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Section, Section]:
-    verdicts = [judge(claim, Evidence.of(rows, planning_ms)) for claim in CLAIMS]
+def _judge(
+    claims: Iterable[Claim], rows: Sequence[SummaryRow], planning_ms: PlanningTimes, uncertainty: Uncertainty | None
+) -> list[Verdict]:
+    evidence = Evidence.of(rows, planning_ms)
+    verdicts = [judge(claim, evidence) for claim in claims]
+    if uncertainty is None:
+        return verdicts
+    return [replace(each, share=uncertainty.share(each.claim, each.virtual)) for each in verdicts]
+
+
+def _of_draws(uncertainty: Uncertainty | None) -> str:
+    """What the column "of draws" is, where something is in it."""
+    if uncertainty is None:
+        return ""
+    return (
+        f" Of draws: the share of {uncertainty.draws} random draws of what each layer costs at each side (lognormal, "
+        f"sigma {uncertainty.sigma:g}) in which the claim holds on the virtual testbed. Near 0 or 100 %, the verdict "
+        "follows from the costs; in between, small errors of the costs decide it."
+    )
+
+
+def _share(verdict: Verdict) -> str:
+    return "-" if verdict.share is None else f"{verdict.share:.1%}"
+
+
+def _claims(
+    rows: Sequence[SummaryRow], planning_ms: PlanningTimes, uncertainty: Uncertainty | None
+) -> tuple[Section, Section]:
+    verdicts = _judge(CLAIMS, rows, planning_ms, uncertainty)
     supported = sum(v.verdict == "supported" for v in verdicts)
     checked = [v for v in verdicts if v.checked]
 
     def lines(chosen: Iterable[Verdict]) -> tuple[tuple[str, ...], ...]:
         return tuple(
-            (v.claim.text, f"{v.claim.paper} ({v.claim.section})", v.virtual, v.live, v.claim.tolerance, v.verdict)
+            (
+                v.claim.text, f"{v.claim.paper} ({v.claim.section})", v.virtual, v.live, v.claim.tolerance, v.verdict,
+                _share(v),
+            )
             for v in chosen
-        )
+        )  # fmt: skip
 
-    header = ("claim", "paper (section)", "virtual", "live", "tolerance", "verdict")
+    header = ("claim", "paper (section)", "virtual", "live", "tolerance", "verdict", "of draws")
     return (
         Section(
             "The paper's claims",
             f"{supported} supported, {len(checked) - supported} not supported, {len(verdicts) - len(checked)} "
             "not checked. The virtual testbed decides, and live runs with a dilation above 1: there the server "
             "is far faster than the client, as the paper's GPU is. In live runs without dilation the server is "
-            "the CPU of this machine: those values are shown for comparison only.",
+            f"the CPU of this machine: those values are shown for comparison only.{_of_draws(uncertainty)}",
             header,
             lines(checked),
         ),
@@ -189,14 +224,14 @@ def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Sec
     )
 
 
-def _slice_claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> Section:
-    found = [judge(claim, Evidence.of(rows, planning_ms)) for claim in SLICE_CLAIMS] if _ran(SLICED, rows) else []
+def _slice_claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes, uncertainty: Uncertainty | None) -> Section:
+    found = _judge(SLICE_CLAIMS, rows, planning_ms, uncertainty) if _ran(SLICED, rows) else []
     return Section(
         "Beyond the paper: slices below the layer",
         f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs "
-        "do too.",
-        ("claim", "stated", "virtual", "live", "tolerance", "verdict"),
-        tuple((v.claim.text, v.claim.paper, v.virtual, v.live, v.claim.tolerance, v.verdict) for v in found),
+        f"do too.{_of_draws(uncertainty)}",
+        ("claim", "stated", "virtual", "live", "tolerance", "verdict", "of draws"),
+        tuple((v.claim.text, v.claim.paper, v.virtual, v.live, v.claim.tolerance, v.verdict, _share(v)) for v in found),
     )
 
 

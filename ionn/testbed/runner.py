@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ionn.arguments import path_of
 from ionn.coding import LOSSLESS, NONE
-from ionn.costs.loading import costs_label, load_costs
+from ionn.costs.loading import costs_label, costs_of, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, printable
 from ionn.model import zoo
@@ -46,16 +46,16 @@ def check_weights(model: str | Path, weights: str | Path | None) -> None:
 
 
 def prepare_live(
-    model: str | Path, weights: str | Path | None = None, client: str = CLIENT, paced: bool = True
+    model: str | Path, weights: str | Path | None = None, client: str | Path | Costs = CLIENT, paced: bool = True
 ) -> Subject:
-    """Load a model and the device that its client is paced to, or is. Raises InputError."""
+    """Load a model and the device, or costs, that its client is paced to, or is. Raises InputError."""
     from ionn.model import engine
     from ionn.model.caffemodel import weights_path
     from ionn.model.synthetic import load_weights
     from ionn.testbed import live
 
     network = Network.load(model)
-    costs = load_costs(client)
+    costs = costs_of(client, "client")
     costs.layer_ms(network)  # refuses a profile of another network before anything is built
     net = engine.load_network(network, load_weights(model, weights, network))
     return live.Subject(network, net, costs, paced, weights_path(model, weights))
@@ -225,8 +225,8 @@ def run_virtual_all(
     runs: int = 1,
     weights: str | Path | None = None,
     *,
-    client: str = CLIENT,
-    server: str = SERVER,
+    client: str | Path | Costs = CLIENT,
+    server: str | Path | Costs = SERVER,
     mbps: float | None = MBPS,
     noise: float = 0.0,
     seed: int = 0,
@@ -252,7 +252,7 @@ def run_virtual_all(
 
     check_weights(model, weights)
     network = Network.load(model)
-    client_costs, server_costs = load_costs(client), load_costs(server)
+    client_costs, server_costs = costs_of(client, "client"), costs_of(server, "server")
     planned = costs_label(server_costs)
     settings = Settings(
         "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,

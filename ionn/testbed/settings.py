@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from ionn.coding import NONE, check_coding
-from ionn.errors import InputError
+from ionn.errors import InputError, did_you_mean
 from ionn.paper import CLIENT, MBPS
 from ionn.planning.graph import checked_mbps
 from ionn.schema import NATURAL_MAX
@@ -76,7 +76,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.testbed not in TESTBEDS:
-            raise InputError(f"testbed {self.testbed!r}: there are 'virtual' and 'live'")
+            hint = did_you_mean(self.testbed, TESTBEDS)
+            raise InputError(f"testbed {self.testbed!r:.60}: there are 'virtual' and 'live'{hint}")
         if self.mbps is not None:
             checked_mbps(self.mbps)
         if not 1 <= self.dilation <= DILATION_MAX:
@@ -92,7 +93,8 @@ class Settings:
             raise InputError("no bandwidth: give one, or --link or --connect for a link that is measured")
         check_delay(self.delay_ms, self.jitter_ms)
         if self.upload not in (SHARE, YIELD):
-            raise InputError(f"upload {self.upload!r}: there are 'share' and 'yield'")
+            hint = did_you_mean(self.upload, (SHARE, YIELD))
+            raise InputError(f"upload {self.upload!r:.60}: there are 'share' and 'yield'{hint}")
         if self.connect and (self.link or self.delay_ms):
             raise InputError(
                 "--link and --delay-ms are for the link that is started here; with --connect, put an 'ionn link' in "
@@ -112,7 +114,10 @@ class Settings:
 
     def _check_arrivals(self) -> None:
         if self.busy not in BUSY:
-            raise InputError(f"busy {self.busy!r}: a query that meets a busy client may 'wait', or 'drop' out")
+            hint = did_you_mean(self.busy, BUSY)
+            raise InputError(
+                f"busy {self.busy!r:.60}: a query that meets a busy client may 'wait', or 'drop' out{hint}"
+            )
         if self.arrivals.closed and (self.busy != WAIT or self.deadline_ms is not None):
             raise InputError(
                 "--busy and --deadline-ms are for queries that do not wait for the one before to be raised; give "

@@ -24,6 +24,7 @@ from skimage import data as photographs
 
 import ionn
 from ionn import api
+from ionn.costs.models import Profile
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
 from ionn.model.inputs import PHOTOGRAPHS, image_input, natural_images
@@ -87,6 +88,32 @@ def test_runs_and_their_traces(tiny_files: Path, tmp_path: Path) -> None:
         ionn.run(str(tiny_files), testbed="real")
 
 
+def test_runs_have_costs(tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
+    network = ionn.load_network(tiny_files)
+    client = ionn.load_costs(slow_client)
+    (plain,) = ionn.run(tiny_files)
+    assert (plain.info.settings.client, plain.info.server) == ("odroid-xu4", "gtx1080ti")
+    for given in (client, slow_client, Path(slow_client)):
+        (trace,) = ionn.run(tiny_files, client=given, server="odroid-xu4")
+        plan = ionn.plan_upload(network, client=client, server="odroid-xu4")
+        assert trace.info.plan.partitions == plan.partitions
+        assert trace.info.plan.local_ms == plan.local_ms == pytest.approx(3 * len(network.layers))
+        assert trace.info.settings.client.startswith(client.name)
+        assert trace.info.server == "odroid-xu4"
+    with pytest.raises(ionn.InputError, match="other: not a profile of alexnet"):
+        ionn.run("alexnet", client=Profile("other", client.layers))  # type: ignore[attr-defined]
+    with pytest.raises(ionn.InputError, match="client 5: give a path"):
+        ionn.run(tiny_files, client=5)  # type: ignore[arg-type]
+
+    (live,) = ionn.run(tiny_files, "original", testbed="live", client=client, server="gtx1080ti", results=tmp_path)
+    assert live.info.settings.client.startswith(client.name)
+    assert live.info.settings.server == live.info.server == "gtx1080ti"
+    assert live.info.plan.local_ms == pytest.approx(3 * len(network.layers))
+    assert live.queries[0].segments[0].where == "client"
+    (paced,) = ionn.read_traces(tmp_path)
+    assert paced.info.settings == live.info.settings
+
+
 # --- Sessions -------------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +121,12 @@ def test_runs_have_a_link(tiny_files: Path, tmp_path: Path) -> None:
     (ride := tmp_path / "ride.csv").write_text("0,8\n0.05,0\n0.15,4\n")
     given: dict[str, Any] = {"link": str(ride), "delay_ms": 10, "jitter_ms": 2.0, "upload": "yield"}
     (trace,) = ionn.run(tiny_files, **given)
+    assert trace.info.settings.mbps is None, "a link is measured, as on the command line"
+    assert trace.estimates
+    (planned,) = ionn.run(tiny_files, **given, mbps=8)
+    assert (planned.info.settings.mbps, planned.estimates) == (8.0, ())
+    (constant,) = ionn.run(tiny_files, mbps=None)
+    assert constant.info.settings.mbps == 80.0
     assert trace.info.bandwidth is not None
     assert trace.info.bandwidth.mbps == (8.0, 0.0, 4.0)
     assert (trace.info.settings.delay_ms, trace.info.settings.jitter_ms) == (10.0, 2.0)
@@ -352,6 +385,8 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
                 "testbed",
                 "runs",
                 "mbps",
+                "client",
+                "server",
                 "results",
                 "weights",
                 "coding",

@@ -73,6 +73,42 @@ def test_run_json_is_what_people_script_against() -> None:
         assert run["queries_before_upload"] > 0
 
 
+def test_claims_json_is_what_people_script_against(tmp_path: Path) -> None:
+    done = ionn("claims", "--draws", "3", "--seed", "2", "--jobs", "2", "--results", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    assert set(found) == {"draws", "sigma", "seed", "claims"}
+    assert (found["draws"], found["sigma"], found["seed"]) == (3, 0.05, 2)
+    for claim in found["claims"]:
+        assert set(claim) == {"claim", "paper", "tolerance", "found", "holds", "share", "robust"}
+        assert claim["share"] * 3 == pytest.approx(round(claim["share"] * 3))
+        assert claim["robust"] == (claim["share"] in (0, 1))
+    kept = json.loads((tmp_path / "uncertainty.json").read_text())
+    assert [each["held"] / 3 for each in kept["claims"]] == [each["share"] for each in found["claims"]]
+    # What is kept is not drawn again: what it says counts.
+    kept["claims"][0]["held"] = 3 - kept["claims"][0]["held"]
+    (tmp_path / "uncertainty.json").write_text(json.dumps(kept))
+    told = ionn("claims", "--draws", "3", "--seed", "2", "--results", tmp_path)
+    first, *_ = (line for line in told.stdout.splitlines() if line.startswith(found["claims"][0]["claim"]))
+    assert f" {1 - found['claims'][0]['share']:.1%} " in first
+    assert "3 draws, sigma 0.05, seed 2" in told.stdout
+    assert len(told.stdout.splitlines()) == 2 + len(found["claims"])
+
+
+def test_figures_json_is_what_people_script_against(tmp_path: Path) -> None:
+    assert ionn("run", "alexnet", "--testbed", "virtual", "--results", tmp_path).returncode == 0
+    done = ionn("figures", "--results", tmp_path, "--out", tmp_path / "drawn", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    written = json.loads(done.stdout)
+    assert set(written) == {"figures", "report"}
+    assert sorted(map(Path, written["figures"])) == sorted((tmp_path / "drawn").iterdir())
+    assert Path(written["report"]) == tmp_path / "report.md"
+    listed = ionn("figures", "--results", tmp_path, "--out", tmp_path / "drawn").stdout.splitlines()
+    assert listed == [*written["figures"], written["report"]]
+
+
 def test_plan_json_says_what_is_coded() -> None:
     done = ionn("plan", "alexnet", "--coding", "lossless", "--weight-ratio", "0.85", "--json")
     plan = json.loads(done.stdout)
@@ -188,6 +224,8 @@ def broken(tiny_files: Path) -> Path:
     (folder / "unsorted.txt").write_text("1\n2.5\n2\n")
     (folder / "negative.txt").write_text("-1\n")
     (folder / "many.txt").write_text("1\n" * 1_000_001)
+    (folder / "drawn").mkdir()
+    (folder / "drawn" / "uncertainty.json").write_text("{}")
     return folder
 
 
@@ -232,7 +270,11 @@ BAD_INPUT = {
     "nowhere to save, profile": (["profile", "{}/tiny.prototxt", "--save", "{}"], ["cannot write there"]),
     "nowhere to save, calibrate": (["calibrate", "--save", "{}/words.txt/x.json"], ["words.txt/x.json"]),
     "no timeouts": (["ping", "--timeout-s", "0"], ["--timeout-s"]),
-    "unknown testbed": (["run", "alexnet", "--testbed", "vrtual"], ["vrtual", "virtual"]),
+    "unknown testbed": (["run", "alexnet", "--testbed", "vrtual"], ["vrtual", "did you mean virtual?"]),
+    "no draws": (["claims", "--draws", "0"], ["--draws", "0"]),
+    "a sigma beyond any": (["claims", "--sigma", "1.5"], ["--sigma", "1.5"]),
+    "draws that are none": (["claims", "--results", "{}/drawn"], ["uncertainty.json", "delete it and draw again"]),
+    "nowhere for draws": (["claims", "--draws", "1", "--results", "{}/words.txt"], ["words.txt"]),
     "unknown kind of figure": (["plan", "alexnet", "--plot", "plan.gif"], ["plan.gif", ".png"]),
     "garbage address": (["serve", "--bind", "nowhere"], ["nowhere", "HOST:PORT"]),
     "no traces": (["figures", "--results", "{}/none"], ["none"]),
@@ -410,6 +452,7 @@ def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:
         ["run", tiny_files, "--testbed", "virtual"],
         ["classify", "chelsea", "--model", tiny_files],
         ["profile", tiny_files, "--runs", "2"],
+        ["claims", "--draws", "1", "--jobs", "1"],
         ["models", "mobilenet"],
         ["ping", server],
     ):
@@ -423,6 +466,7 @@ INTERRUPTED = {
     "profile": ["profile", "{}", "--runs", "1000000", "--save", "{}.json"],
     "calibrate": ["calibrate", "--save", "{}.json"],
     "run": ["run", "{}", "--mbps", "0.5", "--results", "{}.results"],
+    "claims": ["claims", "--draws", "1000000", "--results", "{}.results"],
 }
 
 
@@ -582,6 +626,11 @@ def test_shell_completion() -> None:
     assert complete("ionn plan al") == ["alexnet"]
     assert complete("ionn plan alexnet --algorithm rec") == ["recursive-efficiency"]
     assert complete("ionn run alexnet --testbed ") == ["live", "virtual"]
+    for command in ("plan alexnet", "run alexnet", "classify chelsea --model alexnet"):
+        for side in ("--client", "--server"):
+            assert complete(f"ionn {command} {side} ") == ["gtx1080ti", "odroid-xu4"]
+            assert complete(f"ionn {command} {side} od") == ["odroid-xu4"]
+            assert complete(f"ionn {command} {side} my.js") == ["my.js"]
     assert complete("ionn plan my.proto") == ["my.proto"]  # a file: the shell goes on
     assert "--plot" in complete("ionn plan alexnet --")
 

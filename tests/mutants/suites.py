@@ -144,6 +144,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "evaluation/summary": REPORT,
         "evaluation/claims": REPORT,
         "evaluation/slice_claims": REPORT,
+        "evaluation/uncertainty": ["unit/test_uncertainty.py"],
         "evaluation/validation": REPORT,
         "evaluation/report": REPORT,
         "evaluation/figures": ["unit/test_figures.py", "unit/test_report.py"],

@@ -47,6 +47,33 @@ def test_a_number_out_of_its_range_is_refused(name: str) -> None:
     assert all(kind.min <= number <= kind.max for number in taken.values())
 
 
+CHOICES = [
+    (command, parameter)
+    for command in cli.commands.values()
+    for parameter in command.params
+    if isinstance(parameter.type, click.Choice)
+]
+
+
+@pytest.mark.parametrize(("command", "parameter"), CHOICES, ids=lambda each: each.name)
+def test_a_word_that_is_nearly_one_of_a_choice_is_told_which(
+    command: click.Command, parameter: click.Parameter
+) -> None:
+    words: Any = parameter.type.choices  # type: ignore[attr-defined]
+    for word in words:
+        assert parameter.type_cast_value(click.Context(command), word) == word
+        with pytest.raises(click.BadParameter, match=f"'{word}x' is not one of '.*'; did you mean {word}\\?$"):
+            parameter.type_cast_value(click.Context(command), f"{word}x")
+    with pytest.raises(click.BadParameter, match=r"'zzz' is not one of '[^;]*'$"):
+        parameter.type_cast_value(click.Context(command), "zzz")
+
+
+def test_all_choices_are_here() -> None:
+    assert {f"{command.name} {parameter.name}" for command, parameter in CHOICES} >= {
+        "run testbed", "run upload", "run busy", "bandwidth mobility",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", OF_A_RUN)
 def test_a_run_is_refused_or_runs(name: str, tiny_files: Path) -> None:
     testbed = "live" if name == "dilation" else "virtual"

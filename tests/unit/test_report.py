@@ -338,7 +338,7 @@ def test_claims_are_listed_once_and_counted(alexnet: list[Trace]) -> None:
     checked, unchecked = make_report(alexnet).sections[:2]
     assert (checked.title, unchecked.title) == ("The paper's claims", "Claims that are not checked")
     assert len(checked.rows) + len(unchecked.rows) == len(CLAIMS)
-    assert {len(row) for row in (*checked.rows, *unchecked.rows)} == {6}
+    assert {len(row) for row in (*checked.rows, *unchecked.rows)} == {7}
     assert all(row[5] == "supported" or row[5].startswith("not supported") for row in checked.rows)
     assert all(row[5].startswith("not checked: ") for row in unchecked.rows)
     supported = sum(row[5] == "supported" for row in checked.rows)

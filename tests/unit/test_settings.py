@@ -87,7 +87,10 @@ def test_which_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"testbed": "moon"}, "there are 'virtual' and 'live'"),
+        ({"testbed": "moon"}, "there are 'virtual' and 'live'$"),
+        ({"testbed": "vrtual"}, "testbed 'vrtual': there are 'virtual' and 'live'; did you mean virtual\\?"),
+        ({"upload": "yeild"}, r"there are 'share' and 'yield'; did you mean yield\?"),
+        ({"arrivals": Arrivals("fps:5"), "busy": "dropp"}, r"'drop' out; did you mean drop\?"),
         ({"mbps": 0.0}, "bandwidth 0"),
         ({"mbps": math.inf}, "bandwidth inf"),
         ({"testbed": "live", "dilation": 0.99}, "give a number from 1 to 1000"),
