@@ -1,15 +1,12 @@
-"""The report: tables and verdicts from the traces of a results folder, as Markdown, as one HTML page, and as text."""
+"""The report: tables and verdicts from the traces of a results folder, as Markdown, as a page to look at, and as text."""
 
 from __future__ import annotations
 
-import base64
-import html
 import math
 import os
 import statistics
-import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,10 @@ import numpy as np
 
 from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
+from ionn.evaluation import page
 from ionn.evaluation.beliefs import SPAN_S, rate_errors
 from ionn.evaluation.claims import CLAIMS, Evidence, Verdict, gain_percent, judge
+from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, rank, summary
 from ionn.evaluation.validation import Validation, validate
@@ -34,82 +33,21 @@ from ionn.testbed.trace import Trace
 PlanningTimes = dict[tuple[str, str], float]  # (model, algorithm) -> ms
 PlannedStages = dict[tuple[str, str], list[tuple[str, ...]]]  # (model, algorithm) -> stages of each partition
 
+_WHO_JUDGES = (
+    "The virtual testbed decides, and live runs with a dilation above 1: there the server is far faster than the "
+    "client, as the paper's GPU is. In live runs without dilation the server is the CPU of this machine: those values "
+    "are shown for comparison only."
+)
+_WHO_JUDGES_SLICES = (
+    f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs do too."
+)
+
 _YES_NO = {True: "yes", False: "NO", None: "-"}
-
-STYLE = """
-body { font: 15px/1.45 sans-serif; max-width: 80em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 13px; margin: 1em 0 }
-th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: left; vertical-align: top }
-th { background: #f4f4f4 }
-img { display: block; max-width: 48em; width: 100%; margin: 1.5em 0 }
-"""
-
 
 class _PlanList(msgspec.Struct):
     """results/plans.json."""
 
     plans: tuple[PlanDocument, ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, what the table shows, and the table. `detail` is left out of the terminal's text."""
-
-    title: str
-    text: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    detail: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    sections: tuple[Section, ...]
-
-    def text(self) -> str:
-        """Return the report for the terminal."""
-        parts = [
-            f"{section.title}\n{textwrap.fill(section.text, 120)}\n\n{_text_table(section)}\n"
-            for section in self.sections
-            if not section.detail
-        ]
-        return "\n".join(parts)
-
-    def markdown(self, figures: Sequence[str] = ()) -> str:
-        """`figures`: paths of images, relative to the report."""
-        parts = ["# Report\n"]
-        for section in self.sections:
-            lines = [section.header, ("---",) * len(section.header), *section.rows]
-            table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-            parts.append(f"## {section.title}\n\n{section.text}\n\n{table}\n")
-        parts += ["## Figures\n", *(f"![{Path(figure).stem}]({figure})\n" for figure in figures)] if figures else []
-        return "\n".join(parts)
-
-    def html(self, figures: Sequence[Path] = ()) -> str:
-        """One self-contained page. `figures`: PNG files, which are embedded."""
-        parts = [f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>Report</title><style>{STYLE}</style>']
-        parts.append("<h1>Report</h1>")
-        for section in self.sections:
-            parts.append(f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.text)}</p>\n<table>")
-            parts.append(_html_row("th", section.header))
-            parts += [_html_row("td", row) for row in section.rows]
-            parts.append("</table>")
-        parts += ["<h2>Figures</h2>"] if figures else []
-        for figure in figures:
-            image = base64.b64encode(figure.read_bytes()).decode()
-            parts.append(f'<img alt="{html.escape(figure.stem)}" src="data:image/png;base64,{image}">')
-        return "\n".join([*parts, "</html>\n"])
-
-    def write(self, folder: Path, figures: Iterable[Path] = ()) -> Path:
-        """Write report.md and report.html into the folder; the path of report.md. Of `figures`, the PNGs are shown.
-
-        Raises InputError where that is not possible.
-        """
-        images = [figure for figure in figures if figure.suffix == ".png"]
-        links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
-        write_file(folder / "report.html", self.html(images).encode())
-        write_file(folder / "report.md", self.markdown(links).encode())
-        return folder / "report.md"
 
 
 def write_report(results: Path, figures: Iterable[Path] | None = None) -> Path:
@@ -119,7 +57,21 @@ def write_report(results: Path, figures: Iterable[Path] | None = None) -> Path:
     no traces, and where something cannot be read or written.
     """
     shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
-    return make_report(load_results(results), _load_plans(results / "plans.json")).write(results, shown)
+    return save_report(make_report(load_results(results), _load_plans(results / "plans.json")), results, shown)
+
+
+def save_report(report: Report, folder: Path, figures: Iterable[Path] = ()) -> Path:
+    """Write report.md into the folder, and report.html where the library of its charts is installed; the path of
+    report.md. Of `figures`, the PNGs are shown.
+
+    Raises InputError where that is not possible.
+    """
+    images = [figure for figure in figures if figure.suffix == ".png"]
+    links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
+    if page.is_available():
+        write_file(folder / "report.html", page.html_page(report, images).encode())
+    write_file(folder / "report.md", report.markdown(links).encode())
+    return folder / "report.md"
 
 
 def terminal_summary(traces: Sequence[Trace]) -> str:
@@ -139,9 +91,12 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
     # Where the client measured, what it did follows from more than its plan.
     fixed = [row for row in rows if row.settings.testbed == "live" and row.settings.mbps is not None]
     live = [validate(trace) for row in fixed for trace in row.traces]
+    evidence = Evidence.of(rows, planning_ms)
+    verdicts = [judge(claim, evidence) for claim in CLAIMS]
+    slice_verdicts = [judge(claim, evidence) for claim in SLICE_CLAIMS] if _ran(SLICED, rows) else []
     sections = [
-        *_claims(rows, planning_ms),
-        _slice_claims(rows, planning_ms),
+        *_claims(verdicts),
+        _slice_claims(slice_verdicts),
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         equal_time(rows),
@@ -154,11 +109,20 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
         _validation_runs(live),
         _environments(rows),
     ]
-    return Report(tuple(section for section in sections if section.rows))
+    judged = (
+        Judged("The paper's claims", _WHO_JUDGES, tuple(verdicts)),
+        Judged("Beyond the paper: slices below the layer", _WHO_JUDGES_SLICES, tuple(slice_verdicts)),
+    )
+    return Report(
+        tuple(section for section in sections if section.rows),
+        tuple(rows),
+        tuple(each for each in judged if any(verdict.checked for verdict in each.verdicts)),
+        tuple(live),
+        planning_ms,
+    )
 
 
-def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Section, Section]:
-    verdicts = [judge(claim, Evidence.of(rows, planning_ms)) for claim in CLAIMS]
+def _claims(verdicts: Sequence[Verdict]) -> tuple[Section, Section]:
     supported = sum(v.verdict == "supported" for v in verdicts)
     checked = [v for v in verdicts if v.checked]
 
@@ -173,9 +137,7 @@ def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Sec
         Section(
             "The paper's claims",
             f"{supported} supported, {len(checked) - supported} not supported, {len(verdicts) - len(checked)} "
-            "not checked. The virtual testbed decides, and live runs with a dilation above 1: there the server "
-            "is far faster than the client, as the paper's GPU is. In live runs without dilation the server is "
-            "the CPU of this machine: those values are shown for comparison only.",
+            f"not checked. {_WHO_JUDGES}",
             header,
             lines(checked),
         ),
@@ -189,12 +151,10 @@ def _claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> tuple[Sec
     )
 
 
-def _slice_claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes) -> Section:
-    found = [judge(claim, Evidence.of(rows, planning_ms)) for claim in SLICE_CLAIMS] if _ran(SLICED, rows) else []
+def _slice_claims(found: Sequence[Verdict]) -> Section:
     return Section(
         "Beyond the paper: slices below the layer",
-        f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs "
-        "do too.",
+        _WHO_JUDGES_SLICES,
         ("claim", "stated", "virtual", "live", "tolerance", "verdict"),
         tuple((v.claim.text, v.claim.paper, v.virtual, v.live, v.claim.tolerance, v.verdict) for v in found),
     )
@@ -515,13 +475,3 @@ def _worst(values: Iterable[float]) -> float:
 
 def _percent(value: float, sign: str = "+") -> str:
     return "-" if math.isnan(value) else f"{value:{sign}.1f}%"
-
-
-def _text_table(section: Section) -> str:
-    lines = [section.header, *section.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def _html_row(tag: str, cells: Iterable[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
