@@ -305,9 +305,13 @@ def figures(results: Path, out: Path | None) -> None:
 
     Example: ionn figures --results results
     """
+    from ionn.evaluation import page
     from ionn.evaluation.figures import draw_figures
     from ionn.evaluation.report import write_report
 
     drawn = draw_figures(results, out or results / "figures")
-    for path in (*drawn, write_report(results, drawn)):
+    report = write_report(results, drawn)
+    for path in (*drawn, report, *([report.with_suffix(".html")] if page.is_available() else [])):
         click.echo(path)
+    if not page.is_available():
+        click.echo(page.HOW_TO_GET_IT, err=True)

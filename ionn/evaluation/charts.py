@@ -75,8 +75,8 @@ def grouped_bars(
 
 
 def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
-    """The latency of the query in execution over time, a line per algorithm (several runs: mean and spread), with a thin
-    line where the upload ends. Each of Plotly's traces has the algorithm it is of as `legendgroup`."""
+    """The latency of the query in execution over time, a line per algorithm (of several runs mean and spread), and a
+    thin line where the upload ends. Each of Plotly's traces has the algorithm it is of as `legendgroup`."""
     styles = looks([row.algorithm for row in rows])
     traces: list[dict[str, Any]] = []
     most_ms = 0.0
@@ -88,7 +88,9 @@ def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
         mean, spread = mean_latency(row.traces, times)
         look = {"legendgroup": escaped(row.algorithm), "mode": "lines"}
         if len(row.traces) > 1 and spread.any():
-            traces += _band(*steps(times, np.array([mean - spread, mean + spread]), points_max // 2), look, styles[row.algorithm])
+            traces += _band(
+                *steps(times, np.array([mean - spread, mean + spread]), points_max // 2), look, styles[row.algorithm]
+            )
         at, (kept,) = steps(times, mean[None], points_max)
         most_ms = max(most_ms, float(np.nanmax(kept)))
         traces.append(
@@ -169,6 +171,8 @@ def predictions(live: Sequence[Validation]) -> Chart:
         },
     )  # fmt: skip
     layout = _layout("queries, measured live", "queries, predicted")
+    layout["xaxis"] |= {"rangemode": "tozero"}
+    layout["yaxis"] |= {"rangemode": "tozero"}
     return {"data": traces, "layout": layout, "about": "Scatter chart: predicted over measured queries"}
 
 
@@ -182,6 +186,7 @@ def _layout(x_title: str, y_title: str) -> dict[str, Any]:
         "gridcolor": _GRID_COLOR, "zerolinecolor": "#9aa5b1", "linecolor": "#9aa5b1", "ticks": "", "automargin": True,
         "fixedrange": False,
     }  # fmt: skip
+    title = {"standoff": 8, "font": {"size": 12}}
     return {
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 12, "color": TEXT_COLOR},
         "margin": {"l": 52, "r": 10, "t": 14, "b": 40},
@@ -191,8 +196,8 @@ def _layout(x_title: str, y_title: str) -> dict[str, Any]:
         "hoverlabel": {"font": {"size": 12}, "namelength": -1},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}},
         "showlegend": True,
-        "xaxis": {**axis, "title": {"text": x_title, "standoff": 8}},
-        "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}},
+        "xaxis": {**axis, "title": {"text": x_title, **title}},
+        "yaxis": {**axis, "title": {"text": y_title, **title}},
     }
 
 

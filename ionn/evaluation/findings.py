@@ -10,15 +10,17 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
 
 from ionn.coding import NONE
 from ionn.evaluation.charts import Chart, bars, grouped_bars, latencies, predictions
 from ionn.evaluation.claims import gain_percent
 from ionn.evaluation.sections import Report
-from ionn.evaluation.summary import Stat, SummaryRow, distinct
+from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, mean_latency
 from ionn.paper import ORIGINAL, model_title
 from ionn.testbed.settings import Settings
-from ionn.testbed.trace import Trace
 
 POINTS_MAX = 1_000  # of a line
 
@@ -67,11 +69,9 @@ def queries(report: Report) -> Finding | None:
     if not rows:
         return None
     members = max(_by_model(rows), key=lambda group: _gain(group, lambda row: row.queries.mean))
-    counts = _listed(
-        f"{row.queries.count()} with {row.algorithm}"
-        for row in sorted(members, key=lambda row: row.queries.mean, reverse=True)
-    )
-    sentence = f"Until all of {model_title(members[0].model)} is uploaded, queries completed are {counts}."
+    ordered = sorted(members, key=lambda row: row.queries.mean, reverse=True)
+    counts = _listed_by_value((row.queries.count(), row.algorithm) for row in ordered)
+    sentence = f"Queries that are completed while {model_title(members[0].model)} is uploaded: {counts}."
     if (times := _gain(members, lambda row: row.queries.mean)) > 1:
         sentence += f" The most are {times:.2f} times those of original."
     chart = bars(rows, lambda row: row.queries, "queries before the upload ended")
@@ -79,37 +79,32 @@ def queries(report: Report) -> Finding | None:
 
 
 def course(report: Report) -> Finding | None:
-    """When queries become faster."""
+    """How fast queries are, on average over time."""
     rows = _main_rows(report)
-    candidates = [group for group in _by_model(rows) if _halfway(group)]
+    candidates = [group for group in _by_model(rows) if not math.isnan(_mean_over_time(group)[0])]
     if not candidates:
         return None
     members = max(candidates, key=lambda group: _gain(group, lambda row: row.queries.mean))
-    local_ms, best_ms = _extremes(members)
-    halfway = sorted(_halfway(members), key=lambda pair: pair[1])
-    reached = _listed(f"{seconds:.1f} s with {row.algorithm}" for row, seconds in halfway)
+    local_ms, best_ms = members[0].traces[0].info.plan.local_ms, min(row.last_ms.mean for row in members)
+    end_s, *means_ms = _mean_over_time(members)
+    ordered = sorted(zip(members, means_ms, strict=True), key=lambda pair: pair[1])
+    means = _listed_by_value((f"{mean_ms:.0f} ms", row.algorithm) for row, mean_ms in ordered)
     sentence = (
-        f"A query of {model_title(members[0].model)} takes {local_ms:.0f} ms at the client alone, and {best_ms:.0f} ms "
-        f"in the end. Half of that gain is reached after {reached}."
+        f"A query of {model_title(members[0].model)} takes {local_ms:.0f} ms at the client alone and {best_ms:.0f} ms "
+        f"in the end; on average over time, from the first query to {end_s:.1f} s: {means}."
     )
     return Finding("When queries become faster", sentence, latencies(members, POINTS_MAX), _where(rows[0].settings))
 
 
-def _extremes(members: Sequence[SummaryRow]) -> tuple[float, float]:
-    """The latency at the client alone, and the least of the last queries, in ms."""
-    return members[0].traces[0].info.plan.local_ms, min(row.last_ms.mean for row in members)
-
-
-def _halfway(members: Sequence[SummaryRow]) -> list[tuple[SummaryRow, float]]:
-    """When half of the gain is reached, in seconds; nothing where one of the runs does not reach it."""
-    middle_ms = sum(_extremes(members)) / 2
-    found = [(row, Stat.of(_first_below_s(trace, middle_ms) for trace in row.traces).mean) for row in members]
-    local_ms, best_ms = _extremes(members)
-    return found if local_ms > best_ms and all(not math.isnan(seconds) for _, seconds in found) else []
-
-
-def _first_below_s(trace: Trace, limit_ms: float) -> float:
-    return next((query.start_s for query in trace.queries if query.latency_ms <= limit_ms), math.nan)
+def _mean_over_time(members: Sequence[SummaryRow]) -> list[float]:
+    """Until when all of these runs execute queries, in seconds, and the mean latency over that time of each row, in ms;
+    NaN where there is no such time."""
+    times = common_times([trace for row in members for trace in row.traces])
+    if not times.size:
+        return [math.nan]
+    seconds = np.diff(times)
+    means_ms = [float(mean_latency(row.traces, times[:-1])[0] @ seconds / seconds.sum()) for row in members]
+    return [float(times[-1]), *means_ms]
 
 
 def largest(report: Report) -> Finding | None:
@@ -119,8 +114,9 @@ def largest(report: Report) -> Finding | None:
         return None
     groups = _by_model(rows)
     members = max(groups, key=lambda group: group[0].largest_share.mean - group[-1].largest_share.mean)
-    shares = _listed(f"{row.largest_share.mean:.0%} with {row.algorithm}" for row in members)
-    sentence = f"Of the weights of {model_title(members[0].model)}, the largest partition has {shares}."
+    ordered = sorted(members, key=lambda row: row.largest_share.mean, reverse=True)
+    shares = _listed_by_value((f"{row.largest_share.mean * 100:.0f} %", row.algorithm) for row in ordered)
+    sentence = f"The share of {model_title(members[0].model)}'s weights that the largest partition has: {shares}."
     chart = bars(rows, lambda row: _times(row.largest_share, 100), "% of the model's weights", " %")
     return Finding("The largest partition", sentence, chart, _where(rows[0].settings))
 
@@ -195,12 +191,11 @@ def response_times(report: Report) -> Finding | None:
         return None
     groups = _by_model(rows)
     members = max(groups, key=lambda group: group[0].p90_ms.mean / max(group[-1].p90_ms.mean, 1e-9))
-    times = _listed(
-        f"{row.p90_ms.mean:.0f} ms with {row.algorithm}" for row in sorted(members, key=lambda row: row.p90_ms.mean)
-    )
+    ordered = sorted(members, key=lambda row: row.p90_ms.mean)
+    times = _listed_by_value((f"{row.p90_ms.mean:.0f} ms", row.algorithm) for row in ordered)
     sentence = (
-        f"Of the queries of {model_title(members[0].model)} that arrive by themselves ({rows[0].settings.arrivals.name})"
-        f" and are answered, 90 % are within {times}."
+        f"{model_title(members[0].model)}'s queries arrive by themselves ({rows[0].settings.arrivals.name}). Of those "
+        f"that are answered, 90 % are answered within: {times}."
     )
     chart = bars(rows, lambda row: row.p90_ms, "90th percentile of response time (ms)", " ms")
     return Finding("Response times", sentence, chart, _where(rows[0].settings))
@@ -212,8 +207,8 @@ def planning(report: Report) -> Finding | None:
         return None
     algorithms = distinct(name for _, name in report.planning_ms)
     longest = {name: max(ms for (_, each), ms in report.planning_ms.items() if each == name) for name in algorithms}
-    parts = _listed(f"{ms:.2g} ms with {name}" for name, ms in sorted(longest.items(), key=lambda pair: pair[1]))
-    sentence = f"The longest that planning takes for any model is {parts}."
+    parts = _listed_by_value((_short_ms(ms), name) for name, ms in sorted(longest.items(), key=lambda pair: pair[1]))
+    sentence = f"The longest that planning takes for any of the models: {parts}."
     values = [(model_title(model), name, Stat(ms, 0.0)) for (model, name), ms in report.planning_ms.items() if ms > 0]
     chart = grouped_bars(values, "planning time (ms)", " ms", 2, "model", log=True)
     return Finding("Planning time", sentence, chart, "on the machine that planned")
@@ -230,6 +225,16 @@ def _where(settings: Settings) -> str:
 
 def _times(stat: Stat, factor: float) -> Stat:
     return Stat(stat.mean * factor, stat.std * factor)
+
+
+def _short_ms(value_ms: float) -> str:
+    return f"{value_ms:.0f} ms" if value_ms >= 10 else f"{value_ms:.1f} ms"
+
+
+def _listed_by_value(pairs: Iterable[tuple[str, str]]) -> str:
+    """(value, algorithm), in order: "9 with A, 5 with B and C". Neighbours of equal values are said together."""
+    groups = groupby(pairs, key=lambda pair: pair[0])
+    return ", ".join(f"{value} with {_listed(name for _, name in group)}" for value, group in groups)
 
 
 def _listed(parts: Iterable[str]) -> str:

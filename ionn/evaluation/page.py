@@ -88,9 +88,9 @@ def html_page(report: Report, images: Sequence[Path] = ()) -> str:
 <noscript><p class="note">Charts and replay need JavaScript; the text and the tables do not.</p></noscript>
 <p class="note" id="trouble" role="alert" hidden></p>
 {sections}</main>
-<footer class="wide"><p>Made by ionn from the traces in its results folder; all numbers are computed from them.</p></footer>
+<footer class="wide"><p>Made by ionn from traces; all numbers are computed from them.</p></footer>
 <script type="application/json" id="data">{_json(data)}</script>
-<script type="application/gzip" id="plotly">{base64.b64encode(gzip.compress(plotly.encode(), 9, mtime=0)).decode()}</script>
+<script type="application/gzip" id="plotly">{_compressed(plotly)}</script>
 {"".join(f"<script>{script}</script>" for script in scripts)}
 </body>
 </html>
@@ -107,9 +107,15 @@ def _plotly() -> str:
     return str(get_plotlyjs())
 
 
+def _compressed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
 def _policy(scripts: Iterable[str]) -> str:
     """Nothing is fetched, and no scripts run but these. Plotly styles what it draws."""
-    digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts)
+    digests = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
+    )
     return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
 
@@ -149,24 +155,25 @@ def _outputs(rows: Sequence[SummaryRow]) -> str:
 # --- The parts ------------------------------------------------------------------------------------------------------
 
 _LATENCIES = """
-<p>The latency of the query under way, as a step in time; the thin line is where the upload ends. Point at a line to read
-it; drag to zoom, double-click to zoom out.</p>
+<p>The latency of the query under way; a thin upright line is where the upload ends. Point at a line to read it; drag to
+zoom, double-click to zoom out.</p>
 <div class="choosers" id="latency-choosers"></div>
 <figure><div class="chart tall" id="latency-chart" role="img"></div></figure>
 """
 
 _REPLAY = """
-<p>The chain of the model twice: as the client has it, and what of it is at the server. A stage fills as it arrives, and
-is dark when queries may use it. The line is the path of the query under way.</p>
+<p>The chain of the model twice: as the client has it, and what of it is at the server. Its stages fill while
+partitions arrive, which are numbered, and are dark when queries may use them. The line is the path of the query under
+way, up to now in dark.</p>
 <div class="choosers" id="replay-choosers"></div>
 <figure class="replay" aria-label="Replay of a run">
 <div id="replay-drawing"></div>
+<input type="range" id="replay-time" min="0" step="any" aria-label="Time in the run">
 <div class="controls">
 <button type="button" id="replay-play">Play</button>
 <button type="button" id="replay-previous">Previous query</button>
 <button type="button" id="replay-next">Next query</button>
 </div>
-<label class="slider" for="replay-time">Time <input type="range" id="replay-time" min="0" step="any"></label>
 <figcaption id="replay-status" role="status"></figcaption>
 </figure>
 """
@@ -201,7 +208,7 @@ def _judged(judged: Judged) -> str:
     return (
         f'<h3>{html.escape(judged.title)}</h3><div class="verdicts" role="group" aria-label="Verdicts, counted">{bar}'
         f'</div><ul class="claims">{"".join(map(_claim, judged.verdicts))}</ul>'
-        f"<p class=\"small\">{html.escape(judged.text)}{_ABOUT_SHARES if _has_shares(judged) else ''}</p>"
+        f'<p class="small">{html.escape(judged.text)}{_ABOUT_SHARES if _has_shares(judged) else ""}</p>'
     )
 
 

@@ -1,4 +1,4 @@
-"""The report: tables and verdicts from the traces of a results folder, as Markdown, as a page to look at, and as text."""
+"""The report: tables and verdicts from the traces of a results folder, as Markdown, as a page, and as text."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ _WHO_JUDGES = (
     "are shown for comparison only."
 )
 _WHO_JUDGES_SLICES = (
-    f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs do too."
+    f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs do "
+    "too."
 )
 
 _YES_NO = {True: "yes", False: "NO", None: "-"}
+
 
 class _PlanList(msgspec.Struct):
     """results/plans.json."""

@@ -44,11 +44,16 @@ function layoutOf(chart) {
   return matchMedia("(pointer: coarse)").matches ? { ...chart.layout, dragmode: false } : chart.layout;
 }
 
+// Numbers on bars that are narrow could not be read.
+function dataOf(chart, place) {
+  return place.clientWidth < 420 ? chart.data.map(({ texttemplate, ...rest }) => rest) : chart.data;
+}
+
 function drawFindings() {
   return [...document.querySelectorAll("[data-finding]")].map((place) => {
     const chart = DATA.findings[place.dataset.finding];
     const layout = { ...layoutOf(chart), showlegend: chart.data.length > 1 };
-    return Plotly.newPlot(place, chart.data, layout, CONFIG);
+    return Plotly.newPlot(place, dataOf(chart, place), layout, CONFIG);
   });
 }
 

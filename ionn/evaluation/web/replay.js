@@ -3,7 +3,7 @@
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
-const CLIENT_Y = 24, SERVER_Y = 138, BLOCK = 38, STRIP_Y = 214, STRIP = 56, HEIGHT = 296;
+const CLIENT_Y = 24, SERVER_Y = 138, BLOCK = 38, STRIP_Y = 228, STRIP = 56, HEIGHT = 310;
 const COLORS = {
   client: "#cbd5df", pinned: "#eef1f4", empty: "#ffffff", edge: "#7b8794", arriving: "#a9cfe8", usable: ["#0b5a8f", "#2f7fb5"],
   path: "#c2410c", ahead: "#f0a27f", latency: "#52606d", ink: "#1f2933",
@@ -151,7 +151,7 @@ class Replay {
     const most = Math.max(...run.queries.map(([begin, end]) => end - begin)) || 1;
     const y = (seconds) => STRIP_Y + 8 + (STRIP - 8) * (1 - seconds / most);
     const line = run.queries.map(([begin, end], at) => `${at ? "L" : "M"}${x(begin).toFixed(1)} ${y(end - begin).toFixed(1)}H${x(end).toFixed(1)}`);
-    draw(svg, "text", { x: 0, y: STRIP_Y }, "Latency over time").setAttribute("class", "name");
+    draw(svg, "text", { x: 0, y: STRIP_Y }, "Latency; marks: partitions become usable");
     const ground = draw(svg, "rect", { x: 0, y: STRIP_Y + 4, width: this.pixels, height: STRIP, fill: "#f5f7f9" });
     run.partitions.forEach((part) => draw(svg, "path", { d: `M${x(part.ready)} ${STRIP_Y + STRIP + 4}v7`, stroke: COLORS.usable[0], "stroke-width": 2 }));
     draw(svg, "path", { d: line.join(""), fill: "none", stroke: COLORS.latency, "stroke-width": 1.5 });
@@ -207,23 +207,25 @@ class Replay {
 
   // The moves of a query: [begin, end, points, points of the other side], in ms since it started.
   moves(query) {
-    const [, , number, times] = query;
+    const [, , number, durations] = query;
     const route = this.run.routes[number];
     const client = CLIENT_Y + BLOCK - 9, server = SERVER_Y + 9;
     const moves = [];
     let now = 0;
     const move = (duration, points, others) => { moves.push([now, now + duration, points, others]); now += duration; };
-    route.forEach(([where, first, last], at) => {
+    route.forEach(([where, first, last, fromServer, toServer], at) => {
       const left = this.blocks[first][0], right = this.blocks[last][0] + this.blocks[last][1];
-      const [up, compute, down] = times[at];
-      if (where === 1) {
-        move(up, [[left, client], [left, server]]);
-        move(compute, [[left, server], [right, server]]);
-        move(down, [[right, server], [right, client]]);
-      } else if (where === 2) {
-        move(compute, [[left, client], [right, client]], [[left, client], [left, server], [right, server], [right, client]]);
+      const [up, compute, down] = durations[at];
+      const above = [[left, client], [right, client]], below = [[left, server], [right, server]];
+      if (where === 0) {
+        move(compute, above);
+      } else if (where === 1) {
+        if (!fromServer) move(up, [[left, client], [left, server]]);
+        move(compute, below);
+        if (!toServer) move(down, [[right, server], [right, client]]);
       } else {
-        move(compute, [[left, client], [right, client]]);
+        const from = fromServer ? below[0] : above[0], to = toServer ? below[1] : above[1];
+        move(compute, [from, ...above, to], [from, ...below, to]);
       }
     });
     return moves;
