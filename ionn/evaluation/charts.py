@@ -21,6 +21,7 @@ from ionn.paper import model_title
 Chart = dict[str, Any]
 
 TEXT_COLOR = "#1f2933"
+_NAME_MAX = 24
 _GRID_COLOR = "#e4e7eb"
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 _PATTERNS = {"///": "/", "xxx": "x", "...": ".", "\\\\\\": "\\", "+++": "+"}
@@ -29,6 +30,11 @@ _PATTERNS = {"///": "/", "xxx": "x", "...": ".", "\\\\\\": "\\", "+++": "+"}
 def escaped(text: str) -> str:
     """A name as Plotly shows it in its texts, letter by letter."""
     return html.escape(text, quote=False)
+
+
+def _short(text: str) -> str:
+    """A name where there is room for some letters only, escaped."""
+    return escaped(text if len(text) <= _NAME_MAX else text[: _NAME_MAX - 1] + "…")
 
 
 def bars(
@@ -53,7 +59,7 @@ def grouped_bars(
         traces.append(
             {
                 "type": "bar",
-                "name": escaped(series),
+                "name": _short(series),
                 "x": [escaped(name) for name in present],
                 "y": [_rounded(ours[name].mean, 4) for name in present],
                 "error_y": {"type": "data", "array": spreads, "visible": any(spreads), "thickness": 1, "width": 3},
@@ -68,7 +74,9 @@ def grouped_bars(
         )
     layout = _layout("", y_title)
     layout |= {"barmode": "group", "bargap": 0.25}
-    layout["xaxis"] |= {"showgrid": False, "type": "category", "categoryarray": [escaped(name) for name in groups]}
+    categories = [escaped(name) for name in groups]
+    layout["xaxis"] |= {"showgrid": False, "type": "category", "categoryarray": categories}
+    layout["xaxis"] |= {"tickvals": categories, "ticktext": [_short(name) for name in groups]}
     if log:
         layout["yaxis"] |= {"type": "log", "dtick": 1}
     return {"data": traces, "layout": layout, "about": f"Bar chart: {y_title}, by {group}"}
@@ -97,7 +105,7 @@ def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
             {
                 "type": "scatter",
                 **look,
-                "name": escaped(row.algorithm),
+                "name": _short(row.algorithm),
                 "x": _rounded_all(at, 3),
                 "y": _rounded_all(kept, 1),
                 "line": {**_line(styles[row.algorithm]), "shape": "hv"},
@@ -112,7 +120,7 @@ def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
             {
                 "type": "scatter",
                 **look,
-                "name": escaped(row.algorithm),
+                "name": _short(row.algorithm),
                 "showlegend": False,
                 "x": [_rounded(row.upload_s.mean, 3)] * 2,
                 "y": [0, _rounded(most_ms, 1)],
@@ -154,7 +162,7 @@ def predictions(live: Sequence[Validation]) -> Chart:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": escaped(name),
+                "name": _short(name),
                 "x": _rounded_all(measured, 2),
                 "y": _rounded_all(predicted, 2),
                 "text": [escaped(model_title(each.measured.info.model)) for each in ours],

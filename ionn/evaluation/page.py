@@ -158,7 +158,8 @@ _LATENCIES = """
 <p>The latency of the query under way; a thin upright line is where the upload ends. Point at a line to read it; drag to
 zoom, double-click to zoom out.</p>
 <div class="choosers" id="latency-choosers"></div>
-<figure><div class="chart tall" id="latency-chart" role="img"></div></figure>
+<figure><fieldset id="latency-algorithms"></fieldset><div class="chart tall" id="latency-chart" role="img"></div>
+<figcaption id="latency-subject"></figcaption></figure>
 """
 
 _REPLAY = """
@@ -167,6 +168,7 @@ partitions arrive, which are numbered, and are dark when queries may use them. T
 way, up to now in dark.</p>
 <div class="choosers" id="replay-choosers"></div>
 <figure class="replay" aria-label="Replay of a run">
+<p class="subject" id="replay-subject"></p>
 <div id="replay-drawing"></div>
 <input type="range" id="replay-time" min="0" step="any" aria-label="Time in the run">
 <div class="controls">

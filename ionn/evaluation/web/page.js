@@ -78,13 +78,14 @@ function latencySection() {
   const container = document.getElementById("latency-choosers");
   if (!container) return;
   const place = document.getElementById("latency-chart");
-  const boxes = element("fieldset");
+  const boxes = document.getElementById("latency-algorithms");
   const hidden = new Set();
+  let drawn;
   choosers(container, DATA.latencies, ["testbed", "model"], (entry) => {
     const { chart } = entry;
     const draw = () => {
       const shown = chart.data.filter((line) => !hidden.has(line.legendgroup));
-      Plotly.react(place, shown, { ...layoutOf(chart), showlegend: false }, CONFIG);
+      drawn = Plotly.react(place, shown, { ...layoutOf(chart), showlegend: false }, CONFIG);
       place.dataset.lines = new Set(shown.map((line) => line.legendgroup)).size;
     };
     const lines = chart.data.filter((line) => line.showlegend !== false);
@@ -94,12 +95,14 @@ function latencySection() {
         hidden[box.checked ? "delete" : "add"](line.legendgroup);
         draw();
       });
-      return element("label", {}, box, swatch(line.line), decoded(line.name));
+      return element("label", {}, box, swatch(line.line), decoded(line.legendgroup));
     }));
-    place.setAttribute("aria-label", `${chart.about}: ${entry.model}, ${entry.testbed}. The tables below have the numbers.`);
+    const subject = `${entry.model}, ${entry.testbed}`;
+    document.getElementById("latency-subject").textContent = subject;
+    place.setAttribute("aria-label", `${chart.about}: ${subject}. The tables below have the numbers.`);
     draw();
   });
-  container.append(boxes);
+  return drawn;
 }
 
 // A page that is printed has everything open, and charts that fit the paper.
@@ -124,8 +127,7 @@ async function start() {
     player.addChoosers(replays);
   }
   await loadPlotly();
-  await Promise.all(drawFindings());
-  latencySection();
+  await Promise.all([...drawFindings(), latencySection()]);
   prepareForPrint();
   document.documentElement.dataset.ready = "true";
 }

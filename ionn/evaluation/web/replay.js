@@ -31,6 +31,7 @@ function lastAt(items, of, value) {
 class Replay {
   constructor() {
     this.place = document.getElementById("replay-drawing");
+    this.subject = document.getElementById("replay-subject");
     this.status = document.getElementById("replay-status");
     this.slider = document.getElementById("replay-time");
     this.button = document.getElementById("replay-play");
@@ -65,6 +66,7 @@ class Replay {
   load(entry) {
     this.play(false);
     this.run = entry.run;
+    this.subject.textContent = `${entry.model} with ${entry.algorithm}, ${entry.testbed}`;
     this.slider.max = this.run.end;
     const uploaded = Math.max(0, ...this.run.partitions.map((part) => part.ready));
     this.time = (uploaded || this.run.end) / 2;
