@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
 
-from ionn.coding import NONE
+from ionn.coding import CODINGS, NONE
 from ionn.evaluation.charts import Chart, bars, grouped_bars, latencies, predictions
 from ionn.evaluation.claims import gain_percent
 from ionn.evaluation.sections import Report
@@ -42,11 +42,11 @@ def findings(report: Report) -> list[Finding]:
 
 
 def _main_rows(report: Report) -> list[SummaryRow]:
-    """The runs that most is said about: those of the paper's settings, else of the first settings, with uploads and
-    queries that follow each other."""
+    """The runs that most is said about: those of the paper's settings, else of the first settings, rather without
+    coding. They have uploads, and queries that follow each other."""
     rows = [row for row in report.rows if row.settings.arrivals.closed and row.upload_s.mean > 0]
-    chosen = next((row.settings for row in rows if row.settings.are_papers), rows[0].settings if rows else None)
-    return [row for row in rows if row.settings == chosen]
+    order = sorted((row.settings for row in rows), key=lambda each: (not each.are_papers, each.coding != NONE))
+    return [row for row in rows if row.settings == order[0]]
 
 
 def _by_model(rows: Sequence[SummaryRow]) -> list[tuple[SummaryRow, ...]]:
@@ -154,33 +154,35 @@ def prediction(report: Report) -> Finding | None:
 def equal_time(report: Report) -> Finding | None:
     """How many queries are completed in a window of time, with and without coding."""
     rows = [row for row in report.rows if row.settings.window_s is not None and row.settings.arrivals.closed]
-    rows = [row for row in rows if row.settings.testbed == rows[0].settings.testbed and not row.settings.link]
-    best: tuple[float, SummaryRow] | None = None
-    values = []
-    for row in rows:
-        originals = [
-            base.queries_in_window.mean
-            for base in rows
-            if base.model == row.model
-            and base.algorithm == ORIGINAL
-            and base.settings.coding == NONE
-            and base.settings.window_s == row.settings.window_s
-        ]
-        if originals and originals[0] > 0:
-            times = row.queries_in_window.mean / originals[0]
-            coding = "" if row.settings.coding == NONE else f", {row.settings.coding} coded"
-            values.append((model_title(row.model), row.algorithm + coding, Stat(times, 0.0)))
-            best = max(best or (times, row), (times, row), key=lambda pair: pair[0])
-    if best is None or best[0] <= 1:
+    originals = {
+        (row.model, row.settings): row.queries_in_window.mean
+        for row in rows
+        if row.algorithm == ORIGINAL and row.queries_in_window.mean > 0
+    }
+    found = [
+        (row.queries_in_window.mean / originals[row.model, base], row)
+        for row in rows
+        if (row.model, base := _not_coded(row.settings)) in originals
+    ]
+    if not found or max(times for times, _ in found) <= 1:
         return None
-    times, row = best
-    coding = "without coding" if row.settings.coding == NONE else f"with coding of {row.settings.coding}"
+    times, row = max(found, key=lambda pair: pair[0])
     sentence = (
         f"In {row.settings.window_s:g} s {model_title(row.model)} completes {times:.1f} times as many queries with "
-        f"{row.algorithm} {coding} as with original without coding."
+        f"{row.algorithm}, coding {row.settings.coding}, as with original, coding {NONE}."
     )
-    chart = grouped_bars(values, "times the queries of original, not coded", " x", 1, "model")
-    return Finding("Queries in equal time", sentence, chart, f"{row.settings.testbed} testbed, {row.settings.rate}")
+    values = [
+        (f"coding {each.settings.coding}", each.algorithm, Stat(factor, 0.0))
+        for factor, each in found
+        if (each.model, _not_coded(each.settings)) == (row.model, _not_coded(row.settings))
+    ]
+    values.sort(key=lambda value: CODINGS.index(value[0].removeprefix("coding ")))
+    chart = grouped_bars(values, "queries, times original's", " x", 1, "coding")
+    return Finding("Queries in equal time", sentence, chart, _where(_not_coded(row.settings)))
+
+
+def _not_coded(settings: Settings) -> Settings:
+    return replace(settings, coding=NONE, weight_ratio=None)
 
 
 def response_times(report: Report) -> Finding | None:

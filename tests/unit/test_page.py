@@ -136,14 +136,16 @@ def test_live_runs_are_told_by_their_predictions(runs: list[Trace]) -> None:
 
 
 def test_queries_in_equal_time_and_by_themselves() -> None:
-    window = {"window_s": 9.0}
+    window: dict[str, Any] = {"window_s": 9.0}
     traces = [
         make_trace("original", [1000.0] * 4 + [9000.0], **window),
         make_trace("sliced-efficiency", [1000.0] * 6 + [9000.0], coding="features", **window),
+        make_trace("original", [1000.0] * 8 + [9000.0], mbps=800.0, **window),  # another link is no baseline
+        make_trace("efficiency", [1000.0] * 8 + [9000.0], mbps=40.0, **window),
     ]
     assert found_in(traces, "Queries in equal time").sentence == (
-        "In 9 s AlexNet completes 1.5 times as many queries with sliced-efficiency with coding of features as with "
-        "original without coding."
+        "In 9 s AlexNet completes 1.5 times as many queries with sliced-efficiency, coding features, as with "
+        "original, coding none."
     )
     arrived = [
         make_trace(name, latencies, arrivals=Arrivals("poisson:4"), window_s=9.0)
