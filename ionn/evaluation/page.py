@@ -26,6 +26,7 @@ from ionn.evaluation.findings import Finding, findings
 from ionn.evaluation.replay import replay
 from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.summary import SummaryRow, distinct
+from ionn.files import read_bytes
 from ionn.paper import model_title
 
 HOW_TO_GET_IT = "report.html is not written: its charts need plotly; install it: pip install 'ionn[report]'"
@@ -49,7 +50,7 @@ def is_available() -> bool:
 
 def html_page(report: Report, images: Sequence[Path] = ()) -> str:
     """The page of a report, which shows these PNG files too. Raises ImportError where Plotly is not installed, and
-    OSError where an image cannot be read."""
+    InputError where an image cannot be read."""
     found = findings(report)
     data = {
         "findings": [each.chart for each in found],
@@ -260,7 +261,7 @@ def _table(section: Section) -> str:
 
 
 def _image(path: Path) -> str:
-    name, content = html.escape(path.stem), base64.b64encode(path.read_bytes()).decode()
+    name, content = html.escape(path.stem), base64.b64encode(read_bytes(path, "the figure")).decode()
     return (
         f'<details><summary><h3>{name}</h3></summary><img alt="{name}" src="data:image/png;base64,{content}"></details>'
     )

@@ -315,6 +315,8 @@ def test_paper_shows_all_and_no_choosers(page: Browser) -> None:
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     page.run("dispatchEvent(new Event('afterprint'))")
     assert page.run("return document.querySelectorAll('details[open]').length") == 0
+    sizes = "const it = document.getElementById('latency-chart'); return [it.clientWidth, it._fullLayout.width]"
+    page.wait(lambda: len(set(page.run(sizes))) == 1)
     assert page.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"].startswith("JVBERi")
 
 
