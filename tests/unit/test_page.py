@@ -30,7 +30,7 @@ from ionn.evaluation.report import make_report, save_report
 from ionn.evaluation.sections import Judged, Report
 from ionn.evaluation.summary import summary
 from ionn.evaluation.validation import validate
-from ionn.paper import SHOWN
+from ionn.paper import SHOWN, model_title
 from ionn.testbed import runner
 from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.trace import Trace, trace_path
@@ -175,6 +175,44 @@ def test_any_results_have_a_page(traces: list[Trace]) -> None:
     assert len(data["latencies"]) == len({(row.settings, row.model) for row in report.rows})
     for each in data["latencies"]:
         check(each["chart"])
+
+
+RUNS = st.lists(
+    st.builds(
+        make_trace,
+        st.sampled_from(["original", "efficiency", "mine"]),
+        st.lists(st.floats(1.0, 3_000.0), min_size=1, max_size=8),
+        st.sampled_from([(1.0, 4.0), (0.5, 0.5), (3.0, 3.5)]),
+        st.sampled_from([(1_000, 3_000), (5, 0)]),
+        model=st.sampled_from(["alexnet", "mine"]),
+        run=st.integers(1, 2),
+        testbed=st.sampled_from(["virtual", "live"]),
+        mbps=st.sampled_from([80.0, 5.0]),
+        window_s=st.sampled_from([None, 4.0]),
+    ),
+    max_size=6,
+)
+
+
+@given(RUNS)
+def test_sentences_say_what_the_rows_have(traces: list[Trace]) -> None:
+    report = make_report(traces)
+    found = {each.title: each for each in findings(report)}
+    for each in found.values():
+        check(each.chart)
+        assert not re.search("nan|inf", each.sentence)
+    assert bool(traces) == ("Queries while the model is uploaded" in found)
+    if traces:
+        first = found["Queries while the model is uploaded"]
+        told = [
+            row
+            for row in report.rows
+            if first.where == f"{row.settings.name}, {row.settings.rate}"
+            and f"{model_title(row.model)} is" in first.sentence
+        ]
+        assert told
+        for row in told:
+            assert re.search(rf"{re.escape(row.queries.count())} with (?:[a-z]+(?:, | and ))*{row.algorithm}", first.sentence)
 
 
 # --- Charts ---------------------------------------------------------------------------------------------------------
