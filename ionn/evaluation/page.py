@@ -14,6 +14,7 @@ import hashlib
 import html
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import groupby
@@ -83,7 +84,7 @@ def html_page(report: Report, images: Sequence[Path] = ()) -> str:
 </head>
 <body>
 <a class="skip" href="#main">Skip to the content</a>
-<header><div class="wide"><h1>Report</h1><p>{html.escape(_subject(report))}</p></div></header>
+<header><div class="wide"><h1>Report</h1><p>{html.escape(_subject(report))}</p>{_verdict_lines(report)}</div></header>
 <nav aria-label="Parts of the report"><ul class="wide">{links}</ul></nav>
 <main id="main" class="wide">
 <noscript><p class="note">Charts and replay need JavaScript; the text and the tables do not.</p></noscript>
@@ -142,6 +143,14 @@ def _subject(report: Report) -> str:
     ).strip()
 
 
+def _verdict_lines(report: Report) -> str:
+    lines = [
+        f"{judged.title}: {', '.join(f'{count} {word}' for word, count in _counts(judged).items())}."
+        for judged in report.judged
+    ]
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
 def _outputs(rows: Sequence[SummaryRow]) -> str:
     """Whether what was computed was right."""
     verdicts = [query.bit_equal for row in rows for trace in row.traces for query in trace.queries]
@@ -184,12 +193,17 @@ way, up to now in dark.</p>
 
 def _findings(found: Sequence[Finding]) -> str:
     cards = [
-        f'<article class="card"><h3>{html.escape(each.title)}</h3><p>{html.escape(each.sentence)}</p>'
+        f'<article class="card"><h3>{html.escape(each.title)}</h3><p>{_unbroken(each.sentence)}</p>'
         f'<figure><div class="chart" data-finding="{number}" role="img" aria-label="{html.escape(_about(each.chart))}">'
         f"</div><figcaption>{html.escape(each.where)}</figcaption></figure></article>"
         for number, each in enumerate(found)
     ]
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _unbroken(sentence: str) -> str:
+    """A sentence, escaped, in which no line ends between a number and its unit."""
+    return re.sub(r"(\d) (ms|s|%)(?!\w)", "\\1&nbsp;\\2", html.escape(sentence))
 
 
 def _about(chart: Chart) -> str:
@@ -201,12 +215,16 @@ def _kind(verdict: Verdict) -> str:
     return next(word for word in ("not supported", "not checked", "supported") if verdict.verdict.startswith(word))
 
 
-def _judged(judged: Judged) -> str:
+def _counts(judged: Judged) -> dict[str, int]:
+    """How many claims have each verdict."""
     kinds = [_kind(verdict) for verdict in judged.verdicts]
-    counts = {word: kinds.count(word) for word in _WORDS if word in kinds}
+    return {word: kinds.count(word) for word in _WORDS if word in kinds}
+
+
+def _judged(judged: Judged) -> str:
     bar = "".join(
         f'<span class="{_WORDS[word]}" style="flex-grow:{count}"><b>{count}</b> {word}</span>'
-        for word, count in counts.items()
+        for word, count in _counts(judged).items()
     )
     return (
         f'<h3>{html.escape(judged.title)}</h3><div class="verdicts" role="group" aria-label="Verdicts, counted">{bar}'

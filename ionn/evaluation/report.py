@@ -113,7 +113,7 @@ def make_report(traces: Sequence[Trace], plans: Sequence[PlanDocument] = ()) -> 
     ]
     judged = (
         Judged("The paper's claims", _WHO_JUDGES, tuple(verdicts)),
-        Judged("Beyond the paper: slices below the layer", _WHO_JUDGES_SLICES, tuple(slice_verdicts)),
+        Judged("Claims about slices below the layer", _WHO_JUDGES_SLICES, tuple(slice_verdicts)),
     )
     return Report(
         tuple(section for section in sections if section.rows),

@@ -212,7 +212,9 @@ def test_sentences_say_what_the_rows_have(traces: list[Trace]) -> None:
         ]
         assert told
         for row in told:
-            assert re.search(rf"{re.escape(row.queries.count())} with (?:[a-z]+(?:, | and ))*{row.algorithm}", first.sentence)
+            assert re.search(
+                rf"{re.escape(row.queries.count())} with (?:[a-z]+(?:, | and ))*{row.algorithm}", first.sentence
+            )
 
 
 # --- Charts ---------------------------------------------------------------------------------------------------------
