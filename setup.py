@@ -89,7 +89,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["ionn", "ionn.*"]),
-    package_data={"ionn": ["costs/devices/*.json", "costs/ratios/*.json", "py.typed"]},
+    package_data={"ionn": ["costs/devices/*.json", "costs/ratios/*.json", "evaluation/web/*", "py.typed"]},
     install_requires=DEPENDENCIES,
     extras_require={
         "cluster": CLUSTER_DEPENDENCIES,

@@ -35,15 +35,15 @@ from ionn.errors import IonnError
 from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
 from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.report import (
-    Report,
-    Section,
     equal_time,
     estimates,
     response_times,
     response_validation,
+    save_report,
     validation,
 )
 from ionn.evaluation.response_figures import fig_responses
+from ionn.evaluation.sections import Report, Section
 from ionn.evaluation.summary import SummaryRow, summary
 from ionn.evaluation.validation import validate
 from ionn.evaluation.walk_figures import fig_gains, fig_walk
@@ -177,9 +177,9 @@ def beyond(results: Path) -> None:
         claims("A second visit", "Live, over 80 Mbps, at a server that keeps weights.", second_visit.rows()),
         walked(variants),
     )  # fmt: skip
-    report = Report(tuple(section for section in sections if section.rows))
+    report = Report(tuple(section for section in sections if section.rows), tuple(rows), live=tuple(live))
     print(report.text())
-    print(f"{len(figures)} figure files in {results / 'figures'}, report in {report.write(results, figures)}")
+    print(f"{len(figures)} figure files in {results / 'figures'}, report in {save_report(report, results, figures)}")
 
 
 def main() -> None:

@@ -317,13 +317,18 @@ def figures(results: Path, out: Path | None, algorithms: tuple[str, ...], as_jso
 
     Example: ionn figures --results results
     """
+    from ionn.evaluation import page
     from ionn.evaluation.figures import draw_figures
     from ionn.evaluation.report import write_report
 
     drawn = draw_figures(results, out or results / "figures", algorithms)
     report = write_report(results, drawn)
+    written = report.with_suffix(".html") if page.is_available() else None
     if as_json:
-        click.echo(json.dumps({"figures": list(map(str, drawn)), "report": str(report)}))
+        told = {"figures": list(map(str, drawn)), "report": str(report), "page": written and str(written)}
+        click.echo(json.dumps(told))
     else:
-        for path in (*drawn, report):
+        for path in (*drawn, report, *([written] if written else [])):
             click.echo(path)
+    if written is None:
+        click.echo(page.HOW_TO_GET_IT, err=True)

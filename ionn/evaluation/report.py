@@ -1,15 +1,12 @@
-"""The report: tables and verdicts from the traces of a results folder, as Markdown, as one HTML page, and as text."""
+"""The report: tables and verdicts from the traces of a results folder, as Markdown, as a page, and as text."""
 
 from __future__ import annotations
 
-import base64
-import html
 import math
 import os
 import statistics
-import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,10 @@ import numpy as np
 
 from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
+from ionn.evaluation import page
 from ionn.evaluation.beliefs import SPAN_S, rate_errors
 from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Verdict, gain_percent, judge
+from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, rank, summary
 from ionn.evaluation.uncertainty import Uncertainty, load_uncertainty
@@ -35,82 +34,23 @@ from ionn.testbed.trace import Trace
 PlanningTimes = dict[tuple[str, str], float]  # (model, algorithm) -> ms
 PlannedStages = dict[tuple[str, str], list[tuple[str, ...]]]  # (model, algorithm) -> stages of each partition
 
-_YES_NO = {True: "yes", False: "NO", None: "-"}
+_WHO_JUDGES = (
+    "The virtual testbed decides, and live runs with a dilation above 1: there the server is far faster than the "
+    "client, as the paper's GPU is. In live runs without dilation the server is the CPU of this machine: those values "
+    "are shown for comparison only."
+)
+_WHO_JUDGES_SLICES = (
+    f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs do "
+    "too."
+)
 
-STYLE = """
-body { font: 15px/1.45 sans-serif; max-width: 80em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 13px; margin: 1em 0 }
-th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: left; vertical-align: top }
-th { background: #f4f4f4 }
-img { display: block; max-width: 48em; width: 100%; margin: 1.5em 0 }
-"""
+_YES_NO = {True: "yes", False: "NO", None: "-"}
 
 
 class _PlanList(msgspec.Struct):
     """results/plans.json."""
 
     plans: tuple[PlanDocument, ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, what the table shows, and the table. `detail` is left out of the terminal's text."""
-
-    title: str
-    text: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    detail: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    sections: tuple[Section, ...]
-
-    def text(self) -> str:
-        """Return the report for the terminal."""
-        parts = [
-            f"{section.title}\n{textwrap.fill(section.text, 120)}\n\n{_text_table(section)}\n"
-            for section in self.sections
-            if not section.detail
-        ]
-        return "\n".join(parts)
-
-    def markdown(self, figures: Sequence[str] = ()) -> str:
-        """`figures`: paths of images, relative to the report."""
-        parts = ["# Report\n"]
-        for section in self.sections:
-            lines = [section.header, ("---",) * len(section.header), *section.rows]
-            table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-            parts.append(f"## {section.title}\n\n{section.text}\n\n{table}\n")
-        parts += ["## Figures\n", *(f"![{Path(figure).stem}]({figure})\n" for figure in figures)] if figures else []
-        return "\n".join(parts)
-
-    def html(self, figures: Sequence[Path] = ()) -> str:
-        """One self-contained page. `figures`: PNG files, which are embedded."""
-        parts = [f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>Report</title><style>{STYLE}</style>']
-        parts.append("<h1>Report</h1>")
-        for section in self.sections:
-            parts.append(f"<h2>{html.escape(section.title)}</h2>\n<p>{html.escape(section.text)}</p>\n<table>")
-            parts.append(_html_row("th", section.header))
-            parts += [_html_row("td", row) for row in section.rows]
-            parts.append("</table>")
-        parts += ["<h2>Figures</h2>"] if figures else []
-        for figure in figures:
-            image = base64.b64encode(figure.read_bytes()).decode()
-            parts.append(f'<img alt="{html.escape(figure.stem)}" src="data:image/png;base64,{image}">')
-        return "\n".join([*parts, "</html>\n"])
-
-    def write(self, folder: Path, figures: Iterable[Path] = ()) -> Path:
-        """Write report.md and report.html into the folder; the path of report.md. Of `figures`, the PNGs are shown.
-
-        Raises InputError where that is not possible.
-        """
-        images = [figure for figure in figures if figure.suffix == ".png"]
-        links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
-        write_file(folder / "report.html", self.html(images).encode())
-        write_file(folder / "report.md", self.markdown(links).encode())
-        return folder / "report.md"
 
 
 def write_report(results: Path, figures: Iterable[Path] | None = None) -> Path:
@@ -121,7 +61,21 @@ def write_report(results: Path, figures: Iterable[Path] | None = None) -> Path:
     """
     shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
     traces, plans = load_results(results), _load_plans(results / "plans.json")
-    return make_report(traces, plans, load_uncertainty(results)).write(results, shown)
+    return save_report(make_report(traces, plans, load_uncertainty(results)), results, shown)
+
+
+def save_report(report: Report, folder: Path, figures: Iterable[Path] = ()) -> Path:
+    """Write report.md into the folder, and report.html where the library of its charts is installed; the path of
+    report.md. Of `figures`, the PNGs are shown.
+
+    Raises InputError where that is not possible.
+    """
+    images = [figure for figure in figures if figure.suffix == ".png"]
+    links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
+    if page.is_available():
+        write_file(folder / "report.html", page.html_page(report, images).encode())
+    write_file(folder / "report.md", report.markdown(links).encode())
+    return folder / "report.md"
 
 
 def terminal_summary(traces: Sequence[Trace], uncertainty: Uncertainty | None = None) -> str:
@@ -144,9 +98,12 @@ def make_report(
     # Where the client measured, what it did follows from more than its plan.
     fixed = [row for row in rows if row.settings.testbed == "live" and row.settings.mbps is not None]
     live = [validate(trace) for row in fixed for trace in row.traces]
+    evidence = Evidence.of(rows, planning_ms)
+    verdicts = _judge(CLAIMS, evidence, uncertainty)
+    slice_verdicts = _judge(SLICE_CLAIMS, evidence, uncertainty) if _ran(SLICED, rows) else []
     sections = [
-        *_claims(rows, planning_ms, uncertainty),
-        _slice_claims(rows, planning_ms, uncertainty),
+        *_claims(verdicts, uncertainty),
+        _slice_claims(slice_verdicts, uncertainty),
         *(_summary(settings, list(group)) for settings, group in groupby(rows, key=lambda row: row.settings)),
         _gains(rows),
         equal_time(rows),
@@ -159,13 +116,24 @@ def make_report(
         _validation_runs(live),
         _environments(rows),
     ]
-    return Report(tuple(section for section in sections if section.rows))
+    judged = (
+        Judged("The paper's claims", _WHO_JUDGES + _of_draws(uncertainty), tuple(verdicts)),
+        Judged(
+            "Claims about slices below the layer",
+            _WHO_JUDGES_SLICES + _of_draws(uncertainty),
+            tuple(slice_verdicts),
+        ),
+    )
+    return Report(
+        tuple(section for section in sections if section.rows),
+        tuple(rows),
+        tuple(each for each in judged if any(verdict.checked for verdict in each.verdicts)),
+        tuple(live),
+        planning_ms,
+    )
 
 
-def _judge(
-    claims: Iterable[Claim], rows: Sequence[SummaryRow], planning_ms: PlanningTimes, uncertainty: Uncertainty | None
-) -> list[Verdict]:
-    evidence = Evidence.of(rows, planning_ms)
+def _judge(claims: Iterable[Claim], evidence: Sequence[Evidence], uncertainty: Uncertainty | None) -> list[Verdict]:
     verdicts = [judge(claim, evidence) for claim in claims]
     if uncertainty is None:
         return verdicts
@@ -187,10 +155,7 @@ def _share(verdict: Verdict) -> str:
     return "-" if verdict.share is None else f"{verdict.share:.1%}"
 
 
-def _claims(
-    rows: Sequence[SummaryRow], planning_ms: PlanningTimes, uncertainty: Uncertainty | None
-) -> tuple[Section, Section]:
-    verdicts = _judge(CLAIMS, rows, planning_ms, uncertainty)
+def _claims(verdicts: Sequence[Verdict], uncertainty: Uncertainty | None) -> tuple[Section, Section]:
     supported = sum(v.verdict == "supported" for v in verdicts)
     checked = [v for v in verdicts if v.checked]
 
@@ -208,9 +173,7 @@ def _claims(
         Section(
             "The paper's claims",
             f"{supported} supported, {len(checked) - supported} not supported, {len(verdicts) - len(checked)} "
-            "not checked. The virtual testbed decides, and live runs with a dilation above 1: there the server "
-            "is far faster than the client, as the paper's GPU is. In live runs without dilation the server is "
-            f"the CPU of this machine: those values are shown for comparison only.{_of_draws(uncertainty)}",
+            f"not checked. {_WHO_JUDGES}{_of_draws(uncertainty)}",
             header,
             lines(checked),
         ),
@@ -224,12 +187,10 @@ def _claims(
     )
 
 
-def _slice_claims(rows: Sequence[SummaryRow], planning_ms: PlanningTimes, uncertainty: Uncertainty | None) -> Section:
-    found = _judge(SLICE_CLAIMS, rows, planning_ms, uncertainty) if _ran(SLICED, rows) else []
+def _slice_claims(found: Sequence[Verdict], uncertainty: Uncertainty | None) -> Section:
     return Section(
         "Beyond the paper: slices below the layer",
-        f"What docs/slicing.md states of {SLICED}. The virtual testbed decides about gains; about the rest live runs "
-        f"do too.{_of_draws(uncertainty)}",
+        f"{_WHO_JUDGES_SLICES}{_of_draws(uncertainty)}",
         ("claim", "stated", "virtual", "live", "tolerance", "verdict", "of draws"),
         tuple((v.claim.text, v.claim.paper, v.virtual, v.live, v.claim.tolerance, v.verdict, _share(v)) for v in found),
     )
@@ -550,13 +511,3 @@ def _worst(values: Iterable[float]) -> float:
 
 def _percent(value: float, sign: str = "+") -> str:
     return "-" if math.isnan(value) else f"{value:{sign}.1f}%"
-
-
-def _text_table(section: Section) -> str:
-    lines = [section.header, *section.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def _html_row(tag: str, cells: Iterable[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

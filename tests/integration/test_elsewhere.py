@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,6 +227,10 @@ def install(folder: Path, *wheels: Path) -> Installed:
 @pytest.mark.long
 def test_both_wheels_in_an_empty_environment(wheels: list[Path], tmp_path: Path) -> None:
     assert [wheel.name.partition("-")[0] for wheel in wheels] == ["caffe", "ionn"]
+    with zipfile.ZipFile(wheels[1]) as packed:
+        assert {f"ionn/evaluation/web/{name}" for name in ("page.css", "page.js", "replay.js")} <= set(
+            packed.namelist()
+        )
     installed = install(tmp_path, *wheels)
     assert set(installed.weights().values()) == {"missing"}
     for arguments in PLANNING:

@@ -1,0 +1,248 @@
+"""What was found, a sentence and a chart each: computed from the rows of a report, right for any results.
+
+`FINDINGS` are functions from a report to a `Finding`, or None where its runs do not show it. To have the page say
+something else, write such a function and add it there.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from ionn.coding import CODINGS, NONE
+from ionn.evaluation.charts import Chart, bars, grouped_bars, latencies, predictions
+from ionn.evaluation.claims import gain_percent
+from ionn.evaluation.sections import Report
+from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, mean_latency
+from ionn.paper import ORIGINAL, model_title
+from ionn.testbed.settings import Settings
+
+POINTS_MAX = 1_000  # of a line
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`where` says which runs it is about."""
+
+    title: str
+    sentence: str
+    chart: Chart
+    where: str
+
+
+def findings(report: Report) -> list[Finding]:
+    """What the report's runs show, in the order in which it is told."""
+    found = (find(report) for find in FINDINGS)
+    return [each for each in found if each is not None]
+
+
+def _main_rows(report: Report) -> list[SummaryRow]:
+    """The runs that most is said about: those of the paper's settings, else of the first settings, rather without
+    coding. They have uploads, and queries that follow each other."""
+    rows = [row for row in report.rows if row.settings.arrivals.closed and row.upload_s.mean > 0]
+    order = sorted((row.settings for row in rows), key=lambda each: (not each.are_papers, each.coding != NONE))
+    return [row for row in rows if row.settings == order[0]]
+
+
+def _by_model(rows: Sequence[SummaryRow]) -> list[tuple[SummaryRow, ...]]:
+    """The rows of each model, those of original first where there are any."""
+    groups = [[row for row in rows if row.model == model] for model in distinct(row.model for row in rows)]
+    return [tuple(sorted(group, key=lambda row: row.algorithm != ORIGINAL)) for group in groups]
+
+
+def _gain(members: Sequence[SummaryRow], value: Callable[[SummaryRow], float]) -> float:
+    """How many times as much as original (the first) the best of the others has; 0 where that cannot be said."""
+    first, *others = map(value, members)
+    if members[0].algorithm != ORIGINAL or not others or not first > 0:
+        return 0.0
+    return max(others) / first
+
+
+def queries(report: Report) -> Finding | None:
+    """How many queries are completed while a model is uploaded."""
+    rows = _main_rows(report)
+    if not rows:
+        return None
+    members = max(_by_model(rows), key=lambda group: _gain(group, lambda row: row.queries.mean))
+    ordered = sorted(members, key=lambda row: row.queries.mean, reverse=True)
+    counts = _listed_by_value((row.queries.count(), row.algorithm) for row in ordered)
+    sentence = f"Queries that are completed while {model_title(members[0].model)} is uploaded: {counts}."
+    if (times := _gain(members, lambda row: row.queries.mean)) > 1:
+        sentence += f" The most are {times:.2f} times those of original."
+    chart = bars(rows, lambda row: row.queries, "queries before the upload ended")
+    return Finding("Queries while the model is uploaded", sentence, chart, _where(rows[0].settings))
+
+
+def course(report: Report) -> Finding | None:
+    """How fast queries are, on average over time."""
+    rows = _main_rows(report)
+    candidates = [group for group in _by_model(rows) if not math.isnan(_mean_over_time(group)[0])]
+    if not candidates:
+        return None
+    members = max(candidates, key=lambda group: _gain(group, lambda row: row.queries.mean))
+    local_ms, best_ms = members[0].traces[0].info.plan.local_ms, min(row.last_ms.mean for row in members)
+    end_s, *means_ms = _mean_over_time(members)
+    ordered = sorted(zip(members, means_ms, strict=True), key=lambda pair: pair[1])
+    means = _listed_by_value((f"{mean_ms:.0f} ms", row.algorithm) for row, mean_ms in ordered)
+    sentence = (
+        f"A query of {model_title(members[0].model)} takes {local_ms:.0f} ms at the client alone and {best_ms:.0f} ms "
+        f"in the end; on average over time, from the first query to {end_s:.1f} s: {means}."
+    )
+    return Finding("When queries become faster", sentence, latencies(members, POINTS_MAX), _where(rows[0].settings))
+
+
+def _mean_over_time(members: Sequence[SummaryRow]) -> list[float]:
+    """Until when all of these runs execute queries, in seconds, and the mean latency over that time of each row, in ms;
+    NaN where there is no such time."""
+    times = common_times([trace for row in members for trace in row.traces])
+    if not times.size:
+        return [math.nan]
+    seconds = np.diff(times)
+    means_ms = [float(mean_latency(row.traces, times[:-1])[0] @ seconds / seconds.sum()) for row in members]
+    return [float(times[-1]), *means_ms]
+
+
+def largest(report: Report) -> Finding | None:
+    """How large the largest partitions are."""
+    rows = _main_rows(report)
+    if not rows:
+        return None
+    groups = _by_model(rows)
+    members = max(groups, key=lambda group: group[0].largest_share.mean - group[-1].largest_share.mean)
+    ordered = sorted(members, key=lambda row: row.largest_share.mean, reverse=True)
+    shares = _listed_by_value((f"{row.largest_share.mean * 100:.0f} %", row.algorithm) for row in ordered)
+    sentence = f"The share of {model_title(members[0].model)}'s weights that the largest partition has: {shares}."
+    chart = bars(rows, lambda row: _times(row.largest_share, 100), "% of the model's weights", " %")
+    return Finding("The largest partition", sentence, chart, _where(rows[0].settings))
+
+
+def change(report: Report) -> Finding | None:
+    """What is gained in latency over original, model by model."""
+    groups = [group for group in _by_model(_main_rows(report)) if group[0].algorithm == ORIGINAL and len(group) > 1]
+    groups = [group for group in groups if not any(math.isnan(row.mean_ms.mean) for row in group)]
+    if not groups:
+        return None
+    parts, values = [], []
+    for first, *others in groups:
+        changes = {row.algorithm: gain_percent(row.mean_ms, first.mean_ms) for row in others}
+        best = min(changes, key=lambda name: changes[name])
+        parts.append(f"{model_title(first.model)} {changes[best]:+.0f} % ({best})")
+        values += [(model_title(first.model), name, Stat(percent, 0.0)) for name, percent in changes.items()]
+    sentence = f"Mean latency during the upload, the best against original: {_listed(parts)}."
+    chart = grouped_bars(values, "change in mean latency (%)", " %", 0, "model")
+    return Finding("Latency against original", sentence, chart, _where(groups[0][0].settings))
+
+
+def prediction(report: Report) -> Finding | None:
+    """Whether the virtual testbed predicts live runs."""
+    live = [each for each in report.live if not math.isnan(each.query_error)]
+    if not live:
+        return None
+    errors = [abs(each.query_error) * 100 for each in live]
+    sentence = (
+        f"{_counted(len(live), 'live run')}, each computed again from the costs that were measured in it: the number "
+        f"of queries is off by {statistics.median(errors):.1f} % in the median, and {max(errors):.1f} % at most."
+    )
+    return Finding("Live runs and their predictions", sentence, predictions(live), "live testbed")
+
+
+def equal_time(report: Report) -> Finding | None:
+    """How many queries are completed in a window of time, with and without coding."""
+    rows = [row for row in report.rows if row.settings.window_s is not None and row.settings.arrivals.closed]
+    originals = {
+        (row.model, row.settings): row.queries_in_window.mean
+        for row in rows
+        if row.algorithm == ORIGINAL and row.queries_in_window.mean > 0
+    }
+    found = [
+        (row.queries_in_window.mean / originals[row.model, base], row)
+        for row in rows
+        if (row.model, base := _not_coded(row.settings)) in originals
+    ]
+    if not found or max(times for times, _ in found) <= 1:
+        return None
+    times, row = max(found, key=lambda pair: pair[0])
+    sentence = (
+        f"In {row.settings.window_s:g} s {model_title(row.model)} completes {times:.1f} times as many queries with "
+        f"{row.algorithm}, coding {row.settings.coding}, as with original, coding {NONE}."
+    )
+    values = [
+        (f"coding {each.settings.coding}", each.algorithm, Stat(factor, 0.0))
+        for factor, each in found
+        if (each.model, _not_coded(each.settings)) == (row.model, _not_coded(row.settings))
+    ]
+    values.sort(key=lambda value: CODINGS.index(value[0].removeprefix("coding ")))
+    chart = grouped_bars(values, "queries, times original's", " x", 1, "coding")
+    return Finding("Queries in equal time", sentence, chart, _where(_not_coded(row.settings)))
+
+
+def _not_coded(settings: Settings) -> Settings:
+    return replace(settings, coding=NONE, weight_ratio=None)
+
+
+def response_times(report: Report) -> Finding | None:
+    """How long queries that arrive by themselves wait for their answers."""
+    rows = [row for row in report.rows if not row.settings.arrivals.closed and not math.isnan(row.p90_ms.mean)]
+    rows = [row for row in rows if row.settings == rows[0].settings]
+    if not rows:
+        return None
+    groups = _by_model(rows)
+    members = max(groups, key=lambda group: group[0].p90_ms.mean / max(group[-1].p90_ms.mean, 1e-9))
+    ordered = sorted(members, key=lambda row: row.p90_ms.mean)
+    times = _listed_by_value((f"{row.p90_ms.mean:.0f} ms", row.algorithm) for row in ordered)
+    sentence = (
+        f"{model_title(members[0].model)}'s queries arrive by themselves ({rows[0].settings.arrivals.name}). Of those "
+        f"that are answered, 90 % are answered within: {times}."
+    )
+    chart = bars(rows, lambda row: row.p90_ms, "90th percentile of response time (ms)", " ms")
+    return Finding("Response times", sentence, chart, _where(rows[0].settings))
+
+
+def planning(report: Report) -> Finding | None:
+    """How long planning takes."""
+    if not report.planning_ms:
+        return None
+    algorithms = distinct(name for _, name in report.planning_ms)
+    longest = {name: max(ms for (_, each), ms in report.planning_ms.items() if each == name) for name in algorithms}
+    parts = _listed_by_value((_short_ms(ms), name) for name, ms in sorted(longest.items(), key=lambda pair: pair[1]))
+    sentence = f"The longest that planning takes for any of the models: {parts}."
+    values = [(model_title(model), name, Stat(ms, 0.0)) for (model, name), ms in report.planning_ms.items() if ms > 0]
+    chart = grouped_bars(values, "planning time (ms)", " ms", 2, "model", log=True)
+    return Finding("Planning time", sentence, chart, "on the machine that planned")
+
+
+FINDINGS: tuple[Callable[[Report], Finding | None], ...] = (
+    queries, course, largest, change, prediction, equal_time, response_times, planning,
+)  # fmt: skip
+
+
+def _where(settings: Settings) -> str:
+    return f"{settings.name}, {settings.rate}"
+
+
+def _times(stat: Stat, factor: float) -> Stat:
+    return Stat(stat.mean * factor, stat.std * factor)
+
+
+def _short_ms(value_ms: float) -> str:
+    return f"{value_ms:.0f} ms" if value_ms >= 10 else f"{value_ms:.1f} ms"
+
+
+def _listed_by_value(pairs: Iterable[tuple[str, str]]) -> str:
+    """(value, algorithm), in order: "9 with A, 5 with B and C". Neighbours of equal values are said together."""
+    groups = groupby(pairs, key=lambda pair: pair[0])
+    return ", ".join(f"{value} with {_listed(name for _, name in group)}" for value, group in groups)
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _counted(number: int, what: str) -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,310 @@
+"""report.html: one page that shows what the runs of a report say, in a browser and without a network.
+
+Python makes the text, the tables and the data; the style sheet and the scripts in `web/` are put into the page, and so
+is Plotly, which draws the charts: compressed, as it is larger than all the rest. Everything that comes from traces is
+text of strangers. It is escaped wherever it stands, and a Content-Security-Policy lets the browser run no script but
+these, and fetch nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ionn.evaluation.charts import Chart, latencies
+from ionn.evaluation.claims import Verdict
+from ionn.evaluation.findings import Finding, findings
+from ionn.evaluation.replay import replay
+from ionn.evaluation.sections import Judged, Report, Section
+from ionn.evaluation.summary import SummaryRow, distinct
+from ionn.files import read_bytes
+from ionn.paper import model_title
+
+HOW_TO_GET_IT = "report.html is not written: its charts need plotly; install it: pip install 'ionn[report]'"
+
+# What keeps the page small, however many runs there are and however long: points of all latency charts together and of
+# one line, runs that can be replayed, and queries of one of these and of all together.
+POINTS_MAX = 150_000
+LINE_POINTS_MAX = 3_000
+REPLAYS_MAX = 200
+REPLAY_QUERIES_MAX = 1_500
+QUERIES_MAX = 40_000
+LINES_MAX = POINTS_MAX // 100
+
+_WORDS = {"supported": "yes", "not supported": "no", "not checked": "open"}  # verdict -> class in the style sheet
+
+
+def is_available() -> bool:
+    """Tell whether the charts' library is installed."""
+    return importlib.util.find_spec("plotly") is not None
+
+
+def html_page(report: Report, images: Sequence[Path] = ()) -> str:
+    """The page of a report, which shows these PNG files too. Raises ImportError where Plotly is not installed, and
+    InputError where an image cannot be read."""
+    found = findings(report)
+    data = {
+        "findings": [each.chart for each in found],
+        "latencies": list(_latency_charts(report.rows)),
+        "replays": list(_replays(report.rows)),
+    }
+    parts = {
+        "findings": ("What was found", _findings(found)),
+        "claims": ("Claims and verdicts", "".join(map(_judged, report.judged))),
+        "latencies": ("Latency over time", _LATENCIES if data["latencies"] else ""),
+        "replay": ("A run, replayed", _REPLAY if data["replays"] else ""),
+        "tables": ("All tables", "".join(map(_table, report.sections))),
+        "figures": ("Figures for papers", "".join(map(_image, images))),
+    }
+    shown = {name: (title, body) for name, (title, body) in parts.items() if body}
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in shown.items())
+    sections = "".join(
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{body}</section>\n'
+        for name, (title, body) in shown.items()
+    )
+    plotly, scripts = _plotly(), [_web("replay.js"), _web("page.js")]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_policy([plotly, *scripts])}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>ionn: report</title>
+<style>{_web("page.css")}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header><div class="wide"><h1>Report</h1><p>{html.escape(_subject(report))}</p>{_verdict_lines(report)}</div></header>
+<nav aria-label="Parts of the report"><ul class="wide">{links}</ul></nav>
+<main id="main" class="wide">
+<noscript><p class="note">Charts and replay need JavaScript; the text and the tables do not.</p></noscript>
+<p class="note" id="trouble" role="alert" hidden></p>
+{sections}</main>
+<footer class="wide"><p>Made by ionn from traces; all numbers are computed from them.</p></footer>
+<script type="application/json" id="data">{_json(data)}</script>
+<script type="application/gzip" id="plotly">{_compressed(plotly)}</script>
+{"".join(f"<script>{script}</script>" for script in scripts)}
+</body>
+</html>
+"""
+
+
+def _web(name: str) -> str:
+    return (resources.files("ionn.evaluation") / "web" / name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _compressed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _policy(scripts: Iterable[str]) -> str:
+    """Nothing is fetched, and no scripts run but these. Plotly styles what it draws."""
+    digests = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
+    )
+    return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
+
+
+def _json(data: Any) -> str:
+    """JSON within a script element: no "<" ends it or opens a comment."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _subject(report: Report) -> str:
+    """Which runs it is about."""
+    runs = [trace for row in report.rows for trace in row.traces]
+    if not runs:
+        return "Tables and figures"
+    models = distinct(model_title(row.model) for row in report.rows)
+    algorithms = distinct(row.algorithm for row in report.rows)
+    testbeds = [
+        f"{sum(trace.info.settings.testbed == name for trace in runs)} {name}"
+        for name in distinct(trace.info.settings.testbed for trace in runs)
+    ]
+    return (
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} ({', '.join(testbeds)}) of {', '.join(models)} with "
+        f"{', '.join(algorithms)}. {_outputs(report.rows)}"
+    ).strip()
+
+
+def _verdict_lines(report: Report) -> str:
+    lines = [
+        f"{judged.title}: {', '.join(f'{count} {word}' for word, count in _counts(judged).items())}."
+        for judged in report.judged
+    ]
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def _outputs(rows: Sequence[SummaryRow]) -> str:
+    """Whether what was computed was right."""
+    verdicts = [query.bit_equal for row in rows for trace in row.traces for query in trace.queries]
+    computed, wrong = sum(each is not None for each in verdicts), sum(each is False for each in verdicts)
+    if not computed:
+        return ""
+    if wrong:
+        return f"{wrong} of {computed} outputs are not those of the whole net at the client, bit for bit."
+    return f"All {computed} outputs that were computed are those of the whole net at the client, bit for bit."
+
+
+# --- The parts ------------------------------------------------------------------------------------------------------
+
+_LATENCIES = """
+<p>The latency of the query under way; a thin upright line is where the upload ends. Point at a line to read it; drag to
+zoom, double-click to zoom out.</p>
+<div class="choosers" id="latency-choosers"></div>
+<figure><fieldset id="latency-algorithms"></fieldset><div class="chart tall" id="latency-chart" role="img"></div>
+<figcaption id="latency-subject"></figcaption></figure>
+"""
+
+_REPLAY = """
+<p>The chain of the model twice: as the client has it, and what of it is at the server. Its stages fill while
+partitions arrive, which are numbered, and are dark when queries may use them. The line is the path of the query under
+way, up to now in dark.</p>
+<div class="choosers" id="replay-choosers"></div>
+<figure class="replay" aria-label="Replay of a run">
+<p class="subject" id="replay-subject"></p>
+<div id="replay-drawing"></div>
+<input type="range" id="replay-time" min="0" step="any" aria-label="Time in the run">
+<div class="controls">
+<button type="button" id="replay-play">Play</button>
+<button type="button" id="replay-previous">Previous query</button>
+<button type="button" id="replay-next">Next query</button>
+</div>
+<figcaption id="replay-status" role="status"></figcaption>
+</figure>
+"""
+
+
+def _findings(found: Sequence[Finding]) -> str:
+    cards = [
+        f'<article class="card"><h3>{html.escape(each.title)}</h3><p>{_unbroken(each.sentence)}</p>'
+        f'<figure><div class="chart" data-finding="{number}" role="img" aria-label="{html.escape(_about(each.chart))}">'
+        f"</div><figcaption>{html.escape(each.where)}</figcaption></figure></article>"
+        for number, each in enumerate(found)
+    ]
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _unbroken(sentence: str) -> str:
+    """A sentence, escaped, in which no line ends between a number and its unit."""
+    return re.sub(r"(\d) (ms|s|%)(?!\w)", "\\1&nbsp;\\2", html.escape(sentence))
+
+
+def _about(chart: Chart) -> str:
+    return f"{chart['about']}. The tables below have the numbers."
+
+
+def _kind(verdict: Verdict) -> str:
+    """ "supported", "not supported" or "not checked"."""
+    return next(word for word in ("not supported", "not checked", "supported") if verdict.verdict.startswith(word))
+
+
+def _counts(judged: Judged) -> dict[str, int]:
+    """How many claims have each verdict."""
+    kinds = [_kind(verdict) for verdict in judged.verdicts]
+    return {word: kinds.count(word) for word in _WORDS if word in kinds}
+
+
+def _judged(judged: Judged) -> str:
+    bar = "".join(
+        f'<span class="{_WORDS[word]}" style="flex-grow:{count}"><b>{count}</b> {word}</span>'
+        for word, count in _counts(judged).items()
+    )
+    return (
+        f'<h3>{html.escape(judged.title)}</h3><div class="verdicts" role="group" aria-label="Verdicts, counted">{bar}'
+        f'</div><ul class="claims">{"".join(map(_claim, judged.verdicts))}</ul>'
+        f'<p class="small">{html.escape(judged.text)}{_ABOUT_SHARES if _has_shares(judged) else ""}</p>'
+    )
+
+
+_ABOUT_SHARES = (
+    " The share beside a verdict is that of random draws of the costs in which the claim holds: near 100 % or 0 % the "
+    "verdict means something, in between it is decided by a hair."
+)
+
+
+def _has_shares(judged: Judged) -> bool:
+    return any(verdict.share is not None for verdict in judged.verdicts)
+
+
+def _claim(verdict: Verdict) -> str:
+    kind, claim = _kind(verdict), verdict.claim
+    share = "" if verdict.share is None else f'<span class="share">holds in {_share(verdict.share)} of draws</span>'
+    facts = {
+        f"{'Stated' if claim.section.endswith('.md') else 'In the paper'} ({claim.section})": claim.paper,
+        "Virtual testbed": verdict.virtual, "Live testbed": verdict.live, "Tolerance": claim.tolerance,
+        "Verdict": verdict.verdict,
+    }  # fmt: skip
+    listed = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
+    return (
+        f'<li><details><summary><span class="badge {_WORDS[kind]}">{kind}</span><span>{html.escape(claim.text)}{share}'
+        f"</span></summary><dl>{listed}</dl></details></li>"
+    )
+
+
+def _share(share: float) -> str:
+    """A share in percent; 100 % and 0 % only where it is all or none."""
+    if 0 < share < 0.01:
+        return "under 1 %"
+    if 0.99 < share < 1:
+        return "over 99 %"
+    return f"{share:.0%}".replace("%", " %")
+
+
+def _table(section: Section) -> str:
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in section.header)
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in section.rows)
+    title = html.escape(section.title)
+    return (
+        f"<details><summary><h3>{title}</h3></summary><p>{html.escape(section.text)}</p>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _image(path: Path) -> str:
+    name, content = html.escape(path.stem), base64.b64encode(read_bytes(path, "the figure")).decode()
+    return (
+        f'<details><summary><h3>{name}</h3></summary><img alt="{name}" src="data:image/png;base64,{content}"></details>'
+    )
+
+
+# --- The data -------------------------------------------------------------------------------------------------------
+
+
+def _keys(row: SummaryRow) -> dict[str, str]:
+    """What the choosers choose by."""
+    return {"testbed": f"{row.settings.name}, {row.settings.rate}", "model": model_title(row.model)}
+
+
+def _latency_charts(rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
+    """A chart per settings and model, until there are too many lines."""
+    chosen = rows[:LINES_MAX]
+    points_max = min(LINE_POINTS_MAX, POINTS_MAX // max(len(chosen), 1))
+    for _, group in groupby(chosen, key=lambda row: (row.settings, row.model)):
+        members = list(group)
+        yield {**_keys(members[0]), "chart": latencies(members, points_max)}
+
+
+def _replays(rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
+    """The first run of each settings, model and algorithm, until there are too many."""
+    chosen = rows[:REPLAYS_MAX]
+    queries_max = min(REPLAY_QUERIES_MAX, QUERIES_MAX // max(len(chosen), 1))
+    for row in chosen:
+        yield {**_keys(row), "algorithm": row.algorithm, "run": replay(row.traces[0], queries_max)}

@@ -1,0 +1,117 @@
+"""What the page's replay of a run needs, as plain data: the chain, when which part of it arrived, and where queries
+were.
+
+`web/replay.js` draws it. Times are seconds since the upload began; durations are in ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from ionn.model.slices import Piece, Slice, stage_of
+from ionn.planning.graph import ExecutionGraph, Leg
+from ionn.records import QueryRecord, Segment
+from ionn.testbed.trace import Trace
+
+_PLACES = ("client", "server", "both")
+
+
+def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
+    """A run as JSON: `stages` by name, with `uploadMs` and `clientMs`; `partitions` with start, end and when they are
+    usable, and their parts: [stage, begin, end], begin and end being shares of its channels; `routes`, each a list of
+    [place, first stage, last stage, from server, to server], place being 0 (client), 1 (server) or 2 (both), and the
+    last two whether its data is at the server before and after it; `queries`, each [start, end, route, durations],
+    durations being [up, compute, down] for each step of the route. Of a run of more than `queries_max` queries, only
+    every k-th is there, and `every` is k."""
+    graph = trace.info.graph
+    every = -(-len(trace.queries) // queries_max)
+    planned = {partition.index: partition.pieces for partition in trace.info.plan.partitions}
+    pieces = [_pieces(graph, planned.get(each.index, ()), each.stages) for each in trace.partitions]
+    ready_s = [each.ready_s for each in trace.partitions]
+
+    @cache
+    def legs(usable: tuple[int, ...]) -> tuple[Leg, ...]:
+        return graph.legs([piece for index in usable for piece in pieces[index]])
+
+    routes: dict[tuple[Leg, ...], int] = {}
+    queries = []
+    for query in trace.queries[::every]:
+        usable = tuple(index for index, time_s in enumerate(ready_s) if time_s <= query.start_s)
+        segments = _within(query, len(graph.stages))
+        route = _route(segments, legs(usable))
+        number = routes.setdefault(route, len(routes))
+        durations = [_durations(*each, graph) for each in zip(segments, route, strict=True)]
+        queries.append([_seconds(query.start_s), _seconds(query.end_s), number, durations])
+    partitions = [
+        {
+            "start": _seconds(each.start_s),
+            "end": _seconds(each.end_s),
+            "ready": _seconds(each.ready_s),
+            "megabytes": round(each.bytes / 1e6, 3),
+            "parts": [_part(graph, piece) for piece in parts],
+        }
+        for each, parts in zip(trace.partitions, pieces, strict=True)
+    ]
+    return {
+        "stages": list(graph.stages),
+        "uploadMs": _milliseconds(graph.upload_ms),
+        "clientMs": _milliseconds(graph.client_ms),
+        "pinned": [not offloadable for offloadable in graph.offloadable.tolist()],
+        "partitions": partitions,
+        "routes": [[[_PLACES.index(leg.where), *leg[1:]] for leg in route] for route in routes],
+        "queries": queries,
+        "total": len(trace.queries),
+        "every": every,
+        "end": _seconds(max(trace.queries[-1].end_s, trace.upload_s)),
+    }
+
+
+def _route(segments: Sequence[Segment], planned: Sequence[Leg]) -> tuple[Leg, ...]:
+    """The legs that were recorded. Where the data was between them is that of the route by the costs, if the query took
+    that one; else it came back to the client after each leg."""
+    recorded = [(each.where, each.first, each.last) for each in segments]
+    if recorded == [leg[:3] for leg in planned]:
+        return tuple(planned)
+    return tuple(Leg(*each, from_server=False, to_server=False) for each in recorded)
+
+
+def _within(query: QueryRecord, stages: int) -> list[Segment]:
+    """The segments that are of this chain: what is drawn must be there."""
+    return [each for each in query.segments if each.first <= each.last < stages]
+
+
+def _pieces(graph: ExecutionGraph, planned: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
+    """What a partition that arrived consists of: as it was planned. A client that measures plans again meanwhile, and
+    then only the names of the stages are known."""
+    if [graph.stages[stage_of(piece)] for piece in planned] == list(names):
+        return list(planned)
+    return [graph.stages.index(name) for name in names if name in graph.stages]
+
+
+def _part(graph: ExecutionGraph, piece: Piece) -> list[float]:
+    if not isinstance(piece, Slice):
+        return [piece, 0, 1]
+    channels = {cut.stage: cut.channels for cut in graph.cuts}[piece.stage]
+    return [piece.stage, round(piece.begin / channels, 4), round(piece.end / channels, 4)]
+
+
+def _durations(segment: Segment, leg: Leg, graph: ExecutionGraph) -> list[float]:
+    """How long the input went up, the stages computed, and the output came down. What is recorded is the sum of both
+    transfers: it is divided as the costs say."""
+    if segment.where != "server":
+        return [0, round(segment.total_ms, 2), 0]
+    moved_ms = max(segment.total_ms - segment.compute_ms, 0.0)
+    up_ms = 0.0 if leg.from_server else float(graph.up_ms[segment.first])
+    down_ms = 0.0 if leg.to_server else float(graph.down_ms[segment.last + 1])
+    share = up_ms / (up_ms + down_ms) if up_ms + down_ms else 0.5
+    return [round(ms, 2) for ms in (moved_ms * share, segment.total_ms - moved_ms, moved_ms * (1 - share))]
+
+
+def _seconds(value: float) -> float:
+    return round(value, 4)
+
+
+def _milliseconds(values: Any) -> list[float]:
+    return [round(value, 3) for value in values.tolist()]

@@ -1,0 +1,69 @@
+"""What a report consists of, and the report as text and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ionn.evaluation.claims import Verdict
+from ionn.evaluation.summary import SummaryRow
+from ionn.evaluation.validation import Validation
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what the table shows, and the table. `detail` is left out of the terminal's text."""
+
+    title: str
+    text: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    detail: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Claims of one kind, with what was found of each. `title` says whose they are, `text` who decides."""
+
+    title: str
+    text: str
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tables, and what the page of a report draws beside them: the runs (`rows`), verdicts, live runs with their
+    predictions, and planning times in ms by model and algorithm."""
+
+    sections: tuple[Section, ...]
+    rows: tuple[SummaryRow, ...] = ()
+    judged: tuple[Judged, ...] = ()
+    live: tuple[Validation, ...] = ()
+    planning_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Return the report for the terminal."""
+        parts = [
+            f"{section.title}\n{textwrap.fill(section.text, 120)}\n\n{_text_table(section)}\n"
+            for section in self.sections
+            if not section.detail
+        ]
+        return "\n".join(parts)
+
+    def markdown(self, figures: Sequence[str] = ()) -> str:
+        """`figures`: paths of images, relative to the report."""
+        parts = ["# Report\n"]
+        for section in self.sections:
+            lines = [section.header, ("---",) * len(section.header), *section.rows]
+            table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+            parts.append(f"## {section.title}\n\n{section.text}\n\n{table}\n")
+        parts += ["## Figures\n", *(f"![{Path(figure).stem}]({figure})\n" for figure in figures)] if figures else []
+        return "\n".join(parts)
+
+
+def _text_table(section: Section) -> str:
+    lines = [section.header, *section.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -1,0 +1,365 @@
+"""The report's page in a real browser: Debian's Chromium, without a network.
+
+It draws, its choosers, its slider and its buttons work by mouse and by keyboard, it fetches nothing and complains of
+nothing, and it fits a screen and a phone. Without Chromium these tests are skipped, unless IONN_CHROMIUM=required.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from ionn.evaluation.figures import fig5
+from ionn.evaluation.report import write_report
+from ionn.evaluation.summary import load_results, summary
+from ionn.paper import SHOWN
+from ionn.testbed import runner
+from ionn.testbed.trace import trace_path
+from tests.support.runs import make_trace
+
+WIDTHS = {"screen": 1280, "phone": 360}
+HOSTILE = "<img src=x onerror=document.hacked=1>"
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WAIT_S = 60
+
+
+class Browser:
+    """A page in Chromium."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+
+    def open(self, page: Path, width: int = WIDTHS["screen"], reduced_motion: bool = False) -> None:
+        """Open a page anew, and wait until all is drawn."""
+        screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if reduced_motion else ""}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [motion]})
+        self.driver.get(page.as_uri())
+        self.wait(lambda: self.run("return document.documentElement.dataset.ready"))
+        # What is scrolled to is there at once.
+        self.run("document.documentElement.style.scrollBehavior = 'auto'")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, condition: Callable[[], Any]) -> None:
+        WebDriverWait(self.driver, WAIT_S, poll_frequency=0.05).until(lambda _: condition())
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> WebElement:
+        (found,) = self.all(selector)
+        return found
+
+    def choose(self, section: str, name: str, value: str) -> None:
+        """Choose in the select of that label."""
+        (label,) = [each for each in self.all(f"#{section} label") if each.text.split("\n")[0] == name]
+        Select(label.find_element(By.TAG_NAME, "select")).select_by_visible_text(value)
+
+    @property
+    def status(self) -> str:
+        return self.one("#replay-status").text
+
+    @property
+    def time_s(self) -> float:
+        return float(self.run("return document.getElementById('replay-time').value"))
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program, driver_program = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (program and driver_program):
+        missing = "Debian's chromium and chromium-driver are not installed"
+        if os.environ.get("IONN_CHROMIUM") == "required":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(driver_program))
+    try:
+        yield Browser(driver)
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of results of two models, of one live run, and of a run whose names are a stranger's."""
+    results = tmp_path_factory.mktemp("results")
+    for model in ("alexnet", "mobilenet"):
+        runner.run_virtual_all(model, SHOWN, results=results)
+    for trace in (
+        make_trace(testbed="live", bit_equal=True),
+        make_trace(HOSTILE, model=HOSTILE, environment={"what": HOSTILE}),
+    ):
+        info = trace.info
+        trace.save(trace_path(results, info.settings, info.model, info.algorithm, 1))
+    figures = fig5(summary(load_results(results)), results / "figures")
+    return write_report(results, figures).with_suffix(".html")
+
+
+@pytest.fixture
+def page(chromium: Browser, report: Path) -> Browser:
+    chromium.open(report)
+    return chromium
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_all_is_drawn_and_fits_without_a_network(chromium: Browser, report: Path, width: int) -> None:
+    for log in ("browser", "performance"):
+        chromium.driver.get_log(log)  # type: ignore[no-untyped-call]  # forget what was before
+    chromium.open(report, width)
+    charts = chromium.all("[data-finding]")
+    assert len(charts) >= 5
+    for chart in [*charts, chromium.one("#latency-chart")]:
+        assert chromium.run("return arguments[0].querySelectorAll('.trace path').length", chart) > 0
+    assert len(chromium.all("#replay-drawing rect")) > 30
+    # Whatever is unfolded, the page is no wider than the screen; wide tables scroll by themselves.
+    chromium.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page_width, room = chromium.run(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert page_width == room <= width
+    for chart in charts:
+        sides = chromium.run("const box = arguments[0].getBoundingClientRect(); return [box.left, box.right]", chart)
+        assert 0 <= sides[0] < sides[1] <= width
+    assert not chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]
+    events = [
+        json.loads(entry["message"])["message"]
+        for entry in chromium.driver.get_log("performance")  # type: ignore[no-untyped-call]
+    ]
+    sent = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    assert report.as_uri() in sent
+    assert {url.partition(":")[0] for url in sent} <= {"file", "data"}
+    assert {url for url in sent if url.startswith("file:")} == {report.as_uri()}
+
+
+def test_text_of_strangers_does_nothing(page: Browser) -> None:
+    page.choose("latencies", "model", HOSTILE)
+    page.choose("replay", "model", HOSTILE)
+    assert page.run("return document.hacked") is None
+    assert HOSTILE in page.one("#latency-algorithms").text
+    assert HOSTILE in page.run("return document.getElementById('tables').textContent")
+    assert not page.all("[src=x]")
+
+
+def test_latencies_by_model_and_algorithm(page: Browser) -> None:
+    def lines() -> list[str]:
+        chart = page.one("#latency-chart")
+        return list(page.run("return [...new Set(arguments[0].data.map((line) => line.name))]", chart))
+
+    assert lines() == list(SHOWN)
+    assert "AlexNet, virtual testbed" in str(page.one("#latency-chart").get_attribute("aria-label"))
+    page.choose("latencies", "model", "MobileNet")
+    assert "MobileNet, virtual testbed" in str(page.one("#latency-chart").get_attribute("aria-label"))
+    assert lines() == list(SHOWN)
+    first, *_ = page.all("#latency-algorithms input")
+    first.send_keys(Keys.SPACE)
+    assert lines() == list(SHOWN[1:])
+    # What is hidden stays so for the next model, and can be had back.
+    page.choose("latencies", "model", "AlexNet")
+    assert lines() == list(SHOWN[1:])
+    page.all("#latency-algorithms input")[0].click()
+    assert lines() == list(SHOWN)
+
+
+def test_a_chooser_keeps_to_what_there_is(page: Browser) -> None:
+    """There is a live run of AlexNet only, and with original only."""
+    page.choose("replay", "model", "MobileNet")
+    page.choose("replay", "algorithm", "sliced-efficiency")
+    page.choose("replay", "testbed", "live testbed, 80 Mbps")
+    chosen = page.run("return [...document.querySelectorAll('#replay-choosers [data-key]')].map((each) => each.value)")
+    assert chosen == ["live testbed, 80 Mbps", "AlexNet", "original"]
+    assert "of 9" in page.status
+
+
+def test_charts_answer_to_the_mouse(page: Browser) -> None:
+    chart = page.one("#latency-chart")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(page.driver).move_to_element_with_offset(chart, -200, 0).perform()
+    page.wait(lambda: page.all("#latency-chart .hoverlayer .hovertext"))
+    assert "ms" in page.one("#latency-chart .hoverlayer .hovertext").text
+
+    finding = page.all("[data-finding]")[0]
+    page.run("arguments[0].scrollIntoView({block: 'center'})", finding)
+    toggle = finding.find_elements(By.CSS_SELECTOR, ".legendtoggle")[0]
+    ActionChains(page.driver).move_to_element(toggle).click().perform()
+    page.wait(lambda: page.run("return arguments[0].data[0].visible", finding) == "legendonly")
+
+
+def test_the_slider_goes_through_the_run_by_keyboard(page: Browser) -> None:
+    page.choose("replay", "algorithm", "sliced-efficiency")
+    slider = page.one("#replay-time")
+    slider.send_keys(Keys.HOME)
+    assert page.status.startswith("At 0.00 s\nNo query has started yet.\nUsable at the server: 0 of ")
+    heights = "return [...document.querySelectorAll('#replay-drawing .part')].map((each) => each.height.baseVal.value)"
+    assert set(page.run(heights)) == {0}
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert 0 < page.time_s < 1
+    slider.send_keys(Keys.END)
+    assert "is answered" in page.status or "is under way" in page.status
+    parts = page.run(heights)
+    assert len(set(parts)) == 1
+    assert parts[0] > 30
+    assert str(slider.get_attribute("aria-valuetext")).endswith(" seconds")
+    # fc6 is there in many slices: the parts that are in one stage are narrower than it.
+    drawn = page.run(
+        "return [...document.querySelectorAll('#replay-drawing rect')]"
+        ".filter((each) => each.textContent.startsWith('fc6'))"
+        ".map((each) => [each.getAttribute('class'), each.width.baseVal.value])"
+    )
+    whole = max(width for kind, width in drawn if kind is None)
+    slices = [width for kind, width in drawn if kind == "part"]
+    assert len(slices) > 10
+    assert sum(slices) == pytest.approx(whole, rel=0.1)
+
+
+def test_queries_step_by_step(page: Browser) -> None:
+    page.one("#replay-time").send_keys(Keys.HOME)
+    page.one("#replay-next").send_keys(Keys.ENTER)
+    assert "Query 1 of " in page.status
+    page.one("#replay-next").click()
+    assert "Query 2 of " in page.status
+    assert "at the client" in page.status
+    paths = page.run(
+        "return [...document.querySelectorAll('#replay-drawing path')].filter((each) => each.getAttribute('d'))"
+    )
+    assert len(paths) > 3
+    page.one("#replay-previous").click()
+    assert "Query 1 of " in page.status
+
+
+def test_it_plays_and_pauses(page: Browser) -> None:
+    button, before_s = page.one("#replay-play"), page.time_s
+    page.choose("replay", "speed", "2 x")
+    button.send_keys(Keys.SPACE)
+    assert button.text == "Pause"
+    assert page.one("#replay-status").get_attribute("aria-live") == "off"
+    page.wait(lambda: page.time_s > before_s + 0.1)
+    button.send_keys(Keys.SPACE)
+    assert button.text == "Play"
+    stopped_s = page.time_s
+    page.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert page.time_s == stopped_s
+
+
+def test_it_plays_to_the_end_and_from_the_beginning(page: Browser) -> None:
+    page.choose("replay", "speed", "50 x")
+    page.one("#replay-play").click()
+    page.wait(lambda: page.one("#replay-play").text == "Play")
+    end_s = page.time_s
+    assert end_s == page.run("return Number(document.getElementById('replay-time').max)")
+    page.choose("replay", "speed", "0.1 x")
+    page.one("#replay-play").click()
+    page.wait(lambda: 0 < page.time_s < end_s)
+    page.one("#replay-play").click()
+
+
+def test_without_motion_it_goes_from_query_to_query(chromium: Browser, report: Path) -> None:
+    chromium.open(report, reduced_motion=True)
+    before = chromium.status
+    chromium.one("#replay-play").click()
+    number = int(before.split("Query ")[1].split()[0])
+    chromium.wait(lambda: f"Query {number + 1} of " in chromium.status)
+    starts = chromium.run("return DATA.replays[0].run.queries.map((query) => query[0])")
+    assert chromium.time_s in starts
+    chromium.one("#replay-play").click()
+    assert chromium.one("#replay-play").text == "Play"
+
+
+def test_stages_are_as_wide_as_chosen(page: Browser) -> None:
+    def widths() -> list[float]:
+        script = (
+            "return [...document.querySelectorAll('#replay-drawing rect:not(.part)')].map((e) => e.width.baseVal.value)"
+        )
+        return list(page.run(script))[:30:2]
+
+    uploads = widths()
+    page.choose("replay", "width of a stage", "equal")
+    equal = widths()
+    assert max(equal) - min(equal) < 0.1
+    assert max(uploads) > 3 * max(equal)
+
+
+def test_paper_shows_all_and_no_choosers(page: Browser) -> None:
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    assert page.run("return document.querySelectorAll('details:not([open])').length") == 0
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    for selector in ("nav", "#latency-choosers", "#replay-choosers", "#replay-time", ".controls"):
+        assert not page.one(selector).is_displayed(), selector
+    for subject in ("#latency-subject", "#replay-subject"):
+        assert "AlexNet" in page.one(subject).text
+    assert page.one("#latency-algorithms").is_displayed()
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.run("return document.querySelectorAll('details[open]').length") == 0
+    sizes = "const it = document.getElementById('latency-chart'); return [it.clientWidth, it._fullLayout.width]"
+    page.wait(lambda: len(set(page.run(sizes))) == 1)
+    assert page.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"].startswith("JVBERi")
+
+
+def test_everything_has_a_name_and_a_place(page: Browser) -> None:
+    """What those need who hear the page, or go through it by keys."""
+    for landmark in ("header", "nav", "main", "footer", "h1"):
+        assert len(page.all(landmark)) == 1, landmark
+    assert page.run("return document.documentElement.lang") == "en"
+    unnamed = page.run(
+        "return [...document.querySelectorAll('select, input, button')]"
+        ".filter((each) => !(each.labels && each.labels.length) && !each.ariaLabel && !each.textContent.trim())"
+        ".map((each) => each.outerHTML)"
+    )
+    assert unnamed == []
+    assert page.run("return [...document.images].every((each) => each.alt)")
+    assert page.run("return [...document.querySelectorAll('[role=img]')].every((each) => each.ariaLabel)")
+    headings = page.run("return [...document.querySelectorAll('h1, h2, h3')].map((each) => Number(each.tagName[1]))")
+    assert all(after <= before + 1 for before, after in itertools.pairwise(headings))
+    page.run("document.body.focus()")
+    ActionChains(page.driver).send_keys(Keys.TAB).perform()
+    assert page.run("return document.activeElement.textContent") == "Skip to the content"
+
+
+def test_a_link_leads_to_each_part(page: Browser) -> None:
+    links = page.all("nav a")
+    assert [link.text for link in links] == [
+        "What was found", "Claims and verdicts", "Latency over time", "A run, replayed", "All tables",
+        "Figures for papers",
+    ]  # fmt: skip
+    for link in links:
+        target = str(link.get_attribute("href")).partition("#")[2]
+        assert page.one(f"#{target} h2").text == link.text
+    links[3].click()
+    page.wait(lambda: 0 <= page.run("return document.getElementById('replay').getBoundingClientRect().top") < 200)
+
+
+def test_trouble_is_told(chromium: Browser, report: Path, tmp_path: Path) -> None:
+    """A browser that cannot read what the page has says so; the tables are there."""
+    broken = tmp_path / "report.html"
+    text = report.read_text(encoding="utf-8")
+    broken.write_text(text.replace('id="plotly">H4sI', 'id="plotly">AAAA'), encoding="utf-8")
+    chromium.driver.get(broken.as_uri())
+    chromium.wait(lambda: chromium.one("#trouble").is_displayed())
+    assert "Not all of this page could be drawn" in chromium.one("#trouble").text
+    assert len(chromium.all("#tables table")) > 5
+    chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]

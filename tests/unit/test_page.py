@@ -1,0 +1,410 @@
+"""The report's page: its findings, charts and replays, what strangers' text becomes in it, and how large it gets."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import html
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from plotly.graph_objects import Figure
+
+import ionn.cli
+from ionn.evaluation import page
+from ionn.evaluation.charts import Chart, latencies, predictions, steps
+from ionn.evaluation.claims import CLAIMS, Verdict
+from ionn.evaluation.findings import Finding, findings
+from ionn.evaluation.replay import replay
+from ionn.evaluation.report import make_report, save_report
+from ionn.evaluation.sections import Judged, Report
+from ionn.evaluation.summary import summary
+from ionn.evaluation.validation import validate
+from ionn.paper import SHOWN, model_title
+from ionn.testbed import runner
+from ionn.testbed.arrivals import Arrivals
+from ionn.testbed.trace import Trace, trace_path
+from tests.support.runs import FIVE_FAST, make_trace
+
+MB = 1_000_000
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Trace]:
+    """AlexNet and MobileNet on the paper's testbed, by all algorithms."""
+    return [trace for model in ("alexnet", "mobilenet") for trace in runner.run_virtual_all(model, SHOWN)]
+
+
+def data_of(text: str) -> dict[str, Any]:
+    """What the page's scripts read."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    data: dict[str, Any] = json.loads(found)
+    return data
+
+
+def check(chart: Chart) -> None:
+    """Plotly's own check of all properties and values."""
+    Figure(data=chart["data"], layout=chart["layout"])
+
+
+def found_in(traces: Sequence[Trace], title: str) -> Finding:
+    (finding,) = [each for each in findings(make_report(traces)) if each.title == title]
+    check(finding.chart)
+    return finding
+
+
+# --- Findings -------------------------------------------------------------------------------------------------------
+
+
+def runs_with_queries(counts: dict[str, int], **info: Any) -> list[Trace]:
+    """Runs that complete so many queries before the upload ends, 3 s after the first arrival."""
+    return [
+        make_trace(name, (*[3000.0 / (count + 0.5)] * (count + 1), *FIVE_FAST), **info)
+        for name, count in counts.items()
+    ]
+
+
+def test_what_is_found_is_said_with_the_numbers_of_the_rows() -> None:
+    traces = runs_with_queries({"original": 20, "efficiency": 20, "recursive-efficiency": 30})
+    traces += runs_with_queries({"original": 10, "efficiency": 11, "recursive-efficiency": 12}, model="resnet")
+    queries = found_in(traces, "Queries while the model is uploaded")
+    assert queries.sentence == (
+        "Queries that are completed while AlexNet is uploaded: 30 with recursive-efficiency, 20 with original and "
+        "efficiency. The most are 1.50 times those of original."
+    )
+    assert queries.where == "virtual testbed, 80 Mbps"
+    assert found_in(traces, "The largest partition").sentence == (
+        "The share of AlexNet's weights that the largest partition has: 75 % with original, efficiency and "
+        "recursive-efficiency."
+    )
+    assert found_in(traces, "Latency against original").sentence == (
+        "Mean latency during the upload, the best against original: AlexNet -33 % (recursive-efficiency) and ResNet "
+        "-16 % (recursive-efficiency)."
+    )
+    assert found_in(traces, "Planning time").sentence == (
+        "The longest that planning takes for any of the models: 0.5 ms with original, efficiency and "
+        "recursive-efficiency."
+    )
+
+
+def test_latency_is_averaged_over_the_same_time() -> None:
+    slow = make_trace("original", (1000.0, 1000.0, 1000.0, 100.0))
+    fast = make_trace("recursive-efficiency", (1000.0, 500.0, 500.0, 500.0, 500.0, *[100.0] * 10))
+    found = found_in([slow, fast], "When queries become faster")
+    # From 1 to 4.1 s: 3 s of 1000 ms and 0.1 s of 100 ms; 1 s of 1000, 2 s of 500, and 0.1 s of 100 ms.
+    assert found.sentence == (
+        "A query of AlexNet takes 0 ms at the client alone and 100 ms in the end; on average over time, from the first "
+        "query to 4.1 s: 648 ms with recursive-efficiency, 971 ms with original."
+    )
+
+
+def test_no_gain_is_claimed_where_there_is_none() -> None:
+    worse = runs_with_queries({"original": 20, "efficiency": 10})
+    assert "most" not in found_in(worse, "Queries while the model is uploaded").sentence
+    assert "AlexNet +" in found_in(worse, "Latency against original").sentence
+    alone = [make_trace("mine", model="mine")]
+    sentence = found_in(alone, "Queries while the model is uploaded").sentence
+    assert sentence == "Queries that are completed while mine is uploaded: 4 with mine."
+    assert "Latency against original" not in [each.title for each in findings(make_report(alone))]
+
+
+def test_live_runs_are_told_by_their_predictions(runs: list[Trace]) -> None:
+    live = [
+        dataclasses.replace(
+            trace, info=dataclasses.replace(trace.info, settings=make_trace(testbed="live").info.settings, sent="cpu")
+        )
+        for trace in runs
+    ]
+    found = found_in(live, "Live runs and their predictions")
+    assert found.sentence == (
+        "8 live runs, each computed again from the costs that were measured in it: the number of queries is off by "
+        "0.0 % in the median, and 0.0 % at most."
+    )
+    assert found_in(live, "Queries while the model is uploaded").where == "live testbed, 80 Mbps"
+    check(predictions([validate(trace) for trace in live]))
+
+
+def test_queries_in_equal_time_and_by_themselves() -> None:
+    window: dict[str, Any] = {"window_s": 9.0}
+    traces = [
+        make_trace("original", [1000.0] * 4 + [9000.0], **window),
+        make_trace("sliced-efficiency", [1000.0] * 6 + [9000.0], coding="features", **window),
+        make_trace("original", [1000.0] * 8 + [9000.0], mbps=800.0, **window),  # another link is no baseline
+        make_trace("efficiency", [1000.0] * 8 + [9000.0], mbps=40.0, **window),
+    ]
+    assert found_in(traces, "Queries in equal time").sentence == (
+        "In 9 s AlexNet completes 1.5 times as many queries with sliced-efficiency, coding features, as with "
+        "original, coding none."
+    )
+    arrived = [
+        make_trace(name, latencies, arrivals=Arrivals("poisson:4"), window_s=9.0)
+        for name, latencies in (("original", (500.0,) * 9), ("efficiency", (400.0,) * 9))
+    ]
+    found = found_in(arrived, "Response times")
+    assert found.sentence.startswith("AlexNet's queries arrive by themselves (poisson:4). Of those that are answered, ")
+
+
+@pytest.mark.parametrize(
+    "traces",
+    [
+        [],
+        [make_trace(ends_s=(), sizes=())],
+        [make_trace(latencies_ms=(500.0,), ends_s=(0.2, 0.4))],
+        [make_trace(), make_trace(run=2, latencies_ms=(900.0, *FIVE_FAST)), make_trace("a & b", model="<m>")],
+        [make_trace(testbed="live", dilation=8.0), make_trace(mbps=40.0)],
+    ],
+    ids=["none", "nothing uploaded", "one query", "several runs", "other settings"],
+)
+def test_any_results_have_a_page(traces: list[Trace]) -> None:
+    report = make_report(traces)
+    for finding in findings(report):
+        check(finding.chart)
+        assert "nan" not in finding.sentence.lower()
+    data = data_of(page.html_page(report))
+    assert len(data["latencies"]) == len({(row.settings, row.model) for row in report.rows})
+    for each in data["latencies"]:
+        check(each["chart"])
+
+
+RUNS = st.lists(
+    st.builds(
+        make_trace,
+        st.sampled_from(["original", "efficiency", "mine"]),
+        st.lists(st.floats(1.0, 3_000.0), min_size=1, max_size=8),
+        st.sampled_from([(1.0, 4.0), (0.5, 0.5), (3.0, 3.5)]),
+        st.sampled_from([(1_000, 3_000), (5, 0)]),
+        model=st.sampled_from(["alexnet", "mine"]),
+        run=st.integers(1, 2),
+        testbed=st.sampled_from(["virtual", "live"]),
+        mbps=st.sampled_from([80.0, 5.0]),
+        window_s=st.sampled_from([None, 4.0]),
+    ),
+    max_size=6,
+)
+
+
+@given(RUNS)
+def test_sentences_say_what_the_rows_have(traces: list[Trace]) -> None:
+    report = make_report(traces)
+    found = {each.title: each for each in findings(report)}
+    for each in found.values():
+        check(each.chart)
+        assert not re.search("nan|inf", each.sentence)
+    assert bool(traces) == ("Queries while the model is uploaded" in found)
+    if traces:
+        first = found["Queries while the model is uploaded"]
+        told = [
+            row
+            for row in report.rows
+            if first.where == f"{row.settings.name}, {row.settings.rate}"
+            and f"{model_title(row.model)} is" in first.sentence
+        ]
+        assert told
+        for row in told:
+            assert re.search(
+                rf"{re.escape(row.queries.count())} with (?:[a-z]+(?:, | and ))*{row.algorithm}", first.sentence
+            )
+
+
+# --- Charts ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.integers(4, 40))
+def test_a_line_keeps_its_form(values: list[int], points_max: int) -> None:
+    times, line = np.arange(len(values) + 1.0), np.array([values], dtype=float)
+    at, (kept,) = steps(times, line, points_max)
+    assert at[0] == 0
+    assert at[-1] == times[-1]
+    assert (min(kept), max(kept)) == (min(values), max(values))
+    changes = 1 + sum(one != other for one, other in itertools.pairwise(values))
+    assert len(at) == len(kept) <= max(points_max, 3) + 2
+    if changes <= points_max:
+        shown = kept[np.searchsorted(at[:-1], times[:-1], side="right") - 1]
+        assert shown.tolist() == values
+
+
+def test_several_runs_have_a_mean_and_a_spread() -> None:
+    rows = summary([make_trace(), make_trace(run=2, latencies_ms=(900.0, 900.0, 900.0, *FIVE_FAST))])
+    chart = latencies(rows, 100)
+    check(chart)
+    assert [line["legendgroup"] for line in chart["data"]] == ["original"] * 4
+    assert [line.get("fill") for line in chart["data"]] == [None, "tonexty", None, None]
+
+
+# --- Replays --------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_has_what_the_run_had(runs: list[Trace]) -> None:
+    for trace in runs:
+        shown = replay(trace, 1_000)
+        stages = trace.info.graph.stages
+        assert shown["stages"] == list(stages)
+        assert (len(shown["queries"]), shown["every"]) == (len(trace.queries), 1)
+        for query, (start_s, end_s, route, durations) in zip(trace.queries, shown["queries"], strict=True):
+            assert end_s - start_s == pytest.approx(query.latency_ms / 1e3, abs=2e-4)
+            assert sum(map(sum, durations)) == pytest.approx(query.latency_ms, abs=0.1)
+            legs = shown["routes"][route]
+            assert [leg[1] for leg in legs] == [0, *(leg[2] + 1 for leg in legs[:-1])]
+            assert legs[-1][2] == len(stages) - 1
+            # Where a leg leaves the data, the next one finds it.
+            assert [leg[3] for leg in legs[1:]] == [leg[4] for leg in legs[:-1]]
+
+
+def test_slices_are_shares_of_their_stages(runs: list[Trace]) -> None:
+    (sliced,) = [t for t in runs if (t.info.model, t.info.algorithm) == ("alexnet", "sliced-efficiency")]
+    parts = [part for partition in replay(sliced, 10)["partitions"] for part in partition["parts"]]
+    fc6 = sliced.info.graph.stages.index("fc6")
+    shares = [(begin, end) for stage, begin, end in parts if stage == fc6]
+    assert len(shares) > 10
+    assert (shares[0][0], shares[-1][1]) == (0, 1)
+    assert [begin for begin, _ in shares[1:]] == [end for _, end in shares[:-1]]
+
+
+def test_what_is_not_of_the_chain_is_not_drawn() -> None:
+    """Traces are anybody's."""
+    trace = make_trace()
+    first, *rest = trace.queries
+    wrong = dataclasses.replace(first.segments[0], last=10**6)
+    strange = dataclasses.replace(trace.partitions[0], stages=("what",))
+    trace = dataclasses.replace(
+        trace,
+        queries=(dataclasses.replace(first, segments=(wrong,)), *rest),
+        partitions=(strange, *trace.partitions[1:]),
+    )
+    shown = replay(trace, 10)
+    assert shown["routes"][shown["queries"][0][2]] == []
+    assert shown["partitions"][0]["parts"] == []
+
+
+# --- The page -------------------------------------------------------------------------------------------------------
+
+
+def test_text_of_strangers_stays_text(tmp_path: Path) -> None:
+    comment = "<!--<script>"
+    traces = [
+        make_trace(HOSTILE, model=f"{HOSTILE}m", environment={HOSTILE: comment}),
+        make_trace(client=HOSTILE),
+    ]
+    for trace in traces:
+        trace.save(trace_path(tmp_path, trace.info.settings, trace.info.model, trace.info.algorithm, 1))
+    loaded = [Trace.load(path) for path in tmp_path.rglob("*.jsonl")]
+    text = page.html_page(make_report(loaded))
+    assert "<img src=x" not in text
+    assert html.escape(HOSTILE) in text
+    assert comment not in text
+    data = data_of(text)
+    assert HOSTILE in {each["algorithm"] for each in data["replays"]}
+    names = [line["legendgroup"] for each in data["latencies"] for line in each["chart"]["data"]]
+    assert html.escape(HOSTILE) in names  # Plotly takes some HTML
+
+
+def test_only_the_pages_own_scripts_may_run(runs: list[Trace]) -> None:
+    text = page.html_page(make_report(runs))
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="(.*?)"', text)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 2
+    for script in scripts:
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy.split(";")[1]
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
+
+
+def test_shares_of_draws_stand_beside_verdicts() -> None:
+    verdicts = [
+        Verdict(CLAIMS[0], "63", "-", "supported", share)
+        for share in (0.0, 0.004, 0.5, 0.996, 1.0, None)
+    ]  # fmt: skip
+    text = page.html_page(Report((), judged=(Judged("Claims", "So.", tuple(verdicts)),)))
+    assert re.findall("holds in (.*?) of draws", text) == ["0 %", "under 1 %", "50 %", "over 99 %", "100 %"]
+    assert "<b>6</b> supported" in text
+    assert "random draws" in text
+    without = page.html_page(Report((), judged=(Judged("Claims", "So.", tuple(verdicts[-1:])),)))
+    assert "draws" not in without.split("<style>")[0] + without.split("</style>")[1].split("<script")[0]
+
+
+def test_verdicts_are_told_by_word_and_colour(runs: list[Trace]) -> None:
+    text = page.html_page(make_report(runs))
+    badges = re.findall(r'<span class="badge (\w+)">([\w ]+)</span>', text)
+    assert set(badges) == {("yes", "supported"), ("no", "not supported"), ("open", "not checked")}
+    for kind, word in set(badges):
+        counts = re.findall(rf'<span class="{kind}" style="flex-grow:(\d+)"><b>(\d+)</b> {word}</span>', text)
+        assert sum(int(count) for count, _ in counts) == badges.count((kind, word))
+
+
+def test_long_runs_and_many_of_them_do_not_make_the_page_large() -> None:
+    random = np.random.default_rng(1)
+    long = [
+        make_trace("original", [float(ms) for ms in 10 + random.random(30_000)], ends_s=(1.0, 1_000.0)),
+        make_trace("mine", [float(ms) for ms in 10 + random.random(30_000)], ends_s=(1.0, 1_000.0)),
+    ]
+    many = [make_trace(f"n{number}", mbps=1.0 + number % 50) for number in range(300)]
+    report = Report((), tuple(summary([*long, *many])))
+    text = page.html_page(report)
+    assert len(text) < 8 * MB
+    data = data_of(text)
+    assert len(data["replays"]) == page.REPLAYS_MAX
+    assert max(len(each["run"]["queries"]) for each in data["replays"]) <= page.REPLAY_QUERIES_MAX
+    assert sum(len(line["x"]) for each in data["latencies"] for line in each["chart"]["data"]) < 1.2 * page.POINTS_MAX
+
+
+def test_no_page_without_plotly_but_all_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = make_trace()
+    trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", "original", 1))
+    monkeypatch.setattr(page, "is_available", lambda: False)
+    done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stderr == page.HOW_TO_GET_IT + "\n"
+    assert (tmp_path / "report.md").is_file()
+    assert list((tmp_path / "figures").glob("*.png"))
+    assert not (tmp_path / "report.html").exists()
+    assert "report.html" not in done.stdout
+
+
+def test_the_page_is_named_where_it_is_written(tmp_path: Path) -> None:
+    trace = make_trace()
+    trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", "original", 1))
+    done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == [str(tmp_path / "report.md"), str(tmp_path / "report.html")]
+
+
+def test_equal_traces_give_equal_pages(tmp_path: Path) -> None:
+    written = []
+    for name in ("one", "two"):
+        save_report(make_report([make_trace(), make_trace("efficiency")]), tmp_path / name)
+        written.append((tmp_path / name / "report.html").read_bytes())
+    assert written[0] == written[1]
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of #rrggbb, as WCAG 2 defines it."""
+    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_stands_out_from_its_ground() -> None:
+    style = Path(str(page.__file__)).with_name("web") / "page.css"
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", style.read_text(encoding="utf-8")))
+    pairs = [(name, ground) for name in ("ink", "soft", "accent") for ground in ("paper", "ground")]
+    for name, ground in (
+        *pairs,
+        ("yes", "yes-ground"),
+        ("no", "no-ground"),
+        ("open", "open-ground"),
+        ("paper", "accent"),
+    ):
+        dark, light = sorted(luminance(colors[each]) for each in (name, ground))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
