@@ -22,7 +22,7 @@ from plotly.graph_objects import Figure
 
 import ionn.cli
 from ionn.evaluation import page
-from ionn.evaluation.charts import Chart, latencies, predictions, steps
+from ionn.evaluation.charts import Chart, bars, latencies, predictions, steps
 from ionn.evaluation.claims import CLAIMS, Verdict
 from ionn.evaluation.findings import Finding, findings
 from ionn.evaluation.replay import replay
@@ -240,6 +240,19 @@ def test_several_runs_have_a_mean_and_a_spread() -> None:
     check(chart)
     assert [line["legendgroup"] for line in chart["data"]] == ["original"] * 4
     assert [line.get("fill") for line in chart["data"]] == [None, "tonexty", None, None]
+
+
+def test_long_names_leave_room_for_the_chart() -> None:
+    """They are shortened, and stay apart."""
+    names = ["a" * 60 + end for end in "bc"]
+    rows = summary([make_trace(name, model=name) for name in names])
+    lines = [line for line in latencies(rows, 100)["data"] if line.get("showlegend") is not False]
+    assert {line["name"] for line in lines} == {"a" * 23 + "…"}
+    assert [line["legendgroup"] for line in lines] == names
+    chart = bars(rows, lambda row: row.queries, "queries")
+    check(chart)
+    assert [bar["x"] for bar in chart["data"]] == [[name] for name in names]
+    assert set(chart["layout"]["xaxis"]["ticktext"]) == {"a" * 23 + "…"}
 
 
 # --- Replays --------------------------------------------------------------------------------------------------------
