@@ -102,11 +102,12 @@ def test_figures_json_is_what_people_script_against(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     written = json.loads(done.stdout)
-    assert set(written) == {"figures", "report"}
+    assert set(written) == {"figures", "report", "page"}
     assert sorted(map(Path, written["figures"])) == sorted((tmp_path / "drawn").iterdir())
     assert Path(written["report"]) == tmp_path / "report.md"
     listed = ionn("figures", "--results", tmp_path, "--out", tmp_path / "drawn").stdout.splitlines()
-    assert listed == [*written["figures"], written["report"]]
+    assert Path(written["page"]) == tmp_path / "report.html"
+    assert listed == [*written["figures"], written["report"], written["page"]]
 
 
 def test_plan_json_says_what_is_coded() -> None:
