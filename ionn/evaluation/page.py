@@ -229,18 +229,8 @@ def _judged(judged: Judged) -> str:
     return (
         f'<h3>{html.escape(judged.title)}</h3><div class="verdicts" role="group" aria-label="Verdicts, counted">{bar}'
         f'</div><ul class="claims">{"".join(map(_claim, judged.verdicts))}</ul>'
-        f'<p class="small">{html.escape(judged.text)}{_ABOUT_SHARES if _has_shares(judged) else ""}</p>'
+        f'<p class="small">{html.escape(judged.text)}</p>'
     )
-
-
-_ABOUT_SHARES = (
-    " The share beside a verdict is that of random draws of the costs in which the claim holds: near 100 % or 0 % the "
-    "verdict means something, in between it is decided by a hair."
-)
-
-
-def _has_shares(judged: Judged) -> bool:
-    return any(verdict.share is not None for verdict in judged.verdicts)
 
 
 def _claim(verdict: Verdict) -> str:

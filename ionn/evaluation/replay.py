@@ -19,13 +19,14 @@ _PLACES = ("client", "server", "both")
 
 
 def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
-    """A run as JSON: `stages` by name, with `uploadMs` and `clientMs`; `partitions` with start, end and when they are
+    """A run as JSON: `stages` by name, with `uploadMs` and `clientMs`, and the numbers of those that the server `held`
+    before; `partitions` with start, end and when they are
     usable, and their parts: [stage, begin, end], begin and end being shares of its channels; `routes`, each a list of
     [place, first stage, last stage, from server, to server], place being 0 (client), 1 (server) or 2 (both), and the
     last two whether its data is at the server before and after it; `queries`, each [start, end, route, durations],
     durations being [up, compute, down] for each step of the route. Of a run of more than `queries_max` queries, only
     every k-th is there, and `every` is k."""
-    graph = trace.info.graph
+    graph, held = trace.info.graph, trace.info.plan.held
     every = -(-len(trace.queries) // queries_max)
     planned = {partition.index: partition.pieces for partition in trace.info.plan.partitions}
     pieces = [_pieces(graph, planned.get(each.index, ()), each.stages) for each in trace.partitions]
@@ -33,7 +34,7 @@ def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
 
     @cache
     def legs(usable: tuple[int, ...]) -> tuple[Leg, ...]:
-        return graph.legs([piece for index in usable for piece in pieces[index]])
+        return graph.legs([*held, *(piece for index in usable for piece in pieces[index])])
 
     routes: dict[tuple[Leg, ...], int] = {}
     queries = []
@@ -59,6 +60,7 @@ def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
         "uploadMs": _milliseconds(graph.upload_ms),
         "clientMs": _milliseconds(graph.client_ms),
         "pinned": [not offloadable for offloadable in graph.offloadable.tolist()],
+        "held": list(held),
         "partitions": partitions,
         "routes": [[[_PLACES.index(leg.where), *leg[1:]] for leg in route] for route in routes],
         "queries": queries,

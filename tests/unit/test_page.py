@@ -258,6 +258,18 @@ def test_long_names_leave_room_for_the_chart() -> None:
 # --- Replays --------------------------------------------------------------------------------------------------------
 
 
+def test_a_replay_shows_what_the_server_held_before() -> None:
+    (trace,) = runner.run_virtual_all("alexnet", ["preinstalled"])
+    shown = replay(trace, 1_000)
+    assert shown["held"] == list(trace.info.plan.held) != []
+    assert shown["partitions"] == []
+    (route,) = shown["routes"]
+    assert [leg[:3] for leg in route] == [
+        [0, 0, shown["held"][0] - 1], [1, shown["held"][0], shown["held"][-1]],
+        [0, shown["held"][-1] + 1, len(shown["stages"]) - 1],
+    ]  # fmt: skip
+
+
 def test_a_replay_has_what_the_run_had(runs: list[Trace]) -> None:
     for trace in runs:
         shown = replay(trace, 1_000)
@@ -342,7 +354,6 @@ def test_shares_of_draws_stand_beside_verdicts() -> None:
     text = page.html_page(Report((), judged=(Judged("Claims", "So.", tuple(verdicts)),)))
     assert re.findall("holds in (.*?) of draws", text) == ["0 %", "under 1 %", "50 %", "over 99 %", "100 %"]
     assert "<b>6</b> supported" in text
-    assert "random draws" in text
     without = page.html_page(Report((), judged=(Judged("Claims", "So.", tuple(verdicts[-1:])),)))
     assert "draws" not in without.split("<style>")[0] + without.split("</style>")[1].split("<script")[0]
 

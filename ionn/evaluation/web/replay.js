@@ -86,7 +86,7 @@ class Replay {
     this.blocks.forEach(([x, width], stage) => {
       const box = { x, width, height: BLOCK, stroke: COLORS.edge, "stroke-width": 0.75 };
       this.label(draw(svg, "rect", { ...box, y: CLIENT_Y, fill: COLORS.client }), stage);
-      const fill = run.pinned[stage] ? COLORS.pinned : COLORS.empty;
+      const fill = run.held.includes(stage) ? COLORS.usable[0] : run.pinned[stage] ? COLORS.pinned : COLORS.empty;
       this.label(draw(svg, "rect", { ...box, y: SERVER_Y, fill }), stage);
     });
     this.parts = run.partitions.map((partition, number) => partition.parts.map(([stage, begin, end]) => {
@@ -296,7 +296,8 @@ class Replay {
     const total = run.partitions.reduce((sum, part) => sum + part.megabytes, 0);
     const weights = run.partitions.length
       ? `Usable at the server: ${usable} of ${run.partitions.length} partitions, ${uploaded.toFixed(1)} of ${total.toFixed(1)} MB.`
-      : "Nothing is uploaded in this run.";
+      : "Nothing is uploaded in this run."
+        + (run.held.length ? ` The server had ${run.held.length} of ${run.stages.length} stages before.` : "");
     const lines = [`At ${this.time.toFixed(2)} s`, what, weights].map((text) => {
       const line = document.createElement("p");
       line.textContent = text;
