@@ -16,6 +16,7 @@ from ionn.cli.measuring import calibrate, profile
 from ionn.cli.models import models
 from ionn.cli.planning import plan
 from ionn.cli.serving import bandwidth, keygen, link, ping, serve
+from ionn.cli.sweeping import sweep
 from ionn.cli.walking import walk
 from ionn.errors import InputError, IonnError, MissingLibraryError, ServerUnreachableError
 from ionn.libraries import missing_library
@@ -72,5 +73,20 @@ def cli() -> None:
     """
 
 
-for command in (plan, run, walk, figures, classify, models, profile, calibrate, serve, link, bandwidth, ping, keygen):
+for command in (
+    plan,
+    run,
+    walk,
+    sweep,
+    figures,
+    classify,
+    models,
+    profile,
+    calibrate,
+    serve,
+    link,
+    bandwidth,
+    ping,
+    keygen,
+):
     cli.add_command(command)

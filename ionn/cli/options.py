@@ -55,7 +55,7 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
     return names or [CompletionItem(incomplete, type="file")]
 
 
-def _complete_algorithm(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_algorithm(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     from ionn.planning.planners import PLANNERS
 
     return [name for name in PLANNERS if name.startswith(incomplete)]
@@ -90,7 +90,7 @@ measured_mbps_option = click.option(
     help=f"Bandwidth of the link, 10^6 bit/s each way; by default {MBPS:g}, or measured with --connect or --link.",
 )
 algorithm_option = click.option(
-    "--algorithm", default=RECURSIVE, show_default=True, shell_complete=_complete_algorithm, help="The planner."
+    "--algorithm", default=RECURSIVE, show_default=True, shell_complete=complete_algorithm, help="The planner."
 )
 planner_option = click.option(
     "--planner", metavar="FILE.py:FUNCTION", help="A planner of your own, in place of --algorithm."

@@ -1,7 +1,7 @@
 """The energy that a query takes of its client, from a trace alone: what it did how long, times what that draws.
 
-The power of the client is what IONN's authors give for their Odroid XU4, a number each for computing, for the radio, and
-for waiting. At any time the client draws the most of what it does:
+The power of the client is what IONN's authors give for their Odroid XU4, a number each for computing, for the radio,
+and for waiting. At any time the client draws the most of what it does:
 
 - it computes: its own stages, and its channels of a stage at both sides;
 - else it sends or receives: features, whose delay on the link and whose coding count as that, or weights that are
