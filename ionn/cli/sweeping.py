@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,13 +19,10 @@ from ionn.cli.options import (
 from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER
 
-if TYPE_CHECKING:
-    from ionn.testbed.sweep import Failure
-
 RANGE_HELP = "FIRST:LAST:COUNT for so many in equal ratios"
 
 
-class Range(click.ParamType):
+class Range(click.ParamType[list[Any]]):
     """A value, or a range of them as `ionn.testbed.sweep.expand` reads it: a list of texts."""
 
     name = "range"
@@ -109,7 +106,7 @@ def sweep(
     from ionn.planning.planners import add_planner
     from ionn.testbed.arrivals import CLOSED
     from ionn.testbed.runner import bar
-    from ionn.testbed.sweep import Grid, run_sweep
+    from ionn.testbed.sweep import Grid, failed, run_sweep
 
     if jobs is not None and cluster is not None:
         raise InputError("--jobs is of this machine, --cluster has workers of its own; leave one of them out")
@@ -134,13 +131,8 @@ def sweep(
     from ionn.evaluation.sweep_figures import can_compare, gains_text
 
     click.echo(f"{gains_text(rows)}\n\n{out}" if can_compare(rows) else out)
-    _tell(failures, len(grid), out)
-
-
-def _tell(failures: list[Failure], total: int, out: Path) -> None:
-    """Raise InputError for runs that could not be made, after a line for each kind of them."""
     kinds = Counter((each.cell.model, each.cell.algorithm, each.reason) for each in failures)
-    for (model, algorithm, reason), count in kinds.items():
-        click.echo(f"ionn: {model}, {algorithm}: not run ({count} of them): {reason}", err=True)
+    for (of, by, reason), count in kinds.items():
+        click.echo(f"ionn: {of}, {by}: {count} runs cannot be made: {reason}", err=True)
     if failures:
-        raise InputError(f"{len(failures)} of {total} runs cannot be made; the others are in {out}")
+        raise failed(failures, len(grid), out)

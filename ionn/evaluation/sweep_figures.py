@@ -1,14 +1,15 @@
 """What the table of a sweep says: where each algorithm starts to matter, as figures and as a few lines of text.
 
-The gain of an algorithm is how many more queries end before the upload does than with the paper's original one at the
-same bandwidth, between the same devices; or how much shorter their mean latency is.
+The gain of an algorithm is by how many percent more queries end before the upload does than with the paper's original
+one at the same bandwidth, between the same devices. It is infinite where the original one completes none: its queries
+wait for a first partition that is nearly everything.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ionn.errors import InputError
-from ionn.evaluation.style import look, looks, new_grid, new_panels, save_png_and_pdf
+from ionn.evaluation.style import looks, new_grid, new_panels, save_png_and_pdf
 from ionn.evaluation.summary import distinct, rank
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, SERVER, SHOWN, model_title
 from ionn.testbed.sweep_table import SweepRow
@@ -26,7 +27,6 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must sta
 
 Grid = NDArray[np.float64]
 Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as fast the server is
-Gain = Callable[[Sequence[SweepRow], Sequence[SweepRow]], float]
 
 # A gain that is worth having.
 MATTERS_PERCENT = 10.0
@@ -36,23 +36,17 @@ _TIMES_AS_FAST = re.compile(r"([0-9.e+-]+)\*(.+)")
 
 
 def more_queries(rows: Sequence[SweepRow], originals: Sequence[SweepRow]) -> float:
-    """By how many percent more queries ended before the upload did; infinite where there were none before."""
+    """By how many percent more queries ended before the upload did; NaN where neither has any."""
     new, old = (sum(row.queries for row in each) for each in (rows, originals))
     if not old:
         return math.inf if new else math.nan
     return (new / old - 1) * 100
 
 
-def shorter_latency(rows: Sequence[SweepRow], originals: Sequence[SweepRow]) -> float:
-    """By how many percent the mean latency of the queries that started before the upload ended is shorter."""
-    new_ms, old_ms = (math.fsum(row.mean_ms for row in each) / len(each) for each in (rows, originals))
-    return (1 - new_ms / old_ms) * 100 if old_ms else math.nan
-
-
 def draw_sweep(rows: Sequence[SweepRow], out: Path) -> list[Path]:
-    """Figures of a sweep, for each client, coding and arrivals in it: the gain over the original algorithm by bandwidth
-    (sweep-queries, sweep-latency), at the server that is closest to one time as fast as its device; and by bandwidth and
-    speed of the server (sweep-map), where the table has several speeds.
+    """Figures of a sweep, for each client, coding, arrivals and device at the server: the gain over the original
+    algorithm by bandwidth (sweep-lines), where the server is closest to one time as fast as its device; and by
+    bandwidth and speed of the server (sweep-map), where the table has several speeds.
 
     Raises InputError where the table has no original algorithm to compare with, no other, or one bandwidth only.
     """
@@ -60,34 +54,33 @@ def draw_sweep(rows: Sequence[SweepRow], out: Path) -> list[Path]:
     paths = []
     for group in groups:
         _check(group)
-        suffix = (
-            "" if len(groups) == 1 else "-" + re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(_setting(group[0]))).strip("-")
-        )
         for device in distinct(_server(row)[1] for row in group):
             members = [row for row in group if _server(row)[1] == device]
-            end = suffix + ("" if device == SERVER else "-" + re.sub(r"[^A-Za-z0-9.]+", "-", device).strip("-"))
-            paths += _draw_lines(members, more_queries, "more queries (%)", out / f"sweep-queries{end}")
-            paths += _draw_lines(members, shorter_latency, "shorter latency (%)", out / f"sweep-latency{end}")
+            names = [*(() if len(groups) == 1 else _setting(group[0])), *(() if device == SERVER else (device,))]
+            end = "".join(f"-{re.sub('[^A-Za-z0-9.]+', '-', name).strip('-')}" for name in names)
+            paths += _draw_lines(members, out / f"sweep-lines{end}")
             if len({_server(row)[0] for row in members}) > 1:
                 paths += _draw_map(members, out / f"sweep-map{end}")
     return paths
 
 
 def gains_text(rows: Sequence[SweepRow]) -> str:
-    """For each model and algorithm: the most queries that it gains over the original one, where, and between which
-    bandwidths it gains MATTERS_PERCENT or more. Raises InputError as `draw_sweep` does."""
+    """For each model and algorithm, at the server that is closest to one time as fast as its device: the most that it
+    gains over the original one, where, and between which bandwidths it gains MATTERS_PERCENT or more. Raises InputError
+    as `draw_sweep` does."""
     _check(rows)
+    rows = _closest(rows)
     lines = [
-        f"queries before the upload ended, against {ORIGINAL}; of bandwidths, those in the table",
-        f"{'model':<12} {'algorithm':<24} {'most':>7} {'at Mbps':>8}  {MATTERS_PERCENT:.0f} % or more at Mbps",
+        f"{_title(rows[0], rows[0].server)}: queries before the upload ended, against {ORIGINAL}",
+        f"{'model':<12} {'algorithm':<24} {'most':>7} {'at Mbps':>8}  at least {MATTERS_PERCENT:.0f} % at Mbps",
     ]
-    for (model, algorithm), gains in _lines(_closest(rows), more_queries).items():
+    for (model, algorithm), gains in _lines(rows).items():
         known = {mbps: gain for mbps, gain in gains.items() if math.isfinite(gain)}
         most = max(known, key=lambda mbps: known[mbps], default=math.nan)
         enough = [mbps for mbps, gain in gains.items() if gain >= MATTERS_PERCENT]
-        where = f"{min(enough):.3g} to {max(enough):.3g}" if enough else "-"
+        where = f"{min(enough):.4g} to {max(enough):.4g}" if enough else "-"
         gain = f"{known[most]:+.0f} %" if known else "-"
-        lines.append(f"{model_title(model):<12} {algorithm:<24} {gain:>7} {most:>8.3g}  {where}")
+        lines.append(f"{model_title(model):<12} {algorithm:<24} {gain:>7} {most:>8.4g}  {where}")
     return "\n".join(lines)
 
 
@@ -122,22 +115,22 @@ def _closest(rows: Sequence[SweepRow]) -> list[SweepRow]:
     return [row for row in rows if row.server == closest]
 
 
-def _gains(rows: Sequence[SweepRow], gain: Gain) -> dict[Key, float]:
+def _gains(rows: Sequence[SweepRow]) -> dict[Key, float]:
     """The gain of each algorithm but the original one, over all seeds."""
     cells: dict[Key, list[SweepRow]] = {}
     for row in rows:
         cells.setdefault((row.model, row.algorithm, row.mbps, _server(row)[0]), []).append(row)
     return {
-        key: gain(cells[key], cells[original])
+        key: more_queries(cells[key], cells[original])
         for key in sorted(cells, key=lambda key: (rank(key[0], list(MODELS)), rank(key[1], SHOWN), *key[2:]))
         if key[1] != ORIGINAL and (original := (key[0], ORIGINAL, *key[2:])) in cells
     }
 
 
-def _lines(rows: Sequence[SweepRow], gain: Gain) -> dict[tuple[str, str], dict[float, float]]:
+def _lines(rows: Sequence[SweepRow]) -> dict[tuple[str, str], dict[float, float]]:
     """The gain by bandwidth, ascending, of each model and algorithm."""
     lines: dict[tuple[str, str], dict[float, float]] = {}
-    for (model, algorithm, mbps, _), value in _gains(rows, gain).items():
+    for (model, algorithm, mbps, _), value in _gains(rows).items():
         lines.setdefault((model, algorithm), {})[mbps] = value
     return lines
 
@@ -154,10 +147,10 @@ def _is_papers(row: SweepRow) -> bool:
     return (row.client, row.server, row.coding, row.arrivals) == (CLIENT, SERVER, "none", "closed")
 
 
-def _draw_lines(rows: Sequence[SweepRow], gain: Gain, label: str, stem: Path) -> list[Path]:
-    """A panel per model, a line per algorithm."""
+def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
+    """A panel per model, a line per algorithm; a triangle on top where its gain is infinite."""
     rows = _closest(rows)
-    lines = _lines(rows, gain)
+    lines = _lines(rows)
     models = distinct(model for model, _ in lines)
     styles = looks([ORIGINAL, *(algorithm for _, algorithm in lines)])
     with new_panels(6.8, 1.1 + 1.45 * len(models), [1.0] * len(models)) as (figure, panels):
@@ -165,29 +158,37 @@ def _draw_lines(rows: Sequence[SweepRow], gain: Gain, label: str, stem: Path) ->
             for algorithm, values in ((name, each) for (of, name), each in lines.items() if of == model):
                 style = styles[algorithm]
                 finite = [value if math.isfinite(value) else math.nan for value in values.values()]
+                endless = [mbps for mbps, value in values.items() if value == math.inf]
                 axes.plot(
                     list(values), finite, color=style["color"], linestyle=style["line"], linewidth=style["width"],
                     label=algorithm,
+                )  # fmt: skip
+                axes.plot(
+                    endless, [0.95] * len(endless), transform=axes.get_xaxis_transform(), marker="^",
+                    markersize=3 + 2 * style["width"], markerfacecolor="none", markeredgecolor=style["color"],
+                    linestyle="none",
                 )  # fmt: skip
             axes.axhline(0, color="black", linewidth=0.7)
             if _is_papers(rows[0]):
                 axes.axvline(MBPS, color="#444444", linewidth=0.9, linestyle=":")
             axes.set_title(model_title(model), loc="left", fontsize=9)
-            axes.set_ylabel(label)
+            axes.set_ylabel("more queries (%)")
         _mbps_axis(panels[-1])
+        panels[-1].set_xlim(min(row.mbps for row in rows), max(row.mbps for row in rows))
         panels[-1].set_xlabel("bandwidth of the link (Mbps)")
         legend = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
-        point = f"dotted: the paper's {MBPS:g} Mbps" if _is_papers(rows[0]) else None
-        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, title=point)
+        point = f"dotted: the paper's {MBPS:g} Mbps; " if _is_papers(rows[0]) else ""
+        title = f"{point}triangle: {ORIGINAL} completes no query"
+        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, title=title)
         figure.suptitle(f"Gain over {ORIGINAL}: {_title(rows[0], rows[0].server)}", weight="bold")
         return save_png_and_pdf(figure, stem)
 
 
 def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
-    """Gains in queries over bandwidth and speed of the server: models below each other, algorithms side by side."""
-    gains = _gains(rows, more_queries)
+    """Gains over bandwidth and speed of the server: models below each other, algorithms side by side."""
+    gains = _gains(rows)
     models, algorithms = (distinct(key[part] for key in gains) for part in (0, 1))
-    mbps, speeds = (sorted({key[part] for key in gains}) for part in (2, 3))
+    mbps, speeds = sorted({key[2] for key in gains}), sorted({key[3] for key in gains})
     device = _server(rows[0])[1]
     papers = _is_papers(rows[0]._replace(server=device))
     with new_grid(1.2 + 2.5 * len(algorithms), 1.2 + 1.5 * len(models), len(models), len(algorithms)) as (figure, grid):
@@ -195,30 +196,43 @@ def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
             for algorithm, axes in zip(algorithms, line, strict=True):
                 values = _values(gains, model, algorithm, mbps, speeds)
                 mesh = axes.pcolormesh(
-                    mbps, speeds, values, cmap="PuOr_r", vmin=-_COLOUR_PERCENT, vmax=_COLOUR_PERCENT, rasterized=True
+                    mbps,
+                    speeds,
+                    values,
+                    cmap="PuOr_r",
+                    vmin=-_COLOUR_PERCENT,
+                    vmax=_COLOUR_PERCENT,
+                    shading="nearest",
+                    rasterized=True,
                 )
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
                 _mbps_axis(axes)
                 axes.grid(visible=False)
+                axes.set_facecolor("#bbbbbb")
                 if papers:
                     axes.plot([MBPS], [1], marker="*", color="black", markersize=9, linestyle="none")
-            line[0].set_ylabel(f"{model_title(model)}\nspeed")
+            line[0].set_ylabel(f"{model_title(model)}\nspeed of server")
         for algorithm, top, bottom in zip(algorithms, grid[0], grid[-1], strict=True):
             top.set_title(algorithm, fontsize=9)
             bottom.set_xlabel("Mbps")
-        star = "; star: the paper's" if papers else ""
-        figure.colorbar(mesh, ax=[axes for line in grid for axes in line], label="more queries (%)", extend="both")
-        figure.suptitle(
-            f"Gain over {ORIGINAL}: {_title(rows[0], f'{device}, by speed')}{star}", weight="bold", fontsize=9
-        )
+        figure.colorbar(
+            mesh, ax=[axes for line in grid for axes in line], label="more queries (%); grey: none with either",
+            extend="both", aspect=40,
+        )  # fmt: skip
+        star = f"\nstar: the paper's {MBPS:g} Mbps and server" if papers else ""
+        server = f"{device} at {speeds[0]:g} to {speeds[-1]:g} times its speed"
+        figure.suptitle(f"Gain over {ORIGINAL}\n{_title(rows[0], server)}{star}", fontsize=9)
         return save_png_and_pdf(figure, stem)
 
 
 def _values(
     gains: Mapping[Key, float], model: str, algorithm: str, mbps: Sequence[float], speeds: Sequence[float]
 ) -> Grid:
-    """The gains of a map, (speeds, bandwidths); NaN where there is none."""
-    return np.array([[gains.get((model, algorithm, x, y), math.nan) for x in mbps] for y in speeds])
+    """The gains of a map, (speeds, bandwidths), infinite ones beyond what a colour can tell; NaN where there are
+    none."""
+    values = [[gains.get((model, algorithm, x, y), math.nan) for x in mbps] for y in speeds]
+    return np.minimum(values, 2 * _COLOUR_PERCENT)
 
 
 def _mbps_axis(axes: Axes) -> None:

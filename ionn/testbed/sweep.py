@@ -131,8 +131,8 @@ class Grid:
         if len(grid) > CELLS_MAX:
             raise InputError(f"a sweep of {len(grid)} runs: give fewer values; at most {CELLS_MAX} runs")
         first = next(grid.cells())
-        for values in itertools.product(grid.mbps, grid.codings, grid.arrivals, grid.seeds):
-            grid.settings(first._replace(**dict(zip(("mbps", "coding", "arrivals", "seed"), values, strict=True))))
+        for rate, coding, name, seed in itertools.product(grid.mbps, grid.codings, grid.arrivals, grid.seeds):
+            grid.settings(first._replace(mbps=rate, coding=coding, arrivals=name, seed=seed))
         return grid
 
     def _axes(self) -> tuple[Sequence[Any], ...]:
@@ -219,6 +219,15 @@ class Failure(NamedTuple):
 
     cell: Cell
     reason: str
+
+
+def failed(failures: Sequence[Failure], total: int, out: Path) -> InputError:
+    """The error for users of a sweep some of whose runs could not be made: the first reason, and how many there are."""
+    first = failures[0]
+    return InputError(
+        f"{len(failures)} of {total} runs cannot be made, such as {first.cell.model}, {first.cell.algorithm} at "
+        f"{first.cell.mbps:g} Mbps: {first.reason}; the others are in {out}"
+    )
 
 
 def run_task(task: Task) -> list[SweepRow | Failure]:
@@ -324,9 +333,10 @@ def _backend(jobs: int, cluster: str | None) -> Iterator[None]:
         return
     import distributed
 
+    connect: Any = distributed.Client
     logging.getLogger("distributed").setLevel(logging.ERROR)  # what is wrong is said here
     try:
-        client = distributed.Client(cluster, timeout=CLUSTER_S, set_as_default=False)
+        client = connect(cluster, timeout=CLUSTER_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{printable(cluster)}: no Dask scheduler answers there; give its address, as tcp://HOST:8786"

@@ -63,7 +63,7 @@ class SweepRow(NamedTuple):
 
     @property
     def cell(self) -> Cell:
-        return Cell(*self[: len(Cell._fields)])
+        return Cell._make(self[: len(Cell._fields)])
 
 
 COLUMNS = SweepRow._fields
