@@ -193,6 +193,8 @@ def sweep(
     for name, values in lists.items():
         if isinstance(values, str) or not isinstance(values, Sequence):
             raise InputError(f"{name} {shown(values)}: give a list of them")
+    if wrong := [each for each in seeds if not isinstance(each, int) or isinstance(each, bool)]:
+        raise InputError(f"seed {shown(wrong[0])}: give a whole number")
     grid = Grid.of(
         models, [text_of(each, "algorithm") for each in algorithms], [number_of(each, "mbps") for each in mbps],
         [_costs(each, "client") for each in clients], [_costs(each, "server") for each in servers],

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import Planner, added_planners, get_planner, planner_digest, take_planners
+from ionn.server.orphans import end_with
 from ionn.testbed.arrivals import CLOSED, Arrivals
 from ionn.testbed.energy import mean_energy_j
 from ionn.testbed.settings import Settings
@@ -75,6 +77,7 @@ class Grid:
 
     models: Mapping[str, Network]
     algorithms: Mapping[str, str]  # and their planners' names
+    planners: Mapping[str, Planner]  # by their names, those that are a user's own
     mbps: Sequence[float]
     clients: Mapping[str, Costs]
     servers: Mapping[str, Costs]
@@ -125,8 +128,8 @@ class Grid:
             get_planner(algorithm)
         raised = {each.name: each for each in map(Arrivals.parse, arrivals)}
         grid = cls(
-            networks, {_algorithm_label(name): name for name in algorithms}, list(dict.fromkeys(map(float, mbps))),
-            here, there, list(dict.fromkeys(codings)), raised, list(dict.fromkeys(seeds)), coded_bytes,
+            networks, {_algorithm_label(name): name for name in algorithms}, added_planners(algorithms),
+            list(dict.fromkeys(map(float, mbps))), here, there, list(dict.fromkeys(codings)), raised, list(dict.fromkeys(seeds)), coded_bytes,
         )  # fmt: skip
         if len(grid) > CELLS_MAX:
             raise InputError(f"a sweep of {len(grid)} runs: give fewer values; at most {CELLS_MAX} runs")
@@ -161,7 +164,7 @@ class Grid:
         first, names = cells[0], {cell.algorithm: self.algorithms[cell.algorithm] for cell in cells}
         return Task(
             self.models[first.model], self.clients[first.client], self.servers[first.server], first.coding,
-            self.coded_bytes.get(first.model), added_planners(names.values()),
+            self.coded_bytes.get(first.model), self.planners,
             [_Run(cell, names[cell.algorithm], self.settings(cell)) for cell in cells],
         )  # fmt: skip
 
@@ -311,7 +314,8 @@ def _made(tasks: Sequence[Task], jobs: int, cluster: str | None) -> Iterator[lis
     import joblib
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    with _backend(jobs, cluster):
+    with _backend(jobs, cluster), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[0-9]+ tasks", UserWarning)  # what joblib says of an interrupted sweep
         parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
         try:
             yield from parallel(joblib.delayed(run_task)(task) for task in tasks)
@@ -328,7 +332,7 @@ def _backend(jobs: int, cluster: str | None) -> Iterator[None]:
     import joblib
 
     if cluster is None:
-        with joblib.parallel_config("loky", n_jobs=jobs):
+        with joblib.parallel_config("loky", n_jobs=jobs, initializer=end_with, initargs=(os.getpid(),)):
             yield
         return
     import distributed
