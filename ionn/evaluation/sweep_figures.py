@@ -153,7 +153,7 @@ def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
     lines = _lines(rows)
     models = distinct(model for model, _ in lines)
     styles = looks([ORIGINAL, *(algorithm for _, algorithm in lines)])
-    with new_panels(6.8, 1.1 + 1.45 * len(models), [1.0] * len(models)) as (figure, panels):
+    with new_panels(6.8, 1.8 + 1.45 * len(models), [1.0] * len(models)) as (figure, panels):
         for axes, model in zip(panels, models, strict=True):
             for algorithm, values in ((name, each) for (of, name), each in lines.items() if of == model):
                 style = styles[algorithm]
@@ -191,7 +191,7 @@ def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
     mbps, speeds = sorted({key[2] for key in gains}), sorted({key[3] for key in gains})
     device = _server(rows[0])[1]
     papers = _is_papers(rows[0]._replace(server=device))
-    with new_grid(1.2 + 2.5 * len(algorithms), 1.2 + 1.5 * len(models), len(models), len(algorithms)) as (figure, grid):
+    with new_grid(2.5 + 2.5 * len(algorithms), 2.0 + 1.5 * len(models), len(models), len(algorithms)) as (figure, grid):
         for model, line in zip(models, grid, strict=True):
             for algorithm, axes in zip(algorithms, line, strict=True):
                 values = _values(gains, model, algorithm, mbps, speeds)

@@ -8,7 +8,6 @@ has in it all that it needs, a user's own planner too: whoever does it reads no 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
@@ -16,12 +15,14 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ionn.address import parse_address
 from ionn.arguments import decimal_of
 from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, load_costs
@@ -129,7 +130,8 @@ class Grid:
         raised = {each.name: each for each in map(Arrivals.parse, arrivals)}
         grid = cls(
             networks, {_algorithm_label(name): name for name in algorithms}, added_planners(algorithms),
-            list(dict.fromkeys(map(float, mbps))), here, there, list(dict.fromkeys(codings)), raised, list(dict.fromkeys(seeds)), coded_bytes,
+            list(dict.fromkeys(map(float, mbps))), here, there, list(dict.fromkeys(codings)), raised,
+            list(dict.fromkeys(seeds)), coded_bytes,
         )  # fmt: skip
         if len(grid) > CELLS_MAX:
             raise InputError(f"a sweep of {len(grid)} runs: give fewer values; at most {CELLS_MAX} runs")
@@ -308,54 +310,63 @@ def _made(tasks: Sequence[Task], jobs: int, cluster: str | None) -> Iterator[lis
     """What comes of tasks, as they end."""
     if not tasks:
         return
-    if cluster is None and (jobs == 1 or len(tasks) == 1):
+    if cluster is not None:
+        yield from _made_on_cluster(tasks, cluster)
+    elif jobs == 1 or len(tasks) == 1:
         yield from map(run_task, tasks)
-        return
+    else:
+        yield from _made_here(tasks, jobs)
+
+
+def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Failure]]:
     import joblib
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    with _backend(jobs, cluster), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "[0-9]+ tasks", UserWarning)  # what joblib says of an interrupted sweep
-        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
-        try:
-            yield from parallel(joblib.delayed(run_task)(task) for task in tasks)
-        except BrokenProcessPool as error:
-            raise IonnError(
-                "a process of the sweep was killed; run it again, and it goes on with what is left"
-            ) from error
+    try:
+        with joblib.parallel_config("loky", n_jobs=jobs, initializer=end_with, initargs=(os.getpid(),)):
+            yield from _by_joblib(tasks)
+    except BrokenProcessPool as error:
+        raise IonnError("a process of the sweep was killed; run it again, and it goes on with what is left") from error
 
 
-@contextlib.contextmanager
-def _backend(jobs: int, cluster: str | None) -> Iterator[None]:
-    """Where joblib's tasks run meanwhile. Raises InputError where there is no such cluster, IonnError where it is
-    lost."""
+def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[SweepRow | Failure]]:
+    import distributed
     import joblib
 
-    if cluster is None:
-        with joblib.parallel_config("loky", n_jobs=jobs, initializer=end_with, initargs=(os.getpid(),)):
-            yield
-        return
-    import distributed
-
+    parse_address(address)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is wrong is said here
     connect: Any = distributed.Client
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # what is wrong is said here
     try:
-        client = connect(cluster, timeout=CLUSTER_S, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{printable(cluster)}: no Dask scheduler answers there; give its address, as tcp://HOST:8786"
-        ) from error
-    with client, joblib.parallel_config("dask", n_jobs=-1, client=client, wait_for_workers_timeout=CLUSTER_S):
+        client = connect(address, timeout=CLUSTER_S, set_as_default=False)
+    except OSError as error:
+        raise InputError(f"{address}: no Dask scheduler answers there; start one") from error
+    with client:
         try:
-            yield
+            client.wait_for_workers(1, timeout=CLUSTER_S)
         except TimeoutError as error:
-            raise InputError(f"{printable(cluster)}: this Dask scheduler has no workers; start some") from error
-        except ImportError as error:
-            raise InputError(
-                f"{printable(cluster)}: a worker cannot load what it is to run ({error}); install this ionn there"
-            ) from error
-        except (OSError, distributed.scheduler.KilledWorker) as error:
+            raise InputError(f"{address}: this Dask scheduler has no workers; start some") from error
+        try:
+            # By itself: joblib would wait for ever for what a worker cannot load.
+            first = client.submit(run_task, tasks[0], pure=False).result()
+        except (ImportError, RuntimeError) as error:
+            why = printable(str(error.__cause__ or error))[:200]
+            raise InputError(f"{address}: a worker cannot load what it is to run: {why}; install it there") from error
+        yield first
+        try:
+            with joblib.parallel_config("dask", n_jobs=-1, client=client):
+                yield from _by_joblib(tasks[1:])
+        except (OSError, CancelledError, distributed.scheduler.KilledWorker) as error:
+            why = printable(str(error))[:200]
             raise IonnError(
-                f"{printable(cluster)}: lost while it worked ({printable(str(error))[:200]}); run the sweep again, and "
-                "it goes on with what is left"
+                f"{address}: this cluster was lost ({why}); run the sweep again, and it goes on with what is left"
             ) from error
+
+
+def _by_joblib(tasks: Sequence[Task]) -> Iterator[list[SweepRow | Failure]]:
+    """What comes of tasks, as they end, by the backend that joblib is configured to."""
+    import joblib
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[0-9]+ tasks", UserWarning)  # what joblib says of an interrupted sweep
+        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+        yield from parallel(joblib.delayed(run_task)(task) for task in tasks)

@@ -15,7 +15,7 @@ from ionn.planning.planners import get_planner
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed.energy import COMPUTE_W, IDLE_W, TRANSFER_W, mean_energy_j, query_energy_j, upload_spans_s
 from ionn.testbed.settings import Settings
-from ionn.testbed.trace import RunInfo, Trace
+from ionn.testbed.trace import RunInfo
 from ionn.testbed.virtual import run_virtual
 from tests.support.chains import chains
 from tests.support.runs import make_trace, plan_of

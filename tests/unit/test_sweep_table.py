@@ -1,4 +1,4 @@
-"""The table of a sweep: read back to the bit, whole after any end of its process, and never in place of another file."""
+"""The table of a sweep: read back to the bit, whole after any end of its process, never in place of another file."""
 
 from __future__ import annotations
 
@@ -146,7 +146,8 @@ def test_a_folder_and_what_has_no_end_are_refused(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_write_into_one(tmp_path: Path) -> None:
     path = tmp_path / "sweep.csv"
-    other = f"from pathlib import Path\nfrom ionn.testbed.sweep_table import open_table\nopen_table(Path({str(path)!r})).__enter__()"
+    lines = "from pathlib import Path", "from ionn.testbed.sweep_table import open_table"
+    other = "\n".join([*lines, f"with open_table(Path({str(path)!r})): pass"])
     with open_table(path) as table:
         table.add([row()])
         done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
