@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,10 @@ import distributed
 import psutil
 import pytest
 
+from ionn import sweep
+from ionn.evaluation.sweep_figures import gains_text
+from ionn.paper import MODELS
+from ionn.testbed.sweep import expand
 from ionn.testbed.sweep_table import HEADER, read_table
 from tests.support.command import ionn
 
@@ -58,6 +63,16 @@ def test_two_processes_make_the_same_table(alone: bytes, tmp_path: Path) -> None
     assert [line.split()[:2] for line in done.stdout.splitlines()[2:-2]] == [
         ["ResNet", "sliced-efficiency"], ["MobileNet", "sliced-efficiency"],
     ]  # fmt: skip
+
+
+def test_the_documented_table_is_what_comes_out(tmp_path: Path) -> None:
+    """Of the servers in docs/sweeps.md, the table is of the one that is as fast as the paper's."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^```text\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+    algorithms = ["original", "recursive-efficiency", "sliced-efficiency"]
+    mbps = list(map(float, expand("1:1000:31")))
+    assert "--mbps 1:1000:31" in page
+    assert table == gains_text(sweep(list(MODELS), algorithms, tmp_path / "sweep.csv", mbps=mbps, jobs=1))
 
 
 def wait_for_rows(out: Path, process: subprocess.Popen[Any], count: int) -> None:
