@@ -73,28 +73,34 @@ def gain_rows() -> list[Row]:
     tasks = swept.tasks(list(swept.cells()))
     start: Any = distributed.LocalCluster
     took: dict[str, list[float]] = {}
-    options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    options: dict[str, Any] = {
+        "threads_per_worker": 1,
+        "processes": True,
+        "host": "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+    }
     with start(n_workers=2, **options) as cluster:
         address = cluster.scheduler_address
         # Workers have loaded ionn before they are timed; so have the bare processes, which are forked.
         swept_s(grid(8), jobs=2)
         swept_s(grid(8), cluster=address)
+        ways: dict[str, Callable[[], float]] = {
+            "one bare": lambda: bare_s(tasks, 1),
+            "two bare": lambda: bare_s(tasks, 2),
+            "one": lambda: swept_s(swept, jobs=1),
+            "two": lambda: swept_s(swept, jobs=2),
+            "cluster": lambda: swept_s(swept, cluster=address),
+        }
         for _ in range(TURNS):
-            for name, work in {
-                "one bare": lambda: bare_s(tasks, 1),
-                "two bare": lambda: bare_s(tasks, 2),
-                "one": lambda: swept_s(swept, jobs=1),
-                "two": lambda: swept_s(swept, jobs=2),
-                "cluster": lambda: swept_s(swept, cluster=address),
-            }.items():
+            for name, work in ways.items():
                 took.setdefault(name, []).append(work())
     support.keep("sweep, one and two processes", seconds=took)
     best = {name: min(times) for name, times in took.items()}
     bare = best["one bare"] / best["two bare"]
-    what = f"of {bare:.2f}, the gain of two bare processes, at least"
+    what = f"of two bare processes' ({bare:.2f}), at least"
     return [
-        (f"sweep, two processes: their gain {what}", GAIN_LIMIT, best["one"] / best["two"] / bare, ""),
-        (f"sweep, two Dask workers: their gain {what}", GAIN_LIMIT, best["one"] / best["cluster"] / bare, ""),
+        (f"sweep, gain of two processes, {what}", GAIN_LIMIT, best["one"] / best["two"] / bare, ""),
+        (f"sweep, gain of two Dask workers, {what}", GAIN_LIMIT, best["one"] / best["cluster"] / bare, ""),
     ]
 
 

@@ -147,7 +147,8 @@ def test_a_planner_goes_along_to_a_cluster(cluster: str, tmp_path: Path) -> None
         'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 64 dim: 64 } } }\n'
         + CHAIN
     )
-    given = ["--model", model, "--planner", f"{tmp_path / 'own.py'}:backwards", "--algorithm", "original"]
+    planner = f"{tmp_path / 'own.py'}:backwards"
+    given: list[str | Path] = ["--model", model, "--planner", planner, "--algorithm", "original"]
     grid = [*given, "--mbps", "10:900:40", "--client", "0.01*odroid-xu4"]
     here, there = tmp_path / "here.csv", tmp_path / "there.csv"
     assert ionn("sweep", *grid, "--jobs", "1", "--out", here).returncode == 0

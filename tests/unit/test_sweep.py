@@ -186,7 +186,8 @@ def test_what_is_a_users_own_is_told_from_others_and_taken_along(tmp_path: Path)
     (here,) = run_task(task)
     for file in tmp_path.iterdir():
         file.unlink()
-    (again,) = run_task(pickle.loads(dask_pickle.dumps(task)))
+    dumps: Any = dask_pickle.dumps
+    (again,) = run_task(pickle.loads(dumps(task)))
     assert again == here
     (other,) = run_task(second.tasks([b])[0])
     assert isinstance(here, SweepRow)
@@ -234,6 +235,6 @@ def test_the_library_takes_lists(tmp_path: Path) -> None:
         {"jobs": 0},
     ):
         with pytest.raises(InputError):
-            ionn.sweep(["mobilenet"], ["original"], out, **wrong)  # type: ignore[arg-type]
+            ionn.sweep(["mobilenet"], ["original"], out, **wrong)
     with pytest.raises(InputError, match="models 'mobilenet': give a list"):
         ionn.sweep("mobilenet", ["original"], out)

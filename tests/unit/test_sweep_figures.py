@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from ionn.evaluation.sweep_figures import can_compare, draw_sweep, gains_text, m
 from ionn.testbed.sweep_table import SweepRow
 
 
-def row(algorithm: str, mbps: float, queries: int, **values: object) -> SweepRow:
+def row(algorithm: str, mbps: float, queries: int, **values: Any) -> SweepRow:
     made = SweepRow(
         "alexnet", algorithm, mbps, "odroid-xu4", "gtx1080ti", "none", "closed", 0, 3, 28.5, queries, 400.0, 600.0,
         612.0, 34.0, 1.75, 819.0, 34.0,

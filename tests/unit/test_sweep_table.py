@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from ionn.testbed.sweep_table import COLUMNS, HEADER, Cell, SweepRow, csv_lines,
 NAN = math.nan
 
 
-def row(seed: int = 0, mean_ms: float = 412.25, **values: object) -> SweepRow:
+def row(seed: int = 0, mean_ms: float = 412.25, **values: Any) -> SweepRow:
     made = SweepRow(
         "alexnet", "original", 80.0, "odroid-xu4", "gtx1080ti", "none", "closed", seed, 3, 28.5, 47, mean_ms, 600.125,
         612.0, 34.0625, 1.75, 819.7222469449043, 34.0,
