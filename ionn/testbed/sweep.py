@@ -334,7 +334,9 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
     import joblib
 
     parse_address(address)
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is wrong is said here
+    for name in logging.root.manager.loggerDict:
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is said here, in a line
     connect: Any = distributed.Client
     try:
         client = connect(address, timeout=CLUSTER_S, set_as_default=False)

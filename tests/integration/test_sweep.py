@@ -171,6 +171,23 @@ def test_what_a_cluster_cannot_load_is_said(cluster: str, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_a_cluster_that_is_lost_loses_no_row(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.csv"
+    command = [sys.executable, "-m", "ionn", "sweep", *GRID[:-1], "2:600:2000", "--out", str(out)]
+    start: Any = distributed.LocalCluster
+    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with start(n_workers=2, processes=True, **options) as made:
+        address = made.scheduler_address
+        process = subprocess.Popen([*command, "--cluster", address], stderr=subprocess.PIPE, text=True)
+        wait_for_rows(out, process, 40)
+    with process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = said.splitlines()
+    assert f"{address}: this cluster was lost" in line
+    assert read_table(out)
+
+
 def test_progress_is_on_a_terminal(tmp_path: Path) -> None:
     """With the time left; on anything else there is none."""
     terminal, end = os.openpty()
