@@ -18,6 +18,7 @@ from ionn.cli.options import (
 )
 from ionn.errors import InputError
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER
+from ionn.schema import NATURAL_MAX
 
 RANGE_HELP = "FIRST:LAST:COUNT for so many in equal ratios"
 
@@ -71,7 +72,9 @@ def _joined(values: Iterable[list[Any]]) -> list[Any]:
     "--arrivals", multiple=True, metavar="closed|fps:N|poisson:N|burst:N,PERIOD|FILE",
     help="When queries are raised; by default one after another.",
 )  # fmt: skip
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(0), help="Of arrivals by poisson; by default 0.")
+@click.option(
+    "--seed", "seeds", multiple=True, type=click.IntRange(0, NATURAL_MAX), help="Of arrivals by poisson; by default 0."
+)
 @click.option(
     "--out", required=True, metavar="FILE.csv", type=click.Path(path_type=Path),
     help="The table. What it has already is not run again.",
