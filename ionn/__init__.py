@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         plan_upload,
         read_traces,
         run,
+        sweep,
     )
     from ionn.protocol.curve import ClientKeys
 
@@ -50,6 +51,7 @@ __all__ = [
     "plan_upload",
     "read_traces",
     "run",
+    "sweep",
 ]
 
 # What needs a library that planning does not need.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from ionn.planning.planners import add_planner, get_planner
 from ionn.records import Segment
 from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.settings import SHARE, Settings
+from ionn.testbed.sweep_table import SweepRow
 from ionn.testbed.trace import Trace, load_traces
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer", "ExecutionGraph", "InputError", "IonnError", "Network", "Plan", "Session", "Slice", "Trace",
-    "add_planner", "connect", "image_input", "load_costs", "load_network", "plan_upload", "read_traces", "run",
+    "add_planner", "connect", "image_input", "load_costs", "load_network", "plan_upload", "read_traces", "run", "sweep",
 ]  # fmt: skip
 
 # Forward passes that this machine is timed over before it plans as a client.
@@ -162,6 +163,54 @@ def run(
         if trace.info.fault is not None:
             raise ServerUnreachableError(trace.info.fault)
     return traces
+
+
+def sweep(
+    models: Sequence[str | Path],
+    algorithms: Sequence[str],
+    out: str | Path,
+    *,
+    mbps: Sequence[float] = (MBPS,),
+    clients: Sequence[str | Path | Costs] = (CLIENT,),
+    servers: Sequence[str | Path | Costs] = (SERVER,),
+    codings: Sequence[str] = (NONE,),
+    arrivals: Sequence[str | Path] = (CLOSED,),
+    seeds: Sequence[int] = (0,),
+    jobs: int | None = None,
+    cluster: str | None = None,
+) -> list[SweepRow]:
+    """Run the virtual testbed for all combinations of these: a row per run, in the order of the arguments, the last of
+    which changes fastest.
+
+    `out` is the CSV that the rows are kept in: what is there already is not run again, so that a sweep goes on where it
+    was interrupted. `jobs` processes of this machine make the runs, by default one per core, or the workers of the Dask
+    scheduler at the address `cluster` (docs/sweeps.md). A planner of your own takes part under the name that
+    `add_planner` returned. Raises InputError where something cannot be run, after all else was, and where `out` is a
+    file that is no table of a sweep; IonnError where processes or the cluster are lost.
+    """
+    from ionn.testbed.sweep import Grid, failed, run_sweep
+
+    lists = {
+        "models": models, "algorithms": algorithms, "mbps": mbps, "clients": clients, "servers": servers,
+        "codings": codings, "arrivals": arrivals, "seeds": seeds,
+    }  # fmt: skip
+    for name, values in lists.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise InputError(f"{name} {shown(values)}: give a list of them")
+    if wrong := [each for each in seeds if not isinstance(each, int) or isinstance(each, bool)]:
+        raise InputError(f"seed {shown(wrong[0])}: give a whole number")
+    grid = Grid.of(
+        models, [text_of(each, "algorithm") for each in algorithms], [number_of(each, "mbps") for each in mbps],
+        [costs_of(each, "client") for each in clients], [costs_of(each, "server") for each in servers],
+        [text_of(each, "coding") for each in codings], [name_of(each, "arrivals") for each in arrivals], seeds,
+    )  # fmt: skip
+    rows, failures = run_sweep(
+        grid, path_of(out, "out"), None if jobs is None else count_of(jobs, "jobs"),
+        None if cluster is None else text_of(cluster, "cluster"),
+    )  # fmt: skip
+    if failures:
+        raise failed(failures, len(grid), path_of(out, "out"))
+    return rows
 
 
 def read_traces(results: str | Path) -> list[Trace]:

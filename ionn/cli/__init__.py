@@ -17,6 +17,7 @@ from ionn.cli.measuring import calibrate, profile
 from ionn.cli.models import models
 from ionn.cli.planning import plan
 from ionn.cli.serving import bandwidth, keygen, link, ping, serve
+from ionn.cli.sweeping import sweep
 from ionn.cli.walking import walk
 from ionn.errors import InputError, IonnError, MissingLibraryError, ServerUnreachableError
 from ionn.libraries import missing_library
@@ -74,6 +75,6 @@ def cli() -> None:
 
 
 for command in (
-    plan, run, walk, figures, claims, classify, models, profile, calibrate, serve, link, bandwidth, ping, keygen,
+    plan, run, walk, sweep, figures, claims, classify, models, profile, calibrate, serve, link, bandwidth, ping, keygen,
 ):  # fmt: skip
     cli.add_command(command)

@@ -209,9 +209,12 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
 
 
 def _run_json(trace: Trace) -> dict[str, Any]:
+    from ionn.testbed.energy import mean_energy_j
+
     window_s = trace.info.settings.window_s
     mean_ms_in_window = trace.mean_ms_in_window
     (weight_bytes, weight_wire_bytes), (feature_bytes, feature_wire_bytes) = trace.weight_bytes, trace.feature_bytes
+    energy_j = mean_energy_j(trace)
     equal = [query.bit_equal for query in trace.queries if query.bit_equal is not None]
     return {
         "run": trace.info.run,
@@ -223,6 +226,7 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "first_ms": trace.queries[0].latency_ms,
         "last_ms": trace.queries[-1].latency_ms,
         "mean_ms": sum(query.latency_ms for query in trace.queries) / len(trace.queries),
+        "energy_j": None if math.isnan(energy_j) else energy_j,
         "bit_equal": all(equal) if equal else None,
         "difference": max(query.difference for query in trace.queries),
         "overruns": sum(query.overruns for query in trace.queries),

@@ -17,7 +17,10 @@ from ionn.paper import CLIENT, MBPS, MODELS, RECURSIVE
 from ionn.server.limits import Limits, option
 from ionn.testbed.delay import DELAY_MAX_MS
 
-COSTS_HELP = "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN"
+COSTS_HELP = (
+    "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN; "
+    "N*COSTS for N times as fast"
+)
 
 
 class Number(click.FloatRange):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ionn.arguments import path_of
+from ionn.arguments import decimal_of, path_of
 from ionn.costs.models import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.files import read_text
@@ -25,15 +25,20 @@ _TEXT_MAX = 200
 _LINE = re.compile(r"[0-9]+\s(.*)\s(\S+)")
 _DEVICES = Path(__file__).with_name("devices")
 
+# What `N*COSTS` may say: from a thousandth as fast to a thousand times as fast.
+_TIMES_AS_FAST = re.compile(r"([^*]+)\*(.+)")
+SPEEDUP_MIN, SPEEDUP_MAX = 1e-3, 1e3
+
 
 def device_names() -> list[str]:
     """The devices that `load_costs` knows by name."""
     return sorted(path.stem for path in _DEVICES.glob("*.json"))
 
 
-def load_costs(spec: str | Path) -> Costs:
+def load_costs(spec: str | Path, folder: Path | None = None) -> CostModel | Profile:
     """The costs that a user asks for: the name of a device; a file that costs were saved in; a text file of lines
     `index name ms`; or `FILE.csv:COLUMN`, a CSV with a `layer` column, that column in ms, and perhaps a `type` column.
+    `N*COSTS` is N times as fast as these, N being from SPEEDUP_MIN to SPEEDUP_MAX. Files lie in `folder`, if given.
 
     Raises InputError, naming the file and the line or layer, for anything else.
     """
@@ -41,6 +46,15 @@ def load_costs(spec: str | Path) -> Costs:
     known = device_names()
     if spec in known:
         return _from_text(_DEVICES / f"{spec}.json")
+    if (match := _TIMES_AS_FAST.fullmatch(spec)) and not os.path.exists(spec):
+        factor = decimal_of(match[1])
+        if not SPEEDUP_MIN <= factor <= SPEEDUP_MAX:
+            many = f"a number from {SPEEDUP_MIN:g} to {SPEEDUP_MAX:g}"
+            raise InputError(f"{spec}: in N*COSTS, N is how many times as fast; give {many}, as in 0.5*{known[0]}")
+        costs = load_costs(match[2], folder)
+        return costs if factor == 1 else costs.times_as_fast(factor)
+    if folder is not None:
+        spec = str(folder / spec)
     file, _, column = spec.rpartition(":")
     if file.lower().endswith(".csv"):
         return _from_csv(Path(file), column)
@@ -60,9 +74,11 @@ def costs_of(given: str | Path | Costs, what: str = "costs") -> Costs:
 
 
 def costs_label(costs: Costs) -> str:
-    """Return what traces call costs: the name of the device that has them, or else their own and a digest of their
-    numbers."""
-    if costs.name in device_names() and costs == load_costs(costs.name):
+    """Return what traces call costs: the name of the device that has them, perhaps as `N*DEVICE`, or else their own
+    and a digest of their numbers."""
+    match = _TIMES_AS_FAST.fullmatch(costs.name)
+    device = match[2] if match else costs.name
+    if device in device_names() and costs == load_costs(costs.name):
         return costs.name
     digest = hashlib.sha256(json.dumps(costs.to_json(), sort_keys=True).encode())
     return f"{costs.name} ({digest.hexdigest()[:8]})"

@@ -122,6 +122,21 @@ class CostModel:
         """The time of one layer's forward pass, in ms."""
         return _sum(self._coefficients(layer), layer)
 
+    def times_as_fast(self, factor: float) -> CostModel:
+        """The costs of a device that is so many times as fast, under a name that says so."""
+
+        def divided(coefficients: Coefficients) -> Coefficients:
+            return {feature: value / factor for feature, value in coefficients.items()}
+
+        layers, loads = (
+            {type_: divided(coefficients) for type_, coefficients in functions.items()}
+            for functions in (self.layers, self.loads)
+        )
+        return dataclasses.replace(
+            self, name=_times(factor, self.name), layers=layers, default=divided(self.default), loads=loads,
+            **_divided_speeds(self, factor),
+        )  # fmt: skip
+
     def _predict_fixed(self, layer: Layer) -> float:
         fixed = _FIXED.get(layer.type, _DEFAULT_FIXED)
         return _sum({name: value for name, value in self._coefficients(layer).items() if name in fixed}, layer)
@@ -235,6 +250,15 @@ class Profile:
         self._check_fits(network)
         return np.array([layer.output_ratio for layer in self.layers], dtype=np.float64)  # None becomes NaN
 
+    def times_as_fast(self, factor: float) -> Profile:
+        """The costs of a device that is so many times as fast, under a name that says so."""
+        layers = (
+            dataclasses.replace(layer, ms=layer.ms / factor, load_ms=layer.load_ms / factor) for layer in self.layers
+        )
+        return dataclasses.replace(
+            self, name=_times(factor, self.name), layers=tuple(layers), **_divided_speeds(self, factor)
+        )
+
     def _check_fits(self, network: Network) -> None:
         for index, (mine, theirs) in enumerate(zip_longest(self.layers, network.layers)):
             same = mine is not None and theirs is not None and mine.name == theirs.name
@@ -275,6 +299,17 @@ def _speeds(costs: CostModel | Profile) -> dict[str, float]:
     """How fast a device codes, as JSON: what is not known is left out."""
     speeds = {"encode_ms_per_mb": costs.encode_ms_per_mb, "decode_ms_per_mb": costs.decode_ms_per_mb}
     return {name: ms for name, ms in speeds.items() if ms is not None}
+
+
+def _divided_speeds(costs: CostModel | Profile, factor: float) -> dict[str, Any]:
+    """The fields that say how fast a device codes that is so many times as fast."""
+    return {name: ms / factor for name, ms in _speeds(costs).items()}
+
+
+def _times(factor: float, name: str) -> str:
+    """The name of costs that are so many times as fast as those of a name."""
+    short = f"{factor:g}"
+    return f"{short if float(short) == factor else repr(factor)}*{name}"
 
 
 def _check_speeds(costs: CostModel | Profile) -> None:

@@ -205,17 +205,18 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
         f"Summary: {settings.name}, {settings.rate}",
         "Mean ± sample standard deviation over the runs. Partitions: by the half of the upload time in which "
         "their upload ends. Queries: those that ended before the upload did. Mean ms: of those that started "
-        "before the upload ended. Overruns: layers per run that were slower than their pace.",
+        "before the upload ended. Energy: the client's per query, over the same, with the power that IONN's authors "
+        "give for its board. Overruns: layers per run that were slower than their pace.",
         (
             "model", "algorithm", "runs", "partitions", "largest", "queries", "upload s", "queries/s",
-            "mean ms", "first ms", "last ms", "overruns", "bit-equal", "planning ms",
+            "mean ms", "energy J", "first ms", "last ms", "overruns", "bit-equal", "planning ms",
         ),
         tuple(
             (
                 model_title(row.model), row.algorithm, str(len(row.traces)),
                 f"{row.first_half.count()} + {row.second_half.count()}", f"{row.largest_share.mean:.0%}",
                 row.queries.count(), row.upload_s.text(2), row.queries_per_s.text(2),
-                row.mean_ms.text(), row.first_ms.text(), row.last_ms.text(), row.overruns.count(),
+                row.mean_ms.text(), row.energy_j.text(2), row.first_ms.text(), row.last_ms.text(), row.overruns.count(),
                 _YES_NO[row.bit_equal], row.planning_ms.text(2),
             )
             for row in rows

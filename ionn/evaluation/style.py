@@ -92,6 +92,18 @@ def new_panels(width: float, height: float, parts: Sequence[float]) -> Iterator[
         yield figure, list(panels[:, 0])
 
 
+@contextmanager
+def new_grid(width: float, height: float, rows: int, columns: int) -> Iterator[tuple[Figure, list[list[Axes]]]]:
+    """A figure of that size in inches with rows of plots, over the same axes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        yield figure, [list(line) for line in grid]
+
+
 def plain_log_axis(axis: YAxis) -> None:
     """Label a logarithmic axis 1, 2, 5, 10 and so on, without powers."""
     from matplotlib.ticker import LogLocator, NullFormatter

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ionn.errors import InputError
 from ionn.paper import MODELS, SHOWN
+from ionn.testbed.energy import mean_energy_j
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
 
@@ -60,6 +61,7 @@ class SummaryRow:
     upload_s: Stat
     queries_per_s: Stat  # during the upload
     mean_ms: Stat  # of the queries that started before the upload ended
+    energy_j: Stat  # the client's per query, over the same; over all queries where nothing is uploaded
     first_ms: Stat
     last_ms: Stat
     overruns: Stat  # layers slower than the pace, per run
@@ -98,7 +100,8 @@ class SummaryRow:
             queries_per_s=Stat.of(
                 trace.queries_before_upload / trace.upload_s if trace.upload_s else math.nan for trace in traces
             ),
-            mean_ms=Stat.of(_mean_latency_ms(trace) for trace in traces),
+            mean_ms=Stat.of(trace.mean_ms_in_upload for trace in traces),
+            energy_j=Stat.of(map(mean_energy_j, traces)),
             first_ms=Stat.of(trace.queries[0].latency_ms for trace in traces),
             last_ms=Stat.of(trace.queries[-1].latency_ms for trace in traces),
             overruns=Stat.of(sum(query.overruns for query in trace.queries) for trace in traces),
@@ -177,11 +180,6 @@ def largest_share(trace: Trace) -> float:
     """Bytes of the largest partition over the weight bytes of the model (paper, Fig. 6); 0 for an empty plan."""
     sizes = [partition.bytes for partition in trace.partitions]
     return max(sizes) / (trace.info.plan.model_bytes or sum(sizes)) if sizes else 0.0
-
-
-def _mean_latency_ms(trace: Trace) -> float:
-    latencies = [query.latency_ms for query in trace.queries if query.start_s < trace.upload_s]
-    return sum(latencies) / len(latencies) if latencies else math.nan
 
 
 def common_times(

@@ -60,15 +60,15 @@ class Layer:
     param: Any = field(repr=False, compare=False)
     inserted: bool = False
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         return _bytes(self.weight_shapes)
 
-    @property
+    @cached_property
     def input_bytes(self) -> int:
         return _bytes(self.bottom_shapes)
 
-    @property
+    @cached_property
     def output_bytes(self) -> int:
         return _bytes(self.top_shapes)
 

@@ -84,7 +84,8 @@ class FluidLink:
 
     def advance(self, until_ms: float) -> None:
         """Move the clock to `until_ms`, while the upload goes on, and features that nobody waits for any more."""
-        self._send_features(until_ms)
+        if self._features_ms:
+            self._send_features(until_ms)
         self._send_weights(until_ms)
 
     def _send_weights(self, until_ms: float, share: float = 1.0) -> None:

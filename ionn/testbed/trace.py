@@ -241,6 +241,17 @@ class Trace:
         return sum(min(max(part, 0.0), 1.0) for part in parts)
 
     @property
+    def in_upload(self) -> tuple[QueryRecord, ...]:
+        """The queries that started before the whole plan was uploaded: those that an order of it makes faster."""
+        return tuple(q for q in self.queries if q.start_s < self.upload_s)
+
+    @property
+    def mean_ms_in_upload(self) -> float:
+        """The mean latency of these queries, NaN where there is none."""
+        latencies_ms = [query.latency_ms for query in self.in_upload]
+        return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
+
+    @property
     def in_window(self) -> tuple[QueryRecord, ...]:
         """The queries that ended within the run's window; none without one."""
         window_s = self.info.settings.window_s

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ionn.errors import InputError
@@ -66,6 +66,19 @@ class _TimedLeg(NamedTuple):
         return self.split.transfers(self.leg.from_server, self.leg.to_server)
 
 
+class _Route(NamedTuple):
+    """The way of a query, and the bytes of all that crosses the link on it: the same for every query that takes it."""
+
+    legs: Sequence[_TimedLeg]
+    raw_bytes: int
+    wire_bytes: int
+
+    @classmethod
+    def of(cls, legs: Sequence[_TimedLeg]) -> _Route:
+        crossed = [transfer for timed in legs for transfer in timed.transfers]
+        return cls(legs, sum(each.raw_bytes for each in crossed), sum(each.wire_bytes for each in crossed))
+
+
 class _Uploaded(NamedTuple):
     """A partition that has left the client: when it has arrived at the server, is decoded and is loaded there, and when
     the client hears that it has arrived and that it is ready."""
@@ -107,7 +120,7 @@ class VirtualSession:
             self._held_ms = BESIDE_QUERY_BYTES * 8 / (mbps * 1e3)
         self._link.upload(link_ms for link_ms, _ in arrivals_ms)
         self._uploaded: list[_Uploaded] = []
-        self._routes: dict[int, list[_TimedLeg]] = {}
+        self._routes: dict[int, _Route] = {}
         self._queries = 0
         self._window_ms = (settings.window_s or 0.0) * 1e3
         self._noise = settings.noise
@@ -146,25 +159,26 @@ class VirtualSession:
         start_ms = self._now_ms
         segments: list[Segment] = []
         route = self._route(self._usable())
-        for timed in route:
+        for timed in route.legs:
             began_ms = self._now_ms
             if not timed.leg.from_server:  # else the query is at the server since an earlier leg
                 self._link.allowance_ms = math.inf if timed.leg.where == "client" else self._held_ms
             compute_ms = self._run_split(timed.split, timed.leg) if timed.split else self._run(timed)
             segments.append(Segment(*timed.leg[:3], compute_ms, self._now_ms - began_ms))
         self._link.allowance_ms = math.inf
-        return self._record(start_ms, raised_s, segments, [each for timed in route for each in timed.transfers])
+        return self._record(start_ms, raised_s, segments, route.raw_bytes, route.wire_bytes)
 
     def _record(
         self,
         start_ms: float,
         raised_s: float | None,
         segments: Sequence[Segment],
-        crossed: Sequence[Transfer],
+        raw_bytes: int,
+        wire_bytes: int,
         fallback: bool = False,
     ) -> QueryRecord:
-        """The record of a query that ends now. Raises InputError where queries are so fast that the run would never
-        end."""
+        """The record of a query that ends now, for which so many bytes of features crossed the link. Raises InputError
+        where queries are so fast that the run would never end."""
         start_s = start_ms / 1e3
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms
@@ -178,13 +192,9 @@ class VirtualSession:
             end_s=self._now_ms / 1e3,
             segments=tuple(segments),
             fallback=fallback,
-            feature_bytes=self._sum_bytes(transfer.raw_bytes for transfer in crossed),
-            feature_wire_bytes=self._sum_bytes(transfer.wire_bytes for transfer in crossed),
+            feature_bytes=raw_bytes if self._graph.boundary_bytes else None,  # where the graph knows them
+            feature_wire_bytes=wire_bytes if self._graph.boundary_bytes else None,
         )
-
-    def _sum_bytes(self, sizes: Iterable[int]) -> int | None:
-        """None where the graph does not know them."""
-        return sum(sizes) if self._graph.boundary_bytes else None
 
     def _run(self, timed: _TimedLeg) -> float:
         up, down, link = timed.up, timed.down, self._link
@@ -200,9 +210,10 @@ class VirtualSession:
 
     def _run_split(self, split: Split, leg: Leg) -> float:
         """Run a stage at both sides; the time of the one that computes longer."""
-        split = dataclasses.replace(
-            split, client_ms=split.client_ms * self._factor(), server_ms=split.server_ms * self._factor()
-        )
+        if self._noise:
+            split = dataclasses.replace(
+                split, client_ms=split.client_ms * self._factor(), server_ms=split.server_ms * self._factor()
+            )
         link = self._link
         link.advance(split.end_ms(leg.from_server, leg.to_server, self._now_ms, link.send_up, link.send_down))
         return max(split.client_ms, split.server_ms)
@@ -245,10 +256,10 @@ class VirtualSession:
             end_ms, ready_ms = link.arrived_down_ms(arrived_ms), link.arrived_down_ms(loaded_ms)
             self._uploaded.append(_Uploaded(arrived_ms, decoded_ms, loaded_ms, end_ms, ready_ms))
 
-    def _route(self, usable: int) -> list[_TimedLeg]:
+    def _route(self, usable: int) -> _Route:
         if usable not in self._routes:
             uploaded = [piece for pieces in self._pieces[:usable] for piece in pieces]
-            self._routes[usable] = [self._timed(leg, uploaded) for leg in self._graph.legs(uploaded)]
+            self._routes[usable] = _Route.of([self._timed(leg, uploaded) for leg in self._graph.legs(uploaded)])
         return self._routes[usable]
 
     def _timed(self, leg: Leg, uploaded: list[Piece]) -> _TimedLeg:

@@ -202,7 +202,8 @@ class AdaptiveSession(VirtualSession):
         if self._yields and route.offloads:
             self._begin_to_observe()
         self._router.settle(route, self._now_ms - start_ms)
-        return self._record(start_ms, raised_s, segments, crossed, late)
+        raw_bytes, wire_bytes = sum(each.raw_bytes for each in crossed), sum(each.wire_bytes for each in crossed)
+        return self._record(start_ms, raised_s, segments, raw_bytes, wire_bytes, late)
 
     def _wait(self, count: int, until_ms: float) -> None:
         """Wait until so many partitions are usable, but not longer than `until_ms`."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from ionn.costs.loading import device_names, load_costs
+from ionn.costs.loading import load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.files import read_text
@@ -192,7 +192,7 @@ def _keyed(key: str, make: Callable[[], T]) -> T:
 
 def _costs(spec: str, folder: Path, network: Network) -> Costs:
     """Costs that fit the network: a device's, or those of a file, from the folder of the walk's on."""
-    costs = load_costs(spec if spec in device_names() else str(folder / spec))
+    costs = load_costs(spec, folder)
     costs.layer_ms(network)
     return costs
 

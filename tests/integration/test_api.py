@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import json
@@ -24,7 +25,6 @@ from skimage import data as photographs
 
 import ionn
 from ionn import api
-from ionn.costs.models import Profile
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
 from ionn.model.inputs import PHOTOGRAPHS, image_input, natural_images
@@ -101,7 +101,7 @@ def test_runs_have_costs(tiny_files: Path, slow_client: str, tmp_path: Path) -> 
         assert trace.info.settings.client.startswith(client.name)
         assert trace.info.server == "odroid-xu4"
     with pytest.raises(ionn.InputError, match="other: not a profile of alexnet"):
-        ionn.run("alexnet", client=Profile("other", client.layers))  # type: ignore[attr-defined]
+        ionn.run("alexnet", client=dataclasses.replace(client, name="other"))
     with pytest.raises(ionn.InputError, match="client 5: give a path"):
         ionn.run(tiny_files, client=5)  # type: ignore[arg-type]
 

@@ -71,6 +71,8 @@ def test_run_json_is_what_people_script_against() -> None:
         assert {"queries_before_upload", "upload_s", "first_ms", "last_ms", "bit_equal", "overruns"} <= set(run)
         assert run["bit_equal"] is None
         assert run["queries_before_upload"] > 0
+        # Between those of the last query, if the client only waited, and of the first, if it only computed.
+        assert 3.977 * run["last_ms"] < 1e3 * run["energy_j"] <= 7.239 * run["first_ms"]
 
 
 def test_claims_json_is_what_people_script_against(tmp_path: Path) -> None:

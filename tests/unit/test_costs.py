@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.costs.features import features
-from ionn.costs.loading import costs_from_json, device_names, load_costs
+from ionn.costs.loading import costs_from_json, costs_label, device_names, load_costs
 from ionn.costs.models import CostModel, LayerTime, Profile, Scaled
 from ionn.errors import InputError
 from ionn.model.network import Network
@@ -351,6 +351,47 @@ def test_devices_by_name() -> None:
     assert "devices are gtx1080ti, odroid-xu4; did you mean odroid-xu4?" in message
     assert "did you mean" not in refusal("zzz")
     assert "no such file or device" in refusal("{" * 5000)
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0, 0.359381])
+def test_costs_of_a_device_that_is_so_many_times_as_fast(factor: float) -> None:
+    alexnet, device, scaled = Network.load("alexnet"), load_costs("gtx1080ti"), load_costs(f"{factor}*gtx1080ti")
+    for times in ("layer_ms", "load_ms", "fixed_ms"):
+        here, there = getattr(device, times)(alexnet), getattr(scaled, times)(alexnet)
+        assert there == pytest.approx(here / factor)
+    assert scaled.encode_ms_per_mb == pytest.approx((device.encode_ms_per_mb or 0) / factor)
+    assert scaled.decode_ms_per_mb == pytest.approx((device.decode_ms_per_mb or 0) / factor)
+    assert scaled.name == costs_label(scaled) == f"{factor:g}*gtx1080ti"
+    # What a server sends is read as it was, not as the device that it is a multiple of.
+    assert costs_from_json(json.loads(json.dumps(scaled.to_json())), "sent") == scaled
+
+
+def test_a_profile_is_scaled_and_told_from_others_by_its_numbers(tiny: Network, tmp_path: Path) -> None:
+    path = tmp_path / "phone.json"
+    phone = Profile.of(tiny, np.arange(1.0, len(tiny.layers) + 1), load_ms=6.0, name="phone", decode_ms_per_mb=9.0)
+    phone.save(path)
+    scaled = load_costs(f"1.5*{path}")
+    assert scaled.layer_ms(tiny).tolist() == [ms / 1.5 for ms in phone.layer_ms(tiny).tolist()]
+    assert (scaled.load_ms(tiny) == 4).all()
+    assert (scaled.encode_ms_per_mb, scaled.decode_ms_per_mb) == (None, 6)
+    assert costs_label(scaled).startswith("1.5*phone (")
+    assert load_costs("1.5*phone.json", tmp_path) == scaled
+
+
+def test_one_time_as_fast_is_as_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_costs("1*gtx1080ti") == load_costs("gtx1080ti")
+    monkeypatch.chdir(tmp_path)
+    save(Path("2*mine"), "0 data 4")  # a file of that name is what is meant
+    assert load_costs("2*mine").name == "2*mine"
+
+
+@pytest.mark.parametrize("factor", ["0", "-1", "nan", "inf", "1e4", "1e-4", "fast", "1_0"])
+def test_a_factor_that_is_none_is_refused(factor: str) -> None:
+    assert "how many times as fast; give a number from 0.001 to 1000" in refusal(f"{factor}*gtx1080ti")
+
+
+def test_what_is_scaled_must_exist() -> None:
+    assert "did you mean gtx1080ti?" in refusal("2*gtx1080t")
 
 
 def test_server_load_times_of_the_gtx1080ti() -> None:

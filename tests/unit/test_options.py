@@ -42,7 +42,8 @@ def test_a_number_out_of_its_range_is_refused(name: str) -> None:
     taken = {}
     for text in (*NUMBERS, str(kind.min), str(kind.max)):
         with contextlib.suppress(click.BadParameter):
-            taken[text] = parameter.type_cast_value(click.Context(command), text)
+            value = parameter.type_cast_value(click.Context(command), [text] if parameter.multiple else text)
+            taken[text] = value[0] if parameter.multiple else value
     assert taken.keys() >= {str(kind.min), str(kind.max)}
     assert all(kind.min <= number <= kind.max for number in taken.values())
 

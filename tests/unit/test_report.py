@@ -387,12 +387,13 @@ def test_a_row_of_the_summary() -> None:
 
     first = make_trace(latencies_ms=(1234.5, 777.77, *FIVE_FAST), ends_s=(1.234, 3.876), bit_equal=True)
     assert line(first) == (
-        "AlexNet", "original", "1", "1 + 1", "75%", "7", "3.88", "1.81", "358.9", "1234.5", "100.0", "7", "yes", "0.50",
+        "AlexNet", "original", "1", "1 + 1", "75%", "7", "3.88", "1.81", "358.9", "2.60", "1234.5", "100.0", "7",
+        "yes", "0.50",
     )  # fmt: skip
     second = make_trace(latencies_ms=(1234.5, 1277.77, 90.0), ends_s=(1.234, 3.0), sizes=(1_000, 1_000), run=2)
     assert line(first, second) == (
         "AlexNet", "original", "2", "1 + 1", "62%", "4.0 ± 4.2", "3.44 ± 0.62", "1.07 ± 1.04",
-        "807.5 ± 634.4", "1234.5", "95.0 ± 7.1", "5.0 ± 2.8", "yes", "0.50",
+        "807.5 ± 634.4", "5.85 ± 4.59", "1234.5", "95.0 ± 7.1", "5.0 ± 2.8", "yes", "0.50",
     )  # fmt: skip
     assert line(make_trace(bit_equal=False))[-2] == "NO"
     assert line(make_trace())[-2] == "-"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,17 @@ def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
     PLANNERS[name] = _ADDED[name] = checked(name, function)
     _SOURCES[name] = _source_digest(function)
     return name
+
+
+def added_planners(names: Iterable[str]) -> dict[str, Planner]:
+    """Those of these names that are a user's own: what another process must be given, with `take_planners`."""
+    return {name: _ADDED[name] for name in names if name in _ADDED}
+
+
+def take_planners(planners: Mapping[str, Planner]) -> None:
+    """Take planners into the registry that `added_planners` gave in another process."""
+    PLANNERS.update(planners)
+    _ADDED.update(planners)
 
 
 def planner_digest(name: str) -> str:

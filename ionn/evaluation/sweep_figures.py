@@ -1,0 +1,240 @@
+"""What the table of a sweep says: where each algorithm starts to matter, as figures and as a few lines of text.
+
+The gain of an algorithm is by how many percent more queries end before the upload does than with the paper's original
+one at the same bandwidth, between the same devices. It is infinite where the original one completes none: its queries
+wait for a first partition that is nearly everything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ionn.errors import InputError
+from ionn.evaluation.style import looks, new_grid, new_panels, save_png_and_pdf
+from ionn.evaluation.summary import distinct, rank
+from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, SERVER, SHOWN, model_title
+from ionn.testbed.sweep_table import SweepRow
+
+if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
+    from matplotlib.axes import Axes
+
+Grid = NDArray[np.float64]
+Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as fast the server is
+
+# A gain that is worth having.
+MATTERS_PERCENT = 10.0
+# What a colour can tell: any larger gain has the last one.
+_COLOUR_PERCENT = 100.0
+_TIMES_AS_FAST = re.compile(r"([0-9.e+-]+)\*(.+)")
+
+
+def more_queries(rows: Sequence[SweepRow], originals: Sequence[SweepRow]) -> float:
+    """By how many percent more queries ended before the upload did; NaN where neither has any."""
+    new, old = (sum(row.queries for row in each) for each in (rows, originals))
+    if not old:
+        return math.inf if new else math.nan
+    return (new / old - 1) * 100
+
+
+def draw_sweep(rows: Sequence[SweepRow], out: Path) -> list[Path]:
+    """Figures of a sweep, for each client, coding, arrivals and device at the server: the gain over the original
+    algorithm by bandwidth (sweep-lines), where the server is closest to one time as fast as its device; and by
+    bandwidth and speed of the server (sweep-map), where the table has several speeds.
+
+    Raises InputError where the table has no original algorithm to compare with, no other, or one bandwidth only.
+    """
+    groups = [[row for row in rows if _setting(row) == setting] for setting in distinct(map(_setting, rows))]
+    paths = []
+    for group in groups:
+        _check(group)
+        for device in distinct(_server(row)[1] for row in group):
+            members = [row for row in group if _server(row)[1] == device]
+            names = [*(() if len(groups) == 1 else _setting(group[0])), *(() if device == SERVER else (device,))]
+            end = "".join(f"-{re.sub('[^A-Za-z0-9.]+', '-', name).strip('-')}" for name in names)
+            paths += _draw_lines(members, out / f"sweep-lines{end}")
+            if len({_server(row)[0] for row in members}) > 1:
+                paths += _draw_map(members, out / f"sweep-map{end}")
+    return paths
+
+
+def gains_text(rows: Sequence[SweepRow]) -> str:
+    """For each model and algorithm, at the server that is closest to one time as fast as its device: the most that it
+    gains over the original one, where, and between which bandwidths it gains MATTERS_PERCENT or more. Raises InputError
+    as `draw_sweep` does."""
+    _check(rows)
+    rows = _closest(rows)
+    lines = [
+        f"{_title(rows[0], rows[0].server)}: queries before the upload ended, against {ORIGINAL}",
+        f"{'model':<12} {'algorithm':<24} {'most':>7} {'at Mbps':>8}  at least {MATTERS_PERCENT:.0f} % at Mbps",
+    ]
+    for (model, algorithm), gains in _lines(rows).items():
+        known = {mbps: gain for mbps, gain in gains.items() if math.isfinite(gain)}
+        most = max(known, key=lambda mbps: known[mbps], default=math.nan)
+        enough = [mbps for mbps, gain in gains.items() if gain >= MATTERS_PERCENT]
+        where = f"{min(enough):.4g} to {max(enough):.4g}" if enough else "-"
+        gain = f"{known[most]:+.0f} %" if known else "-"
+        lines.append(f"{model_title(model):<12} {algorithm:<24} {gain:>7} {most:>8.4g}  {where}")
+    return "\n".join(lines)
+
+
+def can_compare(rows: Iterable[SweepRow]) -> bool:
+    """Tell whether a table has something to say about gains over bandwidths."""
+    listed = list(rows)
+    algorithms = {row.algorithm for row in listed}
+    return ORIGINAL in algorithms and len(algorithms) > 1 and len({row.mbps for row in listed}) > 1
+
+
+def _check(rows: Sequence[SweepRow]) -> None:
+    if not can_compare(rows):
+        raise InputError(
+            f"the figures of a sweep compare algorithms with {ORIGINAL} at several bandwidths; give --algorithm "
+            f"{ORIGINAL}, another one, and --mbps 1:1000:40"
+        )
+
+
+def _setting(row: SweepRow) -> tuple[str, str, str]:
+    return row.client, row.coding, row.arrivals
+
+
+def _server(row: SweepRow) -> tuple[float, str]:
+    """How many times as fast as which device the server is."""
+    match = _TIMES_AS_FAST.fullmatch(row.server)
+    return (float(match[1]), match[2]) if match else (1.0, row.server)
+
+
+def _closest(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """The rows whose server is closest to one time as fast as its device."""
+    closest = min((abs(math.log(_server(row)[0])), row.server) for row in rows)[1]
+    return [row for row in rows if row.server == closest]
+
+
+def _gains(rows: Sequence[SweepRow]) -> dict[Key, float]:
+    """The gain of each algorithm but the original one, over all seeds."""
+    cells: dict[Key, list[SweepRow]] = {}
+    for row in rows:
+        cells.setdefault((row.model, row.algorithm, row.mbps, _server(row)[0]), []).append(row)
+    return {
+        key: more_queries(cells[key], cells[original])
+        for key in sorted(cells, key=lambda key: (rank(key[0], list(MODELS)), rank(key[1], SHOWN), *key[2:]))
+        if key[1] != ORIGINAL and (original := (key[0], ORIGINAL, *key[2:])) in cells
+    }
+
+
+def _lines(rows: Sequence[SweepRow]) -> dict[tuple[str, str], dict[float, float]]:
+    """The gain by bandwidth, ascending, of each model and algorithm."""
+    lines: dict[tuple[str, str], dict[float, float]] = {}
+    for (model, algorithm, mbps, _), value in _gains(rows).items():
+        lines.setdefault((model, algorithm), {})[mbps] = value
+    return lines
+
+
+def _title(row: SweepRow, server: str) -> str:
+    """What the rows of a figure have in common."""
+    parts = [f"client {row.client}", f"server {server}"]
+    parts += [] if row.coding == "none" else [f"coding {row.coding}"]
+    parts += [] if row.arrivals == "closed" else [f"arrivals {row.arrivals}"]
+    return ", ".join(parts)
+
+
+def _is_papers(row: SweepRow) -> bool:
+    return (row.client, row.server, row.coding, row.arrivals) == (CLIENT, SERVER, "none", "closed")
+
+
+def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
+    """A panel per model, a line per algorithm; a triangle on top where its gain is infinite."""
+    rows = _closest(rows)
+    lines = _lines(rows)
+    models = distinct(model for model, _ in lines)
+    styles = looks([ORIGINAL, *(algorithm for _, algorithm in lines)])
+    with new_panels(6.8, 1.8 + 1.45 * len(models), [1.0] * len(models)) as (figure, panels):
+        for axes, model in zip(panels, models, strict=True):
+            for algorithm, values in ((name, each) for (of, name), each in lines.items() if of == model):
+                style = styles[algorithm]
+                finite = [value if math.isfinite(value) else math.nan for value in values.values()]
+                endless = [mbps for mbps, value in values.items() if value == math.inf]
+                axes.plot(
+                    list(values), finite, color=style["color"], linestyle=style["line"], linewidth=style["width"],
+                    label=algorithm,
+                )  # fmt: skip
+                axes.plot(
+                    endless, [0.95] * len(endless), transform=axes.get_xaxis_transform(), marker="^",
+                    markersize=3 + 2 * style["width"], markerfacecolor="none", markeredgecolor=style["color"],
+                    linestyle="none",
+                )  # fmt: skip
+            axes.axhline(0, color="black", linewidth=0.7)
+            if _is_papers(rows[0]):
+                axes.axvline(MBPS, color="#444444", linewidth=0.9, linestyle=":")
+            axes.set_title(model_title(model), loc="left", fontsize=9)
+            axes.set_ylabel("more queries (%)")
+        _mbps_axis(panels[-1])
+        panels[-1].set_xlim(min(row.mbps for row in rows), max(row.mbps for row in rows))
+        panels[-1].set_xlabel("bandwidth of the link (Mbps)")
+        legend = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+        point = f"dotted: the paper's {MBPS:g} Mbps; " if _is_papers(rows[0]) else ""
+        title = f"{point}triangle: {ORIGINAL} completes no query"
+        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, title=title)
+        figure.suptitle(f"Gain over {ORIGINAL}: {_title(rows[0], rows[0].server)}", weight="bold")
+        return save_png_and_pdf(figure, stem)
+
+
+def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
+    """Gains over bandwidth and speed of the server: models below each other, algorithms side by side."""
+    gains = _gains(rows)
+    models, algorithms = (distinct(key[part] for key in gains) for part in (0, 1))
+    mbps, speeds = sorted({key[2] for key in gains}), sorted({key[3] for key in gains})
+    device = _server(rows[0])[1]
+    papers = _is_papers(rows[0]._replace(server=device))
+    with new_grid(2.5 + 2.5 * len(algorithms), 2.0 + 1.5 * len(models), len(models), len(algorithms)) as (figure, grid):
+        for model, line in zip(models, grid, strict=True):
+            for algorithm, axes in zip(algorithms, line, strict=True):
+                values = _values(gains, model, algorithm, mbps, speeds)
+                mesh = axes.pcolormesh(
+                    mbps,
+                    speeds,
+                    values,
+                    cmap="PuOr_r",
+                    vmin=-_COLOUR_PERCENT,
+                    vmax=_COLOUR_PERCENT,
+                    shading="nearest",
+                    rasterized=True,
+                )
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
+                _mbps_axis(axes)
+                axes.grid(visible=False)
+                axes.set_facecolor("#bbbbbb")
+                if papers:
+                    axes.plot([MBPS], [1], marker="*", color="black", markersize=9, linestyle="none")
+            line[0].set_ylabel(f"{model_title(model)}\nspeed of server")
+        for algorithm, top, bottom in zip(algorithms, grid[0], grid[-1], strict=True):
+            top.set_title(algorithm, fontsize=9)
+            bottom.set_xlabel("Mbps")
+        figure.colorbar(
+            mesh, ax=[axes for line in grid for axes in line], label="more queries (%); grey: none with either",
+            extend="both", aspect=40,
+        )  # fmt: skip
+        star = f"\nstar: the paper's {MBPS:g} Mbps and server" if papers else ""
+        server = f"{device} at {speeds[0]:g} to {speeds[-1]:g} times its speed"
+        figure.suptitle(f"Gain over {ORIGINAL}\n{_title(rows[0], server)}{star}", fontsize=9)
+        return save_png_and_pdf(figure, stem)
+
+
+def _values(
+    gains: Mapping[Key, float], model: str, algorithm: str, mbps: Sequence[float], speeds: Sequence[float]
+) -> Grid:
+    """The gains of a map, (speeds, bandwidths), infinite ones beyond what a colour can tell; NaN where there are
+    none."""
+    values = [[gains.get((model, algorithm, x, y), math.nan) for x in mbps] for y in speeds]
+    return np.minimum(values, 2 * _COLOUR_PERCENT)
+
+
+def _mbps_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")

@@ -1,0 +1,374 @@
+"""Sweeps: runs of the virtual testbed over a grid of models, algorithms, bandwidths, devices and so on, with a row of a
+table (`ionn.testbed.sweep_table`) per run.
+
+joblib does the runs, in processes of this machine or, through Dask, on a cluster; there is no engine here. A task is
+some runs of one model and pair of devices at neighbouring bandwidths, long enough that handing it over costs little. It
+has in it all that it needs, a user's own planner too: whoever does it reads no file, and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ionn.address import parse_address
+from ionn.arguments import decimal_of
+from ionn.coding import LOSSLESS, NONE
+from ionn.costs.loading import costs_label, load_costs
+from ionn.costs.models import Costs
+from ionn.errors import InputError, IonnError, printable
+from ionn.model import zoo
+from ionn.model.network import Network
+from ionn.paper import CLIENT, MBPS, SERVER
+from ionn.planning.graph import ExecutionGraph
+from ionn.planning.plan import make_plan
+from ionn.planning.planners import Planner, added_planners, get_planner, planner_digest, take_planners
+from ionn.server.orphans import end_with
+from ionn.testbed.arrivals import CLOSED, Arrivals
+from ionn.testbed.energy import mean_energy_j
+from ionn.testbed.settings import Settings
+from ionn.testbed.sweep_table import Cell, SweepRow, open_table
+from ionn.testbed.trace import RunInfo, Trace
+from ionn.testbed.virtual import run_virtual
+
+# Rows of a table that can be looked at.
+CELLS_MAX = 1_000_000
+# Of a task: together they take a tenth of a second or more, and a process that is killed loses no more.
+RUNS_PER_TASK = 48
+# How long a cluster may take to answer.
+CLUSTER_S = 10
+# FIRST:LAST:COUNT, perhaps *COSTS.
+_RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?")
+
+Values = tuple[Any, ...]  # of a row, behind those of its cell
+
+
+def expand(text: str) -> list[str]:
+    """`FIRST:LAST:COUNT`, so many numbers in equal ratios, as their texts; behind each, what a `*` separates from them:
+    `1:100:3` is 1, 10, 100, and `1:100:3*gtx1080ti` is 1*gtx1080ti and so on. Any other text is itself.
+
+    Numbers between the first and the last have six digits. Raises InputError for a range that is none.
+    """
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        return [text]
+    first, last, count = decimal_of(match[1]), decimal_of(match[2]), int(match[3])
+    if not (0 < first < last < math.inf and 2 <= count <= CELLS_MAX):
+        raise InputError(f"{text}: give FIRST:LAST:COUNT, numbers above 0 that ascend and how many, as 1:1000:40")
+    between = np.geomspace(first, last, count)[1:-1].tolist()
+    times = "" if match[4] is None else f"*{match[4]}"
+    return [f"{number}{times}" for number in (match[1], *(f"{value:.6g}" for value in between), match[2])]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All combinations of models, algorithms and so on, each under the name that its column has; in the order of the
+    columns, the last of which changes fastest."""
+
+    models: Mapping[str, Network]
+    algorithms: Mapping[str, str]  # and their planners' names
+    planners: Mapping[str, Planner]  # by their names, those that are a user's own
+    mbps: Sequence[float]
+    clients: Mapping[str, Costs]
+    servers: Mapping[str, Costs]
+    codings: Sequence[str]
+    arrivals: Mapping[str, Arrivals]
+    seeds: Sequence[int]
+    coded_bytes: Mapping[str, Sequence[int] | None]  # of each model's stages, where a sidecar tells them
+
+    @classmethod
+    def of(
+        cls,
+        models: Sequence[str | Path],
+        algorithms: Sequence[str],
+        mbps: Sequence[float] = (MBPS,),
+        clients: Sequence[str | Path | Costs] = (CLIENT,),
+        servers: Sequence[str | Path | Costs] = (SERVER,),
+        codings: Sequence[str] = (NONE,),
+        arrivals: Sequence[str] = (CLOSED,),
+        seeds: Sequence[int] = (0,),
+    ) -> Grid:
+        """The grid of what users name. What is there twice counts once. Raises InputError for what cannot be run."""
+        for name, values in (
+            ("model", models), ("algorithm", algorithms), ("bandwidth", mbps), ("client", clients),
+            ("server", servers), ("coding", codings), ("arrivals", arrivals), ("seed", seeds),
+        ):  # fmt: skip
+            if not values:
+                raise InputError(f"a sweep needs a {name}: give one, or more")
+        networks = {}
+        coded_bytes: dict[str, Sequence[int] | None] = {}
+        for model in models:
+            network = Network.load(model)
+            label = _model_label(network)
+            networks[label] = network
+            if LOSSLESS in codings:
+                from ionn.model.coded_weights import own_wire_bytes
+
+                coded_bytes[label] = own_wire_bytes(model, None, network)
+        here, there = (
+            {
+                costs_label(costs): costs
+                for costs in (each if isinstance(each, Costs) else load_costs(each) for each in side)
+            }
+            for side in (clients, servers)
+        )
+        for network, costs in itertools.product(networks.values(), (*here.values(), *there.values())):
+            costs.layer_ms(network)  # refuses those of another network
+        for algorithm in algorithms:
+            get_planner(algorithm)
+        raised = {each.name: each for each in map(Arrivals.parse, arrivals)}
+        grid = cls(
+            networks, {_algorithm_label(name): name for name in algorithms}, added_planners(algorithms),
+            list(dict.fromkeys(map(float, mbps))), here, there, list(dict.fromkeys(codings)), raised,
+            list(dict.fromkeys(seeds)), coded_bytes,
+        )  # fmt: skip
+        if len(grid) > CELLS_MAX:
+            raise InputError(f"a sweep of {len(grid)} runs: give fewer values; at most {CELLS_MAX} runs")
+        first = next(grid.cells())
+        for rate, coding, name, seed in itertools.product(grid.mbps, grid.codings, grid.arrivals, grid.seeds):
+            grid.settings(first._replace(mbps=rate, coding=coding, arrivals=name, seed=seed))
+        return grid
+
+    def _axes(self) -> tuple[Sequence[Any], ...]:
+        """The values of each column."""
+        return (
+            list(self.models), list(self.algorithms), self.mbps, list(self.clients), list(self.servers), self.codings,
+            list(self.arrivals), self.seeds,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return math.prod(map(len, self._axes()))
+
+    def cells(self) -> Iterator[Cell]:
+        return (Cell(*values) for values in itertools.product(*self._axes()))
+
+    def settings(self, cell: Cell) -> Settings:
+        """How a cell's run is made. Raises InputError as `Settings` does."""
+        server = "" if cell.server == SERVER else cell.server
+        return Settings(
+            "virtual", cell.mbps, client=cell.client, server=server, seed=cell.seed, coding=cell.coding,
+            arrivals=self.arrivals[cell.arrivals],
+        )  # fmt: skip
+
+    def task(self, cells: Sequence[Cell]) -> Task:
+        """The task of cells that differ in algorithms, bandwidths, arrivals and seeds only."""
+        first, names = cells[0], {cell.algorithm: self.algorithms[cell.algorithm] for cell in cells}
+        return Task(
+            self.models[first.model], self.clients[first.client], self.servers[first.server], first.coding,
+            self.coded_bytes.get(first.model), self.planners,
+            [_Run(cell, names[cell.algorithm], self.settings(cell)) for cell in cells],
+        )  # fmt: skip
+
+    def tasks(self, cells: Sequence[Cell]) -> list[Task]:
+        """Cells as tasks: neighbouring bandwidths together, whose graphs serve all algorithms."""
+
+        def parts(cell: Cell) -> tuple[Any, ...]:
+            return cell.model, cell.client, cell.server, cell.coding
+
+        groups: dict[tuple[Any, ...], list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault(parts(cell), []).append(cell)
+        tasks = []
+        for group in groups.values():
+            group.sort(key=lambda cell: cell.mbps)  # stable: what else they differ in keeps its order
+            tasks += [self.task(group[at : at + RUNS_PER_TASK]) for at in range(0, len(group), RUNS_PER_TASK)]
+        return tasks
+
+
+def _model_label(network: Network) -> str:
+    """A model's name, and a digest where it does not come along."""
+    known = zoo.definitions()
+    if network.name in known and Network.load(network.name).digest == network.digest:
+        return network.name
+    return f"{printable(network.name)} ({network.digest[:8]})"
+
+
+def _algorithm_label(name: str) -> str:
+    """A planner's name, and a digest of its source where it is a user's own."""
+    digest = planner_digest(name)
+    return f"{name} ({digest[:8]})" if digest else name
+
+
+class _Run(NamedTuple):
+    cell: Cell
+    algorithm: str
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some runs of a model between two devices, sorted by bandwidth, and all that they are made with."""
+
+    network: Network
+    client: Costs
+    server: Costs
+    coding: str
+    coded_bytes: Sequence[int] | None
+    planners: Mapping[str, Planner]
+    runs: Sequence[_Run]
+
+
+class Failure(NamedTuple):
+    """A run that cannot be made, and why."""
+
+    cell: Cell
+    reason: str
+
+
+def failed(failures: Sequence[Failure], total: int, out: Path) -> InputError:
+    """The error for users of a sweep some of whose runs could not be made: the first reason, and how many there are."""
+    first = failures[0]
+    return InputError(
+        f"{len(failures)} of {total} runs cannot be made, such as {first.cell.model}, {first.cell.algorithm} at "
+        f"{first.cell.mbps:g} Mbps: {first.reason}; the others are in {out}"
+    )
+
+
+def run_task(task: Task) -> list[SweepRow | Failure]:
+    """Make the runs of a task, wherever that is."""
+    take_planners(task.planners)
+    found: list[SweepRow | Failure] = []
+    for mbps, runs in itertools.groupby(task.runs, key=lambda run: run.cell.mbps):
+        group = list(runs)
+        try:
+            graph = ExecutionGraph.from_network(
+                task.network, task.client, task.server, mbps, task.coding, coded_bytes=task.coded_bytes
+            )
+        except InputError as error:
+            found += [Failure(run.cell, str(error)) for run in group]
+            continue
+        for algorithm, planned in itertools.groupby(sorted(group, key=_algorithm), key=_algorithm):
+            cells = list(planned)
+            try:
+                plan = make_plan(task.network, graph, algorithm, mbps)
+            except InputError as error:
+                found += [Failure(run.cell, str(error)) for run in cells]
+                continue
+            for run in cells:
+                try:
+                    found.append(_row(run.cell, run_virtual(RunInfo(run.settings, 1, plan, graph))))
+                except InputError as error:
+                    found.append(Failure(run.cell, str(error)))
+    return found
+
+
+def _algorithm(run: _Run) -> str:
+    return run.algorithm
+
+
+def _row(cell: Cell, trace: Trace) -> SweepRow:
+    plan = trace.info.plan
+    return SweepRow(
+        *cell, len(trace.partitions), trace.upload_s, trace.queries_before_upload, trace.mean_ms_in_upload,
+        trace.responses.p90_ms, trace.queries[0].latency_ms, trace.queries[-1].latency_ms, mean_energy_j(trace),
+        plan.local_ms, plan.best_ms,
+    )  # fmt: skip
+
+
+def run_sweep(
+    grid: Grid,
+    out: Path,
+    jobs: int | None = None,
+    cluster: str | None = None,
+    begin: Callable[[int], Callable[[int], object]] = lambda total: lambda done: None,
+) -> tuple[list[SweepRow], list[Failure]]:
+    """Make the runs of a grid that the table in `out` does not have yet, and add them to it: the rows of the grid, in
+    its order, and what could not be run.
+
+    `jobs` processes of this machine do it, by default as many as it has cores, or, with `cluster`, the workers of the
+    Dask scheduler at that address. `begin` is told how many runs there are to make, and returns what is told, now and
+    then, how many more are made. Raises InputError where the table cannot be written or is none, or there is no such
+    cluster, and IonnError where processes or cluster are lost; what was made until then is in the table.
+    """
+    cells = list(grid.cells())
+    failures: list[Failure] = []
+    with open_table(out) as table:
+        there = {row.cell for row in table.rows}
+        missing = [cell for cell in cells if cell not in there]
+        show = begin(len(missing))
+        for found in _made(grid.tasks(missing), jobs or len(os.sched_getaffinity(0)), cluster):
+            table.add([each for each in found if isinstance(each, SweepRow)])
+            failures += [each for each in found if isinstance(each, Failure)]
+            show(len(found))
+        table.sort(cells)
+        rows = {row.cell: row for row in table.rows}
+    return [rows[cell] for cell in cells if cell in rows], failures
+
+
+def _made(tasks: Sequence[Task], jobs: int, cluster: str | None) -> Iterator[list[SweepRow | Failure]]:
+    """What comes of tasks, as they end."""
+    if not tasks:
+        return
+    if cluster is not None:
+        yield from _made_on_cluster(tasks, cluster)
+    elif jobs == 1 or len(tasks) == 1:
+        yield from map(run_task, tasks)
+    else:
+        yield from _made_here(tasks, jobs)
+
+
+def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Failure]]:
+    import joblib
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    try:
+        with joblib.parallel_config("loky", n_jobs=jobs, initializer=end_with, initargs=(os.getpid(),)):
+            yield from _by_joblib(tasks)
+    except BrokenProcessPool as error:
+        raise IonnError("a process of the sweep was killed; run it again, and it goes on with what is left") from error
+
+
+def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[SweepRow | Failure]]:
+    import distributed
+    import joblib
+
+    parse_address(address)
+    for name in logging.root.manager.loggerDict:
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is said here, in a line
+    connect: Any = distributed.Client
+    try:
+        client = connect(address, timeout=CLUSTER_S, set_as_default=False)
+    except OSError as error:
+        raise InputError(f"{address}: no Dask scheduler answers there; start one") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CLUSTER_S)
+        except TimeoutError as error:
+            raise InputError(f"{address}: this Dask scheduler has no workers; start some") from error
+        try:
+            # By itself: joblib would wait for ever for what a worker cannot load.
+            first = client.submit(run_task, tasks[0], pure=False).result()
+        except (ImportError, RuntimeError) as error:
+            why = printable(str(error.__cause__ or error))[:200]
+            raise InputError(f"{address}: a worker cannot load what it is to run: {why}; install it there") from error
+        yield first
+        try:
+            with joblib.parallel_config("dask", n_jobs=-1, client=client):
+                yield from _by_joblib(tasks[1:])
+        except (OSError, CancelledError, distributed.scheduler.KilledWorker) as error:
+            why = printable(str(error))[:200]
+            raise IonnError(
+                f"{address}: this cluster was lost ({why}); run the sweep again, and it goes on with what is left"
+            ) from error
+
+
+def _by_joblib(tasks: Sequence[Task]) -> Iterator[list[SweepRow | Failure]]:
+    """What comes of tasks, as they end, by the backend that joblib is configured to."""
+    import joblib
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[0-9]+ tasks", UserWarning)  # what joblib says of an interrupted sweep
+        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+        yield from parallel(joblib.delayed(run_task)(task) for task in tasks)

@@ -1,0 +1,198 @@
+"""The table of a sweep: a CSV, a row per run, to which rows are added as runs end.
+
+The file can be read by any program at any time. It is locked while a sweep adds to it, and a process that is killed
+leaves all rows that it had added; of the one that it was writing, what has no end is dropped. When the sweep ends, the
+rows are in the order of its grid. Numbers are written so that they are read back to the bit; what is not defined is
+empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ionn.arguments import decimal_of
+from ionn.errors import InputError
+from ionn.files import check_writable, open_regular, write_file
+
+
+class Cell(NamedTuple):
+    """A run of a sweep, by what it is made with. `model` and `algorithm` have a digest behind them where they are a
+    user's own, `client` and `server` are what `ionn.costs.loading.costs_label` calls them, `arrivals` is a name of
+    `Arrivals`."""
+
+    model: str
+    algorithm: str
+    mbps: float
+    client: str
+    server: str
+    coding: str
+    arrivals: str
+    seed: int
+
+
+class SweepRow(NamedTuple):
+    """A run, and what came of it, defined as in the summary: `queries` ended before the upload did; `mean_ms` and
+    `energy_j` are over those that started before that; `p90_ms` is of the response times of all. `local_ms` and
+    `best_ms` are latencies with nothing and with everything at the server, by the plan. NaN is what is not defined."""
+
+    model: str
+    algorithm: str
+    mbps: float
+    client: str
+    server: str
+    coding: str
+    arrivals: str
+    seed: int
+    partitions: int
+    upload_s: float
+    queries: int
+    mean_ms: float
+    p90_ms: float
+    first_ms: float
+    last_ms: float
+    energy_j: float
+    local_ms: float
+    best_ms: float
+
+    @property
+    def cell(self) -> Cell:
+        return Cell._make(self[: len(Cell._fields)])
+
+
+COLUMNS = SweepRow._fields
+# In the order of the columns; any other is a text.
+_WHOLE = {"seed", "partitions", "queries"}
+_REAL = {"mbps", "upload_s", "mean_ms", "p90_ms", "first_ms", "last_ms", "energy_j", "local_ms", "best_ms"}
+# What may be empty.
+_UNDEFINED = {"mean_ms", "p90_ms", "energy_j"}
+# A million rows have less.
+_BYTES_MAX = 1_000_000_000
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as lines of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(map(_text, row)) for row in rows])
+    return text.getvalue()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(value).removesuffix(".0")
+    return str(value)
+
+
+HEADER = csv_lines([COLUMNS])
+
+
+def read_table(path: Path) -> list[SweepRow]:
+    """The rows of a sweep's table. Raises InputError where there is no such file, and where it is none."""
+    return _rows(_read(path), path)
+
+
+class Table:
+    """The rows that a file has, and more that are added."""
+
+    def __init__(self, path: Path, file: io.FileIO, rows: Sequence[SweepRow]) -> None:
+        self.path = path
+        self.rows = list(rows)
+        self._file = file
+
+    def add(self, rows: Sequence[SweepRow]) -> None:
+        """Raises InputError where the disk is full."""
+        left = csv_lines(rows).encode()
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot write: {error.strerror}; free space and go on") from error
+        self.rows += rows
+
+    def sort(self, cells: Sequence[Cell]) -> None:
+        """Put the rows of these cells into their order, behind all others."""
+        order = {cell: number for number, cell in enumerate(cells)}
+        ordered = sorted(self.rows, key=lambda row: order.get(row.cell, -1))
+        if ordered != self.rows:
+            self.rows = ordered
+            write_file(self.path, (HEADER + csv_lines(ordered)).encode())
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[Table]:
+    """The table in a file, which is made where there is none, for this process alone.
+
+    Raises InputError where the file cannot be written, is no table of a sweep, or another process adds to it.
+    """
+    check_writable(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without buffer: what is added is in the file, whatever becomes of this process.
+        file = open(path, "ab", buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{path}: cannot write there: {error.strerror}; choose another file") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{path}: another sweep writes into it; wait, or choose another file") from error
+        content = _read(path)
+        rows = _rows(content, path)
+        complete = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(complete))
+        if not complete:
+            file.write(HEADER.encode())
+        yield Table(path, file, rows)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(_BYTES_MAX)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the table: {error.strerror}") from error
+
+
+def _rows(content: bytes, path: Path) -> list[SweepRow]:
+    """The rows of a file whose last line may be half-written."""
+    header = HEADER.encode()
+    if not content.startswith(header):
+        if header.startswith(content):  # even the header may be
+            return []
+        raise InputError(f"{path}: not a table of ionn sweep: its first line differs; choose another file")
+    try:
+        text = content[: content.rfind(b"\n") + 1].decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a table of ionn sweep: it is not UTF-8; choose another file") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        next(reader)
+        rows = [_row(values, f"{path}:{reader.line_num}") for values in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not a row of ionn sweep: {error}; choose another file") from error
+    return rows
+
+
+def _row(values: Sequence[str], place: str) -> SweepRow:
+    if len(values) != len(COLUMNS):
+        raise InputError(
+            f"{place}: not a row of ionn sweep: {len(values)} values, not {len(COLUMNS)}; choose another file"
+        )
+    read: list[object] = []
+    for column, value in zip(COLUMNS, values, strict=True):
+        if column in _WHOLE and value.isascii() and value.isdigit() and len(value) < 20:
+            read.append(int(value))
+        elif column in _REAL and (math.isfinite(decimal_of(value)) or (not value and column in _UNDEFINED)):
+            read.append(decimal_of(value))
+        elif column not in _WHOLE | _REAL:
+            read.append(value)
+        else:
+            raise InputError(f"{place}: {column} is {value[:40]!r}, no number; choose another file")
+    return SweepRow(*read)  # type: ignore[arg-type]

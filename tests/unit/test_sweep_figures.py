@@ -1,0 +1,83 @@
+"""What the table of a sweep says: gains by hand, and what is drawn of which tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ionn.errors import InputError
+from ionn.evaluation.sweep_figures import can_compare, draw_sweep, gains_text, more_queries
+from ionn.testbed.sweep_table import SweepRow
+
+
+def row(algorithm: str, mbps: float, queries: int, **values: Any) -> SweepRow:
+    made = SweepRow(
+        "alexnet", algorithm, mbps, "odroid-xu4", "gtx1080ti", "none", "closed", 0, 3, 28.5, queries, 400.0, 600.0,
+        612.0, 34.0, 1.75, 819.0, 34.0,
+    )  # fmt: skip
+    return made._replace(**values)
+
+
+TABLE = [
+    row("original", 5, 0), row("original", 50, 10), row("original", 500, 20),
+    row("efficiency", 5, 7), row("efficiency", 50, 15), row("efficiency", 500, 19),
+]  # fmt: skip
+
+
+def test_the_gain_is_of_all_seeds_together() -> None:
+    old, new = ([row("x", 1, queries, seed=seed) for seed, queries in enumerate(each)] for each in ((9, 1), (10, 5)))
+    assert more_queries(new, old) == pytest.approx(50)
+    assert more_queries(old, old) == 0
+    assert more_queries(new, [row("x", 1, 0)]) == math.inf
+    assert math.isnan(more_queries([row("x", 1, 0)], [row("x", 1, 0)]))
+
+
+def test_the_text_has_the_most_and_where_it_matters() -> None:
+    lines = gains_text(TABLE).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("client odroid-xu4, server gtx1080ti: ")
+    assert lines[2].split() == ["AlexNet", "efficiency", "+50", "%", "50", "5", "to", "50"]
+    nothing = [each._replace(queries=0) for each in TABLE]
+    assert gains_text(nothing).splitlines()[2].split() == ["AlexNet", "efficiency", "-", "nan", "-"]
+
+
+def test_the_text_is_of_the_server_closest_to_its_device() -> None:
+    slow = [each._replace(server="0.5*gtx1080ti", queries=1) for each in TABLE]
+    assert gains_text([*slow, *TABLE]) == gains_text(TABLE)
+    assert "+0 %" in gains_text(slow)
+
+
+@pytest.mark.parametrize("rows", [TABLE[:3], TABLE[3:], [TABLE[0], TABLE[3]], []])
+def test_nothing_to_compare_is_refused(rows: list[SweepRow], tmp_path: Path) -> None:
+    assert not can_compare(rows)
+    with pytest.raises(InputError, match="give --algorithm original"):
+        gains_text(rows)
+    if rows:
+        with pytest.raises(InputError, match="give --algorithm original"):
+            draw_sweep(rows, tmp_path)
+
+
+def test_lines_and_maps_of_every_setting(tmp_path: Path) -> None:
+    def drawn(*rows: SweepRow) -> list[str]:
+        return [path.name for path in draw_sweep(rows, tmp_path) if path.suffix == ".png"]
+
+    slow = [each._replace(server="0.5*gtx1080ti") for each in TABLE]
+    assert drawn(*TABLE) == ["sweep-lines.png"]
+    assert drawn(*slow, *TABLE) == ["sweep-lines.png", "sweep-map.png"]
+    other = [each._replace(server=f"{speed}*my box") for each in TABLE for speed in (2, 4)]
+    assert drawn(*other) == ["sweep-lines-my-box.png", "sweep-map-my-box.png"]
+    coded = [each._replace(coding="lossless") for each in TABLE]
+    assert drawn(*TABLE, *coded) == [
+        "sweep-lines-odroid-xu4-none-closed.png", "sweep-lines-odroid-xu4-lossless-closed.png",
+    ]  # fmt: skip
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size > 5_000
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
+    slow = [each._replace(server="0.5*gtx1080ti") for each in TABLE]
+    first, second = (draw_sweep([*slow, *TABLE], tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
