@@ -58,16 +58,20 @@ def read_text(path: Path, what: str) -> str:
 
 
 def _may_be_file(path: Path) -> bool:
-    """Tell whether a path has a name, and nothing but a file has it."""
-    return bool(path.name) and (path.is_file() or not path.exists())
+    """Tell whether a path has a name, and nothing but a file has it. Raises InputError for one that is too long."""
+    try:
+        return bool(path.name) and (path.is_file() or not path.exists())
+    except OSError as error:
+        raise InputError(f"{path}: cannot write there: {error.strerror}; choose another name") from error
 
 
 def check_writable(path: Path) -> None:
     """Raise InputError if `write_file` could not write there: better before the work than after it."""
+    writable = _may_be_file(path)
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    if not _may_be_file(path) or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not writable or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{path}: cannot write there; choose another file")
 
 

@@ -350,6 +350,7 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
     network = ionn.load_network(model)
     there = "tcp://127.0.0.1:1"  # nobody is there
     client = "odroid-xu4"
+    swept: dict[str, Any] = {"algorithms": ["original"], "out": "sweep.csv"}
 
     def ask(data: Any) -> object:
         with ionn.connect(model) as session:
@@ -400,6 +401,11 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
                 "busy",
                 "deadline_ms",
             )
+        },
+        "sweep": lambda given: ionn.sweep(given, ["original"], "sweep.csv"),
+        **{
+            f"sweep {name}": naming(name, partial(ionn.sweep, models=[model], **swept))
+            for name in inspect.signature(ionn.sweep).parameters
         },
         "connect": connected,
         **{
@@ -453,7 +459,7 @@ def test_every_argument_is_mistaken(tiny_files: Path) -> None:
     # What is not made by its users has no arguments to be mistaken in.
     for name in set(ionn.__all__) - {"Answer", "ExecutionGraph", "InputError", "IonnError", "Plan", "Session", "Slice"}:
         assert name in tried
-    for function in (ionn.plan_upload, ionn.run, ionn.connect):
+    for function in (ionn.plan_upload, ionn.run, ionn.sweep, ionn.connect):
         for parameter in list(inspect.signature(function).parameters)[1:]:
             assert f"{function.__name__} {parameter}" in tried
 

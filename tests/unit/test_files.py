@@ -131,7 +131,7 @@ def test_keys_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["", ".", "folder", "pipe", "device"])
+@pytest.mark.parametrize("name", ["", ".", "folder", "pipe", "device", "x" * 300, "x" * 300 + "/y"])
 def test_what_is_no_file_is_not_replaced_by_one(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
