@@ -44,8 +44,8 @@ from ionn.testbed.virtual import run_virtual
 
 # Rows of a table that can be looked at.
 CELLS_MAX = 1_000_000
-# Of a task: together they take a tenth of a second or more, and a process that is killed loses no more.
-RUNS_PER_TASK = 48
+# Of a task: together they take a fifth of a second or more, and a process that is killed loses no more.
+RUNS_PER_TASK = 120
 # How long a cluster may take to answer.
 CLUSTER_S = 10
 # FIRST:LAST:COUNT, perhaps *COSTS.
