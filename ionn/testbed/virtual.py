@@ -38,14 +38,15 @@ from ionn.testbed.trace import RunInfo, Trace
 QUERIES_MAX = 1_000_000
 
 
-def run_virtual(info: RunInfo) -> Trace:
-    """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic.
+def run_virtual(info: RunInfo, exchange_ms: float = 0.0) -> Trace:
+    """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic. What goes to the server and
+    comes back takes `exchange_ms` longer than they and the link's delay say.
 
     The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
     standard deviation of its logarithm) drawn from the settings' seed and `info.run`. Raises InputError for queries
     that take no time, or nearly none: the run would never end.
     """
-    return run_experiment(VirtualSession(info), info)
+    return run_experiment(VirtualSession(info, exchange_ms), info)
 
 
 class _TimedLeg(NamedTuple):
@@ -80,18 +81,20 @@ class _Uploaded(NamedTuple):
 NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
-def make_link(info: RunInfo) -> FluidLink:
-    """The link of a run, at its beginning. A link that is measured has work in ms at the paper's rate."""
+def make_link(info: RunInfo, exchange_ms: float = 0.0) -> FluidLink:
+    """The link of a run, at its beginning; there and back takes `exchange_ms` longer than its delay. A link that is
+    measured has work in ms at the paper's rate."""
     settings = info.settings
     mbps = settings.mbps or MBPS
     bandwidth = info.bandwidth or Bandwidth.constant(mbps)
-    return FluidLink(bandwidth.work_ms(mbps), *Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed))
+    delays = Delay.both(settings.delay_ms + exchange_ms / 2, settings.jitter_ms, settings.seed)
+    return FluidLink(bandwidth.work_ms(mbps), *delays)
 
 
 class VirtualSession:
     """A `Session` of the experiment on a simulated clock, in ms."""
 
-    def __init__(self, info: RunInfo) -> None:
+    def __init__(self, info: RunInfo, exchange_ms: float = 0.0) -> None:
         self._graph = graph = info.graph
         self._partitions = list(info.plan.partitions)
         self._pieces = [partition.pieces for partition in self._partitions]
@@ -100,7 +103,7 @@ class VirtualSession:
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
         settings = info.settings
-        self._link = make_link(info)
+        self._link = make_link(info, exchange_ms)
         self._held_ms = math.inf  # the work that the upload may do while a query is at the server
         if settings.upload == YIELD:
             self._held_ms = BESIDE_QUERY_BYTES * 8 / (mbps * 1e3)
