@@ -34,7 +34,8 @@ from ionn.testbed.fluid_link import FluidLink
 from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 
-# Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
+# Before upload and window end. So many take a minute, of a client that measures some minutes, and are more than any link
+# that somebody waits for allows.
 QUERIES_MAX = 1_000_000
 
 
@@ -44,7 +45,7 @@ def run_virtual(info: RunInfo, exchange_ms: float = 0.0) -> Trace:
 
     The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
     standard deviation of its logarithm) drawn from the settings' seed and `info.run`. Raises InputError for queries
-    that take no time, or nearly none: the run would never end.
+    that take no time, and where there are more than QUERIES_MAX before upload and window end: the run would never end.
     """
     return run_experiment(VirtualSession(info, exchange_ms), info)
 
@@ -165,14 +166,18 @@ class VirtualSession:
         crossed: Sequence[Transfer],
         fallback: bool = False,
     ) -> QueryRecord:
-        """The record of a query that ends now. Raises InputError where queries are so fast that the run would never
-        end."""
+        """The record of a query that ends now. Raises InputError where queries are so fast, or the link so slow, that the
+        run would never end."""
         start_s = start_ms / 1e3
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms
-        if goes_on and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
-            took_ms = self._now_ms - start_ms
-            raise InputError(f"a query of {took_ms:g} ms is so fast that the run would not end; check the costs")
+        if goes_on and self._now_ms == start_ms:
+            raise InputError("a query of 0 ms is so fast that the run would not end; check the costs")
+        if goes_on and self._queries == QUERIES_MAX:
+            raise InputError(
+                f"{QUERIES_MAX} queries, the last of {self._now_ms - start_ms:g} ms, end before the upload and the "
+                "window are over; give a faster link or a shorter window, or check the costs"
+            )
         return QueryRecord(
             index=self._queries - 1,
             raised_s=start_s if raised_s is None else raised_s,
