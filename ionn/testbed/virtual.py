@@ -34,8 +34,8 @@ from ionn.testbed.fluid_link import FluidLink
 from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 
-# Before upload and window end. So many take a minute, of a client that measures some minutes, and are more than any link
-# that somebody waits for allows.
+# Before upload and window end. So many take a minute, of a client that measures some minutes, and are more than any
+# link that somebody waits for allows.
 QUERIES_MAX = 1_000_000
 
 
@@ -166,8 +166,8 @@ class VirtualSession:
         crossed: Sequence[Transfer],
         fallback: bool = False,
     ) -> QueryRecord:
-        """The record of a query that ends now. Raises InputError where queries are so fast, or the link so slow, that the
-        run would never end."""
+        """The record of a query that ends now. Raises InputError where queries are so fast, or a link so slow, that
+        the run would never end."""
         start_s = start_ms / 1e3
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms

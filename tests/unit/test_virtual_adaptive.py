@@ -299,7 +299,7 @@ def test_queries_over_a_link_that_carries_nearly_nothing_are_bounded(
     monkeypatch.setattr("ionn.testbed.virtual.QUERIES_MAX", 100)
     link = tmp_path / "day.mm"
     link.write_text("86400000\n")
-    with pytest.raises(InputError, match="^100 queries, the last of .* ms, end before the upload .* faster link"):
+    with pytest.raises(InputError, match=r"^100 queries, the last of .* ms, end before the upload .* faster link"):
         run_virtual_all("mobilenet", ["recursive-efficiency"], mbps=None, link=link)
 
 
