@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,21 @@ from ionn.errors import InputError
 
 # More than any file has that people write, and little enough to be read at once.
 FILE_BYTES_MAX = 10_000_000
+
+# A name of a file has 255 bytes; while it is written, ".part" is at its end.
+_NAME_BYTES_MAX = 240
+
+
+def file_name(name: str, suffix: str) -> str:
+    """The name of a file that ends in a suffix; a name that is too long for one is cut, and has a digest."""
+    most_bytes = _NAME_BYTES_MAX - len(suffix.encode())
+    return (name if len(name.encode()) <= most_bytes else with_digest(name, most_bytes, name)) + suffix
+
+
+def with_digest(name: str, most_bytes: int, of: str) -> str:
+    """A name, cut to at most so many bytes with the digest of a text at its end."""
+    end = "-" + hashlib.sha256(of.encode()).hexdigest()[:8]
+    return name.encode()[: most_bytes - len(end)].decode(errors="ignore") + end
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -96,6 +112,14 @@ def write_file(path: Path, content: bytes | Iterable[bytes], private: bool = Fal
             part.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none. Raises InputError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def locked(folder: Path, private: bool = False) -> Iterator[None]:
     """A folder, made where there is none, that no other process has in this way meanwhile; if `private`, only the user
@@ -103,8 +127,8 @@ def locked(folder: Path, private: bool = False) -> Iterator[None]:
 
     Raises InputError where it cannot be made.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         if private:
             os.fchmod(descriptor, 0o700)

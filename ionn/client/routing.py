@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ionn.client.estimates import Estimate
+from ionn.errors import InputError
 from ionn.model.slices import Piece, channels_of
 from ionn.planning.graph import ExecutionGraph, Leg
 
@@ -69,6 +70,8 @@ class Router:
     """Routes the queries of a session, one after another.
 
     `make_graph` makes the graph of an estimate. While weights are under way, a query has the part `share` of the link.
+    Raises InputError for a graph of queries that take no time at the client alone: there is nothing to gain, and no
+    local latency to count an allowance in.
     """
 
     def __init__(self, make_graph: Callable[[Estimate], ExecutionGraph], share: float = FAIR_SHARE) -> None:
@@ -85,7 +88,10 @@ class Router:
         if estimate not in self._graphs:
             while len(self._graphs) >= _GRAPHS_MAX:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[estimate] = self._make_graph(estimate)
+            graph = self._make_graph(estimate)
+            if not graph.local_ms:
+                raise InputError("a query of 0 ms at the client is so fast that it is never offloaded; check the costs")
+            self._graphs[estimate] = graph
         return self._graphs[estimate]
 
     def wait(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -30,3 +31,10 @@ def rate_errors(trace: Trace) -> NDArray[np.float64]:
     which = np.searchsorted([each.time_s for each in trace.estimates], times_s[:-1], side="right") - 1
     believed = np.array([each.mbps for each in trace.estimates])[which]
     return np.abs(believed[mbps > 0] / mbps[mbps > 0] - 1)
+
+
+def rate_error_percentile(trace: Trace, share: float) -> float:
+    """The value that so many percent of the `rate_errors` do not exceed; NaN where there are none: the run is shorter
+    than a span, or nothing could cross in any."""
+    errors = rate_errors(trace)
+    return float(np.percentile(errors, share)) if errors.size else math.nan

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
 from ionn.evaluation import page
-from ionn.evaluation.beliefs import SPAN_S, rate_errors
+from ionn.evaluation.beliefs import SPAN_S, rate_error_percentile
 from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Verdict, gain_percent, judge
 from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
@@ -312,7 +311,7 @@ def estimates(rows: Sequence[SummaryRow]) -> Section:
             (
                 model_title(row.model), row.algorithm, row.settings.name, str(trace.info.run),
                 str(len(trace.estimates)),
-                *(_percent(float(np.percentile(rate_errors(trace) * 100, share)), "") for share in (50, 90)),
+                *(_percent(rate_error_percentile(trace, share) * 100, "") for share in (50, 90)),
                 str(sum(query.fallback for query in trace.queries)), str(len(trace.queries)),
             )
             for row, trace in measured

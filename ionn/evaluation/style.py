@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ionn.errors import InputError
-from ionn.files import write_file
+from ionn.files import file_name, write_file
 from ionn.paper import SHOWN
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
@@ -131,5 +131,6 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def save_png_and_pdf(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure into stem.png and stem.pdf. Raises InputError where that is not possible."""
-    return [save_figure(figure, stem.with_name(f"{stem.name}.{kind}")) for kind in ("png", "pdf")]
+    """Write a figure into stem.png and stem.pdf, a stem cut where it is too long for a name. Raises InputError where
+    that is not possible."""
+    return [save_figure(figure, stem.with_name(file_name(stem.name, f".{kind}"))) for kind in ("png", "pdf")]

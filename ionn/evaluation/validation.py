@@ -71,7 +71,7 @@ def predict(trace: Trace) -> Trace:
     settings = trace.info.settings
     virtual = Settings(
         "virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed,
-        link=settings.link, delay_ms=settings.delay_ms + exchange_ms(trace) / 2, jitter_ms=settings.jitter_ms,
+        link=settings.link, delay_ms=settings.delay_ms, jitter_ms=settings.jitter_ms,
         upload=settings.upload,
     )  # fmt: skip
     if not settings.arrivals.closed:
@@ -81,7 +81,7 @@ def predict(trace: Trace) -> Trace:
             virtual, window_s=settings.window_s, arrivals=arrivals, busy=settings.busy, deadline_ms=settings.deadline_ms
         )
     try:
-        return run_virtual(dataclasses.replace(trace.info, settings=virtual))
+        return run_virtual(dataclasses.replace(trace.info, settings=virtual), exchange_ms(trace))
     except InputError as error:
         run = f"run {trace.info.run} of {trace.info.model}, {trace.info.algorithm}, {settings.name}"
         raise InputError(f"{run}: the costs in its trace do not predict it: {error}") from error

@@ -29,7 +29,7 @@ class Session(Protocol):
         """Return when the first partition is usable (at once for an empty plan)."""
 
     def uploaded(self) -> bool:
-        """Tell whether every partition of the plan is usable."""
+        """Tell whether every partition of the plan is usable; more may be planned later."""
 
     def wait_until(self, time_s: float) -> None:
         """Return at that time on the clock; at once if it has passed."""
@@ -46,7 +46,8 @@ class Session(Protocol):
 
 def run_experiment(session: Session, info: RunInfo) -> Trace:
     """Upload the plan and raise queries meanwhile, as the settings' arrivals say; five more follow when the whole plan
-    is uploaded, and in a run with a window, more until it ends.
+    is uploaded, and in a run with a window, more until it ends. Where a client that measures plans more meanwhile, five
+    follow that again.
 
     Raises InputError where more than ARRIVALS_MAX queries arrive in that time.
     """
@@ -60,17 +61,11 @@ def _closed_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], li
     """Raise one query after another: the first waits for the first partition (paper, section 4.1). None is dropped."""
     session.wait_for_first_partition()
     queries: list[QueryRecord] = []
-
-    def query() -> None:
+    after_upload = 0
+    while after_upload < QUERIES_AFTER_UPLOAD or session.now_s() < _window_s(info):
+        after_upload = after_upload + 1 if session.uploaded() else 0
         # The first one was raised with the upload, whenever it could start.
         queries.append(session.query(raised_s=None if queries else 0.0))
-
-    while not session.uploaded():
-        query()
-    for _ in range(QUERIES_AFTER_UPLOAD):
-        query()
-    while session.now_s() < _window_s(info):
-        query()
     return queries, []
 
 
@@ -99,7 +94,10 @@ def _open_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], list
             dropped_s.append(arrival_s)
             continue
         session.wait_until(arrival_s)
-        after_upload += session.uploaded()
+        if session.uploaded():
+            after_upload += 1
+        else:
+            after_upload, end_s = 0, math.inf
         # A clock that counts ms may be off by the last bit.
         queries.append(session.query(raised_s=min(arrival_s, session.now_s())))
         free_s = queries[-1].end_s

@@ -14,6 +14,7 @@ from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, costs_of, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, printable
+from ionn.files import check_writable, make_folder
 from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
@@ -136,9 +137,12 @@ def run_live_all(
         if results is not None
     }
     for key, path in paths.items():
+        make_folder(path.parent)  # better before the run than after it
         if path.exists() and (trace := Trace.load(path)).info.fault is None:
             _check_same(path, trace, settings, subject.network, key[1], run_digests(subject.network, key[1]))
             traces[key] = trace
+        else:
+            check_writable(path)
     if len(traces) < len(wanted):
         with contextlib.ExitStack() as stack:
             testbed = processes.Testbed(settings.connect, lambda: None)

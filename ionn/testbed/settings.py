@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ionn.coding import NONE, check_coding
 from ionn.errors import InputError, did_you_mean
+from ionn.files import with_digest
 from ionn.paper import CLIENT, MBPS
 from ionn.planning.graph import checked_mbps
 from ionn.schema import NATURAL_MAX
@@ -23,6 +24,8 @@ WINDOW_MAX_S = 86_400.0
 DEADLINE_MAX_MS = 1e3 * WINDOW_MAX_S
 # Whether queries share the uplink with weights that are under way, or weights are held back meanwhile.
 SHARE, YIELD = "share", "yield"
+# With a model's name, and what a figure shows, in the name of a file.
+_SLUG_BYTES_MAX = 120
 # What is wrong with options of the other testbed.
 LIVE_ONLY = "--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out"
 # How a trace's name of a client ends that is not paced.
@@ -155,13 +158,22 @@ class Settings:
 
     @property
     def slug(self) -> str:
-        """The settings in names of files and folders. Other settings have another."""
+        """The settings in names of files and folders, in at most _SLUG_BYTES_MAX. Other settings have another: where
+        it does not tell all, because it is cut or a user's name has characters that it has not, it ends in a digest."""
         parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
         if self.mbps is None:
             parts.append("measured")
         elif self.mbps != MBPS:
             parts.append(f"{_exact(self.mbps)}mbps")
-        return "-".join([self.testbed, *(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)])
+        slug, all_of_it = "-".join([self.testbed, *map(_dashed, parts)]), "\n".join([self.testbed, *parts])
+        tells_all = len(slug) <= _SLUG_BYTES_MAX and all(_dashed(name) == name for name in self._users_names())
+        return slug if tells_all else with_digest(slug, _SLUG_BYTES_MAX, all_of_it)
+
+    def _users_names(self) -> list[str]:
+        """The names that users gave to costs, files and machines, without the digests and ports that follow them."""
+        arrivals = "" if self.arrivals.per_second else self.arrivals.name
+        names = [re.sub(r" \([0-9a-f]+\)$", "", name) for name in (self.client, self.server, self.link, arrivals)]
+        return [*names, self.connect.removeprefix("tcp://").rpartition(":")[0]]
 
     def _differences(self) -> list[str]:
         """Return what is not as in the paper, beside the bandwidth."""
@@ -177,6 +189,10 @@ class Settings:
         }  # fmt: skip
         papers = Settings(self.testbed)
         return [text for name, text in texts.items() if getattr(self, name) != getattr(papers, name)]
+
+
+def _dashed(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")
 
 
 def _exact(value: float) -> str:

@@ -34,18 +34,20 @@ from ionn.testbed.fluid_link import FluidLink
 from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 
-# Before upload and window end. So many take a minute, and have more than any link that somebody waits for allows.
+# Before upload and window end. So many take a minute, of a client that measures some minutes, and are more than any
+# link that somebody waits for allows.
 QUERIES_MAX = 1_000_000
 
 
-def run_virtual(info: RunInfo) -> Trace:
-    """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic.
+def run_virtual(info: RunInfo, exchange_ms: float = 0.0) -> Trace:
+    """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic. What goes to the server and
+    comes back takes `exchange_ms` longer than they and the link's delay say.
 
     The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
     standard deviation of its logarithm) drawn from the settings' seed and `info.run`. Raises InputError for queries
-    that take no time, or nearly none: the run would never end.
+    that take no time, and where there are more than QUERIES_MAX before upload and window end: the run would never end.
     """
-    return run_experiment(VirtualSession(info), info)
+    return run_experiment(VirtualSession(info, exchange_ms), info)
 
 
 class _TimedLeg(NamedTuple):
@@ -93,18 +95,20 @@ class _Uploaded(NamedTuple):
 NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
-def make_link(info: RunInfo) -> FluidLink:
-    """The link of a run, at its beginning. A link that is measured has work in ms at the paper's rate."""
+def make_link(info: RunInfo, exchange_ms: float = 0.0) -> FluidLink:
+    """The link of a run, at its beginning; there and back takes `exchange_ms` longer than its delay. A link that is
+    measured has work in ms at the paper's rate."""
     settings = info.settings
     mbps = settings.mbps or MBPS
     bandwidth = info.bandwidth or Bandwidth.constant(mbps)
-    return FluidLink(bandwidth.work_ms(mbps), *Delay.both(settings.delay_ms, settings.jitter_ms, settings.seed))
+    delays = Delay.both(settings.delay_ms + exchange_ms / 2, settings.jitter_ms, settings.seed)
+    return FluidLink(bandwidth.work_ms(mbps), *delays)
 
 
 class VirtualSession:
     """A `Session` of the experiment on a simulated clock, in ms."""
 
-    def __init__(self, info: RunInfo) -> None:
+    def __init__(self, info: RunInfo, exchange_ms: float = 0.0) -> None:
         held = info.plan.held
         self._graph = graph = info.graph.holding(held) if held else info.graph
         self._partitions = list(info.plan.partitions)
@@ -114,7 +118,7 @@ class VirtualSession:
         arrivals_ms = [graph.arrival_ms(pieces) for pieces in self._pieces]
         self._decode_ms = [decode_ms for _, decode_ms in arrivals_ms]
         settings = info.settings
-        self._link = make_link(info)
+        self._link = make_link(info, exchange_ms)
         self._held_ms = math.inf  # the work that the upload may do while a query is at the server
         if settings.upload == YIELD:
             self._held_ms = BESIDE_QUERY_BYTES * 8 / (mbps * 1e3)
@@ -178,13 +182,17 @@ class VirtualSession:
         fallback: bool = False,
     ) -> QueryRecord:
         """The record of a query that ends now, for which so many bytes of features crossed the link. Raises InputError
-        where queries are so fast that the run would never end."""
+        where queries are so fast, or a link so slow, that the run would never end."""
         start_s = start_ms / 1e3
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms
-        if goes_on and (self._now_ms == start_ms or self._queries == QUERIES_MAX):
-            took_ms = self._now_ms - start_ms
-            raise InputError(f"a query of {took_ms:g} ms is so fast that the run would not end; check the costs")
+        if goes_on and self._now_ms == start_ms:
+            raise InputError("a query of 0 ms is so fast that the run would not end; check the costs")
+        if goes_on and self._queries == QUERIES_MAX:
+            raise InputError(
+                f"{QUERIES_MAX} queries, the last of {self._now_ms - start_ms:g} ms, end before the upload and the "
+                "window are over; give a faster link or a shorter window, or check the costs"
+            )
         return QueryRecord(
             index=self._queries - 1,
             raised_s=start_s if raised_s is None else raised_s,

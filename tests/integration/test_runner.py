@@ -17,6 +17,7 @@ from ionn.costs.loading import load_costs
 from ionn.costs.models import CostModel
 from ionn.errors import InputError
 from ionn.evaluation.claims import Evidence
+from ionn.evaluation.figures import draw_figures
 from ionn.evaluation.summary import summary
 from ionn.model import engine
 from ionn.model.zoo import definitions
@@ -24,6 +25,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import add_planner
 from ionn.testbed import live, processes, runner
+from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, load_traces, run_digests, trace_path
@@ -226,6 +228,29 @@ def test_a_link_of_other_contents_is_another(testbed: StandIn, subject: live.Sub
     assert len(load_traces(results)) == 2
 
 
+@pytest.mark.parametrize("names", [("my link.csv", "my-link.csv"), ("é.csv", "ü.csv"), ("a" * 60 + ".csv", "b" * 60)])
+def test_links_of_the_same_content_are_told_apart_by_their_names(
+    names: tuple[str, str], tiny_files: Path, tmp_path: Path
+) -> None:
+    times = tmp_path / ("t" * 60)
+    times.write_text("0\n1\n")
+    given: dict[str, Any] = {
+        "arrivals": Arrivals.parse(str(times)),
+        "busy": "drop",
+        "deadline_ms": 200.125,
+        "upload": "yield",
+    }
+    for name in names:
+        (tmp_path / name).write_text("0,80\n5,2\n")
+        runner.run_virtual_all(
+            str(tiny_files), ["original"], link=tmp_path / name, delay_ms=12.345678, jitter_ms=1.2345678, seed=12345,
+            results=tmp_path / "results", coding="lossless", **given,
+        )  # fmt: skip
+    assert len(list((tmp_path / "results").rglob("run-01.jsonl"))) == 2
+    figures = draw_figures(tmp_path / "results", tmp_path / "figures")
+    assert all(path.exists() for path in figures)
+
+
 def test_virtual_runs_have_a_link(tiny_files: Path, tmp_path: Path) -> None:
     (ride := tmp_path / "ride.csv").write_text("0,8\n0.05,0\n0.15,4\n")
     given: dict[str, Any] = {"link": ride, "delay_ms": 10.0, "jitter_ms": 2.0, "upload": "yield"}
@@ -277,6 +302,16 @@ def test_other_bad_settings_are_refused_before_anything_starts(
         run_live(subject, ["original"], 1, server="no/such.json")
     assert testbed.log == []
     assert run_live(unpaced, ["original"], 1)[0].info.settings.device == "odroid-xu4, not paced"
+
+
+def test_a_folder_that_cannot_be_made_is_found_out_before_anything_starts(
+    testbed: StandIn, subject: live.Subject, tmp_path: Path
+) -> None:
+    for results in (tmp_path / "file" / "results", tmp_path / ("a" * 256)):
+        (tmp_path / "file").write_text("no folder")
+        with pytest.raises(InputError, match="cannot make this folder"):
+            run_live(subject, results=results)
+    assert testbed.log == []
 
 
 def test_runs_of_other_settings_are_kept_apart(

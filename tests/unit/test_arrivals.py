@@ -140,10 +140,13 @@ def test_bad_files_are_one_clear_line(text: str, reason: str, tmp_path: Path, mo
 
 class Serving:
     """A session whose plan is uploaded at a time, and whose queries take what they are to take. A query is raised only
-    when the client is free, and its clock never goes back."""
+    when the client is free, and its clock never goes back. Between two times it uploads more."""
 
-    def __init__(self, service_s: list[float], uploaded_s: float) -> None:
+    def __init__(
+        self, service_s: list[float], uploaded_s: float, more_s: tuple[float, float] = (math.inf, math.inf)
+    ) -> None:
         self.clock_s = 0.0
+        self._more_s = more_s
         self._service_s = itertools.cycle(service_s)
         self._uploaded_s = uploaded_s
 
@@ -157,7 +160,8 @@ class Serving:
         raise AssertionError("only a closed loop waits for it")
 
     def uploaded(self) -> bool:
-        return self.clock_s >= self._uploaded_s
+        begin_s, end_s = self._more_s
+        return self.clock_s >= self._uploaded_s and not begin_s <= self.clock_s < end_s
 
     def wait_until(self, time_s: float) -> None:
         self.clock_s = max(self.clock_s, time_s)
@@ -298,6 +302,17 @@ def test_too_many_queries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(computed(Arrivals("fps:5"), window_s=19.9).queries) == 100
     with pytest.raises(InputError, match="fps:5: more than 100 queries arrive before the upload and the window are"):
         computed(Arrivals("fps:5"), window_s=20.1)
+
+
+@pytest.mark.parametrize("window_s", [None, 8.5])
+def test_queries_after_an_upload_that_resumes_are_counted_anew(window_s: float | None) -> None:
+    """A query each second: the fifth after the upload would be that of 7 s, but more was uploaded from 6 s on, or in
+    the window."""
+    made = Settings("virtual", arrivals=Arrivals("fps:1"), window_s=window_s)
+    info = RunInfo(made, 1, make_trace().info.plan, make_trace().info.graph)
+    more_s = (6.0, 9.0) if window_s is None else (8.0, 9.0)
+    trace = run_experiment(Serving([0.5], 3.0, more_s), info)  # type: ignore[arg-type]
+    assert [query.start_s for query in trace.queries] == list(range(9 + 5))
 
 
 @pytest.mark.parametrize(("busy", "last_s"), [("wait", 36.0), ("drop", 38.0)])

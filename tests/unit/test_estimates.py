@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ionn.client.estimates import FACTOR_MAX, MBPS_MAX, MBPS_MIN, TOLERANCE, WINDOW_S, Estimate, Estimates
+from ionn.client.estimates import FACTOR_MAX, FACTOR_MIN, MBPS_MAX, MBPS_MIN, TOLERANCE, WINDOW_S, Estimate, Estimates
 
 POSITIVE = st.integers(-30, 30).map(lambda step: float(2 ** (step / 3)))
 
@@ -53,6 +53,37 @@ def test_the_last_observation_counts_whenever_it_was() -> None:
     estimates.observe_bytes(1.0, 2e6, 1.0)
     assert estimates.current(1.0).mbps == 12.0
     assert estimates.current(1e6).mbps == 16.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1e3), st.floats(1e-3, 1e3)), min_size=1, max_size=60))
+def test_what_is_observed_within_a_twentieth_of_a_second_is_one_observation(
+    observed: list[tuple[int, float, float]],
+) -> None:
+    """It counts from its first part on; times here are in steps of 30 ms."""
+    estimates, step = Estimates(80.0), 0
+    parts: list[tuple[int, float, float]] = []
+    for steps, measured_ms, promised_ms in observed:
+        step += steps
+        if not parts or step - parts[-1][0] >= 2:
+            parts.append((step, measured_ms, promised_ms))
+        else:
+            parts[-1] = parts[-1][0], parts[-1][1] + measured_ms, parts[-1][2] + promised_ms
+        estimates.observe_client(step * 0.03, measured_ms, promised_ms)
+        counting = [part for part in parts[:-1] if part[0] * 0.03 >= step * 0.03 - WINDOW_S] + parts[-1:]
+        factor = sum(part[1] for part in counting) / sum(part[2] for part in counting)
+        factor = min(max(factor, FACTOR_MIN), FACTOR_MAX)
+        told = estimates.current(step * 0.03).client_factor
+        assert factor / TOLERANCE * (1 - 1e-9) <= told <= factor * TOLERANCE * (1 + 1e-9)
+
+
+def test_the_number_of_observations_is_bounded() -> None:
+    """Or a query of a small network, of which there are thousands in two seconds, would take longer to be counted than
+    to be computed."""
+    estimates = Estimates(80.0)
+    for number in range(10_000):
+        estimates.observe_client(number / 1e3, 3.0, 1.0)
+    assert estimates.current(10.0).client_factor == pytest.approx(3.0)
+    assert len(estimates._client._observed) <= WINDOW_S / 0.05 + 2
 
 
 def test_what_is_told_stays_until_it_is_off_by_more_than_the_tolerance() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import pytest
 
@@ -12,11 +13,13 @@ from tests.support.runs import make_trace
 
 
 class Recorder:
-    """A session whose plan is uploaded after so many queries, of a second each."""
+    """A session whose plan is uploaded after so many queries, of a second each, but that uploads more before the
+    queries of these numbers too."""
 
-    def __init__(self, queries_in_upload: int) -> None:
+    def __init__(self, queries_in_upload: int, resumed: Collection[int] = ()) -> None:
         self.log: list[object] = []
         self._left = queries_in_upload
+        self._resumed = [queries_in_upload - number for number in resumed]
         self._trace = make_trace()
         self._now_s = 0.0
 
@@ -30,7 +33,7 @@ class Recorder:
         self.log.append("wait")
 
     def uploaded(self) -> bool:
-        return self._left <= 0
+        return self._left <= 0 and self._left not in self._resumed
 
     def wait_until(self, time_s: float) -> None:
         raise AssertionError("a closed loop waits for no time")
@@ -58,6 +61,19 @@ def test_queries_follow_each_other_until_five_after_the_upload(queries: int) -> 
     assert session.log == ["start", "wait", raised[0], 0.0, *raised[1:], "finish"]
     assert (trace.info, trace.partitions) == (info, make_trace().partitions)
     assert len(trace.queries) == queries + 5
+
+
+@pytest.mark.parametrize(
+    ("resumed", "queries"),
+    [([3], 4 + 5), ([6], 7 + 5), ([3, 4, 6, 7, 12], 13 + 5), ([7], 7)],
+)
+def test_queries_after_an_upload_that_resumes_are_counted_anew(resumed: list[int], queries: int) -> None:
+    assert len(run_experiment(Recorder(2, resumed), make_trace().info).queries) == queries
+
+
+def test_an_upload_that_resumes_in_the_window_is_waited_for() -> None:
+    info = make_trace(window_s=20.0).info
+    assert len(run_experiment(Recorder(2, [18]), info).queries) == 19 + 5
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ionn.costs.loading import load_costs
 from ionn.errors import InputError, printable
-from ionn.files import FILE_BYTES_MAX, check_writable, read_text, write_file
+from ionn.files import FILE_BYTES_MAX, check_writable, file_name, make_folder, read_text, write_file
 from ionn.model.caffemodel import read_weights
 from ionn.model.inputs import image_input
 from ionn.model.network import Network
@@ -143,3 +145,20 @@ def test_what_is_no_file_is_not_replaced_by_one(name: str, tmp_path: Path, monke
         check_writable(Path(name))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["device", "folder", "pipe"]
     assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+
+
+@given(name=st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_can_have_any_name_that_is_made_for_it(name: str, tmp_path: Path) -> None:
+    made = file_name(name, ".png")
+    write_file(tmp_path / made, b"drawn")
+    assert (tmp_path / made).read_bytes() == b"drawn"
+    assert made == name + ".png" or (len(name.encode()) > 236 and made != file_name(name + "a", ".png"))
+
+
+def test_a_name_that_is_too_long_is_found_out_before_the_work(tmp_path: Path) -> None:
+    for path in (tmp_path / ("a" * 256), tmp_path / ("a" * 256) / "b"):
+        with pytest.raises(InputError, match="cannot write there: File name too long"):
+            check_writable(path)
+    with pytest.raises(InputError, match="cannot make this folder: File name too long"):
+        make_folder(tmp_path / ("a" * 256))

@@ -55,6 +55,19 @@ def test_what_a_client_believed_is_in_the_report(trace: Trace) -> None:
     assert row[-2] == str(sum(query.fallback for query in trace.queries)) != "0"
 
 
+@pytest.mark.parametrize(("end_s", "rate"), [(0.05, 80.0), (8.0, 0.0)])
+def test_nothing_is_said_of_a_run_without_a_span_in_which_something_could_cross(
+    trace: Trace, end_s: float, rate: float, tmp_path: Path
+) -> None:
+    info = dataclasses.replace(trace.info, bandwidth=Bandwidth((0.0, 60.0), (rate, 80.0)))
+    queries = (dataclasses.replace(trace.queries[0], end_s=end_s),)
+    without = dataclasses.replace(believing(trace, (0.0, 80.0)), info=info, queries=queries)
+    assert not rate_errors(without).size
+    (row,) = estimates(summary([without])).rows
+    assert row[5:7] == ("-", "-")
+    assert len(fig_links(summary([without]), tmp_path)) == 2
+
+
 def test_links_that_change_are_drawn(trace: Trace, tmp_path: Path) -> None:
     (fixed,) = run_virtual_all("mobilenet", ["recursive-efficiency"])
     paths = fig_links(summary([trace, fixed]), tmp_path)

@@ -28,6 +28,7 @@ from ionn.paper import ALGORITHMS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.records import QueryRecord
+from ionn.testbed.delay import DELAY_MAX_MS
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, trace_path
 from ionn.testbed.virtual import run_virtual
@@ -176,6 +177,15 @@ def test_what_an_exchange_takes_beside_stages_and_bytes_goes_into_the_prediction
     was, predicted = (validate(each).predicted.queries[-1] for each in (trace, live))
     assert predicted.latency_ms == pytest.approx(was.latency_ms + 4.0)
     assert exchange_ms(dataclasses.replace(trace, queries=tuple(during))) == 0
+
+
+def test_what_an_exchange_takes_comes_on_top_of_the_longest_delay(alexnet: list[Trace]) -> None:
+    settings = Settings("live", delay_ms=DELAY_MAX_MS)
+    info = dataclasses.replace(alexnet[2].info, settings=settings, sent="cpu")
+    live = run_virtual(info, 4.0)
+    assert exchange_ms(live) == pytest.approx(4.0)
+    predicted = validate(live).predicted
+    assert [query.end_s for query in predicted.queries] == pytest.approx([query.end_s for query in live.queries])
 
 
 def predictable(client_ms: float, run: int = 1) -> Trace:

@@ -21,6 +21,7 @@ from ionn.client.routing import (
     Route,
     Router,
 )
+from ionn.errors import InputError
 from ionn.model.slices import TILE, Piece, Slice
 from ionn.planning.graph import ExecutionGraph, Leg
 from tests.support.chains import SMALL_INTEGERS, chain, chains, cut, cut_chains, uploads
@@ -64,6 +65,16 @@ def test_a_query_takes_the_path_that_is_believed_fastest() -> None:
     # Beside weights a query has half of the link: 9 Mbps would be enough alone.
     assert where(router().route(NOW._replace(mbps=9.0), ALL)) == THERE
     assert where(router().route(NOW._replace(mbps=9.0), ALL, occupied=True)) == HERE
+
+
+@pytest.mark.parametrize("client_ms", [0.0, 2.0**-26])
+def test_costs_by_which_a_query_takes_no_time_at_the_client_are_refused(client_ms: float) -> None:
+    nothing = chain([client_ms, 0, 0], [4, 4, 4], [100, 100, 100], [2, 4, 4, 2])
+    for uploaded in ([], ALL):
+        with pytest.raises(InputError, match="a query of 0 ms at the client is so fast"):
+            router(nothing).route(NOW, uploaded)
+        with pytest.raises(InputError, match="a query of 0 ms at the client is so fast"):
+            router(nothing).wait(NOW, uploaded, [])
 
 
 def test_a_query_is_given_as_long_as_the_client_takes() -> None:

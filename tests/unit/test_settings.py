@@ -14,8 +14,15 @@ from ionn.errors import InputError
 from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.settings import Settings
 
-ADDRESSES = st.sampled_from(["", "tcp://box:7675", "tcp://box:7676"])
+ADDRESSES = st.sampled_from(
+    ["", "tcp://box:7675", "tcp://box:7676", "tcp://[fe80:1::2]:7675", "tcp://[fe80::1:2]:7675"]
+)
 NAMES = st.sampled_from(["odroid-xu4", "gtx1080ti", "a b (12345678)", "layers.csv:odroid (00000000)", "3 (ffffffff)"])
+# Files of the same content whose names differ where a slug does not, or only far behind.
+LIKE = st.builds(
+    "{} (0a1b2c3d)".format,
+    st.sampled_from(["my link", "my-link", "my--link", "-my link", "é", "ü", "a:b", "a-b", "a" * 56, "a" * 56 + "é"]),
+)
 POSITIVE = st.sampled_from([80.0, 8.0, 80.00000001, 1 / 3, 1e-9, 1e300])
 SETTINGS = st.one_of(
     st.builds(
@@ -31,6 +38,7 @@ SETTINGS = st.one_of(
         NAMES | st.just(""), st.integers(0, 12), connect=ADDRESSES,
     ),
     st.builds(Settings, st.just("live"), client=NAMES, paced=st.booleans(), connect=ADDRESSES),
+    st.builds(Settings, st.just("virtual"), link=LIKE, client=LIKE, server=LIKE, arrivals=LIKE.map(Arrivals)),
     st.builds(
         Settings, st.sampled_from(["live", "virtual"]), link=st.sampled_from(["", "a.csv (0a)", "a.csv (b)", "b (0a)"]),
         delay_ms=st.sampled_from([20.0, 20.5, 500.0]), jitter_ms=st.sampled_from([0.0, 1 / 3, 20.0]),
@@ -48,27 +56,29 @@ SETTINGS = st.one_of(
 @given(SETTINGS, SETTINGS)
 def test_other_settings_have_another_slug(one: Settings, other: Settings) -> None:
     assert (one.slug == other.slug) == (one == other)
-    assert re.fullmatch(r"(virtual|live)(-[A-Za-z0-9._-]+)?", one.slug)
+    assert re.fullmatch(r"(virtual|live)(-[A-Za-z0-9._-]{1,119})?", one.slug)
 
 
 def test_names() -> None:
     assert (Settings("virtual").slug, Settings("live").slug) == ("virtual", "live")
     assert Settings("live", dilation=8.0).slug == "live-dilation8"
     everything = Settings(
-        "live", 40.5, client="a b (12ab)", server="c", seed=3, paced=False, connect="tcp://[::1]:7", network="12ab"
+        "live", 40.5, client="a-b (12ab)", server="c", seed=3, paced=False, connect="tcp://box:7", network="12ab"
     )
-    assert everything.slug == "live-client-a-b-12ab-server-c-seed3-unpaced-connected-to-tcp-1-7-network12ab-40.5mbps"
+    assert everything.slug == "live-client-a-b-12ab-server-c-seed3-unpaced-connected-to-tcp-box-7-network12ab-40.5mbps"
     assert (
         everything.name
-        == "live testbed, client a b (12ab), server c, seed 3, unpaced, connected to tcp://[::1]:7, network 12ab"
+        == "live testbed, client a-b (12ab), server c, seed 3, unpaced, connected to tcp://box:7, network 12ab"
     )
-    assert everything.device == "a b (12ab), not paced"
+    assert everything.device == "a-b (12ab), not paced"
     coded = Settings("virtual", coding="lossless", weight_ratio=0.85, window_s=28.5)
     assert coded.slug == "virtual-coding-lossless-weight-ratio0.85-window28.5-s"
     assert coded.name == "virtual testbed, coding lossless, weight ratio 0.85, window 28.5 s"
-    linked = Settings("live", link="bus ride.csv (0a1b2c)", delay_ms=20.0, jitter_ms=2.5, upload="yield")
+    linked = Settings("live", link="bus-ride.csv (0a1b2c)", delay_ms=20.0, jitter_ms=2.5, upload="yield")
     assert linked.slug == "live-link-bus-ride.csv-0a1b2c-delay20-ms-jitter2.5-ms-upload-yields"
-    assert linked.name == "live testbed, link bus ride.csv (0a1b2c), delay 20 ms, jitter 2.5 ms, upload yields"
+    assert linked.name == "live testbed, link bus-ride.csv (0a1b2c), delay 20 ms, jitter 2.5 ms, upload yields"
+    spaced = Settings("live", link="bus ride.csv (0a1b2c)")
+    assert re.fullmatch("live-link-bus-ride.csv-0a1b2c-[0-9a-f]{8}", spaced.slug)
     assert Settings("virtual", noise=0.25).name == "virtual testbed, noise 0.25"
 
 

@@ -290,3 +290,23 @@ def test_queries_do_not_wait_for_a_link_that_is_out(busy: str) -> None:
     assert trace.responses.p99_ms <= 2 * trace.info.graph.local_ms
     assert trace.responses.dropped == 0
     assert trace.upload_s > 100
+
+
+def test_queries_over_a_link_that_carries_nearly_nothing_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packet a day, as a trace of Mahimahi has it: the upload would take thirty years."""
+    monkeypatch.setattr("ionn.testbed.virtual.QUERIES_MAX", 100)
+    link = tmp_path / "day.mm"
+    link.write_text("86400000\n")
+    with pytest.raises(InputError, match=r"^100 queries, the last of .* ms, end before the upload .* faster link"):
+        run_virtual_all("mobilenet", ["recursive-efficiency"], mbps=None, link=link)
+
+
+def test_a_run_ends_with_its_upload() -> None:
+    """What is planned for a slow link is soon uploaded, and more is planned when the link is faster."""
+    link = Bandwidth((0.0, 6.0), (0.0, 80.0))
+    ends, goes_on = (run("mobilenet", link, window_s=window_s) for window_s in (None, 60.0))
+    assert ends.upload_s == goes_on.upload_s
+    assert ends.weight_bytes == goes_on.weight_bytes
+    assert ends.queries_before_upload == goes_on.queries_before_upload
