@@ -112,14 +112,6 @@ def write_file(path: Path, content: bytes | Iterable[bytes], private: bool = Fal
             part.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder where there is none. Raises InputError where that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from error
-
-
 @contextlib.contextmanager
 def locked(folder: Path, private: bool = False) -> Iterator[None]:
     """A folder, made where there is none, that no other process has in this way meanwhile; if `private`, only the user
@@ -127,8 +119,8 @@ def locked(folder: Path, private: bool = False) -> Iterator[None]:
 
     Raises InputError where it cannot be made.
     """
-    make_folder(folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         if private:
             os.fchmod(descriptor, 0o700)

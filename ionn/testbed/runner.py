@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, costs_of, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, printable
-from ionn.files import check_writable, make_folder
+from ionn.files import check_writable
 from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
@@ -137,8 +138,7 @@ def run_live_all(
         if results is not None
     }
     for key, path in paths.items():
-        make_folder(path.parent)  # better before the run than after it
-        if path.exists() and (trace := Trace.load(path)).info.fault is None:
+        if os.path.exists(path) and (trace := Trace.load(path)).info.fault is None:
             _check_same(path, trace, settings, subject.network, key[1], run_digests(subject.network, key[1]))
             traces[key] = trace
         else:

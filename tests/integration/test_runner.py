@@ -304,12 +304,12 @@ def test_other_bad_settings_are_refused_before_anything_starts(
     assert run_live(unpaced, ["original"], 1)[0].info.settings.device == "odroid-xu4, not paced"
 
 
-def test_a_folder_that_cannot_be_made_is_found_out_before_anything_starts(
+def test_a_folder_that_cannot_be_written_to_is_found_out_before_anything_starts(
     testbed: StandIn, subject: live.Subject, tmp_path: Path
 ) -> None:
     for results in (tmp_path / "file" / "results", tmp_path / ("a" * 256)):
         (tmp_path / "file").write_text("no folder")
-        with pytest.raises(InputError, match="cannot make this folder"):
+        with pytest.raises(InputError, match="cannot write there"):
             run_live(subject, results=results)
     assert testbed.log == []
 
