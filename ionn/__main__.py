@@ -4,6 +4,7 @@ and `link`, which run until they are told to stop, end with 0 at SIGTERM."""
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -20,6 +21,7 @@ def _end(number: int, frame: FrameType | None) -> None:
         signal.signal(each, lambda number, frame: None)
     signal.signal(signal.SIGALRM, lambda alarm, frame: _end_at_last(number))
     signal.setitimer(signal.ITIMER_REAL, _END_S)
+    threading.excepthook = lambda thread: None  # joblib's threads fail where their processes are ended
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(0)
@@ -63,6 +65,7 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # without its handler, the alarm would be the exit code
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from ionn.errors import InputError
 from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Finding, MissingRuns
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import summary
-from ionn.files import read_bytes, write_file
+from ionn.files import check_writable, read_bytes, write_file
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, MODELS, SERVER, SHOWN
 from ionn.planning.graph import ExecutionGraph
@@ -37,6 +38,7 @@ from ionn.schema import NATURAL_MAX, Natural, Real, read_json
 from ionn.testbed.settings import NOISE_MAX, Settings
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
+from ionn.testbed.workers import as_they_end, local_workers
 
 SCHEMA = 1
 DRAWS = 1000
@@ -47,8 +49,6 @@ FILE = "uncertainty.json"
 ROBUST_SHARE = 0.95
 # Draws that a process takes at once: half a second.
 _BATCH = 10
-# After so long without work, and half a minute more, these processes end where whoever started them was killed.
-_IDLE_S = 10
 
 Progress = Callable[[int], object]
 
@@ -62,7 +62,7 @@ class ClaimDraws(msgspec.Struct, frozen=True):
     tolerance: str
     found: str
     holds: bool
-    held: Natural = 0
+    held: Natural
 
 
 class Uncertainty(msgspec.Struct, frozen=True):
@@ -147,6 +147,7 @@ def keep_uncertainty(
         claims = tuple(msgspec.structs.replace(each, held=0) for each in kept.claims)
         if msgspec.structs.replace(kept, claims=claims) == undrawn:
             return kept
+    check_writable(path)
     drawn = _drawn(undrawn, jobs, progress)
     write_file(path, (json.dumps(drawn.to_json(), indent=1) + "\n").encode())
     return drawn
@@ -190,7 +191,7 @@ def _undrawn(draws: int, sigma: float, seed: int) -> Uncertainty:
     evidence = draw_evidence()
     found = [(claim, _finding(claim, evidence)) for claim in _claims()]
     claims = (
-        ClaimDraws(claim.text, claim.paper, claim.tolerance, *finding)
+        ClaimDraws(claim.text, claim.paper, claim.tolerance, *finding, held=0)
         for claim, finding in found
         if finding is not None
     )
@@ -198,16 +199,17 @@ def _undrawn(draws: int, sigma: float, seed: int) -> Uncertainty:
 
 
 def _drawn(undrawn: Uncertainty, jobs: int | None, progress: Progress) -> Uncertainty:
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     draws, sigma, seed = undrawn.draws, undrawn.sigma, undrawn.seed
     texts = [each.claim for each in undrawn.claims]
     batches = [range(begin, min(begin + _BATCH, draws)) for begin in range(0, draws, _BATCH)]
     held = np.zeros(len(texts), dtype=np.int64)
-    parallel = Parallel(n_jobs=jobs or -1, return_as="generator_unordered", idle_worker_timeout=_IDLE_S)
-    for count, counts in parallel(delayed(_count_held)(batch, sigma, seed, texts) for batch in batches):
-        held += counts
-        progress(count)
+    calls = (delayed(_count_held)(batch, sigma, seed, texts) for batch in batches)
+    with local_workers(jobs), closing(as_they_end(calls)) as found:
+        for count, counts in found:
+            held += counts
+            progress(count)
     claims = (msgspec.structs.replace(each, held=int(n)) for each, n in zip(undrawn.claims, held, strict=True))
     return msgspec.structs.replace(undrawn, claims=tuple(claims))
 

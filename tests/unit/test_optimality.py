@@ -18,7 +18,7 @@ from ionn.model.slices import Slice
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.planning.planners import reference
+from ionn.planning.planners import get_planner, reference
 from ionn.planning.planners.efficiency import densest, efficiency
 from ionn.planning.planners.optimal import MOST_STAGES, area, excess_area, least_area, optimal
 from ionn.testbed.runner import run_virtual_all
@@ -310,3 +310,26 @@ def test_the_page_s_measures_of_resnet() -> None:
         (trace,) = run_virtual_all("resnet", [algorithm], mbps=mbps, window_s=window_s)
         assert cells == [f"{trace.info.plan.mean_ms:.1f}", str(len(trace.in_window))]
         assert f"--mbps {mbps:g} --window {window_s:g} --algorithm {algorithm}\n" in PAGE
+
+
+def test_the_page_s_queries_at_80_mbps() -> None:
+    for algorithm in ("recursive-efficiency", "densest"):
+        (trace,) = run_virtual_all("resnet", [algorithm], window_s=11.75)
+        assert f"as many: {len(trace.in_window)} of ResNet in 11.75 s" in " ".join(PAGE.split())
+
+
+def test_without_stages_that_have_no_weights_the_planner_has_the_order_that_is_proven() -> None:
+    for chains in all_chains(20):
+        for number in range(20):
+            graph = chains.graph(number)
+            if graph.has_weights[sorted(graph.shortest_path(np.zeros(len(graph.stages))))].all():
+                assert get_planner("densest")(graph) == densest(graph)
+
+
+def test_a_free_stage_at_the_beginning_waits_for_the_partition_after_it() -> None:
+    """The exception that the page names: what is proven is the order before stages without weights are joined."""
+    graph = chain([1000, 10, 0.005], [0, 0, 0], [0, 1000, 1], [0, 0, 0, 0])
+    assert densest(graph)[0] == [0]
+    planned, better = get_planner("densest")(graph), [[0, 2], [1]]
+    assert planned[0] == [0, 1]
+    assert excess_area(graph, planned) > 2 * excess_area(graph, better)

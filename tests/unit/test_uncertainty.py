@@ -327,3 +327,19 @@ def test_the_documentation_has_these_shares_and_verdicts(drawn: Uncertainty) -> 
     robust = sum(max(share, 1 - share) >= uncertainty.ROBUST_SHARE for share in documented)
     assert f"**{robust} verdicts mean something.**" in page
     assert f"**{len(documented) - robust} verdicts do not.**" in page
+
+
+def test_a_file_without_counts_is_refused(tmp_path: Path, drawn: Uncertainty) -> None:
+    document = drawn.to_json()
+    for claim in document["claims"]:
+        del claim["held"]
+    (tmp_path / uncertainty.FILE).write_text(json.dumps(document))
+    with pytest.raises(InputError, match=uncertainty.FILE):
+        uncertainty.load_uncertainty(tmp_path)
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uncertainty, "_drawn", lambda *_: pytest.fail("it draws"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write there"):
+        uncertainty.keep_uncertainty(tmp_path / "file", 1)
