@@ -113,7 +113,12 @@ def sweep(
 
     if jobs is not None and cluster is not None:
         raise InputError("--jobs is of this machine, --cluster has workers of its own; leave one of them out")
-    added = [add_planner(planner) for planner in planners]
+    added: dict[str, str] = {}
+    for planner in dict.fromkeys(planners):
+        name = add_planner(planner)
+        if name in added:
+            raise InputError(f"{added[name]} and {planner} have the same name; rename one of the functions")
+        added[name] = planner
     grid = Grid.of(
         models or list(MODELS), [*algorithms, *added] or [ORIGINAL, RECURSIVE], _joined(mbps) or [MBPS],
         _joined(clients) or [CLIENT], _joined(servers) or [SERVER], codings or [NONE], arrivals or [CLOSED],

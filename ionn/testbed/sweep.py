@@ -33,7 +33,7 @@ from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.planning.planners import Planner, added_planners, get_planner, planner_digest, take_planners
+from ionn.planning.planners import Planner, added_planners, get_planner, planner_digest
 from ionn.server.orphans import end_with
 from ionn.testbed.arrivals import CLOSED, Arrivals
 from ionn.testbed.energy import mean_energy_j
@@ -237,7 +237,6 @@ def failed(failures: Sequence[Failure], total: int, out: Path) -> InputError:
 
 def run_task(task: Task) -> list[SweepRow | Failure]:
     """Make the runs of a task, wherever that is."""
-    take_planners(task.planners)
     found: list[SweepRow | Failure] = []
     for mbps, runs in itertools.groupby(task.runs, key=lambda run: run.cell.mbps):
         group = list(runs)
@@ -251,7 +250,7 @@ def run_task(task: Task) -> list[SweepRow | Failure]:
         for algorithm, planned in itertools.groupby(sorted(group, key=_algorithm), key=_algorithm):
             cells = list(planned)
             try:
-                plan = make_plan(task.network, graph, algorithm, mbps)
+                plan = make_plan(task.network, graph, algorithm, mbps, task.planners.get(algorithm))
             except InputError as error:
                 found += [Failure(run.cell, str(error)) for run in cells]
                 continue

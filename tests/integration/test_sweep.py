@@ -264,6 +264,17 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, options: list[str], reason: 
     assert not out.exists() or out.read_text() == HEADER or "--figures" in options
 
 
+def test_two_planners_of_one_name_are_one_line(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text("def plan(graph): return []\n")
+    a, b = (f"{tmp_path / name}.py:plan" for name in ("a", "b"))
+    out = tmp_path / "sweep.csv"
+    done = ionn("sweep", "--model", "mobilenet", "--planner", a, "--planner", b, "--out", out)
+    assert (done.returncode, done.stderr) == (2, f"ionn: {a} and {b} have the same name; rename one of the functions\n")
+    done = ionn("sweep", "--model", "mobilenet", "--planner", a, "--planner", a, "--out", out)
+    assert (done.returncode, len(read_table(out))) == (0, 1)
+
+
 def test_a_file_of_the_users_is_not_written_into(tmp_path: Path) -> None:
     mine = tmp_path / "mine.csv"
     mine.write_text("day,steps\n1,9000\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 import ionn
 from ionn.errors import InputError
 from ionn.evaluation.summary import summary
+from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import add_planner
 from ionn.testbed import runner, sweep
 from ionn.testbed.arrivals import Arrivals
@@ -193,6 +196,24 @@ def test_what_is_a_users_own_is_told_from_others_and_taken_along(tmp_path: Path)
     assert isinstance(here, SweepRow)
     assert isinstance(other, SweepRow)
     assert here.partitions > other.partitions  # the second planner uploads less
+
+
+def test_tasks_in_threads_of_a_worker_do_not_mix_planners_of_one_name() -> None:
+    """Each begins before the other has planned."""
+    begun = threading.Barrier(2, timeout=60)
+
+    def task(count: int) -> sweep.Task:
+        def most(graph: ExecutionGraph) -> list[list[int]]:
+            begun.wait()
+            return [[stage] for stage in sorted(graph.shortest_path([0.0] * len(graph.stages)))][:count]
+
+        grid = Grid.of(["mobilenet"], [add_planner(most)], [80, 300])
+        return grid.task(list(grid.cells()))
+
+    tasks = [task(1), task(4)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(run_task, tasks))
+    assert [[row.partitions for row in rows if isinstance(row, SweepRow)] for rows in found] == [[1, 1], [4, 4]]
 
 
 @pytest.mark.parametrize(
