@@ -49,7 +49,7 @@ RUNS_PER_TASK = 120
 # How long a cluster may take to answer.
 CLUSTER_S = 10
 # FIRST:LAST:COUNT, perhaps *COSTS.
-_RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?")
+_RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?", re.DOTALL)
 
 Values = tuple[Any, ...]  # of a row, behind those of its cell
 
@@ -58,7 +58,8 @@ def expand(text: str) -> list[str]:
     """`FIRST:LAST:COUNT`, so many numbers in equal ratios, as their texts; behind each, what a `*` separates from them:
     `1:100:3` is 1, 10, 100, and `1:100:3*gtx1080ti` is 1*gtx1080ti and so on. Any other text is itself.
 
-    Numbers between the first and the last have six digits. Raises InputError for a range that is none.
+    Numbers between the first and the last have six digits. Raises InputError for a range that is none, and where its
+    numbers are the same in six digits.
     """
     match = _RANGE.fullmatch(text)
     if match is None:
@@ -67,8 +68,11 @@ def expand(text: str) -> list[str]:
     if not (0 < first < last < math.inf and 2 <= count <= CELLS_MAX):
         raise InputError(f"{text}: give FIRST:LAST:COUNT, numbers above 0 that ascend and how many, as 1:1000:40")
     between = np.geomspace(first, last, count)[1:-1].tolist()
+    numbers = [match[1], *(f"{value:.6g}" for value in between), match[2]]
+    if any(float(before) >= float(after) for before, after in itertools.pairwise(numbers)):
+        raise InputError(f"{text}: {count} numbers in between are not told apart by six digits; give fewer")
     times = "" if match[4] is None else f"*{match[4]}"
-    return [f"{number}{times}" for number in (match[1], *(f"{value:.6g}" for value in between), match[2])]
+    return [f"{number}{times}" for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,17 @@ class Grid:
         arrivals: Sequence[str] = (CLOSED,),
         seeds: Sequence[int] = (0,),
     ) -> Grid:
-        """The grid of what users name. What is there twice counts once. Raises InputError for what cannot be run."""
-        for name, values in (
-            ("model", models), ("algorithm", algorithms), ("bandwidth", mbps), ("client", clients),
-            ("server", servers), ("coding", codings), ("arrivals", arrivals), ("seed", seeds),
-        ):  # fmt: skip
+        """The grid of what users name. What is there twice is in it once. Raises InputError for what cannot be run."""
+        axes: dict[str, Sequence[Any]] = {
+            "model": models, "algorithm": algorithms, "bandwidth": mbps, "client": clients, "server": servers,
+            "coding": codings, "arrivals": arrivals, "seed": seeds,
+        }  # fmt: skip
+        for name, values in axes.items():
             if not values:
                 raise InputError(f"a sweep needs a {name}: give one, or more")
+        total = math.prod(map(len, axes.values()))
+        if total > CELLS_MAX:  # before files are read
+            raise InputError(f"a sweep of {total} runs: give fewer values; at most {CELLS_MAX} runs")
         networks = {}
         coded_bytes: dict[str, Sequence[int] | None] = {}
         for model in models:
@@ -133,8 +141,6 @@ class Grid:
             list(dict.fromkeys(map(float, mbps))), here, there, list(dict.fromkeys(codings)), raised,
             list(dict.fromkeys(seeds)), coded_bytes,
         )  # fmt: skip
-        if len(grid) > CELLS_MAX:
-            raise InputError(f"a sweep of {len(grid)} runs: give fewer values; at most {CELLS_MAX} runs")
         first = next(grid.cells())
         for rate, coding, name, seed in itertools.product(grid.mbps, grid.codings, grid.arrivals, grid.seeds):
             grid.settings(first._replace(mbps=rate, coding=coding, arrivals=name, seed=seed))

@@ -70,6 +70,12 @@ def test_a_range_that_is_none_is_refused(text: str) -> None:
         expand(text)
 
 
+@pytest.mark.parametrize("text", ["1:1.0000001:40", "1.23456789:1.2345679:4", "999999.5:1000000:3*gtx1080ti"])
+def test_a_range_whose_numbers_are_the_same_in_six_digits_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not told apart by six digits; give fewer"):
+        expand(text)
+
+
 def test_a_grid_is_in_the_order_of_its_columns_and_has_nothing_twice() -> None:
     grid = Grid.of(
         ["mobilenet", "alexnet", "mobilenet"], ["original", "efficiency"], [80, 5, 80.0],
@@ -230,6 +236,7 @@ def test_tasks_in_threads_of_a_worker_do_not_mix_planners_of_one_name() -> None:
         ({"arrivals": ["fps:0"]}, "queries a second"),
         ({"seeds": [-1]}, "seed -1"),
         ({"seeds": range(1_000_001)}, "at most 1000000"),
+        ({"seeds": range(1_000), "servers": ["none.txt"] * 1_001}, "a sweep of 1001000 runs"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is(changed: dict[str, Any], reason: str) -> None:
