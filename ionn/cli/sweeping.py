@@ -17,6 +17,7 @@ from ionn.cli.options import (
     complete_model,
 )
 from ionn.errors import InputError
+from ionn.files import check_writable
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER
 from ionn.schema import NATURAL_MAX
 
@@ -124,6 +125,11 @@ def sweep(
         _joined(clients) or [CLIENT], _joined(servers) or [SERVER], codings or [NONE], arrivals or [CLOSED],
         seeds or [0],
     )  # fmt: skip
+    if figures is not None:
+        from ionn.evaluation.sweep_figures import check_comparable
+
+        check_comparable(grid.algorithms, grid.mbps)
+        check_writable(figures / "sweep-lines.png")
     with bar(0, "run", "sweep") as progress:
 
         def begin(total: int) -> Any:
@@ -131,6 +137,9 @@ def sweep(
             return progress.update
 
         rows, failures = run_sweep(grid, out, jobs, cluster, begin)
+    kinds = Counter((each.cell.model, each.cell.algorithm, each.reason) for each in failures)
+    for (of, by, reason), count in kinds.items():
+        click.echo(f"ionn: {of}, {by}: {count} runs cannot be made: {reason}", err=True)
     if figures is not None:
         from ionn.evaluation.sweep_figures import draw_sweep
 
@@ -139,8 +148,5 @@ def sweep(
     from ionn.evaluation.sweep_figures import can_compare, gains_text
 
     click.echo(f"{gains_text(rows)}\n\n{out}" if can_compare(rows) else out)
-    kinds = Counter((each.cell.model, each.cell.algorithm, each.reason) for each in failures)
-    for (of, by, reason), count in kinds.items():
-        click.echo(f"ionn: {of}, {by}: {count} runs cannot be made: {reason}", err=True)
     if failures:
         raise failed(failures, len(grid), out)

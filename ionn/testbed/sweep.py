@@ -8,14 +8,19 @@ has in it all that it needs, a user's own planner too: whoever does it reads no 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import logging
 import math
 import os
 import re
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,7 +178,7 @@ class Grid:
         return Task(
             self.models[first.model], self.clients[first.client], self.servers[first.server], first.coding,
             self.coded_bytes.get(first.model), self.planners,
-            [_Run(cell, names[cell.algorithm], self.settings(cell)) for cell in cells],
+            [_Run(cell, names[cell.algorithm], self.settings(cell)) for cell in cells], own_digest(),
         )  # fmt: skip
 
     def tasks(self, cells: Sequence[Cell]) -> list[Task]:
@@ -223,6 +228,7 @@ class Task:
     coded_bytes: Sequence[int] | None
     planners: Mapping[str, Planner]
     runs: Sequence[_Run]
+    ionn: str  # the `own_digest` of who made it
 
 
 class Failure(NamedTuple):
@@ -241,8 +247,20 @@ def failed(failures: Sequence[Failure], total: int, out: Path) -> InputError:
     )
 
 
+@functools.cache
+def own_digest() -> str:
+    """A number in hexadecimal that an ionn with another line of code does not have."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def run_task(task: Task) -> list[SweepRow | Failure]:
-    """Make the runs of a task, wherever that is."""
+    """Make the runs of a task, wherever that is. Raises InputError where that has another version of ionn."""
+    if task.ionn != own_digest():
+        raise InputError("a worker of the sweep has another version of ionn; install the same one there")
     found: list[SweepRow | Failure] = []
     for mbps, runs in itertools.groupby(task.runs, key=lambda run: run.cell.mbps):
         group = list(runs)
@@ -323,15 +341,31 @@ def _made(tasks: Sequence[Task], jobs: int, cluster: str | None) -> Iterator[lis
         yield from _made_here(tasks, jobs)
 
 
+def _check_sent(planners: Mapping[str, Planner]) -> None:
+    """Raise InputError for a planner that other processes cannot be given."""
+    from joblib.externals.loky.backend.reduction import dumps
+
+    for name, planner in planners.items():
+        try:
+            dumps(planner)
+        except Exception as error:  # of any object that it refers to
+            why = printable(f"{type(error).__name__}: {error}")[:200]
+            raise InputError(f"planner {name}: other processes cannot be given it ({why}); use --jobs 1") from error
+
+
 def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Failure]]:
     import joblib
-    from joblib.externals.loky.process_executor import BrokenProcessPool
+    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
+    _check_sent(tasks[0].planners)
     try:
         with joblib.parallel_config("loky", n_jobs=jobs, initializer=end_with, initargs=(os.getpid(),)):
             yield from _by_joblib(tasks)
-    except BrokenProcessPool as error:
+    except TerminatedWorkerError as error:
         raise IonnError("a process of the sweep was killed; run it again, and it goes on with what is left") from error
+    except BrokenProcessPool as error:
+        *_, why = (line for line in str(error.__cause__ or error).splitlines() if line.strip("\"'"))
+        raise InputError(f"a process of the sweep cannot load what it is to run: {why[:200]}; use --jobs 1") from error
 
 
 def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[SweepRow | Failure]]:
@@ -339,6 +373,7 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
     import joblib
 
     parse_address(address)
+    _check_sent(tasks[0].planners)
     for name in logging.root.manager.loggerDict:
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is said here, in a line
@@ -353,20 +388,49 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
         except TimeoutError as error:
             raise InputError(f"{address}: this Dask scheduler has no workers; start some") from error
         try:
-            # By itself: joblib would wait for ever for what a worker cannot load.
-            first = client.submit(run_task, tasks[0], pure=False).result()
-        except (ImportError, RuntimeError) as error:
+            with _closed_without_workers(client):
+                # By itself: joblib would wait for ever for what a worker cannot load.
+                yield client.submit(run_task, tasks[0], pure=False).result()
+                with joblib.parallel_config("dask", n_jobs=-1, client=client):
+                    yield from _by_joblib(tasks[1:])
+        except (ImportError, AttributeError, RuntimeError) as error:
             why = printable(str(error.__cause__ or error))[:200]
             raise InputError(f"{address}: a worker cannot load what it is to run: {why}; install it there") from error
-        yield first
-        try:
-            with joblib.parallel_config("dask", n_jobs=-1, client=client):
-                yield from _by_joblib(tasks[1:])
         except (OSError, CancelledError, distributed.scheduler.KilledWorker) as error:
             why = printable(str(error))[:200]
             raise IonnError(
                 f"{address}: this cluster was lost ({why}); run the sweep again, and it goes on with what is left"
             ) from error
+
+
+@contextmanager
+def _closed_without_workers(client: Any) -> Iterator[None]:
+    """Close a client when its scheduler has had no workers for CLUSTER_S: who waits for results would wait for ever,
+    and gets an OSError."""
+    ended, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        seen_s = time.monotonic()
+        with suppress(OSError):  # a scheduler that is lost is told without this
+            while not ended.wait(1):
+                if client.scheduler_info()["workers"]:
+                    seen_s = time.monotonic()
+                elif time.monotonic() - seen_s > CLUSTER_S:
+                    lost.set()
+                    client.close()
+                    return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except CancelledError as error:
+        if lost.is_set():
+            raise OSError("no workers are left; those that cannot load ionn end") from error
+        raise
+    finally:
+        ended.set()
+        watcher.join(CLUSTER_S)
 
 
 def _by_joblib(tasks: Sequence[Task]) -> Iterator[list[SweepRow | Failure]]:

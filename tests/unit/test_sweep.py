@@ -163,6 +163,14 @@ def test_a_run_that_cannot_be_made_does_not_lose_the_others(tmp_path: Path) -> N
                    clients=["0.001*odroid-xu4"], jobs=1)  # fmt: skip
 
 
+def test_a_worker_with_another_ionn_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid.of(["mobilenet"], ["original"])
+    task = grid.task(list(grid.cells()))
+    monkeypatch.setattr(sweep, "own_digest", lambda: "of another one")
+    with pytest.raises(InputError, match="another version of ionn; install the same one there"):
+        run_task(task)
+
+
 def test_costs_beyond_what_can_be_planned_are_a_failure() -> None:
     grid = Grid.of(["alexnet"], ["original", "efficiency"], [1e-30])
     (task,) = grid.tasks(list(grid.cells()))
