@@ -164,7 +164,8 @@ def test_a_table_that_is_replaced_just_before_it_is_locked_loses_no_row(
 ) -> None:
     path = tmp_path / "sweep.csv"
     write(path, row(1), row(2))
-    flock, replaced = fcntl.flock, []
+    flock = fcntl.flock
+    replaced: list[Path] = []
 
     def other_ends_first(file: Any, operation: int) -> None:
         if not replaced:
