@@ -1,5 +1,6 @@
 """The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130; `serve`
-and `link`, which run until they are told to stop, end with 0 at SIGTERM."""
+and `link`, which run until they are told to stop, end with 0 at SIGTERM; `sweep`, which has processes to end, takes it
+for Ctrl-C."""
 
 import os
 import signal
@@ -53,6 +54,8 @@ def main() -> None:
         _open_standard_streams()
         if sys.argv[1:2] in (["serve"], ["link"]):
             signal.signal(signal.SIGTERM, _end)
+        if sys.argv[1:2] == ["sweep"]:
+            signal.signal(signal.SIGTERM, lambda number, frame: _end(signal.SIGINT, frame))
         from ionn.cli import main as command_line
 
         command_line()

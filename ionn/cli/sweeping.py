@@ -17,6 +17,7 @@ from ionn.cli.options import (
     complete_model,
 )
 from ionn.errors import InputError
+from ionn.files import check_writable
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER
 from ionn.schema import NATURAL_MAX
 
@@ -113,12 +114,22 @@ def sweep(
 
     if jobs is not None and cluster is not None:
         raise InputError("--jobs is of this machine, --cluster has workers of its own; leave one of them out")
-    added = [add_planner(planner) for planner in planners]
+    added: dict[str, str] = {}
+    for planner in dict.fromkeys(planners):
+        name = add_planner(planner)
+        if name in added:
+            raise InputError(f"{added[name]} and {planner} have the same name; rename one of the functions")
+        added[name] = planner
     grid = Grid.of(
         models or list(MODELS), [*algorithms, *added] or [ORIGINAL, RECURSIVE], _joined(mbps) or [MBPS],
         _joined(clients) or [CLIENT], _joined(servers) or [SERVER], codings or [NONE], arrivals or [CLOSED],
         seeds or [0],
     )  # fmt: skip
+    if figures is not None:
+        from ionn.evaluation.sweep_figures import check_comparable
+
+        check_comparable(grid.algorithms, grid.mbps)
+        check_writable(figures / "sweep-lines.png")
     with bar(0, "run", "sweep") as progress:
 
         def begin(total: int) -> Any:
@@ -126,6 +137,9 @@ def sweep(
             return progress.update
 
         rows, failures = run_sweep(grid, out, jobs, cluster, begin)
+    kinds = Counter((each.cell.model, each.cell.algorithm, each.reason) for each in failures)
+    for (of, by, reason), count in kinds.items():
+        click.echo(f"ionn: {of}, {by}: {count} runs cannot be made: {reason}", err=True)
     if figures is not None:
         from ionn.evaluation.sweep_figures import draw_sweep
 
@@ -134,8 +148,5 @@ def sweep(
     from ionn.evaluation.sweep_figures import can_compare, gains_text
 
     click.echo(f"{gains_text(rows)}\n\n{out}" if can_compare(rows) else out)
-    kinds = Counter((each.cell.model, each.cell.algorithm, each.reason) for each in failures)
-    for (of, by, reason), count in kinds.items():
-        click.echo(f"ionn: {of}, {by}: {count} runs cannot be made: {reason}", err=True)
     if failures:
         raise failed(failures, len(grid), out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ionn.arguments import decimal_of, path_of
 from ionn.costs.models import SCHEMA, CostModel, Costs, LayerTime, Profile, check_number
 from ionn.errors import InputError, did_you_mean, printable
 from ionn.files import read_text
+from ionn.paper import CLIENT
 from ionn.schema import read_json
 
 # What is read of a text in costs.
@@ -26,7 +28,7 @@ _LINE = re.compile(r"[0-9]+\s(.*)\s(\S+)")
 _DEVICES = Path(__file__).with_name("devices")
 
 # What `N*COSTS` may say: from a thousandth as fast to a thousand times as fast.
-_TIMES_AS_FAST = re.compile(r"([^*]+)\*(.+)")
+_TIMES_AS_FAST = re.compile(r"([^*]+)\*(.+)", re.DOTALL)
 SPEEDUP_MIN, SPEEDUP_MAX = 1e-3, 1e3
 
 
@@ -38,21 +40,42 @@ def device_names() -> list[str]:
 def load_costs(spec: str | Path, folder: Path | None = None) -> CostModel | Profile:
     """The costs that a user asks for: the name of a device; a file that costs were saved in; a text file of lines
     `index name ms`; or `FILE.csv:COLUMN`, a CSV with a `layer` column, that column in ms, and perhaps a `type` column.
-    `N*COSTS` is N times as fast as these, N being from SPEEDUP_MIN to SPEEDUP_MAX. Files lie in `folder`, if given.
+    `N*COSTS` is N times as fast as these, N being from SPEEDUP_MIN to SPEEDUP_MAX; a file that has `*` in its name
+    comes first. Files lie in `folder`, if given.
 
     Raises InputError, naming the file and the line or layer, for anything else.
     """
     spec = str(path_of(spec, "costs"))
+    if (match := _TIMES_AS_FAST.fullmatch(spec)) is None or _is_of_file(spec, folder):
+        return _load(spec, folder)
+    factor = decimal_of(match[1])
+    if not SPEEDUP_MIN <= factor <= SPEEDUP_MAX:
+        many = f"a number from {SPEEDUP_MIN:g} to {SPEEDUP_MAX:g}"
+        raise InputError(f"{spec}: in N*COSTS, N is how many times as fast; give {many}, as in 0.5*{CLIENT}")
+    if _TIMES_AS_FAST.fullmatch(match[2]) and not _is_of_file(match[2], folder):
+        raise InputError(f"{spec[:60]}: give one number in N*COSTS, as in 0.5*{CLIENT}")
+    costs = _load(match[2], folder)
+    return costs if factor == 1 else costs.times_as_fast(factor)
+
+
+def split_times(label: str) -> tuple[float, str]:
+    """How many times as fast as which costs those are that `costs_label` made a label of: (N, COSTS) of `N*COSTS`, and
+    1 with any other."""
+    match = _TIMES_AS_FAST.fullmatch(label)
+    factor = decimal_of(match[1]) if match else math.nan
+    return (factor, match[2]) if match and SPEEDUP_MIN <= factor <= SPEEDUP_MAX else (1.0, label)
+
+
+def _is_of_file(spec: str, folder: Path | None) -> bool:
+    """Tell whether there is the file that is named, perhaps with a column of it."""
+    file = spec.rpartition(":")[0] or spec
+    return any(os.path.exists(each if folder is None else folder / each) for each in (spec, file))
+
+
+def _load(spec: str, folder: Path | None) -> CostModel | Profile:
     known = device_names()
     if spec in known:
-        return _from_text(_DEVICES / f"{spec}.json")
-    if (match := _TIMES_AS_FAST.fullmatch(spec)) and not os.path.exists(spec):
-        factor = decimal_of(match[1])
-        if not SPEEDUP_MIN <= factor <= SPEEDUP_MAX:
-            many = f"a number from {SPEEDUP_MIN:g} to {SPEEDUP_MAX:g}"
-            raise InputError(f"{spec}: in N*COSTS, N is how many times as fast; give {many}, as in 0.5*{known[0]}")
-        costs = load_costs(match[2], folder)
-        return costs if factor == 1 else costs.times_as_fast(factor)
+        return _device(spec)
     if folder is not None:
         spec = str(folder / spec)
     file, _, column = spec.rpartition(":")
@@ -74,14 +97,22 @@ def costs_of(given: str | Path | Costs, what: str = "costs") -> Costs:
 
 
 def costs_label(costs: Costs) -> str:
-    """Return what traces call costs: the name of the device that has them, perhaps as `N*DEVICE`, or else their own
-    and a digest of their numbers."""
-    match = _TIMES_AS_FAST.fullmatch(costs.name)
-    device = match[2] if match else costs.name
-    if device in device_names() and costs == load_costs(costs.name):
-        return costs.name
+    """Return what traces call costs: the name of the device that has them, or else their own, in which `*` becomes `_`,
+    and a digest of their numbers; `N*` and what the others are called where they are N times as fast as others."""
+    base: Costs | None = getattr(costs, "base", None)
+    if base is not None:
+        return f"{costs.name.partition('*')[0]}*{costs_label(base)}"
+    factor, device = split_times(costs.name)
+    if device in device_names():
+        known = _device(device)
+        if costs in (known, known.times_as_fast(factor)):
+            return costs.name
     digest = hashlib.sha256(json.dumps(costs.to_json(), sort_keys=True).encode())
-    return f"{costs.name} ({digest.hexdigest()[:8]})"
+    return f"{printable(costs.name).replace('*', '_')} ({digest.hexdigest()[:8]})"
+
+
+def _device(name: str) -> CostModel | Profile:
+    return _from_text(_DEVICES / f"{name}.json")
 
 
 class _CostModelDocument(msgspec.Struct, tag_field="kind", tag="cost-model"):

@@ -82,7 +82,8 @@ class CostModel:
     `layers` maps layer types to coefficients (ms per unit of a feature of `features`). A Deconvolution without its own
     is predicted as a Convolution, any other type by `default`. `loads` does the same for the time to load a layer at
     the server; types that are not in it load in no time. `machine` describes the device. `encode_ms_per_mb` and
-    `decode_ms_per_mb` are None where they are not known.
+    `decode_ms_per_mb` are None where they are not known. `base` are the costs of which these are `times_as_fast`, as
+    far as this process knows.
 
     Raises InputError for an unknown feature and for a coefficient that is negative or not finite.
     """
@@ -94,6 +95,7 @@ class CostModel:
     machine: Mapping[str, str] = field(default_factory=dict)
     encode_ms_per_mb: float | None = None
     decode_ms_per_mb: float | None = None
+    base: CostModel | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_speeds(self)
@@ -134,7 +136,7 @@ class CostModel:
         )
         return dataclasses.replace(
             self, name=_times(factor, self.name), layers=layers, default=divided(self.default), loads=loads,
-            **_divided_speeds(self, factor),
+            base=self, **_divided_speeds(self, factor),
         )  # fmt: skip
 
     def _predict_fixed(self, layer: Layer) -> float:
@@ -197,6 +199,7 @@ class Profile:
     machine: Mapping[str, str] = field(default_factory=dict)
     encode_ms_per_mb: float | None = None
     decode_ms_per_mb: float | None = None
+    base: Profile | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_speeds(self)
@@ -256,7 +259,7 @@ class Profile:
             dataclasses.replace(layer, ms=layer.ms / factor, load_ms=layer.load_ms / factor) for layer in self.layers
         )
         return dataclasses.replace(
-            self, name=_times(factor, self.name), layers=tuple(layers), **_divided_speeds(self, factor)
+            self, name=_times(factor, self.name), layers=tuple(layers), base=self, **_divided_speeds(self, factor)
         )
 
     def _check_fits(self, network: Network) -> None:

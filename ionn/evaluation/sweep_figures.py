@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ionn.costs.loading import split_times
 from ionn.errors import InputError
 from ionn.evaluation.style import looks, new_grid, new_panels, save_png_and_pdf
 from ionn.evaluation.summary import distinct, rank
@@ -32,7 +33,10 @@ Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as
 MATTERS_PERCENT = 10.0
 # What a colour can tell: any larger gain has the last one.
 _COLOUR_PERCENT = 100.0
-_TIMES_AS_FAST = re.compile(r"([0-9.e+-]+)\*(.+)")
+_NOTHING = (
+    f"the figures of a sweep compare algorithms with {ORIGINAL} at several bandwidths; give --algorithm {ORIGINAL}, "
+    "another one, and --mbps 1:1000:40"
+)
 
 
 def more_queries(rows: Sequence[SweepRow], originals: Sequence[SweepRow]) -> float:
@@ -46,30 +50,33 @@ def more_queries(rows: Sequence[SweepRow], originals: Sequence[SweepRow]) -> flo
 def draw_sweep(rows: Sequence[SweepRow], out: Path) -> list[Path]:
     """Figures of a sweep, for each client, coding, arrivals and device at the server: the gain over the original
     algorithm by bandwidth (sweep-lines), where the server is closest to one time as fast as its device; and by
-    bandwidth and speed of the server (sweep-map), where the table has several speeds.
+    bandwidth and speed of the server (sweep-map), where the table has several speeds. Where nothing can be compared,
+    nothing is drawn.
 
-    Raises InputError where the table has no original algorithm to compare with, no other, or one bandwidth only.
+    Raises InputError where that is so of the whole table: it has no original algorithm to compare with, no other, or
+    one bandwidth only.
     """
-    groups = [[row for row in rows if _setting(row) == setting] for setting in distinct(map(_setting, rows))]
+    settings = {_setting(row) for row in rows}
     paths = []
-    for group in groups:
-        _check(group)
-        for device in distinct(_server(row)[1] for row in group):
-            members = [row for row in group if _server(row)[1] == device]
-            names = [*(() if len(groups) == 1 else _setting(group[0])), *(() if device == SERVER else (device,))]
-            end = "".join(f"-{re.sub('[^A-Za-z0-9.]+', '-', name).strip('-')}" for name in names)
-            paths += _draw_lines(members, out / f"sweep-lines{end}")
-            if len({_server(row)[0] for row in members}) > 1:
-                paths += _draw_map(members, out / f"sweep-map{end}")
+    for group in _comparable(rows):
+        device = _server(group[0])[1]
+        names = [*(() if len(settings) == 1 else _setting(group[0])), *(() if device == SERVER else (device,))]
+        end = "".join(f"-{re.sub('[^A-Za-z0-9.]+', '-', name).strip('-')}" for name in names)
+        paths += _draw_lines(_closest(group), out / f"sweep-lines{end}")
+        if len({speed for _, _, _, speed in _gains(group)}) > 1:
+            paths += _draw_map(group, out / f"sweep-map{end}")
     return paths
 
 
 def gains_text(rows: Sequence[SweepRow]) -> str:
-    """For each model and algorithm, at the server that is closest to one time as fast as its device: the most that it
-    gains over the original one, where, and between which bandwidths it gains MATTERS_PERCENT or more. Raises InputError
-    as `draw_sweep` does."""
-    _check(rows)
-    rows = _closest(rows)
+    """For each client, coding, arrivals and device at the server, a block of lines: for each model and algorithm, at
+    the server that is closest to one time as fast as its device, the most that it gains over the original one, where,
+    and between which bandwidths it gains MATTERS_PERCENT or more. Raises InputError as `draw_sweep` does."""
+    return "\n\n".join(_text(_closest(group)) for group in _comparable(rows))
+
+
+def _text(rows: Sequence[SweepRow]) -> str:
+    """The block of one setting and server."""
     lines = [
         f"{_title(rows[0], rows[0].server)}: queries before the upload ended, against {ORIGINAL}",
         f"{'model':<12} {'algorithm':<24} {'most':>7} {'at Mbps':>8}  at least {MATTERS_PERCENT:.0f} % at Mbps",
@@ -86,17 +93,34 @@ def gains_text(rows: Sequence[SweepRow]) -> str:
 
 def can_compare(rows: Iterable[SweepRow]) -> bool:
     """Tell whether a table has something to say about gains over bandwidths."""
-    listed = list(rows)
-    algorithms = {row.algorithm for row in listed}
-    return ORIGINAL in algorithms and len(algorithms) > 1 and len({row.mbps for row in listed}) > 1
+    return any(map(_has_gains, _groups(rows)))
 
 
-def _check(rows: Sequence[SweepRow]) -> None:
-    if not can_compare(rows):
-        raise InputError(
-            f"the figures of a sweep compare algorithms with {ORIGINAL} at several bandwidths; give --algorithm "
-            f"{ORIGINAL}, another one, and --mbps 1:1000:40"
-        )
+def check_comparable(algorithms: Collection[str], mbps: Collection[float]) -> None:
+    """Raise InputError unless a sweep of these algorithms and bandwidths has something to compare."""
+    if ORIGINAL not in algorithms or len(algorithms) == 1 or len(mbps) == 1:
+        raise InputError(_NOTHING)
+
+
+def _comparable(rows: Iterable[SweepRow]) -> list[list[SweepRow]]:
+    """The groups that have something to compare. Raises InputError where none has."""
+    groups = list(filter(_has_gains, _groups(rows)))
+    if not groups:
+        raise InputError(_NOTHING)
+    return groups
+
+
+def _groups(rows: Iterable[SweepRow]) -> list[list[SweepRow]]:
+    """The rows of each setting and device at the server, in the order of the table."""
+    groups: dict[tuple[str, ...], list[SweepRow]] = {}
+    for row in rows:
+        groups.setdefault((*_setting(row), _server(row)[1]), []).append(row)
+    return list(groups.values())
+
+
+def _has_gains(group: Sequence[SweepRow]) -> bool:
+    """Whether there are gains of several bandwidths where figures show them."""
+    return len({mbps for _, _, mbps, _ in _gains(_closest(group))}) > 1
 
 
 def _setting(row: SweepRow) -> tuple[str, str, str]:
@@ -105,8 +129,7 @@ def _setting(row: SweepRow) -> tuple[str, str, str]:
 
 def _server(row: SweepRow) -> tuple[float, str]:
     """How many times as fast as which device the server is."""
-    match = _TIMES_AS_FAST.fullmatch(row.server)
-    return (float(match[1]), match[2]) if match else (1.0, row.server)
+    return split_times(row.server)
 
 
 def _closest(rows: Sequence[SweepRow]) -> list[SweepRow]:
@@ -149,7 +172,6 @@ def _is_papers(row: SweepRow) -> bool:
 
 def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
     """A panel per model, a line per algorithm; a triangle on top where its gain is infinite."""
-    rows = _closest(rows)
     lines = _lines(rows)
     models = distinct(model for model, _ in lines)
     styles = looks([ORIGINAL, *(algorithm for _, algorithm in lines)])

@@ -12,7 +12,7 @@ import msgspec
 from ionn.errors import InputError
 from ionn.model.slices import Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph, checked_mbps
-from ionn.planning.planners import get_planner
+from ionn.planning.planners import Planner, get_planner
 from ionn.planning.planners.baselines import PREINSTALLED
 from ionn.schema import Natural, Real
 
@@ -195,14 +195,17 @@ def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: fl
     return Plan(network.name, algorithm, mbps, model_bytes, local_ms, local_ms, (), 0.0)
 
 
-def make_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
+def make_plan(
+    network: Network, graph: ExecutionGraph, algorithm: str, mbps: float, planner: Planner | None = None
+) -> Plan:
     """Plan a network whose costs over a link of `mbps` are `graph`, and time the planner (`planning_ms`). What the
-    server holds by the graph is left out. What `preinstalled` plans is held by the server, and no partition.
+    server holds by the graph is left out. What `preinstalled` plans is held by the server, and no partition. `planner`
+    is the planner itself, by default the one that has the name `algorithm` in this process.
 
     Raises InputError for an unknown algorithm and for a bandwidth that is not positive.
     """
     checked_mbps(mbps)
-    planner = get_planner(algorithm)
+    planner = planner or get_planner(algorithm)
     started = time.perf_counter()
     pieces_in_order = planner(graph)
     planning_ms = (time.perf_counter() - started) * 1e3

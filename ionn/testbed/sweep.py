@@ -8,14 +8,19 @@ has in it all that it needs, a user's own planner too: whoever does it reads no 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import logging
 import math
 import os
 import re
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +38,7 @@ from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.planning.planners import Planner, added_planners, get_planner, planner_digest, take_planners
+from ionn.planning.planners import Planner, added_planners, get_planner, planner_digest
 from ionn.server.orphans import end_with
 from ionn.testbed.arrivals import CLOSED, Arrivals
 from ionn.testbed.energy import mean_energy_j
@@ -49,7 +54,7 @@ RUNS_PER_TASK = 120
 # How long a cluster may take to answer.
 CLUSTER_S = 10
 # FIRST:LAST:COUNT, perhaps *COSTS.
-_RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?")
+_RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?", re.DOTALL)
 
 Values = tuple[Any, ...]  # of a row, behind those of its cell
 
@@ -58,7 +63,8 @@ def expand(text: str) -> list[str]:
     """`FIRST:LAST:COUNT`, so many numbers in equal ratios, as their texts; behind each, what a `*` separates from them:
     `1:100:3` is 1, 10, 100, and `1:100:3*gtx1080ti` is 1*gtx1080ti and so on. Any other text is itself.
 
-    Numbers between the first and the last have six digits. Raises InputError for a range that is none.
+    Numbers between the first and the last have six digits. Raises InputError for a range that is none, and where its
+    numbers are the same in six digits.
     """
     match = _RANGE.fullmatch(text)
     if match is None:
@@ -67,8 +73,11 @@ def expand(text: str) -> list[str]:
     if not (0 < first < last < math.inf and 2 <= count <= CELLS_MAX):
         raise InputError(f"{text}: give FIRST:LAST:COUNT, numbers above 0 that ascend and how many, as 1:1000:40")
     between = np.geomspace(first, last, count)[1:-1].tolist()
+    numbers = [match[1], *(f"{value:.6g}" for value in between), match[2]]
+    if any(float(before) >= float(after) for before, after in itertools.pairwise(numbers)):
+        raise InputError(f"{text}: {count} numbers in between are not told apart by six digits; give fewer")
     times = "" if match[4] is None else f"*{match[4]}"
-    return [f"{number}{times}" for number in (match[1], *(f"{value:.6g}" for value in between), match[2])]
+    return [f"{number}{times}" for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,17 @@ class Grid:
         arrivals: Sequence[str] = (CLOSED,),
         seeds: Sequence[int] = (0,),
     ) -> Grid:
-        """The grid of what users name. What is there twice counts once. Raises InputError for what cannot be run."""
-        for name, values in (
-            ("model", models), ("algorithm", algorithms), ("bandwidth", mbps), ("client", clients),
-            ("server", servers), ("coding", codings), ("arrivals", arrivals), ("seed", seeds),
-        ):  # fmt: skip
+        """The grid of what users name. What is there twice is in it once. Raises InputError for what cannot be run."""
+        axes: dict[str, Sequence[Any]] = {
+            "model": models, "algorithm": algorithms, "bandwidth": mbps, "client": clients, "server": servers,
+            "coding": codings, "arrivals": arrivals, "seed": seeds,
+        }  # fmt: skip
+        for name, values in axes.items():
             if not values:
                 raise InputError(f"a sweep needs a {name}: give one, or more")
+        total = math.prod(map(len, axes.values()))
+        if total > CELLS_MAX:  # before files are read
+            raise InputError(f"a sweep of {total} runs: give fewer values; at most {CELLS_MAX} runs")
         networks = {}
         coded_bytes: dict[str, Sequence[int] | None] = {}
         for model in models:
@@ -133,8 +146,6 @@ class Grid:
             list(dict.fromkeys(map(float, mbps))), here, there, list(dict.fromkeys(codings)), raised,
             list(dict.fromkeys(seeds)), coded_bytes,
         )  # fmt: skip
-        if len(grid) > CELLS_MAX:
-            raise InputError(f"a sweep of {len(grid)} runs: give fewer values; at most {CELLS_MAX} runs")
         first = next(grid.cells())
         for rate, coding, name, seed in itertools.product(grid.mbps, grid.codings, grid.arrivals, grid.seeds):
             grid.settings(first._replace(mbps=rate, coding=coding, arrivals=name, seed=seed))
@@ -167,7 +178,7 @@ class Grid:
         return Task(
             self.models[first.model], self.clients[first.client], self.servers[first.server], first.coding,
             self.coded_bytes.get(first.model), self.planners,
-            [_Run(cell, names[cell.algorithm], self.settings(cell)) for cell in cells],
+            [_Run(cell, names[cell.algorithm], self.settings(cell)) for cell in cells], own_digest(),
         )  # fmt: skip
 
     def tasks(self, cells: Sequence[Cell]) -> list[Task]:
@@ -217,6 +228,7 @@ class Task:
     coded_bytes: Sequence[int] | None
     planners: Mapping[str, Planner]
     runs: Sequence[_Run]
+    ionn: str  # the `own_digest` of who made it
 
 
 class Failure(NamedTuple):
@@ -235,9 +247,20 @@ def failed(failures: Sequence[Failure], total: int, out: Path) -> InputError:
     )
 
 
+@functools.cache
+def own_digest() -> str:
+    """A number in hexadecimal that an ionn with another line of code does not have."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def run_task(task: Task) -> list[SweepRow | Failure]:
-    """Make the runs of a task, wherever that is."""
-    take_planners(task.planners)
+    """Make the runs of a task, wherever that is. Raises InputError where that has another version of ionn."""
+    if task.ionn != own_digest():
+        raise InputError("a worker of the sweep has another version of ionn; install the same one there")
     found: list[SweepRow | Failure] = []
     for mbps, runs in itertools.groupby(task.runs, key=lambda run: run.cell.mbps):
         group = list(runs)
@@ -251,7 +274,7 @@ def run_task(task: Task) -> list[SweepRow | Failure]:
         for algorithm, planned in itertools.groupby(sorted(group, key=_algorithm), key=_algorithm):
             cells = list(planned)
             try:
-                plan = make_plan(task.network, graph, algorithm, mbps)
+                plan = make_plan(task.network, graph, algorithm, mbps, task.planners.get(algorithm))
             except InputError as error:
                 found += [Failure(run.cell, str(error)) for run in cells]
                 continue
@@ -318,15 +341,31 @@ def _made(tasks: Sequence[Task], jobs: int, cluster: str | None) -> Iterator[lis
         yield from _made_here(tasks, jobs)
 
 
+def _check_sent(planners: Mapping[str, Planner]) -> None:
+    """Raise InputError for a planner that other processes cannot be given."""
+    from joblib.externals.loky.backend.reduction import dumps
+
+    for name, planner in planners.items():
+        try:
+            dumps(planner)
+        except Exception as error:  # of any object that it refers to
+            why = printable(f"{type(error).__name__}: {error}")[:200]
+            raise InputError(f"planner {name}: other processes cannot be given it ({why}); use --jobs 1") from error
+
+
 def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Failure]]:
     import joblib
-    from joblib.externals.loky.process_executor import BrokenProcessPool
+    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
+    _check_sent(tasks[0].planners)
     try:
         with joblib.parallel_config("loky", n_jobs=jobs, initializer=end_with, initargs=(os.getpid(),)):
             yield from _by_joblib(tasks)
-    except BrokenProcessPool as error:
+    except TerminatedWorkerError as error:
         raise IonnError("a process of the sweep was killed; run it again, and it goes on with what is left") from error
+    except BrokenProcessPool as error:
+        *_, why = (line for line in str(error.__cause__ or error).splitlines() if line.strip("\"'"))
+        raise InputError(f"a process of the sweep cannot load what it is to run: {why[:200]}; use --jobs 1") from error
 
 
 def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[SweepRow | Failure]]:
@@ -334,6 +373,7 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
     import joblib
 
     parse_address(address)
+    _check_sent(tasks[0].planners)
     for name in logging.root.manager.loggerDict:
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is said here, in a line
@@ -348,20 +388,49 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
         except TimeoutError as error:
             raise InputError(f"{address}: this Dask scheduler has no workers; start some") from error
         try:
-            # By itself: joblib would wait for ever for what a worker cannot load.
-            first = client.submit(run_task, tasks[0], pure=False).result()
-        except (ImportError, RuntimeError) as error:
+            with _closed_without_workers(client):
+                # By itself: joblib would wait for ever for what a worker cannot load.
+                yield client.submit(run_task, tasks[0], pure=False).result()
+                with joblib.parallel_config("dask", n_jobs=-1, client=client):
+                    yield from _by_joblib(tasks[1:])
+        except (ImportError, AttributeError, RuntimeError) as error:
             why = printable(str(error.__cause__ or error))[:200]
             raise InputError(f"{address}: a worker cannot load what it is to run: {why}; install it there") from error
-        yield first
-        try:
-            with joblib.parallel_config("dask", n_jobs=-1, client=client):
-                yield from _by_joblib(tasks[1:])
         except (OSError, CancelledError, distributed.scheduler.KilledWorker) as error:
             why = printable(str(error))[:200]
             raise IonnError(
                 f"{address}: this cluster was lost ({why}); run the sweep again, and it goes on with what is left"
             ) from error
+
+
+@contextmanager
+def _closed_without_workers(client: Any) -> Iterator[None]:
+    """Close a client when its scheduler has had no workers for CLUSTER_S: who waits for results would wait for ever,
+    and gets an OSError."""
+    ended, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        seen_s = time.monotonic()
+        with suppress(OSError):  # a scheduler that is lost is told without this
+            while not ended.wait(1):
+                if client.scheduler_info()["workers"]:
+                    seen_s = time.monotonic()
+                elif time.monotonic() - seen_s > CLUSTER_S:
+                    lost.set()
+                    client.close()
+                    return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except CancelledError as error:
+        if lost.is_set():
+            raise OSError("no workers are left; those that cannot load ionn end") from error
+        raise
+    finally:
+        ended.set()
+        watcher.join(CLUSTER_S)
 
 
 def _by_joblib(tasks: Sequence[Task]) -> Iterator[list[SweepRow | Failure]]:

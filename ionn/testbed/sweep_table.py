@@ -12,6 +12,7 @@ import csv
 import fcntl
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,17 +132,8 @@ def open_table(path: Path) -> Iterator[Table]:
     Raises InputError where the file cannot be written, is no table of a sweep, or another process adds to it.
     """
     check_writable(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Without buffer: what is added is in the file, whatever becomes of this process.
-        file = open(path, "ab", buffering=0)  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"{path}: cannot write there: {error.strerror}; choose another file") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{path}: another sweep writes into it; wait, or choose another file") from error
+    path = Path(os.path.realpath(path))  # a link stays one when the file is replaced by its rows in order
+    with _open_locked(path) as file:
         content = _read(path)
         rows = _rows(content, path)
         complete = content[: content.rfind(b"\n") + 1]
@@ -149,6 +141,26 @@ def open_table(path: Path) -> Iterator[Table]:
         if not complete:
             file.write(HEADER.encode())
         yield Table(path, file, rows)
+
+
+def _open_locked(path: Path) -> io.FileIO:
+    """The file, opened to add to it and locked. Raises InputError as `open_table` does."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without buffer: what is added is in the file, whatever becomes of this process.
+            file = open(path, "ab", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise InputError(f"{path}: cannot write there: {error.strerror}; choose another file") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise InputError(f"{path}: another sweep writes into it; wait, or choose another file") from error
+        # Another sweep may have ended since it was opened, and put its rows in order into a new file.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+        file.close()
 
 
 def _read(path: Path) -> bytes:

@@ -42,6 +42,10 @@ def backwards(graph):
 """
 
 
+# Of a Dask cluster on this machine.
+OPTIONS = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The table that one process makes."""
@@ -84,7 +88,7 @@ def wait_for_rows(out: Path, process: subprocess.Popen[Any], count: int) -> None
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_it_goes_on_where_it_ended(alone: bytes, tmp_path: Path, end: signal.Signals) -> None:
     out = tmp_path / "sweep.csv"
     command = [sys.executable, "-m", "ionn", "sweep", *GRID, "--jobs", "2", "--out", str(out)]
@@ -93,8 +97,8 @@ def test_it_goes_on_where_it_ended(alone: bytes, tmp_path: Path, end: signal.Sig
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(end)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
-    if end == signal.SIGINT:
+    assert process.returncode == (-signal.SIGKILL if end == signal.SIGKILL else 130)
+    if end != signal.SIGKILL:
         assert said.strip() == "ionn: interrupted"
     assert not psutil.wait_procs(workers, timeout=60)[1]  # nothing goes on
     kept = read_table(out)
@@ -125,9 +129,7 @@ def test_a_worker_that_is_killed_loses_no_row(alone: bytes, tmp_path: Path) -> N
 def cluster() -> Iterator[str]:
     """A Dask scheduler with two workers, processes of their own, on loopback."""
     start: Any = distributed.LocalCluster
-    with start(
-        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0"
-    ) as made:
+    with start(n_workers=2, processes=True, **OPTIONS) as made:
         yield made.scheduler_address
 
 
@@ -175,8 +177,7 @@ def test_a_cluster_that_is_lost_loses_no_row(tmp_path: Path) -> None:
     out = tmp_path / "sweep.csv"
     command = [sys.executable, "-m", "ionn", "sweep", *GRID[:-1], "2:600:2000", "--out", str(out)]
     start: Any = distributed.LocalCluster
-    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    with start(n_workers=2, processes=True, **options) as made:
+    with start(n_workers=2, processes=True, **OPTIONS) as made:
         address = made.scheduler_address
         process = subprocess.Popen([*command, "--cluster", address], stderr=subprocess.PIPE, text=True)
         wait_for_rows(out, process, 40)
@@ -186,6 +187,36 @@ def test_a_cluster_that_is_lost_loses_no_row(tmp_path: Path) -> None:
     (line,) = said.splitlines()
     assert f"{address}: this cluster was lost" in line
     assert read_table(out)
+
+
+def test_a_cluster_that_loses_its_workers_is_lost(tmp_path: Path) -> None:
+    """Its scheduler lives on, and answers."""
+    out = tmp_path / "sweep.csv"
+    command = [sys.executable, "-m", "ionn", "sweep", *GRID[:-1], "2:600:2000", "--out", str(out)]
+    start: Any = distributed.LocalCluster
+    with start(n_workers=2, processes=True, **OPTIONS) as made:
+        address = made.scheduler_address
+        with subprocess.Popen([*command, "--cluster", address], stderr=subprocess.PIPE, text=True) as process:
+            wait_for_rows(out, process, 40)
+            made.scale(0)
+            _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = said.splitlines()
+    assert f"{address}: this cluster was lost (no workers are left" in line
+    assert read_table(out)
+
+
+def test_a_planner_that_ends_its_workers_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import os\ndef dies(graph): os._exit(3)\n")
+    start: Any = distributed.LocalCluster
+    with start(n_workers=1, processes=True, **OPTIONS) as made:
+        done = ionn(
+            "sweep", "--model", "mobilenet", "--planner", f"{tmp_path / 'own.py'}:dies", "--cluster",
+            made.scheduler_address, "--out", tmp_path / "sweep.csv",
+        )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "this cluster was lost" in line
 
 
 def test_progress_is_on_a_terminal(tmp_path: Path) -> None:
@@ -227,6 +258,7 @@ def test_figures_and_what_runs_fail(tmp_path: Path) -> None:
         f"sweep-{name}.{kind}" for name in ("lines", "map") for kind in ("png", "pdf")
     }
     failed = [line for line in lines if "cannot be made" in line]
+    assert "drawn:" not in lines[0]  # what fails is told first
     assert any(
         line.startswith("ionn: chain (") and "optimal: 4 runs cannot be made: optimal: " in line for line in failed
     )
@@ -253,6 +285,7 @@ def test_figures_and_what_runs_fail(tmp_path: Path) -> None:
         (["--cluster", "tcp://127.0.0.1:9"], "no Dask scheduler answers there"),
         (["--cluster", "nowhere://x"], "nowhere://x"),
         (["--figures", "f"], "the figures of a sweep compare algorithms with original at several bandwidths"),
+        (["--figures", "/dev/null/f", "--mbps", "5:80:2"], "/dev/null/f/sweep-lines.png: cannot write there"),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path: Path, options: list[str], reason: str) -> None:
@@ -261,7 +294,43 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, options: list[str], reason: 
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert reason in line
-    assert not out.exists() or out.read_text() == HEADER or "--figures" in options
+    assert not out.exists() or out.read_text() == HEADER
+
+
+@pytest.mark.parametrize("where", ["--jobs", "--cluster"])
+def test_a_planner_that_cannot_be_sent_is_named(where: str, cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import threading\nLOCK = threading.Lock()\ndef locking(graph):\n    with LOCK: return []\n"
+    )
+    out = tmp_path / "sweep.csv"
+    grid = [*GRID, "--planner", f"{tmp_path / 'own.py'}:locking"]
+    done = ionn("sweep", *grid, where, "2" if where == "--jobs" else cluster, "--out", out)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ionn: planner locking: other processes cannot be given it (TypeError: ")
+    assert ionn("sweep", *grid, "--jobs", "1", "--out", out).returncode == 0
+
+
+def test_what_a_process_cannot_load_is_said(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "helper_of_mine_that_nobody_has.py").write_text("def wanted(stage): return True\n")
+    out = tmp_path / "sweep.csv"
+    done = ionn("sweep", *GRID, "--planner", f"{tmp_path / 'own.py'}:backwards", "--jobs", "2", "--out", out)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "a process of the sweep cannot load what it is to run: ModuleNotFoundError: No module named" in line
+    assert line.endswith("'helper_of_mine_that_nobody_has'; use --jobs 1")
+
+
+def test_two_planners_of_one_name_are_one_line(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text("def plan(graph): return []\n")
+    a, b = (f"{tmp_path / name}.py:plan" for name in ("a", "b"))
+    out = tmp_path / "sweep.csv"
+    done = ionn("sweep", "--model", "mobilenet", "--planner", a, "--planner", b, "--out", out)
+    assert (done.returncode, done.stderr) == (2, f"ionn: {a} and {b} have the same name; rename one of the functions\n")
+    done = ionn("sweep", "--model", "mobilenet", "--planner", a, "--planner", a, "--out", out)
+    assert (done.returncode, len(read_table(out))) == (0, 1)
 
 
 def test_a_file_of_the_users_is_not_written_into(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.costs.features import features
-from ionn.costs.loading import costs_from_json, costs_label, device_names, load_costs
+from ionn.costs.loading import costs_from_json, costs_label, device_names, load_costs, split_times
 from ionn.costs.models import CostModel, LayerTime, Profile, Scaled
 from ionn.errors import InputError
 from ionn.model.network import Network
@@ -374,7 +374,8 @@ def test_a_profile_is_scaled_and_told_from_others_by_its_numbers(tiny: Network, 
     assert scaled.layer_ms(tiny).tolist() == [ms / 1.5 for ms in phone.layer_ms(tiny).tolist()]
     assert (scaled.load_ms(tiny) == 4).all()
     assert (scaled.encode_ms_per_mb, scaled.decode_ms_per_mb) == (None, 6)
-    assert costs_label(scaled).startswith("1.5*phone (")
+    assert costs_label(scaled) == f"1.5*{costs_label(phone)}"
+    assert split_times(costs_label(scaled)) == (1.5, costs_label(phone))
     assert load_costs("1.5*phone.json", tmp_path) == scaled
 
 
@@ -383,6 +384,32 @@ def test_one_time_as_fast_is_as_fast(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     save(Path("2*mine"), "0 data 4")  # a file of that name is what is meant
     assert load_costs("2*mine").name == "2*mine"
+    assert load_costs("0.5*2*mine").name == "0.5*2*mine"
+
+
+@pytest.mark.parametrize("name", ["e*x", "0*x", "2*x", "0.5*gtx1080ti", "2*gtx1080ti", "a\rb\nc", "\u2028x", "\udcff"])
+def test_files_of_any_name_are_told_from_multiples(name: str, tmp_path: Path) -> None:
+    save(tmp_path / name, "0 data 4")
+    save(tmp_path / "x", "0 data 9")
+    label = costs_label(load_costs(name, tmp_path))
+    assert label.isprintable()
+    assert split_times(label) == (1, label)
+    assert label.endswith(")")
+    times = costs_label(load_costs(f"3*{name}", tmp_path))
+    assert split_times(times) == (3, label)
+
+
+def test_columns_of_files_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, ms in (("2*y.csv", 7), ("y.csv", 1)):
+        save(tmp_path / name, f"layer,ms\ndata,{ms}")
+    for folder in (tmp_path, None):
+        assert [layer.ms for layer in load_costs("2*y.csv:ms", folder).layers] == [7]  # type: ignore[union-attr]
+        monkeypatch.chdir(tmp_path)
+
+
+def test_one_number_is_enough() -> None:
+    for spec in ("2*3*gtx1080ti", "1*" * 5000 + "gtx1080ti"):
+        assert "give one number in N*COSTS" in refusal(spec)
 
 
 @pytest.mark.parametrize("factor", ["0", "-1", "nan", "inf", "1e4", "1e-4", "fast", "1_0"])

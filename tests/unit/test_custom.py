@@ -14,7 +14,7 @@ import pytest
 from ionn.errors import InputError, ProtocolError
 from ionn.model.slices import TILE, Slice
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.planners import PLANNERS, add_planner, get_planner
+from ionn.planning.planners import PLANNERS, add_planner, get_planner, planner_digest
 from ionn.planning.planners.custom import checked, load_function
 from tests.support.chains import chain, cut
 
@@ -119,14 +119,16 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(tmp_path / "before")
     (tmp_path / "beside.py").write_text("ANSWER = [[0]]")
     (tmp_path / "planner_file.py").write_text("import beside\ndef zero(graph): return beside.ANSWER\nnumber = 3")
-    name, function = load_function(f"{tmp_path}/planner_file.py:zero")
+    name, function, content = load_function(f"{tmp_path}/planner_file.py:zero")
     assert (name, function(GRAPH)) == ("zero", [[0]])
+    assert content == (tmp_path / "planner_file.py").read_bytes()
 
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "planner_module.py").write_text("def one(graph): return [[1]]")
     monkeypatch.chdir(tmp_path / "folder")
-    name, function = load_function("planner_module:one")
+    name, function, content = load_function("planner_module:one")
     assert (name, function(GRAPH)) == ("one", [[1]])
+    assert content == (tmp_path / "folder" / "planner_module.py").read_bytes()
     for spec, message in {
         f"{tmp_path}/planner_file.py:number": "has no function number",
         f"{tmp_path}/planner_file.py:nothing": "has no function nothing",
@@ -173,3 +175,15 @@ def test_a_function_is_added_under_its_name(monkeypatch: pytest.MonkeyPatch) -> 
     for nameless in (lambda graph: [[0]], partial(last_first), type("Planner", (), {"__call__": last_first})()):
         with pytest.raises(InputError, match="it has no name; give a function made by def"):
             add_planner(nameless)
+
+
+def test_whatever_changes_in_its_file_makes_it_another_planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ionn.planning.planners.PLANNERS", dict(PLANNERS))
+    monkeypatch.setattr("ionn.planning.planners._ADDED", {})
+    path = tmp_path / "mine.py"
+    function = "def counted(graph): return [[stage] for stage in range(COUNT)]\n"
+    digests = []
+    for constant in ("COUNT = 1", "COUNT = 2", "COUNT = 1"):
+        path.write_text(f"{constant}\n{function}")
+        digests.append(planner_digest(add_planner(f"{path}:counted")))
+    assert digests[0] == digests[2] != digests[1]

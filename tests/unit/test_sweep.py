@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 import ionn
 from ionn.errors import InputError
 from ionn.evaluation.summary import summary
+from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import add_planner
 from ionn.testbed import runner, sweep
 from ionn.testbed.arrivals import Arrivals
@@ -64,6 +67,12 @@ def test_a_range_ascends_in_equal_ratios(first: float, ratio: float, count: int)
 @pytest.mark.parametrize("text", ["9:1:3", "0:1:3", "1:1:3", "1:2:1", "a:2:3", "1:inf:3", "nan:2:3", "1:2:9999999"])
 def test_a_range_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="FIRST:LAST:COUNT"):
+        expand(text)
+
+
+@pytest.mark.parametrize("text", ["1:1.0000001:40", "1.23456789:1.2345679:4", "999999.5:1000000:3*gtx1080ti"])
+def test_a_range_whose_numbers_are_the_same_in_six_digits_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not told apart by six digits; give fewer"):
         expand(text)
 
 
@@ -154,6 +163,14 @@ def test_a_run_that_cannot_be_made_does_not_lose_the_others(tmp_path: Path) -> N
                    clients=["0.001*odroid-xu4"], jobs=1)  # fmt: skip
 
 
+def test_a_worker_with_another_ionn_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid.of(["mobilenet"], ["original"])
+    task = grid.task(list(grid.cells()))
+    monkeypatch.setattr(sweep, "own_digest", lambda: "of another one")
+    with pytest.raises(InputError, match="another version of ionn; install the same one there"):
+        run_task(task)
+
+
 def test_costs_beyond_what_can_be_planned_are_a_failure() -> None:
     grid = Grid.of(["alexnet"], ["original", "efficiency"], [1e-30])
     (task,) = grid.tasks(list(grid.cells()))
@@ -195,6 +212,24 @@ def test_what_is_a_users_own_is_told_from_others_and_taken_along(tmp_path: Path)
     assert here.partitions > other.partitions  # the second planner uploads less
 
 
+def test_tasks_in_threads_of_a_worker_do_not_mix_planners_of_one_name() -> None:
+    """Each begins before the other has planned."""
+    begun = threading.Barrier(2, timeout=60)
+
+    def task(count: int) -> sweep.Task:
+        def most(graph: ExecutionGraph) -> list[list[int]]:
+            begun.wait()
+            return [[stage] for stage in sorted(graph.shortest_path([0.0] * len(graph.stages)))][:count]
+
+        grid = Grid.of(["mobilenet"], [add_planner(most)], [80, 300])
+        return grid.task(list(grid.cells()))
+
+    tasks = [task(1), task(4)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(run_task, tasks))
+    assert [[row.partitions for row in rows if isinstance(row, SweepRow)] for rows in found] == [[1, 1], [4, 4]]
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
@@ -209,6 +244,7 @@ def test_what_is_a_users_own_is_told_from_others_and_taken_along(tmp_path: Path)
         ({"arrivals": ["fps:0"]}, "queries a second"),
         ({"seeds": [-1]}, "seed -1"),
         ({"seeds": range(1_000_001)}, "at most 1000000"),
+        ({"seeds": range(1_000), "servers": ["none.txt"] * 1_001}, "a sweep of 1001000 runs"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is(changed: dict[str, Any], reason: str) -> None:

@@ -81,3 +81,24 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     slow = [each._replace(server="0.5*gtx1080ti") for each in TABLE]
     first, second = (draw_sweep([*slow, *TABLE], tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_each_setting_and_device_has_a_text_and_what_cannot_be_compared_has_none(tmp_path: Path) -> None:
+    slow = [each._replace(client="0.5*odroid-xu4", queries=1) for each in TABLE]
+    other = [each._replace(server="my box (12345678)") for each in TABLE]
+    blocks = gains_text([*TABLE, *slow, *other]).split("\n\n")
+    assert blocks == list(map(gains_text, (TABLE, slow, other)))
+    assert [block.partition(": ")[0] for block in blocks] == [
+        "client odroid-xu4, server gtx1080ti", "client 0.5*odroid-xu4, server gtx1080ti",
+        "client odroid-xu4, server my box (12345678)",
+    ]  # fmt: skip
+    no_original, one_mbps = other[3:], [each for each in other if each.mbps == 5]
+    only_slower = [
+        each._replace(server="0.5*gtx1080ti") for each in TABLE if each.mbps == 5 or each.algorithm != "original"
+    ]
+    for incomplete in (no_original, one_mbps, only_slower):
+        assert gains_text([*TABLE, *incomplete]) == gains_text(TABLE)
+        assert not can_compare(incomplete)
+        assert [path.name for path in draw_sweep([*TABLE, *incomplete], tmp_path) if path.suffix == ".png"] in (
+            ["sweep-lines.png"], ["sweep-lines.png", "sweep-map.png"],
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import math
 import subprocess
 import sys
@@ -156,3 +157,34 @@ def test_two_processes_do_not_write_into_one(tmp_path: Path) -> None:
         assert "another sweep writes into it" in done.stderr
     subprocess.run([sys.executable, "-c", other], check=True)
     assert read_table(path) == [row()]
+
+
+def test_a_table_that_is_replaced_just_before_it_is_locked_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sweep.csv"
+    write(path, row(1), row(2))
+    flock = fcntl.flock
+    replaced: list[Path] = []
+
+    def other_ends_first(file: Any, operation: int) -> None:
+        if not replaced:
+            replaced.append(path)
+            with open_table(path) as other:
+                other.sort([row(2).cell, row(1).cell])
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", other_ends_first)
+    with open_table(path) as table:
+        table.add([row(3)])
+    assert [each.seed for each in read_table(path)] == [2, 1, 3]
+
+
+def test_a_link_to_a_table_stays_one(tmp_path: Path) -> None:
+    path, link = tmp_path / "sweep.csv", tmp_path / "link.csv"
+    write(path, row(1), row(2))
+    link.symlink_to(path)
+    with open_table(link) as table:
+        table.sort([row(2).cell, row(1).cell])
+    assert link.is_symlink()
+    assert [each.seed for each in read_table(path)] == [2, 1]

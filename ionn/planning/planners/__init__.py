@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -94,37 +94,32 @@ def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
     Raises InputError where there is no such function, or one of ionn's own planners has its name.
     """
     if callable(planner):
-        name, function = getattr(planner, "__name__", ""), planner
+        name, function, source = getattr(planner, "__name__", ""), planner, _source(planner)
         if not (isinstance(name, str) and name.isidentifier()):  # a lambda, or an object
             raise InputError(f"planner {shown(planner)}: it has no name; give a function made by def")
     else:
-        name, function = load_function(name_of(planner, "planner"))
+        name, function, source = load_function(name_of(planner, "planner"))
     if name in known_planners() and name not in _ADDED:
         raise InputError(f"{name} is one of ionn's own planners; rename the function")
     PLANNERS[name] = _ADDED[name] = checked(name, function)
-    _SOURCES[name] = _source_digest(function)
+    _SOURCES[name] = hashlib.sha256(source).hexdigest()[:16] if source else ""
     return name
 
 
 def added_planners(names: Iterable[str]) -> dict[str, Planner]:
-    """Those of these names that are a user's own: what another process must be given, with `take_planners`."""
+    """Those of these names that are a user's own, themselves: another process does not know them by name."""
     return {name: _ADDED[name] for name in names if name in _ADDED}
 
 
-def take_planners(planners: Mapping[str, Planner]) -> None:
-    """Take planners into the registry that `added_planners` gave in another process."""
-    PLANNERS.update(planners)
-    _ADDED.update(planners)
-
-
 def planner_digest(name: str) -> str:
-    """A number in hexadecimal that another function of the user's, of the same name, does not have; "" for one of
-    ionn's own planners, and where a function's source is not known. What the function calls does not count."""
+    """A number in hexadecimal that another planner of the user's, of the same name, does not have: of the whole file
+    that it was loaded from, or of the source of a function that was given itself. "" for one of ionn's own planners,
+    and where the source is not known. What a file imports, and what a function calls, does not count."""
     return _SOURCES.get(name, "")
 
 
-def _source_digest(function: Callable[[ExecutionGraph], Any]) -> str:
+def _source(function: Callable[[ExecutionGraph], Any]) -> bytes:
     try:
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+        return inspect.getsource(function).encode()
     except (OSError, TypeError):
-        return ""
+        return b""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import operator
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -21,9 +22,9 @@ from ionn.model.slices import TILE, Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph
 
 
-def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any]]:
-    """The function FILE.py:FUNCTION or MODULE:FUNCTION, and its name. Modules are looked for in this folder too; what
-    a file imports, beside it too.
+def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], bytes]:
+    """The function FILE.py:FUNCTION or MODULE:FUNCTION: its name, itself, and what its file has, nothing where it has
+    none. Modules are looked for in this folder too; what a file imports, beside it too.
 
     Raises InputError, in one line, where there is no such function or its file cannot be imported.
     """
@@ -31,8 +32,7 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any]]:
     if not source or not name.isidentifier():
         raise InputError(f"{spec}: not a planner; give FILE.py:FUNCTION or MODULE:FUNCTION")
     path = Path(source)
-    if path.suffix == ".py":
-        read_bytes(path, "the planner")
+    content = read_bytes(path, "the planner") if path.suffix == ".py" else b""
     folder = str(path.parent.resolve()) if path.suffix == ".py" else str(Path.cwd())
     sys.path.insert(0, folder)
     try:
@@ -45,7 +45,9 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any]]:
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(f"{spec}: {source} has no function {name}")
-    return name, function
+    if path.suffix != ".py" and os.path.isfile(file := getattr(module, "__file__", None) or ""):
+        content = read_bytes(Path(file), "the planner")
+    return name, function, content
 
 
 def _import_file(path: Path) -> Any:
