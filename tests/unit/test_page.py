@@ -242,6 +242,47 @@ def test_several_runs_have_a_mean_and_a_spread() -> None:
     assert [line.get("fill") for line in chart["data"]] == [None, "tonexty", None, None]
 
 
+def test_bars_have_the_values_of_the_rows() -> None:
+    other = make_trace(run=2, latencies_ms=(500.0, 500.0, *[250.0] * 12))
+    rows = summary([make_trace(), other, make_trace("efficiency", sizes=(1_000, 2_000)), make_trace(model="resnet")])
+    chart = bars(rows, lambda row: row.queries, "queries")
+    check(chart)
+    shown = {
+        (bar["name"], chart["layout"]["xaxis"]["ticktext"][chart["layout"]["xaxis"]["tickvals"].index(x)]): (y, spread)
+        for bar in chart["data"]
+        for x, y, spread in zip(bar["x"], bar["y"], bar["error_y"]["array"], strict=True)
+    }
+    assert shown == {
+        (row.algorithm, model_title(row.model)): (round(row.queries.mean, 4), row.queries.std) for row in rows
+    }
+    assert {bar["name"]: bar["error_y"]["visible"] for bar in chart["data"]} == {"original": True, "efficiency": False}
+
+
+def test_lines_have_the_latencies_of_the_queries() -> None:
+    """Of one run as they are; of several their mean, and one sample standard deviation on either side."""
+    one, other = make_trace(), make_trace(run=2, latencies_ms=(900.0, 900.0, 900.0, *FIVE_FAST))
+    line, end = latencies(summary([one]), 100)["data"]
+    at, values = np.array(line["x"]), np.array(line["y"])
+    for query in one.queries:
+        middle_s = (query.start_s + query.end_s) / 2
+        assert values[np.searchsorted(at, middle_s, side="right") - 1] == pytest.approx(query.latency_ms)
+    assert (at[0], at[-1]) == (one.queries[0].start_s, pytest.approx(one.queries[-1].end_s))
+    assert (end["x"], end["y"]) == ([one.upload_s] * 2, [0, max(query.latency_ms for query in one.queries)])
+    low, high, mean, end = latencies(summary([one, other]), 100)["data"]
+    assert (low["y"][0], high["y"][0], mean["y"][0]) == (
+        round(950 - np.std([900, 1000], ddof=1), 1), round(950 + np.std([900, 1000], ddof=1), 1), 950.0,
+    )  # fmt: skip
+    assert end["x"] == [4.0, 4.0]
+
+
+def test_predictions_are_beside_what_was_measured() -> None:
+    live = validate(make_trace(testbed="live"))
+    assert live.measured.queries_in_upload != live.predicted.queries_in_upload
+    _, points = predictions([live])["data"]
+    assert points["x"] == [round(live.measured.queries_in_upload, 2)]
+    assert points["y"] == [round(live.predicted.queries_in_upload, 2)]
+
+
 def test_long_names_leave_room_for_the_chart() -> None:
     """They are shortened, and stay apart."""
     names = ["a" * 60 + end for end in "bc"]

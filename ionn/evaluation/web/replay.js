@@ -96,8 +96,8 @@ class Replay {
       return drawn;
     }));
     this.numbers(svg);
-    this.ahead = draw(svg, "path", { fill: "none", stroke: COLORS.ahead, "stroke-width": 3, "stroke-linejoin": "round" });
-    this.done = draw(svg, "path", { fill: "none", stroke: COLORS.path, "stroke-width": 4, "stroke-linejoin": "round" });
+    this.ahead = draw(svg, "path", { class: "ahead", fill: "none", stroke: COLORS.ahead, "stroke-width": 3, "stroke-linejoin": "round" });
+    this.done = draw(svg, "path", { class: "done", fill: "none", stroke: COLORS.path, "stroke-width": 4, "stroke-linejoin": "round" });
     this.dots = [0, 1].map(() => draw(svg, "circle", { r: 6, fill: COLORS.path, stroke: "#fff", "stroke-width": 1.5 }));
     this.names(svg);
     this.strip(svg);
@@ -154,9 +154,9 @@ class Replay {
     const y = (seconds) => STRIP_Y + 8 + (STRIP - 8) * (1 - seconds / most);
     const line = run.queries.map(([begin, end], at) => `${at ? "L" : "M"}${x(begin).toFixed(1)} ${y(end - begin).toFixed(1)}H${x(end).toFixed(1)}`);
     draw(svg, "text", { x: 0, y: STRIP_Y }, "Latency; marks: partitions become usable");
-    const ground = draw(svg, "rect", { x: 0, y: STRIP_Y + 4, width: this.pixels, height: STRIP, fill: "#f5f7f9" });
+    const ground = draw(svg, "rect", { class: "strip", x: 0, y: STRIP_Y + 4, width: this.pixels, height: STRIP, fill: "#f5f7f9" });
     run.partitions.forEach((part) => draw(svg, "path", { d: `M${x(part.ready)} ${STRIP_Y + STRIP + 4}v7`, stroke: COLORS.usable[0], "stroke-width": 2 }));
-    draw(svg, "path", { d: line.join(""), fill: "none", stroke: COLORS.latency, "stroke-width": 1.5 });
+    draw(svg, "path", { class: "latency", d: line.join(""), fill: "none", stroke: COLORS.latency, "stroke-width": 1.5 });
     const end = draw(svg, "text", { x: this.pixels, y: STRIP_Y + STRIP + 22, "text-anchor": "end" }, `${run.end.toFixed(1)} s`);
     end.setAttribute("pointer-events", "none");
     draw(svg, "text", { x: 0, y: STRIP_Y + STRIP + 22 }, "0 s");
