@@ -28,7 +28,6 @@ from ionn.evaluation.replay import replay
 from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.summary import SummaryRow, distinct
 from ionn.files import read_bytes
-from ionn.paper import model_title
 
 HOW_TO_GET_IT = "report.html is not written: its charts need plotly; install it: pip install 'ionn[report]'"
 
@@ -53,10 +52,12 @@ def html_page(report: Report, images: Sequence[Path] = ()) -> str:
     """The page of a report, which shows these PNG files too. Raises ImportError where Plotly is not installed, and
     InputError where an image cannot be read."""
     found = findings(report)
+    choices = _choices(report)
     data = {
         "findings": [each.chart for each in found],
-        "latencies": list(_latency_charts(report.rows)),
-        "replays": list(_replays(report.rows)),
+        "choices": {key: list(texts.values()) for key, texts in choices.items()},
+        "latencies": list(_latency_charts(report.rows, choices)),
+        "replays": list(_replays(report.rows, choices)),
     }
     parts = {
         "findings": ("What was found", _findings(found)),
@@ -131,7 +132,7 @@ def _subject(report: Report) -> str:
     runs = [trace for row in report.rows for trace in row.traces]
     if not runs:
         return "Tables and figures"
-    models = distinct(model_title(row.model) for row in report.rows)
+    models = distinct(report.titles[row.model] for row in report.rows)
     algorithms = distinct(row.algorithm for row in report.rows)
     testbeds = [
         f"{sum(trace.info.settings.testbed == name for trace in runs)} {name}"
@@ -278,23 +279,36 @@ def _image(path: Path) -> str:
 # --- The data -------------------------------------------------------------------------------------------------------
 
 
-def _keys(row: SummaryRow) -> dict[str, str]:
-    """What the choosers choose by."""
-    return {"testbed": f"{row.settings.name}, {row.settings.rate}", "model": model_title(row.model)}
+_Choices = dict[str, dict[Any, str]]
 
 
-def _latency_charts(rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
+def _choices(report: Report) -> _Choices:
+    """What the choosers offer: per chooser and value, its text."""
+    return {
+        "testbed": {row.settings: f"{row.settings.name}, {row.settings.rate}" for row in report.rows},
+        "model": {row.model: report.titles[row.model] for row in report.rows},
+        "algorithm": {row.algorithm: row.algorithm for row in report.rows},
+    }
+
+
+def _keys(row: SummaryRow, choices: _Choices) -> dict[str, int]:
+    """Which of the choices a row is, by their numbers."""
+    values = {"testbed": row.settings, "model": row.model, "algorithm": row.algorithm}
+    return {key: list(choices[key]).index(value) for key, value in values.items()}
+
+
+def _latency_charts(rows: Sequence[SummaryRow], choices: _Choices) -> Iterator[dict[str, Any]]:
     """A chart per settings and model, until there are too many lines."""
     chosen = rows[:LINES_MAX]
     points_max = min(LINE_POINTS_MAX, POINTS_MAX // max(len(chosen), 1))
     for _, group in groupby(chosen, key=lambda row: (row.settings, row.model)):
         members = list(group)
-        yield {**_keys(members[0]), "chart": latencies(members, points_max)}
+        yield {**_keys(members[0], choices), "chart": latencies(members, points_max)}
 
 
-def _replays(rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
+def _replays(rows: Sequence[SummaryRow], choices: _Choices) -> Iterator[dict[str, Any]]:
     """The first run of each settings, model and algorithm, until there are too many."""
     chosen = rows[:REPLAYS_MAX]
     queries_max = min(REPLAY_QUERIES_MAX, QUERIES_MAX // max(len(chosen), 1))
     for row in chosen:
-        yield {**_keys(row), "algorithm": row.algorithm, "run": replay(row.traces[0], queries_max)}
+        yield {**_keys(row, choices), "run": replay(row.traces[0], queries_max)}

@@ -192,9 +192,48 @@ def test_a_chooser_keeps_to_what_there_is(page: Browser) -> None:
     page.choose("replay", "model", "MobileNet")
     page.choose("replay", "algorithm", "sliced-efficiency")
     page.choose("replay", "testbed", "live testbed, 80 Mbps")
-    chosen = page.run("return [...document.querySelectorAll('#replay-choosers [data-key]')].map((each) => each.value)")
+    chosen = page.run(
+        "return [...document.querySelectorAll('#replay-choosers [data-key]')]"
+        ".map((each) => each.selectedOptions[0].textContent)"
+    )
     assert chosen == ["live testbed, 80 Mbps", "AlexNet", "original"]
     assert "of 9" in page.status
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("my  net", "my net"), (" lead", "lead "), ("toString", "constructor"), ("__proto__", "valueOf")],
+    ids=["blanks", "outer blanks", "properties", "prototypes"],
+)
+def test_models_have_any_names(chromium: Browser, tmp_path: Path, names: tuple[str, str]) -> None:
+    latencies_ms = {"mine": 1_000.0, names[0]: 400.0, names[1]: 200.0}
+    traces = [make_trace(model=name, latencies_ms=[ms] * 30) for name, ms in latencies_ms.items()]
+    path = tmp_path / "report.html"
+    path.write_text(html_page(make_report(traces)), encoding="utf-8")
+    chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]
+    chromium.open(path)
+    bars = chromium.run(
+        "return [...document.querySelectorAll('[data-finding=\"0\"] .bars .point path')]"
+        ".map((each) => each.getBoundingClientRect().height)"
+    )
+    assert len(bars) == 3
+    assert min(bars) > 1
+    (label,) = [each for each in chromium.all("#replay label") if each.text.split("\n")[0] == "model"]
+    select = Select(label.find_element(By.TAG_NAME, "select"))
+    for name, ms in latencies_ms.items():
+        number = chromium.run("return DATA.choices.model.indexOf(arguments[0])", name)
+        select.select_by_value(str(number))
+        assert f"{ms:.0f} ms" in chromium.status
+    assert not chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]
+
+
+def test_a_run_of_no_time_is_drawn(chromium: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(html_page(make_report([make_trace(latencies_ms=[0.0], ends_s=(0.0, 0.0))])), encoding="utf-8")
+    chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]
+    chromium.open(path)
+    assert "NaN" not in str(chromium.one("#replay-drawing").get_attribute("innerHTML"))
+    assert not chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]
 
 
 def test_charts_answer_to_the_mouse(page: Browser) -> None:
@@ -293,7 +332,8 @@ def test_without_motion_it_goes_from_query_to_query(chromium: Browser, report: P
 
 def test_stages_are_as_wide_as_chosen(page: Browser) -> None:
     def widths() -> list[float]:
-        script = "return [...document.querySelectorAll('#replay-drawing rect:not([class])')].map((e) => e.width.baseVal.value)"
+        blocks = "#replay-drawing rect:not([class])"
+        script = f"return [...document.querySelectorAll('{blocks}')].map((each) => each.width.baseVal.value)"
         return list(page.run(script))[:30:2]
 
     uploads = widths()
@@ -315,7 +355,8 @@ const boxes = (rects) => rects.map((each) => ({
 const blocks = boxes(all('rect:not([class])'));
 const points = (path) => path.getAttribute('d').split(/[ML]/).slice(1).map((each) => each.split(' ').map(Number));
 return {
-    client: blocks.filter((_, at) => at % 2 === 0), server: blocks.filter((_, at) => at % 2), parts: boxes(all('.part')),
+    client: blocks.filter((_, at) => at % 2 === 0), server: blocks.filter((_, at) => at % 2),
+    parts: boxes(all('.part')),
     ahead: points(all('.ahead')[0]), done: points(all('.done')[0]),
     dots: all('circle').filter((each) => each.style.display !== 'none').map(
         (each) => [Number(each.getAttribute('cx')), Number(each.getAttribute('cy'))])};
@@ -340,7 +381,7 @@ def go(page: Browser, seconds: float) -> dict[str, Any]:
 
 def told_of(trace: Trace, seconds: float) -> list[str]:
     """What the replay should say at that time."""
-    names = trace.info.graph.stages
+    names, held = trace.info.graph.stages, trace.info.plan.held
     before = [query for query in trace.queries if query.start_s <= seconds]
     if before:
         query = before[-1]
@@ -359,7 +400,7 @@ def told_of(trace: Trace, seconds: float) -> list[str]:
         f"Usable at the server: {len(usable)} of {len(trace.partitions)} partitions, {sum(usable) / 1e6:.1f} of "
         f"{sum(part.bytes for part in trace.partitions) / 1e6:.1f} MB."
         if trace.partitions
-        else f"Nothing is uploaded in this run. The server had {len(trace.info.plan.held)} of {len(names)} stages before."
+        else f"Nothing is uploaded in this run. The server had {len(held)} of {len(names)} stages before."
     )
     return [f"At {seconds:.2f} s", what, weights]
 

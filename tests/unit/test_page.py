@@ -104,9 +104,44 @@ def test_latency_is_averaged_over_the_same_time() -> None:
     found = found_in([slow, fast], "When queries become faster")
     # From 1 to 4.1 s: 3 s of 1000 ms and 0.1 s of 100 ms; 1 s of 1000, 2 s of 500, and 0.1 s of 100 ms.
     assert found.sentence == (
-        "A query of AlexNet takes 0 ms at the client alone and 100 ms in the end; on average over time, from the first "
-        "query to 4.1 s: 648 ms with recursive-efficiency, 971 ms with original."
+        "A query of AlexNet takes 0 ms at the client alone and 100 ms in the end; on average over time, from 1.0 to "
+        "4.1 s: 648 ms with recursive-efficiency, 971 ms with original."
     )
+
+
+def test_no_mean_is_told_of_a_small_part_of_the_runs() -> None:
+    """One of the runs has its first query when the others are almost over."""
+    late = make_trace("mine", ends_s=(4.0, 4.0))
+    assert found_in([make_trace(), late], "When queries become faster").sentence == (
+        "A query of AlexNet takes 0 ms at the client alone and 100 ms in the end."
+    )
+
+
+def test_small_and_missing_differences_are_said_as_they_are() -> None:
+    tiny = [make_trace(latencies_ms=[0.04] * 50, ends_s=(0.001, 0.002))]
+    assert "0.04 ms in the end" in found_in(tiny, "When queries become faster").sentence
+    for other_ms in (1_000.0, 999.0, 1_001.0):
+        same = [make_trace(latencies_ms=[1_000.0] * 8), make_trace("efficiency", latencies_ms=[other_ms] * 8)]
+        assert found_in(same, "Latency against original").sentence.endswith("against original: AlexNet unchanged.")
+
+
+def test_models_of_one_title_are_told_apart() -> None:
+    """ "alexnet" is written AlexNet, and somebody's own model may have that name."""
+    report = make_report([make_trace(), make_trace(model="AlexNet", latencies_ms=[300.0] * 30)])
+    assert [report.titles[name] for name in ("alexnet", "AlexNet")] == ["alexnet", "AlexNet"]
+    chart = found_in(
+        [trace for row in report.rows for trace in row.traces], "Queries while the model is uploaded"
+    ).chart
+    (bar,) = chart["data"]
+    shown = {chart["layout"]["xaxis"]["ticktext"][int(x)]: y for x, y in zip(bar["x"], bar["y"], strict=True)}
+    assert shown == {"alexnet": 4, "AlexNet": 10}
+
+
+def test_each_run_can_be_chosen() -> None:
+    traces = [make_trace(model=name, mbps=mbps) for name in ("alexnet", "AlexNet") for mbps in (5.0000001, 5.0000002)]
+    data = data_of(page.html_page(make_report(traces)))
+    assert len({(each["testbed"], each["model"]) for each in data["replays"]}) == 4
+    assert all(len(set(texts)) == len(texts) for texts in data["choices"].values())
 
 
 def test_no_gain_is_claimed_where_there_is_none() -> None:
@@ -132,7 +167,7 @@ def test_live_runs_are_told_by_their_predictions(runs: list[Trace]) -> None:
         "0.0 % in the median, and 0.0 % at most."
     )
     assert found_in(live, "Queries while the model is uploaded").where == "live testbed, 80 Mbps"
-    check(predictions([validate(trace) for trace in live]))
+    check(predictions([validate(trace) for trace in live], make_report(live).titles))
 
 
 def test_queries_in_equal_time_and_by_themselves() -> None:
@@ -147,6 +182,16 @@ def test_queries_in_equal_time_and_by_themselves() -> None:
         "In 9 s AlexNet completes 1.5 times as many queries with sliced-efficiency, coding features, as with "
         "original, coding none."
     )
+    coded = [
+        make_trace("efficiency", [1000.0] * count + [9000.0], coding="lossless", weight_ratio=ratio, **window)
+        for count, ratio in ((8, 0.5), (6, 0.8))
+    ]
+    found = found_in([traces[0], *coded], "Queries in equal time")
+    assert "2.0 times as many queries with efficiency, coding lossless, weight ratio 0.5, as" in found.sentence
+    (bar,) = [each for each in found.chart["data"] if each["name"] == "efficiency"]
+    assert (bar["hovertext"], bar["y"]) == (
+        ["coding lossless, weight ratio 0.5", "coding lossless, weight ratio 0.8"], [2.0, 1.5],
+    )  # fmt: skip
     arrived = [
         make_trace(name, latencies, arrivals=Arrivals("poisson:4"), window_s=9.0)
         for name, latencies in (("original", (500.0,) * 9), ("efficiency", (400.0,) * 9))
@@ -163,8 +208,9 @@ def test_queries_in_equal_time_and_by_themselves() -> None:
         [make_trace(latencies_ms=(500.0,), ends_s=(0.2, 0.4))],
         [make_trace(), make_trace(run=2, latencies_ms=(900.0, *FIVE_FAST)), make_trace("a & b", model="<m>")],
         [make_trace(testbed="live", dilation=8.0), make_trace(mbps=40.0)],
+        [make_trace(name, latencies_ms=[0.0] * 5) for name in ("original", "efficiency")],
     ],
-    ids=["none", "nothing uploaded", "one query", "several runs", "other settings"],
+    ids=["none", "nothing uploaded", "one query", "several runs", "other settings", "no time"],
 )
 def test_any_results_have_a_page(traces: list[Trace]) -> None:
     report = make_report(traces)
@@ -208,7 +254,7 @@ def test_sentences_say_what_the_rows_have(traces: list[Trace]) -> None:
             row
             for row in report.rows
             if first.where == f"{row.settings.name}, {row.settings.rate}"
-            and f"{model_title(row.model)} is" in first.sentence
+            and f"{report.titles[row.model]} is" in first.sentence
         ]
         assert told
         for row in told:
@@ -245,7 +291,9 @@ def test_several_runs_have_a_mean_and_a_spread() -> None:
 def test_bars_have_the_values_of_the_rows() -> None:
     other = make_trace(run=2, latencies_ms=(500.0, 500.0, *[250.0] * 12))
     rows = summary([make_trace(), other, make_trace("efficiency", sizes=(1_000, 2_000)), make_trace(model="resnet")])
-    chart = bars(rows, lambda row: row.queries, "queries")
+    chart = bars(
+        rows, lambda row: row.queries, make_report([make_trace(), make_trace(model="resnet")]).titles, "queries"
+    )
     check(chart)
     shown = {
         (bar["name"], chart["layout"]["xaxis"]["ticktext"][chart["layout"]["xaxis"]["tickvals"].index(x)]): (y, spread)
@@ -278,22 +326,25 @@ def test_lines_have_the_latencies_of_the_queries() -> None:
 def test_predictions_are_beside_what_was_measured() -> None:
     live = validate(make_trace(testbed="live"))
     assert live.measured.queries_in_upload != live.predicted.queries_in_upload
-    _, points = predictions([live])["data"]
+    _, points = predictions([live], {"alexnet": "AlexNet"})["data"]
     assert points["x"] == [round(live.measured.queries_in_upload, 2)]
     assert points["y"] == [round(live.predicted.queries_in_upload, 2)]
 
 
 def test_long_names_leave_room_for_the_chart() -> None:
     """They are shortened, and stay apart."""
-    names = ["a" * 60 + end for end in "bc"]
+    names = ["a" * 60 + "b" * 60, "a" * 60 + "c" * 60, "a" * 60 + "d" + "c" * 59]
     rows = summary([make_trace(name, model=name) for name in names])
     lines = [line for line in latencies(rows, 100)["data"] if line.get("showlegend") is not False]
-    assert {line["name"] for line in lines} == {"a" * 23 + "…"}
+    short = ["a" * 12 + "…" + end for end in ("b" * 11, "c" * 11, "c" * 11 + " (2)")]
+    assert [line["name"] for line in lines] == short
     assert [line["legendgroup"] for line in lines] == names
-    chart = bars(rows, lambda row: row.queries, "queries")
+    chart = bars(rows, lambda row: row.queries, {name: name for name in names}, "queries")
     check(chart)
-    assert [bar["x"] for bar in chart["data"]] == [[name] for name in names]
-    assert set(chart["layout"]["xaxis"]["ticktext"]) == {"a" * 23 + "…"}
+    assert [(bar["x"], bar["hovertext"]) for bar in chart["data"]] == [
+        ([str(number)], [name]) for number, name in enumerate(names)
+    ]
+    assert chart["layout"]["xaxis"]["ticktext"] == short
 
 
 # --- Replays --------------------------------------------------------------------------------------------------------
@@ -370,7 +421,7 @@ def test_text_of_strangers_stays_text(tmp_path: Path) -> None:
     assert html.escape(HOSTILE) in text
     assert comment not in text
     data = data_of(text)
-    assert HOSTILE in {each["algorithm"] for each in data["replays"]}
+    assert HOSTILE in data["choices"]["algorithm"]
     names = [line["legendgroup"] for each in data["latencies"] for line in each["chart"]["data"]]
     assert html.escape(HOSTILE) in names  # Plotly takes some HTML
 

@@ -63,10 +63,10 @@ class Replay {
     container.append(label);
   }
 
-  load(entry) {
+  load(run, subject) {
     this.play(false);
-    this.run = entry.run;
-    this.subject.textContent = `${entry.model} with ${entry.algorithm}, ${entry.testbed}`;
+    this.run = run;
+    this.subject.textContent = subject;
     this.slider.max = this.run.end;
     const uploaded = Math.max(0, ...this.run.partitions.map((part) => part.ready));
     this.time = (uploaded || this.run.end) / 2;
@@ -149,7 +149,7 @@ class Replay {
   // Latency over the whole run, with marks where partitions become usable; a click goes there.
   strip(svg) {
     const { run } = this;
-    const x = (seconds) => (seconds / run.end) * (this.pixels - 1) + 0.5;
+    const x = (seconds) => (seconds / (run.end || 1)) * (this.pixels - 1) + 0.5;
     const most = Math.max(...run.queries.map(([begin, end]) => end - begin)) || 1;
     const y = (seconds) => STRIP_Y + 8 + (STRIP - 8) * (1 - seconds / most);
     const line = run.queries.map(([begin, end], at) => `${at ? "L" : "M"}${x(begin).toFixed(1)} ${y(end - begin).toFixed(1)}H${x(end).toFixed(1)}`);
@@ -288,7 +288,8 @@ class Replay {
     const under = query && this.time <= query[1];
     let what = "No query has started yet.";
     if (query) {
-      const took = `${((query[1] - query[0]) * 1e3).toFixed(0)} ms`;
+      const ms = (query[1] - query[0]) * 1e3;
+      const took = `${ms >= 10 ? ms.toFixed(0) : Number(ms.toPrecision(2))} ms`;
       what = `Query ${at * run.every + 1} of ${run.total} ${under ? "is under way, and takes" : "is answered; it took"} ${took}: ${this.route(query)}.`;
     }
     if (run.every > 1) what += ` (Of ${run.every} queries, one is shown.)`;
