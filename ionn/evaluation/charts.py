@@ -24,6 +24,8 @@ TEXT_COLOR = "#1f2933"
 _NAME_MAX = 24
 _GRID_COLOR = "#e4e7eb"
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+# Colours of the figures of which a line would hardly stand out from the page (WCAG 2: 3 to 1), and what they are there.
+_DARKER = {"#E69F00": "#B87F00", "#56B4E9": "#3A8FC0", "#F0E442": "#8F8600"}
 _PATTERNS = {"///": "/", "xxx": "x", "...": ".", "\\\\\\": "\\", "+++": "+"}
 
 
@@ -66,7 +68,7 @@ def grouped_bars(
     categories = {name: str(number) for number, name in enumerate(groups)}
     names = _shortened(distinct(series for _, series, _ in values))
     traces = []
-    for series, look in looks([name for _, name, _ in values]).items():
+    for series, look in _looks([name for _, name, _ in values]).items():
         ours = {name: stat for name, each, stat in values if each == series and not math.isnan(stat.mean)}
         present = [name for name in groups if name in ours]
         spreads = [ours[name].std for name in present]
@@ -100,7 +102,7 @@ def grouped_bars(
 def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
     """The latency of the query in execution over time, a line per algorithm (of several runs mean and spread), and a
     thin line where the upload ends. Each of Plotly's traces has the algorithm it is of as `legendgroup`."""
-    styles = looks([row.algorithm for row in rows])
+    styles = _looks([row.algorithm for row in rows])
     names = _shortened(styles)
     traces: list[dict[str, Any]] = []
     most_ms = 0.0
@@ -166,7 +168,7 @@ def steps(times: Grid, values: Grid, points_max: int) -> tuple[Grid, Grid]:
 
 def predictions(live: Sequence[Validation], titles: Mapping[str, str]) -> Chart:
     """Queries that live runs completed, and those that were predicted, a point per run; on the line they are equal."""
-    styles = looks([each.measured.info.algorithm for each in live])
+    styles = _looks([each.measured.info.algorithm for each in live])
     names = _shortened(styles)
     traces: list[dict[str, Any]] = []
     most = 0.0
@@ -204,6 +206,10 @@ def predictions(live: Sequence[Validation], titles: Mapping[str, str]) -> Chart:
 _SYMBOLS = {
     "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
 }  # fmt: skip
+
+
+def _looks(names: Iterable[str]) -> dict[str, Look]:
+    return {name: {**look, "color": _DARKER.get(look["color"], look["color"])} for name, look in looks(names).items()}
 
 
 def _layout(x_title: str, y_title: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -53,6 +53,15 @@ class Report:
         return {
             model: title if written.count(title) == 1 else model for model, title in zip(models, written, strict=True)
         }
+
+    def of(self, algorithms: Collection[str]) -> Report:
+        """This report, with the runs and planning times of these algorithms only; its tables stay."""
+        return replace(
+            self,
+            rows=tuple(row for row in self.rows if row.algorithm in algorithms),
+            live=tuple(each for each in self.live if each.measured.info.algorithm in algorithms),
+            planning_ms={key: ms for key, ms in self.planning_ms.items() if key[1] in algorithms},
+        )
 
     def text(self) -> str:
         """Return the report for the terminal."""

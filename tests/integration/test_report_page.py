@@ -236,6 +236,25 @@ def test_a_run_of_no_time_is_drawn(chromium: Browser, tmp_path: Path) -> None:
     assert not chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_long_names_do_not_make_the_page_wider(chromium: Browser, tmp_path: Path, width: int) -> None:
+    path = tmp_path / "report.html"
+    traces = [
+        make_trace(name, model=model)
+        for name in ("original", "a" * 200)
+        for model in ("b" * 199 + "c", "b" * 199 + "d")
+    ]
+    path.write_text(html_page(make_report(traces)), encoding="utf-8")
+    chromium.open(path, width)
+    chromium.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert chromium.run("return document.documentElement.scrollWidth") <= width
+    wider = chromium.run(
+        "return [...document.querySelectorAll('body *')].filter((each) => !each.closest('svg, nav, .scroll')"
+        " && each.getBoundingClientRect().right > innerWidth + 1).map((each) => each.outerHTML.slice(0, 80))"
+    )
+    assert wider == []
+
+
 def test_charts_answer_to_the_mouse(page: Browser) -> None:
     chart = page.one("#latency-chart")
     page.run("arguments[0].scrollIntoView({block: 'center'})", chart)
@@ -346,7 +365,7 @@ def test_stages_are_as_wide_as_chosen(page: Browser) -> None:
 # --- What a replay draws, against the trace that it is of -----------------------------------------------------------
 
 REPLAYED = (ORIGINAL, SLICED, "preinstalled")
-USABLE = {"#0b5a8f", "#2f7fb5"}
+USABLE = {"#0b5a8f", "#2878ad"}
 DRAWN = """
 const all = (selector) => [...document.querySelectorAll('#replay-drawing ' + selector)];
 const boxes = (rects) => rects.map((each) => ({
@@ -559,6 +578,8 @@ def test_time_goes_as_fast_as_chosen(chromium: Browser, replayed: tuple[Path, di
 def test_paper_shows_all_and_no_choosers(page: Browser) -> None:
     page.run("dispatchEvent(new Event('beforeprint'))")
     assert page.run("return document.querySelectorAll('details:not([open])').length") == 0
+    view_box = "return document.querySelector('#replay-drawing svg').getAttribute('viewBox')"
+    assert page.run(view_box).split()[2] == "640"
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     for selector in ("nav", "#latency-choosers", "#replay-choosers", "#replay-time", ".controls"):
         assert not page.one(selector).is_displayed(), selector
@@ -568,6 +589,7 @@ def test_paper_shows_all_and_no_choosers(page: Browser) -> None:
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     page.run("dispatchEvent(new Event('afterprint'))")
     assert page.run("return document.querySelectorAll('details[open]').length") == 0
+    assert int(page.run(view_box).split()[2]) > 640
     sizes = "const it = document.getElementById('latency-chart'); return [it.clientWidth, it._fullLayout.width]"
     page.wait(lambda: len(set(page.run(sizes))) == 1)
     assert page.driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"].startswith("JVBERi")

@@ -9,8 +9,10 @@ import html
 import itertools
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -471,8 +473,69 @@ def test_long_runs_and_many_of_them_do_not_make_the_page_large() -> None:
     assert len(text) < 8 * MB
     data = data_of(text)
     assert len(data["replays"]) == page.REPLAYS_MAX
+    assert f"Here are {page.REPLAYS_MAX} of 302" in text
     assert max(len(each["run"]["queries"]) for each in data["replays"]) <= page.REPLAY_QUERIES_MAX
     assert sum(len(line["x"]) for each in data["latencies"] for line in each["chart"]["data"]) < 1.2 * page.POINTS_MAX
+
+
+def test_many_partitions_do_not_make_the_page_large() -> None:
+    parts = 800
+    ends_s = [1 + 0.01 * number for number in range(parts)]
+    traces = [
+        make_trace(latencies_ms=[20.0] * 800, ends_s=ends_s, sizes=(1_000,) * parts, mbps=1.0 + number)
+        for number in range(40)
+    ]
+    text = page.html_page(Report((), tuple(summary(traces))))
+    assert len(text) < page.BYTES_MAX
+    shown = len(data_of(text)["replays"])
+    assert 10 < shown < 40
+    assert f"Here are {shown} of 40" in text
+
+
+def test_figures_that_are_too_much_are_linked(tmp_path: Path) -> None:
+    images = [tmp_path / "figures" / f"{name} & b.png" for name in ("small", "large", "last")]
+    images[0].parent.mkdir()
+    for image, size in zip(images, (1_000, page.BYTES_MAX, 2_000), strict=True):
+        image.write_bytes(bytes(size))
+    text = page.html_page(make_report([make_trace()]), images, tmp_path)
+    assert len(text) < page.BYTES_MAX
+    assert re.findall(r'<img alt="(\w+)', text) == ["small", "last"]
+    assert "1 of 3 figures would make this page too large" in text
+    assert '<a href="figures/large%20%26%20b.png">large &amp; b</a>' in text
+
+
+def test_charts_have_the_algorithms_of_the_figures(tmp_path: Path) -> None:
+    for name in ("original", "efficiency", "preinstalled"):
+        trace = make_trace(name)
+        trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", name, 1))
+
+    def drawn(*arguments: str) -> set[str]:
+        done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path), *arguments])
+        assert (done.exit_code, done.stderr) == (0, "")
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
+        data = data_of(text)
+        assert len(data["replays"]) == 3
+        bars_of = {bar["name"] for chart in data["findings"] if "bar" in str(chart["data"]) for bar in chart["data"]}
+        lines = {line["name"] for each in data["latencies"] for line in each["chart"]["data"]}
+        assert bars_of == lines
+        return lines
+
+    assert drawn() == {"original", "efficiency"}
+    assert drawn("--algorithm", "preinstalled", "--algorithm", "original") == {"original", "preinstalled"}
+
+
+def test_a_page_is_not_written_where_plotly_is_not_what_it_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = make_trace()
+    trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", "original", 1))
+    (tmp_path / "report.html").write_text("earlier", encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "plotly.offline", ModuleType("plotly.offline"))
+    done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stderr == page.HOW_TO_GET_IT.format(older=" (the one that is there is of an earlier time)") + "\n"
+    assert (tmp_path / "report.md").is_file()
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "earlier"
 
 
 def test_no_page_without_plotly_but_all_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +544,7 @@ def test_no_page_without_plotly_but_all_the_rest(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(page, "is_available", lambda: False)
     done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path)])
     assert done.exit_code == 0
-    assert done.stderr == page.HOW_TO_GET_IT + "\n"
+    assert done.stderr == page.HOW_TO_GET_IT.format(older="") + "\n"
     assert (tmp_path / "report.md").is_file()
     assert list((tmp_path / "figures").glob("*.png"))
     assert not (tmp_path / "report.html").exists()
@@ -511,9 +574,17 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def web(name: str) -> str:
+    return (Path(str(page.__file__)).with_name("web") / name).read_text(encoding="utf-8")
+
+
 def test_text_stands_out_from_its_ground() -> None:
-    style = Path(str(page.__file__)).with_name("web") / "page.css"
-    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", style.read_text(encoding="utf-8")))
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", web("page.css")))
     pairs = [(name, ground) for name in ("ink", "soft", "accent") for ground in ("paper", "ground")]
     for name, ground in (
         *pairs,
@@ -522,5 +593,25 @@ def test_text_stands_out_from_its_ground() -> None:
         ("open", "open-ground"),
         ("paper", "accent"),
     ):
-        dark, light = sorted(luminance(colors[each]) for each in (name, ground))
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
+        assert contrast(colors[name], colors[ground]) >= 4.5, (name, ground)
+
+
+def test_a_replay_and_lines_stand_out_from_their_ground() -> None:
+    """Text 4.5 to 1, and what else has to be seen 3 to 1."""
+    colors = dict(re.findall(r'(\w+): "(#\w{6})"', web("replay.js")))
+    ((one, other),) = re.findall(r'usable: \["(#\w+)", "(#\w+)"\]', web("replay.js"))
+    texts = [
+        ("#ffffff", one),
+        ("#ffffff", other),
+        (colors["ink"], colors["client"]),
+        (colors["ink"], colors["arriving"]),
+    ]
+    assert [pair for pair in texts if contrast(*pair) < 4.5] == []
+    shapes = [(colors["halo"], usable) for usable in (one, other)]
+    shapes += [(colors[name], colors["halo"]) for name in ("path", "ahead", "arriving", "edge", "latency")]
+    (border,) = re.findall(r"select, button {.*?border: 1px solid (#\w{6})", web("page.css"), re.DOTALL)
+    shapes.append((border, "#ffffff"))
+    names = [*SHOWN, *"abcdefg"]
+    lines = latencies(summary([make_trace(name) for name in names]), 100)["data"]
+    shapes += [(line["line"]["color"], "#ffffff") for line in lines]
+    assert [pair for pair in shapes if contrast(*pair) < 3] == []

@@ -2,6 +2,7 @@
 "use strict";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+const PAPER = 640; // pixels
 const CONFIG = { responsive: true, displayModeBar: false, displaylogo: false };
 
 async function loadPlotly() {
@@ -109,32 +110,34 @@ function latencySection() {
   return drawn;
 }
 
-// A page that is printed has everything open, and charts that fit the paper.
-function prepareForPrint() {
+// A page that is printed has everything open, and charts and a replay that fit the paper.
+function prepareForPrint(player) {
   const closed = [];
   addEventListener("beforeprint", () => {
     closed.push(...document.querySelectorAll("details:not([open])"));
     closed.forEach((each) => { each.open = true; });
-    document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.relayout(place, { width: 640 }));
+    document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.relayout(place, { width: PAPER }));
+    if (player) player.build(PAPER);
   });
   addEventListener("afterprint", () => {
     closed.splice(0).forEach((each) => { each.open = false; });
     document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.relayout(place, { width: null, autosize: true }));
+    if (player) player.build();
   });
 }
 
 async function start() {
   const replays = document.getElementById("replay-choosers");
-  if (replays) {
-    const player = new Replay();
+  const player = replays ? new Replay() : null;
+  if (player) {
     choosers(replays, DATA.replays, ["testbed", "model", "algorithm"], (entry) => {
       player.load(entry.run, `${chosen(entry, "model")} with ${chosen(entry, "algorithm")}, ${chosen(entry, "testbed")}`);
     });
     player.addChoosers(replays);
   }
+  prepareForPrint(player);
   await loadPlotly();
   await Promise.all([...drawFindings(), latencySection()]);
-  prepareForPrint();
   document.documentElement.dataset.ready = "true";
 }
 

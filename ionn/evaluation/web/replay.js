@@ -5,8 +5,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CLIENT_Y = 24, SERVER_Y = 138, BLOCK = 38, STRIP_Y = 228, STRIP = 56, HEIGHT = 310;
 const COLORS = {
-  client: "#cbd5df", pinned: "#eef1f4", empty: "#ffffff", edge: "#7b8794", arriving: "#a9cfe8", usable: ["#0b5a8f", "#2f7fb5"],
-  path: "#c2410c", ahead: "#f0a27f", latency: "#52606d", ink: "#1f2933",
+  client: "#cbd5df", pinned: "#eef1f4", empty: "#ffffff", edge: "#7b8794", arriving: "#5b9bc8", usable: ["#0b5a8f", "#2878ad"],
+  path: "#8f2a00", ahead: "#e0703a", halo: "#ffffff", latency: "#52606d", ink: "#1f2933",
 };
 const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 5, 10, 50];
 
@@ -74,9 +74,9 @@ class Replay {
   }
 
   // Draws what stays while time goes on.
-  build() {
+  build(width = this.place.clientWidth) {
     const { run } = this;
-    this.pixels = Math.max(this.place.clientWidth, 200);
+    this.pixels = Math.max(width, 200);
     this.place.replaceChildren();
     const svg = draw(this.place, "svg", { viewBox: `0 0 ${this.pixels} ${HEIGHT}`, height: HEIGHT, "aria-hidden": "true" });
     this.blocks = this.layOut();
@@ -96,6 +96,8 @@ class Replay {
       return drawn;
     }));
     this.numbers(svg);
+    // A light edge sets the path off from whatever it crosses.
+    this.halo = draw(svg, "path", { fill: "none", stroke: COLORS.halo, "stroke-width": 8, "stroke-linejoin": "round" });
     this.ahead = draw(svg, "path", { class: "ahead", fill: "none", stroke: COLORS.ahead, "stroke-width": 3, "stroke-linejoin": "round" });
     this.done = draw(svg, "path", { class: "done", fill: "none", stroke: COLORS.path, "stroke-width": 4, "stroke-linejoin": "round" });
     this.dots = [0, 1].map(() => draw(svg, "circle", { r: 6, fill: COLORS.path, stroke: "#fff", "stroke-width": 1.5 }));
@@ -130,7 +132,7 @@ class Replay {
   names(svg) {
     this.blocks.forEach(([x, width], stage) => {
       const name = this.run.stages[stage];
-      if (width > name.length * 7 + 6) draw(svg, "text", { x: x + width / 2, y: CLIENT_Y + 24, "text-anchor": "middle" }, name);
+      if (width > name.length * 7 + 6) draw(svg, "text", { class: "name", x: x + width / 2, y: CLIENT_Y + 24, "text-anchor": "middle" }, name);
     });
   }
 
@@ -236,7 +238,7 @@ class Replay {
   showPath(at) {
     const query = this.run.queries[at];
     if (!query) {
-      [this.ahead, this.done].forEach((path) => path.setAttribute("d", ""));
+      [this.halo, this.ahead, this.done].forEach((path) => path.setAttribute("d", ""));
       this.dots.forEach((dot) => { dot.style.display = "none"; });
       return;
     }
@@ -254,6 +256,7 @@ class Replay {
         if (share > 0 && share < 1) places.push(place);
       });
     }
+    this.halo.setAttribute("d", ahead);
     this.ahead.setAttribute("d", ahead);
     this.done.setAttribute("d", done);
     this.dots.forEach((dot, number) => {
