@@ -637,4 +637,7 @@ def test_trouble_is_told(chromium: Browser, report: Path, tmp_path: Path) -> Non
     chromium.wait(lambda: chromium.one("#trouble").is_displayed())
     assert "Not all of this page could be drawn" in chromium.one("#trouble").text
     assert len(chromium.all("#tables table")) > 5
+    # It is printed in full, too.
+    chromium.run("dispatchEvent(new Event('beforeprint'))")
+    assert not chromium.all("details:not([open])")
     chromium.driver.get_log("browser")  # type: ignore[no-untyped-call]
