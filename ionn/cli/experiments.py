@@ -326,7 +326,7 @@ def figures(results: Path, out: Path | None, algorithms: tuple[str, ...], as_jso
     from ionn.evaluation.report import write_report
 
     drawn = draw_figures(results, out or results / "figures", algorithms)
-    report = write_report(results, drawn)
+    report = write_report(results, drawn, algorithms)
     written = report.with_suffix(".html") if page.is_available() else None
     if as_json:
         told = {"figures": list(map(str, drawn)), "report": str(report), "page": written and str(written)}
@@ -335,4 +335,5 @@ def figures(results: Path, out: Path | None, algorithms: tuple[str, ...], as_jso
         for path in (*drawn, report, *([written] if written else [])):
             click.echo(path)
     if written is None:
-        click.echo(page.HOW_TO_GET_IT, err=True)
+        older = " (the one that is there is of an earlier time)" if report.with_suffix(".html").exists() else ""
+        click.echo(page.HOW_TO_GET_IT.format(older=older), err=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import numpy as np
 from ionn.evaluation.style import Look, looks
 from ionn.evaluation.summary import Grid, Stat, SummaryRow, common_times, distinct, mean_latency
 from ionn.evaluation.validation import Validation
-from ionn.paper import model_title
 
 Chart = dict[str, Any]
 
@@ -24,6 +24,8 @@ TEXT_COLOR = "#1f2933"
 _NAME_MAX = 24
 _GRID_COLOR = "#e4e7eb"
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+# Colours of the figures of which a line would hardly stand out from the page (WCAG 2: 3 to 1), and what they are there.
+_DARKER = {"#E69F00": "#B87F00", "#56B4E9": "#3A8FC0", "#F0E442": "#8F8600"}
 _PATTERNS = {"///": "/", "xxx": "x", "...": ".", "\\\\\\": "\\", "+++": "+"}
 
 
@@ -32,18 +34,29 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _short(text: str) -> str:
-    """A name where there is room for some letters only, escaped."""
-    return escaped(text if len(text) <= _NAME_MAX else text[: _NAME_MAX - 1] + "…")
+def _shortened(names: Iterable[str]) -> dict[str, str]:
+    """Per name, what stands where there is room for some letters only, escaped: its beginning and its end, and a number
+    where these are another's, too."""
+    half = _NAME_MAX // 2
+    texts = {name: name if len(name) <= _NAME_MAX else f"{name[:half]}…{name[1 - half :]}" for name in names}
+    seen: Counter[str] = Counter()
+    for name, text in texts.items():
+        seen[text] += 1
+        texts[name] = escaped(text if seen[text] == 1 else f"{text} ({seen[text]})")
+    return texts
 
 
 def bars(
-    rows: Sequence[SummaryRow], value: Callable[[SummaryRow], Stat], y_title: str, unit: str = "", digits: int = 0
+    rows: Sequence[SummaryRow],
+    value: Callable[[SummaryRow], Stat],
+    titles: Mapping[str, str],
+    y_title: str,
+    unit: str = "",
+    digits: int = 0,
 ) -> Chart:
-    """Models side by side, a bar per algorithm, with the spread over the runs."""
-    return grouped_bars(
-        [(model_title(row.model), row.algorithm, value(row)) for row in rows], y_title, unit, digits, "model"
-    )
+    """Models side by side, each by its title, a bar per algorithm, with the spread over the runs."""
+    values = [(titles[row.model], row.algorithm, value(row)) for row in rows]
+    return grouped_bars(values, y_title, unit, digits, "model")
 
 
 def grouped_bars(
@@ -51,16 +64,20 @@ def grouped_bars(
 ) -> Chart:
     """Bars of `values`, each (group, series, value): the groups side by side, in each a bar per series."""
     groups = distinct(name for name, _, _ in values)
+    # Plotly knows a group by its number: it keeps them in a JavaScript object, in which a name like "constructor" is.
+    categories = {name: str(number) for number, name in enumerate(groups)}
+    names = _shortened(distinct(series for _, series, _ in values))
     traces = []
-    for series, look in looks([name for _, name, _ in values]).items():
+    for series, look in _looks([name for _, name, _ in values]).items():
         ours = {name: stat for name, each, stat in values if each == series and not math.isnan(stat.mean)}
         present = [name for name in groups if name in ours]
         spreads = [ours[name].std for name in present]
         traces.append(
             {
                 "type": "bar",
-                "name": _short(series),
-                "x": [escaped(name) for name in present],
+                "name": names[series],
+                "x": [categories[name] for name in present],
+                "hovertext": [escaped(name) for name in present],
                 "y": [_rounded(ours[name].mean, 4) for name in present],
                 "error_y": {"type": "data", "array": spreads, "visible": any(spreads), "thickness": 1, "width": 3},
                 "marker": _fill(look),
@@ -69,14 +86,14 @@ def grouped_bars(
                 "textangle": 0,
                 "textfont": {"size": 10},
                 "cliponaxis": False,
-                "hovertemplate": f"%{{x}}: %{{y:.{digits + 1}f}}{unit}",
+                "hovertemplate": f"%{{hovertext}}: %{{y:.{digits + 1}f}}{unit}",
             }
         )
     layout = _layout("", y_title)
     layout |= {"barmode": "group", "bargap": 0.25}
-    categories = [escaped(name) for name in groups]
-    layout["xaxis"] |= {"showgrid": False, "type": "category", "categoryarray": categories}
-    layout["xaxis"] |= {"tickvals": categories, "ticktext": [_short(name) for name in groups]}
+    places = list(categories.values())
+    layout["xaxis"] |= {"showgrid": False, "type": "category", "categoryarray": places}
+    layout["xaxis"] |= {"tickvals": places, "ticktext": list(_shortened(groups).values())}
     if log:
         layout["yaxis"] |= {"type": "log", "dtick": 1}
     return {"data": traces, "layout": layout, "about": f"Bar chart: {y_title}, by {group}"}
@@ -85,7 +102,8 @@ def grouped_bars(
 def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
     """The latency of the query in execution over time, a line per algorithm (of several runs mean and spread), and a
     thin line where the upload ends. Each of Plotly's traces has the algorithm it is of as `legendgroup`."""
-    styles = looks([row.algorithm for row in rows])
+    styles = _looks([row.algorithm for row in rows])
+    names = _shortened(styles)
     traces: list[dict[str, Any]] = []
     most_ms = 0.0
     ends = []
@@ -105,7 +123,7 @@ def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
             {
                 "type": "scatter",
                 **look,
-                "name": _short(row.algorithm),
+                "name": names[row.algorithm],
                 "x": _rounded_all(at, 3),
                 "y": _rounded_all(kept, 1),
                 "line": {**_line(styles[row.algorithm]), "shape": "hv"},
@@ -120,7 +138,7 @@ def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
             {
                 "type": "scatter",
                 **look,
-                "name": _short(row.algorithm),
+                "name": names[row.algorithm],
                 "showlegend": False,
                 "x": [_rounded(row.upload_s.mean, 3)] * 2,
                 "y": [0, _rounded(most_ms, 1)],
@@ -148,9 +166,10 @@ def steps(times: Grid, values: Grid, points_max: int) -> tuple[Grid, Grid]:
     return np.r_[times[changes], times[-1]], np.concatenate([values[:, changes], values[:, -1:]], axis=1)
 
 
-def predictions(live: Sequence[Validation]) -> Chart:
+def predictions(live: Sequence[Validation], titles: Mapping[str, str]) -> Chart:
     """Queries that live runs completed, and those that were predicted, a point per run; on the line they are equal."""
-    styles = looks([each.measured.info.algorithm for each in live])
+    styles = _looks([each.measured.info.algorithm for each in live])
+    names = _shortened(styles)
     traces: list[dict[str, Any]] = []
     most = 0.0
     for name, look in styles.items():
@@ -162,10 +181,10 @@ def predictions(live: Sequence[Validation]) -> Chart:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": _short(name),
+                "name": names[name],
                 "x": _rounded_all(measured, 2),
                 "y": _rounded_all(predicted, 2),
-                "text": [escaped(model_title(each.measured.info.model)) for each in ours],
+                "text": [escaped(titles[each.measured.info.model]) for each in ours],
                 "marker": {"color": look["color"], "symbol": _SYMBOLS[look["marker"]], "size": 9},
                 "hovertemplate": "%{text}: measured %{x:.1f}, predicted %{y:.1f}",
             }
@@ -187,6 +206,10 @@ def predictions(live: Sequence[Validation]) -> Chart:
 _SYMBOLS = {
     "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
 }  # fmt: skip
+
+
+def _looks(names: Iterable[str]) -> dict[str, Look]:
+    return {name: {**look, "color": _DARKER.get(look["color"], look["color"])} for name, look in looks(names).items()}
 
 
 def _layout(x_title: str, y_title: str) -> dict[str, Any]:

@@ -17,9 +17,17 @@ from ionn.errors import InputError, did_you_mean
 from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.response_figures import fig_responses
 from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_png_and_pdf
-from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, load_results, mean_latency, summary
+from ionn.evaluation.summary import (
+    Stat,
+    SummaryRow,
+    are_drawn,
+    common_times,
+    distinct,
+    load_results,
+    mean_latency,
+    summary,
+)
 from ionn.paper import SLICED, model_title
-from ionn.planning.planners import BASELINES
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
@@ -44,7 +52,7 @@ def draw_figures(results: Path, out: Path, algorithms: Collection[str] = ()) -> 
                 f"{results}: no runs of algorithm {algorithm!r}; there are runs of {known}"
                 f"{did_you_mean(algorithm, present)}"
             )
-    wanted = algorithms or [algorithm for algorithm in present if algorithm not in BASELINES]
+    wanted = are_drawn(present, algorithms)
     rows = [row for row in rows if row.algorithm in wanted]
     return [path for draw in (fig5, fig6, fig7, fig_responses, fig_links) for path in draw(rows, out)]
 

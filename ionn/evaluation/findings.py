@@ -19,7 +19,7 @@ from ionn.evaluation.charts import Chart, bars, grouped_bars, latencies, predict
 from ionn.evaluation.claims import gain_percent
 from ionn.evaluation.sections import Report
 from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, mean_latency
-from ionn.paper import ORIGINAL, model_title
+from ionn.paper import ORIGINAL
 from ionn.testbed.settings import Settings
 
 POINTS_MAX = 1_000  # of a line
@@ -71,10 +71,10 @@ def queries(report: Report) -> Finding | None:
     members = max(_by_model(rows), key=lambda group: _gain(group, lambda row: row.queries.mean))
     ordered = sorted(members, key=lambda row: row.queries.mean, reverse=True)
     counts = _listed_by_value((row.queries.count(), row.algorithm) for row in ordered)
-    sentence = f"Queries that are completed while {model_title(members[0].model)} is uploaded: {counts}."
+    sentence = f"Queries that are completed while {report.titles[members[0].model]} is uploaded: {counts}."
     if (times := _gain(members, lambda row: row.queries.mean)) > 1:
         sentence += f" The most are {times:.2f} times those of original."
-    chart = bars(rows, lambda row: row.queries, "queries before the upload ended")
+    chart = bars(rows, lambda row: row.queries, report.titles, "queries before the upload ended")
     return Finding("Queries while the model is uploaded", sentence, chart, _where(rows[0].settings))
 
 
@@ -86,25 +86,29 @@ def course(report: Report) -> Finding | None:
         return None
     members = max(candidates, key=lambda group: _gain(group, lambda row: row.queries.mean))
     local_ms, best_ms = members[0].traces[0].info.plan.local_ms, min(row.last_ms.mean for row in members)
-    end_s, *means_ms = _mean_over_time(members)
-    ordered = sorted(zip(members, means_ms, strict=True), key=lambda pair: pair[1])
-    means = _listed_by_value((f"{mean_ms:.0f} ms", row.algorithm) for row, mean_ms in ordered)
     sentence = (
-        f"A query of {model_title(members[0].model)} takes {local_ms:.0f} ms at the client alone and {best_ms:.0f} ms "
-        f"in the end; on average over time, from the first query to {end_s:.1f} s: {means}."
+        f"A query of {report.titles[members[0].model]} takes {_short_ms(local_ms)} at the client alone and "
+        f"{_short_ms(best_ms)} in the end"
     )
+    begin_s, end_s, *means_ms = _mean_over_time(members)
+    first_s = min(trace.queries[0].start_s for row in members for trace in row.traces)
+    if end_s - begin_s >= (end_s - first_s) / 2:  # else the mean says little about the runs
+        ordered = sorted(zip(members, means_ms, strict=True), key=lambda pair: pair[1])
+        means = _listed_by_value((_short_ms(mean_ms), row.algorithm) for row, mean_ms in ordered)
+        sentence += f"; on average over time, from {begin_s:.1f} to {end_s:.1f} s: {means}"
+    sentence += "."
     return Finding("When queries become faster", sentence, latencies(members, POINTS_MAX), _where(rows[0].settings))
 
 
 def _mean_over_time(members: Sequence[SummaryRow]) -> list[float]:
-    """Until when all of these runs execute queries, in seconds, and the mean latency over that time of each row, in ms;
-    NaN where there is no such time."""
+    """From when and until when all of these runs execute queries, in seconds, and the mean latency over that time of
+    each row, in ms; NaN where there is no such time."""
     times = common_times([trace for row in members for trace in row.traces])
     if not times.size:
         return [math.nan]
     seconds = np.diff(times)
     means_ms = [float(mean_latency(row.traces, times[:-1])[0] @ seconds / seconds.sum()) for row in members]
-    return [float(times[-1]), *means_ms]
+    return [float(times[0]), float(times[-1]), *means_ms]
 
 
 def largest(report: Report) -> Finding | None:
@@ -116,23 +120,26 @@ def largest(report: Report) -> Finding | None:
     members = max(groups, key=lambda group: group[0].largest_share.mean - group[-1].largest_share.mean)
     ordered = sorted(members, key=lambda row: row.largest_share.mean, reverse=True)
     shares = _listed_by_value((f"{row.largest_share.mean * 100:.0f} %", row.algorithm) for row in ordered)
-    sentence = f"The share of {model_title(members[0].model)}'s weights that the largest partition has: {shares}."
-    chart = bars(rows, lambda row: _times(row.largest_share, 100), "% of the model's weights", " %")
+    sentence = f"The share of {report.titles[members[0].model]}'s weights that the largest partition has: {shares}."
+    chart = bars(rows, lambda row: _times(row.largest_share, 100), report.titles, "% of the model's weights", " %")
     return Finding("The largest partition", sentence, chart, _where(rows[0].settings))
 
 
 def change(report: Report) -> Finding | None:
     """What is gained in latency over original, model by model."""
     groups = [group for group in _by_model(_main_rows(report)) if group[0].algorithm == ORIGINAL and len(group) > 1]
-    groups = [group for group in groups if not any(math.isnan(row.mean_ms.mean) for row in group)]
+    groups = [
+        group for group in groups if not any(math.isnan(gain_percent(row.mean_ms, group[0].mean_ms)) for row in group)
+    ]
     if not groups:
         return None
     parts, values = [], []
     for first, *others in groups:
         changes = {row.algorithm: gain_percent(row.mean_ms, first.mean_ms) for row in others}
         best = min(changes, key=lambda name: changes[name])
-        parts.append(f"{model_title(first.model)} {changes[best]:+.0f} % ({best})")
-        values += [(model_title(first.model), name, Stat(percent, 0.0)) for name, percent in changes.items()]
+        told = f"{changes[best]:+.0f} % ({best})" if round(changes[best]) else "unchanged"
+        parts.append(f"{report.titles[first.model]} {told}")
+        values += [(report.titles[first.model], name, Stat(percent, 0.0)) for name, percent in changes.items()]
     sentence = f"Mean latency during the upload, the best against original: {_listed(parts)}."
     chart = grouped_bars(values, "change in mean latency (%)", " %", 0, "model")
     return Finding("Latency against original", sentence, chart, _where(groups[0][0].settings))
@@ -148,7 +155,7 @@ def prediction(report: Report) -> Finding | None:
         f"{_counted(len(live), 'live run')}, each computed again from the costs that were measured in it: the number "
         f"of queries is off by {statistics.median(errors):.1f} % in the median, and {max(errors):.1f} % at most."
     )
-    return Finding("Live runs and their predictions", sentence, predictions(live), "live testbed")
+    return Finding("Live runs and their predictions", sentence, predictions(live, report.titles), "live testbed")
 
 
 def equal_time(report: Report) -> Finding | None:
@@ -168,17 +175,23 @@ def equal_time(report: Report) -> Finding | None:
         return None
     times, row = max(found, key=lambda pair: pair[0])
     sentence = (
-        f"In {row.settings.window_s:g} s {model_title(row.model)} completes {times:.1f} times as many queries with "
-        f"{row.algorithm}, coding {row.settings.coding}, as with original, coding {NONE}."
+        f"In {row.settings.window_s:g} s {report.titles[row.model]} completes {times:.1f} times as many queries with "
+        f"{row.algorithm}, {_coding(row.settings)}, as with original, coding {NONE}."
     )
-    values = [
-        (f"coding {each.settings.coding}", each.algorithm, Stat(factor, 0.0))
+    compared = [
+        (factor, each)
         for factor, each in found
         if (each.model, _not_coded(each.settings)) == (row.model, _not_coded(row.settings))
     ]
-    values.sort(key=lambda value: CODINGS.index(value[0].removeprefix("coding ")))
+    compared.sort(key=lambda pair: (CODINGS.index(pair[1].settings.coding), pair[1].settings.weight_ratio or 1))
+    values = [(_coding(each.settings), each.algorithm, Stat(factor, 0.0)) for factor, each in compared]
     chart = grouped_bars(values, "queries, times original's", " x", 1, "coding")
     return Finding("Queries in equal time", sentence, chart, _where(_not_coded(row.settings)))
+
+
+def _coding(settings: Settings) -> str:
+    ratio = "" if settings.weight_ratio is None else f", weight ratio {settings.weight_ratio}"
+    return f"coding {settings.coding}{ratio}"
 
 
 def _not_coded(settings: Settings) -> Settings:
@@ -194,12 +207,12 @@ def response_times(report: Report) -> Finding | None:
     groups = _by_model(rows)
     members = max(groups, key=lambda group: group[0].p90_ms.mean / max(group[-1].p90_ms.mean, 1e-9))
     ordered = sorted(members, key=lambda row: row.p90_ms.mean)
-    times = _listed_by_value((f"{row.p90_ms.mean:.0f} ms", row.algorithm) for row in ordered)
+    times = _listed_by_value((_short_ms(row.p90_ms.mean), row.algorithm) for row in ordered)
     sentence = (
-        f"{model_title(members[0].model)}'s queries arrive by themselves ({rows[0].settings.arrivals.name}). Of those "
-        f"that are answered, 90 % are answered within: {times}."
+        f"{report.titles[members[0].model]}'s queries arrive by themselves ({rows[0].settings.arrivals.name}). Of "
+        f"those that are answered, 90 % are answered within: {times}."
     )
-    chart = bars(rows, lambda row: row.p90_ms, "90th percentile of response time (ms)", " ms")
+    chart = bars(rows, lambda row: row.p90_ms, report.titles, "90th percentile of response time (ms)", " ms")
     return Finding("Response times", sentence, chart, _where(rows[0].settings))
 
 
@@ -211,7 +224,7 @@ def planning(report: Report) -> Finding | None:
     longest = {name: max(ms for (_, each), ms in report.planning_ms.items() if each == name) for name in algorithms}
     parts = _listed_by_value((_short_ms(ms), name) for name, ms in sorted(longest.items(), key=lambda pair: pair[1]))
     sentence = f"The longest that planning takes for any of the models: {parts}."
-    values = [(model_title(model), name, Stat(ms, 0.0)) for (model, name), ms in report.planning_ms.items() if ms > 0]
+    values = [(report.titles[model], name, Stat(ms, 0.0)) for (model, name), ms in report.planning_ms.items() if ms > 0]
     chart = grouped_bars(values, "planning time (ms)", " ms", 2, "model", log=True)
     return Finding("Planning time", sentence, chart, "on the machine that planned")
 
@@ -230,7 +243,9 @@ def _times(stat: Stat, factor: float) -> Stat:
 
 
 def _short_ms(value_ms: float) -> str:
-    return f"{value_ms:.0f} ms" if value_ms >= 10 else f"{value_ms:.1f} ms"
+    if value_ms >= 10:
+        return f"{value_ms:.0f} ms"
+    return f"{value_ms:.1f} ms" if value_ms >= 1 else f"{value_ms:.2g} ms"
 
 
 def _listed_by_value(pairs: Iterable[tuple[str, str]]) -> str:

@@ -12,67 +12,91 @@ import base64
 import gzip
 import hashlib
 import html
-import importlib.util
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ionn.evaluation.charts import Chart, latencies
 from ionn.evaluation.claims import Verdict
 from ionn.evaluation.findings import Finding, findings
 from ionn.evaluation.replay import replay
 from ionn.evaluation.sections import Judged, Report, Section
-from ionn.evaluation.summary import SummaryRow, distinct
+from ionn.evaluation.summary import SummaryRow, are_drawn, distinct
 from ionn.files import read_bytes
-from ionn.paper import model_title
 
-HOW_TO_GET_IT = "report.html is not written: its charts need plotly; install it: pip install 'ionn[report]'"
+HOW_TO_GET_IT = "report.html is not written{older}: its charts need plotly; install it: pip install 'ionn[report]'"
 
 # What keeps the page small, however many runs there are and however long: points of all latency charts together and of
-# one line, runs that can be replayed, and queries of one of these and of all together.
+# one line, runs that can be replayed, queries of one of these and of all together, and parts of partitions of all
+# together. Figures fill what is then left of the page.
+BYTES_MAX = 8_000_000
 POINTS_MAX = 150_000
 LINE_POINTS_MAX = 3_000
 REPLAYS_MAX = 200
 REPLAY_QUERIES_MAX = 1_500
 QUERIES_MAX = 40_000
+PARTS_MAX = 30_000
 LINES_MAX = POINTS_MAX // 100
 
 _WORDS = {"supported": "yes", "not supported": "no", "not checked": "open"}  # verdict -> class in the style sheet
 
 
 def is_available() -> bool:
-    """Tell whether the charts' library is installed."""
-    return importlib.util.find_spec("plotly") is not None
+    """Tell whether the charts' library is installed, and is what it should be."""
+    try:
+        _plotly()
+    except ImportError:
+        return False
+    return True
 
 
-def html_page(report: Report, images: Sequence[Path] = ()) -> str:
-    """The page of a report, which shows these PNG files too. Raises ImportError where Plotly is not installed, and
-    InputError where an image cannot be read."""
-    found = findings(report)
+def html_page(
+    report: Report, images: Sequence[Path] = (), folder: Path = Path(), algorithms: Collection[str] = ()
+) -> str:
+    """The page of a report. Its charts have these algorithms, or where none is given, all but baselines; its replays
+    and tables have all. It shows these PNG files too; links lead to those that would make it too large, from the
+    folder in which it will be. Raises ImportError where Plotly is not installed, and InputError where an image cannot
+    be read."""
+    present = [*(row.algorithm for row in report.rows), *(name for _, name in report.planning_ms)]
+    drawn = report.of(are_drawn(present, algorithms))
+    found = findings(drawn)
+    choices = _choices(report)
     data = {
         "findings": [each.chart for each in found],
-        "latencies": list(_latency_charts(report.rows)),
-        "replays": list(_replays(report.rows)),
+        "choices": {key: list(texts.values()) for key, texts in choices.items()},
+        "latencies": list(_latency_charts(drawn.rows, choices)),
+        "replays": list(_replays(report.rows, choices)),
     }
+    packed, plotly = _json(data), _plotly()
+    compressed = _compressed(plotly)
     parts = {
         "findings": ("What was found", _findings(found)),
         "claims": ("Claims and verdicts", "".join(map(_judged, report.judged))),
-        "latencies": ("Latency over time", _LATENCIES if data["latencies"] else ""),
-        "replay": ("A run, replayed", _REPLAY if data["replays"] else ""),
+        "latencies": (
+            "Latency over time",
+            (_LATENCIES if data["latencies"] else "") + _left_out(LINES_MAX, len(drawn.rows)),
+        ),
+        "replay": (
+            "A run, replayed",
+            (_REPLAY if data["replays"] else "") + _left_out(len(data["replays"]), len(report.rows)),
+        ),
         "tables": ("All tables", "".join(map(_table, report.sections))),
-        "figures": ("Figures for papers", "".join(map(_image, images))),
     }
+    room = BYTES_MAX - len(packed) - len(compressed) - sum(len(body) for _, body in parts.values())
+    parts["figures"] = ("Figures for papers", _images(images, folder, room))
     shown = {name: (title, body) for name, (title, body) in parts.items() if body}
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in shown.items())
     sections = "".join(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{body}</section>\n'
         for name, (title, body) in shown.items()
     )
-    plotly, scripts = _plotly(), [_web("replay.js"), _web("page.js")]
+    scripts = [_web("replay.js"), _web("page.js")]
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -91,8 +115,8 @@ def html_page(report: Report, images: Sequence[Path] = ()) -> str:
 <p class="note" id="trouble" role="alert" hidden></p>
 {sections}</main>
 <footer class="wide"><p>Made by ionn from traces; all numbers are computed from them.</p></footer>
-<script type="application/json" id="data">{_json(data)}</script>
-<script type="application/gzip" id="plotly">{_compressed(plotly)}</script>
+<script type="application/json" id="data">{packed}</script>
+<script type="application/gzip" id="plotly">{compressed}</script>
 {"".join(f"<script>{script}</script>" for script in scripts)}
 </body>
 </html>
@@ -131,7 +155,7 @@ def _subject(report: Report) -> str:
     runs = [trace for row in report.rows for trace in row.traces]
     if not runs:
         return "Tables and figures"
-    models = distinct(model_title(row.model) for row in report.rows)
+    models = distinct(report.titles[row.model] for row in report.rows)
     algorithms = distinct(row.algorithm for row in report.rows)
     testbeds = [
         f"{sum(trace.info.settings.testbed == name for trace in runs)} {name}"
@@ -268,33 +292,68 @@ def _table(section: Section) -> str:
     )
 
 
-def _image(path: Path) -> str:
-    name, content = html.escape(path.stem), base64.b64encode(read_bytes(path, "the figure")).decode()
-    return (
-        f'<details><summary><h3>{name}</h3></summary><img alt="{name}" src="data:image/png;base64,{content}"></details>'
-    )
+def _left_out(shown: int, all_of_them: int) -> str:
+    """A note where the page has not all models and algorithms of all settings."""
+    if shown >= all_of_them:
+        return ""
+    return f'<p class="note">Here are {shown} of {all_of_them}: with all, the page would be too large.</p>'
+
+
+def _images(paths: Sequence[Path], folder: Path, room: int) -> str:
+    """The images, in at most `room` bytes; links to the rest."""
+    shown, links = [], []
+    for path in paths:
+        name, content = html.escape(path.stem), base64.b64encode(read_bytes(path, "the figure")).decode()
+        if len(content) <= room:
+            room -= len(content)
+            image = f'<img alt="{name}" src="data:image/png;base64,{content}">'
+            shown.append(f"<details><summary><h3>{name}</h3></summary>{image}</details>")
+        else:
+            address = quote(Path(os.path.relpath(path, folder)).as_posix())
+            links.append(f'<li><a href="{html.escape(address)}">{name}</a></li>')
+    if links:
+        note = f"{len(links)} of {len(paths)} figures would make this page too large. They are in files beside it:"
+        shown.append(f"<p>{note}</p><ul>{''.join(links)}</ul>")
+    return "".join(shown)
 
 
 # --- The data -------------------------------------------------------------------------------------------------------
 
 
-def _keys(row: SummaryRow) -> dict[str, str]:
-    """What the choosers choose by."""
-    return {"testbed": f"{row.settings.name}, {row.settings.rate}", "model": model_title(row.model)}
+_Choices = dict[str, dict[Any, str]]
 
 
-def _latency_charts(rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
+def _choices(report: Report) -> _Choices:
+    """What the choosers offer: per chooser and value, its text."""
+    return {
+        "testbed": {row.settings: f"{row.settings.name}, {row.settings.rate}" for row in report.rows},
+        "model": {row.model: report.titles[row.model] for row in report.rows},
+        "algorithm": {row.algorithm: row.algorithm for row in report.rows},
+    }
+
+
+def _keys(row: SummaryRow, choices: _Choices) -> dict[str, int]:
+    """Which of the choices a row is, by their numbers."""
+    values = {"testbed": row.settings, "model": row.model, "algorithm": row.algorithm}
+    return {key: list(choices[key]).index(value) for key, value in values.items()}
+
+
+def _latency_charts(rows: Sequence[SummaryRow], choices: _Choices) -> Iterator[dict[str, Any]]:
     """A chart per settings and model, until there are too many lines."""
     chosen = rows[:LINES_MAX]
     points_max = min(LINE_POINTS_MAX, POINTS_MAX // max(len(chosen), 1))
     for _, group in groupby(chosen, key=lambda row: (row.settings, row.model)):
         members = list(group)
-        yield {**_keys(members[0]), "chart": latencies(members, points_max)}
+        yield {**_keys(members[0], choices), "chart": latencies(members, points_max)}
 
 
-def _replays(rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
-    """The first run of each settings, model and algorithm, until there are too many."""
-    chosen = rows[:REPLAYS_MAX]
+def _replays(rows: Sequence[SummaryRow], choices: _Choices) -> Iterator[dict[str, Any]]:
+    """The first run of each settings, model and algorithm, until there are too many; none with too many partitions."""
+    chosen, room = rows[:REPLAYS_MAX], PARTS_MAX
     queries_max = min(REPLAY_QUERIES_MAX, QUERIES_MAX // max(len(chosen), 1))
     for row in chosen:
-        yield {**_keys(row), "algorithm": row.algorithm, "run": replay(row.traces[0], queries_max)}
+        run = replay(row.traces[0], queries_max)
+        parts = sum(1 + len(partition["parts"]) for partition in run["partitions"])
+        if parts <= room:
+            room -= parts
+            yield {**_keys(row, choices), "run": run}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -52,28 +52,29 @@ class _PlanList(msgspec.Struct):
     plans: tuple[PlanDocument, ...]
 
 
-def write_report(results: Path, figures: Iterable[Path] | None = None) -> Path:
+def write_report(results: Path, figures: Iterable[Path] | None = None, algorithms: Collection[str] = ()) -> Path:
     """Write report.md and report.html of a results folder; the path of report.md.
 
-    `figures` are those that the report shows, by default what is in results/figures. Raises InputError where there are
+    `figures` are those that the report shows, by default what is in results/figures; charts of the page have the
+    `algorithms`, by default all but baselines. Raises InputError where there are
     no traces, and where something cannot be read or written.
     """
     shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
     traces, plans = load_results(results), _load_plans(results / "plans.json")
-    return save_report(make_report(traces, plans, load_uncertainty(results)), results, shown)
+    return save_report(make_report(traces, plans, load_uncertainty(results)), results, shown, algorithms)
 
 
-def save_report(report: Report, folder: Path, figures: Iterable[Path] = ()) -> Path:
+def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algorithms: Collection[str] = ()) -> Path:
     """Write report.md into the folder, and report.html where the library of its charts is installed; the path of
-    report.md. Of `figures`, the PNGs are shown.
+    report.md. Of `figures`, the PNGs are shown; charts have the `algorithms`, by default all but baselines.
 
     Raises InputError where that is not possible.
     """
     images = [figure for figure in figures if figure.suffix == ".png"]
     links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
-    if page.is_available():
-        write_file(folder / "report.html", page.html_page(report, images).encode())
     write_file(folder / "report.md", report.markdown(links).encode())
+    if page.is_available():
+        write_file(folder / "report.html", page.html_page(report, images, folder, algorithms).encode())
     return folder / "report.md"
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from ionn.evaluation.claims import Verdict
-from ionn.evaluation.summary import SummaryRow
+from ionn.evaluation.summary import SummaryRow, distinct
 from ionn.evaluation.validation import Validation
+from ionn.paper import model_title
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,24 @@ class Report:
     judged: tuple[Judged, ...] = ()
     live: tuple[Validation, ...] = ()
     planning_ms: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """Per model how it is written: by its own name where the titles of two are equal."""
+        models = distinct([*(row.model for row in self.rows), *(model for model, _ in self.planning_ms)])
+        written = [model_title(model) for model in models]
+        return {
+            model: title if written.count(title) == 1 else model for model, title in zip(models, written, strict=True)
+        }
+
+    def of(self, algorithms: Collection[str]) -> Report:
+        """This report, with the runs and planning times of these algorithms only; its tables stay."""
+        return replace(
+            self,
+            rows=tuple(row for row in self.rows if row.algorithm in algorithms),
+            live=tuple(each for each in self.live if each.measured.info.algorithm in algorithms),
+            planning_ms={key: ms for key, ms in self.planning_ms.items() if key[1] in algorithms},
+        )
 
     def text(self) -> str:
         """Return the report for the terminal."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ionn.errors import InputError
 from ionn.paper import MODELS, SHOWN
+from ionn.planning.planners import BASELINES
 from ionn.testbed.energy import mean_energy_j
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
@@ -174,6 +175,11 @@ def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
 def distinct(values: Iterable[Any]) -> list[Any]:
     """The values without repetitions, in order of appearance."""
     return list(dict.fromkeys(values))
+
+
+def are_drawn(present: Iterable[str], asked: Collection[str] = ()) -> list[str]:
+    """Of the algorithms that are present, those that charts show: those asked for, else all but baselines."""
+    return [name for name in distinct(present) if (name in asked if asked else name not in BASELINES)]
 
 
 def largest_share(trace: Trace) -> float:

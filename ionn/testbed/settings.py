@@ -149,7 +149,7 @@ class Settings:
     @property
     def rate(self) -> str:
         """The bandwidth as people read it."""
-        return "bandwidth measured" if self.mbps is None else f"{self.mbps:g} Mbps"
+        return "bandwidth measured" if self.mbps is None else f"{_exact(self.mbps)} Mbps"
 
     @property
     def name(self) -> str:

@@ -9,8 +9,10 @@ import html
 import itertools
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -104,9 +106,44 @@ def test_latency_is_averaged_over_the_same_time() -> None:
     found = found_in([slow, fast], "When queries become faster")
     # From 1 to 4.1 s: 3 s of 1000 ms and 0.1 s of 100 ms; 1 s of 1000, 2 s of 500, and 0.1 s of 100 ms.
     assert found.sentence == (
-        "A query of AlexNet takes 0 ms at the client alone and 100 ms in the end; on average over time, from the first "
-        "query to 4.1 s: 648 ms with recursive-efficiency, 971 ms with original."
+        "A query of AlexNet takes 0 ms at the client alone and 100 ms in the end; on average over time, from 1.0 to "
+        "4.1 s: 648 ms with recursive-efficiency, 971 ms with original."
     )
+
+
+def test_no_mean_is_told_of_a_small_part_of_the_runs() -> None:
+    """One of the runs has its first query when the others are almost over."""
+    late = make_trace("mine", ends_s=(4.0, 4.0))
+    assert found_in([make_trace(), late], "When queries become faster").sentence == (
+        "A query of AlexNet takes 0 ms at the client alone and 100 ms in the end."
+    )
+
+
+def test_small_and_missing_differences_are_said_as_they_are() -> None:
+    tiny = [make_trace(latencies_ms=[0.04] * 50, ends_s=(0.001, 0.002))]
+    assert "0.04 ms in the end" in found_in(tiny, "When queries become faster").sentence
+    for other_ms in (1_000.0, 999.0, 1_001.0):
+        same = [make_trace(latencies_ms=[1_000.0] * 8), make_trace("efficiency", latencies_ms=[other_ms] * 8)]
+        assert found_in(same, "Latency against original").sentence.endswith("against original: AlexNet unchanged.")
+
+
+def test_models_of_one_title_are_told_apart() -> None:
+    """ "alexnet" is written AlexNet, and somebody's own model may have that name."""
+    report = make_report([make_trace(), make_trace(model="AlexNet", latencies_ms=[300.0] * 30)])
+    assert [report.titles[name] for name in ("alexnet", "AlexNet")] == ["alexnet", "AlexNet"]
+    chart = found_in(
+        [trace for row in report.rows for trace in row.traces], "Queries while the model is uploaded"
+    ).chart
+    (bar,) = chart["data"]
+    shown = {chart["layout"]["xaxis"]["ticktext"][int(x)]: y for x, y in zip(bar["x"], bar["y"], strict=True)}
+    assert shown == {"alexnet": 4, "AlexNet": 10}
+
+
+def test_each_run_can_be_chosen() -> None:
+    traces = [make_trace(model=name, mbps=mbps) for name in ("alexnet", "AlexNet") for mbps in (5.0000001, 5.0000002)]
+    data = data_of(page.html_page(make_report(traces)))
+    assert len({(each["testbed"], each["model"]) for each in data["replays"]}) == 4
+    assert all(len(set(texts)) == len(texts) for texts in data["choices"].values())
 
 
 def test_no_gain_is_claimed_where_there_is_none() -> None:
@@ -132,7 +169,7 @@ def test_live_runs_are_told_by_their_predictions(runs: list[Trace]) -> None:
         "0.0 % in the median, and 0.0 % at most."
     )
     assert found_in(live, "Queries while the model is uploaded").where == "live testbed, 80 Mbps"
-    check(predictions([validate(trace) for trace in live]))
+    check(predictions([validate(trace) for trace in live], make_report(live).titles))
 
 
 def test_queries_in_equal_time_and_by_themselves() -> None:
@@ -147,6 +184,16 @@ def test_queries_in_equal_time_and_by_themselves() -> None:
         "In 9 s AlexNet completes 1.5 times as many queries with sliced-efficiency, coding features, as with "
         "original, coding none."
     )
+    coded = [
+        make_trace("efficiency", [1000.0] * count + [9000.0], coding="lossless", weight_ratio=ratio, **window)
+        for count, ratio in ((8, 0.5), (6, 0.8))
+    ]
+    found = found_in([traces[0], *coded], "Queries in equal time")
+    assert "2.0 times as many queries with efficiency, coding lossless, weight ratio 0.5, as" in found.sentence
+    (bar,) = [each for each in found.chart["data"] if each["name"] == "efficiency"]
+    assert (bar["hovertext"], bar["y"]) == (
+        ["coding lossless, weight ratio 0.5", "coding lossless, weight ratio 0.8"], [2.0, 1.5],
+    )  # fmt: skip
     arrived = [
         make_trace(name, latencies, arrivals=Arrivals("poisson:4"), window_s=9.0)
         for name, latencies in (("original", (500.0,) * 9), ("efficiency", (400.0,) * 9))
@@ -163,8 +210,9 @@ def test_queries_in_equal_time_and_by_themselves() -> None:
         [make_trace(latencies_ms=(500.0,), ends_s=(0.2, 0.4))],
         [make_trace(), make_trace(run=2, latencies_ms=(900.0, *FIVE_FAST)), make_trace("a & b", model="<m>")],
         [make_trace(testbed="live", dilation=8.0), make_trace(mbps=40.0)],
+        [make_trace(name, latencies_ms=[0.0] * 5) for name in ("original", "efficiency")],
     ],
-    ids=["none", "nothing uploaded", "one query", "several runs", "other settings"],
+    ids=["none", "nothing uploaded", "one query", "several runs", "other settings", "no time"],
 )
 def test_any_results_have_a_page(traces: list[Trace]) -> None:
     report = make_report(traces)
@@ -208,7 +256,7 @@ def test_sentences_say_what_the_rows_have(traces: list[Trace]) -> None:
             row
             for row in report.rows
             if first.where == f"{row.settings.name}, {row.settings.rate}"
-            and f"{model_title(row.model)} is" in first.sentence
+            and f"{report.titles[row.model]} is" in first.sentence
         ]
         assert told
         for row in told:
@@ -242,17 +290,63 @@ def test_several_runs_have_a_mean_and_a_spread() -> None:
     assert [line.get("fill") for line in chart["data"]] == [None, "tonexty", None, None]
 
 
+def test_bars_have_the_values_of_the_rows() -> None:
+    other = make_trace(run=2, latencies_ms=(500.0, 500.0, *[250.0] * 12))
+    rows = summary([make_trace(), other, make_trace("efficiency", sizes=(1_000, 2_000)), make_trace(model="resnet")])
+    chart = bars(
+        rows, lambda row: row.queries, make_report([make_trace(), make_trace(model="resnet")]).titles, "queries"
+    )
+    check(chart)
+    shown = {
+        (bar["name"], chart["layout"]["xaxis"]["ticktext"][chart["layout"]["xaxis"]["tickvals"].index(x)]): (y, spread)
+        for bar in chart["data"]
+        for x, y, spread in zip(bar["x"], bar["y"], bar["error_y"]["array"], strict=True)
+    }
+    assert shown == {
+        (row.algorithm, model_title(row.model)): (round(row.queries.mean, 4), row.queries.std) for row in rows
+    }
+    assert {bar["name"]: bar["error_y"]["visible"] for bar in chart["data"]} == {"original": True, "efficiency": False}
+
+
+def test_lines_have_the_latencies_of_the_queries() -> None:
+    """Of one run as they are; of several their mean, and one sample standard deviation on either side."""
+    one, other = make_trace(), make_trace(run=2, latencies_ms=(900.0, 900.0, 900.0, *FIVE_FAST))
+    line, end = latencies(summary([one]), 100)["data"]
+    at, values = np.array(line["x"]), np.array(line["y"])
+    for query in one.queries:
+        middle_s = (query.start_s + query.end_s) / 2
+        assert values[np.searchsorted(at, middle_s, side="right") - 1] == pytest.approx(query.latency_ms)
+    assert (at[0], at[-1]) == (one.queries[0].start_s, pytest.approx(one.queries[-1].end_s))
+    assert (end["x"], end["y"]) == ([one.upload_s] * 2, [0, max(query.latency_ms for query in one.queries)])
+    low, high, mean, end = latencies(summary([one, other]), 100)["data"]
+    assert (low["y"][0], high["y"][0], mean["y"][0]) == (
+        round(950 - np.std([900, 1000], ddof=1), 1), round(950 + np.std([900, 1000], ddof=1), 1), 950.0,
+    )  # fmt: skip
+    assert end["x"] == [4.0, 4.0]
+
+
+def test_predictions_are_beside_what_was_measured() -> None:
+    live = validate(make_trace(testbed="live"))
+    assert live.measured.queries_in_upload != live.predicted.queries_in_upload
+    _, points = predictions([live], {"alexnet": "AlexNet"})["data"]
+    assert points["x"] == [round(live.measured.queries_in_upload, 2)]
+    assert points["y"] == [round(live.predicted.queries_in_upload, 2)]
+
+
 def test_long_names_leave_room_for_the_chart() -> None:
     """They are shortened, and stay apart."""
-    names = ["a" * 60 + end for end in "bc"]
+    names = ["a" * 60 + "b" * 60, "a" * 60 + "c" * 60, "a" * 60 + "d" + "c" * 59]
     rows = summary([make_trace(name, model=name) for name in names])
     lines = [line for line in latencies(rows, 100)["data"] if line.get("showlegend") is not False]
-    assert {line["name"] for line in lines} == {"a" * 23 + "…"}
+    short = ["a" * 12 + "…" + end for end in ("b" * 11, "c" * 11, "c" * 11 + " (2)")]
+    assert [line["name"] for line in lines] == short
     assert [line["legendgroup"] for line in lines] == names
-    chart = bars(rows, lambda row: row.queries, "queries")
+    chart = bars(rows, lambda row: row.queries, {name: name for name in names}, "queries")
     check(chart)
-    assert [bar["x"] for bar in chart["data"]] == [[name] for name in names]
-    assert set(chart["layout"]["xaxis"]["ticktext"]) == {"a" * 23 + "…"}
+    assert [(bar["x"], bar["hovertext"]) for bar in chart["data"]] == [
+        ([str(number)], [name]) for number, name in enumerate(names)
+    ]
+    assert chart["layout"]["xaxis"]["ticktext"] == short
 
 
 # --- Replays --------------------------------------------------------------------------------------------------------
@@ -329,7 +423,7 @@ def test_text_of_strangers_stays_text(tmp_path: Path) -> None:
     assert html.escape(HOSTILE) in text
     assert comment not in text
     data = data_of(text)
-    assert HOSTILE in {each["algorithm"] for each in data["replays"]}
+    assert HOSTILE in data["choices"]["algorithm"]
     names = [line["legendgroup"] for each in data["latencies"] for line in each["chart"]["data"]]
     assert html.escape(HOSTILE) in names  # Plotly takes some HTML
 
@@ -379,8 +473,69 @@ def test_long_runs_and_many_of_them_do_not_make_the_page_large() -> None:
     assert len(text) < 8 * MB
     data = data_of(text)
     assert len(data["replays"]) == page.REPLAYS_MAX
+    assert f"Here are {page.REPLAYS_MAX} of 302" in text
     assert max(len(each["run"]["queries"]) for each in data["replays"]) <= page.REPLAY_QUERIES_MAX
     assert sum(len(line["x"]) for each in data["latencies"] for line in each["chart"]["data"]) < 1.2 * page.POINTS_MAX
+
+
+def test_many_partitions_do_not_make_the_page_large() -> None:
+    parts = 800
+    ends_s = [1 + 0.01 * number for number in range(parts)]
+    traces = [
+        make_trace(latencies_ms=[20.0] * 800, ends_s=ends_s, sizes=(1_000,) * parts, mbps=1.0 + number)
+        for number in range(40)
+    ]
+    text = page.html_page(Report((), tuple(summary(traces))))
+    assert len(text) < page.BYTES_MAX
+    shown = len(data_of(text)["replays"])
+    assert 10 < shown < 40
+    assert f"Here are {shown} of 40" in text
+
+
+def test_figures_that_are_too_much_are_linked(tmp_path: Path) -> None:
+    images = [tmp_path / "figures" / f"{name} & b.png" for name in ("small", "large", "last")]
+    images[0].parent.mkdir()
+    for image, size in zip(images, (1_000, page.BYTES_MAX, 2_000), strict=True):
+        image.write_bytes(bytes(size))
+    text = page.html_page(make_report([make_trace()]), images, tmp_path)
+    assert len(text) < page.BYTES_MAX
+    assert re.findall(r'<img alt="(\w+)', text) == ["small", "last"]
+    assert "1 of 3 figures would make this page too large" in text
+    assert '<a href="figures/large%20%26%20b.png">large &amp; b</a>' in text
+
+
+def test_charts_have_the_algorithms_of_the_figures(tmp_path: Path) -> None:
+    for name in ("original", "efficiency", "preinstalled"):
+        trace = make_trace(name)
+        trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", name, 1))
+
+    def drawn(*arguments: str) -> set[str]:
+        done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path), *arguments])
+        assert (done.exit_code, done.stderr) == (0, "")
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
+        data = data_of(text)
+        assert len(data["replays"]) == 3
+        bars_of = {bar["name"] for chart in data["findings"] if "bar" in str(chart["data"]) for bar in chart["data"]}
+        lines = {line["name"] for each in data["latencies"] for line in each["chart"]["data"]}
+        assert bars_of == lines
+        return lines
+
+    assert drawn() == {"original", "efficiency"}
+    assert drawn("--algorithm", "preinstalled", "--algorithm", "original") == {"original", "preinstalled"}
+
+
+def test_a_page_is_not_written_where_plotly_is_not_what_it_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = make_trace()
+    trace.save(trace_path(tmp_path, trace.info.settings, "alexnet", "original", 1))
+    (tmp_path / "report.html").write_text("earlier", encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "plotly.offline", ModuleType("plotly.offline"))
+    done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.stderr == page.HOW_TO_GET_IT.format(older=" (the one that is there is of an earlier time)") + "\n"
+    assert (tmp_path / "report.md").is_file()
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "earlier"
 
 
 def test_no_page_without_plotly_but_all_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +544,7 @@ def test_no_page_without_plotly_but_all_the_rest(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(page, "is_available", lambda: False)
     done = CliRunner().invoke(ionn.cli.cli, ["figures", "--results", str(tmp_path)])
     assert done.exit_code == 0
-    assert done.stderr == page.HOW_TO_GET_IT + "\n"
+    assert done.stderr == page.HOW_TO_GET_IT.format(older="") + "\n"
     assert (tmp_path / "report.md").is_file()
     assert list((tmp_path / "figures").glob("*.png"))
     assert not (tmp_path / "report.html").exists()
@@ -419,9 +574,17 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def web(name: str) -> str:
+    return (Path(str(page.__file__)).with_name("web") / name).read_text(encoding="utf-8")
+
+
 def test_text_stands_out_from_its_ground() -> None:
-    style = Path(str(page.__file__)).with_name("web") / "page.css"
-    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", style.read_text(encoding="utf-8")))
+    colors = dict(re.findall(r"--([\w-]+): (#\w{6});", web("page.css")))
     pairs = [(name, ground) for name in ("ink", "soft", "accent") for ground in ("paper", "ground")]
     for name, ground in (
         *pairs,
@@ -430,5 +593,25 @@ def test_text_stands_out_from_its_ground() -> None:
         ("open", "open-ground"),
         ("paper", "accent"),
     ):
-        dark, light = sorted(luminance(colors[each]) for each in (name, ground))
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
+        assert contrast(colors[name], colors[ground]) >= 4.5, (name, ground)
+
+
+def test_a_replay_and_lines_stand_out_from_their_ground() -> None:
+    """Text 4.5 to 1, and what else has to be seen 3 to 1."""
+    colors = dict(re.findall(r'(\w+): "(#\w{6})"', web("replay.js")))
+    ((one, other),) = re.findall(r'usable: \["(#\w+)", "(#\w+)"\]', web("replay.js"))
+    texts = [
+        ("#ffffff", one),
+        ("#ffffff", other),
+        (colors["ink"], colors["client"]),
+        (colors["ink"], colors["arriving"]),
+    ]
+    assert [pair for pair in texts if contrast(*pair) < 4.5] == []
+    shapes = [(colors["halo"], usable) for usable in (one, other)]
+    shapes += [(colors[name], colors["halo"]) for name in ("path", "ahead", "arriving", "edge", "latency")]
+    (border,) = re.findall(r"select, button {.*?border: 1px solid (#\w{6})", web("page.css"), re.DOTALL)
+    shapes.append((border, "#ffffff"))
+    names = [*SHOWN, *"abcdefg"]
+    lines = latencies(summary([make_trace(name) for name in names]), 100)["data"]
+    shapes += [(line["line"]["color"], "#ffffff") for line in lines]
+    assert [pair for pair in shapes if contrast(*pair) < 3] == []

@@ -2,6 +2,7 @@
 "use strict";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+const PAPER = 640; // pixels
 const CONFIG = { responsive: true, displayModeBar: false, displaylogo: false };
 
 async function loadPlotly() {
@@ -12,25 +13,29 @@ async function loadPlotly() {
   document.head.append(script);
 }
 
+function chosen(entry, key) {
+  return DATA.choices[key][entry[key]];
+}
+
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
   return made;
 }
 
-// A select for each of `keys` in `container`: entries have a value for each key. Whatever is chosen, the other selects
-// keep their values if there is such an entry. `show` gets the entry, now and whenever another is chosen.
+// A select for each of `keys` in `container`: for each key, entries have the number of one of DATA.choices. Whatever is
+// chosen, the other selects keep their values if there is such an entry. `show` gets the entry, now and whenever another is chosen.
 function choosers(container, entries, keys, show) {
   const selects = keys.map((key) => {
     const values = [...new Set(entries.map((entry) => entry[key]))];
-    const select = element("select", {}, ...values.map((value) => new Option(value)));
+    const select = element("select", {}, ...values.map((value) => new Option(DATA.choices[key][value], value)));
     select.dataset.key = key;
     container.append(element("label", {}, key, select));
     return select;
   });
-  const agreement = (entry) => selects.filter((select, at) => entry[keys[at]] === select.value).length;
+  const agreement = (entry) => selects.filter((select, at) => entry[keys[at]] === Number(select.value)).length;
   function choose(changed) {
-    const possible = entries.filter((entry) => !changed || entry[changed.dataset.key] === changed.value);
+    const possible = entries.filter((entry) => !changed || entry[changed.dataset.key] === Number(changed.value));
     const best = possible.reduce((one, other) => (agreement(other) > agreement(one) ? other : one));
     selects.forEach((select, at) => { select.value = best[keys[at]]; });
     show(best);
@@ -97,7 +102,7 @@ function latencySection() {
       });
       return element("label", {}, box, swatch(line.line), decoded(line.legendgroup));
     }));
-    const subject = `${entry.model}, ${entry.testbed}`;
+    const subject = `${chosen(entry, "model")}, ${chosen(entry, "testbed")}`;
     document.getElementById("latency-subject").textContent = subject;
     place.setAttribute("aria-label", `${chart.about}: ${subject}. The tables below have the numbers.`);
     draw();
@@ -105,30 +110,34 @@ function latencySection() {
   return drawn;
 }
 
-// A page that is printed has everything open, and charts that fit the paper.
-function prepareForPrint() {
+// A page that is printed has everything open, and charts and a replay that fit the paper.
+function prepareForPrint(player) {
   const closed = [];
   addEventListener("beforeprint", () => {
     closed.push(...document.querySelectorAll("details:not([open])"));
     closed.forEach((each) => { each.open = true; });
-    document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.relayout(place, { width: 640 }));
+    document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.relayout(place, { width: PAPER }));
+    if (player) player.build(PAPER);
   });
   addEventListener("afterprint", () => {
     closed.splice(0).forEach((each) => { each.open = false; });
     document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.relayout(place, { width: null, autosize: true }));
+    if (player) player.build();
   });
 }
 
 async function start() {
   const replays = document.getElementById("replay-choosers");
-  if (replays) {
-    const player = new Replay();
-    choosers(replays, DATA.replays, ["testbed", "model", "algorithm"], (entry) => player.load(entry));
+  const player = replays ? new Replay() : null;
+  if (player) {
+    choosers(replays, DATA.replays, ["testbed", "model", "algorithm"], (entry) => {
+      player.load(entry.run, `${chosen(entry, "model")} with ${chosen(entry, "algorithm")}, ${chosen(entry, "testbed")}`);
+    });
     player.addChoosers(replays);
   }
+  prepareForPrint(player);
   await loadPlotly();
   await Promise.all([...drawFindings(), latencySection()]);
-  prepareForPrint();
   document.documentElement.dataset.ready = "true";
 }
 

@@ -5,8 +5,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 const CLIENT_Y = 24, SERVER_Y = 138, BLOCK = 38, STRIP_Y = 228, STRIP = 56, HEIGHT = 310;
 const COLORS = {
-  client: "#cbd5df", pinned: "#eef1f4", empty: "#ffffff", edge: "#7b8794", arriving: "#a9cfe8", usable: ["#0b5a8f", "#2f7fb5"],
-  path: "#c2410c", ahead: "#f0a27f", latency: "#52606d", ink: "#1f2933",
+  client: "#cbd5df", pinned: "#eef1f4", empty: "#ffffff", edge: "#7b8794", arriving: "#5b9bc8", usable: ["#0b5a8f", "#2878ad"],
+  path: "#8f2a00", ahead: "#e0703a", halo: "#ffffff", latency: "#52606d", ink: "#1f2933",
 };
 const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 5, 10, 50];
 
@@ -63,10 +63,10 @@ class Replay {
     container.append(label);
   }
 
-  load(entry) {
+  load(run, subject) {
     this.play(false);
-    this.run = entry.run;
-    this.subject.textContent = `${entry.model} with ${entry.algorithm}, ${entry.testbed}`;
+    this.run = run;
+    this.subject.textContent = subject;
     this.slider.max = this.run.end;
     const uploaded = Math.max(0, ...this.run.partitions.map((part) => part.ready));
     this.time = (uploaded || this.run.end) / 2;
@@ -74,9 +74,9 @@ class Replay {
   }
 
   // Draws what stays while time goes on.
-  build() {
+  build(width = this.place.clientWidth) {
     const { run } = this;
-    this.pixels = Math.max(this.place.clientWidth, 200);
+    this.pixels = Math.max(width, 200);
     this.place.replaceChildren();
     const svg = draw(this.place, "svg", { viewBox: `0 0 ${this.pixels} ${HEIGHT}`, height: HEIGHT, "aria-hidden": "true" });
     this.blocks = this.layOut();
@@ -96,8 +96,10 @@ class Replay {
       return drawn;
     }));
     this.numbers(svg);
-    this.ahead = draw(svg, "path", { fill: "none", stroke: COLORS.ahead, "stroke-width": 3, "stroke-linejoin": "round" });
-    this.done = draw(svg, "path", { fill: "none", stroke: COLORS.path, "stroke-width": 4, "stroke-linejoin": "round" });
+    // A light edge sets the path off from whatever it crosses.
+    this.halo = draw(svg, "path", { fill: "none", stroke: COLORS.halo, "stroke-width": 8, "stroke-linejoin": "round" });
+    this.ahead = draw(svg, "path", { class: "ahead", fill: "none", stroke: COLORS.ahead, "stroke-width": 3, "stroke-linejoin": "round" });
+    this.done = draw(svg, "path", { class: "done", fill: "none", stroke: COLORS.path, "stroke-width": 4, "stroke-linejoin": "round" });
     this.dots = [0, 1].map(() => draw(svg, "circle", { r: 6, fill: COLORS.path, stroke: "#fff", "stroke-width": 1.5 }));
     this.names(svg);
     this.strip(svg);
@@ -130,7 +132,7 @@ class Replay {
   names(svg) {
     this.blocks.forEach(([x, width], stage) => {
       const name = this.run.stages[stage];
-      if (width > name.length * 7 + 6) draw(svg, "text", { x: x + width / 2, y: CLIENT_Y + 24, "text-anchor": "middle" }, name);
+      if (width > name.length * 7 + 6) draw(svg, "text", { class: "name", x: x + width / 2, y: CLIENT_Y + 24, "text-anchor": "middle" }, name);
     });
   }
 
@@ -149,14 +151,14 @@ class Replay {
   // Latency over the whole run, with marks where partitions become usable; a click goes there.
   strip(svg) {
     const { run } = this;
-    const x = (seconds) => (seconds / run.end) * (this.pixels - 1) + 0.5;
+    const x = (seconds) => (seconds / (run.end || 1)) * (this.pixels - 1) + 0.5;
     const most = Math.max(...run.queries.map(([begin, end]) => end - begin)) || 1;
     const y = (seconds) => STRIP_Y + 8 + (STRIP - 8) * (1 - seconds / most);
     const line = run.queries.map(([begin, end], at) => `${at ? "L" : "M"}${x(begin).toFixed(1)} ${y(end - begin).toFixed(1)}H${x(end).toFixed(1)}`);
     draw(svg, "text", { x: 0, y: STRIP_Y }, "Latency; marks: partitions become usable");
-    const ground = draw(svg, "rect", { x: 0, y: STRIP_Y + 4, width: this.pixels, height: STRIP, fill: "#f5f7f9" });
+    const ground = draw(svg, "rect", { class: "strip", x: 0, y: STRIP_Y + 4, width: this.pixels, height: STRIP, fill: "#f5f7f9" });
     run.partitions.forEach((part) => draw(svg, "path", { d: `M${x(part.ready)} ${STRIP_Y + STRIP + 4}v7`, stroke: COLORS.usable[0], "stroke-width": 2 }));
-    draw(svg, "path", { d: line.join(""), fill: "none", stroke: COLORS.latency, "stroke-width": 1.5 });
+    draw(svg, "path", { class: "latency", d: line.join(""), fill: "none", stroke: COLORS.latency, "stroke-width": 1.5 });
     const end = draw(svg, "text", { x: this.pixels, y: STRIP_Y + STRIP + 22, "text-anchor": "end" }, `${run.end.toFixed(1)} s`);
     end.setAttribute("pointer-events", "none");
     draw(svg, "text", { x: 0, y: STRIP_Y + STRIP + 22 }, "0 s");
@@ -236,7 +238,7 @@ class Replay {
   showPath(at) {
     const query = this.run.queries[at];
     if (!query) {
-      [this.ahead, this.done].forEach((path) => path.setAttribute("d", ""));
+      [this.halo, this.ahead, this.done].forEach((path) => path.setAttribute("d", ""));
       this.dots.forEach((dot) => { dot.style.display = "none"; });
       return;
     }
@@ -254,6 +256,7 @@ class Replay {
         if (share > 0 && share < 1) places.push(place);
       });
     }
+    this.halo.setAttribute("d", ahead);
     this.ahead.setAttribute("d", ahead);
     this.done.setAttribute("d", done);
     this.dots.forEach((dot, number) => {
@@ -288,7 +291,8 @@ class Replay {
     const under = query && this.time <= query[1];
     let what = "No query has started yet.";
     if (query) {
-      const took = `${((query[1] - query[0]) * 1e3).toFixed(0)} ms`;
+      const ms = (query[1] - query[0]) * 1e3;
+      const took = `${ms >= 10 ? ms.toFixed(0) : Number(ms.toPrecision(2))} ms`;
       what = `Query ${at * run.every + 1} of ${run.total} ${under ? "is under way, and takes" : "is answered; it took"} ${took}: ${this.route(query)}.`;
     }
     if (run.every > 1) what += ` (Of ${run.every} queries, one is shown.)`;
