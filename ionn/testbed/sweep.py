@@ -17,10 +17,9 @@ import os
 import re
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,13 +38,13 @@ from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import Planner, added_planners, get_planner, planner_digest
-from ionn.server.orphans import end_with
 from ionn.testbed.arrivals import CLOSED, Arrivals
 from ionn.testbed.energy import mean_energy_j
 from ionn.testbed.settings import Settings
 from ionn.testbed.sweep_table import Cell, SweepRow, open_table
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
+from ionn.testbed.workers import as_they_end, local_workers
 
 # Rows of a table that can be looked at.
 CELLS_MAX = 1_000_000
@@ -354,12 +353,11 @@ def _check_sent(planners: Mapping[str, Planner]) -> None:
 
 
 def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Failure]]:
-    import joblib
     from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     _check_sent(tasks[0].planners)
     try:
-        with joblib.parallel_config("loky", n_jobs=jobs, initializer=end_with, initargs=(os.getpid(),)):
+        with local_workers(jobs):
             yield from _by_joblib(tasks)
     except TerminatedWorkerError as error:
         raise IonnError("a process of the sweep was killed; run it again, and it goes on with what is left") from error
@@ -435,9 +433,7 @@ def _closed_without_workers(client: Any) -> Iterator[None]:
 
 def _by_joblib(tasks: Sequence[Task]) -> Iterator[list[SweepRow | Failure]]:
     """What comes of tasks, as they end, by the backend that joblib is configured to."""
-    import joblib
+    from joblib import delayed
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "[0-9]+ tasks", UserWarning)  # what joblib says of an interrupted sweep
-        parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
-        yield from parallel(joblib.delayed(run_task)(task) for task in tasks)
+    with closing(as_they_end(delayed(run_task)(task) for task in tasks)) as found:
+        yield from found
