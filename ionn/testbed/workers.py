@@ -42,7 +42,7 @@ def as_they_end(calls: Iterable[Any]) -> Generator[Any, None, None]:
 @contextmanager
 def _interrupted_later() -> Iterator[None]:
     """Ctrl-C in a terminal is for workers too, and one that is starting would say that it cannot. They inherit this."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
