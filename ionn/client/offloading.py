@@ -35,7 +35,6 @@ from ionn.paper import MBPS
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import Plan, empty_plan, make_plan
 from ionn.planning.planners import get_planner
-from ionn.planning.planners.baselines import PREINSTALLED
 from ionn.planning.stored_weights import StoredPiece
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import DIGESTS_MAX, Welcome
@@ -205,7 +204,7 @@ class Offloading:
         estimate, begun = self.measuring.current(), upload.begun
         try:
             rest = None
-            if self.plan is None or self.plan.algorithm != PREINSTALLED:  # which does not follow what is believed
+            if self.plan is None or not self.plan.held:  # else it does not follow what is believed
                 rest = self._prepare_rest(self._pieces[:begun], self._pieces[begun:])
         except InputError as error:  # of a planner of the user's own, which made the first plan
             rest = None
