@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ionn.errors import MissingLibraryError
 from ionn.libraries import missing_library
 from ionn.machine import machine
 from ionn.model.caffemodel import Floats, open_weights
@@ -57,13 +58,15 @@ def _is_zen4() -> bool:
 def load_caffe() -> Any:
     """Caffe, configured for this process. The first call loads it, 0.5 s.
 
-    Raises MissingLibraryError where it is not installed, or a library that it is linked to."""
+    Raises MissingLibraryError where it is not installed, or a library that it is linked to, or another Caffe is."""
     set_environment()
     try:
         import caffe
     except ImportError as error:
         raise missing_library(error) from error
 
+    if not hasattr(caffe._caffe.Blob, "share_data"):  # which caffe-build adds
+        raise MissingLibraryError(f"{caffe.__file__}: not the Caffe of this ionn; install the wheel of 'make wheels'")
     caffe.set_mode_cpu()
     return caffe
 
