@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ionn.client import sliced_stage
 from ionn.client.offloading import Offloading
-from ionn.client.pacing import PacedResult
+from ionn.client.pacing import PacedResult, run_paced
 from ionn.client.query import Coding, Exchange, Wanted
 from ionn.client.session import Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage, slice_stages
@@ -307,6 +308,31 @@ def test_the_clients_share_is_coded_at_its_pace(
     assert coding is not None
     assert channels == 456
     assert coding.pace_ms == pytest.approx(10 * 456 / 600, abs=1e-3)
+
+
+def test_what_is_not_uploaded_of_a_stage_is_one_more_slice(net: engine.StageNet, blobs: list[np.ndarray]) -> None:
+    sliced = slice_stages(NETWORK, [[SLICES[0]], [SLICES[1]]], net)[FC]
+    ran, _ = sliced.run(blobs[FC], ENDS[1], 600, None)
+    assert ran.shape == (1, 600 - ENDS[1])
+    assert sliced.exact(blobs[FC], blobs[LAST])
+
+
+def test_slices_share_the_pace_of_their_channels(
+    sliced: dict[int, SlicedStage], blobs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer's time, in parts as large as the slices are: 144 and 168 of 312 channels. Without a pace there is
+    nothing to wait for."""
+    paces: list[Sequence[float]] = []
+
+    def paced(run: Any, layers: Sequence[int], pace_ms: Sequence[float]) -> PacedResult:
+        paces.append(pace_ms)
+        return run_paced(run, layers, [0.0] * len(pace_ms))
+
+    monkeypatch.setattr(sliced_stage, "run_paced", paced)
+    for layer_ms in ([312.0, 31.2], None):
+        sliced[FC].run(blobs[FC], 288, 600, layer_ms)
+    assert paces[0] == pytest.approx([144.0, 14.4, 168.0, 16.8])
+    assert paces[1] == [0.0] * 4
 
 
 # --- Faults ----------------------------------------------------------------------------------------------------------
