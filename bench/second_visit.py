@@ -28,13 +28,13 @@ from ionn.client.connection import Connection
 from ionn.client.offloading import Offloading, open_offloading
 from ionn.client.session import Client
 from ionn.costs.loading import load_costs
-from ionn.model import engine, zoo
+from ionn.model import zoo
 from ionn.model.caffemodel import weights_path
 from ionn.model.coded_weights import open_sidecar, update
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
-from ionn.model.synthetic import load_weights
+from ionn.model.synthetic import load_net
 from ionn.protocol.messages import AddressedPiece, Have, Holds, PartitionHeader
 from ionn.testbed.processes import process
 
@@ -172,7 +172,7 @@ def rows(every: bool = False) -> list[support.Row]:
     ):
         for model in paper.MODELS:
             network = Network.load(model)
-            net = engine.load_network(network, load_weights(model, None, network))
+            net = load_net(model, None, network)
             update(weights_path(model, None), network)
             result.append(asking(network, net, link))
             if every or model == MODEL:

@@ -364,9 +364,8 @@ def connect(
     from ionn.client.audit import Auditor
     from ionn.client.offloading import Offloading, open_offloading
     from ionn.costs import profiling
-    from ionn.model import engine
     from ionn.model.caffemodel import weights_path
-    from ionn.model.synthetic import load_weights
+    from ionn.model.synthetic import load_net
     from ionn.protocol.curve import ClientKeys
 
     mbps = _number_or_none(mbps, "mbps")
@@ -384,7 +383,7 @@ def connect(
     if address is not None:
         parse_address(address)
     network = Network.load(model)
-    net = engine.load_network(network, load_weights(model, weights, network))
+    net = load_net(model, weights, network)
     if address is None:
         costs = costs or load_costs(CLIENT)  # of no effect: nothing is uploaded
         offloading = Offloading(network, net, ExecutionGraph.from_network(network, costs, costs, mbps or MBPS))

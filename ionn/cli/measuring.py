@@ -31,15 +31,13 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
     """
     from ionn.costs import profiling
     from ionn.files import check_writable
-    from ionn.model import engine
     from ionn.model.network import Network
-    from ionn.model.synthetic import load_weights
+    from ionn.model.synthetic import load_net
 
     network = Network.load(model)
     if save is not None:
         check_writable(save)
-    blobs = load_weights(model, weights, network)
-    measured = profiling.profile_network(network, engine.load_network(network, blobs), runs)
+    measured = profiling.profile_network(network, load_net(model, weights, network), runs)
     if save is not None:
         measured.save(save)
     layer_ms = measured.layer_ms(network)

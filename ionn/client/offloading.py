@@ -358,7 +358,7 @@ def open_offloading(
             if former is not None and plan.uploads == list(former):
                 return None
             pieces = [*begun, *plan.uploads]
-            sliced = slice_stages(network, pieces, net.weights())
+            sliced = slice_stages(network, pieces, net)
             unchecked = {stage: each for stage, each in sliced.items() if _slices(stage, pieces) not in exact}
             if not (found := _inexact(network, net, unchecked) - inexact):
                 exact.update(_slices(stage, pieces) for stage in unchecked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,20 +11,21 @@ from ionn.model.caffemodel import Floats
 from ionn.model.comparison import bit_equal
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
-from ionn.model.partial_net import extract_slice, slice_weights
+from ionn.model.partial_net import extract_slice
 from ionn.model.slices import Slice
 
 
 class SlicedStage:
-    """The slices of a stage, all of them and in order, each a net with weights of its own."""
+    """The slices of a stage, all of them and in order, each a net of its own, whose weights are those of the `whole`
+    network's net: the same memory."""
 
-    def __init__(self, network: Network, slices: Sequence[Slice], weights: Mapping[str, Sequence[Floats]]) -> None:
+    def __init__(self, network: Network, slices: Sequence[Slice], whole: StageNet) -> None:
         self.stage = slices[0].stage
         self.channels = slices[-1].end
         self._nets: dict[Slice, StageNet] = {}
         for piece in slices:
             net = self._nets[piece] = StageNet(extract_slice(network, piece))
-            net.load(slice_weights(network, piece, weights))
+            net.share(whole, piece.begin)
 
     def run(self, data: Floats, begin: int, end: int, layer_ms: Sequence[float] | None) -> tuple[Floats, PacedResult]:
         """Run channels `begin`..`end`, which are those of whole slices: their output.
@@ -57,11 +58,9 @@ class SlicedStage:
         return bit_equal(joined, output)
 
 
-def slice_stages(
-    network: Network, plan: Sequence[Sequence[object]], weights: Mapping[str, Sequence[Floats]]
-) -> dict[int, SlicedStage]:
-    """The stages that a plan (its partitions' pieces) uploads in slices, by stage. What it does not upload of such a
-    stage is a slice too, which only the client has."""
+def slice_stages(network: Network, plan: Sequence[Sequence[object]], whole: StageNet) -> dict[int, SlicedStage]:
+    """The stages that a plan (its partitions' pieces) uploads in slices, by stage, with the weights of the `whole`
+    network's net. What the plan does not upload of such a stage is a slice too, which only the client has."""
     slices: dict[int, list[Slice]] = {}
     for piece in (piece for pieces in plan for piece in pieces if isinstance(piece, Slice)):
         slices.setdefault(piece.stage, []).append(piece)
@@ -69,4 +68,4 @@ def slice_stages(
         end, channels = pieces[-1].end, network.stages[stage].output_shapes[0][1]
         if end < channels:
             pieces.append(Slice(stage, end, channels))
-    return {stage: SlicedStage(network, pieces, weights) for stage, pieces in slices.items()}
+    return {stage: SlicedStage(network, pieces, whole) for stage, pieces in slices.items()}

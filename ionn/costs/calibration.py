@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ from ionn.model import engine, inputs
 from ionn.model.caffemodel import Floats
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
-from ionn.model.synthetic import load_weights
+from ionn.model.synthetic import load_net
 from ionn.paper import MODELS
 
 BLOCKS = 200
@@ -107,11 +107,14 @@ def calibrate(
     end_s = time.monotonic() + _BUDGET_S
     networks = [Network.load(model) for model in models]
     nets = [
-        _load(network, load_weights(model, None, network), inputs.query_inputs(network, seed=0, count=1)[0])
+        _with_input(load_net(model, None, network), inputs.query_inputs(network, seed=0, count=1)[0])
         for model, network in zip(models, networks, strict=True)
     ]
     samples = design(blocks)
-    nets += [_load(network, _random_weights(network), _noise(network.input_shape)) for network in samples]
+    nets += [
+        _with_input(engine.load_network(network, _random_weights(network)), _noise(network.input_shape))
+        for network in samples
+    ]
     times = _time(nets, passes, end_s, progress)
     measured = list(zip(networks, times, strict=False))
     description = engine.environment()
@@ -130,8 +133,7 @@ def calibrate(
     return Calibration(model, fit_quality(model, measured))
 
 
-def _load(network: Network, weights: Mapping[str, Sequence[Floats]], data: Floats) -> StageNet:
-    net = engine.load_network(network, weights)
+def _with_input(net: StageNet, data: Floats) -> StageNet:
     net.put(net.first, data)
     return net
 

@@ -1,12 +1,14 @@
-"""Weights in Caffe's own file format: read in one copy, write in pieces.
+"""Weights in Caffe's own file format: read straight to where they are used, written in pieces.
 
 A caffemodel is a serialised `NetParameter`: per layer its name and its blobs, each blob a shape and its floats in one
-packed run. So a file can be indexed by walking the few bytes between the floats, and a file can be written as small
-headers with the floats of existing arrays in between. Field numbers: message `NetParameter` and below in caffe.proto.
+packed run. So a file can be indexed by walking the few bytes between the floats, the floats can be read into arrays
+that are there already, and a file can be written as small headers with the floats of existing arrays in between. Field
+numbers: message `NetParameter` and below in caffe.proto.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -32,6 +34,9 @@ _FILE_CLOCK_S = 0.02
 
 _FILE_BYTES_MAX = 2**31 - 1  # of protobuf
 
+# What is read at once of the bytes between the floats.
+_WINDOW_BYTES = 4096
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 # (layer field, its name field, its blobs field): today's layers, and those of files before 2014 ("V1").
@@ -52,89 +57,202 @@ class _NotIndexable(Exception):
     """Valid protobuf, perhaps, but its floats are not in one packed run."""
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise IndexError("a number of more than 64 bits")
+class _File:
+    """A caffemodel that is read piece by piece, `size` bytes. It is not mapped: a file that shrinks would end the
+    process, and one that is written to would change the weights.
+
+    Whether it was written to meanwhile shows in its times, other than by programs that have it mapped. The system's
+    clock for these goes in steps: what was changed within the last step is left alone until that is over.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        before = os.fstat(descriptor)
+        if before.st_size > _FILE_BYTES_MAX:
+            raise InputError(f"{path}: not a caffemodel, it has more than the 2 GB that Caffe reads")
+        if 0 <= time.time() - before.st_ctime_ns / 1e9 < _FILE_CLOCK_S:
+            time.sleep(_FILE_CLOCK_S)
+        self.size, self._changed_ns = before.st_size, before.st_ctime_ns
+        self._window, self._window_at = b"", 0
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """A context that reads the file, whose content holds if the context ends well. Raises InputError, one line, if
+        the file has changed since it was opened, or else if it is damaged or cannot be read."""
+        try:
+            try:
+                yield
+            except Exception:
+                self._check()
+                raise
+            self._check()
+        except _OldestFormat:
+            convert = "convert it with Caffe's upgrade_net_proto_binary"
+            raise InputError(f"{self.path}: a caffemodel of Caffe's oldest format; {convert}") from None
+        except (IndexError, ValueError, DecodeError) as error:
+            raise InputError(f"{self.path}: not a caffemodel, or damaged ({error})") from error
+        except OSError as error:
+            raise _cannot_read(self.path, error) from error
+
+    def _check(self) -> None:
+        after = os.fstat(self._descriptor)
+        if (self.size, self._changed_ns) != (after.st_size, after.st_ctime_ns):
+            raise InputError(f"{self.path}: it changed while it was read; try again when it is complete")
+
+    def byte(self, at: int) -> int:
+        """One byte. Raises IndexError if it is not there."""
+        if not 0 <= at - self._window_at < len(self._window):
+            self._window, self._window_at = os.pread(self._descriptor, _WINDOW_BYTES, at), at
+        return self._window[at - self._window_at]
+
+    def read_into(self, begin: int, data: memoryview) -> None:
+        """Fill `data` with the bytes from `begin` on. Raises IndexError if some are not there."""
+        while data:
+            count = os.preadv(self._descriptor, [data], begin)
+            if not count:
+                raise IndexError("truncated")
+            begin, data = begin + count, data[count:]
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
-    """The fields of a message: number, wire type, and the value of a varint or the bytes of anything else."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == _VARINT:
-            value, at = _varint(data, at)
-            yield number, wire_type, value
-            continue
-        if wire_type == _BYTES:
-            size, at = _varint(data, at)
-        elif wire_type in (_FIXED32, _FIXED64):
-            size = 4 if wire_type == _FIXED32 else 8
-        else:
-            raise IndexError(f"wire type {wire_type}")
-        if at + size > len(data):
-            raise IndexError("truncated")
-        yield number, wire_type, data[at : at + size]
-        at += size
+def _cannot_read(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot read the caffemodel: {error.strerror}")
 
 
-def _blob(data: memoryview) -> Floats:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_File]:
+    """A caffemodel, open. Raises InputError where it cannot be."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = _File(path, stack.enter_context(open_regular(path)).fileno())
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such caffemodel; put it there, or say where it is") from None
+        except OSError as error:
+            raise _cannot_read(path, error) from error
+        yield file
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Bytes `begin`..`end` (not included) of a file."""
+
+    file: _File
+    begin: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    def read(self) -> bytes:
+        data = bytearray(len(self))
+        self.file.read_into(self.begin, memoryview(data))
+        return bytes(data)
+
+    def varint(self, at: int) -> tuple[int, int]:
+        """The number that begins at a place of the file, and the place where it ends."""
+        value = shift = 0
+        while True:
+            if at == self.end:
+                raise IndexError("truncated")
+            byte = self.file.byte(at)
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, at
+            shift += 7
+            if shift > 63:
+                raise IndexError("a number of more than 64 bits")
+
+    def varints(self) -> Iterator[int]:
+        """The numbers of a packed run."""
+        at = self.begin
+        while at < self.end:
+            value, at = self.varint(at)
+            yield value
+
+    def fields(self) -> Iterator[tuple[int, int, int | _Span]]:
+        """The fields of a message: number, wire type, and the value of a varint or the bytes of anything else."""
+        at = self.begin
+        while at < self.end:
+            key, at = self.varint(at)
+            number, wire_type = key >> 3, key & 7
+            if wire_type == _VARINT:
+                value, at = self.varint(at)
+                yield number, wire_type, value
+                continue
+            if wire_type == _BYTES:
+                size, at = self.varint(at)
+            elif wire_type in (_FIXED32, _FIXED64):
+                size = 4 if wire_type == _FIXED32 else 8
+            else:
+                raise IndexError(f"wire type {wire_type}")
+            if at + size > self.end:
+                raise IndexError("truncated")
+            yield number, wire_type, _Span(self.file, at, at + size)
+            at += size
+
+
+@dataclass(frozen=True)
+class _StoredBlob:
+    """A blob of a caffemodel: its shape, and its floats, where they are in the file, or as they had to be decoded."""
+
+    shape: tuple[int, ...]
+    floats: _Span | Floats | None
+
+    def read_into(self, array: Floats) -> None:
+        """Fill an array of as many elements; it is contiguous."""
+        flat = array.reshape(-1)
+        if isinstance(self.floats, _Span):
+            self.floats.file.read_into(self.floats.begin, flat.view(np.uint8).data)
+        elif self.floats is not None:
+            flat[...] = self.floats
+
+
+def _blob(data: _Span) -> _StoredBlob:
     legacy: list[int] | None = None
     shape: list[int] = []
-    floats = np.zeros(0, np.float32)
-    for number, wire_type, value in _fields(data):
-        if number == 7 and isinstance(value, memoryview):
-            for _, dim_type, dims in _fields(value):
-                if isinstance(dims, memoryview) and dim_type == _BYTES:
-                    at = 0
-                    while at < len(dims):
-                        dim, at = _varint(dims, at)
-                        shape.append(dim)
-                elif isinstance(dims, int):
+    floats: _Span | None = None
+    for number, wire_type, value in data.fields():
+        if number == 7 and isinstance(value, _Span):
+            for _, dim_type, dims in value.fields():
+                if isinstance(dims, int):
                     shape.append(dims)
-        elif number == 5 and wire_type == _BYTES and isinstance(value, memoryview):
-            if floats.size:
+                elif dim_type == _BYTES:
+                    shape += dims.varints()
+        elif number == 5 and wire_type == _BYTES and isinstance(value, _Span):
+            if floats:
                 raise _NotIndexable
-            floats = np.frombuffer(value, np.dtype("<f4"))
+            floats = value
         elif number in (5, 8):
             raise _NotIndexable
         elif 1 <= number <= 4 and isinstance(value, int):
             legacy = legacy or [0, 0, 0, 0]
             legacy[number - 1] = value
     dimensions = tuple(shape if legacy is None else legacy)  # Caffe goes by the old fields wherever there is one
-    if math.prod(dimensions) != floats.size:
+    if 4 * math.prod(dimensions) != len(floats or ()):
         raise IndexError("a blob's floats do not fill its shape")
-    return floats.reshape(dimensions)
+    return _StoredBlob(dimensions, floats)
 
 
-def _index(data: memoryview) -> dict[str, tuple[Floats, ...]]:
-    layers: dict[str, tuple[Floats, ...]] = {}
-    for number, _, layer in _fields(data):
-        if number not in _LAYER_FIELDS or not isinstance(layer, memoryview):
+def _index(file: _File) -> dict[str, tuple[_StoredBlob, ...]]:
+    layers: dict[str, tuple[_StoredBlob, ...]] = {}
+    for number, _, layer in _Span(file, 0, file.size).fields():
+        if number not in _LAYER_FIELDS or not isinstance(layer, _Span):
             continue
         name_field, blobs_field = _LAYER_FIELDS[number]
         name, blobs = "", []
-        for field, _, value in _fields(layer):
+        for field, _, value in layer.fields():
             if (number, field) == _OLDEST_LAYER_FIELDS:
                 raise _OldestFormat
-            if field == name_field and isinstance(value, memoryview):
-                name = bytes(value).decode()
-            elif field == blobs_field and isinstance(value, memoryview):
+            if field == name_field and isinstance(value, _Span):
+                name = value.read().decode()
+            elif field == blobs_field and isinstance(value, _Span):
                 blobs.append(_blob(value))
         layers[name] = tuple(blobs)
     return layers
 
 
-def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
+def _decode(data: bytes) -> dict[str, tuple[_StoredBlob, ...]]:
     """The slow way, for files whose floats are doubles or not packed."""
     net = NetParameter.FromString(data)
     layers = {}
@@ -145,58 +263,40 @@ def _decode(data: bytes) -> dict[str, tuple[Floats, ...]]:
                 values = np.array(blob.double_data if blob.double_data else blob.data, np.float32)
             legacy = any(map(blob.HasField, _LEGACY_SHAPE))
             shape = [getattr(blob, name) for name in _LEGACY_SHAPE] if legacy else list(blob.shape.dim)
-            blobs.append(values.reshape(shape))
+            blobs.append(_StoredBlob(values.reshape(shape).shape, values))
         layers[layer.name] = tuple(blobs)
     return layers
 
 
-def _content(path: Path) -> bytes:
-    """All of a file. It is not mapped: a file that shrinks would end the process, and one that is written to would
-    change the weights.
-
-    Whether it was written to meanwhile shows in its times, other than by programs that have it mapped. The system's
-    clock for these goes in steps: what was changed within the last step is left alone until that is over.
-    """
+def _layers(file: _File) -> dict[str, tuple[_StoredBlob, ...]]:
+    """The blobs of every layer."""
+    if not file.size:
+        raise InputError(f"{file.path}: not a caffemodel, the file is empty")
     try:
-        with open_regular(path) as file:
-            before = os.fstat(file.fileno())
-            if before.st_size > _FILE_BYTES_MAX:
-                raise InputError(f"{path}: not a caffemodel, it has more than the 2 GB that Caffe reads")
-            if 0 <= time.time() - before.st_ctime_ns / 1e9 < _FILE_CLOCK_S:
-                time.sleep(_FILE_CLOCK_S)
-            data = file.read()
-            after = os.fstat(file.fileno())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such caffemodel; put it there, or say where it is") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the caffemodel: {error.strerror}") from error
-    if (before.st_size, before.st_ctime_ns) != (after.st_size, after.st_ctime_ns) or len(data) != after.st_size:
-        raise InputError(f"{path}: it changed while it was read; try again when it is complete")
-    if not data:
-        raise InputError(f"{path}: not a caffemodel, the file is empty")
-    return data
+        layers = _index(file)
+    except _NotIndexable:
+        layers = _decode(_Span(file, 0, file.size).read())
+    if not layers:
+        raise InputError(f"{file.path}: not a caffemodel, it holds no layers")
+    return layers
 
 
 def read(path: Path) -> dict[str, tuple[Floats, ...]]:
-    """The blobs of every layer in a caffemodel, as float32 arrays. They are views of one copy of the file: whatever
-    becomes of that later, they stay.
+    """The blobs of every layer in a caffemodel, as float32 arrays. Whatever becomes of the file later, they stay.
 
     Raises InputError if the file cannot be read, changes while it is read, or is not a caffemodel.
     """
-    data = memoryview(_content(path))
-    try:
-        try:
-            layers = _index(data)
-        except _NotIndexable:
-            layers = _decode(bytes(data))
-    except _OldestFormat:
-        convert = "convert it with Caffe's upgrade_net_proto_binary"
-        raise InputError(f"{path}: a caffemodel of Caffe's oldest format; {convert}") from None
-    except (IndexError, ValueError, DecodeError) as error:
-        raise InputError(f"{path}: not a caffemodel, or damaged ({error})") from error
-    if not layers:
-        raise InputError(f"{path}: not a caffemodel, it holds no layers")
+    with _opened(path) as file, file.reading():
+        stored = _layers(file)
+        layers = {name: tuple(np.empty(blob.shape, np.float32) for blob in blobs) for name, blobs in stored.items()}
+        _fill(layers, stored)
     return layers
+
+
+def _fill(arrays: Mapping[str, Sequence[Floats]], stored: Mapping[str, Sequence[_StoredBlob]]) -> None:
+    for name, blobs in stored.items():
+        for blob, array in zip(blobs, arrays[name], strict=True):
+            blob.read_into(array)
 
 
 def _same_shape(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -214,28 +314,53 @@ def weights_path(model: str | Path, weights: str | Path | None) -> Path:
     return zoo.weights_folder() / f"{model}.caffemodel"
 
 
+@contextlib.contextmanager
+def open_weights(path: Path, network: Network) -> Iterator[Callable[[Mapping[str, Sequence[Floats]]], None]]:
+    """The weights of `network` in a caffemodel that was found to fit, as a function that reads them: it fills arrays,
+    contiguous and in the shapes that Caffe wants, by layer name. No memory but theirs is taken for the floats, unless
+    the file has them as doubles or not packed.
+
+    Raises InputError where the file cannot be read or does not fit: Caffe itself would leave a missing layer at zero
+    and say nothing. So does the function, if the file has changed since it was opened.
+    """
+    wanted = {layer.name: layer.weight_shapes for layer in network.layers if layer.weight_shapes}
+    if not wanted:
+        yield lambda arrays: None
+        return
+    with _opened(path) as file:
+        with file.reading():
+            stored = _layers(file)
+            for name, wanted_shapes in wanted.items():
+                if (blobs := stored.get(name)) is None:
+                    raise InputError(
+                        f"{path}: no weights for layer '{name}' of {network.name}; give its own caffemodel"
+                    )
+                shapes = tuple(blob.shape for blob in blobs)
+                if len(shapes) != len(wanted_shapes) or not all(map(_same_shape, shapes, wanted_shapes)):
+                    raise InputError(
+                        f"{path}: weights of layer '{name}' have shapes {list(shapes)}, "
+                        f"{network.name} wants {list(wanted_shapes)}; give its own caffemodel"
+                    )
+
+        def read_into(arrays: Mapping[str, Sequence[Floats]]) -> None:
+            with file.reading():
+                _fill(arrays, {name: stored[name] for name in wanted})
+
+        yield read_into
+
+
 def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:
     """The weights of `network` from a caffemodel: layer name -> blobs in the shapes that Caffe wants.
 
-    Raises InputError where the file does not fit: Caffe itself would leave a missing layer at zero and say nothing.
+    Raises InputError as `open_weights` does.
     """
-    if not any(layer.weight_shapes for layer in network.layers):
-        return {}
-    stored = read(path)
-    weights = {}
-    for layer in network.layers:
-        if not layer.weight_shapes:
-            continue
-        blobs = stored.get(layer.name)
-        if blobs is None:
-            raise InputError(f"{path}: no weights for layer '{layer.name}' of {network.name}; give its own caffemodel")
-        shapes = tuple(blob.shape for blob in blobs)
-        if len(shapes) != len(layer.weight_shapes) or not all(map(_same_shape, shapes, layer.weight_shapes)):
-            raise InputError(
-                f"{path}: weights of layer '{layer.name}' have shapes {list(shapes)}, "
-                f"{network.name} wants {list(layer.weight_shapes)}; give its own caffemodel"
-            )
-        weights[layer.name] = tuple(blob.reshape(shape) for blob, shape in zip(blobs, layer.weight_shapes, strict=True))
+    with open_weights(path, network) as read_into:
+        weights = {
+            layer.name: tuple(np.empty(shape, np.float32) for shape in layer.weight_shapes)
+            for layer in network.layers
+            if layer.weight_shapes
+        }
+        read_into(weights)
     return weights
 
 

@@ -10,14 +10,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ionn.errors import MissingLibraryError
 from ionn.libraries import missing_library
 from ionn.machine import machine
-from ionn.model.caffemodel import Floats
+from ionn.model.caffemodel import Floats, open_weights
 from ionn.model.network import Network
 from ionn.model.partial_net import PartialNet, extract_net
 
@@ -56,13 +58,15 @@ def _is_zen4() -> bool:
 def load_caffe() -> Any:
     """Caffe, configured for this process. The first call loads it, 0.5 s.
 
-    Raises MissingLibraryError where it is not installed, or a library that it is linked to."""
+    Raises MissingLibraryError where it is not installed, or a library that it is linked to, or another Caffe is."""
     set_environment()
     try:
         import caffe
     except ImportError as error:
         raise missing_library(error) from error
 
+    if not hasattr(caffe._caffe.Blob, "share_data"):  # which caffe-build adds
+        raise MissingLibraryError(f"{caffe.__file__}: not the Caffe of this ionn; install the wheel of 'make wheels'")
     caffe.set_mode_cpu()
     return caffe
 
@@ -138,6 +142,13 @@ class StageNet:
             for blob, values in zip(blobs, weights[name], strict=True):
                 blob.data[...] = values
 
+    def share(self, whole: StageNet, begin: int) -> None:
+        """Have the weights of a slice's net be those of its stage in `whole`, from channel `begin` on: the same memory,
+        which stays as long as either net. Views of weights that this net had before are invalid."""
+        for name, blobs in self._net.params.items():
+            for blob, rows in zip(blobs, whole._net.params[name], strict=True):
+                blob.share_data(rows, begin * (rows.count // rows.shape[0]))
+
     def input_shape(self, stage: int) -> tuple[int, ...]:
         """The shape of the blob before a stage."""
         return tuple(self._inputs[stage].shape)
@@ -181,6 +192,15 @@ def load_network(network: Network, weights: Mapping[str, Sequence[Floats]]) -> S
     """The whole network with its weights."""
     net = new_network(network)
     net.load(weights)
+    return net
+
+
+def read_network(network: Network, path: Path) -> StageNet:
+    """The whole network with its weights from a caffemodel, which are read into the net's own memory: they are nowhere
+    else. Raises InputError as `open_weights` does, before anything is built if the file does not fit."""
+    with open_weights(path, network) as read_into:
+        net = new_network(network)
+        read_into(net.weights())
     return net
 
 

@@ -21,7 +21,8 @@ from google.protobuf import text_format
 
 from ionn.files import locked, write_file
 from ionn.model import engine, inputs, zoo
-from ionn.model.caffemodel import Floats, Serialised, read_weights, serialise, weights_path
+from ionn.model.caffemodel import Serialised, serialise, weights_path
+from ionn.model.engine import StageNet
 from ionn.model.network import Network
 
 CALIBRATION_IMAGES = 8
@@ -35,9 +36,9 @@ OUTDATED = "outdated"
 FOREIGN = "not built by ionn"
 
 
-def load_weights(model: str | Path, weights: str | Path | None, network: Network) -> dict[str, tuple[Floats, ...]]:
-    """The weights of a network, from the caffemodel given or from where `weights_path` has it. Those of a model that
-    comes along are built first, where they are missing.
+def load_net(model: str | Path, weights: str | Path | None, network: Network) -> StageNet:
+    """The network, with its weights from the caffemodel given or from where `weights_path` has it. Those of a model
+    that comes along are built first, where they are missing.
 
     Raises InputError where the file is not there or does not fit, and MissingLibraryError where Caffe is missing.
     """
@@ -45,7 +46,7 @@ def load_weights(model: str | Path, weights: str | Path | None, network: Network
     prototxt = None if weights is not None else zoo.definitions().get(str(model))
     if prototxt is not None and not path.exists():
         update(prototxt, path)
-    return read_weights(path, network)
+    return engine.read_network(network, path)
 
 
 def update(prototxt: Path, weights: Path) -> str:

@@ -51,15 +51,14 @@ def prepare_live(
     model: str | Path, weights: str | Path | None = None, client: str | Path | Costs = CLIENT, paced: bool = True
 ) -> Subject:
     """Load a model and the device, or costs, that its client is paced to, or is. Raises InputError."""
-    from ionn.model import engine
     from ionn.model.caffemodel import weights_path
-    from ionn.model.synthetic import load_weights
+    from ionn.model.synthetic import load_net
     from ionn.testbed import live
 
     network = Network.load(model)
     costs = costs_of(client, "client")
     costs.layer_ms(network)  # refuses a profile of another network before anything is built
-    net = engine.load_network(network, load_weights(model, weights, network))
+    net = load_net(model, weights, network)
     return live.Subject(network, net, costs, paced, weights_path(model, weights))
 
 

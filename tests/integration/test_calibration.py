@@ -176,7 +176,8 @@ def test_of_several_passes_the_lower_quartile_counts_without_the_first(monkeypat
 
 def test_activations_with_random_weights_are_of_size_one(design: list[Network]) -> None:
     for network in design[:20]:
-        net = calibration._load(network, calibration._random_weights(network), calibration._noise(network.input_shape))
+        net = engine.load_network(network, calibration._random_weights(network))
+        net.put(net.first, calibration._noise(network.input_shape))
         net.run(net.first, net.last)
         for stage in network.stages[1:]:
             if network.layers[stage.first_layer].type in ("Convolution", "InnerProduct"):

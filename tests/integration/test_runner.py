@@ -98,7 +98,7 @@ def test_weights_are_checked_where_they_are_given(tiny_files: Path, tmp_path: Pa
 def test_a_profile_of_another_network_is_refused_before_anything_is_built(
     tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "load_network", lambda *_: pytest.fail("was built"))
+    monkeypatch.setattr(engine, "read_network", lambda *_: pytest.fail("was built"))
     (tmp_path / "other.txt").write_text("0 another 1.0\n")
     with pytest.raises(InputError, match=r"other"):
         runner.prepare_live(str(tiny_files), client=str(tmp_path / "other.txt"))

@@ -20,14 +20,14 @@ import pytest
 
 from ionn.client import sliced_stage
 from ionn.client.offloading import Offloading
-from ionn.client.pacing import PacedResult
+from ionn.client.pacing import PacedResult, run_paced
 from ionn.client.query import Coding, Exchange, Wanted
 from ionn.client.session import Client, Timeouts
 from ionn.client.sliced_stage import SlicedStage, slice_stages
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
 from ionn.model.network import Network
-from ionn.model.partial_net import Channels, extract, extract_net, slice_weights
+from ionn.model.partial_net import Channels, extract, extract_net
 from ionn.model.slices import Piece, Slice
 from ionn.planning.coding_costs import UP
 from ionn.planning.graph import ExecutionGraph
@@ -40,7 +40,7 @@ from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace
 from tests.support.chains import coded_everywhere
-from tests.support.forward import Weights, random_weights
+from tests.support.forward import random_weights
 from tests.support.nets import network_of
 from tests.support.raw import Raw, upload_messages
 from tests.support.runs import run_live
@@ -106,8 +106,8 @@ def steady() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def sliced() -> dict[int, SlicedStage]:
-    return slice_stages(NETWORK, [CONV_SLICES, SLICES], WEIGHTS)
+def sliced(net: engine.StageNet) -> dict[int, SlicedStage]:
+    return slice_stages(NETWORK, [CONV_SLICES, SLICES], net)
 
 
 @contextlib.contextmanager
@@ -249,7 +249,7 @@ def test_two_stages_in_part_one_after_the_other(steady: Server) -> None:
         net = engine.load_network(network, weights)
         offloading = Offloading(
             network, net, graph, client, [extract(network, slices[0], weights)], slices[:1],
-            slice_stages(network, slices, weights),
+            slice_stages(network, slices, net),
         )  # fmt: skip
         session = LiveSession(offloading, net, inputs)
         session.start_upload()
@@ -308,6 +308,31 @@ def test_the_clients_share_is_coded_at_its_pace(
     assert coding is not None
     assert channels == 456
     assert coding.pace_ms == pytest.approx(10 * 456 / 600, abs=1e-3)
+
+
+def test_what_is_not_uploaded_of_a_stage_is_one_more_slice(net: engine.StageNet, blobs: list[np.ndarray]) -> None:
+    sliced = slice_stages(NETWORK, [[SLICES[0]], [SLICES[1]]], net)[FC]
+    ran, _ = sliced.run(blobs[FC], ENDS[1], 600, None)
+    assert ran.shape == (1, 600 - ENDS[1])
+    assert sliced.exact(blobs[FC], blobs[LAST])
+
+
+def test_slices_share_the_pace_of_their_channels(
+    sliced: dict[int, SlicedStage], blobs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer's time, in parts as large as the slices are: 144 and 168 of 312 channels. Without a pace there is
+    nothing to wait for."""
+    paces: list[Sequence[float]] = []
+
+    def paced(run: Any, layers: Sequence[int], pace_ms: Sequence[float]) -> PacedResult:
+        paces.append(pace_ms)
+        return run_paced(run, layers, [0.0] * len(pace_ms))
+
+    monkeypatch.setattr(sliced_stage, "run_paced", paced)
+    for layer_ms in ([312.0, 31.2], None):
+        sliced[FC].run(blobs[FC], 288, 600, layer_ms)
+    assert paces[0] == pytest.approx([144.0, 14.4, 168.0, 16.8])
+    assert paces[1] == [0.0] * 4
 
 
 # --- Faults ----------------------------------------------------------------------------------------------------------
@@ -574,11 +599,14 @@ def test_a_live_run_in_slices(subject: Subject, tmp_path: Path) -> None:
 def test_a_stage_whose_slices_are_not_exact_is_not_cut(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Played by weights that are a bit off in one stage's slices."""
 
-    def off(network: Network, piece: Slice, weights: Weights) -> Weights:
-        factor = np.float32(1.001 if piece.stage == FC else 1)
-        return {name: (blobs[0] * factor, *blobs[1:]) for name, blobs in slice_weights(network, piece, weights).items()}
+    def off(part: engine.StageNet, whole: engine.StageNet, begin: int) -> None:
+        factor = np.float32(1.001 if part.first == FC else 1)
+        rows = {name: blobs[0].shape[0] for name, blobs in part.weights().items()}
+        part.load({
+            name: [factor * blob[begin : begin + rows[name]] for blob in whole.weights()[name]] for name in rows
+        })  # fmt: skip
 
-    monkeypatch.setattr(sliced_stage, "slice_weights", off)
+    monkeypatch.setattr(engine.StageNet, "share", off)
     (trace,) = run_live(subject, ["sliced-efficiency"], 1, mbps=60.0, server="gtx1080ti")
     assert NETWORK.stages[FC].name not in cut(trace)
     assert all(query.bit_equal for query in trace.queries)

@@ -17,7 +17,7 @@ import ionn
 from ionn.client.session import Client, Timeouts
 from ionn.errors import InputError
 from ionn.model import engine
-from ionn.model.caffemodel import read_weights, serialise
+from ionn.model.caffemodel import open_weights, read_weights, serialise
 from ionn.model.network import Network
 from ionn.testbed import processes
 from tests.support.forward import Weights
@@ -142,6 +142,35 @@ def test_a_file_that_changes_while_it_is_read(
     with pytest.raises(InputError, match=r"tiny\.caffemodel: it changed while it was read; try again"):
         read_weights(path, tiny)
     assert not left
+
+
+@pytest.mark.parametrize("change", [overwritten, copied_over, truncated, half_truncated])
+def test_a_file_that_changes_while_the_net_for_it_is_built(
+    change: Callable[[Path, Path], None], tiny: Network, tiny_files: Path, others: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it was found to fit, before its floats are read."""
+    path = tiny_files.with_suffix(".caffemodel")
+    new_network = engine.new_network
+
+    def built(network: Network) -> engine.StageNet:
+        change(path, others)
+        return new_network(network)
+
+    monkeypatch.setattr(engine, "new_network", built)
+    with pytest.raises(InputError, match=r"tiny\.caffemodel: it changed while it was read; try again"):
+        engine.read_network(tiny, path)
+
+
+@pytest.mark.parametrize("change", [replaced, removed])
+def test_a_file_that_is_gone_when_its_floats_are_read(
+    change: Callable[[Path, Path], None], tiny: Network, tiny_files: Path, tiny_weights: Weights, others: Path
+) -> None:
+    """That is a change too: of how many names it has."""
+    path = tiny_files.with_suffix(".caffemodel")
+    with open_weights(path, tiny) as read_into:
+        change(path, others)
+        with pytest.raises(InputError, match=r"tiny\.caffemodel: it changed while it was read; try again"):
+            read_into({name: tuple(map(np.empty_like, blobs)) for name, blobs in tiny_weights.items()})
 
 
 def test_what_is_no_file_is_not_read(tiny: Network, tmp_path: Path) -> None:

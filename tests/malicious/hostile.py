@@ -380,9 +380,9 @@ def session_at(
 ) -> Iterator[tuple[Watched, LiveSession]]:
     client = Watched(address, timeouts)
     try:
-        sliced = slice_stages(NETWORK, [SLICES], WEIGHTS)
-        partitions = [extract(NETWORK, pieces, WEIGHTS, None, PIECES_OF_WEIGHTS) for pieces in PIECES]
         net = engine.load_network(NETWORK, WEIGHTS)
+        sliced = slice_stages(NETWORK, [SLICES], net)
+        partitions = [extract(NETWORK, pieces, WEIGHTS, None, PIECES_OF_WEIGHTS) for pieces in PIECES]
         yield client, LiveSession(Offloading(NETWORK, net, graph, client, partitions, PIECES, sliced), net, INPUTS)
     finally:
         client.close()

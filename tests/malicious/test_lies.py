@@ -505,7 +505,7 @@ def session_of(way: str, address: str) -> Iterator[Way]:
     try:
         offloading = Offloading(
             network, net, graph, client, [extract(network, pieces, weights)], [pieces],
-            slice_stages(network, [pieces], weights), auditor=Auditor(network, net, address, 1.0),
+            slice_stages(network, [pieces], net), auditor=Auditor(network, net, address, 1.0),
         )  # fmt: skip
         offloading.start_upload()
         wait_for(offloading.uploaded, "the upload")

@@ -131,6 +131,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "client/measuring": ["integration/test_measuring.py"],
         "client/audit": ["unit/test_audit.py", "malicious/test_lies.py"],
         "client/evidence": ["unit/test_audit.py", "malicious/test_lies.py"],
+        "client/sliced_stage": ["integration/test_sliced_stages.py", "integration/test_client_memory.py"],
         "client/pacing": ["unit/test_pacing.py", "integration/test_live.py"],
         "testbed/bandwidth": ["unit/test_bandwidth.py", "unit/test_virtual.py"],
         "testbed/delay": ["unit/test_delay.py", "unit/test_virtual.py"],

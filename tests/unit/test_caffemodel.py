@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from ionn.errors import InputError
-from ionn.model.caffemodel import read, read_weights, serialise, serialise_blobs, weights_path
+from ionn.model import engine
+from ionn.model.caffemodel import open_weights, read, read_weights, serialise, serialise_blobs, weights_path
 from ionn.model.network import Network
 from ionn.model.proto import BlobShape, LayerParameter, NetParameter, V1LayerParameter
 
@@ -104,6 +106,8 @@ def test_unpacked_floats_doubles_and_legacy_shapes(tmp_path: Path) -> None:
 
     np.testing.assert_array_equal(weight, [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_array_equal(bias, [0.5, 0.25])
+    for got, wanted in zip(engine.read_network(network, path).weights()["ip"], (weight, bias), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_v1_layers_are_read(tmp_path: Path) -> None:
@@ -113,6 +117,54 @@ def test_v1_layers_are_read(tmp_path: Path) -> None:
     path.write_bytes(NetParameter(layers=[layer]).SerializeToString())
 
     np.testing.assert_array_equal(read(path)["ip"][0], [3, 4])
+
+
+def test_weights_are_read_into_a_net(tiny: Network, tiny_files: Path, tiny_weights: Weights) -> None:
+    weights = engine.read_network(tiny, tiny_files.with_suffix(".caffemodel")).weights()
+    assert weights.keys() == tiny_weights.keys()
+    for name, blobs in tiny_weights.items():
+        for got, wanted in zip(weights[name], blobs, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_weights_may_come_in_pieces(
+    tiny: Network, tiny_files: Path, tiny_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may give fewer bytes than it is asked for."""
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: preadv(file, [buffers[0][:1000]], at))
+    weights = read_weights(tiny_files.with_suffix(".caffemodel"), tiny)
+    for name, blobs in tiny_weights.items():
+        for got, wanted in zip(weights[name], blobs, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_nothing_is_built_for_weights_that_do_not_fit(
+    tiny: Network, tiny_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_files.with_suffix(".caffemodel")
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(engine, "new_network", lambda network: pytest.fail("was built"))
+    with pytest.raises(InputError, match=r"tiny\.caffemodel: not a caffemodel, or damaged \(truncated\)"):
+        engine.read_network(tiny, path)
+
+
+def test_errors_of_who_reads_are_their_own(tiny: Network, tiny_files: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"^of the reader$"),
+        open_weights(tiny_files.with_suffix(".caffemodel"), tiny),
+    ):
+        raise ValueError("of the reader")
+
+
+def test_a_network_without_weights_needs_no_file(tmp_path: Path) -> None:
+    network = Network.from_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 } } }'
+        'layer { name: "prob" type: "Softmax" bottom: "data" top: "prob" }',
+        "none",
+    )
+    assert read_weights(tmp_path / "none.caffemodel", network) == {}
+    assert engine.read_network(network, tmp_path / "none.caffemodel").weights() == {}
 
 
 def test_weights_that_do_not_fit(tiny: Network, tiny_files: Path, tiny_weights: Weights) -> None:

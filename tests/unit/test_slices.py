@@ -19,7 +19,7 @@ from ionn.costs.loading import load_costs
 from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError
 from ionn.model import engine
-from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.caffemodel import weights_path
 from ionn.model.inputs import natural_images
 from ionn.model.network import Network
 from ionn.model.slices import MOST_ROWS, SMALL_PRODUCT, TILE, Slice
@@ -335,8 +335,7 @@ def test_slices_of_the_models_are_exact(model: str) -> None:
     network = Network.load(model)
     if not weights_path(model, None).exists():
         pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
-    weights = read_weights(weights_path(model, None), network)
-    whole = engine.load_network(network, weights)
+    whole = engine.read_network(network, weights_path(model, None))
     whole.put(0, natural_images(network.input_shape, 1))
     cuts = {cut.stage: cut for cut in slice_plans(network, *[[0.0] * len(network.stages)] * 2)}
     assert cuts
@@ -346,7 +345,7 @@ def test_slices_of_the_models_are_exact(model: str) -> None:
             whole.run(stage, stage)
             ends = cut.ends(cut.most_slices())
             slices = [Slice(stage, begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
-            assert SlicedStage(network, slices, weights).exact(data, whole.outputs(stage)[0]), network.stages[stage]
+            assert SlicedStage(network, slices, whole).exact(data, whole.outputs(stage)[0]), network.stages[stage]
         else:
             whole.run(stage, stage)
 
