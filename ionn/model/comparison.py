@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # How far a network's outputs may be from those of another end whose numerics differ, relative to the largest value
 # (`difference`). Kernels for other processors add the same products in another order. For the models that come along
-# that makes at most 4e-5 of what comes before the last layer (bench/kernels.py, docs/two-machines.md). A softmax there
+# that makes at most 6e-5 of what comes before the last layer (bench/kernels.py, docs/two-machines.md). A softmax there
 # makes of what a value is off, in absolute numbers, a part of a probability: 2e-4, as logits are ten and more. Five
 # times as much leaves room for other models; and for the same reason, what is wrong by little shows there as more.
 TOLERANCE = 1e-3

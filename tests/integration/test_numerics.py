@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import kernels  # bench/kernels.py
 import numpy as np
 import pytest
 
 import ionn
+from ionn import paper
 from ionn.client.audit import Auditor
 from ionn.client.sliced_stage import slice_stages
 from ionn.errors import OtherNumericsError, WrongResultError
 from ionn.model import engine
-from ionn.model.caffemodel import serialise
-from ionn.model.comparison import TOLERANCE, Numerics
+from ionn.model.caffemodel import serialise, weights_path
+from ionn.model.comparison import TOLERANCE, Numerics, OutputCheck
 from ionn.model.network import Network
 from ionn.model.slices import Piece, Slice
 from ionn.testbed.trace import Trace
 from tests.conftest import TINY
 from tests.integration.test_sliced_stages import FC, NETWORK, SLICES, WEIGHTS, session_of
-from tests.malicious.hostile import Hostile
+from tests.malicious.hostile import QUICK, Hostile
 from tests.support.command import ionn as command
 from tests.support.forward import random_weights
 from tests.support.liar import Liar, Lie, an_ulp, honest
@@ -196,6 +199,31 @@ def test_the_library_raises_for_a_wrong_output(
         ionn.run(tiny_files, testbed="live", client=slow_client, server="gtx1080ti")
 
 
+# --- The measuring of two machines ------------------------------------------------------------------------------------
+
+
+def test_two_machines_are_compared_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bench/kernels.py --save` and `--compare`, on one model."""
+    if not weights_path("mobilenet", None).exists():
+        pytest.skip("needs models/mobilenet.caffemodel: run 'make models'")
+    monkeypatch.setattr(paper, "MODELS", ("mobilenet",))
+    monkeypatch.setattr(kernels, "INPUTS", 1)
+    kernels.worker(tmp_path / "here.npz")
+    stages = Network.load("mobilenet").stages
+    with np.load(tmp_path / "here.npz") as kept:
+        here = dict(kept)
+    assert str(here[kernels.NUMERICS]) == str(engine.numerics())
+    assert len(here) == 1 + sum(len(stage.outputs) for stage in stages)
+    assert kernels.apart(here, here)["mobilenet"][:2] == (0.0, 0.0)
+    there = {name: values.copy() for name, values in here.items()}
+    for stage, share in ((len(stages) - 1, 0.5), (7, 0.25)):
+        (name,) = (each for each in there if each.startswith(f"mobilenet/{stage}/"))
+        there[name] += share * np.abs(there[name]).max()
+    (found,) = kernels.apart(there, here).values()
+    assert found[:2] == pytest.approx((0.5, 0.25))
+    assert found.behind == stages[7].name
+
+
 # --- A server that is another one by and by ---------------------------------------------------------------------------
 
 
@@ -285,7 +313,7 @@ def test_an_audit_of_bits_takes_a_server_of_its_kind(same: str, tiny_files: Path
 def test_what_a_server_says_decides_about_nothing_but_the_session(said: str, evidence_folder: Path) -> None:
     """A server that says nothing, or that it is of another kind, is not used: there is nothing to be gained by it."""
     here = engine.numerics()
-    told = None if said == "nothing" else Numerics(here.architecture, here.blas, here.kernels, 7, here.caffe, here.libm)
+    told = None if said == "nothing" else replace(here, threads=7)
     server = Hostile(numerics=lambda: told)
     net = network_of("InnerProduct inner_product_param { num_output: 8 }", shape="dim: 1 dim: 9")
     auditor = Auditor(net, engine.new_network(net), server.address, 1.0)
@@ -297,6 +325,26 @@ def test_what_a_server_says_decides_about_nothing_but_the_session(said: str, evi
         assert not evidence_folder.exists()
     finally:
         server.close()
+
+
+def test_what_a_server_makes_up_is_not_kept_without_end() -> None:
+    """Each connection breaks, and at the next one the server says that it is yet another."""
+    told: list[Numerics] = []
+
+    def another() -> Numerics:
+        told.append(replace(engine.numerics(), threads=1 + len(told)))
+        return told[-1]
+
+    server = Hostile("pong control", lambda *answer: False, numerics=another)
+    try:
+        with connected(server.address, QUICK) as client:
+            wait_for(lambda: len(told) > 30, "connections")
+            met = client.numerics
+            check = OutputCheck(engine.numerics(), met)
+    finally:
+        server.close()
+    assert len(met) == len(set(met)) == 5
+    assert check.tolerance == TOLERANCE
 
 
 # --- Slices -----------------------------------------------------------------------------------------------------------

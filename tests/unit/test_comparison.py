@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_a_process_says_what_it_computes_with() -> None:
     assert here.kernels.lower() in engine.blas().lower()
     assert here.threads == 1
     assert all(getattr(here, field.name) for field in dataclasses.fields(here))
+
+
+def test_the_tolerance_is_what_the_docs_say_and_leaves_room() -> None:
+    """Five times the largest of the measured differences."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "two-machines.md").read_text(encoding="utf-8")
+    measured = re.findall(r"^\| (\w+) \| (\S+e-\d+) \| (\S+e-\d+) \|$", page, re.MULTILINE)
+    assert tuple(name for name, *_ in measured) == ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
+    worst = max(float(value) for _, *values in measured for value in values)
+    assert 5 * worst <= TOLERANCE <= 10 * worst
+    assert f"within {TOLERANCE:g} of the output's largest value" in page
 
 
 # --- What the outputs were --------------------------------------------------------------------------------------------
