@@ -52,6 +52,7 @@ KERNELS: dict[str, dict[str, set[str]]] = {
         "CORTEXA72": set(),
         "CORTEXA73": set(),
         "THUNDERX": set(),
+        "THUNDERX2T99": set(),
         "NEOVERSEN1": set(),
         "ARMV8SVE": {"sve"},
         "NEOVERSEV1": {"sve"},

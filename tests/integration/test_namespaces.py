@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from namespaces import BURST_BYTES, Machine, Unavailable, two_machines
 
+from ionn.model.comparison import TOLERANCE
 from ionn.model.network import Network
 from ionn.protocol.curve import make_keys
 from ionn.testbed import processes
@@ -168,7 +169,7 @@ def test_machines_of_different_kinds(machines: tuple[Machine, Machine], keys: Pa
     assert not row["bit_equal"]
     assert 0 < row["difference"] < 1e-5
     assert row["right"]
-    assert row["output_check"]["tolerance"] == 1e-4
+    assert row["output_check"]["tolerance"] == TOLERANCE
     assert [each["kernels"] for each in row["output_check"]["servers"]] == ["Nehalem"]
 
 
