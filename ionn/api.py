@@ -123,7 +123,8 @@ def run(
     same, if that is given. A byte takes `delay_ms` each way, which wanders by `jitter_ms`. With `upload` "share",
     weights share the uplink with queries; with "yield" they are held back while a query is at the server.
 
-    Raises InputError, and ServerUnreachableError where a live run lost its server.
+    Raises InputError, and of a live run ServerUnreachableError where it lost its server, and WrongResultError where an
+    output is not the local forward's, bit for bit.
     """
     from ionn.testbed import runner
 
@@ -159,6 +160,7 @@ def run(
         arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
     traces = runner.run_live_all(subject, [algorithm], runs, settings, server=there, results=results, link=link)
+    runner.check_outputs(traces)
     for trace in traces:
         if trace.info.fault is not None:
             raise ServerUnreachableError(trace.info.fault)
@@ -352,13 +354,14 @@ def connect(
     queries drawn by lot; 1 means all queries. A result is wrong if a bit of it differs, or, with an `audit_tolerance`
     above 0, a value by more than that times the output's largest. Then the server is left for good, the session's
     `fault` is a WrongResultError that names the file with the evidence, and queries run here. Both are 0 by default:
-    auditing costs time, and the last bits of an honest server with processors of another kind differ.
+    auditing costs time, and the last bits of an honest server with processors of another kind differ. Without a
+    tolerance, a server that says to be of another kind is not used.
 
     The session ends with the context. Raises InputError where files do not fit, or the server sends no costs and none
-    are given, MissingLibraryError without Caffe, and NotAcceptedError where the server does not take `keys`. A server
-    that does not answer is no error: the session's `fault` says so, queries run here, and it is looked for again, at
-    first after a quarter of a second, then less often, up to every five. When it answers, the plan is made, if that
-    needed its costs, and uploaded; where costs are missing, `fault` says so.
+    are given, MissingLibraryError without Caffe, and NotAcceptedError where the server does not take `keys`, or is of
+    another kind than an audit takes. A server that does not answer is no error: the session's `fault` says so, queries
+    run here, and it is looked for again, at first after a quarter of a second, then less often, up to every five. When
+    it answers, the plan is made, if that needed its costs, and uploaded; where costs are missing, `fault` says so.
     """
     from ionn.address import parse_address
     from ionn.client.audit import Auditor

@@ -40,15 +40,20 @@ class ServerUnreachableError(IonnError):
 
 
 class NotAcceptedError(ServerUnreachableError):
-    """A server is there, and does not take this client: one of them has a wrong key, or speaks another version."""
+    """A server is there, and the two cannot work together: one has a wrong key, speaks another version, or computes
+    with other last bits where none may differ."""
 
 
 class VersionError(NotAcceptedError):
     """It speaks another version of the protocol."""
 
 
+class OtherNumericsError(NotAcceptedError):
+    """Its results have other last bits than this machine's, by what it says of itself, where none may differ."""
+
+
 class WrongResultError(IonnError):
-    """The server's result is not what its stages make of what they were sent: an audit computed it again."""
+    """A server's result is not what its stages make of what they were sent: it was computed here, too."""
 
 
 class LateError(IonnError):

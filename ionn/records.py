@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -66,9 +67,10 @@ class QueryRecord:
     `overruns` counts layers, and codings, that took longer than the pace allows, `overrun_ms` is by how much in total.
     `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
     how much it does not: the largest of any value, relative to the output's largest value. Processors of another kind
-    add in another order. `fallback`: the server failed meanwhile, or was late, and the client completed it.
-    `feature_bytes` are inputs and feature maps as they are decoded, `feature_wire_bytes` what of them crossed the link;
-    None where they were not counted.
+    add in another order, so that a difference of up to `tolerance` may be right; it is 0 where no bit may differ.
+    `fallback`: the server failed meanwhile, or was late, and the client completed it. `feature_bytes` are inputs and
+    feature maps as they are decoded, `feature_wire_bytes` what of them crossed the link; None where they were not
+    counted.
     """
 
     index: Natural
@@ -83,6 +85,12 @@ class QueryRecord:
     difference: Real = 0.0
     feature_bytes: Natural | None = None
     feature_wire_bytes: Natural | None = None
+    tolerance: Real = 0.0
+
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the output is what it has to be; None where nothing was computed."""
+        return None if self.bit_equal is None else self.bit_equal or 0 < self.tolerance >= self.difference
 
     @property
     def latency_ms(self) -> float:
@@ -92,3 +100,33 @@ class QueryRecord:
     def response_ms(self) -> float:
         """The time from its arrival to its answer: its latency, and what it waited before."""
         return (self.end_s - self.raised_s) * 1e3
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the outputs of some queries were: how many were `computed`, how many of these were `equal` to the local
+    forward bit for bit, and how many `wrong`. `difference` is the largest, and `tolerance` the largest that applied."""
+
+    computed: int
+    equal: int
+    wrong: int
+    difference: float
+    tolerance: float
+
+    @classmethod
+    def of(cls, queries: Iterable[QueryRecord]) -> Outputs:
+        computed = [query for query in queries if query.bit_equal is not None]
+        return cls(
+            len(computed),
+            sum(query.bit_equal is True for query in computed),
+            sum(query.is_right is False for query in computed),
+            max((query.difference for query in computed), default=0.0),
+            max((query.tolerance for query in computed), default=0.0),
+        )
+
+    def __str__(self) -> str:
+        if not self.computed:
+            return "not computed"
+        if self.equal == self.computed:
+            return "bit-equal"
+        return f"{'WRONG, off by' if self.wrong else 'within'} {self.difference:.0e}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -43,6 +44,7 @@ from ionn.cli.options import (
 from ionn.errors import InputError, ServerUnreachableError
 
 if TYPE_CHECKING:
+    from ionn.model.comparison import OutputCheck
     from ionn.testbed.responses import Responses
     from ionn.testbed.trace import Trace
 
@@ -180,6 +182,7 @@ def run(
             arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
+    runner.check_outputs(traces)
     faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
     if faults:
         raise ServerUnreachableError(f"{faults[0]}; the queries ran at the client")
@@ -215,7 +218,7 @@ def _run_json(trace: Trace) -> dict[str, Any]:
     mean_ms_in_window = trace.mean_ms_in_window
     (weight_bytes, weight_wire_bytes), (feature_bytes, feature_wire_bytes) = trace.weight_bytes, trace.feature_bytes
     energy_j = mean_energy_j(trace)
-    equal = [query.bit_equal for query in trace.queries if query.bit_equal is not None]
+    outputs, check = trace.outputs, trace.info.output_check
     return {
         "run": trace.info.run,
         "connected": trace.info.fault is None,
@@ -227,8 +230,10 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "last_ms": trace.queries[-1].latency_ms,
         "mean_ms": sum(query.latency_ms for query in trace.queries) / len(trace.queries),
         "energy_j": None if math.isnan(energy_j) else energy_j,
-        "bit_equal": all(equal) if equal else None,
-        "difference": max(query.difference for query in trace.queries),
+        "bit_equal": outputs.equal == outputs.computed if outputs.computed else None,
+        "difference": outputs.difference,
+        "right": not outputs.wrong if outputs.computed else None,
+        "output_check": None if check is None else _check_json(check),
         "overruns": sum(query.overruns for query in trace.queries),
         "overrun_ms": sum(query.overrun_ms for query in trace.queries),
         "weight_bytes": weight_bytes,
@@ -242,6 +247,10 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "mean_ms_in_window": None if math.isnan(mean_ms_in_window) else mean_ms_in_window,
         "responses": None if trace.info.settings.arrivals.closed else _all_responses_json(trace),
     }
+
+
+def _check_json(check: OutputCheck) -> dict[str, Any]:
+    return {"tolerance": check.tolerance, "reason": check.reason, **dataclasses.asdict(check)}
 
 
 def _all_responses_json(trace: Trace) -> dict[str, Any]:
@@ -274,11 +283,9 @@ def _runs_text(traces: list[Trace]) -> str:
     ]
     for trace in traces:
         row = _run_json(trace)
-        differ = f"differ by {row['difference']:.0e}"
-        outputs = {True: "bit-equal", False: differ, None: "not computed"}[row["bit_equal"]]
         lines.append(
             f"{row['run']:>3} {row['partitions']:>10} {row['queries_before_upload']:>14} {row['upload_s']:>8.2f} "
-            f"{row['first_ms']:>8.1f} {row['last_ms']:>8.1f} {row['overruns']:>8}  {outputs}"
+            f"{row['first_ms']:>8.1f} {row['last_ms']:>8.1f} {row['overruns']:>8}  {trace.outputs}"
         )
         if row["weight_bytes_held"]:
             sent, held = row["weight_bytes_sent"] / 1e6, row["weight_bytes_held"] / 1e6
@@ -290,6 +297,8 @@ def _runs_text(traces: list[Trace]) -> str:
             )
         if not trace.info.settings.arrivals.closed:
             lines.append(f"    {_responses_text(trace)}")
+    checks = (trace.info.output_check for trace in traces)
+    lines += dict.fromkeys(f"outputs compared {check}" for check in checks if check is not None)
     return "\n".join(lines)
 
 

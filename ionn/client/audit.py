@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ionn.client.evidence import keep_evidence
-from ionn.errors import InputError, WrongResultError, printable
+from ionn.errors import InputError, OtherNumericsError, WrongResultError, printable
 from ionn.model.caffemodel import Floats
-from ionn.model.comparison import bit_equal, difference
-from ionn.model.engine import StageNet, environment
+from ionn.model.comparison import TOLERANCE, Numerics, bit_equal, difference, unsteady_layer
+from ionn.model.engine import StageNet, environment, numerics
 from ionn.model.network import Network
 
 # What of its share of the time a client plans to use. Draws come in clusters: with all of it, many had to wait.
@@ -112,13 +112,11 @@ class Auditor:
 
         Raises InputError where only bits are compared, and an honest server's may differ.
         """
-        for layer in network.layers:
-            # OpenBLAS sums absolute values in an order that depends on where in memory they lie.
-            if not tolerance and (layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param)):
-                raise InputError(
-                    f"audit: layer '{layer.name}' of type '{layer.type}' has other last bits from process to process; "
-                    "give an audit tolerance, such as 1e-4"
-                )
+        if not tolerance and (layer := unsteady_layer(network)) is not None:
+            raise InputError(
+                f"audit: layer '{layer.name}' of type '{layer.type}' has other last bits from process to process; "
+                f"give an audit tolerance, such as {TOLERANCE:g}"
+            )
         self._network = network
         self._net = net
         self._address = address
@@ -126,6 +124,20 @@ class Auditor:
         self._stage_ms = list(net.run(0, len(network.stages) - 1))  # the last time that each stage ran
         self._sampler = Sampler(share, now_s)
         self._waiting: deque[list[Answered]] = deque()
+
+    def check_server(self, there: Numerics | None) -> None:
+        """Raise OtherNumericsError for a server that, by what it says of itself, does not compute the same bits, where
+        only bits are compared: an honest one would be accused.
+
+        That is all that a server's word decides here. One that lies about it is not used, or is audited all the same.
+        """
+        here = numerics()
+        if not self._tolerance and there != here:
+            told = "does not say with what it computes" if there is None else f"computes with {there}"
+            raise OtherNumericsError(
+                f"{self._address}: an audit without a tolerance compares bits, but the server {told}, and this "
+                f"machine with {here}; give an audit tolerance, such as {TOLERANCE:g} (--audit-tolerance)"
+            )
 
     def audit(self, answered: Sequence[Answered]) -> bool:
         """Perhaps audit what the server answered in a query; whether that was done.

@@ -26,7 +26,8 @@ from ionn.costs.models import Costs, Scaled
 from ionn.errors import InputError, NotAcceptedError, ProtocolError
 from ionn.model.caffemodel import CodedFrames
 from ionn.model.coded_weights import open_sidecar, stage_wire_bytes
-from ionn.model.engine import StageNet
+from ionn.model.comparison import OutputCheck, unsteady_layer
+from ionn.model.engine import StageNet, numerics
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.model.slices import Piece, channels_of, stage_of
@@ -115,6 +116,8 @@ class Offloading:
         self._rest: tuple[int, Prepared] | None = None  # for what follows so many partitions
         self._is_told = False  # that a planner fails
         self._fault = fault
+        layer = unsteady_layer(network)
+        self._unsteady = "" if layer is None else layer.type
 
     @property
     def upload(self) -> Upload | None:
@@ -141,6 +144,11 @@ class Offloading:
         if self._client is None:
             return self._fault
         return self._client.fault or (self.upload.error if self.upload else None)
+
+    @property
+    def output_check(self) -> OutputCheck:
+        """How outputs are compared with those of the client alone, by the servers that took part so far."""
+        return OutputCheck(numerics(), self._client.numerics if self._client is not None else (), self._unsteady)
 
     def start_upload(self, now_s: Callable[[], float] = time.monotonic) -> None:
         """Begin to upload, in the background; `now_s` is the clock of the records. Once."""
@@ -302,7 +310,7 @@ def open_offloading(
 
     It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
     looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
-    NotAcceptedError where it does not take the keys.
+    NotAcceptedError where it does not take the keys, or the `auditor` does not take it.
     """
     get_planner(algorithm)
     coded: CodedFrames = {}
@@ -414,7 +422,10 @@ def open_offloading(
         ready: Prepared | None = None
         try:
             digests = [piece.sha256 for piece in weight_pieces]
-            client = Client(address, keys, may_be_lost=may_be_lost, yields=yields, measuring=measuring, digests=digests)
+            client = Client(
+                address, keys, may_be_lost=may_be_lost, yields=yields, measuring=measuring, digests=digests,
+                check=auditor.check_server if auditor is not None else lambda numerics: None,
+            )  # fmt: skip
             stack.callback(client.close)
             if there is not None:
                 ready = first(Scaled(there, dilation))

@@ -30,12 +30,14 @@ from ionn.errors import (
     IonnError,
     LateError,
     NotAcceptedError,
+    OtherNumericsError,
     ProtocolError,
     ServerError,
     ServerUnreachableError,
     VersionError,
 )
 from ionn.model.caffemodel import Floats
+from ionn.model.comparison import Numerics
 from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import (
@@ -73,6 +75,9 @@ _ASKING_MBPS, _ASKING_MAX_S = 0.01, 60.0
 _LATE_POLL_S, _LOOK_S = 0.01, 0.1
 # How long a goodbye may take: enough for a live server, short where it is gone.
 _GOODBYE_MS = 200
+
+# Servers of other numerics that are remembered beside the first. More are never met, but for one that makes some up.
+_NUMERICS_MAX = 4
 
 # What the partitions for a server are made from: its costs, as in its Welcome.
 MakePartitions = Callable[[dict[str, Any]], Sequence[ExtractedPartition]]
@@ -152,10 +157,10 @@ class _Connections:
 class Client:
     """A session at a server.
 
-    Raises InputError for a malformed address, NotAcceptedError for a wrong key or a server of another protocol version,
-    ServerUnreachableError where no server answers, ServerError where it refuses, ProtocolError where it is none of
-    ionn's; the last three not if it `may_be_lost` from the beginning: it is looked for again then, as after any loss.
-    Close it when done.
+    Raises InputError for a malformed address, NotAcceptedError for a wrong key or a server of another protocol version
+    or one that `check` raises it for, ServerUnreachableError where no server answers, ServerError where it refuses,
+    ProtocolError where it is none of ionn's; the last three not if it `may_be_lost` from the beginning: it is looked
+    for again then, as after any loss. Close it when done.
 
     With `measuring`, the client observes its link: a probe at the start, and all that it sends later. An answer that is
     late does not lose the server, then (`query`).
@@ -165,9 +170,13 @@ class Client:
     `digests` are the SHA-256 of the client's weight pieces, in hexadecimal. A server that keeps weights is asked which
     of them it has: at the beginning of each session, before anything is planned or uploaded, and later again.
 
+    `check` is called with the numerics of each server that is connected to, before it is used. It raises
+    OtherNumericsError for one that shall not be.
+
     `costs` is the server's cost model as JSON, `welcome` all that it said when it was connected to last, `timeouts` as
-    given. `fault` tells why the server is not available, None while it is; `lost_s` is since when (time.monotonic()).
-    `upload` is what `start_upload` began, if it did.
+    given. `numerics` are those of all servers so far, without repetitions and in order: the server may have started
+    again as another, or may have moved. `fault` tells why the server is not available, None while it is; `lost_s` is
+    since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
     """
 
     def __init__(
@@ -179,6 +188,7 @@ class Client:
         yields: bool = False,
         measuring: Measuring | None = None,
         digests: Sequence[str] = (),
+        check: Callable[[Numerics | None], None] = lambda numerics: None,
     ) -> None:
         host, port = parse_address(address)
         self.address = f"tcp://{format_address((host, port))}"
@@ -195,6 +205,8 @@ class Client:
         self.timeouts = timeouts or Timeouts()
         self.costs: dict[str, Any] = {}
         self.welcome: Welcome | None = None
+        self.numerics: tuple[Numerics | None, ...] = ()
+        self._check = check
         self.fault: Exception | None = None
         self.lost_s = 0.0
         self.upload: Upload | None = None
@@ -458,7 +470,7 @@ class Client:
             raise ServerUnreachableError(f"{self.address}: no server there ({reason})") from error
         try:
             return self._connect()
-        except VersionError:
+        except (VersionError, OtherNumericsError):
             raise
         except NotAcceptedError:
             # A wrong key shows as a handshake that breaks off, which may be the network's fault: it does not twice.
@@ -482,6 +494,7 @@ class Client:
                     self._session = ""
                 raise
             self._session, self.costs = welcome.session, welcome.costs or self.costs
+            self._check(welcome.numerics)
             upload = Connection(self._context, self.address, self._keys)
             opened.callback(upload.close)
             upload.wake_by(self._wake)
@@ -495,6 +508,8 @@ class Client:
                 self._measure(self._measuring, upload, welcome)
             opened.pop_all()
         self.welcome = welcome
+        if welcome.numerics not in self.numerics and len(self.numerics) <= _NUMERICS_MAX:
+            self.numerics = (*self.numerics, welcome.numerics)
         return _Connections(control, upload, welcome)
 
     def _measure(self, measuring: Measuring, upload: Connection, welcome: Welcome) -> None:

@@ -29,6 +29,7 @@ from ionn.evaluation.replay import replay
 from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.summary import SummaryRow, are_drawn, distinct
 from ionn.files import read_bytes
+from ionn.records import Outputs
 
 HOW_TO_GET_IT = "report.html is not written{older}: its charts need plotly; install it: pip install 'ionn[report]'"
 
@@ -177,13 +178,18 @@ def _verdict_lines(report: Report) -> str:
 
 def _outputs(rows: Sequence[SummaryRow]) -> str:
     """Whether what was computed was right."""
-    verdicts = [query.bit_equal for row in rows for trace in row.traces for query in trace.queries]
-    computed, wrong = sum(each is not None for each in verdicts), sum(each is False for each in verdicts)
-    if not computed:
+    found = Outputs.of(query for row in rows for trace in row.traces for query in trace.queries)
+    if not found.computed:
         return ""
-    if wrong:
-        return f"{wrong} of {computed} outputs are not those of the whole net at the client, bit for bit."
-    return f"All {computed} outputs that were computed are those of the whole net at the client, bit for bit."
+    if found.wrong:
+        return f"{found.wrong} of {found.computed} outputs are not those of the whole net at the client."
+    all_of_them = f"All {found.computed} outputs that were computed are those of the whole net at the client"
+    if found.equal == found.computed:
+        return f"{all_of_them}, bit for bit."
+    return (
+        f"{all_of_them}: {found.equal} bit for bit, and the others, for which a server with other last bits computed, "
+        f"within {found.tolerance:g} of the largest value (at most {found.difference:.0e})."
+    )
 
 
 # --- The parts ------------------------------------------------------------------------------------------------------

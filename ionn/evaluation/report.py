@@ -206,10 +206,11 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
         "Mean ± sample standard deviation over the runs. Partitions: by the half of the upload time in which "
         "their upload ends. Queries: those that ended before the upload did. Mean ms: of those that started "
         "before the upload ended. Energy: the client's per query, over the same, with the power that IONN's authors "
-        "give for its board. Overruns: layers per run that were slower than their pace.",
+        "give for its board. Overruns: layers per run that were slower than their pace. Outputs: "
+        "what they are to the local forward, bit-equal or within a part of the largest value.",
         (
             "model", "algorithm", "runs", "partitions", "largest", "queries", "upload s", "queries/s",
-            "mean ms", "energy J", "first ms", "last ms", "overruns", "bit-equal", "planning ms",
+            "mean ms", "energy J", "first ms", "last ms", "overruns", "outputs", "planning ms",
         ),
         tuple(
             (
@@ -217,7 +218,7 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
                 f"{row.first_half.count()} + {row.second_half.count()}", f"{row.largest_share.mean:.0%}",
                 row.queries.count(), row.upload_s.text(2), row.queries_per_s.text(2),
                 row.mean_ms.text(), row.energy_j.text(2), row.first_ms.text(), row.last_ms.text(), row.overruns.count(),
-                _YES_NO[row.bit_equal], row.planning_ms.text(2),
+                str(row.outputs) if row.outputs.computed else "-", row.planning_ms.text(2),
             )
             for row in rows
         ),
@@ -447,11 +448,11 @@ def _faults(traces: Iterable[Trace]) -> Section:
     lines = []
     for trace in traces:
         fallbacks = sum(query.fallback for query in trace.queries)
-        wrong = sum(query.bit_equal is False for query in trace.queries)
+        wrong = trace.outputs.wrong
         for text, applies in (
             (f"left out of all tables and figures: {trace.info.fault}", lost_server(trace)),
             (f"{fallbacks} queries completed by the client alone, the server having failed", fallbacks),
-            (f"{wrong} queries with an output that differs from the local one", wrong),
+            (f"{wrong} queries with an output that is wrong: further from the local one than it may be", wrong),
         ):
             if applies:
                 lines.append(
@@ -466,9 +467,12 @@ def _environments(rows: Sequence[SummaryRow]) -> Section:
         infos = [trace.info for row in group for trace in row.traces]
         noise = {"noise": settings.noise} if settings.testbed == "virtual" else {}
         facts = [
-            {"client": settings.device, "server": i.server, "seed": settings.seed, **noise, **i.environment}
+            {
+                "client": settings.device, "server": i.server, "seed": settings.seed, **noise,
+                **({} if i.output_check is None else {"outputs compared": str(i.output_check)}), **i.environment,
+            }
             for i in infos
-        ]
+        ]  # fmt: skip
         for name in distinct(name for fact in facts for name in fact):
             values = distinct(str(fact[name]) for fact in facts if name in fact)
             lines.append((settings.slug, name, "; ".join(values)))

@@ -63,10 +63,11 @@ def _largest(model: str) -> Claim:
 
 
 def _exact(evidence: Evidence) -> Finding:
-    verdicts = [row.bit_equal for (_, algorithm), row in evidence.rows.items() if algorithm == SLICED]
-    if not verdicts or None in verdicts:
-        raise MissingRuns(f"no {evidence.settings.testbed} run with {SLICED} that computes")
-    return ("all" if all(verdicts) else "not all"), all(verdicts)
+    found = [row.outputs for (_, algorithm), row in evidence.rows.items() if algorithm == SLICED]
+    if not found or not all(each.computed and not each.tolerance for each in found):
+        raise MissingRuns(f"no {evidence.settings.testbed} run with {SLICED} that computes the same bits at both ends")
+    exact = all(each.equal == each.computed for each in found)
+    return ("all" if exact else "not all"), exact
 
 
 def _planning(evidence: Evidence) -> Finding:

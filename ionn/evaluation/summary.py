@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ionn.errors import InputError
 from ionn.paper import MODELS, SHOWN
 from ionn.planning.planners import BASELINES
+from ionn.records import Outputs
 from ionn.testbed.energy import mean_energy_j
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, load_traces
@@ -66,7 +67,7 @@ class SummaryRow:
     first_ms: Stat
     last_ms: Stat
     overruns: Stat  # layers slower than the pace, per run
-    bit_equal: bool | None  # None where nothing was computed
+    outputs: Outputs  # of all queries
     planning_ms: Stat
     queries_in_window: Stat  # that ended within the run's window; not defined without one, as the next
     mean_ms_in_window: Stat  # of these
@@ -86,7 +87,6 @@ class SummaryRow:
     def of(cls, settings: Settings, model: str, algorithm: str, traces: list[Trace]) -> SummaryRow:
         halves = [trace.partitions_per_half() for trace in traces]
         responses = [trace.responses for trace in traces]
-        verdicts = {query.bit_equal for trace in traces for query in trace.queries} - {None}
         return cls(
             settings,
             model,
@@ -106,7 +106,7 @@ class SummaryRow:
             first_ms=Stat.of(trace.queries[0].latency_ms for trace in traces),
             last_ms=Stat.of(trace.queries[-1].latency_ms for trace in traces),
             overruns=Stat.of(sum(query.overruns for query in trace.queries) for trace in traces),
-            bit_equal=all(verdicts) if verdicts else None,
+            outputs=Outputs.of(query for trace in traces for query in trace.queries),
             planning_ms=Stat.of(trace.info.plan.planning_ms for trace in traces),
             queries_in_window=Stat.of(len(trace.in_window) if settings.window_s else math.nan for trace in traces),
             mean_ms_in_window=Stat.of(trace.mean_ms_in_window for trace in traces),

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import itertools
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from ionn.errors import MissingLibraryError
 from ionn.libraries import missing_library
 from ionn.machine import machine
 from ionn.model.caffemodel import Floats, open_weights
+from ionn.model.comparison import Numerics
 from ionn.model.network import Network
 from ionn.model.partial_net import PartialNet, extract_net
 
@@ -77,6 +79,18 @@ def blas() -> str:
     library = ctypes.CDLL(load_caffe()._caffe.__file__)  # finds the symbols of the libraries it is linked to
     library.openblas_get_config.restype = ctypes.c_char_p
     return str(library.openblas_get_config().decode())
+
+
+@functools.cache
+def numerics() -> Numerics:
+    """Return what decides the last bits of what this process computes. The first call opens files."""
+    library = ctypes.CDLL(load_caffe()._caffe.__file__)
+    library.openblas_get_corename.restype = ctypes.c_char_p
+    name, version, *_ = blas().split()
+    return Numerics(
+        platform.machine(), f"{name} {version}", str(library.openblas_get_corename().decode()),
+        int(library.openblas_get_num_threads()), importlib.metadata.version("caffe"), " ".join(platform.libc_ver()),
+    )  # fmt: skip
 
 
 def blas_threads() -> str:

@@ -24,6 +24,7 @@ import msgspec
 from ionn.coding import RAW
 from ionn.errors import ProtocolError, printable
 from ionn.model.caffemodel import BlobSpan
+from ionn.model.comparison import Numerics
 from ionn.model.partial_net import PartialNet
 from ionn.model.weight_pieces import PIECE_BYTES
 from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
@@ -93,7 +94,8 @@ class Welcome(Message):
     """The session's process answers. `costs` is the server's cost model (JSON as `costs` saves it), empty if it was
     never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged. `codecs`
     are those that the server takes. `stores` tells whether it keeps weights for this client beyond its sessions, and
-    `store_ms_per_mb` how long it takes to read 10^6 bytes of them."""
+    `store_ms_per_mb` how long it takes to read 10^6 bytes of them. `numerics` is what decides the last bits of its
+    results, None where it does not say."""
 
     type: ClassVar[str] = "welcome"
     protocol: Natural
@@ -105,6 +107,7 @@ class Welcome(Message):
     codecs: tuple[Word, ...] = ()
     stores: bool = False
     store_ms_per_mb: _ReadMs = 0.0
+    numerics: Numerics | None = None
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ def main(descriptor: int) -> None:
     front = socket.socket(fileno=descriptor)
     try:
         engine.load_caffe()
+        engine.numerics()  # which sessions' processes, that may open no files, say to their clients
     except MissingLibraryError as error:
         _tell(front, str(error))
         return

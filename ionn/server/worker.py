@@ -17,6 +17,7 @@ from typing import Any
 
 from ionn.coding import CODECS
 from ionn.errors import PartitionError, ProtocolError
+from ionn.model import engine
 from ionn.model.engine import StageNet
 from ionn.model.partial_net import Channels, NetStage, PartialNet
 from ionn.protocol.messages import (
@@ -149,7 +150,9 @@ class SessionState:
         self._note = note
         self._store = store
         chunk_bytes, window_bytes = int(limits.chunk_kb * 1e3), int(limits.window_kb * 1e3)
-        self._welcome = Welcome(PROTOCOL, token, chunk_bytes, window_bytes, costs, codecs=CODECS)
+        self._welcome = Welcome(
+            PROTOCOL, token, chunk_bytes, window_bytes, costs, codecs=CODECS, numerics=engine.numerics()
+        )
         self._held: dict[int, Held] = {}
         self._arriving: dict[int, _Arriving] = {}
         self._usage: dict[int, Usage] = {}  # of every partition, arriving or held, without its slices

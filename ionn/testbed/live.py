@@ -83,7 +83,9 @@ def run_live(
         trace = run_experiment(session, info)
         offloading.wait_stored(_STORED_S)
     fault = None if offloading.fault is None else str(offloading.fault)
-    info = dataclasses.replace(info, graph=_measured(offloading, settings.dilation), fault=fault)
+    info = dataclasses.replace(
+        info, graph=_measured(offloading, settings.dilation), fault=fault, output_check=offloading.output_check
+    )
     if (measuring := offloading.measuring) is None:
         return dataclasses.replace(trace, info=info)
     # The order that was carried out.

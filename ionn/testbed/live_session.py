@@ -9,7 +9,7 @@ from ionn.client.offloading import GIVE_UP_S, PROGRESS_S, Offloading
 from ionn.client.pacing import WallClock
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
-from ionn.model.comparison import bit_equal, difference
+from ionn.model.comparison import bit_equal, largest_difference
 from ionn.model.engine import StageNet
 from ionn.records import PartitionRecord, QueryRecord
 
@@ -20,8 +20,9 @@ DIFFERENCE_MAX = 1e9
 class LiveSession:
     """Implements `experiment.Session` with an `Offloading`, whose network's copy at the client is `net`.
 
-    `inputs` are taken in turn, and every output is compared with `net`'s own forward. A query that the server failed
-    says so, as those that follow do until the server is back. `give_up_s` is how long the experiment waits for that.
+    `inputs` are taken in turn, and every output is compared with `net`'s own forward: bit for bit if no server took
+    part in it, or one that computes the same bits, else within a tolerance. A query that the server failed says so, as
+    those that follow do until the server is back. `give_up_s` is how long the experiment waits for that.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class LiveSession:
         wanted = self._expected[which]
         pairs = list(zip(done.outputs, wanted, strict=True))
         equal = all(bit_equal(got, want) for got, want in pairs)
-        off = 0.0 if equal else min(max(difference(got, want) for got, want in pairs), DIFFERENCE_MAX)
+        off = 0.0 if equal else min(largest_difference(done.outputs, wanted), DIFFERENCE_MAX)
+        elsewhere = any(segment.where != "client" for segment in done.segments)
+        tolerance = self.offloading.output_check.tolerance if elsewhere else 0.0
         self.last_query = QueryRecord(
             self._queries, start_s if raised_s is None else raised_s, start_s, end_s, done.segments, done.overruns,
-            done.overrun_ms, equal, done.fallback, off, done.feature_bytes, done.feature_wire_bytes,
+            done.overrun_ms, equal, done.fallback, off, done.feature_bytes, done.feature_wire_bytes, tolerance,
         )  # fmt: skip
         self._queries += 1
         self._on_progress(self)

@@ -14,7 +14,7 @@ from ionn.arguments import path_of
 from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, costs_of, load_costs
 from ionn.costs.models import Costs
-from ionn.errors import InputError, printable
+from ionn.errors import InputError, WrongResultError, printable
 from ionn.files import check_writable
 from ionn.model import zoo
 from ionn.model.network import Network
@@ -119,10 +119,10 @@ def run_live_all(
 ) -> list[Trace]:
     """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
 
-    `settings` are those that `live_settings` makes of the subject, `server` and `link`. With `results`, a finished
-    run's trace is kept there and not run again. `keys` are those for the server to which the settings say that it is
-    connected; else a server and a link are started here. A server started here sends what `results` holds as
-    server.json, else a profile of this machine.
+    `settings` are those that `live_settings` makes of the subject, `server` and `link`. With `results`, a run's trace
+    is kept there, and it is not made again, unless it lost its server or has wrong outputs. `keys` are those for the
+    server to which the settings say that it is connected; else a server and a link are started here. A server started
+    here sends what `results` holds as server.json, else a profile of this machine.
     """
     from ionn.testbed import live, processes
 
@@ -137,7 +137,7 @@ def run_live_all(
         if results is not None
     }
     for key, path in paths.items():
-        if os.path.exists(path) and (trace := Trace.load(path)).info.fault is None:
+        if os.path.exists(path) and _is_finished(trace := Trace.load(path)):
             _check_same(path, trace, settings, subject.network, key[1], run_digests(subject.network, key[1]))
             traces[key] = trace
         else:
@@ -160,6 +160,22 @@ def run_live_all(
                     trace.save(paths[run, algorithm])
                 traces[run, algorithm] = trace.undilated()
     return [traces[key] for key in wanted]
+
+
+def _is_finished(trace: Trace) -> bool:
+    """Tell whether a live run need not be made again: it has kept its server, which gave right results."""
+    return trace.info.fault is None and not trace.outputs.wrong
+
+
+def check_outputs(traces: Sequence[Trace]) -> None:
+    """Raise WrongResultError if an output of these runs is not what it has to be."""
+    for trace in traces:
+        if (outputs := trace.outputs).wrong:
+            at = f"{trace.info.settings.connect}: " if trace.info.settings.connect else ""
+            raise WrongResultError(
+                f"{at}run {trace.info.run}: {outputs.wrong} of {outputs.computed} outputs are wrong, by up to "
+                f"{outputs.difference:.2g} of the largest value; compared {trace.info.output_check or 'bit for bit'}"
+            )
 
 
 def _former_runs(folder: Path) -> set[Path]:

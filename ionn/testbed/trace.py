@@ -23,11 +23,12 @@ from ionn.arguments import path_of
 from ionn.coding import NONE
 from ionn.errors import InputError, printable
 from ionn.files import open_regular, write_file
+from ionn.model.comparison import OutputCheck
 from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.planning.planners import planner_digest
-from ionn.records import EstimateRecord, PartitionRecord, QueryRecord
+from ionn.records import EstimateRecord, Outputs, PartitionRecord, QueryRecord
 from ionn.schema import Natural, Real, Tagged
 from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.bandwidth import Bandwidth
@@ -48,7 +49,8 @@ class RunInfo:
     one. `sent` names the costs that a live run's server sent. `environment` describes the machine and its software.
     `fault` is why the run had to go on without its server, None where it had not. `digests` tell its "network" and its
     "planner" from others of the same names; they are not in the traces of earlier versions. `bandwidth` is that of the
-    link that the settings name, undilated, None where they name none.
+    link that the settings name, undilated, None where they name none. `output_check` says how outputs were compared,
+    and why so; None where none were.
     """
 
     settings: Settings
@@ -60,6 +62,7 @@ class RunInfo:
     fault: str | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     bandwidth: Bandwidth | None = None
+    output_check: OutputCheck | None = None
 
     @property
     def model(self) -> str:
@@ -114,6 +117,7 @@ class _RunDocument(msgspec.Struct):
     arrivals: str = CLOSED
     busy: str = WAIT
     deadline_ms: float | None = None
+    output_check: OutputCheck | None = None
 
     def info(self) -> RunInfo:
         """Raises InputError for what cannot be."""
@@ -137,7 +141,9 @@ class _RunDocument(msgspec.Struct):
         _check_name(plan.algorithm)
         if bool(self.link) != (self.bandwidth is not None):
             raise InputError("its link has a name or a bandwidth, but not both")
-        return RunInfo(settings, self.run, plan, graph, sent, environment, fault, self.digests, self.bandwidth)
+        return RunInfo(
+            settings, self.run, plan, graph, sent, environment, fault, self.digests, self.bandwidth, self.output_check
+        )
 
 
 def _shown(value: Any) -> Any:
@@ -178,6 +184,7 @@ def _run_json(info: RunInfo) -> dict[str, Any]:
         "jitter_ms": settings.jitter_ms,
         "upload": settings.upload,
         "bandwidth": None if info.bandwidth is None else dataclasses.asdict(info.bandwidth),
+        "output_check": None if info.output_check is None else dataclasses.asdict(info.output_check),
         **({} if settings.arrivals.closed else arrivals),
         "plan": info.plan.to_json(),
         "graph": info.graph.to_json(),
@@ -281,6 +288,11 @@ class Trace:
     def responses_between(self, start_s: float, end_s: float) -> Responses:
         """What became of the queries that were raised from `start_s` on, and before `end_s`."""
         return responses_of(self.queries, self.dropped_s, self.info.settings.deadline_ms, start_s, end_s)
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs of all queries were."""
+        return Outputs.of(self.queries)
 
     @property
     def weight_bytes(self) -> tuple[int | None, int | None]:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from namespaces import BURST_BYTES, Machine, Unavailable, two_machines
 
+from ionn.model.comparison import TOLERANCE
 from ionn.model.network import Network
 from ionn.protocol.curve import make_keys
 from ionn.testbed import processes
@@ -120,7 +121,9 @@ def test_the_commands_of_the_docs(machines: tuple[Machine, Machine], tiny_files:
 
     assert ": ready, 0 sessions" in said
     assert ", not paced, server " in said
-    assert said.endswith("bit-equal\n")
+    *_, row, line = said.splitlines()
+    assert row.endswith("  bit-equal")
+    assert line.startswith("outputs compared bit for bit: both compute with OpenBLAS ")
 
 
 def test_a_session_between_two_machines(
@@ -158,13 +161,16 @@ def test_a_cable_that_is_pulled_for_a_moment(
     reason="Nehalem's are no other kernels here",
 )
 def test_machines_of_different_kinds(machines: tuple[Machine, Machine], keys: Path, tiny_files: Path) -> None:
-    """Their results differ in the last bits; the run says by how much."""
+    """Their results differ in the last bits; the run says by how much, and that it may be so."""
     board, box = machines
     with serving(box, keys, "OPENBLAS_CORETYPE=Nehalem") as server:
         row = result(run(board, server, keys, tiny_files))
 
     assert not row["bit_equal"]
     assert 0 < row["difference"] < 1e-5
+    assert row["right"]
+    assert row["output_check"]["tolerance"] == TOLERANCE
+    assert [each["kernels"] for each in row["output_check"]["servers"]] == ["Nehalem"]
 
 
 @pytest.mark.parametrize(

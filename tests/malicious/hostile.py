@@ -22,6 +22,7 @@ from ionn.coding import CODECS
 from ionn.model import engine
 from ionn.model.caffemodel import Floats
 from ionn.model.coded_weights import piece_digest
+from ionn.model.comparison import Numerics
 from ionn.model.partial_net import extract
 from ionn.model.slices import Piece, Slice
 from ionn.model.weight_pieces import WeightPiece, weight_pieces
@@ -150,7 +151,8 @@ MOMENTS = (
 
 class Hostile:
     """A server at `address`. Until `moment` comes it is a good one; then and from then on `script` answers. Its store
-    has the pieces of weights whose digests are `stored`.
+    has the pieces of weights whose digests are `stored`, and it says to compute with `numerics`,
+    which is called for each connection.
 
     `struck` is set when the script has begun. The moment "greeting" is before all: the script has the connection.
     """
@@ -161,10 +163,12 @@ class Hostile:
         script: Script | None = None,
         costs: dict[str, Any] | None = None,
         stored: Collection[str] = (),
+        numerics: Callable[[], Numerics | None] = engine.numerics,
     ) -> None:
         assert moment in ("", "greeting", *MOMENTS)
         self._moment, self._script, self._costs = moment, script, costs or {}
         self._stored = set(stored)
+        self._numerics = numerics
         self._headers: dict[int, messages.PartitionHeader] = {}
         self.struck = threading.Event()
         self._net = engine.load_network(NETWORK, WEIGHTS)
@@ -231,7 +235,7 @@ class Hostile:
             case messages.Hello():
                 held = tuple(self._held.values())
                 return f"welcome {role}", messages.Welcome(
-                    messages.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held, CODECS, True, 1.0
+                    messages.PROTOCOL, "f" * 32, 50_000, 10**6, self._costs, held, CODECS, True, 1.0, self._numerics()
                 )
             case messages.Have():
                 asked = b"".join(map(bytes, message.payload))

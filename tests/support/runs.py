@@ -44,6 +44,8 @@ def make_trace(
     model: str = "alexnet",
     run: int = 1,
     bit_equal: bool | None = None,
+    difference: float = 0.0,
+    tolerance: float = 0.0,
     graph: ExecutionGraph | None = None,
     environment: dict[str, Any] | None = None,
     fault: str | None = None,
@@ -73,6 +75,8 @@ def make_trace(
                 segments=(Segment("client", 0, 1, ms, ms),),
                 overruns=1,
                 bit_equal=bit_equal,
+                difference=difference,
+                tolerance=tolerance,
             )
         )
         now_s += ms / 1e3

@@ -25,6 +25,7 @@ from ionn.client.offloading import Offloading
 from ionn.client.session import Client, Timeouts
 from ionn.model import engine
 from ionn.model.caffemodel import CodedFrames
+from ionn.model.comparison import Numerics
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, extract
@@ -207,10 +208,15 @@ class Wire:
 
 
 @contextlib.contextmanager
-def connected(address: str, timeouts: Timeouts | None, first_connect_s: float = WAIT_S) -> Iterator[Client]:
+def connected(
+    address: str,
+    timeouts: Timeouts | None,
+    first_connect_s: float = WAIT_S,
+    check: Callable[[Numerics | None], None] = lambda numerics: None,
+) -> Iterator[Client]:
     """A client whose first connection has a time of its own: it is not tried again, as those after a loss are."""
     timeouts = timeouts or Timeouts()
-    client = Client(address, timeouts=dataclasses.replace(timeouts, connect_s=first_connect_s))
+    client = Client(address, timeouts=dataclasses.replace(timeouts, connect_s=first_connect_s), check=check)
     client.timeouts = timeouts
     try:
         yield client

@@ -13,6 +13,7 @@ from ionn.evaluation.claims import CLAIMS, Claim, Evidence, MissingRuns, interva
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, SummaryRow, summary
 from ionn.paper import ALGORITHMS, MODELS, SLICED
+from ionn.records import Outputs
 from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.settings import Settings
 from tests.support.runs import make_trace
@@ -32,7 +33,7 @@ def row(model: str, algorithm: str, where: Settings = VIRTUAL, **quantities: Any
         if isinstance(getattr(made, field.name), Stat)
     }
     known: dict[str, Any] = {name: Stat(value, 0.0) if name in stats else value for name, value in quantities.items()}
-    return dataclasses.replace(made, **{**stats, "bit_equal": None, **known})
+    return dataclasses.replace(made, **{**stats, **known})
 
 
 def evidence(*rows: SummaryRow, planning_ms: dict[tuple[str, str], float] | None = None) -> Evidence:
@@ -363,13 +364,16 @@ def test_slices_are_not_worse(where: Settings, old: float, new: float, holds: bo
 def test_largest_slices_and_planning_time_and_outputs() -> None:
     for share, holds in ((0.1, True), (0.11, False)):
         assert check("Inception: largest", row("inception", SLICED, largest_share=share))[1] == holds
-    rows = [row("alexnet", SLICED, bit_equal=True), row("resnet", SLICED, bit_equal=True)]
+    equal, wrong, near = Outputs(7, 7, 0, 0.0, 0.0), Outputs(7, 6, 1, 1e-7, 0.0), Outputs(7, 6, 0, 1e-7, 1e-4)
+    rows = [row("alexnet", SLICED, outputs=equal), row("resnet", SLICED, outputs=equal)]
     assert check("Outputs equal", *rows) == ("all", True)
-    assert check("Outputs equal", rows[0], row("resnet", SLICED, bit_equal=False)) == ("not all", False)
-    assert check("Outputs equal", *rows, row("resnet", "original", bit_equal=False)) == ("all", True)
-    for missing in (row("alexnet", SLICED), row("alexnet", "original", bit_equal=True)):
+    assert check("Outputs equal", rows[0], row("resnet", SLICED, outputs=wrong)) == ("not all", False)
+    assert check("Outputs equal", *rows, row("resnet", "original", outputs=wrong)) == ("all", True)
+    # Where the ends have other bits, slices are not what is seen.
+    elsewhere = row("resnet", SLICED, outputs=near)
+    for missing in ([row("alexnet", SLICED)], [row("alexnet", "original", outputs=equal)], [rows[0], elsewhere]):
         with pytest.raises(MissingRuns):
-            check("Outputs equal", missing)
+            check("Outputs equal", *missing)
     times = {("alexnet", SLICED): 2.9, ("resnet", SLICED): 1.0, ("resnet", "original"): 99.0}
     longest = claim("Longest planning time")
     assert longest.check(evidence(rows[0], planning_ms=times)) == ("2.9 ms", True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ionn.errors import PartitionError, ProtocolError
 from ionn.model.caffemodel import BlobSpan
+from ionn.model.comparison import Numerics
 from ionn.model.network import Network
 from ionn.model.partial_net import Channels, NetStage, PartialNet, extract
 from ionn.protocol import messages
@@ -25,6 +26,7 @@ MESSAGES = [
     messages.Hello(1, "upload", "token"),
     messages.Hello(1, "control", "", ("planes", "other")),
     messages.Welcome(1, "token", 1000, 2000, {"kind": "cost-model"}, (messages.Held(0, 7, True),)),
+    messages.Welcome(1, "token", 1000, 2000, numerics=Numerics("x86_64", "OpenBLAS 1", "Zen", 1, "1.0", "glibc 2")),
     PartitionHeader(0, (NET,), (BlobSpan("conv", 0, 10, 400), BlobSpan("conv", 1, 420, 4)), 500),
     PartitionHeader(0, (NET, SLICE), (BlobSpan("fc", 0, 10, 400),), 500),
     PartitionHeader(

@@ -398,14 +398,15 @@ def test_a_row_of_the_summary() -> None:
     first = make_trace(latencies_ms=(1234.5, 777.77, *FIVE_FAST), ends_s=(1.234, 3.876), bit_equal=True)
     assert line(first) == (
         "AlexNet", "original", "1", "1 + 1", "75%", "7", "3.88", "1.81", "358.9", "2.60", "1234.5", "100.0", "7",
-        "yes", "0.50",
+        "bit-equal", "0.50",
     )  # fmt: skip
     second = make_trace(latencies_ms=(1234.5, 1277.77, 90.0), ends_s=(1.234, 3.0), sizes=(1_000, 1_000), run=2)
     assert line(first, second) == (
         "AlexNet", "original", "2", "1 + 1", "62%", "4.0 ± 4.2", "3.44 ± 0.62", "1.07 ± 1.04",
-        "807.5 ± 634.4", "5.85 ± 4.59", "1234.5", "95.0 ± 7.1", "5.0 ± 2.8", "yes", "0.50",
+        "807.5 ± 634.4", "5.85 ± 4.59", "1234.5", "95.0 ± 7.1", "5.0 ± 2.8", "bit-equal", "0.50",
     )  # fmt: skip
-    assert line(make_trace(bit_equal=False))[-2] == "NO"
+    assert line(make_trace(bit_equal=False, difference=2e-3))[-2] == "WRONG, off by 2e-03"
+    assert line(make_trace(bit_equal=False, difference=3e-7, tolerance=1e-4))[-2] == "within 3e-07"
     assert line(make_trace())[-2] == "-"
 
 
@@ -426,11 +427,15 @@ def test_planning_times_and_the_fine_steps(tmp_path: Path) -> None:
 def test_faults_are_told() -> None:
     traces = [
         make_trace(bit_equal=False),
+        make_trace("recursive-efficiency", bit_equal=False, difference=1e-7, tolerance=1e-4),
         make_trace("efficiency", testbed="live", fault="no answer"),
     ]
     (section,) = [part for part in make_report(traces).sections if part.title == "Runs with faults"]
     assert section.rows == (
-        ("virtual alexnet original 1", "9 queries with an output that differs from the local one"),
+        (
+            "virtual alexnet original 1",
+            "9 queries with an output that is wrong: further from the local one than it may be",
+        ),
         ("live alexnet efficiency 1", "left out of all tables and figures: no answer"),
     )
 

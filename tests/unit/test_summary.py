@@ -11,6 +11,7 @@ import pytest
 
 from ionn.errors import InputError
 from ionn.evaluation.summary import Stat, common_times, largest_share, load_results, mean_latency, summary
+from ionn.records import Outputs
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import trace_path
 from tests.support.runs import FIVE_FAST, make_trace
@@ -23,7 +24,7 @@ def test_a_row_says_what_the_run_did() -> None:
     assert (row.queries.mean, row.upload_s.mean, row.queries_per_s.mean) == (4, 4.0, 1.0)
     assert (row.mean_ms.mean, row.first_ms.mean, row.last_ms.mean) == pytest.approx((750, 1000, 70))
     assert (row.largest_share.mean, row.overruns.mean, row.planning_ms.mean) == (0.75, 9, 0.5)
-    assert row.bit_equal is True
+    assert row.outputs == Outputs(computed=9, equal=9, wrong=0, difference=0.0, tolerance=0.0)
 
 
 def test_runs_are_averaged_with_their_spread() -> None:
@@ -32,7 +33,7 @@ def test_runs_are_averaged_with_their_spread() -> None:
     assert row.queries == Stat(3.0, math.sqrt(2))
     assert row.queries.count() == "3.0 ± 1.4"
     assert row.upload_s.text(2) == "4.00"
-    assert row.bit_equal is False
+    assert row.outputs.wrong == 7
 
 
 def test_what_is_defined_in_no_run_has_no_spread() -> None:
