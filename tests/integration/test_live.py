@@ -33,7 +33,7 @@ from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace, load_traces
 from tests.support.command import ionn
-from tests.support.runs import run_live
+from tests.support.runs import check_queries_after_upload, run_live
 from tests.support.world import WAIT_S, Server, wait_for
 
 Weights = dict[str, tuple[np.ndarray, ...]]
@@ -45,13 +45,6 @@ def traces(tiny_files: Path, slow_client: str, tmp_path: Path) -> list[Trace]:
     results = tmp_path / "results"
     subject = runner.prepare_live(str(tiny_files), client=slow_client)
     return run_live(subject, ["original", "recursive-efficiency"], 1, mbps=MBPS, results=results)
-
-
-def check_queries_after_upload(trace: Trace) -> None:
-    """Five follow the upload; the one before them may have begun in the moment in which it ended."""
-    after = [query.start_s >= trace.upload_s for query in trace.queries]
-    assert all(after[-QUERIES_AFTER_UPLOAD:])
-    assert not any(after[: -QUERIES_AFTER_UPLOAD - 1])
 
 
 def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) -> None:

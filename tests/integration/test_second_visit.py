@@ -361,8 +361,9 @@ def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
                 assert visit.offloading.fault is None
                 assert all(record.bit_equal for record in records)
                 assert visit.offloading.measuring is not None
-                seen = [record.mbps for record in visit.offloading.measuring.records]
-                assert 4.0 < seen[-1] < 40.0  # a probe or two on a machine that may be busy
+                seen = visit.offloading.measuring.records
+                # The next observation will do: this machine may be busy.
+                wait_for(lambda: visit.session.query() and 4.0 < seen[-1].mbps < 40.0, "the rate")  # noqa: B023
                 sent = sent_bytes(visit.session.finish())
         assert sent == 0
         link.stop()
