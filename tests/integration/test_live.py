@@ -19,6 +19,7 @@ import pytest
 from ionn.client.offloading import Offloading
 from ionn.client.session import Client, Timeouts
 from ionn.costs.loading import load_costs
+from ionn.errors import IonnError
 from ionn.evaluation.validation import exchange_ms, validate
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
@@ -269,6 +270,15 @@ def test_ctrl_c_keeps_finished_runs_and_leaves_nothing_running(
     assert not alive
     assert load_traces(results)
     assert not list(results.rglob("*.part"))
+
+
+def test_a_process_that_does_not_say_where_it_listens_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_START_S", 0.0)
+    with (
+        pytest.raises(IonnError, match=r"^'ionn serve --bind tcp://127\.0\.0\.1:0' was not ready within 0 s$"),
+        processes.process("serve", "--bind", "tcp://127.0.0.1:0"),
+    ):
+        pass
 
 
 def test_ctrl_c_while_a_process_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
