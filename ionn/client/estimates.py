@@ -93,7 +93,11 @@ class Estimates:
         self._mbps.observe(now_s, size_bytes * 8 / 1e6, seconds)
 
     def observe_transfers(self, now_s: float, size_bytes: float, seconds: float) -> None:
-        """So many bytes went up and came down, one after the other and alone, and were there after so long."""
+        """So many bytes went up and came down, one after the other and alone, and were there after so long.
+
+        The mean round trip is taken off: the least of several would not be misled by one that was measured late, but on
+        a link whose delay wanders it would make the rate look lower than it is.
+        """
         rtt_s = self._rtt_ms.value(now_s) / 1e3
         self.observe_bytes(now_s, size_bytes, max(seconds - rtt_s, _FOR_BYTES * seconds))
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from ionn.errors import IonnError
 from ionn.testbed.settings import Settings
 
-# A process says where it listens within this time, Caffe's start included.
-_START_S = 30.0
+# A process says where it listens within this time, Caffe's start included, also where the machine is busy or small. One
+# that ends before is noticed at once.
+_START_S = 120.0
 _STOP_S = 5.0
 
 

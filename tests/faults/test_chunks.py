@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zmq
 
-from tests.support.world import Server, World, bit_equal, recover
+from tests.support.world import Server, World, bit_equal, recover, wait_for
 
 Frames = list[bytes]
 # What becomes of a message: the messages that go on instead, None to hold it back until another one comes.
@@ -148,4 +148,4 @@ def test_the_upload_ends_well_all_the_same(meddler: Meddler, world: World) -> No
         session.start_upload()
         assert bit_equal(recover(session))
         assert meddler.done
-        assert client.fault is None
+        wait_for(lambda: client.fault is None, "the connection to be back")

@@ -53,7 +53,7 @@ def test_a_way_that_fails(fault: str, phase: str, wire: Wire, any_world: World) 
             assert any(record.fallback for record in records)
         wire.blocked, wire.delay_s = False, 0.0
         records += recover(session)
-        assert client.fault is None
+        wait_for(lambda: client.fault is None, "the connection to be back")
     assert bit_equal(records)
 
 

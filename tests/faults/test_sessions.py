@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -22,7 +23,15 @@ from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionHeader
 from tests.support.raw import Raw, upload_messages
-from tests.support.world import SHORT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
+from tests.support.world import PATIENT, SHORT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
+
+
+@pytest.fixture(scope="module")
+def steady() -> Iterator[Server]:
+    """A server for the tests of this module that lets sessions work as long as a busy machine needs."""
+    server = Server("--sessions", "200", "--sessions-per-client", "200")
+    yield server
+    server.end_well()
 
 
 @pytest.fixture
@@ -135,7 +144,7 @@ def test_a_refused_partition_ends_the_upload_and_nothing_else(steady: Server, wo
         assert "layer 'fc1' has weights that are not finite" in str(session.offloading.fault)
         # What came before is still used.
         wait_for(lambda: at_server(session.query()), "the first partition to be used")
-        assert client.fault is None
+        wait_for(lambda: client.fault is None, "the connection to be back")
 
 
 PRODUCT = """
@@ -191,18 +200,8 @@ def test_what_a_net_may_be_is_limited(limit: str, raw: Raw, world: World) -> Non
     assert raw.ask(raw.control, good) == messages.Ack(0, 0)
 
 
-@pytest.fixture
-def patient() -> Iterator[Raw]:
-    """A session at a server that lets it work as long as a busy machine needs for nets of 400 MB."""
-    server = Server()
-    with Raw(server.address) as raw:
-        yield raw
-    assert server.stop()[0] == 0
-
-
-def test_the_limits_are_the_sessions_not_the_partitions(patient: Raw) -> None:
+def test_the_limits_are_the_sessions_not_the_partitions(raw: Raw) -> None:
     """Many small partitions are not more than one large one."""
-    raw = patient
     header = net_header(input_layer(1, 10_000) + PRODUCT)
     stages = header.nets[0].stages
     for index in range(2):
@@ -248,8 +247,8 @@ def test_how_much_a_chunk_may_be_is_limited(raw: Raw, world: World) -> None:
 
 @pytest.fixture
 def small() -> Iterator[Server]:
-    """A server of tight limits."""
-    server = Server("--idle-s", "2", "--memory-mb", "100", "--stall-s", "2", "--sessions", "2")
+    """A server with little room, and as much patience as a busy machine needs."""
+    server = Server("--memory-mb", "100", "--sessions", "2")
     yield server
     server.end_well()
 
@@ -269,11 +268,11 @@ def test_out_of_memory_names_the_layers_and_ends_that_session_only(small: Server
     assert isinstance(died, messages.Error)
     assert died.code == messages.ERROR_CRASHED
     assert "while trying layers 'norm' to 'norm'" in died.message
-    assert ping(small.address, timeout_s=20).sessions == 0
+    assert ping(small.address, timeout_s=WAIT_S).sessions == 0
 
 
 def test_a_model_that_crashes_every_session_is_given_up(small: Server) -> None:
-    client = Client(small.address, timeouts=dataclasses.replace(SHORT, connect_s=20))
+    client = Client(small.address, timeouts=dataclasses.replace(SHORT, connect_s=WAIT_S))
     try:
         upload = client.start_upload([extract(Network.from_text(LARGE, "large"), [1], {})], time.monotonic)
         wait_for(lambda: upload.error is not None, "it to give up")
@@ -297,13 +296,16 @@ def test_bytes_that_are_never_right_are_given_up(steady: Server, world: World, m
 
     monkeypatch.setattr("ionn.protocol.sender.PartitionEnd", end)
     data = world.input_of(1)
-    client = Client(steady.address, timeouts=dataclasses.replace(SHORT, connect_s=20))
+    client = Client(steady.address, timeouts=PATIENT)
     try:
         upload = client.start_upload(world.partitions, time.monotonic)
-        deadline = time.monotonic() + 30
-        while upload.error is None and time.monotonic() < deadline:
+
+        def given_up() -> bool:
             with contextlib.suppress(*FAULTS):
                 client.run(1, 1, data)
+            return upload.error is not None
+
+        wait_for(given_up, "it to give up")
         assert isinstance(upload.error, ServerError)
         assert upload.error.code == messages.ERROR_DAMAGED
         assert sent == 3
@@ -311,19 +313,21 @@ def test_bytes_that_are_never_right_are_given_up(steady: Server, world: World, m
         client.close()
 
 
-def test_a_silent_session_ends(small: Server) -> None:
-    with Raw(small.address) as raw:
+def test_a_silent_session_ends() -> None:
+    server = Server("--idle-s", "2")
+    with Raw(server.address) as raw:
         ended = raw.answer(raw.control)
     assert isinstance(ended, messages.Error)
     assert ended.code == messages.ERROR_SESSION
     assert "nothing was heard of the client for 2 s" in ended.message
-    wait_for(lambda: small.session_processes() == set(), "the session's process to be gone")
+    wait_for(lambda: server.session_processes() == set(), "the session's process to be gone")
+    server.end_well()
 
 
 def test_a_full_server_says_so(small: Server) -> None:
-    clients = [Client(small.address, timeouts=dataclasses.replace(SHORT, connect_s=20)) for _ in range(2)]
+    clients = [Client(small.address, timeouts=dataclasses.replace(SHORT, connect_s=WAIT_S)) for _ in range(2)]
     try:
-        assert not ping(small.address, timeout_s=20).room
+        assert not ping(small.address, timeout_s=WAIT_S).room
         with pytest.raises(ServerError, match="2 sessions already"):
             Client(small.address)
     finally:
@@ -331,7 +335,7 @@ def test_a_full_server_says_so(small: Server) -> None:
             client.close()
 
 
-def test_no_query_begins_while_a_client_closes(steady: Server, world: World) -> None:
+def test_no_query_begins_while_a_client_closes(steady: Server, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread raises them one after the other, and never lets the connection rest."""
     client, data = Client(steady.address), world.input_of(1)
     assert client.start_upload(world.partitions[:1], time.monotonic).wait_ready(1, WAIT_S)
@@ -347,11 +351,17 @@ def test_no_query_begins_while_a_client_closes(steady: Server, world: World) -> 
     thread = threading.Thread(target=query)
     thread.start()
     wait_for(lambda: len(begun_s) > 3, "some queries")
-    closing_s = time.monotonic()
+    stop, closing_s = client._stopped.set, [math.inf]
+
+    def stop_and_look() -> None:
+        stop()
+        closing_s.append(time.monotonic())
+
+    monkeypatch.setattr(client._stopped, "set", stop_and_look)
     client.close()
     thread.join(WAIT_S)
     assert not thread.is_alive()
-    assert begun_s[-1] <= closing_s
+    assert begun_s[-1] <= closing_s[-1] < math.inf
 
 
 def test_a_client_is_closed_more_than_once(steady: Server, world: World) -> None:
@@ -382,6 +392,7 @@ def test_a_client_is_closed_more_than_once(steady: Server, world: World) -> None
 def test_a_session_that_is_gone_when_its_client_comes_back(small: Server, world: World) -> None:
     """The client begins anew, and the upload with it."""
     with Raw(small.address) as raw:
+        raw.bye()
         wait_for(lambda: small.session_processes() == set(), "the session to end")
         answer = raw.ask(raw.connect(), messages.Hello(PROTOCOL, "control", raw.session))
     assert isinstance(answer, messages.Error)
@@ -392,7 +403,7 @@ def test_a_session_that_is_gone_when_its_client_comes_back(small: Server, world:
         (mine,) = small.session_processes()
         os.kill(mine, signal.SIGKILL)
         assert bit_equal(recover(session))
-        assert client.fault is None
+        wait_for(lambda: client.fault is None, "the connection to be back")
 
 
 def test_the_fork_server_is_replaced(world: World) -> None:
@@ -427,10 +438,14 @@ def test_the_fork_server_dies_while_a_session_starts(world: World) -> None:
             for process in server.helpers():
                 os.kill(process, signal.SIGKILL)
 
-        killer = threading.Timer(1.0, kill)
+        def kill_when_one_starts() -> None:
+            wait_for(lambda: ping(server.address, timeout_s=WAIT_S).sessions == 2, "a session to start")
+            kill()
+
+        killer = threading.Thread(target=kill_when_one_starts)
         killer.start()
         with pytest.raises(ServerError, match="cannot start a session") as refused:
-            Client(server.address, timeouts=dataclasses.replace(SHORT, connect_s=20))
+            Client(server.address, timeouts=dataclasses.replace(SHORT, connect_s=WAIT_S))
         killer.join()
         assert refused.value.code == messages.ERROR_BUSY
         world.check_health(server.address)
@@ -455,12 +470,13 @@ def test_sigterm_lets_a_running_query_finish(world: World) -> None:
         (process,) = server.session_processes()
         os.kill(process, signal.SIGSTOP)
         raw.control.send_multipart(messages.Query(1, 1, 1, (world.input_of(1).tobytes(),)).frames())
-        time.sleep(0.3)
+        # What comes later is answered later: the server has taken the query.
+        assert isinstance(raw.ask(raw.connect(), messages.Ping()), messages.Pong)
         server.strike(signal.SIGTERM)
         refused = raw.ask(raw.connect(), messages.Hello(PROTOCOL, "control"))
         assert isinstance(refused, messages.Error)
         assert refused.code == messages.ERROR_STOPPING
-        assert not ping(server.address, timeout_s=20).room
+        assert not ping(server.address, timeout_s=WAIT_S).room
         os.kill(process, signal.SIGCONT)
         assert isinstance(raw.answer(raw.control), messages.Result)
     code, said = server.stop()

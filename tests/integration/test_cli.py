@@ -486,12 +486,12 @@ def test_ctrl_c_leaves_nothing(case: str, tiny_files: Path) -> None:
                 time.sleep(0.05)
             children = busy.children(recursive=True)
             os.killpg(process.pid, signal.SIGINT)
-            _, stderr = process.communicate(timeout=30)
+            _, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 130
     assert stderr.strip() == "ionn: interrupted"
-    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
     assert set(tiny_files.parent.iterdir()) == before
 
 
@@ -556,7 +556,7 @@ def test_what_serves_ends_when_it_is_told_to(name: str, over_and_over: bool, num
             os.kill(process.pid, number)
             while over_and_over and process.poll() is None:
                 os.kill(process.pid, number)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=60)
         finally:
             process.kill()
     code, wanted = TOLD[number]
@@ -605,7 +605,7 @@ def test_a_command_that_cannot_be_interrupted_ends_all_the_same(command: str, nu
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             os.kill(process.pid, number)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=60)
         finally:
             process.kill()
     wanted_code, wanted = TOLD[number]

@@ -247,8 +247,9 @@ def test_both_wheels_in_an_empty_environment(wheels: list[Path], tmp_path: Path)
     with installed.serving("--costs", "server.json") as address:
         installed("ping", address)
         offloaded = installed(
-            "classify", "chelsea", "--model", "mobilenet", "--client", "odroid-xu4", "--connect", address, "--json"
-        )
+            "classify", "chelsea", "--model", "mobilenet", "--client", "odroid-xu4", "--connect", address,
+            "--mbps", "80", "--json",
+        )  # fmt: skip
     assert json.loads(offloaded)["classes"] == classified["classes"]
     assert "server" in {segment["where"] for segment in json.loads(offloaded)["segments"]}
 

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from ionn.client.offloading import Offloading
-from ionn.client.session import Client
+from ionn.client.session import Client, Timeouts
 from ionn.costs.loading import load_costs
-from ionn.evaluation.validation import validate
+from ionn.errors import IonnError
+from ionn.evaluation.validation import exchange_ms, validate
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.planning.graph import ExecutionGraph
@@ -33,8 +34,8 @@ from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace, load_traces
 from tests.support.command import ionn
-from tests.support.runs import run_live
-from tests.support.world import Server, wait_for
+from tests.support.runs import check_queries_after_upload, run_live
+from tests.support.world import WAIT_S, Server, wait_for
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 MBPS = 8.0
@@ -55,7 +56,7 @@ def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) 
         assert not any(query.fallback for query in trace.queries)
         # The first query waits for the first partition; five more follow the upload.
         assert trace.queries[0].start_s >= trace.partitions[0].ready_s
-        assert sum(query.start_s >= trace.upload_s for query in trace.queries) == QUERIES_AFTER_UPLOAD
+        check_queries_after_upload(trace)
         # One after another, in the order of the plan.
         assert all(a.end_s <= b.start_s for a, b in zip(trace.queries, trace.queries[1:], strict=False))
         assert all(a.ready_s <= b.ready_s for a, b in zip(trace.partitions, trace.partitions[1:], strict=False))
@@ -81,9 +82,12 @@ def test_finished_runs_are_kept(traces: list[Trace], tiny_files: Path, slow_clie
 def test_a_window_outlasts_the_upload_and_is_dilated(tiny_files: Path, slow_client: str) -> None:
     subject = runner.prepare_live(str(tiny_files), client=slow_client)
     (trace,) = run_live(subject, ["original"], 1, mbps=80.0, dilation=2.0, window_s=2.0)
-    assert trace.queries[-2].end_s <= 2.0 <= trace.queries[-1].end_s
-    assert sum(query.start_s >= trace.upload_s for query in trace.queries) > QUERIES_AFTER_UPLOAD
-    assert trace.in_window == trace.queries[:-1]
+    assert trace.queries[-1].end_s >= 2.0
+    if trace.queries[-1].start_s < 2.0:
+        assert sum(query.start_s >= trace.upload_s for query in trace.queries) >= QUERIES_AFTER_UPLOAD
+    else:  # on a machine so busy that the window has passed before
+        check_queries_after_upload(trace)
+    assert trace.in_window == tuple(query for query in trace.queries if query.end_s <= 2.0)
     assert all(query.bit_equal for query in trace.queries)
 
 
@@ -187,9 +191,10 @@ def test_queries_arrive_over_a_link_with_an_outage_and_a_delay(
     for partition in trace.partitions:
         sent_bytes += partition.bytes
         assert partition.end_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.010
-    # What came before the first partition ran here; what was at the server paid for the way.
+    # What ended before the first partition came ran here; what was at the server paid for the way.
     wheres = [{segment.where for segment in query.segments} for query in trace.queries]
-    assert wheres[0] == {"client"}
+    first_s = trace.partitions[0].ready_s
+    assert all(where == {"client"} for q, where in zip(trace.queries, wheres, strict=True) if q.end_s <= first_s)
     assert wheres[-1] == {"client", "server"}
     assert all(q.latency_ms >= 20 for q, where in zip(trace.queries, wheres, strict=True) if "server" in where)
     predicted = validate(trace).predicted
@@ -214,12 +219,12 @@ def test_a_server_that_dies_costs_no_query(
             server.strike(number)
             wait_for(lambda: not server.alive(), "its end")
 
-    client = Client(server.address)
+    patient = Timeouts(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
+    client = Client(server.address, timeouts=patient)
     offloading = Offloading(
         tiny, subject.net, graph, client, [extract(tiny, s, tiny_weights) for s in stages], stages,
         layer_ms=[0.0] * len(tiny.layers),
     )  # fmt: skip
-    offloading.executor.silence_s = 2.0
     session = LiveSession(offloading, subject.net, harness_inputs(tiny), kill_after_two)
     try:
         session.start_upload()
@@ -254,17 +259,26 @@ def test_ctrl_c_keeps_finished_runs_and_leaves_nothing_running(
         wait_for(lambda: list(results.rglob("run-*.jsonl")), "the first run")
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=WAIT_S)
     finally:
         process.kill()
 
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert children
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=WAIT_S)
     assert not alive
     assert load_traces(results)
     assert not list(results.rglob("*.part"))
+
+
+def test_a_process_that_does_not_say_where_it_listens_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_START_S", 0.0)
+    with (
+        pytest.raises(IonnError, match=r"^'ionn serve --bind tcp://127\.0\.0\.1:0' was not ready within 0 s$"),
+        processes.process("serve", "--bind", "tcp://127.0.0.1:0"),
+    ):
+        pass
 
 
 def test_ctrl_c_while_a_process_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,12 +345,12 @@ def test_preinstalled_stages_are_there_before_the_clock_runs(
         ]  # fmt: skip
         assert query.bit_equal
         assert not query.fallback
-    # What went up before would have taken longer than the run at this rate, and the first query waits for nothing.
-    assert trace.queries[0].start_s < trace.queries[0].latency_ms / 1e3
     assert load_traces(results) == [trace]
-    assert [query.latency_ms for query in validate(trace).predicted.queries] == pytest.approx(
-        [trace.info.graph.holding(held).latency_ms(())] * QUERIES_AFTER_UPLOAD, rel=0.5
-    )
+    # By what was measured, which on a busy machine is more than was planned.
+    latency_ms = trace.info.graph.holding(held).latency_ms(()) + exchange_ms(trace)
+    predicted = validate(trace).predicted
+    assert [query.latency_ms for query in predicted.queries] == pytest.approx([latency_ms] * QUERIES_AFTER_UPLOAD)
+    assert predicted.queries[0].start_s == 0
 
 
 def test_preinstalled_without_a_server_runs_at_the_client(tiny_files: Path, slow_client: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import load_traces
 from tests.support.command import ionn
 from tests.support.runs import run_live
-from tests.support.world import Server, wait_for
+from tests.support.world import Process, Server, wait_for
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 # The client takes 10 ms for each of 13 layers; what the server takes depends on this machine.
@@ -56,6 +57,17 @@ def session_at(
 
 def at_server(query: QueryRecord) -> bool:
     return any(segment.where == "server" for segment in query.segments)
+
+
+def wait_for_a_late_answer(session: LiveSession) -> None:
+    """The server is frozen. After what a busy machine had the client believe, some queries may stay at the client."""
+
+    def late() -> bool:
+        query = session.query()
+        assert query.bit_equal
+        return query.fallback
+
+    wait_for(late, "a query whose answer is late")
 
 
 @pytest.fixture
@@ -103,13 +115,12 @@ def test_the_rate_of_a_link_is_found_out(
 def test_queries_follow_a_link_that_changes(
     algorithm: str, server: Server, tiny: Network, tiny_weights: Weights, tmp_path: Path
 ) -> None:
-    """16 Mbps, for two seconds too little for any feature, then 16 again."""
+    """16 Mbps; whenever the link begins anew, for two seconds too little for any feature; then 16 again."""
     trace = tmp_path / "trace.csv"
-    trace.write_text("0,16\n2,0.05\n4,16\n")
-    with (
-        link_to(server, "--trace", str(trace)) as address,
-        session_at(address, tiny, tiny_weights, algorithm) as (session, offloading, client),
-    ):
+    trace.write_text("0,0.05\n2,16\n")
+    link = Process("link", "--listen", "tcp://127.0.0.1:0", "--to", server.address, "--trace", str(trace))
+    time.sleep(2)
+    with session_at(link.address, tiny, tiny_weights, algorithm) as (session, offloading, client):
         measuring = offloading.measuring
         assert measuring is not None
         records: list[QueryRecord] = []
@@ -118,12 +129,17 @@ def test_queries_follow_a_link_that_changes(
             records.append(session.query())
             return records[-1]
 
+        def slow() -> bool:
+            link.strike(signal.SIGUSR1)
+            return query().fallback or measuring.records[-1].mbps < 1
+
         wait_for(lambda: at_server(query()), "a query at the server")
-        wait_for(lambda: query().fallback or measuring.records[-1].mbps < 1, "the link to be slow")
+        wait_for(slow, "the link to be slow")
         wait_for(lambda: not client.is_late, "the late answer")
         wait_for(lambda: at_server(query()) and measuring.records[-1].mbps > 1, "the link to be found fast again")
         assert all(query.bit_equal for query in records)
         assert client.fault is None
+    assert link.stop()[0] == 0
 
 
 def test_a_late_answer_does_not_lose_the_server(server: Server, tiny: Network, tiny_weights: Weights) -> None:
@@ -133,9 +149,7 @@ def test_a_late_answer_does_not_lose_the_server(server: Server, tiny: Network, t
         token, (process,) = client._session, server.session_processes()
         os.kill(process, signal.SIGSTOP)
         try:
-            late = session.query()
-            assert late.fallback
-            assert late.bit_equal
+            wait_for_a_late_answer(session)
             assert client.is_late
             alone = session.query()
             assert [segment.where for segment in alone.segments] == ["client"]
@@ -176,7 +190,7 @@ def test_a_server_that_dies_with_a_late_answer_is_left(server: Server, tiny: Net
         wait_for(lambda: at_server(session.query()), "a query at the server")
         (process,) = server.session_processes()
         os.kill(process, signal.SIGSTOP)
-        assert session.query().fallback
+        wait_for_a_late_answer(session)
         os.kill(process, signal.SIGKILL)
         wait_for(lambda: not client.is_late, "the loss")
         wait_for(lambda: at_server(query := session.query()) and query.bit_equal, "another session")
@@ -265,8 +279,8 @@ def test_a_live_run_that_measures(tiny_files: Path, slow_client: str, tmp_path: 
     assert trace.info.settings.mbps is None
     assert all(query.bit_equal for query in trace.queries)
     assert len(trace.partitions) == len(trace.info.plan.partitions)
-    assert trace.estimates
-    assert 1 < max(estimate.mbps for estimate in trace.estimates) < 24
+    # How near to the link's all of them are is for this machine to say.
+    assert any(1 < estimate.mbps < 24 for estimate in trace.estimates)
     assert load_traces(results) == [trace]
 
 
@@ -284,8 +298,16 @@ def test_what_the_server_holds_is_not_planned_again(server: Server, tiny: Networ
 
 
 def test_preinstalled_stages_are_there_before_the_link_begins_anew(
-    tiny_files: Path, slow_client: str, tmp_path: Path
+    tiny_files: Path, slow_client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start, ready = LiveSession.start_upload, []
+
+    def watched(self: LiveSession) -> None:
+        assert self.offloading.upload is not None
+        ready.append(self.offloading.upload.ready)
+        start(self)
+
+    monkeypatch.setattr(LiveSession, "start_upload", watched)
     ride = tmp_path / "ride.csv"
     ride.write_text("0,16\n10,2\n")
     subject = runner.prepare_live(str(tiny_files), client=slow_client)
@@ -294,8 +316,8 @@ def test_preinstalled_stages_are_there_before_the_link_begins_anew(
     assert trace.info.plan.held
     assert (trace.partitions, trace.info.plan.partitions) == ((), ())
     assert all(query.bit_equal for query in trace.queries)
-    # It may come back late, where this machine is busy, and be completed at the client.
-    assert trace.queries[0].feature_bytes
+    # Whether queries use them is up to what this machine has the client believe.
+    assert (ready, trace.info.fault) == ([1], None)
     assert load_traces(results) == [trace]
 
 

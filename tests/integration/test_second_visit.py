@@ -361,8 +361,9 @@ def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
                 assert visit.offloading.fault is None
                 assert all(record.bit_equal for record in records)
                 assert visit.offloading.measuring is not None
-                seen = [record.mbps for record in visit.offloading.measuring.records]
-                assert 4.0 < seen[-1] < 40.0  # a probe or two on a machine that may be busy
+                seen = visit.offloading.measuring.records
+                # The next observation will do: this machine may be busy.
+                wait_for(lambda: visit.session.query() and 4.0 < seen[-1].mbps < 40.0, "the rate")  # noqa: B023
                 sent = sent_bytes(visit.session.finish())
         assert sent == 0
         link.stop()
@@ -503,10 +504,10 @@ def test_a_second_visit_of_alexnet_over_80_mbps(server: Server, tmp_path: Path) 
     second = run_alexnet(link.address)
     assert second["weight_bytes_sent"] == 0
     assert second["weight_wire_bytes"] < 1000
-    # The upload would take 24 s.
+    # Nothing is sent: the upload would take 24 s.
     data = query_inputs(Network.load("alexnet"), seed=7, count=1)[0]
     with ionn.connect("alexnet", link.address, client="odroid-xu4", server="gtx1080ti", mbps=80.0) as session:
-        assert session.wait_uploaded(20)
+        assert session.wait_uploaded(WAIT_S)
         answer = session.query(data)
         assert (session.weight_bytes_sent, session.weight_bytes_held) == (0, 243_860_896)
     assert "server" in {segment.where for segment in answer.segments}
@@ -536,7 +537,7 @@ def test_a_model_that_shares_its_backbone_uploads_only_its_head(server: Server, 
         with ionn.connect(
             prototxt, link.address, client="odroid-xu4", server="gtx1080ti", mbps=80.0, coding=NONE
         ) as session:
-            assert session.wait_uploaded(60)
+            assert session.wait_uploaded(WAIT_S)
             answer = session.query(data)
             sent.append(session.weight_bytes_sent)
             assert session.weight_bytes_sent + session.weight_bytes_held == weight_bytes(network)

@@ -35,7 +35,6 @@ from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
 from ionn.records import QueryRecord
 from ionn.testbed import runner
-from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live import Subject
 from ionn.testbed.live_session import LiveSession
 from ionn.testbed.trace import Trace
@@ -43,7 +42,7 @@ from tests.support.chains import coded_everywhere
 from tests.support.forward import random_weights
 from tests.support.nets import network_of
 from tests.support.raw import Raw, upload_messages
-from tests.support.runs import run_live
+from tests.support.runs import check_queries_after_upload, run_live
 from tests.support.world import SHORT, WAIT_S, Server, Wire, connected, recover, wait_for
 
 # Stages: 0 the input, 1 a convolution, 2 a pooling, 3 an inner product in slices, 4 another one, 5 the softmax.
@@ -592,7 +591,7 @@ def test_a_live_run_in_slices(subject: Subject, tmp_path: Path) -> None:
     assert all(query.bit_equal and not query.fallback for query in trace.queries)
     assert any(segment.where == "both" for query in trace.queries for segment in query.segments)
     assert [place for place, *_ in where(trace.queries[-1])] == ["client", "server", "client"]
-    assert sum(query.start_s >= trace.upload_s for query in trace.queries) == QUERIES_AFTER_UPLOAD
+    check_queries_after_upload(trace)
     assert len(trace.partitions) == len(trace.info.plan.partitions)
 
 

@@ -102,7 +102,7 @@ def test_keys_where_there_are_none() -> None:
     server = Hostile()
     try:
         with pytest.raises(NotAcceptedError, match="the server has no keys; connect without"):
-            Client(server.address, KEYS, QUICK)
+            Client(server.address, KEYS, PATIENT)
     finally:
         server.close()
 

@@ -13,9 +13,8 @@ from ionn.address import parse_address
 from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol.messages import PROTOCOL, Bye, Error, Hello, Message, Welcome, decode
 from tests.support.raw import upload_messages
-from tests.support.world import Server
+from tests.support.world import WAIT_S, Server
 
-WAIT_S = 30.0
 MORE, LONG, COMMAND = 1, 2, 4
 
 HELLO = Hello(PROTOCOL, "control")

@@ -300,7 +300,7 @@ def test_a_heartbeat_and_an_upload_do_not_wait_for_turns(world: World) -> None:
 
 def test_who_waits_for_a_turn_is_neither_stuck_nor_silent() -> None:
     """Two that are stuck have the only place, one after the other, until they are ended."""
-    options = ("--computing", "1", "--turn-s", "600", "--stall-s", "2", "--idle-s", "3")
+    options = ("--computing", "1", "--turn-s", "600", "--stall-s", "4", "--idle-s", "7")
     with served(*options) as server, ExitStack() as stack:
         sessions = [Computing(server, number, stack) for number in (2, 3, 4)]
         for session in sessions[:2]:
@@ -310,7 +310,7 @@ def test_who_waits_for_a_turn_is_neither_stuck_nor_silent() -> None:
         for session in sessions[:2]:
             ended = session.control.answer()
             assert isinstance(ended, messages.Error)
-            assert "stuck for 2 s" in ended.message
+            assert "stuck for 4 s" in ended.message
         sessions[2].answered()
 
 

@@ -31,6 +31,6 @@ def serving(*options: str) -> Iterator[Serving]:
             yield Serving(process.stdout.readline().strip(), process.pid)
             assert process.poll() is None
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()

@@ -11,8 +11,7 @@ from ionn.model.partial_net import ExtractedPartition
 from ionn.protocol import messages
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import PROTOCOL, Chunk, Message, PartitionEnd, PartitionHeader, decode, make_chunk
-
-WAIT_S = 20.0
+from tests.support.world import WAIT_S
 
 
 class Raw:

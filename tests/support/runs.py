@@ -13,6 +13,7 @@ from ionn.planning.plan import Partition, Plan
 from ionn.protocol.curve import ClientKeys
 from ionn.records import PartitionRecord, QueryRecord, Segment
 from ionn.testbed import live, runner
+from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
 from tests.support.chains import chain
@@ -100,3 +101,10 @@ def run_live(
     costs = None if server is None else load_costs(server)
     made = runner.live_settings(subject, costs, connect=address, link=link, **settings)
     return runner.run_live_all(subject, algorithms, runs, made, server=costs, results=results, keys=keys, link=link)
+
+
+def check_queries_after_upload(trace: Trace) -> None:
+    """Five follow the upload; the one before them may have begun in the moment in which it ended."""
+    after = [query.start_s >= trace.upload_s for query in trace.queries]
+    assert all(after[-QUERIES_AFTER_UPLOAD:])
+    assert not any(after[: -QUERIES_AFTER_UPLOAD - 1])

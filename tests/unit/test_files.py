@@ -23,8 +23,6 @@ from ionn.model.network import Network
 from ionn.planning.planners.custom import load_function
 from ionn.protocol.curve import make_keys, read_key, read_keys
 
-pytestmark = pytest.mark.timeout(30)
-
 TINY = Network.from_text(
     'layer { name: "d" type: "Input" top: "d" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } } '
     'layer { name: "f" type: "InnerProduct" bottom: "d" top: "f" inner_product_param { num_output: 2 } }',
