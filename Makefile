@@ -17,6 +17,12 @@ SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-py
   libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev libseccomp2 ninja-build protobuf-compiler \
   python3-dev python3-venv
 
+# What `import ionn` offers comes first, then the modules of what it takes and returns.
+REFERENCE := ionn.api ionn.errors ionn.records ionn.model.network ionn.model.slices ionn.planning.graph \
+  ionn.planning.plan ionn.planning.planners ionn.costs.models ionn.costs.loading ionn.costs.features \
+  ionn.testbed.trace ionn.testbed.settings ionn.testbed.arrivals ionn.testbed.bandwidth ionn.testbed.responses \
+  ionn.testbed.sweep_table ionn.protocol.curve
+
 # .venv is complete when it holds the stamp of what it is made from. It has absolute paths in it, so where it lies counts.
 RECIPE := $(addprefix caffe-build/,CMakeLists.txt build_wheel.py pyproject.toml sdist.txt)
 STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /etc/os-release; } | sha256sum | cut -c 1-16)
@@ -24,7 +30,8 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models wheels test test-long lint reproduce beyond figures bench soak fuzz sanitize mutants clean
+.PHONY: help setup system-packages models wheels test test-long lint docs reproduce beyond figures bench soak fuzz \
+  sanitize mutants clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +82,9 @@ lint: setup ## ruff and mypy
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy
 
+docs: setup ## write the reference of the library into docs/reference/
+	.venv/bin/python -m pdoc --no-show-source --output-directory docs/reference $(REFERENCE)
+
 reproduce: models ## run the paper's experiment into results/; RUNS=10 for as many runs as the paper
 	.venv/bin/python bench/reproduce.py --runs $(RUNS)
 
@@ -108,6 +118,6 @@ mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do
 	.venv/bin/python -m tests.mutants.mutate --mutants $(MUTANTS) --seed $(SEED)
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay
-	rm -rf .venv *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis docs/reference
 	for record in models/*.json; do rm -f "$${record%.json}.caffemodel" "$${record%.json}.coded" "$$record"; done
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -50,6 +50,7 @@ TEST_DEPENDENCIES = [
     "hypothesis>=6.100,<7",  # properties over generated inputs
     "mypy==2.4.*",  # types; pinned like ruff, as their verdicts change from release to release
     "opencv-python-headless>=4.10.0.84,<5",  # reads caffemodels without Caffe, an independent judge; 5 no longer does
+    "pdoc>=15,<17",  # the reference of the library from its docstrings, for make docs
     "psutil>=5.9,<8",  # finds the processes that a run started
     "pytest>=8,<10",
     "pytest-timeout>=2.3.1,<3",  # no test may hang

@@ -1,8 +1,10 @@
-"""Query overhead: what an offloaded query takes beyond its bytes on the link and its layers. About 50 s.
+"""Query overhead: what an offloaded query takes beyond its bytes on the link and its layers. About a minute.
 
 A chain of 41 convolutions whose input is an image (602 KB): 40 run at a server, uploaded as 1 partition or as 40, and
 the last one at the client. The overhead is the query's latency less payload bytes / link rate and the times of the
-layers at both ends. The two sessions take turns, query by query, so that whatever drifts on this machine meets both.
+layers at both ends. It is compared with what a message of as many bytes and its answer take in bare pyzmq, through as
+many processes and the same kind of link, beyond their bytes. The two sessions and pyzmq take turns, query by query, so
+that whatever drifts on this machine meets all.
 
 On the link both ends sleep while the bytes are under way, and a processor that has slept for long does everything at
 half its speed for a while. How much that is can be seen where there is no link, but the same pause before each query.
@@ -11,11 +13,13 @@ half its speed for a while. How much that is can be seen where there is no link,
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import support
+import zmq
 
 from ionn.client.audit import Auditor
 from ionn.client.offloading import Offloading
@@ -32,8 +36,9 @@ SERVER_STAGES = 40
 PARTITIONS = (1, 40)
 CHANNELS = 8
 WARM_UP = 5
-MEDIAN_MS = 2.0
-P99_MS = 6.0
+# Times a bare round trip.
+MEDIAN_RATIO = 1.5
+P99_RATIO = 1.5
 # What is between the two processes, its rate in Mbps, a pause before each query, and their number in each session.
 LINKS = (("loopback", None, 0.0, 500), ("loopback after 60 ms", None, 0.06, 120), ("80 Mbps", 80.0, 0.0, 200))
 
@@ -91,17 +96,42 @@ def session(
     return made
 
 
-def overheads_ms(network: Network, mbps: float | None, pause_s: float, queries: int) -> dict[int, list[float]]:
-    """The overhead of every query, by the number of partitions."""
+class Bare:
+    """Round trips of bare pyzmq, of messages of so many bytes, to what listens at an address."""
+
+    def __init__(self, address: str, size_bytes: int, stack: contextlib.ExitStack) -> None:
+        context = stack.enter_context(zmq.Context())
+        self._socket = stack.enter_context(context.socket(zmq.REQ))
+        self._socket.connect(address)
+        self._message = bytes(size_bytes)
+
+    def round_trip_ms(self) -> float:
+        began = time.perf_counter()
+        self._socket.send(self._message, copy=False)
+        self._socket.recv(copy=False)
+        return (time.perf_counter() - began) * 1e3
+
+
+def overheads_ms(
+    network: Network, mbps: float | None, pause_s: float, queries: int
+) -> tuple[dict[int, list[float]], list[float]]:
+    """The overhead of every query, by the number of partitions; and that of bare round trips."""
     with contextlib.ExitStack() as stack:
-        address = stack.enter_context(processes.process("serve", "--bind", "tcp://127.0.0.1:0"))
-        if mbps is not None:
-            through = ("--to", address, "--mbps", str(mbps))
-            address = stack.enter_context(processes.process("link", "--listen", "tcp://127.0.0.1:0", *through))
-        sessions = {count: session(network, address, count, stack) for count in PARTITIONS}
+
+        def through_link(address: str) -> str:
+            if mbps is None:
+                return address
+            options = ("--listen", "tcp://127.0.0.1:0", "--to", address, "--mbps", str(mbps))
+            return stack.enter_context(processes.process("link", *options))
+
         up, down = network.stages[1].input_shape, network.stages[SERVER_STAGES + 1].input_shape
-        link_ms = 0.0 if mbps is None else 4 * (np.prod(up) + np.prod(down)) * 8 / mbps / 1e3
+        up_bytes, down_bytes = 4 * math.prod(up), 4 * math.prod(down)
+        link_ms = 0.0 if mbps is None else (up_bytes + down_bytes) * 8 / mbps / 1e3
+        address = through_link(stack.enter_context(processes.process("serve", "--bind", "tcp://127.0.0.1:0")))
+        sessions = {count: session(network, address, count, stack) for count in PARTITIONS}
+        bare = Bare(through_link(stack.enter_context(support.echo(down_bytes))), up_bytes, stack)
         result: dict[int, list[float]] = {count: [] for count in PARTITIONS}
+        bare_ms = []
         for _ in range(WARM_UP + queries):
             for count, made in sessions.items():
                 time.sleep(pause_s)
@@ -109,20 +139,25 @@ def overheads_ms(network: Network, mbps: float | None, pause_s: float, queries: 
                 assert [part.where for part in query.segments] == ["client", "server", "client"], made.offloading.fault
                 assert query.bit_equal
                 result[count].append(query.latency_ms - sum(part.compute_ms for part in query.segments) - link_ms)
-    return {count: overhead_ms[WARM_UP:] for count, overhead_ms in result.items()}
+            time.sleep(pause_s)
+            bare_ms.append(bare.round_trip_ms() - link_ms)
+    return {count: overhead_ms[WARM_UP:] for count, overhead_ms in result.items()}, bare_ms[WARM_UP:]
 
 
 def rows() -> list[support.Row]:
     network = chain()
     result: list[support.Row] = []
     for link, mbps, pause_s, queries in LINKS:
-        for count, overhead_ms in overheads_ms(network, mbps, pause_s, queries).items():
+        overheads, bare_ms = overheads_ms(network, mbps, pause_s, queries)
+        support.keep(f"bare round trip, {link}", ms=[round(ms, 3) for ms in bare_ms])
+        for count, overhead_ms in overheads.items():
             name = f"{link}, {count} partition{'s' if count > 1 else ''}"
             support.keep(f"query overhead, {name}", overhead_ms=[round(ms, 3) for ms in overhead_ms])
-            result += [
-                (f"query overhead, {name}, median", MEDIAN_MS, float(np.median(overhead_ms)), "ms"),
-                (f"query overhead, {name}, 99 %", P99_MS, float(np.percentile(overhead_ms, 99)), "ms"),
-            ]
+            for percent, limit in ((50, MEDIAN_RATIO), (99, P99_RATIO)):
+                ours_ms, other_ms = np.percentile(overhead_ms, percent), np.percentile(bare_ms, percent)
+                print(f"{name}, {percent} %: {ours_ms:.2f} ms, bare {other_ms:.2f} ms")
+                what = f"query overhead, {name}, {percent} %, of a bare round trip's"
+                result.append((what, limit, float(ours_ms / other_ms), ""))
     return result
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ionn import paper
 from ionn.client.session import Client
@@ -69,12 +69,28 @@ def start_ms(address: str) -> float:
 
 
 @contextlib.contextmanager
-def tap(server: str, output: Path) -> Iterator[str]:
-    """A tap (bench/tap.py) in front of `server` that writes to `output`: the address to connect to."""
-    command = [sys.executable, str(Path(__file__).with_name("tap.py")), server, str(output)]
+def _script(name: str, *arguments: object) -> Iterator[IO[str]]:
+    """A script of bench/ in a process of its own: what it prints."""
+    command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().strip()
+            yield process.stdout
         finally:
             process.terminate()
+
+
+@contextlib.contextmanager
+def tap(server: str, output: Path) -> Iterator[str]:
+    """A tap (bench/tap.py) in front of `server` that writes to `output`: the address to connect to."""
+    with _script("tap.py", server, output) as printed:
+        yield printed.readline().strip()
+
+
+@contextlib.contextmanager
+def echo(answer_bytes: int) -> Iterator[str]:
+    """Bare pyzmq (bench/echo.py) in two processes: the address to connect to."""
+    with _script("echo.py", "front") as printed:
+        address, workers = printed.readline().strip(), printed.readline().strip()
+        with _script("echo.py", "worker", workers, answer_bytes):
+            yield address

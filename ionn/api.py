@@ -265,6 +265,7 @@ class Session:
 
     @property
     def fault(self) -> Exception | None:
+        """Why this session does without the server, or None while it has one."""
         return self._offloading.fault
 
     @property

@@ -94,6 +94,7 @@ class QueryRecord:
 
     @property
     def latency_ms(self) -> float:
+        """The time from when the query's execution began to its answer."""
         return (self.end_s - self.start_s) * 1e3
 
     @property

@@ -48,7 +48,8 @@ class Costs(Protocol):
     those whose names end in `_ms` in ms."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The device, as it is named in output and traces."""
 
     @property
     def encode_ms_per_mb(self) -> float | None:

@@ -43,6 +43,7 @@ Piece = int | Slice
 
 
 def stage_of(piece: Piece) -> int:
+    """Return the stage that a piece is, or is a slice of."""
     return piece.stage if isinstance(piece, Slice) else piece
 
 

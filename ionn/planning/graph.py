@@ -463,6 +463,7 @@ class ExecutionGraph:
         return hash(self.stages)
 
     def to_json(self) -> dict[str, list[Any]]:
+        """Return what `from_json` reads: a list per attribute, in the order of the stages or boundaries."""
         return {field.name: _as_json(getattr(self, field.name)) for field in fields(self) if field.name != "held"}
 
     @classmethod

@@ -45,6 +45,7 @@ class Steps:
         self._amounts = list(accumulate(pieces, initial=0.0))  # until each begin, and in a whole period
 
     def rate(self, at: float) -> float:
+        """The rate at a time."""
         return self._rates[self._step(at)[1]]
 
     def amount(self, begin: float, end: float) -> float:
@@ -219,6 +220,7 @@ class Bandwidth:
         return self._bytes.amount(start_s, end_s)
 
     def mbps_at(self, time_s: float) -> float:
+        """The bandwidth at a time, in Mbps."""
         return self._bytes.rate(time_s) * 8 / 1e6
 
     def work_ms(self, mbps: float) -> Steps:

@@ -64,6 +64,7 @@ class SweepRow(NamedTuple):
 
     @property
     def cell(self) -> Cell:
+        """The combination that this row is of."""
         return Cell._make(self[: len(Cell._fields)])
 
 

@@ -66,10 +66,12 @@ class RunInfo:
 
     @property
     def model(self) -> str:
+        """The name of the network."""
         return self.plan.model
 
     @property
     def algorithm(self) -> str:
+        """The name of the planner."""
         return self.plan.algorithm
 
     @property
