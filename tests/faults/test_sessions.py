@@ -247,8 +247,10 @@ def test_how_much_a_chunk_may_be_is_limited(raw: Raw, world: World) -> None:
 
 @pytest.fixture
 def small() -> Iterator[Server]:
-    """A server with little room, and as much patience as a busy machine needs."""
-    server = Server("--memory-mb", "100", "--sessions", "2")
+    """A server with little room, and as much patience as a busy machine needs. It has no session."""
+    server = Server("--memory-mb", "100", "--sessions", "2", "--idle-s", "20")
+    # The one that tried it may be ending, and a goodbye that a busy machine did not send in time is not waited for.
+    wait_for(lambda: ping(server.address, timeout_s=WAIT_S).sessions == 0, "the first session to end")
     yield server
     server.end_well()
 

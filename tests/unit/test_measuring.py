@@ -92,3 +92,20 @@ def test_what_a_server_acknowledges_after_it_has_computed_crossed_before(clock: 
         clock.cross(CHUNK_BYTES)
         seen.acknowledged(CHUNK_BYTES)
     assert seen.current().mbps == pytest.approx(8.0, rel=0.06)
+
+
+def test_what_is_told_is_undilated(clock: Clock) -> None:
+    """On the wall all takes twice as long, whatever it was told by."""
+    by_weights, by_probe, by_query = (Measuring(2.0) for _ in range(3))
+    for _ in range(4):
+        by_weights.acknowledged(CHUNK_BYTES)
+        clock.cross(CHUNK_BYTES)
+    by_probe.round_trip(0.02)
+    by_probe.probed(64_000, 0.064 + 0.02)
+    by_query.answered(by_query.asked(), 60_000, 4_000, 0.064)
+    for seen in (by_weights, by_probe, by_query):
+        assert seen.current().mbps == pytest.approx(16.0)
+        seen.computed("server", 6.0, 1.0)
+        seen.computed("client", 4.0, 1.0)
+        assert seen.current()[2:] == pytest.approx((3.0, 2.0))
+    assert by_probe.current().rtt_ms == pytest.approx(10.0)
