@@ -3,8 +3,8 @@
 Each stage is executed in a Debian of its own, debootstrap's smallest; Debian's slim image is made of the same packages
 without their documentation, and has the sources of security updates, which these roots lack. The files that COPY takes
 are those of a clone of this checkout's last commit that Dockerfile.dockerignore leaves. Then the image is run as
-docs/deploying.md says: each run has a copy of the image, a network of its own, and its process is number 1. A server is
-asked, used and stopped from outside, and the experiment runs.
+docs/deploying.md says: each run has a layer of its own over the image (overlayfs) and a network of its own, and its
+process is number 1. A server is asked, used and stopped from outside, and the experiment runs.
 
 It prints every line of the Dockerfile that was executed with its time, the runs, and every line that was not executed
 and why. Exits 1 at the first step that fails, with the end of its output.
@@ -35,7 +35,6 @@ BASE = "debian:12-slim"
 ADDRESS = "tcp://127.0.0.1:7675"
 # A user whom no system has: somebody's number, as `docker run --user` gives it.
 SOMEBODY = "4321:4321"
-READY_S = 60.0
 STOP_S = 30.0
 _LINES_SHOWN = 40
 
@@ -185,6 +184,26 @@ def build(given: Path, stack: contextlib.ExitStack, steps: Steps) -> Stage:
 # --- Running ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Container:
+    """An image's files and what is written over them, which is kept apart in `folder`."""
+
+    stage: Stage
+    folder: Path
+    root: Root
+
+    def argv(self, words: Sequence[str], user: str | None = None) -> list[str]:
+        """What to run for a command to run in it, as process 1, with a network that only has a loopback."""
+        layers = f"lowerdir={self.stage.root.folder},upperdir={self.folder}/written,workdir={self.folder}/work"
+        begin = 'mount -t overlay -o "$1" overlay "$2"; ip link set lo up; shift 2; exec "$@"'
+        alone = ("unshare", "--mount", "--net", "sh", "-euc", begin, "container", layers, str(self.root.folder))
+        return [*alone, *self.stage.argv(words, self.root, user)]
+
+    def exec_argv(self, words: Sequence[str], running: int) -> list[str]:
+        """The same beside the command that runs as this machine's process `running`."""
+        return ["nsenter", f"--target={running}", "--mount", "--net", *self.stage.argv(words, self.root)]
+
+
 class Image:
     """What can be run. `volumes` are folders of this machine, and where each is in a container."""
 
@@ -194,24 +213,19 @@ class Image:
         self._steps = steps
 
     @contextlib.contextmanager
-    def container(self, volumes: Mapping[Path, str]) -> Iterator[Root]:
-        """A copy of the image, which is removed in the end."""
+    def container(self, volumes: Mapping[Path, str]) -> Iterator[Container]:
+        """A new container, which is removed in the end."""
         with tempfile.TemporaryDirectory(prefix="container-", dir=self._scratch) as folder:
-            copied = Path(folder, "root")
-            subprocess.run(["cp", "--archive", "--reflink=auto", self.stage.root.folder, copied], check=True)
-            yield Root(copied, list(volumes.items()))
-
-    def argv(self, root: Root, words: Sequence[str], user: str | None = None) -> list[str]:
-        """What to run for a command to run in a container, in a network that only has a loopback."""
-        alone = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
-        return [*alone, *self.stage.argv(words, root, user)]
+            for name in ("written", "work", "root"):
+                Path(folder, name).mkdir()
+            yield Container(self.stage, Path(folder), Root(Path(folder, "root"), list(volumes.items())))
 
     def run(
         self, words: Sequence[str], volumes: Mapping[Path, str], user: str | None = None, stdin: Path = Path(os.devnull)
     ) -> str:
         """`docker run`: the command's standard output. Raises CalledProcessError if it fails."""
-        with self.container(volumes) as root:
-            return self._steps.call(self.argv(root, words, user), stdin=stdin)
+        with self.container(volumes) as container:
+            return self._steps.call(container.argv(words, user), stdin=stdin)
 
     def named_volume(self, path: str) -> Path:
         """A new volume, which an engine fills with what the image has there, with the same owner."""
@@ -233,19 +247,18 @@ def serve(image: Image, scratch: Path, steps: Steps) -> None:
     with steps.step("docker run ionn ionn calibrate --save costs.json"):
         image.run(["ionn", "calibrate", "--save", "costs.json"], volumes)
     words = command(image.stage.settings["CMD"])
-    with image.container(volumes) as root, steps.log.open("a") as log:
+    with image.container(volumes) as container, steps.log.open("a") as log:
         with steps.step(f"docker run ionn: {' '.join(words)} prints its address"):
-            server = subprocess.Popen(image.argv(root, words), stdout=subprocess.PIPE, stderr=log, text=True)
+            server = subprocess.Popen(container.argv(words), stdout=subprocess.PIPE, stderr=log, text=True)
             assert server.stdout is not None
-            address = server.stdout.readline().strip()
-            if not address:
+            if not server.stdout.readline().startswith("tcp://"):
                 raise subprocess.CalledProcessError(server.wait(STOP_S), words)
         try:
             process_1 = int(Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text())
             outside = ["nsenter", f"--net=/proc/{server.pid}/ns/net"]
             with steps.step("HEALTHCHECK's command"):
                 _, health = options(image.stage.settings["HEALTHCHECK"])
-                steps.call([*outside, *image.stage.argv(command(health.removeprefix("CMD ")), root)])
+                steps.call(container.exec_argv(command(health.removeprefix("CMD ")), server.pid))
             with steps.step("docker run ionn cat server.public >server.public"):
                 public = scratch / "server.public"
                 public.write_text(image.run(["cat", "server.public"], volumes))
@@ -254,10 +267,8 @@ def serve(image: Image, scratch: Path, steps: Steps) -> None:
                 print(" " * 11 + steps.call([*outside, *ionn, "ping", ADDRESS, *keys]).strip())
             for visit in ("first", "second"):
                 with steps.step(f"on the phone: ionn classify --connect, {visit} visit"):
-                    said = steps.call(
-                        [*outside, *ionn, "classify", "chelsea", "--model", "mobilenet", "--connect", ADDRESS, *keys]
-                        + ["--client", "odroid-xu4", "--mbps", "80", "--coding", "none"]
-                    )
+                    asked = ("classify", "chelsea", "--model", "mobilenet", "--client", "odroid-xu4", "--mbps", "80")
+                    said = steps.call([*outside, *ionn, *asked, "--coding", "none", "--connect", ADDRESS, *keys])
                     print("".join(f"{' ' * 11}{line}\n" for line in said.splitlines()), end="")
             number = signal.Signals[image.stage.settings["STOPSIGNAL"]]
             with steps.step(f"docker stop: {number.name} to process 1; it ends with exit code 0"):

@@ -21,8 +21,8 @@ from pathlib import Path
 
 # What says how packages are fetched here, which holds in the root too.
 _NETWORK_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy")
-# Those that name this machine's certificates. They are no file of the root's: Debian's ca-certificates could not replace
-# one that is mounted where it has its own.
+# Those that name this machine's certificates. The root has them elsewhere: Debian's ca-certificates could not write its
+# own where others are mounted.
 _CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE")
 _CERTIFICATES = "/run/this-machine"
 
