@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from per_model import at_least_1, live
@@ -46,7 +46,7 @@ def write_plans(results: Path) -> None:
     write_file(results / "plans.json", json.dumps({"plans": plans}).encode())
 
 
-def reproduce(runs: int, results: Path, models: Sequence[str] = paper.MODELS) -> None:
+def reproduce(runs: int, results: Path, models: Collection[str] = paper.MODELS) -> None:
     started = time.monotonic()
     write_plans(results)
     for model in paper.MODELS:

@@ -86,7 +86,8 @@ class Steps:
         except (subprocess.SubprocessError, OSError) as error:
             lines = self.log.read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
             print("\n".join(lines))
-            raise StepError(f"{what}: {error}") from error
+            why = f"exit code {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+            raise StepError(f"{what}: {why}") from error
         print(f"{time.monotonic() - started:7.1f} s  {what}", flush=True)
 
     def call(self, argv: Sequence[str], timeout_s: float = 3600, stdin: Path = Path(os.devnull)) -> str:
@@ -269,7 +270,11 @@ def serve(image: Image, scratch: Path, steps: Steps) -> None:
                 with steps.step(f"on the phone: ionn classify --connect, {visit} visit"):
                     asked = ("classify", "chelsea", "--model", "mobilenet", "--client", "odroid-xu4", "--mbps", "80")
                     said = steps.call([*outside, *ionn, *asked, "--coding", "none", "--connect", ADDRESS, *keys])
-                    print("".join(f"{' ' * 11}{line}\n" for line in said.splitlines()), end="")
+                    stages = [line for line in said.splitlines() if line.startswith("server ")]
+                    if not stages:
+                        raise StepError(f"the server computed nothing:\n{said}")
+                    (summary,) = (line for line in said.splitlines() if line.startswith("mobilenet: "))
+                    print(f"{' ' * 11}{summary}; the server computed {len(stages)} stages")
             number = signal.Signals[image.stage.settings["STOPSIGNAL"]]
             with steps.step(f"docker stop: {number.name} to process 1; it ends with exit code 0"):
                 os.kill(process_1, number)

@@ -244,7 +244,12 @@ def check(machine: Machine, keys: tuple[str, ...]) -> None:
     if "not sandboxed" in said:
         raise ServiceError("the server's own sandbox does not work within the unit's restrictions")
     classify = ("classify", "chelsea", "--model", "mobilenet", "--client", "odroid-xu4", "--mbps", "80")
-    print(ionn(*classify, "--connect", ADDRESS, "--coding", "none", *keys, enter=enter))
+    lines = ionn(*classify, "--connect", ADDRESS, "--coding", "none", *keys, enter=enter).splitlines()
+    stages = [line for line in lines if line.startswith("server ")]
+    (summary,) = (line for line in lines if line.startswith("mobilenet: "))
+    print(f"ionn classify: {summary}; the server computed {len(stages)} stages")
+    if not stages:
+        raise ServiceError("the server computed nothing")
 
     properties = ("MainPID", "NRestarts", "MemoryCurrent", "TasksCurrent")
     before = machine.says("systemctl", "show", "--property", ",".join(properties), "ionn").splitlines()
