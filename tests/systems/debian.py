@@ -20,6 +20,8 @@ USER = "tester"
 HOME = f"/home/{USER}"
 # Chromium is not among them: the tests of the report's page skip themselves where there is none.
 PACKAGES = ("ca-certificates", "git", "make", "procps")
+# The command is process 1's child: a shell waits for orphans too, which make does not.
+REAPING = ("sh", "-c", '"$@"; exit $?', "sh")
 TARGETS = ("setup", "lint", "test", "wheels")
 
 
@@ -32,7 +34,7 @@ def clone(root: Root, target: str, user: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("release", metavar="RELEASE", choices=("bookworm", "trixie"))
+    parser.add_argument("release", metavar="RELEASE", choices=("bookworm", "trixie"), help="bookworm or trixie")
     parser.add_argument("targets", metavar="TARGET", nargs="*", default=TARGETS, help=f"of make: {' '.join(TARGETS)}")
     arguments = parser.parse_args()
     checkout = f"{HOME}/ionn"
@@ -41,7 +43,7 @@ def main() -> int:
     def timed(what: str, root: Root, *command: str, user: str = "root") -> None:
         print(f"--- {what}", flush=True)
         started = time.monotonic()
-        root.run(*command, user=user, cwd=checkout)
+        root.run(*REAPING, *command, user=user, cwd=checkout)
         took.append((what, time.monotonic() - started))
 
     try:
