@@ -52,8 +52,8 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
 
 
 def _import_file(path: Path, content: bytes) -> Any:
-    """The module of a file that has `content`. No bytecode is kept or used: Python would take that of an earlier content
-    of the same size and second for this one's, and would leave a folder beside the user's file."""
+    """The module of a file that has `content`. No bytecode is kept or used: Python would take that of an earlier
+    content of the same size and second for this one's, and would leave a folder beside the user's file."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert isinstance(spec.loader, SourceLoader)
