@@ -147,11 +147,13 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_planner_is_added_and_replaced_but_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ionn.planning.planners.PLANNERS", dict(PLANNERS))
     monkeypatch.setattr("ionn.planning.planners._ADDED", {})
+    monkeypatch.setattr("sys.dont_write_bytecode", False)  # or bytecode of the first could not be taken for the second
     path = tmp_path / "mine.py"
     for stage in (0, 2):  # the second time it is another one
         path.write_text(f"def alone(graph): return [[{stage}]]\ndef optimal(graph): return []")
         assert add_planner(f"{path}:alone") == "alone"
         assert get_planner("alone")(GRAPH) == [[stage]]
+    assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(InputError, match="optimal is one of ionn's own planners; rename the function"):
         add_planner(f"{path}:optimal")
     path.write_text("def alone(graph): return [[9]]")

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from importlib.abc import SourceLoader
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
     folder = str(path.parent.resolve()) if path.suffix == ".py" else str(Path.cwd())
     sys.path.insert(0, folder)
     try:
-        module = _import_file(path) if path.suffix == ".py" else importlib.import_module(source)
+        module = _import_file(path, content) if path.suffix == ".py" else importlib.import_module(source)
     except (Exception, SystemExit) as error:
         raise InputError(f"{spec}: cannot import it: {_place(error)}") from error
     finally:
@@ -50,12 +51,14 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
     return name, function, content
 
 
-def _import_file(path: Path) -> Any:
+def _import_file(path: Path, content: bytes) -> Any:
+    """The module of a file that has `content`. No bytecode is kept or used: Python would take that of an earlier
+    content of the same size and second for this one's, and would leave a folder beside the user's file."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
-    assert spec.loader is not None
+    assert isinstance(spec.loader, SourceLoader)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    exec(spec.loader.source_to_code(content, str(path)), module.__dict__)
     return module
 
 
