@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import os
 import tempfile
@@ -164,10 +165,13 @@ def run_live_all(
 
 
 def _former_runs(folder: Path) -> set[Path]:
-    try:
-        return set(folder.glob("run-*.jsonl"))
+    try:  # glob hides from Python 3.13 on what is wrong with a folder
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):  # to write there makes the one, and tells of the other
+        return set()
     except OSError as error:
         raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
+    return {folder / name for name in fnmatch.filter(names, "run-*.jsonl")}
 
 
 def _check_same(

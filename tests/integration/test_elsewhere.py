@@ -18,7 +18,7 @@ import caffe
 import pytest
 
 from ionn.files import locked
-from ionn.libraries import CAFFE_PACKAGES
+from ionn.libraries import CAFFE_PACKAGES, caffe_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 # What computes.
@@ -192,9 +192,24 @@ def test_the_listed_packages_are_those_that_caffe_is_linked_to() -> None:
     every_system_has = ("libc.", "libm.", "libgcc_s.", "libstdc++.")
     files = [Path(paths[name]).resolve() for name in needed if not name.startswith(every_system_has)]
     packages = {line.partition(":")[0] for line in output("dpkg-query", "--search", *files).splitlines()}
-    assert packages == set(CAFFE_PACKAGES)
-    (block,) = re.findall(r"^# apt-get (.*?)^\$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert packages == set(re.findall(r"\blib\S+", block))
+    assert packages == set(caffe_packages())
+
+
+def test_the_packages_of_every_debian_are_in_the_readme() -> None:
+    blocks = re.findall(r"^# apt-get (.*?)^[$`]", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert [set(re.findall(r"\blib\S+", block)) for block in blocks] == list(map(set, CAFFE_PACKAGES.values()))
+
+
+def test_the_packages_are_those_of_this_debian(monkeypatch: pytest.MonkeyPatch) -> None:
+    for release in ({"VERSION_ID": "12"}, {"VERSION_ID": "13"}, {"VERSION_ID": "24.04"}, {}):
+        monkeypatch.setattr("platform.freedesktop_os_release", lambda release=release: release)
+        assert caffe_packages() == CAFFE_PACKAGES["13" if release.get("VERSION_ID") == "13" else "12"]
+
+    def none() -> dict[str, str]:
+        raise OSError("no such file")
+
+    monkeypatch.setattr("platform.freedesktop_os_release", none)
+    assert caffe_packages() == CAFFE_PACKAGES["12"]
 
 
 def output(*command: str | Path) -> str:

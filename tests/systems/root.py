@@ -21,6 +21,10 @@ from pathlib import Path
 
 # What says how packages are fetched here, which holds in the root too.
 _NETWORK_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy")
+# Those that name this machine's certificates. The root has them elsewhere: Debian's ca-certificates could not write its
+# own where others are mounted.
+_CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE")
+_CERTIFICATES = "/run/this-machine"
 
 # $1 is the root, then pairs of a source and a target up to `--`, then the command. /proc is mounted before.
 _ENTER = """
@@ -46,10 +50,12 @@ class Root:
     def __init__(self, folder: Path, binds: Sequence[tuple[Path, str]] = ()) -> None:
         self.folder = folder
         self._binds = list(binds)
-        certificates = {os.environ[name] for name in ("PIP_CERT", "SSL_CERT_FILE") if name in os.environ}
-        for file in [*certificates, "/etc/resolv.conf"]:
-            if Path(file).exists():
-                self._binds.append((Path(file), file))
+        self._network = {name: os.environ[name] for name in _NETWORK_VARIABLES if name in os.environ}
+        files = {"/etc/resolv.conf": "/etc/resolv.conf"}
+        for name in _CERTIFICATE_VARIABLES:
+            if name in self._network:
+                files[self._network[name]] = self._network[name] = f"{_CERTIFICATES}{self._network[name]}"
+        self._binds += [(Path(file), target) for file, target in files.items() if Path(file).exists()]
 
     def argv(
         self,
@@ -65,7 +71,7 @@ class Root:
             "HOME": home,
             "LANG": "C.UTF-8",
             "DEBIAN_FRONTEND": "noninteractive",
-            **{name: os.environ[name] for name in _NETWORK_VARIABLES if name in os.environ},
+            **self._network,
             **(env or {}),
         }
         return [
