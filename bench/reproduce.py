@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from per_model import at_least_1, live
@@ -45,12 +46,12 @@ def write_plans(results: Path) -> None:
     write_file(results / "plans.json", json.dumps({"plans": plans}).encode())
 
 
-def reproduce(runs: int, results: Path) -> None:
+def reproduce(runs: int, results: Path, models: Collection[str] = paper.MODELS) -> None:
     started = time.monotonic()
     write_plans(results)
     for model in paper.MODELS:
         runner.run_virtual_all(model, paper.SHOWN, results=results)
-    for model in paper.MODELS:
+    for model in models:
         live(model, runs, 1.0, results)
     with runner.bar(DRAWS, "draw", "claims in random draws of the costs") as progress:
         uncertainty = keep_uncertainty(results, progress=progress.update)
@@ -67,9 +68,12 @@ def main() -> None:
         "--runs", type=at_least_1, default=1, help="live runs of each model and algorithm (default: %(default)s)"
     )
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--model", action="append", choices=paper.MODELS, help="live runs of this model only; give it again for another"
+    )
     arguments = parser.parse_args()
     try:
-        reproduce(arguments.runs, arguments.results)
+        reproduce(arguments.runs, arguments.results, arguments.model or paper.MODELS)
     except IonnError as error:
         sys.stderr.write(f"reproduce: {error}\n")
         sys.exit(2)
