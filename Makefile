@@ -24,10 +24,10 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models wheels test test-long lint reproduce beyond figures bench soak fuzz sanitize mutants clean
+.PHONY: help setup system-packages models wheels test test-long test-container test-service test-debian13 lint reproduce beyond figures bench soak fuzz sanitize mutants clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with ionn and Caffe in it (Caffe is compiled once per user)
 
@@ -69,6 +69,15 @@ test: models ## run the tests: 15 minutes on two cores
 
 test-long: models ## run what takes too long for that, and 1,000 generated nets: 4 minutes
 	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
+
+test-container: setup ## execute deploy/Dockerfile without a container engine, and run its image; as root: 10 minutes
+	.venv/bin/python -m tests.systems.container
+
+test-service: wheels ## start deploy/ionn.service with systemd in a Debian of its own; as root: 3 minutes
+	.venv/bin/python -m tests.systems.service
+
+test-debian13: setup ## set-up, lint, tests and wheels in a Debian 13 of its own; as root: half an hour
+	.venv/bin/python -m tests.systems.debian trixie
 
 lint: setup ## ruff and mypy
 	.venv/bin/python -m ruff check

@@ -39,7 +39,7 @@ LONG = {
     "ionn serve --bind tcp://0.0.0.0": "likewise",
 }
 COMMANDS = ionn.cli.cli.commands
-FILE = re.compile(r"(ionn|tests|bench|docs|examples|prototxt|plots|caffe-build|\.ci)/[\w./-]*")
+FILE = re.compile(r"(ionn|tests|bench|deploy|docs|examples|prototxt|plots|caffe-build|\.ci)/[\w./-]*")
 
 
 def blocks(page: Path, language: str = "sh") -> list[list[str]]:
@@ -180,6 +180,7 @@ OPTIONS = set().union(*map(options_of, COMMANDS.values()))
 @functools.cache
 def words_of_the_sources() -> set[str]:
     sources = {ROOT / "Makefile", ROOT / "setup.py", *(ROOT / "tests").rglob("*.py")} - {Path(__file__)}
+    sources |= set((ROOT / "deploy").iterdir())
     sources |= {path for folder in ("ionn", "bench", "models", "examples") for path in (ROOT / folder).rglob("*.py")}
     return {word for path in sources for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
 
