@@ -24,10 +24,10 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models wheels test test-long lint reproduce beyond figures bench soak fuzz sanitize mutants clean
+.PHONY: help setup system-packages models wheels test test-long test-arm64 lint reproduce beyond figures bench soak fuzz sanitize mutants clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with ionn and Caffe in it (Caffe is compiled once per user)
 
@@ -58,10 +58,12 @@ $(STAMP): | system-packages
 models: setup ## build the weights in models/ (seeded, always the same), and code them
 	@.venv/bin/python models/build_models.py
 
-wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere
-	@rm -rf build dist
-	@.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	@cp "$$(.venv/bin/python caffe-build/build_wheel.py)" dist/
+wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere; ARCH=arm64 for that processor, as root
+	@wheel=$$($(if $(ARCH),PYTHONPATH=. .venv/bin/python caffe-build/build_cross.py '$(ARCH)',\
+	  .venv/bin/python caffe-build/build_wheel.py)) && \
+	  rm -rf build dist && \
+	  .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . && \
+	  cp "$$wheel" dist/
 	@ls dist/*.whl
 
 test: models ## run the tests: 15 minutes on two cores
@@ -69,6 +71,10 @@ test: models ## run the tests: 15 minutes on two cores
 
 test-long: models ## run what takes too long for that, and 1,000 generated nets: 4 minutes
 	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
+
+test-arm64: models ## ionn on arm64, in a Debian of its own in qemu, and its client at a server here; as root, minutes
+	@$(MAKE) --no-print-directory wheels ARCH=arm64
+	.venv/bin/python -m tests.systems.arm64
 
 lint: setup ## ruff and mypy
 	.venv/bin/python -m ruff check
