@@ -3,9 +3,9 @@
     PYTHONPATH=. .venv/bin/python caffe-build/build_cross.py arm64
 
 A Debian 12 of this machine's processor gets Debian's cross compiler and CMake, and Python and all libraries of the
-other one. `build_wheel.py` runs in there as it does on any Debian: its Python, which qemu's user mode runs, is the other
-processor's, so that pip and CMake find what belongs to it, and the compiler is this machine's. The wheel is in the
-cache under the key that it would have if it were built on the other processor.
+other one. `build_wheel.py` runs in there as it does on any Debian: its Python, which qemu's user mode runs, is the
+other processor's, so that pip and CMake find what belongs to it, and the compiler is this machine's. The wheel is in
+the cache under the key that it would have if it were built on the other processor.
 
 The wheel's path goes to stdout, everything else to stderr. Exit 1: no wheel; 2: it cannot be built here.
 """

@@ -25,14 +25,14 @@ from ionn.files import locked
 
 # What says how packages are fetched here, which holds in the root too.
 _NETWORK_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy")
-# Those that name this machine's certificates. They are no file of the root's: Debian's ca-certificates could not replace
-# one that is mounted where it has its own.
+# Those that name this machine's certificates. They are no file of the root's: Debian's ca-certificates could not
+# replace one that is mounted where it has its own.
 _CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE")
 _CERTIFICATES = "/run/this-machine"
 
 # $1 is the root, then pairs of a source and a target up to `--`, then the command. /proc is mounted before. The command
-# is not process 1 of its namespace: that one ignores the signals that it sends to itself, and a program that qemu ends by
-# such a signal would hang.
+# is not process 1 of its namespace: that one ignores the signals that it sends to itself, and a program that qemu ends
+# by such a signal would hang.
 _ENTER = """
 root=$1; shift
 mount --rbind /dev "$root/dev"
@@ -165,7 +165,7 @@ def check_programs_run(architecture: str, binfmt: Path = _BINFMT) -> None:
     if "enabled" in entry and any(line.startswith("flags:") and "F" in line for line in entry):
         return
     raise RootError(
-        f"programs for {architecture} cannot run here: as root, 'apt-get install qemu-user-static binfmt-support', then "
+        f"programs for {architecture} cannot run here: as root 'apt-get install qemu-user-static binfmt-support', then "
         f"'mount -t binfmt_misc binfmt_misc {_BINFMT}' unless it is mounted, and 'update-binfmts --enable {name}'"
     )
 
