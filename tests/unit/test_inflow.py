@@ -22,21 +22,22 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def flood(ours: socket.socket, theirs: socket.socket) -> None:
-    """Have more come than anything can be waiting for, and be read."""
-    size = SLACK_BYTES + 1
-    theirs.settimeout(60)
-    ours.settimeout(60)
-    for _ in range(2):
-        theirs.sendall(bytes(size // 2 + 1))
-        left = size // 2 + 1
-        while left:
-            left -= len(ours.recv(left))
+    """Have more come than anything can be waiting for, and be read as ZeroMQ does, unless the connection is cut."""
+    for end in (ours, theirs):
+        end.settimeout(60)
+    chunk = bytes(SLACK_BYTES // 8)
+    for _ in range(9):
+        theirs.sendall(chunk)
+        left = len(chunk)
+        while left and (got := ours.recv(left)):
+            left -= len(got)
 
 
 def test_more_than_is_expected_cuts_the_connection() -> None:
     with connection() as (ours, theirs), contextlib.closing(Inflow(ours.fileno(), 0)) as inflow:
         with contextlib.suppress(OSError):  # it is cut meanwhile
-            theirs.sendall(bytes(SLACK_BYTES + 1))
+            flood(ours, theirs)
+            theirs.sendall(b"more")  # and is not read: there is something to look at
         wait_for(lambda: inflow.flooded, "the flood is noticed")
 
 
