@@ -30,8 +30,8 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup system-packages models wheels test test-long test-container test-service test-debian13 lint docs \
-  reproduce beyond figures bench soak fuzz sanitize mutants clean
+.PHONY: help setup system-packages models wheels test test-long test-container test-service test-debian13 test-arm64 \
+  lint docs reproduce beyond figures bench soak fuzz sanitize mutants clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -65,10 +65,12 @@ $(STAMP): | system-packages
 models: setup ## build the weights in models/ (seeded, always the same), and code them
 	@.venv/bin/python models/build_models.py
 
-wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere
-	@rm -rf build dist
-	@.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	@cp "$$(.venv/bin/python caffe-build/build_wheel.py)" dist/
+wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere; ARCH=arm64 for that processor, as root
+	@wheel=$$($(if $(ARCH),PYTHONPATH=. .venv/bin/python caffe-build/build_cross.py '$(ARCH)',\
+	  .venv/bin/python caffe-build/build_wheel.py)) && \
+	  rm -rf build dist && \
+	  .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . && \
+	  cp "$$wheel" dist/
 	@ls dist/*.whl
 
 test: models ## run the tests: 15 minutes on two cores
@@ -85,6 +87,10 @@ test-service: wheels ## start deploy/ionn.service with systemd in a Debian of it
 
 test-debian13: setup ## set-up, lint, tests and wheels in a Debian 13 of its own; as root: half an hour
 	.venv/bin/python -m tests.systems.debian trixie
+
+test-arm64: models ## ionn on arm64, in a Debian of its own in qemu, and its client at a server here; as root, minutes
+	@$(MAKE) --no-print-directory wheels ARCH=arm64
+	.venv/bin/python -m tests.systems.arm64
 
 lint: setup ## ruff and mypy
 	.venv/bin/python -m ruff check

@@ -9,7 +9,6 @@ system whose libraries it links to. The wheel's path goes to stdout, everything 
 
 from __future__ import annotations
 
-import ctypes.util
 import fcntl
 import hashlib
 import os
@@ -36,13 +35,12 @@ def say(message: str) -> None:
     print(f"build_wheel: {message}", file=sys.stderr, flush=True)
 
 
-def cache_folder() -> Path:
-    """Where the wheel of this recipe, interpreter and system is kept."""
+def cache_folder(abi: str, system: str, version: str | None) -> Path:
+    """Where the wheel of this recipe, for an interpreter's ABI and a system's release, is kept."""
     key = hashlib.sha256()
     for name in RECIPE:
         key.update(hashlib.sha256((HERE / name).read_bytes()).digest())
-    system = platform.freedesktop_os_release()
-    key.update(repr((sysconfig.get_config_var("SOABI"), system["ID"], system.get("VERSION_ID"))).encode())
+    key.update(repr((abi, system, version)).encode())
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache, "ionn", "wheels", key.hexdigest()[:16])
 
@@ -75,10 +73,16 @@ def unpack(archive: Path, folder: Path) -> None:
                     shutil.copyfileobj(content, file)
 
 
+def has_library(name: str) -> bool:
+    """Tell whether the C compiler, that of CMake, finds a library to link to."""
+    command = [os.environ.get("CC", "cc"), f"-print-file-name=lib{name}.so"]
+    return os.sep in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
 def build(folder: Path, scratch: Path, log: TextIO) -> Path:
     """Fetch the sources, compile them and move the wheel to `folder`; `scratch` is on the same file system."""
     boost_python = f"boost_python{sys.version_info.major}{sys.version_info.minor}"
-    if ctypes.util.find_library(boost_python) is None:
+    if not has_library(boost_python):
         raise BuildError(
             f"no lib{boost_python}.so for {sys.executable}: Debian builds Boost.Python for its own interpreter only; "
             "use PYTHON=/usr/bin/python3, with libboost-python-dev installed"
@@ -99,7 +103,8 @@ def build(folder: Path, scratch: Path, log: TextIO) -> Path:
 
 def cached_wheel() -> Path:
     """The wheel from the cache, built first if it is not there. Raises BuildError or OSError."""
-    folder = cache_folder()
+    system = platform.freedesktop_os_release()
+    folder = cache_folder(sysconfig.get_config_var("SOABI"), system["ID"], system.get("VERSION_ID"))
     if wheel := find_wheel(folder):
         return wheel
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +124,7 @@ def cached_wheel() -> Path:
 def main() -> int:
     try:
         print(cached_wheel())
-    except (BuildError, OSError) as error:
+    except (BuildError, OSError, subprocess.SubprocessError) as error:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:

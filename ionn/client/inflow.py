@@ -54,7 +54,10 @@ class Inflow:
         return self._connection.fileno()
 
     def _received_bytes(self) -> int:
+        """How many bytes came by the connection; 0 where the system does not count them: in qemu's user mode."""
         info = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        if len(info) < _TCP_INFO_BYTES:
+            return 0
         (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED_AT)
         return int(received)
 

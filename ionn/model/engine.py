@@ -43,6 +43,8 @@ def set_environment() -> None:
 
 
 def _is_zen4() -> bool:
+    if platform.machine() != "x86_64":  # programs for arm64 in qemu's user mode see the file of the machine below
+        return False
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             first_cpu = itertools.takewhile(str.strip, lines)

@@ -212,6 +212,14 @@ def test_the_packages_are_those_of_this_debian(monkeypatch: pytest.MonkeyPatch) 
     assert caffe_packages() == CAFFE_PACKAGES["12"]
 
 
+def test_a_processor_that_caffe_is_not_built_for_is_refused() -> None:
+    command = [sys.executable, "caffe-build/build_cross.py", "mips"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
+    assert "'mips'" in done.stderr
+
+
 def output(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -11,6 +11,7 @@ ends with it. The network is this machine's.
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -18,15 +19,20 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from ionn.files import locked
 
 # What says how packages are fetched here, which holds in the root too.
 _NETWORK_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy")
-# Those that name this machine's certificates. The root has them elsewhere: Debian's ca-certificates could not write its
-# own where others are mounted.
+# Those that name this machine's certificates. They are no file of the root's: Debian's ca-certificates could not
+# replace one that is mounted where it has its own.
 _CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE")
 _CERTIFICATES = "/run/this-machine"
 
-# $1 is the root, then pairs of a source and a target up to `--`, then the command. /proc is mounted before.
+# $1 is the root, then pairs of a source and a target up to `--`, then the command. /proc is mounted before. The command
+# is not process 1 of its namespace: that one ignores the signals that it sends to itself, and a program that qemu ends
+# by such a signal would hang.
 _ENTER = """
 root=$1; shift
 mount --rbind /dev "$root/dev"
@@ -36,8 +42,13 @@ while [ "$1" != -- ]; do
   shift 2
 done
 shift
-exec "$@"
+"$@" || exit $?
 """
+
+
+# Debian's name of an architecture, and the one that Linux, compilers and qemu have for it.
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 
 class RootError(Exception):
@@ -45,10 +56,12 @@ class RootError(Exception):
 
 
 class Root:
-    """The Debian in `folder`. `binds` are files and folders of this machine, and where they are in there."""
+    """The Debian in `folder`. `binds` are files and folders of this machine, and where they are in there. `output` is
+    where the output of its commands goes, by default where this program's goes."""
 
-    def __init__(self, folder: Path, binds: Sequence[tuple[Path, str]] = ()) -> None:
+    def __init__(self, folder: Path, binds: Sequence[tuple[Path, str]] = (), output: TextIO | None = None) -> None:
         self.folder = folder
+        self.output = output
         self._binds = list(binds)
         self._network = {name: os.environ[name] for name in _NETWORK_VARIABLES if name in os.environ}
         files = {"/etc/resolv.conf": "/etc/resolv.conf"}
@@ -90,40 +103,84 @@ class Root:
         cwd: str = "/",
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Run a command in the root, its output where this program's goes; raises CalledProcessError if it fails."""
-        subprocess.run(self.argv(*command, user=user, cwd=cwd, env=env), stdin=subprocess.DEVNULL, check=True)
+        """Run a command in the root, its output where that of the root's commands goes; raises CalledProcessError if it
+        fails."""
+        argv = self.argv(*command, user=user, cwd=cwd, env=env)
+        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output, check=True)
 
     def install(self, *packages: str) -> None:
-        """Install packages of Debian."""
+        """Install packages of Debian. What is not yet on the disk when the power fails is no loss here."""
         self.run("apt-get", "update", "-qq")
-        self.run("apt-get", "install", "-qq", "--yes", "--no-install-recommends", *packages)
+        quick = "--option=Dpkg::Options::=--force-unsafe-io"
+        self.run("apt-get", "install", "-qq", "--yes", "--no-install-recommends", quick, *packages)
+
+
+def cache_folder() -> Path:
+    """Where ionn's files are that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ionn")
 
 
 def _base(release: str, architecture: str) -> Path:
     """The folder that roots are copies of: debootstrap's, made once."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    base = Path(cache, "ionn", "roots", f"{release}-{architecture}")
+    base = cache_folder() / "roots" / f"{release}-{architecture}"
     if base.exists():
         return base
-    base.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="root-", dir=base.parent) as scratch:
-        made = Path(scratch, "root")
-        command = ["debootstrap", "--variant=minbase", f"--arch={architecture}", release, str(made)]
-        with open(base.parent / f"{base.name}.log", "w") as log:
-            if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode:
-                raise RootError(f"'{' '.join(command[:-1])}' failed; its output is in {log.name}")
-        made.rename(base)
+    with locked(base.parent):
+        if base.exists():  # another process has made it meanwhile
+            return base
+        with tempfile.TemporaryDirectory(prefix="root-", dir=base.parent) as scratch:
+            made = Path(scratch, "root")
+            command = ["debootstrap", "--variant=minbase", f"--arch={architecture}", release, str(made)]
+            with open(base.parent / f"{base.name}.log", "w") as log:
+                # It mounts /proc in there. That must end with it, however it ends: the folder is removed then.
+                apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *command]
+                if subprocess.run(apart, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode:
+                    raise RootError(f"'{' '.join(command[:-1])}' failed; its output is in {log.name}")
+            made.rename(base)
     return base
 
 
+def own_architecture() -> str:
+    """What Debian calls this machine's architecture. Raises RootError for one that no root is made on."""
+    for architecture, machine in MACHINES.items():
+        if machine == platform.machine():
+            return architecture
+    raise RootError(f"no roots are made on {platform.machine()}, only on {' and '.join(MACHINES.values())}")
+
+
+def check_programs_run(architecture: str, binfmt: Path = _BINFMT) -> None:
+    """Raise RootError if this machine cannot run the programs of a Debian architecture.
+
+    Those of another machine take an entry of binfmt_misc (mounted at `binfmt`) that names qemu's interpreter, with the
+    flag F: the kernel has then opened the interpreter already, so that it is found in a root that lacks it.
+    """
+    machine = MACHINES[architecture]
+    if machine == platform.machine():
+        return
+    name = f"qemu-{machine}"
+    try:
+        entry = (binfmt / name).read_text().splitlines()
+    except OSError:
+        entry = []
+    if "enabled" in entry and any(line.startswith("flags:") and "F" in line for line in entry):
+        return
+    raise RootError(
+        f"programs for {architecture} cannot run here: as root 'apt-get install qemu-user-static binfmt-support', then "
+        f"'mount -t binfmt_misc binfmt_misc {_BINFMT}' unless it is mounted, and 'update-binfmts --enable {name}'"
+    )
+
+
 @contextmanager
-def debian(release: str, architecture: str, binds: Sequence[tuple[Path, str]] = ()) -> Iterator[Root]:
+def debian(
+    release: str, architecture: str, binds: Sequence[tuple[Path, str]] = (), output: TextIO | None = None
+) -> Iterator[Root]:
     """A new root, which is removed in the end. Raises RootError where this machine makes none."""
     if os.geteuid() != 0:
         raise RootError("making another Debian takes root's rights: run this as root")
     if shutil.which("debootstrap") is None:
         raise RootError("debootstrap is missing: install the packages debootstrap and qemu-user-static")
+    check_programs_run(architecture)
     with tempfile.TemporaryDirectory(prefix="ionn-root-") as scratch:
         folder = Path(scratch, "root")
         subprocess.run(["cp", "--archive", "--reflink=auto", _base(release, architecture), folder], check=True)
-        yield Root(folder, binds)
+        yield Root(folder, binds, output)
