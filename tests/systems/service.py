@@ -33,9 +33,10 @@ EXPOSURE_MAX = 1.5
 BOOT_S = 120.0
 START_S = 60.0
 
-# $1 is the root, $2 a cgroup that holds this process alone. systemd wants a root that is a mount, devices, and cgroups.
+# $1 is the root. systemd wants it to be a mount, with devices, and cgroups of its own.
 _BOOT = """
 root=$1
+ip link set lo up
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount -t sysfs -o ro sysfs "$root/sys"
@@ -55,7 +56,6 @@ mkdir -p mnt/before
 pivot_root . mnt/before
 umount --lazy /mnt/before
 mount --make-rshared /
-ip link set lo up
 exec env -i container=ionn PATH=/usr/sbin:/usr/bin:/sbin:/bin \
   /lib/systemd/systemd --log-target=journal --show-status=no --unit=multi-user.target
 """
