@@ -67,7 +67,8 @@ class QueryRecord:
     `overruns` counts layers, and codings, that took longer than the pace allows, `overrun_ms` is by how much in total.
     `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
     how much it does not: the largest of any value, relative to the output's largest value. Processors of another kind
-    add in another order, so that a difference of up to `tolerance` may be right; it is 0 where no bit may differ.
+    add in another order, so that a difference of up to `tolerance` may be right; it is 0 where no bit may differ, and
+    None where that was not recorded, as in traces of earlier versions.
     `fallback`: the server failed meanwhile, or was late, and the client completed it. `feature_bytes` are inputs and
     feature maps as they are decoded, `feature_wire_bytes` what of them crossed the link; None where they were not
     counted.
@@ -85,12 +86,14 @@ class QueryRecord:
     difference: Real = 0.0
     feature_bytes: Natural | None = None
     feature_wire_bytes: Natural | None = None
-    tolerance: Real = 0.0
+    tolerance: Real | None = None
 
     @property
     def is_right(self) -> bool | None:
-        """Whether the output is what it has to be; None where nothing was computed."""
-        return None if self.bit_equal is None else self.bit_equal or 0 < self.tolerance >= self.difference
+        """Whether the output is what it has to be; None where nothing was computed, or that cannot be told."""
+        if self.bit_equal or self.bit_equal is None:
+            return self.bit_equal
+        return None if self.tolerance is None else 0 < self.tolerance >= self.difference
 
     @property
     def latency_ms(self) -> float:
@@ -106,23 +109,26 @@ class QueryRecord:
 @dataclass(frozen=True)
 class Outputs:
     """What the outputs of some queries were: how many were `computed`, how many of these were `equal` to the local
-    forward bit for bit, and how many `wrong`. `difference` is the largest, and `tolerance` the largest that applied."""
+    forward bit for bit, and how many `wrong`. `difference` is the largest of those that are wrong, or of all where none
+    is, and `tolerance` the largest that applied, None where it was not recorded."""
 
     computed: int
     equal: int
     wrong: int
     difference: float
-    tolerance: float
+    tolerance: float | None
 
     @classmethod
     def of(cls, queries: Iterable[QueryRecord]) -> Outputs:
         computed = [query for query in queries if query.bit_equal is not None]
+        wrong = [query for query in computed if query.is_right is False]
+        tolerances = [query.tolerance for query in computed if query.tolerance is not None]
         return cls(
             len(computed),
             sum(query.bit_equal is True for query in computed),
-            sum(query.is_right is False for query in computed),
-            max((query.difference for query in computed), default=0.0),
-            max((query.tolerance for query in computed), default=0.0),
+            len(wrong),
+            max((query.difference for query in wrong or computed), default=0.0),
+            max(tolerances) if len(tolerances) == len(computed) > 0 else None,
         )
 
     def __str__(self) -> str:
@@ -130,4 +136,5 @@ class Outputs:
             return "not computed"
         if self.equal == self.computed:
             return "bit-equal"
-        return f"{'WRONG, off by' if self.wrong else 'within'} {self.difference:.0e}"
+        said = "WRONG, off by" if self.wrong else "differ by" if self.tolerance is None else "within"
+        return f"{said} {self.difference:.0e}"

@@ -499,6 +499,7 @@ class Client:
             opened.callback(upload.close)
             upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
+            self._check(welcome.numerics)
             if (question := self._store.begin(welcome)) is not None:
                 holds = upload.ask(question, self.timeouts.connect_s + _sending_s(question), self._stopped)
                 assert isinstance(holds, Holds)

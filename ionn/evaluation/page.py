@@ -186,6 +186,12 @@ def _outputs(rows: Sequence[SummaryRow]) -> str:
     all_of_them = f"All {found.computed} outputs that were computed are those of the whole net at the client"
     if found.equal == found.computed:
         return f"{all_of_them}, bit for bit."
+    if found.tolerance is None:
+        return (
+            f"Of {found.computed} outputs that were computed, {found.equal} are those of the whole net at the client bit "
+            f"for bit, and the others at most {found.difference:.0e} of the largest value off. By how much they may be "
+            "off was not recorded."
+        )
     return (
         f"{all_of_them}: {found.equal} bit for bit, and the others, for which a server with other last bits computed, "
         f"within {found.tolerance:g} of the largest value (at most {found.difference:.0e})."

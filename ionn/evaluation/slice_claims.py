@@ -64,10 +64,14 @@ def _largest(model: str) -> Claim:
 
 def _exact(evidence: Evidence) -> Finding:
     found = [row.outputs for (_, algorithm), row in evidence.rows.items() if algorithm == SLICED]
-    if not found or not all(each.computed and not each.tolerance for each in found):
-        raise MissingRuns(f"no {evidence.settings.testbed} run with {SLICED} that computes the same bits at both ends")
-    exact = all(each.equal == each.computed for each in found)
-    return ("all" if exact else "not all"), exact
+    if any(each.wrong for each in found):
+        return "not all", False
+    runs = f"{evidence.settings.testbed} run with {SLICED}"
+    if not any(each.computed for each in found):
+        raise MissingRuns(f"no {runs} that computes outputs")
+    if any(each.equal < each.computed or not each.computed for each in found):
+        raise MissingRuns(f"a {runs} does not compute the same bits at both ends")
+    return "all", True
 
 
 def _planning(evidence: Evidence) -> Finding:

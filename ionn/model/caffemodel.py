@@ -9,6 +9,7 @@ numbers: message `NetParameter` and below in caffe.proto.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import time
@@ -23,6 +24,7 @@ from ionn.arguments import path_of
 from ionn.errors import InputError
 from ionn.files import open_regular
 from ionn.model import zoo
+from ionn.model.layers.rule import MAX_AXES
 from ionn.model.network import Layer, Network
 from ionn.model.proto import BlobProto, BlobShape, LayerParameter, NetParameter
 from ionn.schema import Natural
@@ -176,6 +178,8 @@ class _Span:
         while at < self.end:
             key, at = self.varint(at)
             number, wire_type = key >> 3, key & 7
+            if not number:  # space that was reserved and never written
+                raise IndexError("field 0")
             if wire_type == _VARINT:
                 value, at = self.varint(at)
                 yield number, wire_type, value
@@ -218,7 +222,9 @@ def _blob(data: _Span) -> _StoredBlob:
                 if isinstance(dims, int):
                     shape.append(dims)
                 elif dim_type == _BYTES:
-                    shape += dims.varints()
+                    shape += itertools.islice(dims.varints(), MAX_AXES + 1)
+                if len(shape) > MAX_AXES:
+                    raise IndexError(f"a blob of more than {MAX_AXES} axes")
         elif number == 5 and wire_type == _BYTES and isinstance(value, _Span):
             if floats:
                 raise _NotIndexable

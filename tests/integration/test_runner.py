@@ -193,6 +193,22 @@ def test_a_run_that_lost_its_server_is_run_again(testbed: StandIn, subject: live
     assert load_traces(tmp_path) == [trace]
 
 
+def test_a_run_of_an_earlier_version_is_kept_whatever_its_outputs_differ_by(
+    testbed: StandIn, subject: live.Subject, tmp_path: Path
+) -> None:
+    """It does not say by how much they may, and its server may be gone."""
+    (trace,) = run_live(subject, ["original"], 1, results=tmp_path)
+    queries = tuple(dataclasses.replace(query, bit_equal=False, difference=2e-6) for query in trace.queries)
+    assert queries[0].tolerance is None
+    earlier = dataclasses.replace(trace, queries=queries)
+    earlier.save(trace_path(tmp_path, Settings("live"), "tiny", "original", 1))
+    testbed.log.clear()
+    assert run_live(subject, ["original"], 1, results=tmp_path) == [earlier]
+    assert testbed.log == []
+    runner.check_outputs([earlier])
+    assert str(earlier.outputs) == "differ by 2e-06"
+
+
 def test_a_dilated_run_has_its_own_folder_and_is_returned_undilated(
     testbed: StandIn, subject: live.Subject, tmp_path: Path
 ) -> None:

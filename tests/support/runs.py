@@ -46,7 +46,7 @@ def make_trace(
     run: int = 1,
     bit_equal: bool | None = None,
     difference: float = 0.0,
-    tolerance: float = 0.0,
+    tolerance: float | None = 0.0,
     graph: ExecutionGraph | None = None,
     environment: dict[str, Any] | None = None,
     fault: str | None = None,

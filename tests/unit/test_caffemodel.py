@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from ionn.errors import InputError
-from ionn.model import engine
+from ionn.model import caffemodel, engine
 from ionn.model.caffemodel import open_weights, read, read_weights, serialise, serialise_blobs, weights_path
 from ionn.model.network import Network
 from ionn.model.proto import BlobShape, LayerParameter, NetParameter, V1LayerParameter
@@ -289,6 +290,37 @@ def test_fields_that_are_not_known_are_skipped(tmp_path: Path, unknown: bytes, p
     path.write_bytes(with_blob(SHAPE + FLOATS + field(12, 3, b"")))
     with pytest.raises(InputError, match="wire type 3"):
         read(path)
+
+
+def test_zeros_are_refused_at_their_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that reserved its space leaves them: 2 GB of them would take half an hour."""
+    path, looked = tmp_path / "zeros.caffemodel", []
+    path.write_bytes(bytes(100_000))
+    real = caffemodel._File.byte
+    monkeypatch.setattr(caffemodel._File, "byte", lambda file, at: (looked.append(at), real(file, at))[1])
+    with pytest.raises(InputError, match=r"not a caffemodel, or damaged \(field 0\)"):
+        read(path)
+    assert looked == [0]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_shape_of_more_axes_than_caffe_has_takes_no_memory(packed: bool, tmp_path: Path) -> None:
+    def varint(value: int) -> bytes:
+        return bytes([value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14 & 0x7F | 0x80, value >> 21])
+
+    dims = b"\x0a" + varint(1_000_000) + b"\1" * 1_000_000 if packed else b"\x08\1" * 500_000
+    blob = b"\x3a" + varint(len(dims)) + dims
+    layer = b"\x0a\x02ip" + b"\x3a" + varint(len(blob)) + blob
+    path = tmp_path / "shape.caffemodel"
+    path.write_bytes(b"\xa2\x06" + varint(len(layer)) + layer)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="a blob of more than 32 axes"):
+            read(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < path.stat().st_size
 
 
 def test_a_file_that_ends_early_is_damaged_wherever_it_ends(tmp_path: Path) -> None:
