@@ -188,7 +188,7 @@ def _outputs(rows: Sequence[SummaryRow]) -> str:
         return f"{all_of_them}, bit for bit."
     if found.tolerance is None:
         return (
-            f"Of {found.computed} outputs that were computed, {found.equal} are those of the whole net at the client bit "
+            f"Of {found.computed} outputs that were computed, {found.equal} are the whole net's at the client bit "
             f"for bit, and the others at most {found.difference:.0e} of the largest value off. By how much they may be "
             "off was not recorded."
         )
