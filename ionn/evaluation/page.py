@@ -188,9 +188,9 @@ def _outputs(rows: Sequence[SummaryRow]) -> str:
         return f"{all_of_them}, bit for bit."
     if found.tolerance is None:
         return (
-            f"Of {found.computed} outputs that were computed, {found.equal} are the whole net's at the client bit "
-            f"for bit, and the others at most {found.difference:.0e} of the largest value off. By how much they may be "
-            "off was not recorded."
+            f"Of {found.computed} outputs that were computed, {found.equal} are those of the whole net at the client, "
+            f"bit for bit, and the others are off by at most {found.difference:.0e} of the largest value. By how much "
+            "they may be off was not recorded."
         )
     return (
         f"{all_of_them}: {found.equal} bit for bit, and the others, for which a server with other last bits computed, "

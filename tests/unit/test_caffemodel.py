@@ -294,10 +294,15 @@ def test_fields_that_are_not_known_are_skipped(tmp_path: Path, unknown: bytes, p
 
 def test_zeros_are_refused_at_their_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A download that reserved its space leaves them: 2 GB of them would take half an hour."""
-    path, looked = tmp_path / "zeros.caffemodel", []
+    path, looked = tmp_path / "zeros.caffemodel", list[int]()
     path.write_bytes(bytes(100_000))
     real = caffemodel._File.byte
-    monkeypatch.setattr(caffemodel._File, "byte", lambda file, at: (looked.append(at), real(file, at))[1])
+
+    def byte(file: Any, at: int) -> int:
+        looked.append(at)
+        return real(file, at)
+
+    monkeypatch.setattr(caffemodel._File, "byte", byte)
     with pytest.raises(InputError, match=r"not a caffemodel, or damaged \(field 0\)"):
         read(path)
     assert looked == [0]
