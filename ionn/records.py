@@ -120,6 +120,7 @@ class Outputs:
 
     @classmethod
     def of(cls, queries: Iterable[QueryRecord]) -> Outputs:
+        """What those of these queries were."""
         computed = [query for query in queries if query.bit_equal is not None]
         wrong = [query for query in computed if query.is_right is False]
         tolerances = [query.tolerance for query in computed if query.tolerance is not None]

@@ -490,7 +490,7 @@ def test_a_run_says_what_was_sent_and_held(server: Server, tiny_files: Path, slo
     first = command("run", tiny_files, *options)
     assert "store" not in first.stdout
     second = command("run", tiny_files, *options)
-    assert second.stdout.endswith("\n    of the weights, 0.00 MB were sent, and 1.18 MB were in the server's store\n")
+    assert "\n    of the weights, 0.00 MB were sent, and 1.18 MB were in the server's store\n" in second.stdout
     assert first.stderr == second.stderr == ""
 
 

@@ -87,7 +87,7 @@ def wheels() -> list[Path]:
 
 
 def install_packages(phone: Phone) -> str:
-    phone.root.install("ca-certificates", "libseccomp2", "python3-venv", *CAFFE_PACKAGES)
+    phone.root.install("ca-certificates", "libseccomp2", "python3-venv", *CAFFE_PACKAGES["12"])
     phone.root.run("useradd", "--create-home", USER)
     phone.root.run("chown", "--recursive", f"{USER}:", HOME)
     return ""
