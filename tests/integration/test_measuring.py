@@ -310,7 +310,7 @@ def test_what_the_server_holds_is_not_planned_again(server: Server, tiny: Networ
 
 
 def test_preinstalled_stages_are_there_before_the_link_begins_anew(
-    tiny_files: Path, slow_client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Network, tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, ready = LiveSession.start_upload, []
 
@@ -320,9 +320,12 @@ def test_preinstalled_stages_are_there_before_the_link_begins_anew(
         start(self)
 
     monkeypatch.setattr(LiveSession, "start_upload", watched)
+    # So slow that the server is worth it though a busy machine takes the link for one of 0.1 Mbps.
+    slow_client = tmp_path / "slow.txt"
+    slow_client.write_text("".join(f"{layer.index} {layer.name} 100\n" for layer in tiny.layers))
     ride = tmp_path / "ride.csv"
     ride.write_text("0,16\n10,2\n")
-    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    subject = runner.prepare_live(str(tiny_files), client=str(slow_client))
     results = tmp_path / "results"
     (trace,) = run_live(subject, ["preinstalled"], 1, mbps=None, link=ride, window_s=1.5, results=results)
     assert trace.info.plan.held
