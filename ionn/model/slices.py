@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SMALL_PRODUCT = 100**3
 # Slices begin at multiples of this, a multiple of the channels that OpenBLAS's kernels for x86 compute at once (12 or
 # 16): what is left over is computed by other code, which may round differently.
+# Those for arm64 round alike wherever a slice begins (docs/arm64.md).
 TILE = 48
 # Inner products of larger batches are not cut: of eight rows and more, OpenBLAS's kernels for Haswell and Zen compute
 # the last channels of a block in another order, and where a block ends depends on how many channels there are.
