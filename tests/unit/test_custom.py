@@ -147,6 +147,7 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_planner_is_added_and_replaced_but_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ionn.planning.planners.PLANNERS", dict(PLANNERS))
     monkeypatch.setattr("ionn.planning.planners._ADDED", {})
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # what Python kept of the first is not taken for the second
     path = tmp_path / "mine.py"
     for stage in (0, 2):  # the second time it is another one
         path.write_text(f"def alone(graph): return [[{stage}]]\ndef optimal(graph): return []")

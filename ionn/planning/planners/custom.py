@@ -6,6 +6,7 @@ What it returns is checked, because it goes on to testbeds and servers as if it 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import operator
 import os
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from ionn.errors import InputError, IonnError
@@ -50,8 +52,18 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
     return name, function, content
 
 
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles a file whenever it is imported. Python keeps what it compiled, and would take that for the file's own
+    when the file was changed within the second to another text of the same length."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _import_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    loader = _FreshLoader(path.stem, str(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path, loader=loader)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
