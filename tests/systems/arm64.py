@@ -48,6 +48,8 @@ TESTS = (
     "test_plan", "test_graph", "test_baselines", "test_holding", "test_custom", "test_planners", "test_coding_costs",
     "test_partial_net", "test_caffemodel", "test_slices",
 )  # fmt: skip
+# It draws figures, for minutes in an emulator.
+NO_TEST = "tests/unit/test_baselines.py::test_figures_have_baselines_on_request"
 # The largest difference of a value, relative to the output's largest, that docs/two-machines.md has for two processors.
 MOST_DIFFERENCE = 1e-4
 
@@ -146,7 +148,7 @@ def unit_tests(phone: Phone) -> str:
         subprocess.run(["tar", "--extract", "--directory", phone.path(CHECKOUT)], stdin=archive.stdout, check=True)
     phone.root.run("chown", "--recursive", f"{USER}:", CHECKOUT)
     files = [f"tests/unit/{name}.py" for name in TESTS]
-    return pytest(phone, *files)
+    return pytest(phone, "--deselect", NO_TEST, *files)
 
 
 def slices_with_every_kernel(phone: Phone) -> str:

@@ -326,7 +326,7 @@ def test_slices_are_exact_with_other_kernels(kernels: str) -> None:
     if KERNELS[kernels] and KERNELS[kernels] not in CPU_FLAGS:
         pytest.skip(f"this CPU has no {KERNELS[kernels]}")
     chosen = "concatenate or (slices_of_the_models and googlenet)"
-    tests = ["-k", chosen, "-o", "addopts=", "-p", "no:cacheprovider", __file__]
+    tests = ["-k", chosen, "-o", "addopts=", "-p", "no:cacheprovider", "--timeout", "0", __file__]
     environment = {**os.environ, "OPENBLAS_CORETYPE": kernels}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *tests], env=environment, capture_output=True, text=True, check=False
