@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ionn.libraries import CAFFE_PACKAGES
-from ionn.model.comparison import difference
+from ionn.model.comparison import TOLERANCE, difference
 from ionn.paper import MODELS
 from ionn.testbed.trace import Trace
 from tests.support.command import serving
@@ -50,8 +50,6 @@ TESTS = (
 )  # fmt: skip
 # It draws figures, for minutes in an emulator.
 NO_TEST = "tests/unit/test_baselines.py::test_figures_have_baselines_on_request"
-# The largest difference of a value, relative to the output's largest, that docs/two-machines.md has for two processors.
-MOST_DIFFERENCE = 1e-4
 
 
 class StepError(Exception):
@@ -177,7 +175,7 @@ def offload(phone: Phone) -> str:
     print(f"queries by where their stages ran: {dict(where)}", flush=True)
     if not run["connected"] or not run["partitions"] or not any("server" in each for each in where):
         raise StepError(f"nothing was offloaded: {told.strip()}")
-    if run["difference"] > MOST_DIFFERENCE:
+    if run["difference"] > TOLERANCE:
         raise StepError(f"outputs differ by {run['difference']:.1e} of their largest value")
     return (
         f"{run['partitions']} partitions in {run['upload_s']:.1f} s, {run['queries']} queries, the first "
@@ -193,7 +191,7 @@ def compare_outputs(phone: Phone) -> str:
         print(f"here: {own['blas']}\nthere: {other['blas']}", flush=True)
         apart = {model: difference(other[model], own[model]) for model in MODELS}
     here.unlink()
-    if worst := [model for model, off in apart.items() if off > MOST_DIFFERENCE]:
+    if worst := [model for model, off in apart.items() if off > TOLERANCE]:
         raise StepError(f"outputs of {', '.join(worst)} differ: {apart}")
     return ", ".join(f"{model} {off:.1e}" for model, off in apart.items())
 
