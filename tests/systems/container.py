@@ -69,7 +69,8 @@ class Stage:
         """What to run on this machine for a command to run as the image says."""
         # An engine sets neither of the two.
         bare = ("env", "--unset=LANG", "--unset=DEBIAN_FRONTEND")
-        return (root or self.root).argv(*bare, *words, user=user or self.user, cwd=self.folder, env=self.variables)
+        where = root or self.root
+        return where.argv(*bare, *words, user=user or self.user, cwd=self.folder, env=self.variables, is_first=True)
 
 
 class Steps:

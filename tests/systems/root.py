@@ -30,9 +30,7 @@ _NETWORK_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "http_proxy"
 _CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE")
 _CERTIFICATES = "/run/this-machine"
 
-# $1 is the root, then pairs of a source and a target up to `--`, then the command. /proc is mounted before. The command
-# is not process 1 of its namespace: that one ignores the signals that it sends to itself, and a program that qemu ends
-# by such a signal would hang.
+# $1 is the root, then pairs of a source and a target up to `--`, then the command. /proc is mounted before.
 _ENTER = """
 root=$1; shift
 mount --rbind /dev "$root/dev"
@@ -42,8 +40,10 @@ while [ "$1" != -- ]; do
   shift 2
 done
 shift
-"$@" || exit $?
 """
+# Process 1 of a namespace gets no signal that it does not handle, not even from itself: a program that qemu ends by
+# such a signal would hang.
+_AS_CHILD, _AS_FIRST = '"$@" || exit $?', 'exec "$@"'
 
 
 # Debian's name of an architecture, and the one that Linux, compilers and qemu have for it.
@@ -76,8 +76,10 @@ class Root:
         user: str = "root",
         cwd: str = "/",
         env: Mapping[str, str] | None = None,
+        is_first: bool = False,
     ) -> list[str]:
-        """What to run on this machine for a command to run in the root, as a user that the root has."""
+        """What to run on this machine for a command to run in the root, as a user that the root has. `is_first`: it is
+        process 1 there, as a container's command is."""
         home = "/root" if user == "root" else f"/home/{user}"
         variables = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -89,7 +91,7 @@ class Root:
         }
         return [
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={self.folder / 'proc'}"),
-            *("sh", "-euc", _ENTER, "enter", str(self.folder)),
+            *("sh", "-euc", _ENTER + (_AS_FIRST if is_first else _AS_CHILD), "enter", str(self.folder)),
             *(str(each) for bind in self._binds for each in bind),
             *("--", "chroot", f"--userspec={user}", str(self.folder), "env", "-i"),
             *(f"{name}={value}" for name, value in variables.items()),
