@@ -20,8 +20,6 @@ USER = "tester"
 HOME = f"/home/{USER}"
 # Chromium is not among them: the tests of the report's page skip themselves where there is none.
 PACKAGES = ("ca-certificates", "git", "make", "procps")
-# The command is process 1's child: a shell waits for orphans too, which make does not.
-REAPING = ("sh", "-c", '"$@"; exit $?', "sh")
 TARGETS = ("setup", "lint", "test", "wheels")
 
 
@@ -43,7 +41,7 @@ def main() -> int:
     def timed(what: str, root: Root, *command: str, user: str = "root") -> None:
         print(f"--- {what}", flush=True)
         started = time.monotonic()
-        root.run(*REAPING, *command, user=user, cwd=checkout)
+        root.run(*command, user=user, cwd=checkout)
         took.append((what, time.monotonic() - started))
 
     try:

@@ -42,7 +42,7 @@ done
 shift
 """
 # Process 1 of a namespace gets no signal that it does not handle, not even from itself: a program that qemu ends by
-# such a signal would hang.
+# such a signal would hang. And it has to wait for orphans, which a shell does, and make does not.
 _AS_CHILD, _AS_FIRST = '"$@" || exit $?', 'exec "$@"'
 
 
