@@ -25,7 +25,7 @@ import support
 
 from ionn import paper
 from ionn.model import engine, inputs
-from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.caffemodel import weights_path
 from ionn.model.network import Network
 
 TURNS = 6
@@ -60,7 +60,7 @@ def worker() -> None:
     nets = {}
     for model in paper.MODELS:
         network = Network.load(model)
-        net = engine.load_network(network, read_weights(weights_path(model, None), network))
+        net = engine.read_network(network, weights_path(model, None))
         nets[model] = net, inputs.query_inputs(network, seed=0, count=1)[0]
         engine.forward(*nets[model])
     print(json.dumps(engine.blas()), flush=True)

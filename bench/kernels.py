@@ -29,7 +29,7 @@ import support
 
 from ionn import paper
 from ionn.model import engine, inputs
-from ionn.model.caffemodel import Floats, read_weights, weights_path
+from ionn.model.caffemodel import Floats, weights_path
 from ionn.model.comparison import TOLERANCE, difference
 from ionn.model.network import Network
 
@@ -91,7 +91,7 @@ def worker(out: Path) -> None:
     arrays: dict[str, np.ndarray] = {NUMERICS: np.array(str(engine.numerics()))}
     for model in paper.MODELS:
         network = Network.load(model)
-        net = engine.load_network(network, read_weights(weights_path(model, None), network))
+        net = engine.read_network(network, weights_path(model, None))
         for number, data in enumerate(inputs.query_inputs(network, seed=0, count=INPUTS)):
             net.put(0, data)
             for stage in network.stages:

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from ionn.model import engine, inputs
-from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.caffemodel import weights_path
 from ionn.model.network import Network
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     outputs = {}
     for model in models:
         network = Network.load(model)
-        net = engine.load_network(network, read_weights(weights_path(model, None), network))
+        net = engine.read_network(network, weights_path(model, None))
         (outputs[model],) = engine.forward(net, inputs.query_inputs(network, seed=0, count=1)[0])
     np.savez(file, allow_pickle=False, blas=np.array(engine.blas()), **outputs)
 
