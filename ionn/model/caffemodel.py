@@ -43,6 +43,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
 
 # (layer field, its name field, its blobs field): today's layers, and those of files before 2014 ("V1").
 _LAYER_FIELDS = {100: (1, 7), 2: (4, 6)}
+_TWO_FORMATS = "layers of two formats, which Caffe refuses"
 
 # A layer of Caffe's first format ("V0") is in a message of its own, within one of the second.
 _OLDEST_LAYER_FIELDS = (2, 1)
@@ -242,9 +243,13 @@ def _blob(data: _Span) -> _StoredBlob:
 
 def _index(file: _File) -> dict[str, tuple[_StoredBlob, ...]]:
     layers: dict[str, tuple[_StoredBlob, ...]] = {}
+    formats = set()
     for number, _, layer in _Span(file, 0, file.size).fields():
         if number not in _LAYER_FIELDS or not isinstance(layer, _Span):
             continue
+        formats.add(number)
+        if len(formats) > 1:
+            raise IndexError(_TWO_FORMATS)
         name_field, blobs_field = _LAYER_FIELDS[number]
         name, blobs = "", []
         for field, _, value in layer.fields():
@@ -261,8 +266,10 @@ def _index(file: _File) -> dict[str, tuple[_StoredBlob, ...]]:
 def _decode(data: bytes) -> dict[str, tuple[_StoredBlob, ...]]:
     """The slow way, for files whose floats are doubles or not packed."""
     net = NetParameter.FromString(data)
+    if net.layers and net.layer:
+        raise IndexError(_TWO_FORMATS)
     layers = {}
-    for layer in [*net.layers, *net.layer]:
+    for layer in net.layers or net.layer:
         blobs = []
         for blob in layer.blobs:
             with np.errstate(over="ignore"):  # a double that no float can hold becomes infinite

@@ -120,6 +120,19 @@ def test_v1_layers_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path)["ip"][0], [3, 4])
 
 
+@pytest.mark.parametrize("kind", ["data", "double_data"])
+def test_layers_of_two_formats_are_refused(tmp_path: Path, kind: str) -> None:
+    """Stock Caffe ends the process where a file has both, so neither is right."""
+    layers: list[Any] = [LayerParameter(name="ip"), V1LayerParameter(name="ip")]
+    for layer in layers:
+        layer.blobs.add(shape=BlobShape(dim=[2]), **{kind: [3, 4]})
+    path = tmp_path / "both.caffemodel"
+    path.write_bytes(NetParameter(layer=layers[:1], layers=layers[1:]).SerializeToString())
+
+    with pytest.raises(InputError, match=r"both\.caffemodel: .* two formats"):
+        read(path)
+
+
 def test_weights_are_read_into_a_net(tiny: Network, tiny_files: Path, tiny_weights: Weights) -> None:
     weights = engine.read_network(tiny, tiny_files.with_suffix(".caffemodel")).weights()
     assert weights.keys() == tiny_weights.keys()
