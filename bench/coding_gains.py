@@ -19,7 +19,6 @@ from ionn.costs.models import CostModel
 from ionn.model.network import Network
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.testbed.runner import comparison_window_s
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
@@ -32,8 +31,9 @@ SPEEDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 @functools.cache
 def window_of(model: str) -> float:
-    """The window in which a model's runs are compared, rounded so that folders have short names."""
-    return round(comparison_window_s(model), 2)
+    """The window in which a model's runs are compared: the upload time that original is predicted to need for it, raw,
+    rounded so that folders have short names."""
+    return round(computed(model, paper.ORIGINAL, coding.NONE).upload_s, 2)
 
 
 def weight_ratio(coding_: str) -> float | None:
@@ -63,11 +63,11 @@ def last_ms(model: str, speed: float = 1.0) -> float:
     return computed(model, paper.ORIGINAL, coding.FEATURES, speed=speed).queries[-1].latency_ms
 
 
-def times_as_many_queries(coding_: str, speed: float = 1.0, model: str = "alexnet") -> float:
-    """The queries of sliced-efficiency in the window, over those of original, raw."""
-    window_s = window_of(model)
-    original = len(computed(model, paper.ORIGINAL, coding.NONE, window_s).in_window)
-    return len(computed(model, paper.SLICED, coding_, window_s, speed).in_window) / original
+def times_as_many_queries(coding_: str, speed: float = 1.0) -> float:
+    """AlexNet's queries with sliced-efficiency in the window, over those with original, raw."""
+    window_s = window_of("alexnet")
+    original = len(computed("alexnet", paper.ORIGINAL, coding.NONE, window_s).in_window)
+    return len(computed("alexnet", paper.SLICED, coding_, window_s, speed).in_window) / original
 
 
 def rows() -> list[support.Row]:

@@ -32,7 +32,7 @@ from ionn.planning.planners import add_planner, get_planner
 from ionn.records import Segment
 from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.settings import SHARE, Settings
-from ionn.testbed.sweep_table import SweepRow
+from ionn.testbed.sweep_table import SweepRow, read_table
 from ionn.testbed.trace import Trace, load_traces
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer", "ExecutionGraph", "InputError", "IonnError", "Network", "Plan", "Session", "Slice", "Trace",
-    "add_planner", "connect", "image_input", "load_costs", "load_network", "plan_upload", "read_traces", "run", "sweep",
+    "add_planner", "connect", "image_input", "load_costs", "load_network", "plan_upload", "read_table",
+    "read_traces", "run", "sweep",
 ]  # fmt: skip
 
 # Forward passes that this machine is timed over before it plans as a client.

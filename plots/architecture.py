@@ -17,14 +17,12 @@ CLIENT, SERVER, LINK = COLORS[0], COLORS[2], COLORS[1]
 ARRIVED, UNDER_WAY, MISSING = "#bfe3d6", "#fbe3b3", "white"
 
 
-def box(
-    axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str, fill: str = "white"
-) -> None:
+def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     style = "round,pad=0,rounding_size=0.6"
     axes.add_patch(
-        FancyBboxPatch((x, y), width, height, boxstyle=style, edgecolor=color, facecolor=fill, linewidth=1.2)
+        FancyBboxPatch((x, y), width, height, boxstyle=style, edgecolor=color, facecolor="white", linewidth=1.2)
     )
     axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8)
 

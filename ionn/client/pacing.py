@@ -85,8 +85,8 @@ def run_paced(
     return PacedResult(overruns, overrun_s * 1e3, layer_ms)
 
 
-def work_paced(work: Callable[[], _Made], target_ms: float, clock: Clock | None = None) -> tuple[_Made, PacedResult]:
+def work_paced(work: Callable[[], _Made], target_ms: float) -> tuple[_Made, PacedResult]:
     """What `work` returns, as `run_paced` does a layer."""
     made: list[_Made] = []
-    paced = run_paced(lambda _: made.append(work()), (0,), (target_ms,), clock)
+    paced = run_paced(lambda _: made.append(work()), (0,), (target_ms,))
     return made[0], paced

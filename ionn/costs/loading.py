@@ -88,7 +88,7 @@ def _load(spec: str, folder: Path | None) -> CostModel | Profile:
     raise InputError(f"{spec}: no such file or device; devices are {', '.join(known)}{did_you_mean(spec, known)}")
 
 
-def costs_of(given: str | Path | Costs, what: str = "costs") -> Costs:
+def costs_of(given: str | Path | Costs, what: str) -> Costs:
     """The costs themselves, or what `load_costs` makes of a name or file. Raises InputError, which says `what` it is,
     for anything else."""
     if isinstance(given, Costs) and not isinstance(given, type):

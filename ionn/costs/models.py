@@ -327,7 +327,8 @@ def _save(costs: Costs, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Costs divided by a factor: what a dilated testbed makes of a machine that is not paced."""
+    """Costs divided by a factor: what a dilated testbed makes of a machine that is not paced, and what a client that
+    measures believes."""
 
     costs: Costs
     factor: float

@@ -52,11 +52,10 @@ def bars(
     titles: Mapping[str, str],
     y_title: str,
     unit: str = "",
-    digits: int = 0,
 ) -> Chart:
     """Models side by side, each by its title, a bar per algorithm, with the spread over the runs."""
     values = [(titles[row.model], row.algorithm, value(row)) for row in rows]
-    return grouped_bars(values, y_title, unit, digits, "model")
+    return grouped_bars(values, y_title, unit, 0, "model")
 
 
 def grouped_bars(

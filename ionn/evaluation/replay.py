@@ -19,13 +19,13 @@ _PLACES = ("client", "server", "both")
 
 
 def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
-    """A run as JSON: `stages` by name, with `uploadMs` and `clientMs`, and the numbers of those that the server `held`
-    before; `partitions` with start, end and when they are
-    usable, and their parts: [stage, begin, end], begin and end being shares of its channels; `routes`, each a list of
+    """A run as JSON: `stages` by name, with `uploadMs` and `clientMs`, whether they are `pinned`, and the numbers of
+    those that the server `held` before; `partitions` with start, end, when they are ready and how many megabytes they
+    have, and their parts: [stage, begin, end], begin and end being shares of its channels; `routes`, each a list of
     [place, first stage, last stage, from server, to server], place being 0 (client), 1 (server) or 2 (both), and the
     last two whether its data is at the server before and after it; `queries`, each [start, end, route, durations],
     durations being [up, compute, down] for each step of the route. Of a run of more than `queries_max` queries, only
-    every k-th is there, and `every` is k."""
+    every k-th is there, and `every` is k; `total` is how many there were, and `end` when the run or its upload did."""
     graph, held = trace.info.graph, trace.info.plan.held
     every = -(-len(trace.queries) // queries_max)
     planned = {partition.index: partition.pieces for partition in trace.info.plan.partitions}

@@ -56,8 +56,8 @@ def write_report(results: Path, figures: Iterable[Path] | None = None, algorithm
     """Write report.md and report.html of a results folder; the path of report.md.
 
     `figures` are those that the report shows, by default what is in results/figures; charts of the page have the
-    `algorithms`, by default all but baselines. Raises InputError where there are
-    no traces, and where something cannot be read or written.
+    `algorithms`, by default all but baselines. Raises InputError where there are no traces, and where something cannot
+    be read or written.
     """
     shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
     traces, plans = load_results(results), _load_plans(results / "plans.json")

@@ -177,7 +177,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def are_drawn(present: Iterable[str], asked: Collection[str] = ()) -> list[str]:
+def are_drawn(present: Iterable[str], asked: Collection[str]) -> list[str]:
     """Of the algorithms that are present, those that charts show: those asked for, else all but baselines."""
     return [name for name in distinct(present) if (name in asked if asked else name not in BASELINES)]
 

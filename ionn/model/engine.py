@@ -237,12 +237,10 @@ def time_pass(net: StageNet, clock: Callable[[], float] = time.perf_counter) -> 
     return np.array(elapsed)
 
 
-def time_layers(
-    net: StageNet, runs: int, data: Floats | None = None, progress: Callable[[], None] = lambda: None
-) -> NDArray[np.float64]:
-    """The mean time of every layer over `runs` forward passes (after one more to warm up), in ms, shape (layers,)."""
-    if data is not None:
-        net.put(net.first, data)
+def time_layers(net: StageNet, runs: int, data: Floats, progress: Callable[[], None]) -> NDArray[np.float64]:
+    """The mean time of every layer over `runs` forward passes on `data` (after one more to warm up), in ms, shape
+    (layers,)."""
+    net.put(net.first, data)
     passes = []
     for _ in range(runs + 1):
         passes.append(time_pass(net))
@@ -251,12 +249,7 @@ def time_layers(
     return mean_ms
 
 
-def versions() -> dict[str, str]:
-    """The versions that a run's numbers depend on."""
-    packages = {name: importlib.metadata.version(name) for name in ("caffe", "numpy", "protobuf", "pyzmq")}
-    return {**packages, "blas": blas()}
-
-
 def environment() -> dict[str, str]:
     """Host, versions and BLAS, as every trace records them."""
-    return {**machine(), **versions(), "blas": blas(), "blas_threads": blas_threads()}
+    versions = {name: importlib.metadata.version(name) for name in ("caffe", "numpy", "protobuf", "pyzmq")}
+    return {**machine(), **versions, "blas": blas(), "blas_threads": blas_threads()}

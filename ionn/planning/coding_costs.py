@@ -101,7 +101,7 @@ def coded_transfers(
     server: Costs,
     boundary_bytes: Sequence[int],
     bytes_per_ms: float,
-    delay_ms: float = 0.0,
+    delay_ms: float,
 ) -> Iterator[CodedTransfer]:
     """The transfers between stages that are faster when they are coded. All take `delay_ms` beside their bytes."""
     ratios = output_ratios(network, client, server)
@@ -127,8 +127,8 @@ def coded_weights(
     network: Network,
     server: Costs,
     bytes_per_ms: float,
-    weight_ratio: float | None = None,
-    coded_bytes: Sequence[int] | None = None,
+    weight_ratio: float | None,
+    coded_bytes: Sequence[int] | None,
 ) -> Iterator[CodedWeights]:
     """The stages whose weights arrive faster when they are coded. `coded_bytes` are what each stage's weights have when
     they are; without them, and without a `weight_ratio` for all, the ratios that were measured of the model count."""

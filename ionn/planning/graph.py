@@ -318,10 +318,6 @@ class ExecutionGraph:
         """Latency of the fastest path that uses only what is `uploaded` at the server."""
         return self._fastest(*self._only(uploaded))[0]
 
-    def route(self, uploaded: Iterable[Piece]) -> tuple[tuple[int, int], ...]:
-        """The server segments (first, last), both included, of the path that `latency_ms` measures."""
-        return tuple((leg.first, leg.last) for leg in self.legs(uploaded) if leg.where == "server")
-
     def legs(self, uploaded: Iterable[Piece]) -> tuple[Leg, ...]:
         """The path that `latency_ms` measures, from the first stage to the last."""
         _, at_server, at_both = self._fastest(*self._only(uploaded))

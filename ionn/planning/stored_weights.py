@@ -1,6 +1,6 @@
 """What a server's store has of a network's weights, and what is left to be sent of a stage or of a slice of it.
 
-A store keeps weights beyond sessions, in pieces of a few megabytes (`ionn.model.coded_weights`), so a stage may be
+A store keeps weights beyond sessions, in pieces of a few megabytes (`ionn.model.weight_pieces`), so a stage may be
 stored in part. What is stored is read at the server and not sent: it has no time on the link, and the time to read it
 is part of the time to load the stage. Of a stage that can be cut, a piece has some output channels, so a slice costs
 what its own channels cost.

@@ -169,10 +169,6 @@ class ServerConnection:
         )
 
     @property
-    def established(self) -> bool:
-        return self._state == "traffic"
-
-    @property
     def seals(self) -> bool:
         """Tell whether frames are encrypted, and so must be sent as a whole."""
         return self._curve is not None

@@ -54,7 +54,7 @@ class ForkServer:
     `start` it again when it is wanted.
     """
 
-    def __init__(self, costs: dict[str, Any], limits: Limits, sandboxed: bool, stores: bool = False) -> None:
+    def __init__(self, costs: dict[str, Any], limits: Limits, sandboxed: bool, stores: bool) -> None:
         self._given = stores, costs, limits, sandboxed
         self.start()
 

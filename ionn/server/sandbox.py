@@ -124,7 +124,7 @@ FATAL = (
 
 _KILL_PROCESS, _ALLOW = 0x80000000, 0x7FFF0000
 _ERRNO = 0x00050000 | errno.EPERM
-_EQUAL, _MASKED_EQUAL = 4, 7
+_MASKED_EQUAL = 7
 _OTHER_CONVENTION, _TSYNC, _OPTIMIZE = 2, 4, 8
 # The level of libseccomp and the kernel that knows both that and to end a process.
 _API = 3
@@ -141,7 +141,7 @@ class Condition(NamedTuple):
     mask: int = 2**64 - 1
 
 
-def conditional(pid: int, receiving: int | None = None) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
+def conditional(pid: int, receiving: int | None) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
     """The calls that process `pid` may make with such arguments only. It may receive descriptors by the socket
     `receiving`, if there is one, which it can neither move to another number nor replace."""
     not_executable = Condition(2, 0, mmap.PROT_EXEC)
@@ -201,7 +201,7 @@ def _rules(receiving: int | None) -> Iterator[tuple[int, str, tuple[Condition, .
         yield _KILL_PROCESS, name, ()
 
 
-def filter_calls(receiving: int | None = None) -> None:
+def filter_calls(receiving: int | None) -> None:
     """Leave the calls of `ALLOWED` to all threads of this process, and those of `conditional` as it says. Any other
     fails with EPERM, and one of `FATAL` ends the process by SIGSYS. Raises OSError where the system refuses.
     """

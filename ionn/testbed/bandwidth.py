@@ -44,10 +44,6 @@ class Steps:
         pieces = (rate * span if rate else 0.0 for rate, span in zip(rates, spans, strict=True))
         self._amounts = list(accumulate(pieces, initial=0.0))  # until each begin, and in a whole period
 
-    def rate(self, at: float) -> float:
-        """The rate at a time."""
-        return self._rates[self._step(at)[1]]
-
     def amount(self, begin: float, end: float) -> float:
         """What passes between two times."""
         if self._is_constant:
@@ -218,10 +214,6 @@ class Bandwidth:
     def bytes_between(self, start_s: float, end_s: float) -> float:
         """How many bytes can cross between two times."""
         return self._bytes.amount(start_s, end_s)
-
-    def mbps_at(self, time_s: float) -> float:
-        """The bandwidth at a time, in Mbps."""
-        return self._bytes.rate(time_s) * 8 / 1e6
 
     def work_ms(self, mbps: float) -> Steps:
         """The same in ms, for amounts that are the ms which they would take at `mbps`."""

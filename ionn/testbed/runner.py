@@ -19,7 +19,7 @@ from ionn.errors import InputError, WrongResultError, printable
 from ionn.files import check_writable
 from ionn.model import zoo
 from ionn.model.network import Network
-from ionn.paper import CLIENT, MBPS, ORIGINAL, SERVER
+from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import empty_plan, make_plan
 from ionn.testbed.arrivals import CLOSED_LOOP, WAIT, Arrivals
@@ -315,13 +315,6 @@ def run_virtual_all(
                 path.unlink()  # not to be averaged with these
         traces += made
     return traces
-
-
-def comparison_window_s(model: str | Path, *, client: str = CLIENT, server: str = SERVER, mbps: float = MBPS) -> float:
-    """The window in which runs of a model are compared: the upload time that the original algorithm is predicted to
-    need for it, raw. Raises InputError as `run_virtual_all` does."""
-    (trace,) = run_virtual_all(model, [ORIGINAL], client=client, server=server, mbps=mbps)
-    return trace.upload_s
 
 
 @contextlib.contextmanager

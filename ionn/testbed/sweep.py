@@ -55,8 +55,6 @@ CLUSTER_S = 10
 # FIRST:LAST:COUNT, perhaps *COSTS.
 _RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?", re.DOTALL)
 
-Values = tuple[Any, ...]  # of a row, behind those of its cell
-
 
 def expand(text: str) -> list[str]:
     """`FIRST:LAST:COUNT`, so many numbers in equal ratios, as their texts; behind each, what a `*` separates from them:

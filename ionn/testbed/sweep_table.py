@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ionn.arguments import decimal_of
+from ionn.arguments import decimal_of, path_of
 from ionn.errors import InputError
 from ionn.files import check_writable, open_regular, write_file
 
@@ -94,8 +94,12 @@ def _text(value: object) -> str:
 HEADER = csv_lines([COLUMNS])
 
 
-def read_table(path: Path) -> list[SweepRow]:
-    """The rows of a sweep's table. Raises InputError where there is no such file, and where it is none."""
+def read_table(table: str | Path) -> list[SweepRow]:
+    """The rows of a sweep's table, as `sweep` returned them; of one that is still being made, those that it has by now.
+
+    Raises InputError where there is no such file, and where it is no table of a sweep.
+    """
+    path = path_of(table, "table")
     return _rows(_read(path), path)
 
 

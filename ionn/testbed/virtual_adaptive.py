@@ -97,8 +97,8 @@ class AdaptiveSession(VirtualSession):
         server_slowness: float = 1.0,
         coded_bytes: Sequence[int] | None = None,
         *,
-        stored: Sequence[StoredPiece] = (),
-        store_ms_per_mb: float = 0.0,
+        stored: Sequence[StoredPiece],
+        store_ms_per_mb: float,
         reach_ms: float = math.inf,
     ) -> None:
         stage_bytes = [stage.weight_bytes for stage in network.stages]

@@ -371,6 +371,7 @@ def calls(model: Path) -> dict[str, Callable[[Any], object]]:
         "ClientKeys server_public": lambda given: ionn.ClientKeys("0" * 40, given),
         "add_planner": ionn.add_planner,
         "read_traces": ionn.read_traces,
+        "read_table": ionn.read_table,
         "Trace.load": ionn.Trace.load,
         "image_input": lambda given: image_input(given, (1, 3, 4, 4)),
         "image_input shape": lambda given: image_input("coffee", given),

@@ -40,7 +40,6 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "planning/planners/efficiency": PLANNERS,
         "planning/planners/optimal": ["unit/test_optimality.py", *PLANNERS],
         "planning/planners/original": PLANNERS,
-        "planning/planners/reference": PLANNERS,
         "planning/planners/sliced": ["unit/test_holding.py", *PLANNERS],
         "planning/planners/weightless": PLANNERS,
         "costs/models": COSTS,

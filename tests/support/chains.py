@@ -113,6 +113,12 @@ SMALL_INTEGERS = st.integers(0, 6).map(float)  # many ties, many stages without 
 DECIMALS = st.integers(0, 60).map(lambda tenths: tenths / 10)  # not exact in binary
 
 
+def at_server(graph: ExecutionGraph, uploaded: Iterable[Piece]) -> list[int]:
+    """The stages that run at the server as a whole on the fastest path through what is uploaded."""
+    legs = (leg for leg in graph.legs(uploaded) if leg.where == "server")
+    return [stage for leg in legs for stage in range(leg.first, leg.last + 1)]
+
+
 def forced_ms(graph: ExecutionGraph, at_server: Iterable[int]) -> float:
     """Latency with exactly these stages at the server; infinite if one of them is not offloadable."""
     chosen = set(at_server)

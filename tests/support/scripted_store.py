@@ -62,12 +62,11 @@ class StoreServer:
         store: dict[str, bytes],
         chunk_bytes: int = 10**6,
         window_bytes: int = 10**7,
-        stores: bool = True,
     ) -> None:
         self._c = c
         self._contents = [partition.caffemodel.tobytes() for partition in partitions]
         self.store = store
-        self.chunk_bytes, self.window_bytes, self.stores = chunk_bytes, window_bytes, stores
+        self.chunk_bytes, self.window_bytes = chunk_bytes, window_bytes
         self._session = 0
         self.lies = False
         self.partitions: dict[int, Arriving] = {}
@@ -84,7 +83,7 @@ class StoreServer:
         held = tuple(Held(index, each.position, each.ready) for index, each in self.partitions.items())
         return Welcome(
             PROTOCOL, f"session {self._session}", self.chunk_bytes, self.window_bytes, held=held,
-            codecs=coding.CODECS, stores=self.stores,
+            codecs=coding.CODECS, stores=True,
         )  # fmt: skip
 
     def answer(self, sent: Message) -> Message:
@@ -101,7 +100,6 @@ class StoreServer:
         raise AssertionError(message)
 
     def _holds(self, have: Have) -> Holds:
-        assert self.stores
         content = b"".join(map(bytes, have.payload))
         digests = [content[at : at + 32].hex() for at in range(0, len(content), 32)]
         assert len(set(digests)) == len(digests) == len(content) / 32 > 0
@@ -113,7 +111,6 @@ class StoreServer:
         assert index not in self.partitions
         content = self._contents[index]
         assert header.size == len(content)
-        assert self.stores or not header.pieces
         for piece in header.pieces:
             raw = b"".join(content[offset : offset + size] for offset, size in piece.spans)
             assert hashlib.sha256(raw).hexdigest() == piece.sha256

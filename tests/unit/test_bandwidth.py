@@ -76,12 +76,6 @@ def test_bytes_between(bandwidth: Bandwidth, start_s: float, span_s: float) -> N
     assert bandwidth.bytes_between(start_s, float(end)) == pytest.approx(float(crossed), abs=1e-3)
 
 
-@given(bandwidths(), TIMES)
-def test_the_rate_at_a_time_is_that_of_the_step_that_begins_then(bandwidth: Bandwidth, time_s: float) -> None:
-    rate = steps_from(bandwidth, Fraction(time_s))[0][2]
-    assert bandwidth.mbps_at(time_s) == float(rate / BYTES_PER_S)
-
-
 @given(bandwidths(), TIMES, SIZES, st.sampled_from([2.0, 8.0]))
 def test_dilated_all_takes_so_many_times_as_long(
     bandwidth: Bandwidth, start_s: float, size_bytes: int, dilation: float
@@ -223,7 +217,7 @@ def test_a_bad_file_is_one_line_that_names_the_line(text: str, reason: str, tmp_
 
 
 def test_times_are_up_to_a_day(tmp_path: Path) -> None:
-    assert Bandwidth.load(file(tmp_path, "0,5\n86400,6\n")).mbps_at(86_400.0) == 6.0
+    assert Bandwidth.load(file(tmp_path, "0,5\n86400,6\n")).begins_s == (0.0, 86_400.0)
     assert Bandwidth.load(file(tmp_path, "86400000\n")).period_s == 86_400.0
 
 
@@ -266,8 +260,8 @@ def test_nothing_has_passed_before_it_began(
     end = steps.end(begin, amount)
     assert end >= begin
     # An outage is waited out: where it ends is known.
-    if steps.rate(begin) == 0:
-        assert steps.rate(end) > 0
+    if steps.amount(begin, begin + 0.001) == 0:
+        assert steps.amount(end, end + 0.001) > 0
         assert steps.amount(begin, end) == pytest.approx(amount, rel=1e-6, abs=1e-6)
 
 

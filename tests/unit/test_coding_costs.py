@@ -24,7 +24,7 @@ from ionn.planning.coding_costs import DOWN, UP
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.planning.planners import PLANNERS
-from tests.support.chains import forced_ms, uploads
+from tests.support.chains import at_server, forced_ms, uploads
 
 ALEXNET = Network.load("alexnet")
 TINY = Network.from_text(
@@ -125,7 +125,7 @@ def test_no_query_is_slower_for_coding_and_legs_still_add_up(
     uploaded = [piece for piece in data.draw(uploads(none)) if not isinstance(piece, Slice)]
     for graph in coded:
         assert graph.latency_ms(uploaded) <= none.latency_ms(uploaded)
-        offloaded = {stage for first, last in graph.route(uploaded) for stage in range(first, last + 1)}
+        offloaded = set(at_server(graph, uploaded))
         assert forced_ms(graph, offloaded) == graph.latency_ms(uploaded)
 
 

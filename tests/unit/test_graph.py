@@ -19,6 +19,7 @@ from tests.support.chains import (
     DECIMALS,
     SMALL_INTEGERS,
     WORKED_EXAMPLE,
+    at_server,
     chain,
     chains,
     cut,
@@ -72,7 +73,7 @@ def test_forced_latency_pays_every_change_of_side() -> None:
     # A and B up over boundary 0 and down over 2, C at the client, D up over 3, its output down over 4
     assert forced_ms(WORKED_EXAMPLE, [0, 1, 3]) == 4 + (3 + 3) + 4 + 16 + 8 + 3 + 2
     assert WORKED_EXAMPLE.latency_ms([0, 1, 3]) == 4 + (3 + 3) + 4 + 16 + 5
-    assert WORKED_EXAMPLE.route([0, 1, 3]) == ((0, 1),)
+    assert at_server(WORKED_EXAMPLE, [0, 1, 3]) == [0, 1]
 
 
 def test_uplink_and_downlink_differ() -> None:
@@ -84,7 +85,7 @@ def test_uplink_and_downlink_differ() -> None:
 
 def test_several_server_segments() -> None:
     graph = chain(client=[20, 1, 20], server=[1, 30, 1], upload=[0] * 3, up=[1, 1, 1, 1])
-    assert graph.route(range(3)) == ((0, 0), (2, 2))
+    assert at_server(graph, range(3)) == [0, 2]
 
 
 def test_ties_go_to_the_client() -> None:
@@ -117,7 +118,7 @@ def test_shortest_path_is_the_smallest_of_the_fastest_sets(graph: ExecutionGraph
 @given(chains(6, DECIMALS), st.sets(st.integers(0, 5)))
 def test_route_uses_uploaded_stages_and_takes_the_latency(graph: ExecutionGraph, uploaded: set[int]) -> None:
     uploaded = {i for i in uploaded if i < len(graph.stages)}
-    offloaded = {i for first, last in graph.route(uploaded) for i in range(first, last + 1)}
+    offloaded = set(at_server(graph, uploaded))
     assert offloaded <= uploaded
     assert forced_ms(graph, offloaded) == graph.latency_ms(uploaded)
 
@@ -150,7 +151,7 @@ def test_a_stage_uploaded_in_part_runs_at_both_sides() -> None:
     assert graph.legs([slice_, 2])[1:] == (Leg("both", 1, 1, False, True), Leg("server", 2, 2, True, False))
     # From and to the server.
     assert graph.latency_ms([0, slice_, 2]) == 3 + 2 + (4 + 10 + 3) + 2 + 4
-    assert graph.route([0, slice_, 2]) == ((0, 0), (2, 2))
+    assert at_server(graph, [0, slice_, 2]) == [0, 2]
     # As a whole.
     assert graph.latency_ms([0, slice_, Slice(1, HALF, 2 * HALF), 2]) == graph.latency_ms([0, 1, 2])
 

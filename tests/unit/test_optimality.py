@@ -18,10 +18,11 @@ from ionn.model.slices import Slice
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
-from ionn.planning.planners import get_planner, reference
+from ionn.planning.planners import get_planner
 from ionn.planning.planners.efficiency import densest, efficiency
 from ionn.planning.planners.optimal import MOST_STAGES, area, excess_area, least_area, optimal
 from ionn.testbed.runner import run_virtual_all
+from tests.support import algorithm_1 as reference
 from tests.support.chains import chain, cut
 
 Times = NDArray[np.float64]

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from ionn.errors import InputError
 from ionn.model.slices import TILE, Piece, Slice, runs_of, stage_of
 from ionn.planning.graph import ExecutionGraph
-from ionn.planning.planners import PLANNERS, Planner, get_planner, reference
+from ionn.planning.planners import PLANNERS, Planner, get_planner
 from ionn.planning.planners.efficiency import Candidate, Candidates, densest, efficiency, recursive_efficiency
 from ionn.planning.planners.optimal import _latencies, area, least_area, optimal
 from ionn.planning.planners.original import original, original_fine
-from ionn.planning.planners.reference import algorithm_1
 from ionn.planning.planners.sliced import sliced_efficiency
 from ionn.planning.planners.weightless import merge_weightless
+from tests.support import algorithm_1 as reference
+from tests.support.algorithm_1 import algorithm_1
 from tests.support.chains import DECIMALS, SMALL_INTEGERS, WORKED_EXAMPLE, chain, chains, cut, cut_chains, forced_ms
 
 A, B, C, D = range(4)

@@ -398,8 +398,9 @@ def test_bytes_are_those_of_what_crosses_the_link(graph_and_plan: tuple[Executio
     # Coded or not, the last query's transfers: those at the ends of its legs at the server, all channels being there.
     expected = [
         (sizes[boundary], 7 if (boundary, way) in {(each.boundary, each.direction) for each in graph.coded} else None)
-        for first, last in graph.route([piece for pieces in plan for piece in pieces])
-        for boundary, way in ((first, "up"), (last + 1, "down"))
+        for leg in graph.legs([piece for pieces in plan for piece in pieces])
+        if leg.where == "server"
+        for boundary, way in ((leg.first, "up"), (leg.last + 1, "down"))
     ]
     last = trace.queries[-1]
     assert last.feature_bytes == sum(raw_bytes for raw_bytes, _ in expected)

@@ -3,7 +3,7 @@
 A planner may upload a stage in slices: partitions then hold a `Slice` in place of the stage, and the slices of a stage
 come in the order of its channels.
 
-The paper's algorithm as it is printed is in `reference`; read that first.
+The paper's algorithm as it is printed is in tests/support/algorithm_1.py; read that first, as the rest is speed.
 
 Every planner uploads exactly the stages that the fastest path uses once uploading costs nothing (the optimal state); a
 graph with nothing worth offloading has an empty plan. No partition is without weights, unless all stages are. Planners

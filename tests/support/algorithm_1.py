@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper (section 3.4), as it is printed there. Read this first: the rest of this package is speed.
+"""Algorithm 1 of the paper (section 3.4), as it is printed there: the planners are compared with it.
 
 `efficiency` and `recursive_efficiency` in `ionn.planning.planners.efficiency` make the same plans a thousand times
 faster. This one computes every efficiency anew, from two latencies, whenever something was uploaded.
