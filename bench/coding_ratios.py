@@ -41,7 +41,7 @@ def measure(model: str) -> ModelRatios:
     coded = {name: code(piece for blob in each for piece in cut(blob)) for name, each in weights.items()}
     return ModelRatios(
         network=network.digest,
-        inputs=f"{INPUTS} bundled photographs",
+        inputs=f"{INPUTS} images of the bundled photographs",
         weights_are="synthetic",
         outputs={
             network.layers[stage.last_layer].name: rounded(code(outputs).ratio)

@@ -1,7 +1,7 @@
 """The command line. Results go to standard output, progress and logs to standard error.
 
-Exit codes: 0 done, 1 it failed, 2 what was given cannot be used or a library is missing (one line says what and what to
-do), 130 interrupted.
+Exit codes: 0 done, 1 it failed, 2 what was given cannot be used, a library is missing or no server is there (one line
+says what and what to do), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def classify(
 ) -> None:
     """Compute MODEL on IMAGE: the classes with the highest scores, and where each stage ran for how long.
 
-    IMAGE is a file, or the name of a photograph that comes with scikit-image: astronaut, chelsea, coffee, rocket. With
-    --connect, the model is uploaded first, as far as --wait-s allows.
+    IMAGE is a file, or the name of a photograph that comes with scikit-image, such as astronaut, chelsea, coffee or
+    rocket. With --connect, the model is uploaded first, as far as --wait-s allows.
 
     Example: ionn classify chelsea --model googlenet
     """

@@ -14,6 +14,7 @@ import numpy as np
 from ionn.model.slices import Piece, runs_of
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners.weightless import merge_weightless
+from tests.support.chains import forced_ms
 
 Candidate = tuple[int, ...]
 
@@ -59,17 +60,8 @@ def candidates(missing: Iterable[int]) -> list[Candidate]:
 
 def efficiency(graph: ExecutionGraph, uploaded: Iterable[int], run: Candidate) -> float:
     """Latency improvement per upload overhead (section 3.2); without overhead inf, 0 or -inf, by what it improves."""
-    improvement_ms = latency_ms(graph, uploaded) - latency_ms(graph, {*uploaded, *run})
+    improvement_ms = forced_ms(graph, uploaded) - forced_ms(graph, {*uploaded, *run})
     overhead_ms = float(graph.upload_ms[list(run)].sum())
     if overhead_ms > 0:
         return improvement_ms / overhead_ms
     return math.copysign(math.inf, improvement_ms) if improvement_ms else 0.0
-
-
-def latency_ms(graph: ExecutionGraph, at_server: Iterable[int]) -> float:
-    """A query's latency with exactly these stages executed at the server: infinite if one of them must not be."""
-    chosen = set(at_server)
-    server_ms = np.where(graph.offloadable, graph.server_ms, math.inf)
-    stages_ms = sum(server_ms[i] if i in chosen else graph.client_ms[i] for i in range(len(graph.stages)))
-    transfers_ms = sum(graph.up_ms[first] + graph.down_ms[last + 1] for first, last in runs_of(chosen))
-    return float(stages_ms + transfers_ms)
