@@ -409,7 +409,7 @@ def _closed_without_workers(client: Any) -> Iterator[None]:
         seen_s = time.monotonic()
         with suppress(OSError):  # a scheduler that is lost is told without this
             while not ended.wait(1):
-                if client.scheduler_info()["workers"]:
+                if client.scheduler_info().get("workers"):  # there is no such key while the scheduler is lost
                     seen_s = time.monotonic()
                 elif time.monotonic() - seen_s > CLUSTER_S:
                     lost.set()

@@ -6,7 +6,7 @@ import itertools
 import math
 import pickle
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +274,24 @@ def test_the_library_takes_lists(tmp_path: Path) -> None:
             ionn.sweep(["mobilenet"], ["original"], out, **wrong)
     with pytest.raises(InputError, match="models 'mobilenet': give a list"):
         ionn.sweep("mobilenet", ["original"], out)
+
+
+def test_a_scheduler_that_is_lost_counts_as_one_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its client says of it then has no word of workers."""
+    closed = threading.Event()
+
+    class Lost:
+        def scheduler_info(self) -> dict[str, Any]:
+            return {"type": "Scheduler"}
+
+        def close(self) -> None:
+            closed.set()
+
+    def wait_for_results() -> None:
+        with sweep._closed_without_workers(Lost()):
+            assert closed.wait(60)
+            raise CancelledError
+
+    monkeypatch.setattr(sweep, "CLUSTER_S", 0)
+    with pytest.raises(OSError, match="no workers are left"):
+        wait_for_results()
