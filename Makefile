@@ -23,6 +23,19 @@ REFERENCE := ionn.api ionn.errors ionn.records ionn.model.network ionn.model.sli
   ionn.testbed.trace ionn.testbed.settings ionn.testbed.arrivals ionn.testbed.bandwidth ionn.testbed.responses \
   ionn.testbed.sweep_table ionn.protocol.curve
 
+# These make another Debian, which takes root's rights. In a checkout of another user's, root would leave files that this
+# user cannot remove. Of ARCH, nothing but the name of an architecture gets to a shell.
+AS_ROOT := $(filter test-container test-service test-debian13 test-arm64 $(if $(value ARCH),wheels),$(MAKECMDGOALS))
+ifneq ($(AS_ROOT),)
+ARCHITECTURE := $(if $(filter-out amd64 arm64,$(value ARCH))$(word 2,$(value ARCH)),\
+  $(error ARCH is arm64, or on an arm64 machine amd64),$(value ARCH))
+ifeq ($(shell id -u),0)
+ifneq ($(shell stat --format %u .),0)
+$(error this checkout is not root's: clone it as root, and run 'make $(AS_ROOT)' in the clone)
+endif
+endif
+endif
+
 # .venv is complete when it holds the stamp of what it is made from. It has absolute paths in it, so where it lies counts.
 RECIPE := $(addprefix caffe-build/,CMakeLists.txt build_wheel.py pyproject.toml sdist.txt)
 STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /etc/os-release; } | sha256sum | cut -c 1-16)
@@ -66,7 +79,7 @@ models: setup ## build the weights in models/ (seeded, always the same), and cod
 	@.venv/bin/python models/build_models.py
 
 wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere; ARCH=arm64 for that processor, as root
-	@wheel=$$($(if $(ARCH),PYTHONPATH=. .venv/bin/python caffe-build/build_cross.py '$(ARCH)',\
+	@wheel=$$($(if $(ARCHITECTURE),PYTHONPATH=. .venv/bin/python caffe-build/build_cross.py $(ARCHITECTURE),\
 	  .venv/bin/python caffe-build/build_wheel.py)) && \
 	  rm -rf build dist && \
 	  .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . && \

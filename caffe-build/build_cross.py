@@ -7,20 +7,24 @@ other one. `build_wheel.py` runs in there as it does on any Debian: its Python, 
 other processor's, so that pip and CMake find what belongs to it, and the compiler is this machine's. The wheel is in
 the cache under the key that it would have if it were built on the other processor.
 
-The wheel's path goes to stdout, everything else to stderr. Exit 1: no wheel; 2: it cannot be built here.
+The wheel's path goes to stdout, everything else to stderr. Exit 1: no wheel; 2: it cannot be built here, for want of
+root's rights, for example.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import contextlib
+import fcntl
+import shutil
 import sys
 import time
 from pathlib import Path
 
 from build_wheel import HERE, cache_folder, find_wheel, say
 
-from tests.systems.root import MACHINES, RootError, debian, own_architecture
+from tests.systems.root import MACHINES, check_machine, debian, own_architecture
+from tests.systems.script import SetupError, StepError, run_script
 
 RELEASE, VERSION, PYTHON = "bookworm", "12", "311"
 # They run while Caffe is built, on this processor.
@@ -32,8 +36,10 @@ LIBRARIES = (
 )  # fmt: skip
 
 
-def build(architecture: str, wheels: Path) -> None:
-    """Build the wheel into the cache, whose folder of wheels this is."""
+def build(architecture: str, folder: Path) -> None:
+    """Build the wheel into its folder of the cache."""
+    check_machine(architecture)
+    wheels = folder.parent
     prefix = f"{MACHINES[architecture]}-linux-gnu"
     began = time.monotonic()
     # The same paths in there and here: what build_wheel.py says of them holds in both.
@@ -62,33 +68,36 @@ def build(architecture: str, wheels: Path) -> None:
         )
 
 
-def cached_wheel(architecture: str) -> Path | None:
-    """The wheel from the cache, built first if it is not there. Raises RootError or CalledProcessError."""
-    others = MACHINES.keys() - {own_architecture()}
-    if architecture not in others:
-        raise RootError(f"'{architecture}' is no other processor that Caffe is built for; there is {', '.join(others)}")
-    folder = cache_folder(f"cpython-{PYTHON}-{MACHINES[architecture]}-linux-gnu", "debian", VERSION)
-    if find_wheel(folder) is None:
-        build(architecture, folder.parent)
-    return find_wheel(folder)
+def remove_scratch(folder: Path) -> None:
+    """Remove what a build that was killed has left in a wheel's folder. One that goes on has the log's lock."""
+    if folder.is_dir():
+        with (folder / "build.log").open("a") as log, contextlib.suppress(BlockingIOError):
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob("build-*"):
+                shutil.rmtree(left)
 
 
-def main() -> int:
+def print_wheel() -> None:
+    """Print the path of the wheel in the cache, built first if it is not there."""
     parser = argparse.ArgumentParser(description="Print the path of Caffe's wheel for Debian 12 on another processor.")
     parser.add_argument("architecture", help="the processor, as Debian calls it: arm64")
-    try:
-        print(cached_wheel(parser.parse_args().architecture))
-    except RootError as error:
-        say(f"error: {error}")
-        return 2
-    except (subprocess.CalledProcessError, OSError) as error:
-        say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    return 0
+    architecture = parser.parse_args().architecture
+    others = MACHINES.keys() - {own_architecture()}
+    if architecture not in others:
+        raise SetupError(
+            f"'{architecture}' is no other processor that Caffe is built for; there is {', '.join(others)}"
+        )
+    folder = cache_folder(f"cpython-{PYTHON}-{MACHINES[architecture]}-linux-gnu", "debian", VERSION)
+    if find_wheel(folder) is None:
+        try:
+            build(architecture, folder)
+        finally:
+            remove_scratch(folder)
+    wheel = find_wheel(folder)
+    if wheel is None:
+        raise StepError(f"no wheel is in {folder}")
+    print(wheel)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script("build_cross", print_wheel)

@@ -39,7 +39,7 @@ def _process(arguments: Sequence[str], within: Sequence[str] = ()) -> Iterator[t
     pipe = subprocess.PIPE
     child: subprocess.Popen[str] | None = None
     try:
-        with _uninterrupted():
+        with uninterrupted():
             # In a group of its own: a Ctrl-C is for this process, which then ends the other.
             child = subprocess.Popen(command, stdout=pipe, stdin=pipe, text=True, process_group=0)
         assert child.stdout is not None
@@ -61,7 +61,7 @@ def _process(arguments: Sequence[str], within: Sequence[str] = ()) -> Iterator[t
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Signals whose handlers may raise come when the block has ended. Threads but the main one have none."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,7 +69,7 @@ def _uninterrupted() -> Iterator[None]:
     came: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, frame: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
     try:
         yield

@@ -6,8 +6,8 @@ a client that offloads to a server of this machine's processor, over loopback. B
 the outputs are compared. Where this machine is none for arm64, qemu's user mode runs all that: what it takes says
 nothing about a board.
 
-Prints each step and what it took, and exits 1 at the first that fails. The summary and the client's trace are in
-results/arm64/.
+Prints each step and what it took, and exits 1 at the first that fails. The summary, the client's trace and the log of a
+server in there are in results/arm64/.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import platform
+import re
+import select
 import shutil
 import subprocess
 import sys
@@ -30,8 +33,9 @@ from ionn.libraries import CAFFE_PACKAGES
 from ionn.model.comparison import TOLERANCE, difference
 from ionn.paper import MODELS
 from ionn.testbed.trace import Trace
-from tests.support.command import serving
-from tests.systems.root import Root, RootError, cache_folder, debian
+from tests.support.command import ionn, serving
+from tests.systems.root import MACHINES, Root, cache_folder, check_machine, debian
+from tests.systems.script import SetupError, StepError, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "arm64"
@@ -39,6 +43,8 @@ USER = "phone"
 HOME = f"/home/{USER}"
 CHECKOUT = f"{HOME}/checkout"
 WEIGHTS = f"{HOME}/.local/share/ionn/models"
+# A server in an emulator says where it listens, and ends, within this time.
+SERVER_S = 300.0
 # Built in the root; the others are copied there, which is quicker.
 MODEL = "mobilenet"
 # What the tests below import, of the test dependencies.
@@ -50,10 +56,6 @@ TESTS = (
 )  # fmt: skip
 # It draws figures, for minutes in an emulator.
 NO_TEST = "tests/unit/test_baselines.py::test_figures_have_baselines_on_request"
-
-
-class StepError(Exception):
-    """Why a step has failed, in one line."""
 
 
 class Phone:
@@ -83,7 +85,7 @@ class Phone:
 def wheels() -> list[Path]:
     found = [*(ROOT / "dist").glob("ionn-*-py3-none-any.whl"), *(ROOT / "dist").glob("caffe-*-linux_aarch64.whl")]
     if len(found) != 2:
-        raise RootError("the wheels are not in dist/: run 'make wheels ARCH=arm64'")
+        raise SetupError("the wheels are not in dist/: run 'make wheels ARCH=arm64'")
     return found
 
 
@@ -121,12 +123,17 @@ def build_weights(phone: Phone) -> str:
     return f"{MODEL}.caffemodel is the same file"
 
 
+def here(*arguments: str | Path) -> str:
+    """The standard output of this machine's ionn, which must succeed."""
+    done = ionn(*arguments)
+    if done.returncode:
+        raise StepError(f"here, 'ionn {arguments[0]}' failed: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
 def plan(phone: Phone) -> str:
     told: dict[str, Any] = json.loads(phone.run("ionn", "plan", "alexnet", "--json"))
-    here = subprocess.run(
-        [sys.executable, "-m", "ionn", "plan", "alexnet", "--json"], capture_output=True, text=True, check=True
-    ).stdout
-    if told["partitions"] != json.loads(here)["partitions"]:
+    if told["partitions"] != json.loads(here("plan", "alexnet", "--json"))["partitions"]:
         raise StepError("the plan for alexnet is another one than on this machine")
     return f"{len(told['partitions'])} partitions, the plan of this machine"
 
@@ -162,7 +169,7 @@ def pytest(phone: Phone, *arguments: str) -> str:
 def offload(phone: Phone) -> str:
     """A client in the root, as fast as it is, and a server of this machine's processor."""
     costs = RESULTS / "server.json"
-    subprocess.run([sys.executable, "-m", "ionn", "profile", MODEL, "--save", costs], check=True)
+    here("profile", MODEL, "--save", costs)
     with serving("--costs", str(costs)) as server:
         told = phone.run(
             *("ionn", "run", MODEL, "--connect", server.address, "--client", f"{MODEL}.json", "--unpaced"),
@@ -185,38 +192,49 @@ def offload(phone: Phone) -> str:
 
 def compare_outputs(phone: Phone) -> str:
     phone.run("python", "-m", "tests.systems.outputs", f"{HOME}/outputs.npz", *MODELS, cwd=CHECKOUT)
-    here = RESULTS / "outputs.npz"
-    subprocess.run([sys.executable, "-m", "tests.systems.outputs", here, *MODELS], cwd=ROOT, check=True)
-    with np.load(here) as own, np.load(phone.path(f"{HOME}/outputs.npz")) as other:
+    file = RESULTS / "outputs.npz"
+    subprocess.run([sys.executable, "-m", "tests.systems.outputs", file, *MODELS], cwd=ROOT, check=True)
+    with np.load(file) as own, np.load(phone.path(f"{HOME}/outputs.npz")) as other:
         print(f"here: {own['blas']}\nthere: {other['blas']}", flush=True)
         apart = {model: difference(other[model], own[model]) for model in MODELS}
-    here.unlink()
+    file.unlink()
     if worst := [model for model, off in apart.items() if off > TOLERANCE]:
         raise StepError(f"outputs of {', '.join(worst)} differ: {apart}")
     return ", ".join(f"{model} {off:.1e}" for model, off in apart.items())
 
 
 @contextlib.contextmanager
-def serving_there(phone: Phone) -> Iterator[str]:
-    """The address of a server in the root."""
-    command = phone.argv("ionn", "serve", "--bind", "tcp://127.0.0.1:0")
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as server:
+def serving_there(phone: Phone, log: Path) -> Iterator[str]:
+    """The address of a server in the root, whose log goes to a file. When the context ends it must end well."""
+    command = phone.argv("ionn", "serve", "--bind", "tcp://127.0.0.1:0", "--stop-at-eof")
+    with (
+        log.open("w") as said,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True) as server,
+    ):
         try:
+            assert server.stdin is not None
             assert server.stdout is not None
+            if not select.select([server.stdout], [], [], SERVER_S)[0]:
+                raise StepError(f"no server there within {SERVER_S:.0f} s")
             yield server.stdout.readline().strip()
+            server.stdin.close()
+            if code := server.wait(SERVER_S):
+                raise StepError(f"the server there ended with exit code {code}")
         finally:
             server.kill()  # and what it runs: its namespace of processes ends with it
 
 
 def serve(phone: Phone) -> str:
-    """A server in the root. It warns of what is missing for its sandbox: qemu's user mode does not have Landlock."""
-    with serving_there(phone) as address:
-        done = subprocess.run(
-            [sys.executable, "-m", "ionn", "ping", address], capture_output=True, text=True, check=False
-        )
-    if done.returncode:
-        raise StepError(f"no server at '{address}': {done.stderr.strip()}")
-    return done.stdout.strip()
+    """A server in the root. qemu's user mode lacks Landlock: it has to warn that its sandbox is not complete."""
+    log = RESULTS / "server.log"
+    with serving_there(phone, log) as address:
+        answer = here("ping", address)
+    if platform.machine() != MACHINES["arm64"]:
+        if "not sandboxed" not in answer:
+            raise StepError(f"the server there does not say that it is not sandboxed: {answer}")
+        if not re.search("sessions are not sandboxed as they could be: .*Landlock", log.read_text()):
+            raise StepError(f"the server there does not warn that it lacks Landlock:\n{log.read_text()}")
+    return answer
 
 
 STEPS: dict[str, Callable[[Phone], str]] = {
@@ -233,13 +251,14 @@ STEPS: dict[str, Callable[[Phone], str]] = {
 }
 
 
-def main() -> int:
+def main() -> None:
+    check_machine("arm64")
+    wheels()
     rows: list[str] = []
     pip_cache = cache_folder() / "pip-arm64"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    pip_cache.mkdir(parents=True, exist_ok=True)
     try:
-        wheels()
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        pip_cache.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         with debian("bookworm", "arm64", [(pip_cache, f"{HOME}/.cache/pip")]) as root:
             rows.append(f"{time.monotonic() - began:7.0f} s  a Debian 12 for arm64")
@@ -249,18 +268,11 @@ def main() -> int:
                 found = step(Phone(root))
                 rows.append(f"{time.monotonic() - began:7.0f} s  {name}" + (f": {found}" if found else ""))
                 print(rows[-1], flush=True)
-    except RootError as error:
-        sys.stderr.write(f"arm64: {error}\n")
-        return 2
-    except (StepError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"arm64: {error}\n")
-        return 1
     finally:
         if rows:
             (RESULTS / "summary.txt").write_text("".join(f"{row}\n" for row in rows))
     print("\nAll steps:", *rows, sep="\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script("arm64", main)

@@ -6,15 +6,17 @@ are those of a clone of this checkout's last commit that Dockerfile.dockerignore
 docs/deploying.md says: each run has a layer of its own over the image (overlayfs) and a network of its own, and its
 process is number 1. A server is asked, used and stopped from outside, and the experiment runs.
 
-It prints every line of the Dockerfile that was executed with its time, the runs, and every line that was not executed
-and why. Exits 1 at the first step that fails, with the end of its output.
+It prints every line of the Dockerfile that was executed with its time, those that say how the image is run, every line
+that was not executed and why, and the runs. Exits 1 at the first step that fails, with the end of its output.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,8 +28,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.systems.dockerfile import DockerfileError, Instruction, command, context, expanded, options, parse
-from tests.systems.root import Root, RootError, debian
+from tests.systems import dockerfile
+from tests.systems.dockerfile import DockerfileError, Instruction, command, context, options, words
+from tests.systems.root import Root, check_machine, debian
+from tests.systems.script import StepError, run_script, scratch_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = "bookworm"
@@ -44,10 +48,8 @@ NOT_EXECUTED = {
     "VOLUME": "there is no engine to make a volume: the runs are given folders of their own",
     "HEALTHCHECK": "its command ran once; there is no engine to repeat it by its times",
 }
-
-
-class StepError(Exception):
-    """What failed, in one line."""
+# They say how the image is run, and hold for the runs here.
+NOTED = ("CMD", "STOPSIGNAL")
 
 
 @dataclass
@@ -58,8 +60,8 @@ class Stage:
     variables: dict[str, str] = field(default_factory=dict)
     user: str = "root"
     folder: str = "/"
-    settings: dict[str, str] = field(default_factory=dict)
-    """CMD, HEALTHCHECK and STOPSIGNAL: what they say."""
+    settings: dict[str, Instruction] = field(default_factory=dict)
+    """The last CMD, HEALTHCHECK and STOPSIGNAL."""
 
     def inside(self, path: str) -> Path:
         """A path of the image, relative to its working folder, on this machine."""
@@ -87,7 +89,13 @@ class Steps:
         except (subprocess.SubprocessError, OSError) as error:
             lines = self.log.read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
             print("\n".join(lines))
-            why = f"exit code {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
+            match error:
+                case subprocess.CalledProcessError():
+                    why = f"exit code {error.returncode}"
+                case subprocess.TimeoutExpired():
+                    why = f"not done within {error.timeout:.0f} s"
+                case _:
+                    why = str(error)
             raise StepError(f"{what}: {why}") from error
         print(f"{time.monotonic() - started:7.1f} s  {what}", flush=True)
 
@@ -109,43 +117,66 @@ class Steps:
 
 def copy(instruction: Instruction, stage: Stage, stages: Mapping[str, Stage], given: Path) -> None:
     """COPY: files and the contents of folders, from the context `given` or from another stage."""
-    chosen, rest = options(expanded(instruction.rest, stage.variables))
-    unknown = set(chosen) - {"from", "chmod"}
-    if unknown:
-        raise DockerfileError(f"line {instruction.line}: COPY --{min(unknown)} is not known here")
-    *names, target = rest.split()
+    chosen, rest = options(instruction)
+    if unknown := set(chosen) - {"from", "chmod"}:
+        raise instruction.refusal(f"--{min(unknown)} is not known here")
+    if not re.fullmatch("[0-7]{3,4}", mode := chosen.get("chmod", "755")):
+        raise instruction.refusal(f"--chmod={mode} is not a number")
+    if chosen.get("from", "") not in ("", *stages):
+        raise instruction.refusal(f"there is no stage '{chosen['from']}'")
+    *names, target = words(rest, stage.variables)
     origin = stages[chosen["from"]].root.folder if "from" in chosen else given
     to = stage.inside(target)
-    into_folder = target.endswith("/") or len(names) > 1
+    into_folder = target.endswith("/")
+    if not names or ((len(names) > 1 or to.is_dir()) and not into_folder):
+        raise instruction.refusal("a folder to copy into ends in / here")
     for name in names:
         source = origin / name.lstrip("/")
         if source.is_dir():
+            if "chmod" in chosen:
+                raise instruction.refusal(f"--chmod for a folder, {name}, is not known here")
             shutil.copytree(source, to, symlinks=True, dirs_exist_ok=True)
             continue
         goal = to / source.name if into_folder else to
         goal.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, goal)
         if "chmod" in chosen:
-            goal.chmod(int(chosen["chmod"], 8))
+            goal.chmod(int(mode, 8))
 
 
 def execute(instruction: Instruction, stage: Stage, stages: Mapping[str, Stage], given: Path, steps: Steps) -> None:
     """Do what an instruction other than FROM says to the image of `stage`."""
     match instruction.keyword:
         case "RUN":
-            steps.call(stage.argv(command(instruction.rest)))
+            steps.call(stage.argv(command(instruction)))
         case "COPY":
             copy(instruction, stage, stages, given)
         case "ENV":
-            pairs = (word.partition("=") for word in shlex.split(expanded(instruction.rest, variables_of(stage))))
-            stage.variables.update({name: value for name, _, value in pairs})
+            stage.variables.update(dockerfile.pairs(instruction, variables_of(stage)))
         case "USER":
-            stage.user = instruction.rest
+            stage.user = dockerfile.word(instruction, stage.variables)
         case "WORKDIR":
-            stage.folder = os.path.join(stage.folder, expanded(instruction.rest, stage.variables))
+            stage.folder = os.path.join(stage.folder, dockerfile.word(instruction, stage.variables))
             stage.inside(".").mkdir(parents=True, exist_ok=True)
         case keyword:
-            stage.settings[keyword] = instruction.rest
+            stage.settings[keyword] = instruction
+
+
+def health_command(instruction: Instruction) -> list[str]:
+    """What a HEALTHCHECK executes."""
+    _, rest = options(instruction)
+    keyword, _, told = rest.rest.partition(" ")
+    if keyword != "CMD":
+        raise instruction.refusal("only CMD is known here")
+    return command(dataclasses.replace(rest, rest=told.strip()))
+
+
+def stop_signal(instruction: Instruction) -> signal.Signals:
+    """What a STOPSIGNAL names."""
+    try:
+        return signal.Signals[instruction.rest]
+    except KeyError:
+        raise instruction.refusal(f"'{instruction.rest}' is no name of a signal") from None
 
 
 def variables_of(stage: Stage) -> dict[str, str]:
@@ -153,33 +184,36 @@ def variables_of(stage: Stage) -> dict[str, str]:
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **stage.variables}
 
 
-def build(given: Path, stack: contextlib.ExitStack, steps: Steps) -> Stage:
+def build(instructions: Sequence[Instruction], given: Path, stack: contextlib.ExitStack, steps: Steps) -> Stage:
     """The image of the last stage, whose root ends with `stack`."""
     stages: dict[str, Stage] = {}
-    unexecuted = []
     stage = None
-    for instruction in parse((ROOT / "deploy" / "Dockerfile").read_text()):
-        if instruction.keyword in NOT_EXECUTED:
-            unexecuted.append(instruction)
+    for instruction in instructions:
         if instruction.keyword == "FROM":
-            base, *named = instruction.rest.split()
-            if base != BASE:
-                raise DockerfileError(f"line {instruction.line}: a base other than {BASE} is not known here")
+            base, *named = words(instruction, {})
+            if base != BASE or (named and (len(named) != 2 or named[0] != "AS")):
+                raise instruction.refusal(f"a base other than {BASE}, AS a name, is not known here")
             with steps.step(f"a root in place of {instruction}"):
                 stage = Stage(stack.enter_context(debian(RELEASE, "amd64")))
             stages[named[1] if named else str(len(stages))] = stage
         elif stage is None:
-            raise DockerfileError(f"line {instruction.line}: an instruction before FROM")
-        elif instruction.keyword in NOT_EXECUTED:
+            raise instruction.refusal("an instruction before FROM")
+        elif instruction.keyword in NOT_EXECUTED or instruction.keyword in NOTED:
             execute(instruction, stage, stages, given, steps)
         else:
             with steps.step(str(instruction)):
                 execute(instruction, stage, stages, given, steps)
     if stage is None:
         raise DockerfileError("no stage")
+    if missing := {*NOTED, "HEALTHCHECK"} - stage.settings.keys():
+        raise DockerfileError(f"the last stage has no {min(missing)}")
+    print("Lines that hold for the runs below:")
+    for keyword in NOTED:
+        print(f"  {stage.settings[keyword]}")
     print("Lines that were not executed:")
-    for instruction in unexecuted:
-        print(f"  {instruction}\n      {NOT_EXECUTED[instruction.keyword]}")
+    for instruction in instructions:
+        if instruction.keyword in NOT_EXECUTED:
+            print(f"  {instruction}\n      {NOT_EXECUTED[instruction.keyword]}")
     return stage
 
 
@@ -248,19 +282,20 @@ def serve(image: Image, scratch: Path, steps: Steps) -> None:
         image.run(["sh", "-c", "cat >>clients"], volumes, stdin=phone.with_suffix(".public"))
     with steps.step("docker run ionn ionn calibrate --save costs.json"):
         image.run(["ionn", "calibrate", "--save", "costs.json"], volumes)
-    words = command(image.stage.settings["CMD"])
+    served = command(image.stage.settings["CMD"])
+    health = health_command(image.stage.settings["HEALTHCHECK"])
+    number = stop_signal(image.stage.settings["STOPSIGNAL"])
     with image.container(volumes) as container, steps.log.open("a") as log:
-        with steps.step(f"docker run ionn: {' '.join(words)} prints its address"):
-            server = subprocess.Popen(container.argv(words), stdout=subprocess.PIPE, stderr=log, text=True)
+        with steps.step(f"docker run ionn: {' '.join(served)} prints its address"):
+            server = subprocess.Popen(container.argv(served), stdout=subprocess.PIPE, stderr=log, text=True)
             assert server.stdout is not None
             if not server.stdout.readline().startswith("tcp://"):
-                raise subprocess.CalledProcessError(server.wait(STOP_S), words)
+                raise subprocess.CalledProcessError(server.wait(STOP_S), served)
         try:
             process_1 = int(Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text())
             outside = ["nsenter", f"--net=/proc/{server.pid}/ns/net"]
             with steps.step("HEALTHCHECK's command"):
-                _, health = options(image.stage.settings["HEALTHCHECK"])
-                steps.call(container.exec_argv(command(health.removeprefix("CMD ")), server.pid))
+                steps.call(container.exec_argv(health, server.pid))
             with steps.step("docker run ionn cat server.public >server.public"):
                 public = scratch / "server.public"
                 public.write_text(image.run(["cat", "server.public"], volumes))
@@ -276,12 +311,11 @@ def serve(image: Image, scratch: Path, steps: Steps) -> None:
                         raise StepError(f"the server computed nothing:\n{said}")
                     (summary,) = (line for line in said.splitlines() if line.startswith("mobilenet: "))
                     print(f"{' ' * 11}{summary}; the server computed {len(stages)} stages")
-            number = signal.Signals[image.stage.settings["STOPSIGNAL"]]
             with steps.step(f"docker stop: {number.name} to process 1; it ends with exit code 0"):
                 os.kill(process_1, number)
                 code = server.wait(STOP_S)
                 if code:
-                    raise subprocess.CalledProcessError(code, words)
+                    raise subprocess.CalledProcessError(code, served)
         finally:
             server.kill()
             server.wait()
@@ -293,9 +327,9 @@ def reproduce(image: Image, scratch: Path, steps: Steps, models: Sequence[str]) 
     results.mkdir()
     user, group = map(int, SOMEBODY.split(":"))
     os.chown(results, user, group)
-    words = ["reproduce", *(word for model in models for word in ("--model", model))]
-    with steps.step(f"docker run --user {SOMEBODY} --volume results:/results ionn {' '.join(words)}"):
-        said = image.run(words, {results: "/results"}, SOMEBODY)
+    asked = ["reproduce", *(each for model in models for each in ("--model", model))]
+    with steps.step(f"docker run --user {SOMEBODY} --volume results:/results ionn {' '.join(asked)}"):
+        said = image.run(asked, {results: "/results"}, SOMEBODY)
     print("".join(f"{' ' * 11}{line}\n" for line in said.splitlines()[-3:]), end="")
     figures = sorted(path.name for path in (results / "figures").iterdir())
     report = (results / "report.html").stat()
@@ -308,34 +342,29 @@ def megabytes(folder: Path) -> int:
     return round(int(said.split()[0]) / 1e6)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="reproduce with all models, not MobileNet alone: minutes")
     arguments = parser.parse_args()
-    try:
-        with contextlib.ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ionn-container-")))
-            steps = Steps(scratch / "log")
-            steps.log.touch()
-            checkout, given = scratch / "checkout", scratch / "context"
-            subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, checkout], check=True)
-            files = list(context(checkout, (ROOT / "deploy" / "Dockerfile.dockerignore").read_text()))
-            for path in files:
-                (given / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(checkout / path, given / path)
-            print(f"The context: {len(files)} files, {megabytes(given)} MB")
-            print("Lines of the Dockerfile, and what they took:")
-            stage = build(given, stack, steps)
-            print(f"The image: {megabytes(stage.root.folder)} MB, of which /opt/ionn {megabytes(stage.inside('/opt'))}")
-            print("Runs of it:")
-            image = Image(stage, scratch, steps)
-            serve(image, scratch, steps)
-            reproduce(image, scratch, steps, () if arguments.full else ("mobilenet",))
-    except (DockerfileError, RootError, StepError) as error:
-        sys.stderr.write(f"container: {error}\n")
-        return 1
-    return 0
+    check_machine("amd64")
+    with scratch_folder("ionn-container-") as scratch, contextlib.ExitStack() as stack:
+        steps = Steps(scratch / "log")
+        steps.log.touch()
+        checkout, given = scratch / "checkout", scratch / "context"
+        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, checkout], check=True)
+        files = list(context(checkout, (checkout / "deploy" / "Dockerfile.dockerignore").read_text()))
+        for path in files:
+            (given / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(checkout / path, given / path)
+        print(f"The context: {len(files)} files, {megabytes(given)} MB")
+        print("Lines of the Dockerfile, and what they took:")
+        stage = build(dockerfile.parse((checkout / "deploy" / "Dockerfile").read_text()), given, stack, steps)
+        print(f"The image: {megabytes(stage.root.folder)} MB, of which /opt/ionn {megabytes(stage.inside('/opt'))}")
+        print("Runs of it:")
+        image = Image(stage, scratch, steps)
+        serve(image, scratch, steps)
+        reproduce(image, scratch, steps, () if arguments.full else ("mobilenet",))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script("container", main)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tests.systems.root import Root, RootError, debian
+from tests.systems.root import Root, check_machine, debian
+from tests.systems.script import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "tester"
@@ -30,11 +30,12 @@ def clone(root: Root, target: str, user: str) -> None:
     root.run("chown", "--recursive", f"{user}:", target)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", metavar="RELEASE", choices=("bookworm", "trixie"), help="bookworm or trixie")
     parser.add_argument("targets", metavar="TARGET", nargs="*", default=TARGETS, help=f"of make: {' '.join(TARGETS)}")
     arguments = parser.parse_args()
+    check_machine("amd64")
     checkout = f"{HOME}/ionn"
     took: list[tuple[str, float]] = []
 
@@ -51,17 +52,10 @@ def main() -> int:
             timed("make system-packages", root, "make", "system-packages")
             for target in arguments.targets:
                 timed(f"make {target}", root, "make", target, user=USER)
-    except RootError as error:
-        sys.stderr.write(f"debian: {error}\n")
-        return 2
-    except subprocess.CalledProcessError as error:
-        sys.stderr.write(f"debian: {arguments.release}: exit code {error.returncode} after {len(took)} steps\n")
-        return 1
     finally:
         for what, seconds in took:
             print(f"{seconds:7.0f} s  {what}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script("debian", main)

@@ -5,7 +5,7 @@ Where the architecture is another machine's, its programs run in qemu's user mod
 the kernel starts by binfmt_misc.
 
 A command runs in a chroot with namespaces of its own for mounts and process ids, so that whatever it mounted or started
-ends with it. The network is this machine's.
+ends with it, and it ends with this process. The network is this machine's.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from ionn.files import locked
+from tests.systems.script import WITH_THIS_PROCESS, SetupError, StepError, scratch_folder
 
 # What says how packages are fetched here, which holds in the root too.
 _NETWORK_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "http_proxy", "https_proxy", "no_proxy")
@@ -30,6 +30,7 @@ _NETWORK_VARIABLES = ("PIP_CERT", "PIP_INDEX_URL", "SSL_CERT_FILE", "http_proxy"
 _CERTIFICATE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE")
 _CERTIFICATES = "/run/this-machine"
 
+_UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 # $1 is the root, then pairs of a source and a target up to `--`, then the command. /proc is mounted before.
 _ENTER = """
 root=$1; shift
@@ -49,10 +50,6 @@ _AS_CHILD, _AS_FIRST = '"$@" || exit $?', 'exec "$@"'
 # Debian's name of an architecture, and the one that Linux, compilers and qemu have for it.
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
-
-
-class RootError(Exception):
-    """Why there is no root, in one line."""
 
 
 class Root:
@@ -90,11 +87,13 @@ class Root:
             **(env or {}),
         }
         return [
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={self.folder / 'proc'}"),
+            *(*WITH_THIS_PROCESS, *_UNSHARE, f"--mount-proc={self.folder / 'proc'}"),
             *("sh", "-euc", _ENTER + (_AS_FIRST if is_first else _AS_CHILD), "enter", str(self.folder)),
             *(str(each) for bind in self._binds for each in bind),
             *("--", "chroot", f"--userspec={user}", str(self.folder), "env", "-i"),
             *(f"{name}={value}" for name, value in variables.items()),
+            # A process that becomes another user's is no longer killed with its parent.
+            *(WITH_THIS_PROCESS if is_first else ()),
             *("sh", "-c", f'cd {shlex.quote(cwd)} && exec "$@"', "sh", *map(str, command)),
         ]
 
@@ -105,10 +104,11 @@ class Root:
         cwd: str = "/",
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """Run a command in the root, its output where that of the root's commands goes; raises CalledProcessError if it
-        fails."""
+        """Run a command in there, its output where that of the root's commands goes. Raises StepError if it fails."""
         argv = self.argv(*command, user=user, cwd=cwd, env=env)
-        subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output, check=True)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=self.output, stderr=self.output, check=False)
+        if done.returncode:
+            raise StepError(f"'{' '.join(map(str, command))}' failed with exit code {done.returncode}")
 
     def install(self, *packages: str) -> None:
         """Install packages of Debian. What is not yet on the disk when the power fails is no loss here."""
@@ -130,28 +130,28 @@ def _base(release: str, architecture: str) -> Path:
     with locked(base.parent):
         if base.exists():  # another process has made it meanwhile
             return base
-        with tempfile.TemporaryDirectory(prefix="root-", dir=base.parent) as scratch:
-            made = Path(scratch, "root")
+        with scratch_folder("root-", base.parent) as scratch:
+            made = scratch / "root"
             command = ["debootstrap", "--variant=minbase", f"--arch={architecture}", release, str(made)]
             with open(base.parent / f"{base.name}.log", "w") as log:
                 # It mounts /proc in there. That must end with it, however it ends: the folder is removed then.
-                apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *command]
+                apart = [*WITH_THIS_PROCESS, *_UNSHARE, *command]
                 if subprocess.run(apart, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode:
-                    raise RootError(f"'{' '.join(command[:-1])}' failed; its output is in {log.name}")
+                    raise StepError(f"'{' '.join(command[:-1])}' failed; its output is in {log.name}")
             made.rename(base)
     return base
 
 
 def own_architecture() -> str:
-    """What Debian calls this machine's architecture. Raises RootError for one that no root is made on."""
+    """What Debian calls this machine's architecture. Raises SetupError for one that no root is made on."""
     for architecture, machine in MACHINES.items():
         if machine == platform.machine():
             return architecture
-    raise RootError(f"no roots are made on {platform.machine()}, only on {' and '.join(MACHINES.values())}")
+    raise SetupError(f"no roots are made on {platform.machine()}, only on {' and '.join(MACHINES.values())}")
 
 
 def check_programs_run(architecture: str, binfmt: Path = _BINFMT) -> None:
-    """Raise RootError if this machine cannot run the programs of a Debian architecture.
+    """Raise SetupError if this machine cannot run the programs of a Debian architecture.
 
     Those of another machine take an entry of binfmt_misc (mounted at `binfmt`) that names qemu's interpreter, with the
     flag F: the kernel has then opened the interpreter already, so that it is found in a root that lacks it.
@@ -166,23 +166,32 @@ def check_programs_run(architecture: str, binfmt: Path = _BINFMT) -> None:
         entry = []
     if "enabled" in entry and any(line.startswith("flags:") and "F" in line for line in entry):
         return
-    raise RootError(
+    raise SetupError(
         f"programs for {architecture} cannot run here: as root 'apt-get install qemu-user-static binfmt-support', then "
         f"'mount -t binfmt_misc binfmt_misc {_BINFMT}' unless it is mounted, and 'update-binfmts --enable {name}'"
     )
+
+
+def check_machine(architecture: str) -> None:
+    """Raise SetupError where this process cannot make a Debian of an architecture."""
+    if os.geteuid() != 0:
+        raise SetupError("making another Debian takes root's rights: run this as root")
+    if shutil.which("debootstrap") is None:
+        raise SetupError("debootstrap is missing: install the packages debootstrap and qemu-user-static")
+    check_programs_run(architecture)
 
 
 @contextmanager
 def debian(
     release: str, architecture: str, binds: Sequence[tuple[Path, str]] = (), output: TextIO | None = None
 ) -> Iterator[Root]:
-    """A new root, which is removed in the end. Raises RootError where this machine makes none."""
-    if os.geteuid() != 0:
-        raise RootError("making another Debian takes root's rights: run this as root")
-    if shutil.which("debootstrap") is None:
-        raise RootError("debootstrap is missing: install the packages debootstrap and qemu-user-static")
-    check_programs_run(architecture)
-    with tempfile.TemporaryDirectory(prefix="ionn-root-") as scratch:
-        folder = Path(scratch, "root")
-        subprocess.run(["cp", "--archive", "--reflink=auto", _base(release, architecture), folder], check=True)
-        yield Root(folder, binds, output)
+    """A new root, which is removed in the end, with all processes that this one has started. Raises SetupError where
+    this machine makes none."""
+    check_machine(architecture)
+    base = _base(release, architecture)
+    with scratch_folder("ionn-root-") as scratch:
+        copy = ["cp", "--archive", "--reflink=auto", str(base), str(scratch / "root")]
+        copied = subprocess.run(copy, stderr=subprocess.PIPE, text=True, check=False)
+        if copied.returncode:  # where the disk is full, it says so of each file
+            raise StepError(f"{base} could not be copied: {copied.stderr.partition(chr(10))[0]}")
+        yield Root(scratch / "root", binds, output)

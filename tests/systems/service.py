@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ionn.libraries import caffe_packages
-from tests.systems.root import Root, RootError, debian
+from tests.systems.root import Root, check_machine, debian
+from tests.systems.script import WITH_THIS_PROCESS, SetupError, StepError, run_script, scratch_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "deploy" / "ionn.service"
@@ -122,16 +123,12 @@ print("probed:" + json.dumps(refused))
 """
 
 
-class ServiceError(Exception):
-    """What failed, in one line."""
-
-
 @contextlib.contextmanager
 def cgroup() -> Iterator[Path]:
     """A new cgroup of version 2, which is removed in the end with those that were made in it."""
     (mounted,) = re.findall(r"^cgroup2? (\S+) cgroup2 ", Path("/proc/mounts").read_text(), re.MULTILINE)[:1] or [""]
     if not mounted:
-        raise ServiceError("no cgroups of version 2 are mounted here")
+        raise StepError("no cgroups of version 2 are mounted here")
     folder = Path(tempfile.mkdtemp(prefix="ionn-", dir=mounted))
     try:
         yield folder
@@ -155,10 +152,10 @@ class Machine:
         return ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", *command]
 
     def says(self, *command: str, check: bool = True) -> str:
-        """What a command there prints. Raises ServiceError if it fails and that is `check`ed."""
+        """What a command there prints. Raises StepError if it fails and that is `check`ed."""
         done = subprocess.run(self.argv(*command), capture_output=True, text=True, timeout=120, check=False)
         if check and done.returncode:
-            raise ServiceError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+            raise StepError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return (done.stdout or done.stderr).strip()
 
     def is_system_running(self) -> str:
@@ -172,7 +169,7 @@ def booted(root: Root, log: Path) -> Iterator[Machine]:
         alone = ("unshare", "--mount", "--pid", "--cgroup", "--uts", "--ipc", "--net", "--fork", "--kill-child")
         entered = ("sh", "-euc", 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"', "enter", str(group))
         process = subprocess.Popen(
-            [*entered, *alone, "sh", "-euc", _BOOT, "boot", str(root.folder)],
+            [*WITH_THIS_PROCESS, *entered, *alone, "sh", "-euc", _BOOT, "boot", str(root.folder)],
             stdin=subprocess.DEVNULL, stdout=said, stderr=said,
         )  # fmt: skip
         try:
@@ -183,7 +180,7 @@ def booted(root: Root, log: Path) -> Iterator[Machine]:
                     yield Machine(int(children[0]))
                     return
                 time.sleep(0.5)
-            raise ServiceError(f"systemd did not start here:\n{log.read_text()}")
+            raise StepError(f"systemd did not start here:\n{log.read_text()}")
         finally:
             process.kill()
             process.wait()
@@ -198,11 +195,11 @@ def install(root: Root) -> None:
 
 
 def ionn(*arguments: str, enter: tuple[str, ...] = ()) -> str:
-    """What this checkout's ionn prints. Raises ServiceError if it fails."""
+    """What this checkout's ionn prints. Raises StepError if it fails."""
     command = [*enter, sys.executable, "-m", "ionn", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
-        raise ServiceError(f"ionn {' '.join(arguments)}: {done.stderr}")
+        raise StepError(f"ionn {' '.join(arguments)}: {done.stderr}")
     return done.stdout.strip()
 
 
@@ -216,7 +213,7 @@ def analyze(machine: Machine) -> None:
         if line.startswith("✗"):
             print(f"  {line.rstrip()}")
     if found is None or float(found[1]) > EXPOSURE_MAX:
-        raise ServiceError(f"systemd-analyze security: not the exposure that is wanted\n{security}")
+        raise StepError(f"systemd-analyze security: not the exposure that is wanted\n{security}")
     print(f"systemd-analyze security: exposure {found[1]}")
 
 
@@ -226,7 +223,7 @@ def wait_until_it_answers(enter: tuple[str, ...], keys: tuple[str, ...]) -> str:
     while True:
         try:
             return ionn("ping", ADDRESS, *keys, enter=enter)
-        except ServiceError:
+        except StepError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
@@ -238,18 +235,18 @@ def check(machine: Machine, keys: tuple[str, ...]) -> None:
     try:
         machine.says("systemctl", "start", "ionn")
         said = wait_until_it_answers(enter, keys)
-    except ServiceError as error:
-        raise ServiceError(f"{error}\n{machine.says('journalctl', '--no-pager', '-u', 'ionn', check=False)}") from None
+    except StepError as error:
+        raise StepError(f"{error}\n{machine.says('journalctl', '--no-pager', '-u', 'ionn', check=False)}") from None
     print(f"ionn ping: {said}")
     if "not sandboxed" in said:
-        raise ServiceError("the server's own sandbox does not work within the unit's restrictions")
+        raise StepError("the server's own sandbox does not work within the unit's restrictions")
     classify = ("classify", "chelsea", "--model", "mobilenet", "--client", "odroid-xu4", "--mbps", "80")
     lines = ionn(*classify, "--connect", ADDRESS, "--coding", "none", *keys, enter=enter).splitlines()
     stages = [line for line in lines if line.startswith("server ")]
     (summary,) = (line for line in lines if line.startswith("mobilenet: "))
     print(f"ionn classify: {summary}; the server computed {len(stages)} stages")
     if not stages:
-        raise ServiceError("the server computed nothing")
+        raise StepError("the server computed nothing")
 
     properties = ("MainPID", "NRestarts", "MemoryCurrent", "TasksCurrent")
     before = machine.says("systemctl", "show", "--property", ",".join(properties), "ionn").splitlines()
@@ -265,7 +262,7 @@ def check(machine: Machine, keys: tuple[str, ...]) -> None:
     for line in machine.says("systemctl", "show", "--property", "Result,ExecMainStatus,ActiveState", "ionn").split():
         print("after systemctl stop:", line)
         if line not in ("Result=success", "ExecMainStatus=0", "ActiveState=inactive"):
-            raise ServiceError(machine.says("journalctl", "--no-pager", "-u", "ionn", check=False))
+            raise StepError(machine.says("journalctl", "--no-pager", "-u", "ionn", check=False))
 
 
 def probe(machine: Machine) -> None:
@@ -282,7 +279,7 @@ def probe(machine: Machine) -> None:
     said = machine.says("journalctl", "--no-pager", "--output=cat", "-u", "ionn")
     found = re.search("^probed:(.*)$", said, re.MULTILINE)
     if found is None:
-        raise ServiceError(f"what the service may do could not be probed:\n{said}")
+        raise StepError(f"what the service may do could not be probed:\n{said}")
     refused = json.loads(found[1])
     for name in (*_PROBES, *_NEEDS):
         print(f"  {name}: {refused.get(name, 'allowed')}")
@@ -294,39 +291,34 @@ def probe(machine: Machine) -> None:
     if not {"memory", "pids"} <= set(controllers):
         print("not enforced here, where cgroups of version 2 lack the controllers: MemoryMax, TasksMax")
     if wrong := (wanted - set(refused)) | (set(_NEEDS) & set(refused)):
-        raise ServiceError(f"not as the unit has to have it: {', '.join(sorted(wrong))}")
+        raise StepError(f"not as the unit has to have it: {', '.join(sorted(wrong))}")
 
 
-def main() -> int:
+def main() -> None:
+    check_machine("amd64")
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
     dist = ROOT / "dist"
     if len(list(dist.glob("*.whl"))) != 2:
-        sys.stderr.write("service: dist/ lacks the two wheels; 'make wheels' builds them\n")
-        return 2
-    try:
-        with tempfile.TemporaryDirectory(prefix="ionn-service-") as scratch, debian(release, "amd64") as root:
-            install(Root(root.folder, [(dist, "/dist")]))
-            folder = root.folder / "etc" / "ionn"
-            folder.mkdir(mode=0o700)
-            phone = Path(scratch, "phone")
-            ionn("keygen", str(folder / "server"))
-            ionn("keygen", str(phone))
-            (folder / "clients").write_text(phone.with_suffix(".public").read_text())
-            ionn("profile", "mobilenet", "--runs", "1", "--save", str(folder / "costs.json"))
-            keys = ("--key", str(phone.with_suffix(".secret")), "--server-key", str(folder / "server.public"))
-            with booted(root, Path(scratch, "log")) as machine:
-                print("systemd:", machine.says("systemctl", "--version").splitlines()[0], flush=True)
-                analyze(machine)
-                check(machine, keys)
-                probe(machine)
-                for line in Path(scratch, "log").read_text().splitlines():
-                    if UNIT.name in line:
-                        print("systemd says:", line)
-    except (RootError, ServiceError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"service: {error}\n")
-        return 1
-    return 0
+        raise SetupError("dist/ lacks the two wheels; 'make wheels' builds them")
+    with scratch_folder("ionn-service-") as scratch, debian(release, "amd64") as root:
+        install(Root(root.folder, [(dist, "/dist")]))
+        folder = root.folder / "etc" / "ionn"
+        folder.mkdir(mode=0o700)
+        phone = scratch / "phone"
+        ionn("keygen", str(folder / "server"))
+        ionn("keygen", str(phone))
+        (folder / "clients").write_text(phone.with_suffix(".public").read_text())
+        ionn("profile", "mobilenet", "--runs", "1", "--save", str(folder / "costs.json"))
+        keys = ("--key", str(phone.with_suffix(".secret")), "--server-key", str(folder / "server.public"))
+        with booted(root, scratch / "log") as machine:
+            print("systemd:", machine.says("systemctl", "--version").splitlines()[0], flush=True)
+            analyze(machine)
+            check(machine, keys)
+            probe(machine)
+            for line in (scratch / "log").read_text().splitlines():
+                if UNIT.name in line:
+                    print("systemd says:", line)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script("service", main)

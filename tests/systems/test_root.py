@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.systems.root import MACHINES, RootError, check_programs_run, own_architecture
+from tests.systems.root import MACHINES, check_programs_run, own_architecture
+from tests.systems.script import SetupError
 
 (OTHER,) = MACHINES.keys() - {own_architecture()}
 ENTRY = "enabled\ninterpreter /usr/libexec/qemu-binfmt/x\nflags: {flags}\noffset 0\nmagic 7f454c46\n"
@@ -25,7 +26,7 @@ def test_programs_of_another_run_by_an_entry_that_is_enabled_and_fixed(tmp_path:
 def test_without_one_it_is_said_what_to_install(tmp_path: Path, entry: str | None) -> None:
     if entry is not None:
         (tmp_path / f"qemu-{MACHINES[OTHER]}").write_text(entry)
-    with pytest.raises(RootError) as raised:
+    with pytest.raises(SetupError) as raised:
         check_programs_run(OTHER, tmp_path)
     (line,) = str(raised.value).splitlines()
     assert all(words in line for words in (OTHER, "qemu-user-static", "mount -t binfmt_misc", "update-binfmts"))
