@@ -251,7 +251,8 @@ class SessionState:
         self._note(f"building partition {index}")
         usage = (*self._usage.values(), *(assembly.usage for assembly in self._assemblies.values()))
         used = sum(usage, Usage())
-        checked = check_partition(header, self._limits, used, self._boundaries, self._assemblies)
+        begun = {stage: assembly.checked for stage, assembly in self._assemblies.items()}
+        checked = check_partition(header, self._limits, used, self._boundaries, begun)
         wholes: dict[int, CheckedNet] = {}
         for each in checked:
             if each.stage in self._assemblies:
