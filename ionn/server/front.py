@@ -1,7 +1,8 @@
 """The edge server: one front process that every client talks to, and a worker process per session.
 
-The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Workers
-are forked from a process that has loaded Caffe already: a session starts in milliseconds.
+The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Of a
+query that comes slowly it passes on what has come, so that its end is all that is left to do when it ends. Workers are
+forked from a process that has loaded Caffe already: a session starts in milliseconds.
 
 A message that computes waits for a turn: the front hands it over when a place is free and no client that waits has used
 less of the processors (`shares`). What computes is told from outside. On `control` it is all but a hello and what is
