@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # What a slice takes beyond its share of the upload: the message that announces it, and a layer more to be loaded at the
 # server. 0.6 to 1 ms were measured live (a partition more for the same bytes), 0.7 to 1.3 ms is the constant part of
-# the load times of the paper's server.
+# the load times of the paper's server. Of any server it is what Caffe takes for a small net (bench/slices.py).
 SLICE_MS = 2.0
 
 
