@@ -43,10 +43,14 @@ class Disturbance:
 
 
 def mean_other(loads: Sequence[LoadRecord]) -> float:
-    """The mean share of other load over time, NaN where nothing is recorded."""
+    """The mean share of other load over time, NaN where nothing is recorded.
+
+    The system counts the ticks of processors and of processes differently: in a second the one may be 5 % above or
+    below the other, and over a run that evens out.
+    """
     seconds = [max(each.end_s - each.start_s, 0.0) for each in loads]
-    weighted = sum(each.other * length_s for each, length_s in zip(loads, seconds, strict=True))
-    return weighted / sum(seconds) if any(seconds) else math.nan
+    over = sum((each.busy - each.own) * length_s for each, length_s in zip(loads, seconds, strict=True))
+    return max(over / sum(seconds), 0.0) if any(seconds) else math.nan
 
 
 def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
