@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from ionn import paper
 from ionn.errors import IonnError
 from ionn.evaluation.figures import draw_figures
 from ionn.evaluation.report import terminal_summary
+from ionn.evaluation.summary import disturbed
 from ionn.testbed import runner
-from ionn.testbed.trace import Trace
+from ionn.testbed.trace import Trace, trace_path
 
 
 def at_least_1(text: str) -> int:
@@ -30,6 +33,21 @@ def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
     )
 
 
+def to_run_again(traces: Iterable[Trace], results: Path) -> str:
+    """Which runs other load disturbed, and how to run them again; nothing where none was."""
+    found = disturbed(traces)
+    if not found:
+        return ""
+    names = (trace_path(results, i.settings, i.model, i.algorithm, i.run) for i in (trace.info for trace in found))
+    return "\n".join(
+        [
+            "Live runs that other load disturbed, as the report marks. To run them again on a quiet machine, remove "
+            "them, and repeat the command:",
+            *(f"rm {shlex.quote(str(name))}  # {trace.disturbance}" for name, trace in zip(names, found, strict=True)),
+        ]
+    )
+
+
 def main(model: str) -> None:
     parser = argparse.ArgumentParser(
         description=f"The paper's experiment on {model}, live: its algorithms, and slices."
@@ -43,6 +61,8 @@ def main(model: str) -> None:
         print(terminal_summary(traces))
         for path in draw_figures(arguments.results, arguments.results / "figures"):
             print(path)
+        if again := to_run_again(traces, arguments.results):
+            print(again)
     except IonnError as error:
         sys.stderr.write(f"bench/{model}.py: {error}\n")
         sys.exit(2)

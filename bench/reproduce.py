@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from per_model import at_least_1, live
+from per_model import at_least_1, live, to_run_again
 
 from ionn import paper
 from ionn.costs.loading import load_costs
@@ -57,9 +57,12 @@ def reproduce(runs: int, results: Path, models: Collection[str] = paper.MODELS) 
         uncertainty = keep_uncertainty(results, progress=progress.update)
     figures = draw_figures(results, results / "figures")
     report = write_report(results, figures)
-    print(terminal_summary(load_results(results), uncertainty))
+    traces = load_results(results)
+    print(terminal_summary(traces, uncertainty))
     print(f"{len(figures)} figure files in {results / 'figures'}, report in {report}")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
+    if again := to_run_again(traces, results):
+        print(again)
 
 
 def main() -> None:

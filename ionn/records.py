@@ -43,6 +43,22 @@ class EstimateRecord:
 
 
 @dataclass(frozen=True)
+class LoadRecord:
+    """How busy the machine's processors were from `start_s` to `end_s`, as a share of all of them: with anything, and
+    with the run's `own` processes."""
+
+    start_s: Real
+    end_s: Real
+    busy: Real
+    own: Real
+
+    @property
+    def other(self) -> float:
+        """The share of the processors that was used by what is not the run's."""
+        return max(self.busy - self.own, 0.0)
+
+
+@dataclass(frozen=True)
 class Segment:
     """A run of stages `first`..`last` (indices, both included) that one side executed in one go.
 

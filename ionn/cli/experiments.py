@@ -213,12 +213,14 @@ def _runs_json(traces: list[Trace]) -> dict[str, Any]:
 
 def _run_json(trace: Trace) -> dict[str, Any]:
     from ionn.testbed.energy import mean_energy_j
+    from ionn.testbed.other_load import mean_other
 
     window_s = trace.info.settings.window_s
     mean_ms_in_window = trace.mean_ms_in_window
     (weight_bytes, weight_wire_bytes), (feature_bytes, feature_wire_bytes) = trace.weight_bytes, trace.feature_bytes
     energy_j = mean_energy_j(trace)
     outputs, check = trace.outputs, trace.info.output_check
+    disturbance = trace.disturbance
     return {
         "run": trace.info.run,
         "connected": trace.info.fault is None,
@@ -236,6 +238,8 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "output_check": None if check is None else _check_json(check),
         "overruns": sum(query.overruns for query in trace.queries),
         "overrun_ms": sum(query.overrun_ms for query in trace.queries),
+        "other_load": mean_other(trace.loads) if trace.loads else None,
+        "disturbance": None if disturbance is None else dataclasses.asdict(disturbance),
         "weight_bytes": weight_bytes,
         "weight_bytes_sent": None if weight_bytes is None else weight_bytes - trace.weight_bytes_held,
         "weight_bytes_held": trace.weight_bytes_held,
@@ -297,6 +301,8 @@ def _runs_text(traces: list[Trace]) -> str:
             )
         if not trace.info.settings.arrivals.closed:
             lines.append(f"    {_responses_text(trace)}")
+        if trace.disturbance is not None:
+            lines.append(f"    disturbed: {trace.disturbance}")
     checks = (trace.info.output_check for trace in traces)
     lines += dict.fromkeys(f"outputs compared {check}" for check in checks if check is not None)
     return "\n".join(lines)

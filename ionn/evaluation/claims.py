@@ -8,15 +8,25 @@ and live with a dilation above 1. Other live runs have a CPU as server; their va
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
-from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, mean_latency
+from ionn.evaluation.summary import (
+    Stat,
+    SummaryRow,
+    common_times,
+    distinct,
+    disturbed_text,
+    gain_percent,
+    mean_latency,
+)
 from ionn.paper import ALGORITHMS, CLIENT, FINE, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER, model_title
 from ionn.testbed.settings import Settings
+from ionn.testbed.trace import Trace
 
 COUNT_TOLERANCE = 0.12  # of the paper's number of queries
 GAIN_TOLERANCE = {"virtual": 5.0, "live": 15.0}  # percentage points
@@ -89,6 +99,27 @@ class Verdict:
         return not self.verdict.startswith("not checked")
 
 
+class _Asked(UserDict[tuple[str, str], SummaryRow]):
+    """Rows, and the `traces` of those that were looked at."""
+
+    def __init__(self, rows: Mapping[tuple[str, str], SummaryRow]) -> None:
+        super().__init__(rows)
+        self.traces: dict[tuple[str, str], tuple[Trace, ...]] = {}
+
+    def __getitem__(self, key: tuple[str, str]) -> SummaryRow:
+        self.traces[key] = self.data[key].traces
+        return self.data[key]
+
+
+def _noted(settings: Settings, asked: _Asked) -> str:
+    """What is said behind what was found: the dilation, and how many of the runs other load disturbed."""
+    traces = [trace for each in asked.traces.values() for trace in each]
+    notes = [f"dilation {settings.dilation:g}"] if settings.dilation != 1 else []
+    notes.append(disturbed_text(traces))
+    told = "; ".join(filter(None, notes))
+    return f" ({told})" if told else ""
+
+
 def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     found: dict[str, list[str]] = {"virtual": [], "live": []}
     holds: dict[str, bool] = {}
@@ -96,13 +127,11 @@ def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     for each in evidence:
         where = each.settings
         try:
-            text, held = claim.check(each)
+            text, held = claim.check(replace(each, rows=(asked := _Asked(each.rows))))
         except MissingRuns as error:
             missing = str(error) if where.testbed == "virtual" else missing
             continue
-        found.setdefault(where.testbed, []).append(
-            text + (f" (dilation {where.dilation:g})" if where.dilation != 1 else "")
-        )
+        found.setdefault(where.testbed, []).append(text + _noted(where, asked))
         if each.judged or claim.everywhere:
             holds[where.name] = held
     failed = [name for name, held in holds.items() if not held]
@@ -113,11 +142,6 @@ def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
     else:
         verdict = "supported"
     return Verdict(claim, "; ".join(found["virtual"]) or "-", "; ".join(found["live"]) or "-", verdict)
-
-
-def gain_percent(new: Stat, old: Stat) -> float:
-    """Return how much larger the mean is, in percent; NaN over nothing."""
-    return (new.mean / old.mean - 1) * 100 if old.mean else math.nan
 
 
 def _queries(algorithm: str, paper: float) -> Claim:
@@ -134,7 +158,7 @@ def _gain(what: str, of: Callable[[SummaryRow], Stat], paper: float) -> Claim:
     def check(evidence: Evidence) -> Finding:
         new, old = (of(evidence.row("alexnet", algorithm)) for algorithm in (RECURSIVE, ORIGINAL))
         gain = gain_percent(new, old)
-        return f"{gain:+.0f}%", abs(gain - paper) <= GAIN_TOLERANCE[evidence.settings.testbed]
+        return gain.percent(), abs(gain.mean - paper) <= GAIN_TOLERANCE[evidence.settings.testbed]
 
     tolerance = f"±{GAIN_TOLERANCE['virtual']:g} points; live ±{GAIN_TOLERANCE['live']:g}"
     return Claim(f"AlexNet, {RECURSIVE} over original: {what}", f"{paper:+g}%", "4.3", tolerance, check)
@@ -228,10 +252,10 @@ def _benefit(model: str, clear: bool) -> Claim:
     def check(evidence: Evidence) -> Finding:
         rows = [evidence.row(model, algorithm) for algorithm in ALGORITHMS]
         changes = [gain_percent(row.mean_ms, rows[0].mean_ms) for row in rows[1:]]
-        text = ", ".join(f"{change:+.0f}%" for change in changes)
+        text = ", ".join(change.percent() for change in changes)
         if clear:
-            return text, changes[-1] <= -CLEAR_PERCENT
-        return text, all(abs(change) < CLEAR_PERCENT for change in changes)
+            return text, changes[-1].mean <= -CLEAR_PERCENT
+        return text, all(abs(change.mean) < CLEAR_PERCENT for change in changes)
 
     return Claim(
         f"{model_title(model)}: mean latency of efficiency, {RECURSIVE} against original",

@@ -23,6 +23,7 @@ from ionn.evaluation.summary import (
     are_drawn,
     common_times,
     distinct,
+    disturbed_text,
     load_results,
     mean_latency,
     summary,
@@ -193,4 +194,5 @@ def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     runs = distinct(sorted(len(row.traces) for row in rows))
     count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
     axes.set_title(f"{title}\n", loc="left", fontweight="bold")
-    axes.text(0, 1.03, f"{how}, {settings.rate}, {count}", transform=axes.transAxes, color="#444444")
+    said = [how, settings.rate, count, disturbed_text([trace for row in rows for trace in row.traces])]
+    axes.text(0, 1.03, ", ".join(filter(None, said)), transform=axes.transAxes, color="#444444")

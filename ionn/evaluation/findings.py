@@ -16,9 +16,8 @@ import numpy as np
 
 from ionn.coding import CODINGS, NONE
 from ionn.evaluation.charts import Chart, bars, grouped_bars, latencies, predictions
-from ionn.evaluation.claims import gain_percent
 from ionn.evaluation.sections import Report
-from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, mean_latency
+from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, gain_percent, mean_latency, ratio
 from ionn.paper import ORIGINAL
 from ionn.testbed.settings import Settings
 
@@ -129,17 +128,19 @@ def change(report: Report) -> Finding | None:
     """What is gained in latency over original, model by model."""
     groups = [group for group in _by_model(_main_rows(report)) if group[0].algorithm == ORIGINAL and len(group) > 1]
     groups = [
-        group for group in groups if not any(math.isnan(gain_percent(row.mean_ms, group[0].mean_ms)) for row in group)
+        group
+        for group in groups
+        if not any(math.isnan(gain_percent(row.mean_ms, group[0].mean_ms).mean) for row in group)
     ]
     if not groups:
         return None
     parts, values = [], []
     for first, *others in groups:
         changes = {row.algorithm: gain_percent(row.mean_ms, first.mean_ms) for row in others}
-        best = min(changes, key=lambda name: changes[name])
-        told = f"{changes[best]:+.0f} % ({best})" if round(changes[best]) else "unchanged"
+        best = min(changes, key=lambda name: changes[name].mean)
+        told = f"{changes[best].mean:+.0f} % ({best})" if round(changes[best].mean) else "unchanged"
         parts.append(f"{report.titles[first.model]} {told}")
-        values += [(report.titles[first.model], name, Stat(percent, 0.0)) for name, percent in changes.items()]
+        values += [(report.titles[first.model], name, percent) for name, percent in changes.items()]
     sentence = f"Mean latency during the upload, the best against original: {_listed(parts)}."
     chart = grouped_bars(values, "change in mean latency (%)", " %", 0, "model")
     return Finding("Latency against original", sentence, chart, _where(groups[0][0].settings))
@@ -162,21 +163,21 @@ def equal_time(report: Report) -> Finding | None:
     """How many queries are completed in a window of time, with and without coding."""
     rows = [row for row in report.rows if row.settings.window_s is not None and row.settings.arrivals.closed]
     originals = {
-        (row.model, row.settings): row.queries_in_window.mean
+        (row.model, row.settings): row.queries_in_window
         for row in rows
         if row.algorithm == ORIGINAL and row.queries_in_window.mean > 0
     }
     found = [
-        (row.queries_in_window.mean / originals[row.model, base], row)
+        (ratio(row.queries_in_window, originals[row.model, base]), row)
         for row in rows
         if (row.model, base := _not_coded(row.settings)) in originals
     ]
-    if not found or max(times for times, _ in found) <= 1:
+    if not found or max(times.mean for times, _ in found) <= 1:
         return None
-    times, row = max(found, key=lambda pair: pair[0])
+    times, row = max(found, key=lambda pair: pair[0].mean)
     sentence = (
-        f"In {row.settings.window_s:g} s {report.titles[row.model]} completes {times:.1f} times as many queries with "
-        f"{row.algorithm}, {_coding(row.settings)}, as with original, coding {NONE}."
+        f"In {row.settings.window_s:g} s {report.titles[row.model]} completes {times.mean:.1f} times as many queries "
+        f"with {row.algorithm}, {_coding(row.settings)}, as with original, coding {NONE}."
     )
     compared = [
         (factor, each)
@@ -184,7 +185,7 @@ def equal_time(report: Report) -> Finding | None:
         if (each.model, _not_coded(each.settings)) == (row.model, _not_coded(row.settings))
     ]
     compared.sort(key=lambda pair: (CODINGS.index(pair[1].settings.coding), pair[1].settings.weight_ratio or 1))
-    values = [(_coding(each.settings), each.algorithm, Stat(factor, 0.0)) for factor, each in compared]
+    values = [(_coding(each.settings), each.algorithm, factor) for factor, each in compared]
     chart = grouped_bars(values, "queries, times original's", " x", 1, "coding")
     return Finding("Queries in equal time", sentence, chart, _where(_not_coded(row.settings)))
 

@@ -27,9 +27,10 @@ from ionn.evaluation.claims import Verdict
 from ionn.evaluation.findings import Finding, findings
 from ionn.evaluation.replay import replay
 from ionn.evaluation.sections import Judged, Report, Section
-from ionn.evaluation.summary import SummaryRow, are_drawn, distinct
+from ionn.evaluation.summary import SummaryRow, are_drawn, distinct, disturbed
 from ionn.files import read_bytes
 from ionn.records import Outputs
+from ionn.testbed.trace import Trace
 
 HOW_TO_GET_IT = "report.html is not written{older}: its charts need plotly; install it: pip install 'ionn[report]'"
 
@@ -164,7 +165,7 @@ def _subject(report: Report) -> str:
     ]
     return (
         f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} ({', '.join(testbeds)}) of {', '.join(models)} with "
-        f"{', '.join(algorithms)}. {_outputs(report.rows)}"
+        f"{', '.join(algorithms)}. {_outputs(report.rows)} {_disturbed(runs)}"
     ).strip()
 
 
@@ -174,6 +175,14 @@ def _verdict_lines(report: Report) -> str:
         for judged in report.judged
     ]
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def _disturbed(runs: Sequence[Trace]) -> str:
+    """How many live runs other load disturbed, where that was recorded of any."""
+    watched = [trace for trace in runs if trace.loads]
+    if not watched:
+        return ""
+    return f"Other load disturbed {len(disturbed(watched)) or 'none'} of {len(watched)} live runs that recorded it."
 
 
 def _outputs(rows: Sequence[SummaryRow]) -> str:

@@ -17,16 +17,28 @@ from ionn.coding import CODINGS, NONE
 from ionn.errors import InputError
 from ionn.evaluation import page
 from ionn.evaluation.beliefs import SPAN_S, rate_error_percentile
-from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Verdict, gain_percent, judge
+from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Verdict, judge
 from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
-from ionn.evaluation.summary import Stat, SummaryRow, distinct, load_results, lost_server, rank, summary
+from ionn.evaluation.summary import (
+    Stat,
+    SummaryRow,
+    distinct,
+    gain_percent,
+    load_results,
+    lost_server,
+    rank,
+    ratio,
+    runs_text,
+    summary,
+)
 from ionn.evaluation.uncertainty import Uncertainty, load_uncertainty
 from ionn.evaluation.validation import Validation, validate
 from ionn.files import read_bytes, write_file
 from ionn.paper import EFFICIENCY, FINE, MODELS, ORIGINAL, SHOWN, SLICED, model_title
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.schema import read_json
+from ionn.testbed.other_load import DISTURBED_SHARE
 from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace
 
@@ -203,10 +215,11 @@ def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
 def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
     return Section(
         f"Summary: {settings.name}, {settings.rate}",
-        "Mean ± sample standard deviation over the runs. Partitions: by the half of the upload time in which "
-        "their upload ends. Queries: those that ended before the upload did. Mean ms: of those that started "
-        "before the upload ended. Energy: the client's per query, over the same, with the power that IONN's authors "
-        "give for its board. Overruns: layers per run that were slower than their pace. Outputs: "
+        "Mean ± sample standard deviation over the runs. Disturbed: the live runs during which other processes used "
+        f"more than {DISTURBED_SHARE:.0%} of the processors; they count as the others do. Partitions: by the half of "
+        "the upload time in which their upload ends. Queries: those that ended before the upload did. Mean ms: of "
+        "those that started before the upload ended. Energy: the client's per query, over the same, with the power "
+        "that IONN's authors give for its board. Overruns: layers per run that were slower than their pace. Outputs: "
         "what they are to the local forward, bit-equal or within a part of the largest value.",
         (
             "model", "algorithm", "runs", "partitions", "largest", "queries", "upload s", "queries/s",
@@ -214,8 +227,8 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
         ),
         tuple(
             (
-                model_title(row.model), row.algorithm, str(len(row.traces)),
-                f"{row.first_half.count()} + {row.second_half.count()}", f"{row.largest_share.mean:.0%}",
+                model_title(row.model), row.algorithm, runs_text(row.traces),
+                f"{row.first_half.count()} + {row.second_half.count()}", _share_text(row.largest_share, 0),
                 row.queries.count(), row.upload_s.text(2), row.queries_per_s.text(2),
                 row.mean_ms.text(), row.energy_j.text(2), row.first_ms.text(), row.last_ms.text(), row.overruns.count(),
                 str(row.outputs) if row.outputs.computed else "-", row.planning_ms.text(2),
@@ -233,11 +246,12 @@ def _gains(rows: Sequence[SummaryRow]) -> Section:
         base = baselines.get((row.settings, row.model), row)
         if base is not row and row.upload_s.mean:  # else there are no queries before its upload ended
             pairs = ((row.queries, base.queries), (row.queries_per_s, base.queries_per_s), (row.mean_ms, base.mean_ms))
-            changes = (_percent(gain_percent(new, old)) for new, old in pairs)
+            changes = (gain_percent(new, old).percent(1) for new, old in pairs)
             lines.append((row.settings.slug, model_title(row.model), row.algorithm, *changes))
     return Section(
         f"Change against {ORIGINAL}",
-        "Means over the runs, of those that uploaded something.",
+        "Means over the runs, of those that uploaded something. Their ± follows from those of both algorithms, were "
+        "any run of the one compared with any of the other.",
         ("testbed", "model", "algorithm", "queries", "queries/s", "mean latency"),
         tuple(lines),
     )
@@ -286,8 +300,8 @@ def response_times(rows: Sequence[SummaryRow]) -> Section:
         tuple(
             (
                 model_title(row.model), row.algorithm, row.settings.name, row.settings.rate,
-                str(len(row.traces)), row.raised.count(), row.dropped.count(), row.p50_ms.text(), row.p90_ms.text(),
-                row.p99_ms.text(), _percent(row.within_deadline.mean * 100, ""),
+                runs_text(row.traces), row.raised.count(), row.dropped.count(), row.p50_ms.text(), row.p90_ms.text(),
+                row.p99_ms.text(), _share_text(row.within_deadline, 1),
             )
             for row in rows
             if not row.settings.arrivals.closed
@@ -326,7 +340,7 @@ def _by_coding(row: SummaryRow) -> tuple[Any, ...]:
 
 
 def _times(queries: Stat, of: Stat | None) -> str:
-    return "-" if of is None or not of.mean else f"{queries.mean / of.mean:.1f}"
+    return "-" if of is None else ratio(queries, of).text()
 
 
 def _coding(settings: Settings) -> str:
@@ -354,8 +368,8 @@ def validation(live: Sequence[Validation]) -> Section:
         )
         lines.append(
             (
-                where, model, algorithm, str(len(members)), measured.text(), predicted.text(),
-                _percent(gain_percent(predicted, measured)),
+                where, model, algorithm, _runs(members), measured.text(), predicted.text(),
+                _percent(gain_percent(predicted, measured).mean),
                 _percent(_worst([each.query_error * 100 for each in members])),
                 *(_percent(of([each.latency_error * 100 for each in members]), "") for of in (_mean, _worst)),
             )
@@ -387,7 +401,7 @@ def response_validation(live: Sequence[Validation]) -> Section:
         errors = [each.p90_error * 100 for each in members]
         lines.append(
             (
-                where, model, algorithm, str(len(members)), *percentiles, _percent(statistics.median(errors)),
+                where, model, algorithm, _runs(members), *percentiles, _percent(statistics.median(errors)),
                 _percent(_worst(errors)),
             )
         )  # fmt: skip
@@ -453,6 +467,7 @@ def _faults(traces: Iterable[Trace]) -> Section:
             (f"left out of all tables and figures: {trace.info.fault}", lost_server(trace)),
             (f"{fallbacks} queries completed by the client alone, the server having failed", fallbacks),
             (f"{wrong} queries with an output that is wrong: further from the local one than it may be", wrong),
+            (f"disturbed: {trace.disturbance}", trace.disturbance is not None),
         ):
             if applies:
                 lines.append(
@@ -504,6 +519,16 @@ def _load_plans(path: Path) -> tuple[PlanDocument, ...]:
 def _subject(validation: Validation) -> tuple[str, str, str]:
     info = validation.measured.info
     return info.settings.slug, model_title(info.model), info.algorithm
+
+
+def _runs(members: Sequence[Validation]) -> str:
+    return runs_text([each.measured for each in members])
+
+
+def _share_text(share: Stat, digits: int) -> str:
+    """A share in percent."""
+    text = Stat(share.mean * 100, share.std * 100).text(digits)
+    return text if text == "-" else f"{text}%"
 
 
 def _mean(values: Iterable[float]) -> float:

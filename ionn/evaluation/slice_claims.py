@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ionn.evaluation.claims import Claim, Evidence, Finding, MissingRuns
+from ionn.evaluation.summary import ratio
 from ionn.paper import ALGORITHMS, MODELS, ORIGINAL, RECURSIVE, SLICED, model_title
 
 ALEXNET_GAIN = 2.0  # queries over original's
@@ -22,8 +23,8 @@ _WHERE = "docs/slicing.md"
 
 def _gain(model: str, over: str, least: float) -> Claim:
     def check(evidence: Evidence) -> Finding:
-        new, old = (evidence.row(model, algorithm).queries.mean for algorithm in (SLICED, over))
-        return f"{new / old:.2f} x", new >= least * old
+        new, old = (evidence.row(model, algorithm).queries for algorithm in (SLICED, over))
+        return f"{ratio(new, old).text(2)} x", new.mean >= least * old.mean
 
     text = f"{model_title(model)}: queries before the upload ended, against {over}"
     return Claim(text, f"at least {least:g} x", _WHERE, "none", check)

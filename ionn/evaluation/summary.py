@@ -46,6 +46,28 @@ class Stat:
         """Return the text for a quantity that is a whole number in each run."""
         return self.text(1 if self.std else 0)
 
+    def percent(self, digits: int = 0) -> str:
+        """Return the text for a change in percent."""
+        if math.isnan(self.mean):
+            return "-"
+        spread = f"{self.std:.{digits}f}"
+        return f"{self.mean:+.{digits}f}" + (f" ± {spread}" if float(spread) else "") + "%"
+
+
+def ratio(new: Stat, old: Stat) -> Stat:
+    """Return how many times as much the mean is, and the spread that this has where any run of the one is compared with
+    any of the other; NaN over nothing."""
+    if not old.mean:
+        return Stat(math.nan, 0.0)
+    times = new.mean / old.mean
+    return Stat(times, math.hypot(new.std, times * old.std) / abs(old.mean))
+
+
+def gain_percent(new: Stat, old: Stat) -> Stat:
+    """Return how much larger the mean is, in percent, with its spread as `ratio` has it; NaN over nothing."""
+    times = ratio(new, old)
+    return Stat((times.mean - 1) * 100, times.std * 100)
+
 
 @dataclass(frozen=True)
 class SummaryRow:
@@ -165,6 +187,23 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
         )
 
     return [SummaryRow.of(*key, groups[key]) for key in sorted(groups, key=order)]
+
+
+def disturbed(traces: Iterable[Trace]) -> list[Trace]:
+    """Those of the runs that other load disturbed."""
+    return [trace for trace in traces if trace.disturbance is not None]
+
+
+def runs_text(traces: Sequence[Trace]) -> str:
+    """How many runs these are, and how many of them were disturbed."""
+    count = len(disturbed(traces))
+    return f"{len(traces)}, {count} disturbed" if count else str(len(traces))
+
+
+def disturbed_text(traces: Sequence[Trace]) -> str:
+    """How many of these runs were disturbed; nothing where none was."""
+    count = len(disturbed(traces))
+    return f"{count} of {len(traces)} runs disturbed" if count else ""
 
 
 def rank(name: str, known: Sequence[str]) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from ionn.protocol.curve import ClientKeys
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import run_experiment
 from ionn.testbed.live_session import LiveSession
+from ionn.testbed.other_load import recorded_load
 from ionn.testbed.settings import YIELD, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests
 
@@ -80,7 +81,9 @@ def run_live(
         session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress)
         session.preinstall()
         begin()
-        trace = run_experiment(session, info)
+        with recorded_load(session.now_s) as loads:
+            trace = run_experiment(session, info)
+        trace = dataclasses.replace(trace, loads=tuple(loads))
         offloading.wait_stored(_STORED_S)
     fault = None if offloading.fault is None else str(offloading.fault)
     info = dataclasses.replace(

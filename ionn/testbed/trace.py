@@ -2,9 +2,10 @@
 
 A trace is one file of JSON lines: a `run` line (who, what, with which settings), an `estimate` line per change of what
 a client that measures believes, a `partition` line per upload, a `query` line per query, a `drops` line where queries
-were raised and not answered, and an `end` line. A file without its `end` line is an interrupted run. Times are seconds
-since the upload began, on the clock of the testbed; `Trace.load` divides them by the run's dilation, so that readers
-see the undilated experiment. The `run` line says whether they were divided before (`undilated`).
+were raised and not answered, a `load` line per second of a live run, and an `end` line. A file without its `end` line
+is an interrupted run. Times are seconds since the upload began, on the clock of the testbed; `Trace.load` divides them
+by the run's dilation, so that readers see the undilated experiment. The `run` line says whether they were divided
+before (`undilated`).
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
 from ionn.planning.plan import Plan, PlanDocument
 from ionn.planning.planners import planner_digest
-from ionn.records import EstimateRecord, Outputs, PartitionRecord, QueryRecord
+from ionn.records import EstimateRecord, LoadRecord, Outputs, PartitionRecord, QueryRecord
 from ionn.schema import Natural, Real, Tagged
 from ionn.testbed.arrivals import CLOSED, WAIT, Arrivals
 from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.other_load import Disturbance, disturbance
 from ionn.testbed.responses import Responses, responses_of, spans
 from ionn.testbed.settings import NOT_PACED, SHARE, Settings
 
@@ -212,6 +214,7 @@ _LINES = Tagged(
         "partition": PartitionRecord,
         "query": QueryRecord,
         "drops": _Drops,
+        "load": LoadRecord,
         "end": _End,
     },
 )
@@ -222,7 +225,8 @@ class Trace:
     """A run. `is_undilated`: its times were divided by its dilation, which is above 1.
 
     `dropped_s` is when the queries were raised that were never answered: they met a busy client and were dropped, or
-    they still waited for it when the run ended. `estimates` are what a client that measures believed when.
+    they still waited for it when the run ended. `estimates` are what a client that measures believed when. `loads` say
+    how busy a live run's machine was, second by second; traces of earlier versions have none.
     """
 
     info: RunInfo
@@ -231,6 +235,7 @@ class Trace:
     is_undilated: bool = False
     dropped_s: tuple[float, ...] = ()
     estimates: tuple[EstimateRecord, ...] = ()
+    loads: tuple[LoadRecord, ...] = ()
 
     @property
     def upload_s(self) -> float:
@@ -297,6 +302,11 @@ class Trace:
         return Outputs.of(self.queries)
 
     @property
+    def disturbance(self) -> Disturbance | None:
+        """The other load that disturbed the run; None where none did, or that was not recorded."""
+        return disturbance(self.loads)
+
+    @property
     def weight_bytes(self) -> tuple[int | None, int | None]:
         """The weights of all partitions, as they are decoded and on the wire; None where that was not counted."""
         return _sum(p.bytes for p in self.partitions), _sum(p.wire_bytes for p in self.partitions)
@@ -336,6 +346,8 @@ class Trace:
             yield {"record": "query", **dataclasses.asdict(query)}
         if self.dropped_s:
             yield {"record": "drops", "raised_s": self.dropped_s}
+        for load in self.loads:
+            yield {"record": "load", **dataclasses.asdict(load)}
         yield {"record": "end"}
 
     @classmethod
@@ -357,7 +369,8 @@ class Trace:
             raise InputError(f"{path}: an interrupted run; delete it and run again")
         dropped_s = next((record.raised_s for record in records if isinstance(record, _Drops)), ())
         estimates = tuple(record for record in records if isinstance(record, EstimateRecord))
-        return cls(info, partitions, queries, runs[-1].undilated, dropped_s, estimates).undilated()
+        loads = tuple(record for record in records if isinstance(record, LoadRecord))
+        return cls(info, partitions, queries, runs[-1].undilated, dropped_s, estimates, loads).undilated()
 
     def undilated(self) -> Trace:
         """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
@@ -390,7 +403,8 @@ class Trace:
         dropped_s = tuple(time_s / k for time_s in self.dropped_s)
         # What is believed is told undilated by the client itself.
         estimates = tuple(dataclasses.replace(each, time_s=each.time_s / k) for each in self.estimates)
-        return Trace(self.info, partitions, queries, is_undilated=True, dropped_s=dropped_s, estimates=estimates)
+        loads = tuple(dataclasses.replace(each, start_s=each.start_s / k, end_s=each.end_s / k) for each in self.loads)
+        return Trace(self.info, partitions, queries, True, dropped_s, estimates, loads)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

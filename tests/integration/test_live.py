@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def test_a_live_run(traces: list[Trace], tmp_path: Path, tiny_weights: Weights) 
         # The last queries ran at the server, all but what stays at the client.
         assert [s.where for s in trace.queries[-1].segments] == ["client", "server", "client"]
         assert trace.info.environment["blas_threads"] == "1"
+        # What the machine did, from the first second to the last.
+        assert trace.loads[0].start_s == 0
+        assert all(one.end_s == other.start_s for one, other in pairwise(trace.loads))
+        assert trace.loads[-1].end_s >= trace.queries[-1].end_s
+        assert any(load.own for load in trace.loads)
     assert load_traces(tmp_path / "results") == sorted(traces, key=lambda trace: trace.info.algorithm)
 
 

@@ -10,7 +10,13 @@ LAYERS = [
     "integration/test_upstream.py",
 ]
 COSTS = ["unit/test_costs.py", "unit/test_fitting.py", "integration/test_calibration.py"]
-REPORT = ["unit/test_summary.py", "unit/test_claims.py", "unit/test_report.py", "unit/test_figures.py"]
+REPORT = [
+    "unit/test_disturbed.py",
+    "unit/test_summary.py",
+    "unit/test_claims.py",
+    "unit/test_report.py",
+    "unit/test_figures.py",
+]
 
 # Group -> module -> test files.
 GROUPS: dict[str, dict[str, list[str]]] = {
@@ -123,6 +129,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "testbed/arrivals": ["unit/test_arrivals.py"],
         "testbed/experiment": ["unit/test_experiment.py", "unit/test_arrivals.py", "integration/test_live.py"],
         "testbed/responses": ["unit/test_arrivals.py"],
+        "testbed/other_load": ["unit/test_other_load.py", "unit/test_disturbed.py"],
         "testbed/virtual": ["unit/test_virtual.py", "unit/test_arrivals.py"],
         "testbed/virtual_adaptive": ["unit/test_virtual_adaptive.py", "unit/test_walks.py"],
         "testbed/energy": ["unit/test_energy.py"],

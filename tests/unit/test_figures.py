@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from ionn.evaluation.figures import draw_figures, fig5, fig6, fig7
 from ionn.evaluation.style import WIDTHS, looks
 from ionn.evaluation.summary import summary
 from ionn.paper import SHOWN
+from ionn.records import LoadRecord
 from ionn.testbed.trace import trace_path
 from tests.support.runs import FIVE_FAST, make_trace
 
@@ -178,6 +180,13 @@ def test_fig7_draws_mean_and_spread_of_several_runs(drawn: list[Axes], tmp_path:
     spread = [y for x, y in np.asarray(band.get_paths()[0].vertices) if x == 1.0]
     assert (min(spread), max(spread)) == pytest.approx((2000 - 1000 * 2**0.5, 2000 + 1000 * 2**0.5))
     assert "2 runs, mean ± std" in drawn[0].texts[0].get_text()
+
+
+def test_figures_say_how_many_runs_were_disturbed(drawn: list[Axes], tmp_path: Path) -> None:
+    busy = dataclasses.replace(make_trace(testbed="live"), loads=(LoadRecord(0.0, 4.0, 0.5, 0.2),))
+    for draw in (fig5, fig6, fig7):
+        draw(summary([busy, make_trace("efficiency", testbed="live")]), tmp_path)
+        assert drawn[-1].texts[-1].get_text().endswith("1 run, 1 of 2 runs disturbed")
 
 
 def test_fig7_of_runs_that_never_execute_at_the_same_time_and_of_an_empty_plan(tmp_path: Path) -> None:

@@ -402,7 +402,7 @@ def test_a_row_of_the_summary() -> None:
     )  # fmt: skip
     second = make_trace(latencies_ms=(1234.5, 1277.77, 90.0), ends_s=(1.234, 3.0), sizes=(1_000, 1_000), run=2)
     assert line(first, second) == (
-        "AlexNet", "original", "2", "1 + 1", "62%", "4.0 ± 4.2", "3.44 ± 0.62", "1.07 ± 1.04",
+        "AlexNet", "original", "2", "1 + 1", "62 ± 18%", "4.0 ± 4.2", "3.44 ± 0.62", "1.07 ± 1.04",
         "807.5 ± 634.4", "5.85 ± 4.59", "1234.5", "95.0 ± 7.1", "5.0 ± 2.8", "bit-equal", "0.50",
     )  # fmt: skip
     assert line(make_trace(bit_equal=False, difference=2e-3))[-2] == "WRONG, off by 2e-03"

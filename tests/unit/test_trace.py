@@ -22,7 +22,7 @@ from ionn.planning.coding_costs import CodedTransfer, CodedWeights
 from ionn.planning.graph import GraphDocument
 from ionn.planning.plan import PartitionDocument, PlanDocument
 from ionn.planning.slice_costs import SlicePlan
-from ionn.records import PartitionRecord, QueryRecord, Segment
+from ionn.records import LoadRecord, PartitionRecord, QueryRecord, Segment
 from ionn.testbed import runner, trace
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import Settings
@@ -33,6 +33,7 @@ from tests.support.runs import make_trace
 PARTITIONS = (PartitionRecord(0, ("fc",), 1000, 0.3, 0.9, 1.7), PartitionRecord(1, ("conv",), 10, 1.1, 2.3, 2.9))
 SEGMENTS = (Segment("client", 0, 1, 0.7, 1.3, (0.3, 0.4)), Segment("both", 2, 2, 2.1, 3.3))
 QUERIES = (QueryRecord(0, 0.1, 0.7, 1.9, SEGMENTS, 2, 0.7, True, False, 0.125),)
+LOADS = (LoadRecord(0.0, 1.1, 0.9, 0.3), LoadRecord(1.1, 2.3, 0.5, 0.5))
 
 
 def times(trace: Trace) -> list[float]:
@@ -41,11 +42,12 @@ def times(trace: Trace) -> list[float]:
         *(time for p in trace.partitions for time in (p.start_s, p.end_s, p.ready_s)),
         *(time for q in trace.queries for time in (q.raised_s, q.start_s, q.end_s, q.overrun_ms)),
         *(ms for q in trace.queries for s in q.segments for ms in (s.compute_ms, s.total_ms, *s.stage_ms)),
+        *(time for load in trace.loads for time in (load.start_s, load.end_s)),
     ]
 
 
 def dilated(dilation: float) -> Trace:
-    return Trace(make_trace(testbed="live", dilation=dilation).info, PARTITIONS, QUERIES)
+    return Trace(make_trace(testbed="live", dilation=dilation).info, PARTITIONS, QUERIES, loads=LOADS)
 
 
 def test_a_link_is_kept_with_its_bandwidth(tmp_path: Path) -> None:
@@ -75,6 +77,7 @@ def test_a_trace_is_divided_once(dilation: float, tmp_path: Path) -> None:
         assert times(loaded) == [time / dilation for time in times(raw)]
         assert loaded == raw.undilated() == loaded.undilated()
         assert loaded.info.settings.dilation == dilation
+        assert [(load.busy, load.own) for load in loaded.loads] == [(0.9, 0.3), (0.5, 0.5)]
         assert [(q.overruns, q.difference, q.bit_equal) for q in loaded.queries] == [(2, 0.125, True)]
         assert [(p.bytes, p.stages) for p in loaded.partitions] == [(1000, ("fc",)), (10, ("conv",))]
 

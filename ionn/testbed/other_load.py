@@ -1,0 +1,145 @@
+"""What the processors of this machine do during a live run: how long they are busy, and how much of that is the run's
+own: the time of this process and of all that it has started, such as a server and a link.
+
+The rest is other load, whoever causes it: other users' processes, those of a low priority too, the kernel, and other
+virtual machines on the same processors (steal). So is a server that the run did not start, if it is on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ionn.records import LoadRecord
+
+# A run is disturbed where other load has more than this share of the processors on average over the run.
+DISTURBED_SHARE = 0.1
+# The system counts processors' time in ticks of 10 ms, so that shorter steps would be coarse.
+_STEP_S = 1.0
+_STAT = "/proc/stat"
+# Of a processor's line there: user with guests, nice, system, irq, softirq, steal; not idle and iowait.
+_BUSY = (1, 2, 3, 6, 7, 8)
+# Of a process's line, behind its name: its time in user and kernel mode, and that of its children that ended.
+_TIMES = slice(11, 15)
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Other load that disturbed a run: its mean share of the processors between the first and the last second in which
+    that was above DISTURBED_SHARE."""
+
+    share: float
+    start_s: float
+    end_s: float
+
+    def __str__(self) -> str:
+        when = f"from second {self.start_s:.0f} to {self.end_s:.0f}"
+        return f"other processes used {self.share:.0%} of the processors {when}"
+
+
+def mean_other(loads: Sequence[LoadRecord]) -> float:
+    """The mean share of other load over time, NaN where nothing is recorded.
+
+    The system counts the ticks of processors and of processes differently: in a second the one may be 5 % above or
+    below the other, and over a run that evens out.
+    """
+    seconds = [max(each.end_s - each.start_s, 0.0) for each in loads]
+    over = sum((each.busy - each.own) * length_s for each, length_s in zip(loads, seconds, strict=True))
+    return max(over / sum(seconds), 0.0) if any(seconds) else math.nan
+
+
+def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
+    """What disturbed a run; None where nothing did, or that was not recorded."""
+    above = [number for number, each in enumerate(loads) if each.other > DISTURBED_SHARE]
+    if not above or not mean_other(loads) > DISTURBED_SHARE:
+        return None
+    during = loads[above[0] : above[-1] + 1]
+    return Disturbance(mean_other(during), during[0].start_s, during[-1].end_s)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """How long the processors had been busy at `time_s`, and how much of that was the run's own, in ticks."""
+
+    time_s: float
+    busy: int
+    own: int
+
+    @classmethod
+    def at(cls, time_s: float) -> _Sample:
+        return cls(time_s, _busy(), _own())
+
+
+@contextlib.contextmanager
+def recorded_load(now_s: Callable[[], float]) -> Iterator[list[LoadRecord]]:
+    """What the processors do while the context lasts, second by second on this clock; it is there when the context
+    ends. Empty where the system does not tell.
+
+    A thread looks once a second: queries do not wait for it.
+    """
+    records: list[LoadRecord] = []
+    if not os.access(_STAT, os.R_OK) or not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        yield records
+        return
+    samples = [_Sample.at(now_s())]
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_STEP_S):
+            samples.append(_Sample.at(now_s()))
+
+    watcher = threading.Thread(target=watch, name="load", daemon=True)
+    watcher.start()
+    try:
+        yield records
+    finally:
+        is_over.set()
+        watcher.join()
+    records += _records([*samples, _Sample.at(now_s())])
+
+
+def _records(samples: list[_Sample]) -> list[LoadRecord]:
+    """What happened between samples; the last step may be up to half as long again, instead of a very short one."""
+    *earlier, last = samples
+    if len(earlier) > 1 and last.time_s - earlier[-1].time_s < _STEP_S / 2:
+        earlier.pop()
+    return [_between(*pair) for pair in pairwise([*earlier, last]) if pair[0].time_s < pair[1].time_s]
+
+
+def _between(start: _Sample, end: _Sample) -> LoadRecord:
+    ticks = (end.time_s - start.time_s) * os.sysconf("SC_CLK_TCK") * len(os.sched_getaffinity(0))
+    busy, own = (max(later - earlier, 0) / ticks for earlier, later in ((start.busy, end.busy), (start.own, end.own)))
+    return LoadRecord(start.time_s, end.time_s, busy, own)
+
+
+def _busy() -> int:
+    """How long the processors that this process may use have been busy since the system started, in ticks."""
+    names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    lines = (line.split() for line in _read(_STAT).splitlines())
+    return sum(int(fields[column]) for fields in lines if fields[0] in names for column in _BUSY)
+
+
+def _own() -> int:
+    """The time of this process and of those it has started, theirs and so on, in ticks."""
+    ticks, processes = 0, [str(os.getpid())]
+    while processes:
+        folder = f"/proc/{processes.pop()}"
+        ticks += sum(map(int, _read(f"{folder}/stat").rpartition(")")[2].split()[_TIMES]))
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"{folder}/task"):
+                processes += _read(f"{folder}/task/{thread}/children").split()
+    return ticks
+
+
+def _read(path: str) -> str:
+    """A file of /proc; nothing where its process or thread has ended. Its parent has its time then."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
