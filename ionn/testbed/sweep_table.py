@@ -167,7 +167,7 @@ def _open_locked(path: Path) -> io.FileIO:
         except OSError as error:
             file.close()
             raise InputError(f"{path}: another sweep writes into it; wait, or choose another file") from error
-        # Another sweep may have ended since the file was opened, and may have replaced it by one with the rows in order.
+        # Another sweep may have ended since the file was opened, and replaced the file by one with the rows in order.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file
         file.close()
