@@ -3,8 +3,9 @@
 A chain of 41 convolutions whose input is an image (602 KB): 40 run at a server, uploaded as 1 partition or as 40, and
 the last one at the client. The overhead is the query's latency less payload bytes / link rate and the times of the
 layers at both ends. It is compared with what a message of as many bytes and its answer take in bare pyzmq, through as
-many processes and the same kind of link, beyond their bytes. The two sessions and pyzmq take turns, query by query, so
-that whatever drifts on this machine meets all.
+many processes and the same kind of link, beyond their bytes. Bare pyzmq looks at none of the bytes, computes nothing
+meanwhile and copies nothing outside of the system; an input has to be copied into Caffe's. The two sessions and pyzmq
+take turns, query by query, so that whatever drifts on this machine meets all.
 
 On the link both ends sleep while the bytes are under way, and a processor that has slept for long does everything at
 half its speed for a while. How much that is can be seen where there is no link, but the same pause before each query.

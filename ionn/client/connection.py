@@ -104,13 +104,14 @@ class Connection:
         if (inflow := self._inflow) is not None:  # another thread may close this meanwhile
             inflow.expected_bytes = bytes_max
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, copy: bool = False) -> None:
+        """Send a message, in its own time and from where its payload is, or a `copy` of it."""
         # ZeroMQ goes on taking messages for a connection that is closed.
         self._hear_monitor()
         if self._broken is not None:
             raise self._why_broken(self._broken)
         try:
-            self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=False)
+            self._socket.send_multipart(message.frames(), zmq.NOBLOCK, copy=copy)
         except zmq.Again:  # it was closed just now
             self._hear_monitor()
             self._broken = self._broken or self._closed()
@@ -163,7 +164,7 @@ class Connection:
         return message
 
     def _hear_monitor(self) -> None:
-        while self._monitor.poll(0):
+        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:  # `poll` makes a poller each time
             event = recv_monitor_message(self._monitor)
             match event["event"]:
                 case zmq.Event.CONNECTED:

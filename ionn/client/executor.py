@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -81,15 +80,14 @@ class _Progress:
             self.count(paced)
 
 
-def _connected(legs: Sequence[Leg]) -> list[list[Leg]]:
-    """The legs in groups: one at the client, or those between which data stays at the server."""
-    groups: list[list[Leg]] = []
-    for leg in legs:
-        if leg.from_server and leg.where != "client":
-            groups[-1].append(leg)
-        else:
-            groups.append([leg])
-    return groups
+@dataclass(frozen=True)
+class _Trip:
+    """Legs of a query that belong together: one at the client, or those between which data stays at the server, which
+    take `expected_ms` and whose answers have `results_bytes` at most."""
+
+    legs: Sequence[Leg]
+    expected_ms: float
+    results_bytes: int
 
 
 class QueryExecutor:
@@ -133,10 +131,10 @@ class QueryExecutor:
         self.router: Router | None = None
         self.before_query: Callable[[], None] = lambda: None
         self.computing = net.lock
+        first, *others = network.layers[network.stages[0].first_layer : network.stages[0].last_layer + 1]
+        self._only_takes = first.type == "Input" and not others  # the first stage
         # How often each stage ran at each side, and how long in all, for `measured_ms`.
-        self._observed: dict[str, dict[int, np.ndarray]] = {
-            where: defaultdict(lambda: np.zeros(2)) for where in ("client", "server")
-        }
+        self._observed = {where: [(0, 0.0)] * len(network.stages) for where in ("client", "server")}
         self.silence_s = (client.timeouts if client else Timeouts()).query_s
         self.adopt(graph, pieces, sliced or {})
 
@@ -151,6 +149,7 @@ class QueryExecutor:
         `computing`. With a `router`, the `graph` is that of the costs that are promised."""
         self._graph = self._promised = graph
         self._pieces, self._sliced, self.router = pieces, sliced, router
+        self._fastest: tuple[int, list[_Trip], dict[int, int]] | None = None
 
     def execute(self, data: Floats) -> Execution:
         """Compute the network on `data`, of its input's shape."""
@@ -179,12 +178,12 @@ class QueryExecutor:
 
     def measured_ms(self, where: str) -> dict[int, float]:
         """The mean time in ms that each stage took at "client" or "server" in these queries, where it ran there."""
-        return {stage: float(total_ms / count) for stage, (count, total_ms) in self._observed[where].items()}
+        observed = enumerate(self._observed[where])
+        return {stage: total_ms / count for stage, (count, total_ms) in observed if count}
 
     def _execute(self, query: _Progress) -> None:
         if self._measuring is None or self._client is None:
-            uploaded = self._uploaded()
-            self._follow(query, self._graph.legs(uploaded), channels_of(uploaded))
+            self._follow(query, *self._fastest_trips())
             return
         began = time.monotonic()
         self.before_query()
@@ -199,16 +198,43 @@ class QueryExecutor:
             self._client.probe()
         self._graph = route.graph
         self._follow(
-            query, route.legs, channels_of(uploaded),
+            query, self._trips(route.legs, channels_of(uploaded)), channels_of(uploaded),
             lambda stage: began + route.deadline_ms(stage) * self._dilation / 1e3,
         )  # fmt: skip
         self.router.settle(route, (time.monotonic() - began) * 1e3 / self._dilation)
 
+    def _ready(self) -> int:
+        """How many partitions queries may use now."""
+        upload = self._client.upload if self._client is not None else None
+        return upload.ready if upload else 0
+
     def _uploaded(self) -> list[Piece]:
         """What queries may use now."""
-        upload = self._client.upload if self._client is not None else None
-        ready = upload.ready if upload else 0
-        return [piece for pieces in self._pieces[:ready] for piece in pieces]
+        return [piece for pieces in self._pieces[: self._ready()] for piece in pieces]
+
+    def _fastest_trips(self) -> tuple[list[_Trip], dict[int, int]]:
+        """The fastest path through what is uploaded, and how many channels of each stage that is cut are. It is found
+        once for as many partitions: queries wait for it."""
+        ready = self._ready()
+        if self._fastest is None or self._fastest[0] != ready:
+            uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
+            channels = channels_of(uploaded)
+            self._fastest = ready, self._trips(self._graph.legs(uploaded), channels), channels
+        return self._fastest[1:]
+
+    def _trips(self, legs: Sequence[Leg], channels: Mapping[int, int]) -> list[_Trip]:
+        groups: list[list[Leg]] = []
+        for leg in legs:
+            if leg.from_server and leg.where != "client":
+                groups[-1].append(leg)
+            else:
+                groups.append([leg])
+        here = [group[0].where == "client" for group in groups]
+        return [
+            _Trip(group, 0.0, 0) if at_client
+            else _Trip(group, self._expected_ms(group), self._results_bytes(group, channels))
+            for group, at_client in zip(groups, here, strict=True)
+        ]  # fmt: skip
 
     def _wait(self, measuring: Measuring, router: Router, client: Client) -> list[Piece]:
         """Wait for partitions that come so soon that the query ends earlier; what it may use."""
@@ -234,17 +260,18 @@ class QueryExecutor:
     def _follow(
         self,
         query: _Progress,
-        legs: Sequence[Leg],
+        trips: Sequence[_Trip],
         channels: Mapping[int, int],
         late_s: Callable[[int], float | None] = lambda stage: None,
     ) -> None:
         """Run legs one after another. `late_s` is when the data that went to the server before a stage is late."""
-        for group in _connected(legs):
-            if group[0].where == "client":
-                self._run_here(query, group[0].last)
+        for trip in trips:
+            first = trip.legs[0]
+            if first.where == "client":
+                self._run_here(query, first.last)
                 continue
             try:
-                self._run_there(query, group, channels, late_s(group[0].first))
+                self._run_there(query, trip, channels, late_s(first.first))
             except (*FAULTS, LateError):
                 self._complete(query, channels)
                 return
@@ -253,6 +280,10 @@ class QueryExecutor:
         """Run the stages up to `last` at the client."""
         first = query.position
         began = time.perf_counter()
+        if last == 0 and self._only_takes and self._layer_ms is None:  # it hands on what it is given
+            query.segments.append(self._segment("client", 0, 0, (0.0,), began))
+            query.reach(0, query.outputs)
+            return
         self._net.put(first, query.outputs[0])
         if self._layer_ms is None:
             stage_ms = self._net.run(first, last)
@@ -269,19 +300,20 @@ class QueryExecutor:
         query.reach(last, self._net.outputs(last))
 
     def _run_there(
-        self, query: _Progress, legs: Sequence[Leg], channels: Mapping[int, int], late_s: float | None = None
+        self, query: _Progress, trip: _Trip, channels: Mapping[int, int], late_s: float | None = None
     ) -> None:
         """Run legs between which data is at the server, from the client's data and back to it.
 
         What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
         """
         assert self._client is not None
-        deadline_s = self._deadline_s(legs)
+        legs = trip.legs
+        deadline_s = Timeouts(query_s=self.silence_s).deadline_s(trip.expected_ms * self._dilation)
         if late_s is not None:  # which comes first
             deadline_s = max(deadline_s, late_s - time.monotonic() + self.silence_s)
         done = self._observer(legs, channels)
         try:
-            with self._client.query(deadline_s, self._results_bytes(legs, channels), late_s, done) as exchange:
+            with self._client.query(deadline_s, trip.results_bytes, late_s, done) as exchange:
                 try:
                     self._exchange(exchange, query, legs, channels)
                 finally:
@@ -408,12 +440,12 @@ class QueryExecutor:
         if query.position <= last:
             self._run_here(query, last)
 
-    def _deadline_s(self, legs: Sequence[Leg]) -> float:
+    def _expected_ms(self, legs: Sequence[Leg]) -> float:
         graph, expected_ms = self._graph, 0.0
         for leg in legs:
             expected_ms += graph.up_ms[leg.first] + graph.server_ms[leg.first : leg.last + 1].sum()
             expected_ms += graph.down_ms[leg.last + 1]
-        return Timeouts(query_s=self.silence_s).deadline_s(expected_ms * self._dilation)
+        return float(expected_ms)
 
     def _results_bytes(self, legs: Sequence[Leg], channels: Mapping[int, int]) -> int:
         """The most that their results can have: a stage at both may have its whole output joined too."""
@@ -431,6 +463,8 @@ class QueryExecutor:
         return () if leg.to_server else ((images, channels[leg.first], *rest),)
 
     def _segment(self, where: str, first: int, last: int, stage_ms: tuple[float, ...], began: float) -> Segment:
+        observed = self._observed[where]
         for stage, ms in zip(range(first, last + 1), stage_ms, strict=True):
-            self._observed[where][stage] += (1, ms)
+            count, total_ms = observed[stage]
+            observed[stage] = count + 1, total_ms + ms
         return Segment(where, first, last, sum(stage_ms), (time.perf_counter() - began) * 1e3, stage_ms)

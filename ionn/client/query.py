@@ -116,16 +116,16 @@ class Exchange:
         return self._may_code and wanted is not None and wanted.coding is not None
 
     def _send(self, message: Query | Part | Join, wanted: Wanted | None) -> int:
-        self._control.send(message)
+        # A copy: ZeroMQ sends it in its own time, and the server may answer before it has read all, so that the net
+        # which the data is of runs meanwhile.
+        self._control.send(message, copy=True)
         self._asked.append((message.coded, wanted))
         return len(self._asked) - 1
 
     def _encode(self, data: Floats | None, coding: Coding | None) -> Payload:
         if data is None:
             return Payload((), ())
-        # A copy: ZeroMQ sends it in its own time, and the server may answer before it has read all, so that the net
-        # which the data is of runs meanwhile.
-        blobs = [np.array(data, "<f4", order="C")]
+        blobs = [np.asarray(data, "<f4")]
         if not self._may_code:
             coding = None
         payload = self._at_pace(lambda: make_payload(blobs, coding is not None), coding)

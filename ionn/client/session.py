@@ -555,7 +555,7 @@ class Client:
         """Upload, and see that both connections live; until told to stop or the connection is lost."""
         control, connection = _Heartbeat(self.timeouts), _Heartbeat(self.timeouts)
         upload: Upload | None = None
-        looked_s = 0.0
+        looked_s, queries = 0.0, self._queries
         while self._connections is connections and not self._stopped.is_set():
             if upload is None:
                 upload = self._begin_upload(connections)
@@ -585,6 +585,9 @@ class Client:
                         control.heard()
                         connection.heard()
                         continue
+                    if queries != self._queries:  # it was answered, and may have taken a sign of life with its results
+                        queries = self._queries
+                        control.heard()
                     # There are no more than were asked for.
                     while connections.control.receive(0) is not None:
                         control.heard()

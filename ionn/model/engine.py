@@ -133,6 +133,7 @@ class StageNet:
         self._outputs = {stage.index: [self._net.blobs[name] for name in stage.outputs] for stage in partial.stages}
         self._inputs = {stage + 1: blobs[0] for stage, blobs in self._outputs.items()}
         self._inputs[self.first] = self._net.blobs[partial.input]
+        self._input_shapes: dict[int, tuple[int, ...]] = {}
 
     def blob_bytes(self) -> dict[tuple[str, int], memoryview]:
         """The writable bytes of every weight blob, by layer name and the blob's number in that layer."""
@@ -166,7 +167,9 @@ class StageNet:
 
     def input_shape(self, stage: int) -> tuple[int, ...]:
         """The shape of the blob before a stage."""
-        return tuple(self._inputs[stage].shape)
+        if stage not in self._input_shapes:  # Caffe's answer takes longer than a query has for it
+            self._input_shapes[stage] = tuple(self._inputs[stage].shape)
+        return self._input_shapes[stage]
 
     def put(self, stage: int, data: Floats) -> None:
         """Set the blob before a stage. Raises ValueError for data of another shape, which numpy would broadcast."""
@@ -182,11 +185,13 @@ class StageNet:
     def run_layer(self, layer: int) -> None:
         self._net._forward(layer, layer)
 
-    def run(self, first: int, last: int) -> tuple[float, ...]:
-        """Run stages `first`..`last` on the data that `put` set before `first`. Returns the time of each in ms."""
+    def run(self, first: int, last: int, before: Callable[[int], None] = lambda stage: None) -> tuple[float, ...]:
+        """Run stages `first`..`last` on the data that `put` set before `first`. Returns the time of each in ms.
+        `before` is called with the index of each stage just before it runs."""
         stage_ms = []
         for stage in range(first, last + 1):
             layers = self._layers[stage]
+            before(stage)
             start = time.perf_counter()
             self._net._forward(layers.start, layers.stop - 1)
             stage_ms.append((time.perf_counter() - start) * 1e3)

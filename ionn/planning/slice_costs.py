@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # The time of a slice beyond its share of the upload: for the message that announces it, and for one more layer that the
 # server loads. Live, one more partition for the same bytes took 0.6 to 1 ms; the constant part of the load times of the
-# paper's server is 0.7 to 1.3 ms.
+# paper's server is 0.7 to 1.3 ms. On any server, it is the time that Caffe takes for a small net (bench/slices.py).
 SLICE_MS = 2.0
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -62,7 +62,7 @@ class Message:
     payload: Sequence[Any] = ()
 
     def frames(self) -> list[Any]:
-        body = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "payload"}
+        body = {name: getattr(self, name) for name in _HEADER_FIELDS[self.type]}
         return [msgspec.json.encode({"type": self.type, **body}), *self.payload]
 
 
@@ -326,6 +326,9 @@ _MESSAGES: dict[str, type[Message]] = {
 
 
 _CARRIES_PAYLOAD = {name: any(each.name == "payload" for each in fields(cls)) for name, cls in _MESSAGES.items()}
+_HEADER_FIELDS = {
+    name: tuple(each.name for each in fields(cls) if each.name != "payload") for name, cls in _MESSAGES.items()
+}
 _JSON = Tagged("type", _MESSAGES)
 
 
@@ -342,7 +345,8 @@ def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> M
     try:
         message: Message = _JSON.read(buffers[0])
         if _CARRIES_PAYLOAD[message.type]:
-            return replace(message, payload=tuple(buffers[1:]))
+            object.__setattr__(message, "payload", tuple(buffers[1:]))  # nobody else knows it yet
+            return message
         if len(buffers) > 1:
             raise ValueError(f"'{message.type}' carries no payload")
         return message

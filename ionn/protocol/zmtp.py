@@ -178,6 +178,14 @@ class ServerConnection:
         """Return what the message that is arriving costs so far, its frame that has begun included."""
         return self._cost + (0 if self._body is None else len(self._body) + FRAME_COST)
 
+    @property
+    def arriving(self) -> tuple[list[Any], int] | None:
+        """The frames of a message of which only the last frame is not all there, and how many of its bytes are; None
+        where nothing is arriving, more frames may follow, or they are sealed."""
+        if self._body is None or self._flags & (_MORE | _COMMAND) or self._curve is not None:
+            return None
+        return [*self._frames, self._body], self.incoming.filled
+
     def stop(self) -> None:
         """Take nothing more, and forget what has not been taken."""
         self.incoming = _NOTHING

@@ -7,9 +7,9 @@ the nets, and that the weights to come are those that the layers take.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from google.protobuf import text_format
@@ -24,6 +24,9 @@ from ionn.protocol.messages import PartitionHeader
 from ionn.server.limits import Limits, option
 
 _FLOAT_BYTES = 4
+# What a net that is read is called, and how many of them are remembered.
+_NAME = "partition"
+_READ_MAX = 4
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,20 @@ class Boundary(NamedTuple):
     outputs: tuple[Shape, ...]
 
 
+class Read(NamedTuple):
+    """A net that was read, and its text for Caffe, which is written from that: only what was read has been checked."""
+
+    network: Network
+    prototxt: str
+
+
 class CheckedNet:
     """A net that is safe to build and takes `usage`. `layers` names the layers of each stage, for messages. Of a slice,
     `whole` is the net of its whole stage."""
 
-    def __init__(self, net: PartialNet, network: Network, usage: Usage, whole: CheckedNet | None = None) -> None:
-        # Only what was read has been checked: the text that Caffe gets is written from that.
-        self.net = replace(net, prototxt=text_format.MessageToString(network.param))
-        self.network = network
+    def __init__(self, net: PartialNet, read: Read, usage: Usage, whole: CheckedNet | None = None) -> None:
+        self.net = replace(net, prototxt=read.prototxt)
+        self.network = read.network
         self.usage = usage
         self.whole = whole
 
@@ -89,29 +98,36 @@ class CheckedNet:
 
 
 def check_partition(
-    header: PartitionHeader, limits: Limits, used: Usage, known: Mapping[int, Boundary], begun: Container[int] = ()
+    header: PartitionHeader,
+    limits: Limits,
+    used: Usage,
+    known: Mapping[int, Boundary],
+    begun: Mapping[int, CheckedNet] | None = None,
 ) -> list[CheckedNet]:
     """Check a partition's nets and weights against Caffe's rules, against the stages that the session has (`known`),
     and against what it has left (`used` is in use).
 
-    The whole of a slice counts too, unless its stage has `begun` to arrive. Raises PartitionError, naming the layer,
-    the stage or the limit.
+    The whole of a slice counts too, unless its stage has `begun` to arrive, which tells the whole. Raises
+    PartitionError, naming the layer, the stage or the limit.
     """
+    begun = begun or {}
     if not header.nets:
         raise PartitionError(f"partition {header.partition} has no nets")
     checked: list[CheckedNet] = []
     counted: set[int] = set()
     for net in header.nets:
-        network = _network_of(net.prototxt, f"partition {header.partition}")
-        whole = None if net.channels is None else _whole(net, network, limits)
-        usage = _usage(network, limits)
+        name = f"partition {header.partition}"
+        read = _network_of(net.prototxt, name)
+        known_whole = begun.get(net.stages[0].index)
+        whole = None if net.channels is None else _whole(net, read.network, limits, name, known_whole)
+        usage = _usage(read.network, limits)
         if whole is not None:
             # A slice's weights are counted with the whole, where they go.
             usage = replace(usage, weight_bytes=0)
             if whole.stage not in begun and whole.stage not in counted:
                 counted.add(whole.stage)
                 used += whole.usage
-        checked.append(CheckedNet(net, network, usage, whole))
+        checked.append(CheckedNet(net, read, usage, whole))
         used += usage
     _check_limits(used, limits)
     _check_overlaps(checked)
@@ -120,11 +136,18 @@ def check_partition(
     return checked
 
 
-def _network_of(prototxt: str, name: str) -> Network:
+def _network_of(prototxt: str, name: str) -> Read:
     try:
-        return Network.from_text(prototxt, name)
+        return _read(prototxt)
     except InputError as error:  # the client's, not this server's user's
-        raise PartitionError(str(error)) from error
+        raise PartitionError(name + str(error).removeprefix(_NAME)) from error
+
+
+@lru_cache(_READ_MAX)
+def _read(prototxt: str) -> Read:
+    """Slices of a stage that have as many channels have the same text, which is read once."""
+    network = Network.from_text(prototxt, _NAME)
+    return Read(network, text_format.MessageToString(network.param))
 
 
 def _check_overlaps(checked: list[CheckedNet]) -> None:
@@ -158,8 +181,8 @@ def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) 
                 raise PartitionError(f"stage {after} takes {shape_text(taken)}, but stage {before} makes {shapes}")
 
 
-def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
-    """The net of the stage that `net` is a slice of."""
+def _whole(net: PartialNet, network: Network, limits: Limits, name: str, begun: CheckedNet | None) -> CheckedNet:
+    """The net of the stage that `net` is a slice of: the one that has `begun` with another slice, if it is that."""
     assert net.channels is not None
     begin, end, of = net.channels
     stage, layers = net.stages[0], network.layers[1:]
@@ -168,8 +191,10 @@ def _whole(net: PartialNet, network: Network, limits: Limits) -> CheckedNet:
     param = NetParameter()
     param.CopyFrom(network.param)
     set_output_channels(param.layer[1], of)
-    whole = _network_of(text_format.MessageToString(param), network.name)
-    return CheckedNet(replace(net, channels=None), whole, _usage(whole, limits))
+    if begun is not None and (begun.network.param, begun.net.stages) == (param, net.stages):
+        return begun
+    whole = _network_of(text_format.MessageToString(param), name)
+    return CheckedNet(replace(net, channels=None), whole, _usage(whole.network, limits))
 
 
 def _usage(network: Network, limits: Limits) -> Usage:

@@ -100,6 +100,9 @@ class Host(Protocol):
     def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
         """A message has come."""
 
+    def arriving(self, connection: Connection, frames: list[Any], arrived: int) -> None:
+        """A message is on its way, whose last frame has only `arrived` bytes yet."""
+
     def too_large(self, connection: Connection, error: TooLargeError) -> None:
         """A message exceeds the connection's bounds: it has to leave."""
 
@@ -348,6 +351,8 @@ class Door:
             match event:
                 case None:
                     connection.waiting = zmtp.waits_for_room
+                    if zmtp.arriving is not None:
+                        self._host.arriving(connection, *zmtp.arriving)
                     return
                 case Send():
                     self._send(connection, [event.data])

@@ -32,7 +32,7 @@ class Stages:
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._nets: dict[int, StageNet] = {}
-        self._layers: dict[int, str] = {}
+        self._notes: dict[int, str] = {}
         self._left: _Left | None = None
         self.assemblies: dict[int, Assembly] = {}
         self.codecs: Sequence[str] = ()
@@ -44,7 +44,7 @@ class Stages:
     def add(self, net: StageNet, layers: Mapping[int, str]) -> None:
         """The stages of `layers`, which names their layers, run on `net` from now on."""
         self._nets.update(dict.fromkeys(layers, net))
-        self._layers.update(layers)
+        self._notes.update({stage: f"running a query, {names}" for stage, names in layers.items()})
 
     def handle(self, message: Query | Part | Join) -> Result | Error:
         """The reply to a message of a query. What it carries holds until the next one; an error leaves nothing."""
@@ -74,6 +74,9 @@ class Stages:
             raise ProtocolError(f"the input of stage {stage} is neither sent nor was it left by the message before")
         return left.output
 
+    def _note_stage(self, stage: int) -> None:
+        self._note(self._notes[stage])
+
     def _run(self, query: Query) -> Result:
         if query.last < query.first:
             raise ProtocolError(f"stages {query.first}..{query.last} are not a run")
@@ -87,9 +90,7 @@ class Stages:
             net = self._nets[stage]
             net.put(stage, outputs[0])
             last = min(query.last, net.last)
-            for each in range(stage, last + 1):
-                self._note(f"running a query, {self._layers[each]}")
-                stage_ms += net.run(each, each)
+            stage_ms += net.run(stage, last, self._note_stage)
             outputs = net.outputs(last)
             stage = last + 1
         # Only a stage in slices goes on from here. A copy, as stages may be tried meanwhile.

@@ -1,7 +1,8 @@
 """The edge server: one front process that every client talks to, and a worker process per session.
 
-The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Workers
-are forked from a process that has loaded Caffe already: a session starts in milliseconds.
+The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Of a
+query that comes slowly it passes on what has come, so that its end is all that is left to do when it ends. Workers are
+forked from a process that has loaded Caffe already: a session starts in milliseconds.
 
 A message that computes waits for a turn: the front hands it over when a place is free and no client that waits has used
 less of the processors (`shares`). What computes is told from outside. On `control` it is all but a hello and what is
@@ -268,8 +269,25 @@ class Server:
             else:
                 self._take(session, connection, frames, cost)
         except _Refusal as refusal:
+            if session is not None:
+                self._take_back(session, connection.role)
             self.counts.refused[refusal.error.code] += 1
             self._door.say(connection, refusal.error)
+
+    def arriving(self, connection: Connection, frames: list[Any], arrived: int) -> None:
+        """Pass on what has come of a query, so that its process has only the last bytes to wait for."""
+        session = connection.session
+        if session is None or connection.role != "control" or session.waiting["control"] or session.pid is None:
+            return
+        with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
+            session.pipe.send_ahead("control", frames, arrived)
+        self._settle(session)
+
+    def _take_back(self, session: Session, role: str) -> None:
+        """A message will not go on that may have been passed on in part."""
+        with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
+            session.pipe.take_back(role)
+        self._settle(session)
 
     def too_large(self, connection: Connection, error: TooLargeError) -> None:
         session = connection.session
@@ -330,6 +348,7 @@ class Server:
         for taken, _ in session.waiting[role]:  # nobody is there for the answers, and the hello need not wait for them
             session.under_way[role] -= taken.cost
         session.waiting[role].clear()
+        self._take_back(session, role)
         self._resume_short(session.client)
         self._door.attach(connection, session, role, self._bounds[role])
         session.connections[role] = connection
@@ -385,7 +404,7 @@ class Server:
                 self._hand_over(session, session.longest_waiting, light=False)
             elif session.wants_trial:
                 session.turn_at = time.monotonic()
-                self._give(session, Taken(None, TRIAL.decode(), 0, light=False, at=session.turn_at), [TRIAL])
+                self._give(session, Taken(None, TRIAL, 0, light=False, at=session.turn_at), [])
             else:  # its client has come back and does not wait any more, or does not read its answers any more
                 self._end_turn(session)
 
@@ -393,7 +412,7 @@ class Server:
         taken, frames = session.waiting[role].popleft()
         # A partition's header, or its end: its chunks have two frames.
         session.untried |= len(frames) == 1 and not taken.light
-        self._give(session, taken._replace(light=light), [role.encode(), *frames])
+        self._give(session, taken._replace(light=light), frames)
 
     def _give(self, session: Session, taken: Taken, frames: list[Any]) -> None:
         if not session.sent:
@@ -401,7 +420,7 @@ class Server:
         session.sent.append(taken)
         session.computing += not taken.light
         with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
-            session.pipe.send(frames)
+            session.pipe.send(taken.role, frames)
         self._settle(session)
 
     def _charge(self, session: Session) -> None:
@@ -431,6 +450,8 @@ class Server:
         if session.connections.get(connection.role) is connection:
             del session.connections[connection.role]
             session.held.pop(connection.role, None)
+            if not session.waiting[connection.role]:  # else it is all there, and is handed over
+                self._take_back(session, connection.role)
             self._resume_short(session.client)
             self._loop.later(session.pipe.fileno())
 

@@ -1,8 +1,12 @@
 """The stream between a server's front and a session's process: messages of several frames, over a pair of sockets.
 
-On the wire: the number of frames and the bytes of all that follows, the length of every frame, and the frames. The
-first frame for a session's process is the role of the connection that the message came by; or it is TRIAL, alone, for a
-stage that has not run yet to be tried, and MORE is the answer if there was one.
+To the front: the number of frames and the bytes of all that follows, the length of every frame, and the frames.
+
+To a session's process the same, but in parts: a message may begin before all of it has come from its client, and others
+pass it meanwhile. Each part says which stream it is of, whether its message ends with it, how many bytes that has, and
+how many of them follow. A stream is the role of the connection that the message came by; or it is TRIAL, of messages
+without frames, for a stage that has not run yet to be tried, and MORE is the answer if there was one. A part of a
+message that has no bytes takes back what came of the last one.
 """
 
 from __future__ import annotations
@@ -11,28 +15,35 @@ import itertools
 import os
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ionn.protocol.buffers import PEEK_BYTES_MAX, Incoming, Outgoing, untouched
 
-TRIAL = b"trial"
+TRIAL = "trial"
+STREAMS = ("control", "upload", TRIAL)
 MORE = b"more"
 
 _HEAD = struct.Struct("<IQ")
+_PART = struct.Struct("<B?QQ")
 _LENGTH_BYTES = 8
 # The front looks at the lengths of an answer's frames at once.
 _FRAMES_MAX = PEEK_BYTES_MAX // _LENGTH_BYTES
+# Something is sent ahead only of a message that takes so long to arrive, and so much at once at least: a part costs
+# both ends some time.
+_SLOW_S = 0.002
+_AHEAD_BYTES = 64 * 1024
 # The front passes a frame on in pieces of this size, so that it never holds much of an answer.
 _PIECE_BYTES = 256 * 1024
 
 
-def _parts(frames: Sequence[Any]) -> list[Any]:
-    """Return what sends a message."""
+def _head(frames: Sequence[Any]) -> bytes:
+    """Return what comes before the frames of a message."""
     sizes = [memoryview(frame).nbytes for frame in frames]
     lengths = struct.pack(f"<{len(sizes)}Q", *sizes)
-    return [_HEAD.pack(len(sizes), len(lengths) + sum(sizes)) + lengths, *frames]
+    return _HEAD.pack(len(sizes), len(lengths) + sum(sizes)) + lengths
 
 
 class _Written:
@@ -46,44 +57,55 @@ class _Written:
 
 
 class Pipe:
-    """The end of a session's process: it blocks. It uses one buffer for all messages that it receives."""
+    """The end of a session's process: it blocks. It uses one buffer for all messages of a stream that it receives."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         self._socket = sock
         self._outgoing = Outgoing()
-        self._head = bytearray(_HEAD.size)
-        self._buffer = bytearray()
+        self._part = bytearray(_PART.size)
+        self._buffers = [bytearray() for _ in STREAMS]
+        self._filled = [0 for _ in STREAMS]
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def send(self, frames: Sequence[Any]) -> None:
         """Send a message, any objects with a contiguous buffer. Raises OSError if the other end is closed."""
-        self._outgoing.add(_parts(frames))
+        self._outgoing.add([_head(frames), *frames])
         self._outgoing.send(_Written(self._socket))
 
-    def receive(self) -> list[memoryview]:
-        """The frames of the next message, which hold until the next call. Raises EOFError when the other end has
-        closed."""
-        self._fill(memoryview(self._head))
-        count, size = _HEAD.unpack(self._head)
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        body = memoryview(self._buffer)[:size]
-        self._fill(body)
-        ends = itertools.accumulate(struct.unpack_from(f"<{count}Q", body), initial=count * _LENGTH_BYTES)
-        return [body[start:end] for start, end in itertools.pairwise(ends)]
+    def receive(self) -> tuple[str, list[memoryview]]:
+        """The stream and the frames of the next message that ends; they hold until the next call. Raises EOFError when
+        the other end has closed."""
+        while True:
+            self._fill(memoryview(self._part))
+            stream, ends, size, part = _PART.unpack(self._part)
+            if len(self._buffers[stream]) < size:
+                self._buffers[stream] = bytearray(size)
+            body, filled = memoryview(self._buffers[stream])[:size], self._filled[stream]
+            self._fill(body[filled : filled + part])
+            self._filled[stream] = filled + part if size and not ends else 0
+            if ends:
+                return STREAMS[stream], _frames(body)
 
     def _fill(self, target: memoryview) -> None:
         while target:
             try:
-                got = self._socket.recv_into(target)
+                got = self._socket.recv_into(target, 0, socket.MSG_WAITALL)
             except ConnectionResetError:  # closed with messages unread
                 got = 0
             if not got:
                 raise EOFError
             target = target[got:]
+
+
+def _frames(body: memoryview) -> list[memoryview]:
+    """The frames of a message."""
+    count, _ = _HEAD.unpack_from(body)
+    begin = _HEAD.size + count * _LENGTH_BYTES
+    ends = itertools.accumulate(struct.unpack_from(f"<{count}Q", body, _HEAD.size), initial=begin)
+    return [body[start:end] for start, end in itertools.pairwise(ends)]
 
 
 class Piece(NamedTuple):
@@ -107,6 +129,9 @@ class FrontPipe:
         self._socket = sock
         self._frame_bytes_max = frame_bytes_max
         self._outgoing = Outgoing()
+        # When the message that arrives began to, and how many bytes of it were sent ahead.
+        self._began: dict[str, float] = {}
+        self._ahead = dict.fromkeys(STREAMS, 0)
         self._incoming = Incoming()
         self._lengths: deque[int] = deque()  # of the message's frames that have not ended
         self._passed = 0  # of the first of these
@@ -119,12 +144,54 @@ class FrontPipe:
     def pending(self) -> bool:
         return self._outgoing.size > 0
 
-    def send(self, frames: Sequence[Any]) -> None:
-        """Send a message, any objects with a contiguous buffer; they must not change while it is pending.
+    def send(self, stream: str, frames: Sequence[Any]) -> None:
+        """Send a message, or what has not been sent ahead of it: any objects with a contiguous buffer; they must not
+        change while it is pending.
 
         Raises OSError if the other end is closed.
         """
-        self._outgoing.add(_parts(frames))
+        head = _head(frames)
+        size = len(head) + sum(memoryview(frame).nbytes for frame in frames)
+        self._send_part(stream, [head, *frames], size, size)
+        self._forget(stream)
+
+    def send_ahead(self, stream: str, frames: Sequence[Any], arrived: int) -> None:
+        """Send what has come of a message, if it comes slowly: of its last frame only the first `arrived` bytes, which
+        are not all.
+
+        The process has the message when the same frames are sent, and forgets it when it is taken back. Raises OSError
+        if the other end is closed.
+        """
+        now = time.monotonic()
+        if now - self._began.setdefault(stream, now) < _SLOW_S:
+            return
+        head, last = _head(frames), memoryview(frames[-1]).cast("B")
+        size = len(head) + sum(memoryview(frame).nbytes for frame in frames)
+        come = size - len(last) + arrived
+        if come - self._ahead[stream] >= _AHEAD_BYTES and not self.pending:
+            self._send_part(stream, [head, *frames], size, come)
+            self._ahead[stream] = come
+
+    def take_back(self, stream: str) -> None:
+        """What was sent ahead of a message is for nothing. Raises OSError if the other end is closed."""
+        if self._ahead[stream]:
+            self._outgoing.add([_PART.pack(STREAMS.index(stream), False, 0, 0)])
+        self._forget(stream)
+        self.flush()
+
+    def _forget(self, stream: str) -> None:
+        self._began.pop(stream, None)
+        self._ahead[stream] = 0
+
+    def _send_part(self, stream: str, buffers: Sequence[Any], size: int, end: int) -> None:
+        """Send the bytes up to `end` of a message that has `size`."""
+        begin = self._ahead[stream]
+        self._outgoing.add([_PART.pack(STREAMS.index(stream), end == size, size, end - begin)])
+        at = 0
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            self._outgoing.add([view[max(begin - at, 0) : max(end - at, 0)]])
+            at += len(view)
         self.flush()
 
     def flush(self) -> None:

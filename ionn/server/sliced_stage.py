@@ -17,13 +17,13 @@ from ionn.server.admission import CheckedNet, Usage
 
 
 class Assembly:
-    """`net` is the whole stage's, to be used once it is `complete`. Slices may come in any order."""
+    """`net` is the whole stage's, `checked` before, to be used once it is `complete`. Slices may come in any order."""
 
     def __init__(self, whole: CheckedNet) -> None:
         self.stage = whole.stage
         self.layers = whole.layers[whole.stage]
         self.net = StageNet(whole.net)
-        self._checked = whole
+        self.checked = whole
         self._bytes = self.net.blob_bytes()
         self._announced: dict[Channels, Usage] = {}
         self._slices: dict[int, tuple[int, StageNet]] = {}  # by their first channel: their end, and their net
@@ -37,7 +37,7 @@ class Assembly:
     @property
     def usage(self) -> Usage:
         """The usage of the whole and, until it is complete, of the slices."""
-        return self._checked.usage if self.complete else sum(self._announced.values(), self._checked.usage)
+        return self.checked.usage if self.complete else sum(self._announced.values(), self.checked.usage)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ class Assembly:
         channels, whole = part.net.channels, part.whole
         assert channels is not None
         assert whole is not None
-        if whole.net != self._checked.net:
+        if whole.net != self.checked.net:
             raise ProtocolError(f"a slice of another stage {self.stage} than the one before")
         begin, end, _ = channels
         if any(map(channels.overlaps, self._announced)):

@@ -251,7 +251,8 @@ class SessionState:
         self._note(f"building partition {index}")
         usage = (*self._usage.values(), *(assembly.usage for assembly in self._assemblies.values()))
         used = sum(usage, Usage())
-        checked = check_partition(header, self._limits, used, self._boundaries, self._assemblies)
+        begun = {stage: assembly.checked for stage, assembly in self._assemblies.items()}
+        checked = check_partition(header, self._limits, used, self._boundaries, begun)
         wholes: dict[int, CheckedNet] = {}
         for each in checked:
             if each.stage in self._assemblies:
@@ -371,13 +372,13 @@ def _restrain(limits: Limits, sandboxed: bool, store: StoreAccess | None) -> Non
         sandbox.filter_calls(None if store is None else store.descriptor)
 
 
-def _answer(state: SessionState, role: bytes, frames: Sequence[Any]) -> Message | None:
+def _answer(state: SessionState, role: str, frames: Sequence[Any]) -> Message | None:
     """The reply to a client's message by its connection of a role, None to its goodbye."""
     try:
         message = decode(frames)
     except ProtocolError as error:
         return Error(ERROR_PROTOCOL, str(error))
-    if role == b"upload" and isinstance(message, Query | Part | Join):  # the front did not have it wait for a turn
+    if role == "upload" and isinstance(message, Query | Part | Join):  # the front did not have it wait for a turn
         return Error(ERROR_PROTOCOL, f"'{message.type}' is for the connection of role 'control'")
     return None if isinstance(message, Bye) else state.handle(message)
 
@@ -404,11 +405,11 @@ def run(
         while True:
             if store is not None:
                 store.give(pipe.fileno())
-            role, *frames = pipe.receive()
+            role, frames = pipe.receive()
             if role == TRIAL:
                 pipe.send([MORE if state.warm_up() else b"none"])
                 continue
-            reply = _answer(state, bytes(role), frames)
+            reply = _answer(state, role, frames)
             if reply is None:
                 if store is not None:
                     store.finish(_FAREWELL_S)

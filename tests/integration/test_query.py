@@ -19,8 +19,8 @@ class Waiting:
         self._socket = context.socket(zmq.DEALER)
         self._socket.connect("inproc://server")
 
-    def send(self, message: Message) -> None:
-        self._socket.send_multipart(message.frames(), copy=False)
+    def send(self, message: Message, copy: bool = False) -> None:
+        self._socket.send_multipart(message.frames(), copy=copy)
 
 
 @pytest.mark.parametrize("what", ["run", "part", "join"])
