@@ -1,4 +1,4 @@
-"""Compare planners on the virtual testbed, the one of examples/cheapest_first.py among them. Takes a second.
+"""Compare planners on the virtual testbed, among them the one in examples/cheapest_first.py. Takes a second.
 
 python examples/compare_planners.py [MODEL]
 """

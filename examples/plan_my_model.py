@@ -1,4 +1,4 @@
-"""Plan the upload of a Caffe model, and see what each partition brings. Takes a second.
+"""Plan the upload of a Caffe model, and print the latency after each partition. Takes a second.
 
 python examples/plan_my_model.py [MODEL]
 """

@@ -1,7 +1,8 @@
 """Plan which layers of a Caffe model to upload to an edge server first, and offload what has arrived.
 
-The names below are the library; each is documented in `ionn.api`, with shapes, units and errors. They are loaded when
-they are used first, so that `import ionn` costs nothing, and Caffe and sockets come only with what needs them.
+The names below are the library. `ionn.api` documents them with shapes, units and errors, and `ionn.protocol.curve`
+documents `ClientKeys`. A name is loaded at its first use: `import ionn` itself is fast, and Caffe and sockets are
+imported only by what needs them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ __all__ = [
     "sweep",
 ]
 
-# What needs a library that planning does not need.
+# Names whose module needs a library (pyzmq) that planning does not need.
 _ELSEWHERE = {"ClientKeys": "ionn.protocol.curve"}
 
 

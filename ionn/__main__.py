@@ -1,6 +1,8 @@
-"""The `ionn` command. From its first import on, and until its work is done, Ctrl-C ends it with exit code 130; `serve`
-and `link`, which run until they are told to stop, end with 0 at SIGTERM; `sweep`, which has processes to end, takes it
-for Ctrl-C."""
+"""The `ionn` command, and what signals do to it.
+
+Ctrl-C ends it with exit code 130, from its first import until its work is done. SIGTERM ends `serve` and `link`, which
+run until they are told to stop, with exit code 0. `sweep`, which has processes to end, treats SIGTERM like Ctrl-C.
+"""
 
 import os
 import signal
@@ -10,13 +12,13 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _INTERRUPTED = "ionn: interrupted\n"
-# Longer than what ends the processes that a command has started.
+# Longer than it takes to end the processes that a command has started.
 _END_S = 15.0
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raise what ends the command, once: to be told so again while it ends changes nothing, nor does it keep it from
-    ending: handlers would interrupt each other for ever."""
+    """Raise the exception that ends the command. Further signals are ignored while it ends: otherwise handlers could
+    interrupt each other for ever."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for each in _SIGNALS:
         signal.signal(each, lambda number, frame: None)
@@ -29,16 +31,16 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _end_at_last(number: int) -> None:
-    """End the process if what was raised has not: Python drops exceptions that come in a finaliser, and one that comes
-    just when a lock has been taken leaves it locked for ever. Processes that a command has started end with it."""
+    """End the process if the raised exception has not: Python drops exceptions in finalisers, and one that comes just
+    when a lock has been taken leaves it locked for ever. Processes that the command has started end with it."""
     if number == signal.SIGINT:
         os.write(2, _INTERRUPTED.encode())
     os._exit(130 if number == signal.SIGINT else 0)
 
 
 def _open_standard_streams() -> None:
-    """Where the shell closed one (`2>&-`), the next file or socket would get its number, and what is said to people
-    would go there. It goes nowhere instead."""
+    """Open standard streams that the shell closed (`2>&-`), so that their output is discarded. Otherwise the next file
+    or socket would get the stream's number, and with it the messages for the user."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Where a process listens, as people write it."""
+"""Network addresses as users write them: HOST:PORT."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ADDRESS = re.compile(r"(?:tcp://)?(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([
 
 
 def parse_address(text: str, listen: bool = False) -> Address:
-    """`HOST:PORT` or `tcp://HOST:PORT` (an IPv6 address in brackets) -> (host, port).
+    """Parse `HOST:PORT` or `tcp://HOST:PORT`, with an IPv6 address in brackets, into (host, port).
 
-    Port 0, any free port, is an address to `listen` at only. Raises InputError for anything else.
+    Port 0 means any free port, and is allowed only for an address to `listen` at. Raises InputError for any other text.
     """
     match = _ADDRESS.fullmatch(text_of(text, "address"))
     if match is None:
@@ -40,8 +40,8 @@ def is_loopback(address: str) -> bool:
 
 
 def is_this_machine(address: str) -> bool:
-    """Tell whether a connection to tcp://HOST:PORT stays within this machine, as far as the address tells: it is
-    loopback, or no host in particular, which is this one. Raises InputError for an unknown host."""
+    """Tell whether a connection to tcp://HOST:PORT stays within this machine by its address: a loopback address, or the
+    unspecified one (0.0.0.0). Raises InputError for an unknown host."""
     return all(ip.is_loopback or ip.is_unspecified for ip in _resolve(address))
 
 

@@ -1,8 +1,9 @@
-"""The library in a handful of functions; `import ionn` offers them all.
+"""The functions and classes that `import ionn` offers.
 
-Times are ms where a name ends in `_ms` and seconds where it ends in `_s`; bandwidths are 10^6 bit/s. Whatever the
-caller got wrong raises InputError, a server that fails ServerError or ServerUnreachableError, a Caffe that is missing
-MissingLibraryError: all are IonnErrors, and their message is one line.
+Names say their units: `_ms` is milliseconds, `_s` seconds, `_bytes` bytes, and `mbps` 10^6 bit/s in each direction of
+the link. Every error is an `IonnError` with a message of one line: `InputError` for what the caller gave,
+`ServerError` or `ServerUnreachableError` for a server that fails, `WrongResultError` for a wrong output, and
+`MissingLibraryError` where Caffe is missing (`ionn.errors` has them all).
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ __all__ = [
     "read_traces", "run", "sweep",
 ]  # fmt: skip
 
-# Forward passes that this machine is timed over before it plans as a client.
+# A client without given costs measures this machine over so many forward passes before it plans.
 PROFILE_RUNS = 3
 
 
 def load_network(model: str | Path) -> Network:
-    """A model by name (alexnet, inception, resnet, googlenet, mobilenet) or from a path that ends in .prototxt.
+    """Read a model by its name (alexnet, inception, resnet, googlenet, mobilenet) or from a path that ends in
+    .prototxt.
 
-    Its `layers` are those of Caffe, its `stages` what a plan moves. Loads no Caffe. Raises InputError where there is no
-    such model, and where it is none that ionn can run.
+    The network's `layers` are those that Caffe lists; its `stages` are the groups of adjacent layers that a plan moves
+    as one. Caffe is not needed. Raises InputError if there is no such model, or if ionn cannot run it.
     """
     return Network.load(model)
 
@@ -69,12 +71,20 @@ def plan_upload(
     coding: str = NONE,
     weight_ratio: float | None = None,
 ) -> Plan:
-    """Which partitions of a network to upload in which order, with bytes, upload time and expected latency of each.
+    """Divide a network into partitions and order them for upload. The plan tells of each partition its bytes, its
+    upload time and the latency that is expected once it has arrived.
 
-    `client` and `server` are costs, or what `load_costs` makes costs of: a device, a file. `algorithm` is the name of a
-    planner; `add_planner` adds one. `coding` is what is coded on the link where that is faster: "none", "features"
-    (inputs and feature maps) or "lossless" (weights too); `weight_ratio` is what weights shrink to then, by default
-    what was measured of a model that comes along. Loads no Caffe. Raises InputError.
+    - `client`, `server`: the layers' costs on the two devices, as `load_costs` returns them, or a device or file that
+      `load_costs` takes.
+    - `mbps`: the bandwidth of the link.
+    - `algorithm`: the name of a planner, such as "original", "efficiency" or "recursive-efficiency" (the paper's
+      sections 2.2, 3.2 and 3.3). `add_planner` adds your own.
+    - `coding`: what is compressed without loss on the link where that is faster: "none", "features" (inputs and feature
+      maps of queries) or "lossless" (weights too).
+    - `weight_ratio`: with "lossless", the weights' bytes after coding per byte before, above 0 and at most 1. By
+      default the ratios that were measured of the bundled models count, and other models' weights are sent raw.
+
+    Caffe is not needed. Raises InputError for an argument that cannot be used.
     """
     if not isinstance(network, Network):
         raise InputError(f"network {shown(network)}: give what load_network returns")
@@ -107,25 +117,35 @@ def run(
     busy: str = WAIT,
     deadline_ms: float | None = None,
 ) -> list[Trace]:
-    """Run the experiment of the paper's section 4.1, by default with the paper's devices at both ends: a trace per run.
+    """Run the experiment of the paper's section 4.1: upload a model while queries run. Returns one trace per run.
 
-    `testbed` is "virtual" (computed, milliseconds) or "live" (server and link are started on this machine, Caffe
-    computes, the client is paced to the latencies of `client`; at least as long as the upload). `client` and `server`
-    are costs, as in `plan_upload`. Plans are made with those of `server`, if given; else the virtual testbed has the
-    paper's GPU, and on the live one the server sends what this machine costs. With `results`, traces are kept in that
-    folder, and finished live runs are not run again. `coding` and `weight_ratio` are as in `plan_upload`; live,
-    "lossless" sends weights that `ionn models --build` has coded, and others raw. Queries are raised for `window_s` at
-    least, if given: one after another, or as `arrivals` says: "fps:N", "poisson:N", "burst:N,PERIOD", or the path of a
-    file of timestamps. Those that meet a busy client "wait", or "drop" out, as `busy` says; with `deadline_ms`, those
-    answered within it are counted. A trace's `responses` and `responses_over_time` have what became of them.
+    - `testbed`: "virtual" computes the run with a simulated clock, within milliseconds. "live" starts a server and a
+      link on this machine, and Caffe computes every layer; the client is slowed down to the latencies of `client`, and
+      a run takes as long as the upload.
+    - `client`, `server`: costs, as in `plan_upload`. By default the client is the paper's Odroid, and the server the
+      paper's GPU (virtual) or this machine, which sends its own costs (live). With `server` given, plans are made with
+      those costs.
+    - `results`: a folder that keeps the traces. Finished live runs in it are not run again.
+    - `weights`: the caffemodel; by default the one beside the prototxt, or the bundled model's own.
+    - `coding`, `weight_ratio`: as in `plan_upload`. Live, "lossless" sends coded weights only if `ionn models --build`
+      has coded them.
+    - `window_s`: queries are raised for at least so long. As in the paper, they are also raised until the upload has
+      ended, and five more follow.
+    - `arrivals`: when queries are raised: "closed" (each after the answer to the one before, as in the paper), "fps:N",
+      "poisson:N", "burst:N,PERIOD", or the path of a file of timestamps (`ionn.testbed.arrivals`).
+    - `busy`: a query that is raised while the client is busy waits ("wait") or is dropped ("drop").
+    - `deadline_ms`: count the queries that are answered within this time. A trace's `responses` and
+      `responses_over_time` have the result.
+    - `mbps`: the constant bandwidth of the link, by default the paper's 80.
+    - `link`: in place of that, a file with the bandwidth over time: lines of `seconds,mbps`, or a trace in Mahimahi's
+      format. Plans are made for the bandwidth that the client measures, or for `mbps` if that is given too.
+    - `delay_ms`, `jitter_ms`: the time that each byte takes from one end of the link to the other, and by how much
+      this time varies.
+    - `upload`: weights "share" the uplink with queries, or "yield": they are held back while a query is at the server.
 
-    The link has `mbps`, by default the paper's 80. Or `link` is a file with its bandwidth over time, `seconds,mbps`
-    lines or a trace in Mahimahi's format: plans are made for what the client measures then, or for `mbps` all the
-    same, if that is given. A byte takes `delay_ms` each way, which wanders by `jitter_ms`. With `upload` "share",
-    weights share the uplink with queries; with "yield" they are held back while a query is at the server.
-
-    Raises InputError, and of a live run ServerUnreachableError where it lost its server, and WrongResultError where an
-    output is not the local forward's, bit for bit.
+    Raises InputError for an argument that cannot be used. A live run raises ServerUnreachableError if it lost its
+    server, WrongResultError if an output is not, bit for bit, that of a local forward pass, and MissingLibraryError
+    without Caffe.
     """
     from ionn.testbed import runner
 
@@ -148,7 +168,7 @@ def run(
             link=link, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
             arrivals=raised, busy=busy, deadline_ms=deadline_ms,
         )  # fmt: skip
-    # Refuses what cannot be before anything is loaded.
+    # Raises InputError for settings that do not fit together, before anything is loaded.
     Settings(
         testbed, mbps, coding=coding, weight_ratio=weight_ratio, window_s=window_s,
         link=runner.link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
@@ -182,14 +202,18 @@ def sweep(
     jobs: int | None = None,
     cluster: str | None = None,
 ) -> list[SweepRow]:
-    """Run the virtual testbed for all combinations of these: a row per run, in the order of the arguments, the last of
-    which changes fastest.
+    """Run the virtual testbed for all combinations of the lists given, and return one row per run. The rows are in the
+    order of the arguments; the last list changes fastest.
 
-    `out` is the CSV that the rows are kept in: what is there already is not run again, so that a sweep goes on where it
-    was interrupted. `jobs` processes of this machine make the runs, by default one per core, or the workers of the Dask
-    scheduler at the address `cluster` (docs/sweeps.md). A planner of your own takes part under the name that
-    `add_planner` returned. Raises InputError where something cannot be run, after all else was, and where `out` is a
-    file that is no table of a sweep; IonnError where processes or the cluster are lost.
+    - `out`: the CSV file that keeps the rows. Runs that it has already are not repeated, so an interrupted sweep
+      continues.
+    - `jobs`: how many processes on this machine compute the runs; by default one per core.
+    - `cluster`: the address of a Dask scheduler, whose workers then compute the runs (docs/sweeps.md).
+    - The other lists hold what `run` takes as `model`, `algorithm`, `mbps`, `client`, `server`, `coding` and
+      `arrivals`. Seeds are those of "poisson" arrivals. A planner of your own is named as `add_planner` returned it.
+
+    Raises InputError if some runs cannot be computed, after the others have been, or if `out` is not a table of a
+    sweep; IonnError if processes or the cluster are lost.
     """
     from ionn.testbed.sweep import Grid, failed, run_sweep
 
@@ -217,9 +241,10 @@ def sweep(
 
 
 def read_traces(results: str | Path) -> list[Trace]:
-    """The complete traces of a results folder, in the order of their paths; times are undilated.
+    """Read the complete traces of a results folder, in the order of their paths. Times of a run that was slowed down by
+    a dilation are divided by it.
 
-    Raises InputError where there is no such folder, or a file is not a trace.
+    Raises InputError if there is no such folder, or if a file is not a trace.
     """
     results = path_of(results, "results")
     if not os.path.isdir(results):
@@ -229,13 +254,16 @@ def read_traces(results: str | Path) -> list[Trace]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query gave.
+    """The answer to a query.
 
-    `outputs` are the network's outputs by name, float32 in their blobs' shapes. `segments` say which stages ran where,
-    and how long each took; `latency_ms` is the whole query. `fallback`: the server failed meanwhile, and the query was
-    completed here. `audited`: what the server answered was computed again here, and it was right, or the outputs are
-    those computed here. `feature_bytes` are inputs and feature maps that crossed the link for it, before coding, and
-    `feature_wire_bytes` what of them was sent.
+    - `outputs`: the network's outputs by name, float32 in the shapes of their blobs.
+    - `segments`: which stages ran where, and how long each took.
+    - `latency_ms`: the time of the whole query.
+    - `fallback`: the server failed or was late, and this machine completed the query.
+    - `audited`: this machine computed again what the server answered. If the server was wrong, the outputs are those
+      that were computed here.
+    - `feature_bytes`, `feature_wire_bytes`: the bytes of the inputs and feature maps that crossed the link for this
+      query, before and after coding.
     """
 
     outputs: dict[str, Floats]
@@ -248,10 +276,9 @@ class Answer:
 
 
 class Session:
-    """A network at this machine, and perhaps a server that takes over stages as they arrive there.
+    """A network on this machine, and perhaps a server that executes the stages that have been uploaded to it.
 
-    Made by `connect`. `network` is what it runs. `fault` is why there is no server, None while there is one; queries
-    work all the same.
+    `connect` makes sessions. `network` is the network that a session runs. Queries work with and without a server.
     """
 
     def __init__(self, offloading: Offloading) -> None:
@@ -260,18 +287,18 @@ class Session:
 
     @property
     def plan(self) -> Plan:
-        """What it uploads, in which order; empty until a server's costs are known."""
+        """The partitions in upload order; empty until the server's costs are known."""
         assert self._offloading.plan is not None
         return self._offloading.plan
 
     @property
     def fault(self) -> Exception | None:
-        """Why this session does without the server, or None while it has one."""
+        """Why this session runs without the server, or None while it has one."""
         return self._offloading.fault
 
     @property
     def uploaded(self) -> float:
-        """How much of the plan has been sent, from 0 to 1."""
+        """The share of the plan's bytes that has been uploaded, from 0 to 1."""
         if not self._offloading.planned:
             return 0.0
         total_bytes = self._offloading.total_bytes
@@ -279,20 +306,20 @@ class Session:
 
     @property
     def weight_bytes_sent(self) -> int:
-        """The weights that have been uploaded, as they are before coding, without those that were held."""
+        """The bytes of weights that have been uploaded, before coding, without those that the server had stored."""
         return sum(record.bytes - record.stored_bytes for record in self._offloading.records())
 
     @property
     def weight_bytes_held(self) -> int:
-        """The weights that need not be uploaded, because the server has them in its store, from an earlier upload."""
+        """The bytes of weights that need no upload, because the server has them in its store from an earlier one."""
         return sum(record.stored_bytes for record in self._offloading.records())
 
     def query(self, data: Floats) -> Answer:
-        """Compute the network on `data`, float32 (N, C, H, W) as `network.input_shape`, over both sides.
+        """Compute the network on `data`, float32 in the shape `network.input_shape`: (N, C, H, W) for images.
 
-        Each query takes the fastest path through the stages that have arrived when it starts. Any number of threads may
-        query one session: each gets the answer to its own data, one after another, and its latency has the waiting in
-        it. Raises InputError for data of another shape, and for what are no real numbers.
+        Each query takes the fastest path through the stages that have arrived at the server when it starts. Several
+        threads may query one session: their queries run one after another, and a latency includes the waiting. Raises
+        InputError for data of another shape, and for data that are not real numbers.
         """
         given = _input_of(self.network, data)
         start_s = time.perf_counter()
@@ -304,9 +331,11 @@ class Session:
         )
 
     def wait_uploaded(self, timeout_s: float | None = None) -> bool:
-        """Wait until the whole plan has arrived, the server is lost, or the time is over; whether all has arrived.
+        """Wait until the whole plan has arrived, the server is lost, or `timeout_s` is over. Returns whether the whole
+        plan has arrived.
 
-        Raises InputError for a time that is no number."""
+        Raises InputError for a time that is no number.
+        """
         end_s = None if timeout_s is None else time.monotonic() + number_of(timeout_s, "timeout_s")
         while not self._offloading.uploaded() and self.fault is None:
             if end_s is not None and time.monotonic() >= end_s:
@@ -330,40 +359,41 @@ def connect(
     audit: float = 0.0,
     audit_tolerance: float = 0.0,
 ) -> Iterator[Session]:
-    """Load a model with its weights, connect to the server at tcp://HOST:PORT, and begin to upload the plan.
+    """Load a model with its weights, connect to the server at `address` (tcp://HOST:PORT), and begin to upload.
 
-    Without an address all queries run here. `weights` is the caffemodel; by default the one beside the prototxt, and
-    for a name the one that comes along, which is built where it is used first. Plans are made with the costs of this
-    machine (`client`, by default measured: a few forward passes) and those that the server sends, unless `server` are
-    others. `keys` are for a server that has keys.
+    This is a context manager: the session ends with its `with` block. Without an address, all queries run here.
 
-    The link and the server are measured: a probe of 64 kB when the connection is made, and all that crosses the link
-    and is computed later, say what plans and routes are made for. A query for which the server is late is completed
-    here, so that offloading costs little where it does not pay (docs/adapting.md). With `mbps`, the link is taken to
-    have that bandwidth, and the costs for what they say.
+    - `weights`: the caffemodel; by default the one beside the prototxt, or the bundled model's own, which is built at
+      its first use. The file is read once: what is uploaded is what this machine computes with, even if the file
+      changes.
+    - `client`: the costs of this machine; by default they are measured in a few forward passes.
+    - `server`: the costs of the server; by default the server sends them.
+    - `mbps`: the bandwidth of the link. By default link and server are measured: by a probe of 64 kB at the beginning,
+      then by everything that crosses the link and is computed. Plans and routes follow what was measured, and a query
+      for which the server is late is completed here (docs/adapting.md). With `mbps` given, bandwidth and costs are
+      taken as they are given.
+    - `algorithm`: the name of a planner, as in `plan_upload`.
+    - `coding`: what is compressed without loss on the link where that is faster, as in `plan_upload`. By default
+      "lossless", but "none" for an address of this machine, where coding gains nothing. Weights are coded only if
+      `ionn models --build` has coded them. The sizes of coded data tell something about the data to whoever can see
+      the link (docs/security.md).
+    - `keys`: needed for a server that has keys.
+    - `audit`: the largest share of this client's time, from 0 to 1, that may go into computing again what the server
+      answered, in queries drawn at random; 1 means every query. If a result is wrong, the server is not used again,
+      queries run here, and the session's `fault` is a WrongResultError that names the file with the evidence. By
+      default nothing is audited.
+    - `audit_tolerance`: how far a value may be off, as a share of the output's largest value. With 0, the default,
+      every differing bit is wrong, and a server that says that its processor rounds differently is not used.
 
-    Inputs, feature maps and weights are coded on the link where that is faster by these costs ("lossless";
-    `ionn.coding`), but not at an address of loopback, where nothing is gained. With "features" weights are not,
-    nor are they where `ionn models --build` has not coded them; with "none" nothing is: sizes of coded data say
-    something about it to whoever sees the link (docs/security.md).
+    Weights that the server has stored from an earlier upload are not sent again, if `ionn models --build` has made
+    their sidecar (docs/second-visits.md).
 
-    What of the weights the server keeps from an earlier upload is not sent again, if they have a sidecar, which
-    `ionn models --build` makes (docs/second-visits.md).
-
-    The weights are read once: whatever becomes of the file, what is uploaded is what is computed with here.
-
-    At most the share `audit` of this client's time, from 0 to 1, goes into computing again what the server answered, in
-    queries drawn by lot; 1 means all queries. A result is wrong if a bit of it differs, or, with an `audit_tolerance`
-    above 0, a value by more than that times the output's largest. Then the server is left for good, the session's
-    `fault` is a WrongResultError that names the file with the evidence, and queries run here. Both are 0 by default:
-    auditing costs time, and the last bits of an honest server with processors of another kind differ. Without a
-    tolerance, a server that says to be of another kind is not used.
-
-    The session ends with the context. Raises InputError where files do not fit, or the server sends no costs and none
-    are given, MissingLibraryError without Caffe, and NotAcceptedError where the server does not take `keys`, or is of
-    another kind than an audit takes. A server that does not answer is no error: the session's `fault` says so, queries
-    run here, and it is looked for again, at first after a quarter of a second, then less often, up to every five. When
-    it answers, the plan is made, if that needed its costs, and uploaded; where costs are missing, `fault` says so.
+    Raises InputError if files do not fit, or if the server sends no costs and none are given; MissingLibraryError
+    without Caffe; and NotAcceptedError if the server does not accept `keys`, or if its processor rounds differently and
+    the audit has no tolerance. A server that does not answer is no error: the session's `fault` says so, queries run
+    here, and the client looks for the server again, at first after a quarter of a second, then less often, up to every
+    five seconds. When the server answers, the plan is made, if it needed the server's costs, and uploaded; if costs are
+    still missing, `fault` says so.
     """
     from ionn.address import parse_address
     from ionn.client.audit import Auditor
@@ -380,7 +410,7 @@ def connect(
     costs = None if client is None else costs_of(client, "client")
     there = None if server is None else costs_of(server, "server")
     if keys is not None and not isinstance(keys, ClientKeys):
-        raise InputError("keys: give ionn.ClientKeys")  # whatever it is may be secret
+        raise InputError("keys: give ionn.ClientKeys")  # not shown, as it may be a secret
     if coding is not None:
         coding = text_of(coding, "coding")
         check_coding(coding)
@@ -390,7 +420,7 @@ def connect(
     network = Network.load(model)
     net = load_net(model, weights, network)
     if address is None:
-        costs = costs or load_costs(CLIENT)  # of no effect: nothing is uploaded
+        costs = costs or load_costs(CLIENT)  # any costs will do, as nothing is uploaded
         offloading = Offloading(network, net, ExecutionGraph.from_network(network, costs, costs, mbps or MBPS))
         offloading.plan = empty_plan(network, offloading.graph, algorithm, mbps or MBPS)
         yield Session(offloading)
@@ -407,12 +437,12 @@ def connect(
 
 
 def _default_coding(address: str) -> str:
-    """What a session codes if nobody says. Within a machine bytes cross faster than they are coded."""
+    """The coding of a session for which none was given. Within a machine, bytes cross faster than they are coded."""
     from ionn.address import is_this_machine
 
     try:
         return NONE if is_this_machine(address) else LOSSLESS
-    except InputError:  # an unknown host, which may become known
+    except InputError:  # an unknown host, which may become known later
         return LOSSLESS
 
 
@@ -421,7 +451,7 @@ def _number_or_none(given: float | None, what: str) -> float | None:
 
 
 def _input_of(network: Network, data: Any) -> Floats:
-    """The data of a query as the network takes it."""
+    """The data of a query as float32. Raises InputError if the network cannot take them."""
     try:
         given = np.asarray(data)
     except (TypeError, ValueError):  # lists of different lengths

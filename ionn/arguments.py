@@ -1,5 +1,5 @@
-"""What users of the library give, checked before it is used: each function returns it, or raises InputError that says
-which argument it is."""
+"""Checks of the arguments that users of the library give. Each function returns the argument, or raises InputError that
+names it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 from ionn.errors import InputError
 
-# Of runs, passes, or classes: nobody waits for more.
+# The largest number of runs, passes or classes: nobody waits for more.
 COUNT_MAX = 1_000_000
 
 
 def shown(given: object) -> str:
-    """An argument in a message, cut where it is long."""
+    """An argument as it is shown in a message, cut if it is long."""
     try:
         text = repr(given)
-    except Exception:  # an object of the user's
+    except Exception:  # the repr of a user's own class may raise anything
         text = f"a {type(given).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -32,11 +32,11 @@ def text_of(given: Any, what: str) -> str:
 
 
 def path_of(given: Any, what: str) -> Path:
-    """A path, which need not exist, from a text or a path."""
+    """A path, from a text or a path. It need not exist."""
     try:
         path = Path(given)
         usable = b"\0" not in os.fsencode(path)
-    except (TypeError, UnicodeEncodeError):  # half a surrogate pair is no character
+    except (TypeError, UnicodeEncodeError):  # half a surrogate pair cannot be encoded
         usable = False
     if not usable:
         raise InputError(f"{what} {shown(given)}: give a path, as a text without null bytes or a pathlib.Path")
@@ -44,12 +44,12 @@ def path_of(given: Any, what: str) -> Path:
 
 
 def name_of(given: Any, what: str) -> str:
-    """The text of what may be a name or a path."""
+    """The text of an argument that may be a name or a path."""
     return given if isinstance(given, str) and "\0" not in given else str(path_of(given, what))
 
 
 def number_of(given: Any, what: str) -> float:
-    """A float that is a number; perhaps an infinite one."""
+    """A float that is not NaN; it may be infinite."""
     try:
         number = float(given) if isinstance(given, numbers.Real) and not isinstance(given, bool) else None
     except OverflowError:
@@ -60,7 +60,8 @@ def number_of(given: Any, what: str) -> float:
 
 
 def decimal_of(text: str) -> float:
-    """The number in a text, NaN where there is none. Python alone takes 1_000, and the digits of other scripts."""
+    """The number in a text, NaN if there is none. Unlike float(), this refuses 1_000 and digits of other scripts, which
+    other programs cannot read."""
     try:
         return float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:

@@ -1,13 +1,12 @@
-"""Coding: lossless compression of what crosses the link, so that fewer bytes carry the same bits.
+"""Coding: lossless compression of the blobs and weights that cross the link.
 
-The numbers are float32. A number's four bytes differ in kind: the last ones of measured or trained values are noise,
-the first ones, with sign and exponent, repeat. So the bytes are gathered plane by plane (all first bytes, all second
-ones, and so on) before zstd looks for what repeats. What does not shrink is sent raw. Each plane begins a block of
-zstd's: a block has one table of how often each byte occurs, and the noise of one plane would hide what repeats in the
-next.
+They are float32 numbers. The low bytes of measured or trained values are noise, while the high bytes, with sign and
+exponent, repeat. So bytes are gathered into planes (all first bytes, all second bytes, and so on), which zstd then
+compresses. Each plane begins a new block of zstd, because a block has one table of byte frequencies, in which the noise
+of one plane would hide the repetitions of the next. Data that do not shrink are sent raw.
 
-Every coded blob decodes by itself. Its receiver knows how many bytes it must be, and nothing else is accepted.
-docs/coding.md says why this library, and what is coded where.
+Every coded blob can be decoded by itself. Its receiver knows its raw size, and accepts no other. docs/coding.md says
+why zstd was chosen, and what is coded where.
 """
 
 from __future__ import annotations
@@ -21,23 +20,24 @@ from ionn.errors import InputError, did_you_mean
 NONE = "none"
 FEATURES = "features"
 LOSSLESS = "lossless"
-# What is coded: nothing, the inputs and feature maps of queries, or these and the weights.
+# Nothing is coded; the inputs and feature maps of queries are; or these and the weights are.
 CODINGS = (NONE, FEATURES, LOSSLESS)
 
 RAW = "raw"
 PLANES = "planes"
-# What this version can decode.
+# The codecs that this version can decode.
 CODECS = (PLANES,)
 
 _FLOAT_BYTES = 4
-# Higher levels are slower and gain next to nothing on planes of floats.
+# Higher levels are slower, and gain next to nothing on planes of floats.
 _LEVEL = 1
 
 Bytes = bytes | bytearray | memoryview
 
 
 def check_coding(coding: str, weight_ratio: float | None = None) -> None:
-    """Raise InputError for a coding that is none of CODINGS, and for a ratio of weights that is none or not needed."""
+    """Raise InputError for a coding that is not one of CODINGS, for a weight ratio that is not above 0 and at most 1,
+    and for one without the coding "lossless"."""
     if coding not in CODINGS:
         raise InputError(f"coding {coding!r:.60}: there are {', '.join(CODINGS)}{did_you_mean(str(coding), CODINGS)}")
     if weight_ratio is not None:
@@ -48,16 +48,16 @@ def check_coding(coding: str, weight_ratio: float | None = None) -> None:
 
 
 def encode(data: Bytes) -> tuple[str, Bytes]:
-    """The codec for these bytes of float32, and the bytes as they are sent: never more than were given.
+    """Code the bytes of float32 numbers. Returns the codec and the bytes to send, which are never more than were given.
 
-    Raises MemoryError where there is no memory for that.
+    Raises MemoryError if there is too little memory.
     """
     raw_bytes = memoryview(data).nbytes
     if raw_bytes and raw_bytes % _FLOAT_BYTES == 0:
         floats: NDArray[np.uint8] = np.frombuffer(data, np.uint8).reshape(-1, _FLOAT_BYTES)
         try:
             coded = _encode_planes(np.ascontiguousarray(floats.T))
-        except zstd.ZstdError as error:  # there is nothing else that can be wrong
+        except zstd.ZstdError as error:  # too little memory is the only possible cause
             raise MemoryError(str(error)) from None
         if len(coded) < raw_bytes:
             return PLANES, coded
@@ -72,10 +72,10 @@ def _encode_planes(planes: NDArray[np.uint8]) -> bytes:
 
 
 def decode(codec: str, data: Bytes, raw_bytes: int) -> Bytes:
-    """The `raw_bytes` bytes that `encode` was given.
+    """Decode what `encode` returned for `raw_bytes` bytes.
 
-    Raises ValueError for what no `encode` sends for so many bytes, whoever it comes from. Allocates one and a quarter
-    times as many, and what zstd needs for a window of at most as many, whatever the data claim to be.
+    The data may come from a stranger. Raises ValueError if `encode` cannot have made them from so many bytes. Whatever
+    the data claim, no more memory is allocated than 1.25 x `raw_bytes`, and zstd's window of at most `raw_bytes`.
     """
     sent_bytes = memoryview(data).nbytes
     if codec == RAW:

@@ -1,4 +1,4 @@
-"""The exceptions of ionn, by whose fault it was. Each message is one line that names the culprit and what to do."""
+"""The exceptions of ionn, by whose fault it was. Each message is one line: what is wrong with what, and what to do."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from collections.abc import Iterable
 
 
 class IonnError(Exception):
-    """Base of all errors that ionn raises on purpose. What cannot be printed in its one line shows as "?"."""
+    """Base class of all errors that ionn raises on purpose. Characters of a message that cannot be printed become
+    "?"."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class InputError(IonnError):
-    """What the user gave (a file, a name, a number) cannot be used. The command line ends with exit code 2."""
+    """Something that the user gave (a file, a name, a number) cannot be used. The command line exits with code 2."""
 
 
 class MissingLibraryError(IonnError):
-    """A library that only some of ionn needs is not installed, or cannot be loaded. Exit code 2."""
+    """A library that only parts of ionn need is not installed, or cannot be loaded. The command line exits with
+    code 2."""
 
 
 class PartitionError(IonnError):
-    """A server cannot take a client's partition: its nets or weights are wrong, or need more than is left."""
+    """A server cannot take a client's partition: its nets or weights are wrong, or exceed the memory or the limits that
+    are left."""
 
 
 class ServerError(IonnError):
-    """The server refused or failed a request; `code` is the short machine-readable reason of the wire protocol, and
-    `query` the number of the query that failed, -1 where it was none."""
+    """The server refused a request or failed at it. `code` is the reason, a word of the protocol (docs/protocol.md);
+    `query` is the number of the query that failed, or -1 if it was no query."""
 
     def __init__(self, code: str, message: str, query: int = -1) -> None:
         super().__init__(message)
@@ -40,25 +43,24 @@ class ServerUnreachableError(IonnError):
 
 
 class NotAcceptedError(ServerUnreachableError):
-    """A server is there, and the two cannot work together: one has a wrong key, speaks another version, or computes
-    with other last bits where none may differ."""
+    """A server answered, but client and server cannot work together: one has a wrong key, speaks another version of the
+    protocol, or rounds differently where no bit may differ."""
 
 
 class VersionError(NotAcceptedError):
-    """It speaks another version of the protocol."""
+    """The server speaks another version of the protocol."""
 
 
 class OtherNumericsError(NotAcceptedError):
-    """Its results have other last bits than this machine's, by what it says of itself, where none may differ."""
+    """By its own account, the server's results differ in their last bits from this machine's, and no bit may differ."""
 
 
 class WrongResultError(IonnError):
-    """A server's result is not what its stages make of what they were sent: it was computed here, too."""
+    """A server's result differs from that of the same stages computed here on the same input."""
 
 
 class LateError(IonnError):
-    """The server has not answered a query in time, or still works on one that it was late with. It is not lost by
-    that."""
+    """The server has not answered a query in time, or is still working on an earlier one. The connection stays."""
 
 
 class ProtocolError(IonnError):
@@ -72,5 +74,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """A stranger's words, fit for a message: one line that does nothing to the terminal it is shown on."""
+    """A stranger's text, made safe for a message: one line, without control characters for the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)

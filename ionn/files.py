@@ -1,5 +1,8 @@
-"""Files of users: read only where that has an end, and written so that they appear under their names only when they are
-complete; and folders that one process writes to at a time."""
+"""Reading and writing the files of users.
+
+Only regular files of limited size are read. A written file appears under its name only when it is complete. A folder
+can be locked, so that one process at a time writes to it.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +18,31 @@ from typing import BinaryIO
 from ionn.arguments import path_of
 from ionn.errors import InputError
 
-# More than any file has that people write, and little enough to be read at once.
+# Larger than any file that people write, and small enough to be read at once.
 FILE_BYTES_MAX = 10_000_000
 
-# A name of a file has 255 bytes; while it is written, ".part" is at its end.
+# The name of a file may have 255 bytes, and ends in ".part" while the file is written.
 _NAME_BYTES_MAX = 240
 
 
 def file_name(name: str, suffix: str) -> str:
-    """The name of a file that ends in a suffix; a name that is too long for one is cut, and has a digest."""
+    """The name of a file with a suffix. A name that is too long is cut, and a digest is added."""
     most_bytes = _NAME_BYTES_MAX - len(suffix.encode())
     return (name if len(name.encode()) <= most_bytes else with_digest(name, most_bytes, name)) + suffix
 
 
 def with_digest(name: str, most_bytes: int, of: str) -> str:
-    """A name, cut to at most so many bytes with the digest of a text at its end."""
+    """A name with the digest of the text `of` at its end, cut to at most so many bytes."""
     end = "-" + hashlib.sha256(of.encode()).hexdigest()[:8]
     return name.encode()[: most_bytes - len(end)].decode(errors="ignore") + end
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError for anything else: devices and pipes may have no end, or keep
-    their reader waiting."""
+    """Open a regular file for reading. Raises OSError for anything else: devices and pipes may never end, or make the
+    reader wait."""
     if "\0" in str(path):
         raise OSError(None, "no file's name has a null byte")
-    # Opening a pipe waits for its writer, unless told not to.
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -48,8 +51,8 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, what: str, most: int = FILE_BYTES_MAX) -> bytes:
-    """All of a regular file of at most `most` bytes. Raises InputError, which says `what` was to be read, for any
-    other."""
+    """The content of a regular file of at most `most` bytes. Raises InputError, which says `what` was to be read, for
+    any other file."""
     try:
         with open_regular(path) as file:
             content = file.read(most + 1)
@@ -61,8 +64,8 @@ def read_bytes(path: Path, what: str, most: int = FILE_BYTES_MAX) -> bytes:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a regular file of at most FILE_BYTES_MAX, with the line ends of Unix. Raises InputError, which says
-    `what` was to be read, for any other."""
+    """The text of a regular file of at most FILE_BYTES_MAX bytes in UTF-8, with the line ends of Unix. Raises
+    InputError, which says `what` was to be read, for any other file."""
     content = read_bytes(path, what)
     try:
         text = content.decode("utf-8-sig")
@@ -74,7 +77,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def _may_be_file(path: Path) -> bool:
-    """Tell whether a path has a name, and nothing but a file has it. Raises InputError for one that is too long."""
+    """Tell whether a path is a regular file, or does not exist yet. Raises InputError for a name that is too long."""
     try:
         return bool(path.name) and (path.is_file() or not path.exists())
     except OSError as error:
@@ -82,7 +85,7 @@ def _may_be_file(path: Path) -> bool:
 
 
 def check_writable(path: Path) -> None:
-    """Raise InputError if `write_file` could not write there: better before the work than after it."""
+    """Raise InputError if `write_file` could not write there. This is called before long work, not after it."""
     writable = _may_be_file(path)
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
@@ -92,8 +95,8 @@ def check_writable(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes | Iterable[bytes], private: bool = False) -> None:
-    """Write a file, all at once or as its parts come, and its folder where there is none; if `private`, only the user
-    may look into it. Raises InputError where that is not possible; nothing half-written stays behind."""
+    """Write a file from its content, or from an iterable of its parts, and create its folder if there is none. Only the
+    user may read a `private` file. Raises InputError if that is not possible; no half-written file is left."""
     path = path_of(path, "file")
     if not _may_be_file(path):
         raise InputError(f"{path}: cannot write there: it is no file; choose another name")
@@ -114,10 +117,10 @@ def write_file(path: Path, content: bytes | Iterable[bytes], private: bool = Fal
 
 @contextlib.contextmanager
 def locked(folder: Path, private: bool = False) -> Iterator[None]:
-    """A folder, made where there is none, that no other process has in this way meanwhile; if `private`, only the user
-    may look into it from now on.
+    """Lock a folder against other processes that lock it; create it if there is none. From now on, only the user may
+    read a `private` folder.
 
-    Raises InputError where it cannot be made.
+    Raises InputError if the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What to install where a library is missing: Caffe, or whatever else cannot be imported."""
+"""What to install if Caffe or another library cannot be imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 
 from ionn.errors import MissingLibraryError
 
-# What Caffe's wheel is linked to, in the packages of each Debian that it is built on.
+# The packages with the libraries that Caffe's wheel is linked to, for each release of Debian that it is built on.
 CAFFE_PACKAGES = {
     "12": (
         "libboost-filesystem1.74.0",
@@ -32,12 +32,12 @@ CAFFE_PACKAGES = {
     ),
 }
 
-# Packages whose modules have another name.
+# Python packages whose modules have another name.
 _PACKAGES = {"google": "protobuf", "nacl": "pynacl", "skimage": "scikit-image", "zmq": "pyzmq"}
 
 
 def caffe_packages() -> tuple[str, ...]:
-    """The packages of this machine's Debian, and of Debian 12 where it is another or none."""
+    """The packages for this machine's release of Debian; those of Debian 12 for any other system."""
     try:
         version = platform.freedesktop_os_release().get("VERSION_ID", "")
     except OSError:
@@ -46,7 +46,7 @@ def caffe_packages() -> tuple[str, ...]:
 
 
 def missing_library(error: ImportError) -> MissingLibraryError:
-    """The error for a user, from that of an import statement."""
+    """Turn the error of an import statement into one that tells the user what to install."""
     match error.name:
         case "caffe":
             hint = "install its wheel, which 'make wheels' builds beside ionn's"

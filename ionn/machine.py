@@ -1,4 +1,4 @@
-"""What this machine is, for the record."""
+"""A description of this machine, for traces and costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, str]:
-    """Return what this machine is, for the record."""
+    """Return the processor, the number of cores, the system and the Python version of this machine."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Model -> how it is written; the order in which models are shown.
+# The models with their titles, in the order in which they are shown.
 MODELS = {
     "alexnet": "AlexNet",
     "inception": "Inception",
@@ -26,5 +26,5 @@ MBPS = 80.0
 
 
 def model_title(model: str) -> str:
-    """Return how a model is written; its own name if it is not one of the paper's."""
+    """Return the title of a model: as the paper writes it, or the model's own name if it is not one of the paper's."""
     return MODELS.get(model, model)

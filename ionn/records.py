@@ -1,4 +1,4 @@
-"""What is recorded of an upload and of a query, wherever they ran: the lines of a trace."""
+"""What a trace records of each upload, each query and each estimate, on either testbed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ionn.schema import Natural, Real
 
 @dataclass(frozen=True)
 class PartitionRecord:
-    """One upload. `start_s`: the link turned to it; `end_s`: its last byte arrived; `ready_s`: queries may use it.
+    """The upload of one partition. Times are seconds since the upload of the model began.
 
-    `bytes` are weights as they are decoded, and `stored_bytes` those of them that the server took from its store.
-    `wire_bytes` is what crossed the link for them, in every attempt, as far as the server acknowledged it; None in
-    earlier traces.
+    - `start_s`, `end_s`, `ready_s`: its upload began, its last byte arrived, and queries could use it.
+    - `bytes`: its weights before coding, of which the server took `stored_bytes` from its store.
+    - `wire_bytes`: the bytes that crossed the link for it, in all attempts, as far as the server acknowledged them;
+      None in traces of earlier versions.
     """
 
     index: Natural
@@ -32,8 +33,8 @@ class PartitionRecord:
 
 @dataclass(frozen=True)
 class EstimateRecord:
-    """What a client that measures believed from `time_s` on: the link's rate and its round-trip time, and by which
-    factors the server's and its own times are longer than their costs promise."""
+    """What a client that measures estimated from `time_s` on: the link's bandwidth and round-trip time, and by which
+    factors the times of the server and of the client itself are longer than their costs predict."""
 
     time_s: Real
     mbps: Real
@@ -60,11 +61,12 @@ class LoadRecord:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of stages `first`..`last` (indices, both included) that one side executed in one go.
+    """The adjacent stages `first`..`last` (indices, both included) of a query that one side executed.
 
-    `compute_ms` is the time its layers took there (a paced client's waits included), `total_ms` includes the transfers
-    to and from a server. `stage_ms` is `compute_ms` stage by stage, where it was measured. One stage may run at "both",
-    some of its channels at each; `compute_ms` is then that of the side that took longer.
+    - `where`: "client", "server", or "both" for one stage of which each side computed some channels.
+    - `compute_ms`: the time that the layers took, with the waits of a paced client; at "both", on the slower side.
+    - `total_ms`: the same with the transfers to and from the server.
+    - `stage_ms`: `compute_ms` stage by stage; empty if that was not measured.
     """
 
     where: Annotated[str, msgspec.Meta(pattern="^(client|server|both)$")]
@@ -77,17 +79,21 @@ class Segment:
 
 @dataclass(frozen=True)
 class QueryRecord:
-    """One query. `raised_s` <= `start_s`: in a closed loop, the first query waits for the first partition before it
-    executes; else, any that meets a busy client waits for it.
+    """One query. Times are seconds since the upload of the model began.
 
-    `overruns` counts layers, and codings, that took longer than the pace allows, `overrun_ms` is by how much in total.
-    `bit_equal`: the output equals the local forward bit for bit (None where nothing was computed). `difference` is by
-    how much it does not: the largest of any value, relative to the output's largest value. Processors of another kind
-    add in another order, so that a difference of up to `tolerance` may be right; it is 0 where no bit may differ, and
-    None where that was not recorded, as in traces of earlier versions.
-    `fallback`: the server failed meanwhile, or was late, and the client completed it. `feature_bytes` are inputs and
-    feature maps as they are decoded, `feature_wire_bytes` what of them crossed the link; None where they were not
-    counted.
+    - `raised_s`, `start_s`, `end_s`: it was raised, its execution began, and it was answered. In a closed loop, the
+      first query waits for the first partition (paper, section 4.1); with other arrivals, a query waits while the
+      client is busy.
+    - `segments`: which stages ran where.
+    - `overruns`, `overrun_ms`: how many layers and codings took longer than the pace of the client's device allows, and
+      by how much in total.
+    - `bit_equal`: whether the output equals that of a local forward pass bit for bit; None if nothing was computed.
+    - `difference`: the largest difference of any value, relative to the output's largest value.
+    - `tolerance`: the largest `difference` that is right, as other kinds of processors add in another order; 0 if no
+      bit may differ, None if it was not recorded (traces of earlier versions).
+    - `fallback`: the server failed or was late, and the client completed the query.
+    - `feature_bytes`, `feature_wire_bytes`: the bytes of the inputs and feature maps that crossed the link, before and
+      after coding; None if they were not counted.
     """
 
     index: Natural
@@ -106,27 +112,27 @@ class QueryRecord:
 
     @property
     def is_right(self) -> bool | None:
-        """Whether the output is what it has to be; None where nothing was computed, or that cannot be told."""
+        """Whether the output is right; None if nothing was computed, or if no tolerance was recorded."""
         if self.bit_equal or self.bit_equal is None:
             return self.bit_equal
         return None if self.tolerance is None else 0 < self.tolerance >= self.difference
 
     @property
     def latency_ms(self) -> float:
-        """The time from when the query's execution began to its answer."""
+        """The time from the beginning of the query's execution to its answer."""
         return (self.end_s - self.start_s) * 1e3
 
     @property
     def response_ms(self) -> float:
-        """The time from its arrival to its answer: its latency, and what it waited before."""
+        """The time from when the query was raised to its answer: its wait and its latency."""
         return (self.end_s - self.raised_s) * 1e3
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the outputs of some queries were: how many were `computed`, how many of these were `equal` to the local
-    forward bit for bit, and how many `wrong`. `difference` is the largest of those that are wrong, or of all where none
-    is, and `tolerance` the largest that applied, None where it was not recorded."""
+    """The outputs of some queries: how many were `computed`, how many of these were `equal` to those of a local forward
+    pass bit for bit, and how many were `wrong`. `difference` is the largest among the wrong ones, or among all if none
+    is wrong; `tolerance` is the largest that applied, None if it was not recorded."""
 
     computed: int
     equal: int
@@ -136,7 +142,7 @@ class Outputs:
 
     @classmethod
     def of(cls, queries: Iterable[QueryRecord]) -> Outputs:
-        """What those of these queries were."""
+        """Count the outputs of these queries."""
         computed = [query for query in queries if query.bit_equal is not None]
         wrong = [query for query in computed if query.is_right is False]
         tolerances = [query.tolerance for query in computed if query.tolerance is not None]

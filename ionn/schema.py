@@ -1,8 +1,8 @@
-"""How what comes from outside is read: JSON, by the types that declare it.
+"""Reading JSON from outside, checked against declared types.
 
-Peers' messages, cost files and traces are JSON objects. A class declares each, and its annotations say what every field
-may hold; msgspec checks them. What is read is therefore strictly JSON in UTF-8, without NaN and infinities, and within
-the declared ranges. Fields that the class does not have are ignored.
+The messages of peers, files of costs and traces are JSON objects. A class declares each of them: its annotations say
+what every field may hold, and msgspec checks that. So what is read is strictly JSON in UTF-8, without NaN and
+infinities, and within the declared ranges. Fields that the class does not have are ignored.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Annotated, Any
 
 import msgspec
 
-# Integers fit 64 bits, signed, as numpy's and the C libraries' do.
+# Integers fit into 64 bits with a sign, as those of numpy and the C libraries do.
 NATURAL_MAX = 2**63 - 1
-# A time in ms, and a time per unit of work: eleven days. Sums and products of these stay finite.
+# The largest time in ms, and time per unit of work: eleven days. Sums and products of these stay finite.
 TIME_MAX_MS = 1e9
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
 TimeMs = Annotated[float, msgspec.Meta(ge=0, le=TIME_MAX_MS)]
-# What a cost model may predict of a stage: so many ms per unit of work, and so many units.
+# The largest time that a cost model may predict of a stage: so many ms per unit of work, times so many units.
 STAGE_MAX_MS = 1e24
-# What is not negative: a time of a stage, a sum of such times, or a number of seconds. Squares of it stay finite.
+# A number that is not negative: the time of a stage, a sum of such times, or seconds. Squares of it stay finite.
 Real = Annotated[float, msgspec.Meta(ge=0, le=1e40)]
 # A token, a digest, the name of a role or of an error.
 Word = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[ -~]*\Z")]
 
 
 def read_json(text: bytes | str, declared: Any = Any) -> Any:
-    """The value of a JSON text, of the type `declared`. Raises ValueError for anything else."""
+    """Read a JSON text as a value of the type `declared`. Raises ValueError for anything else."""
     try:
         return msgspec.json.decode(text, type=declared)
     except RecursionError:
@@ -36,7 +36,7 @@ def read_json(text: bytes | str, declared: Any = Any) -> Any:
 
 
 class Tagged:
-    """JSON objects of several classes, which are told apart by the text of their field `tag`."""
+    """JSON objects of several classes, which the text in the field `tag` tells apart."""
 
     def __init__(self, tag: str, classes: Mapping[str, type]) -> None:
         self._tag = tag
@@ -47,7 +47,7 @@ class Tagged:
         }
 
     def read(self, text: bytes | memoryview | str) -> Any:
-        """The object of a JSON text, of the class that its tag names. Raises ValueError for anything else."""
+        """Read a JSON text as an object of the class that its tag names. Raises ValueError for anything else."""
         try:
             name = self._head.decode(text).tag
             if name not in self._decoders:

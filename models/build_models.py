@@ -1,4 +1,4 @@
-"""Builds synthetic weights for the models in prototxt/, into models/: `ionn models --build` of this checkout.
+"""Build the synthetic weights of the models in prototxt/ into models/, as `ionn models --build` does.
 
 python models/build_models.py [MODEL ...]
 """

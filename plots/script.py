@@ -1,4 +1,4 @@
-"""What plots/fig5.py, fig6.py and fig7.py share: their command line."""
+"""The command line that plots/fig5.py, fig6.py and fig7.py share."""
 
 from __future__ import annotations
 

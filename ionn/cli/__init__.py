@@ -1,7 +1,7 @@
 """The command line. Results go to standard output, progress and logs to standard error.
 
-Exit codes: 0 done, 1 it failed, 2 what was given cannot be used, a library is missing or no server is there (one line
-says what and what to do), 130 interrupted.
+Exit codes: 0 done; 1 failed; 2 the input cannot be used, a library is missing or no server answers (one line says what
+is wrong and what to do); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ionn.libraries import missing_library
 
 
 def main() -> None:
-    """Run the command line; our errors become one line and an exit code. Raises KeyboardInterrupt for Ctrl-C."""
+    """Run the command line. Errors of ionn become one line and an exit code. Raises KeyboardInterrupt for Ctrl-C."""
     try:
         cli.main(standalone_mode=False)
     except click.Abort:
@@ -42,11 +42,11 @@ def main() -> None:
         sys.stderr.write(f"ionn: {error}\n")
         sys.exit(1)
     except ImportError as error:
-        if (error.name or "ionn").partition(".")[0] == "ionn":  # a mistake of ours
+        if (error.name or "ionn").partition(".")[0] == "ionn":  # a bug, not a missing library
             raise
         sys.stderr.write(f"ionn: {missing_library(error)}\n")
         sys.exit(2)
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
@@ -57,9 +57,9 @@ def main() -> None:
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    it failed: a server refused, broke off or gave a wrong result, a process died
-  2    what was given cannot be used, a library is missing, or no server is there;
-       one line says what
+  1    failed: a server refused, disconnected or gave a wrong result, or a process died
+  2    the input cannot be used, a library is missing, or no server answers;
+       one line says what is wrong and what to do
   130  interrupted
 """
 
@@ -68,7 +68,7 @@ Exit codes:
 @click.version_option(package_name="ionn")
 def cli() -> None:
     """Incremental offloading of neural networks: plan which layers of a Caffe model to upload to an edge server first,
-    upload them while queries run, and measure what that is worth.
+    upload them while queries run, and measure how much faster queries get.
 
     MODEL is alexnet, inception, resnet, googlenet, mobilenet, or the path of a .prototxt.
     """

@@ -1,4 +1,4 @@
-"""`ionn classify`: one image through a network, here and at a server."""
+"""`ionn classify`: classify one image, on this machine or with a server."""
 
 from __future__ import annotations
 
@@ -37,49 +37,49 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image")
 @click.option("--model", required=True, metavar="MODEL", shell_complete=complete_model, help="The network.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Its caffemodel, if it is another than its own.")
-@click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes, one a line.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A caffemodel in place of the model's own.")
+@click.option("--labels", type=click.Path(path_type=Path), help="File with the names of the classes, one per line.")
 @click.option(
     "--top", type=click.IntRange(1, COUNT_MAX), default=5, show_default=True, help="How many classes to print."
 )
 @click.option("--connect", metavar="ADDRESS", help="Offload to the server at tcp://HOST:PORT.")
 @options(key_option, server_key_option)
 @click.option(
-    "--wait-s", type=Number(0, SECONDS_MAX), help="Upload for so long before the query; by default until done."
+    "--wait-s", type=Number(0, SECONDS_MAX), help="Upload for at most this time before the query; by default all."
 )
 @click.option(
     "--audit",
     type=Number(0, 1),
     default=0.0,
     show_default=True,
-    help="At most this share of the time computes again what the server answered; 1: always.",
+    help="The largest share of the time that may go into computing again what the server answered; 1: always.",
 )
 @click.option(
     "--audit-tolerance",
     type=Number(0, 1),
     default=0.0,
     show_default=True,
-    help="How far its values may be off, in parts of the largest; 0: no bit may differ.",
+    help="With --audit: how far a value may be off, as a share of the output's largest; 0: no bit may differ.",
 )
 @options(algorithm_option, planner_option, measured_mbps_option)
 @click.option(
     "--coding",
     metavar="none|features|lossless",
     shell_complete=complete_coding,
-    help="Code inputs and feature maps (features), weights too (lossless) on the link where that is faster; by default "
-    "lossless, but none at loopback.",
+    help="What is compressed without loss on the link, where that is faster: nothing, the queries' inputs and feature "
+    "maps, or weights too; by default lossless, but none for a server on this machine.",
 )
 @click.option(
     "--client",
     metavar="COSTS",
     shell_complete=complete_costs,
-    help=f"This machine; by default timed, a few passes: {COSTS_HELP}.",
+    help=f"The costs of this machine, by default measured in a few passes: {COSTS_HELP}.",
 )
 @click.option(
     "--server",
     metavar="COSTS",
     shell_complete=complete_costs,
-    help=f"The server; by default what it sends: {COSTS_HELP}.",
+    help=f"The costs of the server, by default those that it sends: {COSTS_HELP}.",
 )
 @json_option
 def classify(
@@ -102,10 +102,11 @@ def classify(
     server: str | None,
     as_json: bool,
 ) -> None:
-    """Compute MODEL on IMAGE: the classes with the highest scores, and where each stage ran for how long.
+    """Classify IMAGE with MODEL, here or with a server's help. Prints the classes with the highest scores, and where
+    each stage ran for how long.
 
     IMAGE is a file, or the name of a photograph that comes with scikit-image, such as astronaut, chelsea, coffee or
-    rocket. With --connect, the model is uploaded first, as far as --wait-s allows.
+    rocket. With --connect, the model is uploaded to the server before the query, as far as --wait-s allows.
 
     Example: ionn classify chelsea --model googlenet
     """
@@ -136,7 +137,7 @@ def classify(
         shown = _answer_json(session, answer, names, top)
     if as_json:
         for row in shown["classes"]:
-            if not math.isfinite(row["score"]):  # which JSON has no words for
+            if not math.isfinite(row["score"]):  # JSON has no NaN and no infinity
                 row["score"] = None
     click.echo(json.dumps(shown, allow_nan=False) if as_json else _answer_text(shown))
     if isinstance(fault, WrongResultError):
@@ -146,7 +147,7 @@ def classify(
 
 
 def _labels(labels: list[str], network: Network) -> list[str]:
-    """The labels, if there is one for each class. Raises InputError."""
+    """Return the labels. Raises InputError unless there is one for each class."""
     classes = math.prod(network.stages[-1].output_shapes[0][1:])
     if len(labels) != classes:
         raise InputError(f"{len(labels)} labels for the {classes} classes of {network.name}; give one a line")
@@ -155,7 +156,7 @@ def _labels(labels: list[str], network: Network) -> list[str]:
 
 def _answer_json(session: Session, answer: Answer, labels: list[str] | None, top: int) -> dict[str, Any]:
     name, output = next(iter(answer.outputs.items()))
-    scores = (output[0] if output.ndim else output).ravel()  # all images of a batch are the same
+    scores = (output[0] if output.ndim else output).ravel()  # a batch holds the same image several times
     best = (-scores).argsort(kind="stable")[:top].tolist()
     stages = session.network.stages
     return {
@@ -193,7 +194,7 @@ def _answer_text(shown: dict[str, Any]) -> str:
     lines.append(f"{'where':<6} {'compute ms':>10}  stage")
     for segment in shown["segments"]:
         extra_ms = segment["total_ms"] - segment["compute_ms"]
-        stage_ms = segment["stage_ms"] or [segment["compute_ms"]]  # of one stage that ran at both
+        stage_ms = segment["stage_ms"] or [segment["compute_ms"]]  # a stage that ran at both sides
         for stage, ms in zip(segment["stages"], stage_ms, strict=True):
             lines.append(f"{segment['where']:<6} {ms:>10.2f}  {stage}")
         if segment["where"] != "client":

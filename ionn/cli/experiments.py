@@ -1,4 +1,4 @@
-"""`ionn run` and `ionn figures`: the experiment, and what its traces say."""
+"""`ionn run` and `ionn figures`: run the experiment, and draw its traces."""
 
 from __future__ import annotations
 
@@ -57,29 +57,38 @@ if TYPE_CHECKING:
     "--server",
     metavar="COSTS",
     shell_complete=complete_costs,
-    help=f"The server; by default what it sends (live) or gtx1080ti (virtual): {COSTS_HELP}.",
+    help=f"The costs of the server, by default those that it sends (live) or gtx1080ti (virtual): {COSTS_HELP}.",
 )
-@click.option("--testbed", type=Choice(["live", "virtual"]), default="live", show_default=True)
-@click.option("--runs", type=click.IntRange(1, COUNT_MAX), default=1, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--testbed",
+    type=Choice(["live", "virtual"]),
+    default="live",
+    show_default=True,
+    help="Execute the run with Caffe, or compute it with a simulated clock.",
+)
+@click.option("--runs", type=click.IntRange(1, COUNT_MAX), default=1, show_default=True, help="How many runs.")
+@click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
 @click.option("--dilation", default=1.0, show_default=True, help="Live: slow link and client down by this factor.")
-@click.option("--connect", metavar="ADDRESS", help="Live: use the server at tcp://HOST:PORT; start none, and no link.")
+@click.option("--connect", metavar="ADDRESS", help="Live: use the running server at tcp://HOST:PORT, without a link.")
 @options(key_option, server_key_option)
-@click.option("--unpaced", is_flag=True, help="Live: this machine is the client; not slowed to --client COSTS.")
-@click.option("--noise", default=0.0, show_default=True, help="Virtual: lognormal spread of latencies.")
+@click.option("--unpaced", is_flag=True, help="Live: do not slow the client down to --client COSTS.")
+@click.option(
+    "--noise", default=0.0, show_default=True, help="Virtual: standard deviation of the logarithm of random latencies."
+)
 @options(coding_option, weight_ratio_option)
 @click.option(
     "--window",
     "window_s",
     metavar="SECONDS",
     type=Number(0.001, SECONDS_MAX),
-    help="Raise queries for so long at least, to compare plans in equal time.",
+    help="Raise queries for at least this time, to compare plans in equal time.",
 )
 @click.option(
     "--link",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help=f"The link's bandwidth over time, which the client measures, or takes for --mbps: {BANDWIDTH_HELP}.",
+    help=f"The link's bandwidth over time: {BANDWIDTH_HELP}. Plans are made for the bandwidth that the client "
+    "measures, or for --mbps if given.",
 )
 @options(delay_option, jitter_option)
 @click.option(
@@ -93,7 +102,7 @@ if TYPE_CHECKING:
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
-    help="Keep traces in this folder. Finished live runs are not run again; virtual ones are replaced.",
+    help="Keep traces in this folder. Finished live runs are not repeated; virtual ones are replaced.",
 )
 @json_option
 def run(
@@ -126,10 +135,11 @@ def run(
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the experiment: upload MODEL while queries run, one after another or as --arrivals has them.
+    """Run the paper's experiment: upload MODEL while queries run. Queries follow each other, or arrive as --arrivals
+    says.
 
-    The live testbed starts a server and a link on this machine, or uses the server given by --connect; the virtual one
-    computes the run.
+    The live testbed starts a server and a link on this machine, or uses the server at --connect, and takes as long as
+    the upload. The virtual testbed computes the run in milliseconds.
 
     Example: ionn run alexnet --algorithm original --testbed live --runs 3 --json
     """
@@ -149,7 +159,7 @@ def run(
     raised = Arrivals.parse(arrivals)
     if mbps is None and not (connect or link):
         mbps = MBPS
-    # Refuses what cannot be before anything is loaded.
+    # Raises InputError for settings that do not fit together, before anything is loaded.
     Settings(
         testbed, mbps, dilation, seed=seed, noise=noise, paced=not unpaced, connect=connect or "",
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
@@ -157,7 +167,7 @@ def run(
         arrivals=raised, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
     if testbed == "live":
-        from ionn.protocol.curve import client_keys  # needs pyzmq, which the virtual testbed does not
+        from ionn.protocol.curve import client_keys  # imports pyzmq, which the virtual testbed does not need
 
         keys = client_keys(key, server_key)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
@@ -328,11 +338,11 @@ def _responses_text(trace: Trace) -> str:
     "algorithms",
     multiple=True,
     shell_complete=complete_algorithm,
-    help="Draw this one, and others that are given likewise; by default all but baselines.",
+    help="Draw this algorithm; can be given several times. By default all but the baselines are drawn.",
 )
 @json_option
 def figures(results: Path, out: Path | None, algorithms: tuple[str, ...], as_json: bool) -> None:
-    """Draw Figures 5-7 and write the report, from the traces in RESULTS alone.
+    """Draw Figures 5-7 and write the report from recorded traces. Everything comes from the traces in --results.
 
     Example: ionn figures --results results
     """

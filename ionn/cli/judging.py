@@ -1,4 +1,4 @@
-"""`ionn claims`: how often the claims hold where the devices' costs are a little off."""
+"""`ionn claims`: how often the paper's claims hold if the costs of the devices are a little off."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     type=Number(0, 1),
     default=0.05,
     show_default=True,
-    help="Standard deviation of the logarithm of the factor on what each layer costs.",
+    help="Standard deviation of the logarithm of the random factor on each layer's cost.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
-@click.option("--jobs", type=click.IntRange(1, 1024), help="How many processes draw; by default one per core.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="How many processes compute; by default one per core.")
 @click.option(
     "--results",
     type=click.Path(path_type=Path),
-    help="Keep the draws in this folder, for its report. What it has of the same draws is not computed again.",
+    help="Keep the draws in this folder, for its report. Draws that it has already are not computed again.",
 )
 @json_option
 def claims(draws: int, sigma: float, seed: int, jobs: int | None, results: Path | None, as_json: bool) -> None:
-    """Check the claims of the paper, and those about slices, where the costs of each layer at each side are random: in
-    what share of the draws does each claim hold on the virtual testbed?
+    """Check how robust the verdicts on the paper's claims are. Draws each layer's costs at each side at random, and
+    prints the share of the draws in which each claim, of the paper or about slices, holds on the virtual testbed.
 
     Example: ionn claims --draws 200 --json
     """

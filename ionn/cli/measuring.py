@@ -1,4 +1,4 @@
-"""`ionn profile` and `ionn calibrate`: what layers cost on this machine."""
+"""`ionn profile` and `ionn calibrate`: measure the costs of layers on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.IntRange(1, COUNT_MAX), default=20, show_default=True, help="Forward passes to average."
 )
-@click.option("--save", type=click.Path(path_type=Path), help="Save the profile; use it as --client or --server COSTS.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    help="Save the profile in this file, to be given as --client or --server.",
+)
 @json_option
 def profile(model: str, weights: str | None, runs: int, save: Path | None, as_json: bool) -> None:
     """Measure the latency of every layer of MODEL on this machine.
@@ -69,8 +73,8 @@ def _coding_json(costs: CostModel | Profile) -> dict[str, float | None]:
 )
 @json_option
 def calibrate(save: Path, as_json: bool) -> None:
-    """Fit this machine's cost model, as a server does when it is installed, and show how well it predicts the five
-    models. Takes under a minute; let nothing else run.
+    """Fit the cost model of this machine, for use as a server. Prints how well it predicts the latencies of the five
+    models. This takes less than a minute, in which nothing else should run. 'ionn serve --costs' sends it to clients.
 
     Example: ionn calibrate --save server.json
     """

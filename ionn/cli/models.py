@@ -1,4 +1,4 @@
-"""`ionn models`: the models that come along, and their weights."""
+"""`ionn models`: the bundled models and their weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from ionn.errors import InputError, IonnError, did_you_mean
 
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_model)
-@click.option("--build", is_flag=True, help="Build weights, and code them, where that is missing, damaged or outdated.")
-@click.option("--weights", metavar="FILE", help="Of one NAME: this caffemodel, in place of the one beside it.")
+@click.option("--build", is_flag=True, help="Build and code weights that are missing, damaged or outdated.")
+@click.option("--weights", metavar="FILE", help="With one NAME: check this caffemodel in place of the model's own.")
 @json_option
 def models(names: tuple[str, ...], build: bool, weights: str | None, as_json: bool) -> None:
-    """List the models that come along, or the .prototxt files given, and check their weights: the size, whether the
-    file is as it was built, and whether the weights are there in coded form too, as --coding lossless sends them.
+    """List the bundled models, and check or build their weights. NAME is a bundled model or the path of a .prototxt; by
+    default all bundled models are listed.
 
-    The weights are synthetic. They are built here, or by the first command that needs them. A file of your own in their
-    folder, without a record (NAME.json) beside it, is used and left as it is; and so is that beside a .prototxt of your
-    own. The coded weights are NAME.coded, in the same folder if that can be written to, else with your data.
+    For each model this prints the size of the weights, whether their file is as it was built, and whether the weights
+    exist in coded form too, which --coding lossless sends.
+
+    The weights of bundled models are synthetic. They are built here, or by the first command that needs them. A
+    caffemodel of your own is used and never changed: in the folder of weights, if it has no record (NAME.json) beside
+    it, or beside a .prototxt of your own. The coded weights are NAME.coded, in the same folder if it is writable, else
+    in your user data folder.
 
     Example: ionn models --build alexnet
     """
@@ -32,9 +36,9 @@ def models(names: tuple[str, ...], build: bool, weights: str | None, as_json: bo
     for name in names:
         if name not in known and not name.endswith(".prototxt"):
             hint = did_you_mean(name, known)
-            raise InputError(f"{name}: no model that comes along; those are {', '.join(known)}{hint}")
+            raise InputError(f"{name}: neither a bundled model nor a .prototxt; bundled are {', '.join(known)}{hint}")
     if weights is not None and len(names) != 1:
-        raise InputError("--weights are those of one model; give its name, and no other")
+        raise InputError("--weights is for one model; give one NAME")
     rows = [_row(name, weights, build) for name in names or known]
     if as_json:
         click.echo(json.dumps({"folder": str(zoo.weights_folder()), "models": rows}))
@@ -52,7 +56,7 @@ def models(names: tuple[str, ...], build: bool, weights: str | None, as_json: bo
 
 
 def _row(name: str, given: str | None, build: bool) -> dict[str, Any]:
-    """What there is of a model, now that it was built, if it was to be."""
+    """The row of a model, whose weights are built first if `build` says so."""
     from ionn.model import coded_weights, synthetic, zoo
     from ionn.model.caffemodel import weights_path
     from ionn.model.network import Network

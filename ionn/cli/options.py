@@ -1,4 +1,4 @@
-"""Arguments and options that commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ionn.server.limits import Limits, option
 from ionn.testbed.delay import DELAY_MAX_MS
 
 COSTS_HELP = (
-    "a device name, a saved cost model or profile, a text file of 'index name ms' lines, or FILE.csv:COLUMN; "
-    "N*COSTS for N times as fast"
+    "odroid-xu4, gtx1080ti, a file that ionn profile or ionn calibrate saved, a text file of 'index name ms' lines, or "
+    "FILE.csv:COLUMN; N*COSTS is N times as fast"
 )
 
 
 class Number(click.FloatRange):
-    """A number within a range. Those of click let nan pass, which is neither too small nor too large."""
+    """A number within a range. Unlike click's FloatRange it refuses nan, which is neither too small nor too large."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -34,7 +34,7 @@ class Number(click.FloatRange):
 
 
 class Choice(click.Choice[str]):
-    """One of several words. Whoever is near one is told which."""
+    """One of several words. The error for an unknown word suggests a similar one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
@@ -43,14 +43,14 @@ class Choice(click.Choice[str]):
             self.fail(error.message.rstrip(".") + did_you_mean(str(value), self.choices), param, ctx)
 
 
-# A day: nobody waits longer, and no system call takes for ever.
+# A day: nobody waits longer, and system calls accept so long a timeout.
 SECONDS_MAX = 86_400.0
-# From what no client waits for to more than any link has.
+# From less than any client waits for to more than any link has.
 MBPS_RANGE = Number(0.001, 1e6)
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several click decorators as one, so that commands share theirs."""
+    """Several click decorators as one, so that commands can share them."""
 
     def decorate(command: Any) -> Any:
         for decorator in reversed(decorators):
@@ -85,7 +85,7 @@ def complete_coding(context: click.Context, parameter: click.Parameter, incomple
 
 
 def chosen_algorithm(algorithm: str, planner: str | None) -> str:
-    """The name of the planner that --algorithm or --planner gives. Raises InputError where there is none."""
+    """The name of the planner that --algorithm or --planner gives. Raises InputError if there is no such planner."""
     from ionn.planning.planners import add_planner, get_planner
 
     if planner is None:
@@ -107,7 +107,11 @@ measured_mbps_option = click.option(
     help=f"Bandwidth of the link, 10^6 bit/s each way; by default {MBPS:g}, or measured with --connect or --link.",
 )
 algorithm_option = click.option(
-    "--algorithm", default=RECURSIVE, show_default=True, shell_complete=complete_algorithm, help="The planner."
+    "--algorithm",
+    default=RECURSIVE,
+    show_default=True,
+    shell_complete=complete_algorithm,
+    help="The planner, such as original, efficiency, recursive-efficiency or sliced-efficiency.",
 )
 planner_option = click.option(
     "--planner", metavar="FILE.py:FUNCTION", help="A planner of your own, in place of --algorithm."
@@ -118,17 +122,18 @@ coding_option = click.option(
     show_default=True,
     metavar="none|features|lossless",
     shell_complete=complete_coding,
-    help="What is coded on the link, where that is faster: nothing, inputs and feature maps, or weights too.",
+    help="What is compressed without loss on the link, where that is faster: nothing, the queries' inputs and feature "
+    "maps, or weights too.",
 )
 weight_ratio_option = click.option(
     "--weight-ratio",
     type=Number(0.001, 1),
-    help="What weights shrink to with --coding lossless; by default what was measured of a model that comes along.",
+    help="With --coding lossless: bytes of weights after coding per byte before; by default as measured of the model.",
 )
 
 
 def warn_of_raw_weights(model: str | Path, weights: str | Path | None) -> None:
-    """Say so where weights that shall be coded have no sidecar."""
+    """Warn if weights are to be sent coded, but have no sidecar, which holds the coded weights."""
     from ionn.model.caffemodel import weights_path
     from ionn.model.coded_weights import has_sidecar
 
@@ -142,20 +147,20 @@ arrivals_option = click.option(
     default="closed",
     show_default=True,
     metavar="closed|fps:N|poisson:N|burst:N,PERIOD|FILE",
-    help="When queries are raised: after the one before; N a second, evenly or at random; N at once every PERIOD "
-    "seconds; at the timestamps in FILE.",
+    help="When queries are raised: each after the answer to the one before (closed); N per second, evenly (fps) or at "
+    "random (poisson); N at once every PERIOD seconds; at the timestamps in FILE.",
 )
 busy_option = click.option(
     "--busy",
     type=Choice(["wait", "drop"]),
     default="wait",
     show_default=True,
-    help="With --arrivals: what becomes of a query that meets a busy client.",
+    help="With --arrivals: whether a query that meets a busy client waits or is dropped.",
 )
 deadline_option = click.option(
     "--deadline-ms",
     type=Number(0.001, 1e3 * SECONDS_MAX),
-    help="With --arrivals: count the queries that are answered within so many ms of their arrival.",
+    help="With --arrivals: count the queries that are answered within this time of their arrival.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 client_option = click.option(
@@ -164,7 +169,7 @@ client_option = click.option(
     show_default=True,
     metavar="COSTS",
     shell_complete=complete_costs,
-    help=f"The client: {COSTS_HELP}.",
+    help=f"The costs of the client: {COSTS_HELP}.",
 )
 results_option = click.option(
     "--results",
@@ -181,19 +186,21 @@ delay_option = click.option(
     type=Number(0, DELAY_MAX_MS),
     default=0.0,
     show_default=True,
-    help="What a byte takes from one end of the link to the other, each way.",
+    help="The time of a byte from one end of the link to the other, each way.",
 )
 jitter_option = click.option(
     "--jitter-ms",
     type=Number(0, DELAY_MAX_MS),
     default=0.0,
     show_default=True,
-    help="How far the delay wanders from that, up or down; at most the delay.",
+    help="How far the delay varies, up or down; at most the delay itself.",
 )
 
 
 key_option = click.option(
-    "--key", type=click.Path(path_type=Path), help="Our secret key, a file of ionn keygen: encrypt the connection."
+    "--key",
+    type=click.Path(path_type=Path),
+    help="Your own secret key, a file that ionn keygen made; it encrypts the connection.",
 )
 server_key_option = click.option(
     "--server-key", type=click.Path(path_type=Path), help="The public key of the server; with --key."

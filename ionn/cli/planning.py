@@ -1,4 +1,4 @@
-"""`ionn plan`: what a model would gain, without running it."""
+"""`ionn plan`: plan an upload, and print the expected latencies without running anything."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="COSTS",
     shell_complete=complete_costs,
-    help=f"The server: {COSTS_HELP}.",
+    help=f"The costs of the server: {COSTS_HELP}.",
 )
 @options(coding_option, weight_ratio_option)
 @click.option(
     "--plot",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Draw the latency over the upload time, for every algorithm, into a .png, .pdf or .svg.",
+    help="Draw the latency over the time of the upload, for every algorithm, into a .png, .pdf or .svg.",
 )
 @json_option
 def plan(
@@ -68,8 +68,8 @@ def plan(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the chain of MODEL, what its stages cost, and its partitions in upload order, with the latency expected
-    after each. WEIGHTS, if given, is checked to fit.
+    """Plan the upload of MODEL. Prints the chain of stages with their costs, then the partitions in upload order with
+    the latency that is expected after each. If WEIGHTS is given, it is checked that it fits the model.
 
     Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
     """
@@ -158,7 +158,7 @@ def _chain_text(network: Network, graph: ExecutionGraph) -> str:
 
 
 def _plan_text(plan: Plan, names: Sequence[str]) -> str:
-    """`names` are those of all stages."""
+    """A plan as text. `names` are the names of all stages."""
     lines = [
         f"{plan.model}, {plan.algorithm}, {plan.mbps:g} Mbps: {len(plan.partitions)} partitions, "
         f"latency {plan.local_ms:.1f} ms at the client alone, {plan.best_ms:.1f} ms at best"
@@ -183,7 +183,7 @@ def _plan_text(plan: Plan, names: Sequence[str]) -> str:
 def _stages_text(
     names: Sequence[str], stages: Iterable[int], slices: Mapping[str, tuple[int, int]] = MappingProxyType({})
 ) -> str:
-    """The stages by name; of longer runs the first and the last. `slices` are the channels of those in slices."""
+    """The names of stages; of longer runs only the first and the last. `slices` has the channels of slices."""
     from ionn.model.slices import runs_of
 
     parts = {name: f"[{begin}:{end}]" for name, (begin, end) in slices.items()}

@@ -1,4 +1,5 @@
-"""`ionn serve`, `ionn ping`, `ionn keygen`, `ionn link` and `ionn bandwidth`: the server, and the way to it."""
+"""`ionn serve`, `ionn ping`, `ionn keygen`, `ionn link` and `ionn bandwidth`: the server, its keys, and the link to
+it."""
 
 from __future__ import annotations
 
@@ -39,10 +40,11 @@ if TYPE_CHECKING:
 
 SERVE_AT = "tcp://127.0.0.1:7675"
 LINK_AT = "tcp://127.0.0.1:7676"
-# A network does not wait for the processors at its ends. Needs root; without it, a busy machine may hold the link up.
+# A real network does not wait for the processors at its ends. This priority needs root; without it, a busy machine may
+# delay the link.
 LINK_NICENESS = -10
 
-# From room for a piece of the largest size to more than a disk has.
+# From the size of the largest piece to more than a disk has.
 STORE_GB = Number(0.005, 1e6)
 # Ten models of a gigabyte, or forty of AlexNet's size.
 STORE_DEFAULT_GB = 10.0
@@ -62,7 +64,8 @@ def _ready(address: str, stop_at_eof: bool) -> None:
 
 
 def _stop_at_eof() -> None:
-    """However a process ends, the pipes that it holds are closed."""
+    """Stop when standard input ends: it is a pipe from the process that started this one, and closes however that
+    process ends."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
@@ -74,39 +77,51 @@ def _stop_at_eof() -> None:
 
 
 @click.command()
-@click.option("--bind", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="tcp://HOST:PORT; port 0: any.")
-@click.option("--costs", metavar="FILE", help="Send these costs to clients: a file of ionn calibrate or ionn profile.")
+@click.option(
+    "--bind",
+    default=SERVE_AT,
+    show_default=True,
+    metavar="ADDRESS",
+    help="Listen at tcp://HOST:PORT; port 0: any free one.",
+)
+@click.option(
+    "--costs", metavar="FILE", help="Send these costs to clients: a file that ionn calibrate or ionn profile saved."
+)
 @key_option
 @click.option(
-    "--allow", type=click.Path(path_type=Path), help="A file of the clients' public keys, one a line; with --key."
+    "--allow", type=click.Path(path_type=Path), help="File of the clients' public keys, one per line; with --key."
 )
-@click.option("--insecure", is_flag=True, help="Serve anybody who reaches a public address, unencrypted.")
+@click.option("--insecure", is_flag=True, help="Serve anybody at a public address, without encryption.")
 @click.option(
     "--sandbox/--no-sandbox",
     "sandboxed",
     default=True,
     show_default=True,
-    help="Deny files, sockets and other processes to what runs clients' nets.",
+    help="Deny files, sockets and other processes to the processes that run clients' nets.",
 )
-@click.option("--store", type=click.Path(), metavar="DIR", help="Keep clients' weights here, beyond their sessions.")
+@click.option(
+    "--store", type=click.Path(), metavar="DIR", help="Keep clients' weights in this folder after their sessions."
+)
 @click.option(
     "--store-gb",
     type=STORE_GB,
-    help=f"How much the store may have, in 10^9 bytes; with --store. By default {STORE_DEFAULT_GB:g}.",
+    help=f"With --store: its largest size, in 10^9 bytes. By default {STORE_DEFAULT_GB:g}.",
 )
 @click.option(
     "--store-gb-per-client",
     type=STORE_GB,
-    help="The same of one client: the key that brought it. By default half of --store-gb.",
+    help="With --store: the same for each client, known by its key. By default half of --store-gb.",
 )
 @click.option(
     "--store-shared",
     is_flag=True,
-    help="All clients share what is stored, and may learn what others have uploaded. Without keys, only so.",
+    help="With --store: all clients share it, and may learn what others have uploaded. Required without keys.",
 )
-@click.option("--metrics", metavar="ADDRESS", help="Answer Prometheus at HOST:PORT; needs prometheus-client.")
+@click.option(
+    "--metrics", metavar="ADDRESS", help="Serve metrics for Prometheus at HOST:PORT; needs prometheus-client."
+)
 @click.option("--verbose", "-v", is_flag=True, help="Log sessions.")
-@click.option("--log-json", is_flag=True, help="Log in JSON, an object a line.")
+@click.option("--log-json", is_flag=True, help="Log in JSON, one object per line.")
 @stop_at_eof_option
 @limit_options
 def serve(
@@ -126,10 +141,10 @@ def serve(
     stop_at_eof: bool,
     **limits: Any,
 ) -> None:
-    """Be the edge server. Prints its address when clients may connect; runs until SIGTERM or Ctrl-C, which it obeys
-    when the queries that run have finished.
+    """Run the edge server. Prints its address when clients can connect. SIGTERM or Ctrl-C ends it, as soon as the
+    queries that are running have finished.
 
-    What clients may do is limited; each limit is an option below, with its reason.
+    What clients may use is limited: from --sessions on, each option below is a limit, with its reason.
 
     Example: ionn serve --bind tcp://127.0.0.1:7675
     """
@@ -155,7 +170,7 @@ def serve(
 def _store_settings(
     store: str | None, total_gb: float | None, client_gb: float | None, shared: bool
 ) -> StoreSettings | None:
-    """What the options say of the store, None without one. Raises InputError for what does not fit together."""
+    """The settings of the store, None without one. Raises InputError for options that do not fit together."""
     from ionn.server.store import StoreSettings
 
     if store is None:
@@ -188,7 +203,7 @@ def _store_settings(
 )
 @json_option
 def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: float, as_json: bool) -> None:
-    """Ask the server at ADDRESS whether it lives and takes another client. Exit code 0 if it does.
+    """Ask the server at ADDRESS whether it accepts another client. The exit code is 0 if it does.
 
     Example: ionn ping tcp://127.0.0.1:7675
     """
@@ -219,10 +234,11 @@ def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: flo
 @click.command()
 @click.argument("name", type=click.Path(path_type=Path))
 def keygen(name: Path) -> None:
-    """Make a pair of keys: NAME.secret, to be kept, and NAME.public, for the other side.
+    """Make a pair of keys, for encrypted connections. NAME.secret stays on this machine; NAME.public is for the other
+    side.
 
-    A server is given its own secret key and the list of its clients' public keys, a client its own secret key and the
-    server's public key.
+    A server needs its own secret key and the public keys of its clients; a client needs its own secret key and the
+    public key of the server.
 
     Example: ionn keygen phone
     """
@@ -234,18 +250,22 @@ def keygen(name: Path) -> None:
 
 @click.command()
 @click.option(
-    "--listen", default=LINK_AT, show_default=True, metavar="ADDRESS", help="Where clients connect; port 0: any."
+    "--listen",
+    default=LINK_AT,
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where clients connect; port 0: any free one.",
 )
 @click.option("--to", default=SERVE_AT, show_default=True, metavar="ADDRESS", help="Where the server is.")
 @mbps_option
 @click.option(
     "--trace",
     type=click.Path(path_type=Path),
-    help=f"In place of --mbps, the bandwidth over time: {BANDWIDTH_HELP}. Begins now, and anew at SIGUSR1.",
+    help=f"In place of --mbps, the bandwidth over time: {BANDWIDTH_HELP}. It begins at once, and again at SIGUSR1.",
 )
 @options(delay_option, jitter_option)
-@click.option("--seed", default=0, show_default=True, help="Of the jitter.")
-@click.option("--dilation", default=1.0, show_default=True, help="Slow all this down by a factor.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the jitter.")
+@click.option("--dilation", default=1.0, show_default=True, help="Slow bandwidth and delay down by this factor.")
 @click.option("--verbose", "-v", is_flag=True, help="Log connections.")
 @stop_at_eof_option
 def link(
@@ -260,9 +280,10 @@ def link(
     verbose: bool,
     stop_at_eof: bool,
 ) -> None:
-    """Be the network: forward TCP between any two ends at a capped rate and after a delay, each direction for itself.
+    """Run a link: forward TCP at a limited rate and after a delay. Each direction has the rate for itself, and
+    connections share it equally. 80 Mbps are 80,000,000 bits of payload per second.
 
-    80 Mbps are 80,000,000 bits of payload per second. Connections share it equally. Prints its address when ready.
+    Prints its address when ready.
 
     Example: ionn link --listen tcp://127.0.0.1:7676 --to tcp://127.0.0.1:7675 --mbps 80 --delay-ms 20
     """
@@ -272,7 +293,7 @@ def link(
     from ionn.testbed.link import serve_link
     from ionn.testbed.settings import Settings
 
-    Settings("live", mbps, dilation, seed=seed, delay_ms=delay_ms, jitter_ms=jitter_ms)  # refuses what cannot be
+    Settings("live", mbps, dilation, seed=seed, delay_ms=delay_ms, jitter_ms=jitter_ms)  # checks ranges
     given = click.get_current_context().get_parameter_source("mbps") is not ParameterSource.DEFAULT
     if trace is not None and given:
         raise InputError("give either --mbps or --trace, not both")
@@ -294,13 +315,14 @@ def link(
 
 @click.command()
 @click.argument("mobility", type=Choice(["walking", "driving"]))
-@click.option("--seconds", type=click.IntRange(1, int(SECONDS_MAX)), default=120, show_default=True)
-@click.option("--seed", type=click.IntRange(0, NATURAL_MAX), default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write it; by default MOBILITY.csv.")
+@click.option("--seconds", type=click.IntRange(1, int(SECONDS_MAX)), default=120, show_default=True, help="How long.")
+@click.option(
+    "--seed", type=click.IntRange(0, NATURAL_MAX), default=0, show_default=True, help="Seed of the randomness."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; by default walking.csv or driving.csv.")
 def bandwidth(mobility: str, seconds: int, seed: int, out: Path | None) -> None:
-    """Make up the bandwidth of somebody's mobile network while walking or driving: a file for --link and --trace.
-
-    Its lines are seconds,mbps. The same seed gives the same file.
+    """Make up the bandwidth of a phone's network over time. Its owner is walking or driving. The file is for ionn run
+    --link and ionn link --trace; its lines are seconds,mbps. The same seed gives the same file.
 
     Example: ionn bandwidth driving --seconds 60 --seed 1 --out driving.csv
     """

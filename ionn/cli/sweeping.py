@@ -1,4 +1,4 @@
-"""`ionn sweep`: the virtual testbed over a grid."""
+"""`ionn sweep`: run the virtual testbed for all combinations of some options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ionn.files import check_writable
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, RECURSIVE, SERVER
 from ionn.schema import NATURAL_MAX
 
-RANGE_HELP = "FIRST:LAST:COUNT for so many in equal ratios"
+RANGE_HELP = "FIRST:LAST:COUNT is COUNT values in equal ratios"
 
 
 class Range(click.ParamType[list[Any]]):
@@ -36,7 +36,7 @@ class Range(click.ParamType[list[Any]]):
 
 
 class NumberRange(Range):
-    """The same of numbers in `MBPS_RANGE`."""
+    """A number in `MBPS_RANGE`, or a range of them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return [MBPS_RANGE.convert(each, param, ctx) for each in super().convert(value, param, ctx)]
@@ -47,10 +47,12 @@ def _joined(values: Iterable[list[Any]]) -> list[Any]:
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, shell_complete=complete_model, help="By default all that come along.")
+@click.option(
+    "--model", "models", multiple=True, shell_complete=complete_model, help="By default all five bundled ones."
+)
 @click.option(
     "--algorithm", "algorithms", multiple=True, shell_complete=complete_algorithm,
-    help=f"A planner; by default {ORIGINAL} and {RECURSIVE}, where there is no --planner.",
+    help=f"A planner; by default {ORIGINAL} and {RECURSIVE}, unless --planner is given.",
 )  # fmt: skip
 @click.option("--planner", "planners", multiple=True, metavar="FILE.py:FUNCTION", help="A planner of your own.")
 @click.option(
@@ -59,32 +61,36 @@ def _joined(values: Iterable[list[Any]]) -> list[Any]:
 )  # fmt: skip
 @click.option(
     "--client", "clients", multiple=True, type=Range(), metavar="COSTS",
-    help=f"The client; by default {CLIENT}: {COSTS_HELP}, and {RANGE_HELP}, as 0.1:10:20*{CLIENT}.",
+    help=f"The costs of the client, by default {CLIENT}: {COSTS_HELP}; {RANGE_HELP}, as in 0.1:10:20*{CLIENT}.",
 )  # fmt: skip
 @click.option(
     "--server", "servers", multiple=True, type=Range(), metavar="COSTS",
-    help=f"The server; by default {SERVER}; otherwise likewise.",
+    help=f"The costs of the server, by default {SERVER}; in the same forms as --client.",
 )  # fmt: skip
 @click.option(
     "--coding", "codings", multiple=True, metavar="none|features|lossless", shell_complete=complete_coding,
-    help="What is coded on the link; by default nothing.",
+    help="What is compressed without loss on the link; by default nothing.",
 )  # fmt: skip
 @click.option(
     "--arrivals", multiple=True, metavar="closed|fps:N|poisson:N|burst:N,PERIOD|FILE",
     help="When queries are raised; by default one after another.",
 )  # fmt: skip
 @click.option(
-    "--seed", "seeds", multiple=True, type=click.IntRange(0, NATURAL_MAX), help="Of arrivals by poisson; by default 0."
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=click.IntRange(0, NATURAL_MAX),
+    help="Seed of poisson arrivals; by default 0.",
 )
 @click.option(
     "--out", required=True, metavar="FILE.csv", type=click.Path(path_type=Path),
-    help="The table. What it has already is not run again.",
+    help="The table. Runs that it has already are not repeated.",
 )  # fmt: skip
-@click.option("--figures", metavar="FOLDER", type=click.Path(path_type=Path), help="Draw figures of it into a folder.")
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Processes on this machine; by default its cores.")
 @click.option(
-    "--cluster", metavar="ADDRESS", help="Run on the workers of the Dask scheduler at tcp://HOST:PORT; your own only."
+    "--figures", metavar="FOLDER", type=click.Path(path_type=Path), help="Draw figures of the table into this folder."
 )
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Processes on this machine; by default one per core.")
+@click.option("--cluster", metavar="ADDRESS", help="Run on the workers of your own Dask scheduler at tcp://HOST:PORT.")
 def sweep(
     models: tuple[str, ...],
     algorithms: tuple[str, ...],
@@ -100,8 +106,9 @@ def sweep(
     jobs: int | None,
     cluster: str | None,
 ) -> None:
-    """Run the virtual testbed for all combinations of what is given, each option any number of times, into one table:
-    a row per run. Interrupted or killed, it goes on where it was when it is called again.
+    """Run the virtual testbed for all combinations of options. Each option for a model, algorithm, bandwidth and so on
+    can be given several times. The result is a table with one row per run. If a sweep was interrupted or killed, the
+    same command continues it.
 
     Example: ionn sweep --model alexnet --model resnet --algorithm original --algorithm sliced-efficiency
     --mbps 1:1000:40 --out sweep.csv
@@ -113,7 +120,7 @@ def sweep(
     from ionn.testbed.sweep import Grid, failed, run_sweep
 
     if jobs is not None and cluster is not None:
-        raise InputError("--jobs is of this machine, --cluster has workers of its own; leave one of them out")
+        raise InputError("--jobs is for this machine, --cluster has workers of its own; leave one of them out")
     added: dict[str, str] = {}
     for planner in dict.fromkeys(planners):
         name = add_planner(planner)

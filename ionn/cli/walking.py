@@ -1,4 +1,4 @@
-"""`ionn walk`: a client that goes from server to server."""
+"""`ionn walk`: compute the latencies of a client that moves from server to server."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Draw figures of it into this folder.")
+@click.option(
+    "--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Draw figures of the walk into this folder."
+)
 @json_option
 def walk(file: Path, out: Path | None, as_json: bool) -> None:
-    """Compute a walk over several servers, which FILE describes (TOML): without stores, with them, with weights sent
-    ahead to the next server, and with the whole model stored everywhere.
+    """Compute the walk of a client from server to server. FILE describes it, in TOML. The walk is computed without
+    stores at the servers, with stores, with weights also sent ahead to the next server, and with the whole model stored
+    at every server.
 
     Example: ionn walk examples/walk.toml --out figures
     """
@@ -101,6 +104,6 @@ def _walk_text(walk: Walk, variants: Sequence[Walked], gains: Sequence[Gain]) ->
             f"{walked.held_bytes / 1e6:>9.1f}"
         )
     if gains:
-        lines += ["", "at most so much of the model sent ahead each time: so much of what everything everywhere saves"]
+        lines += ["", "share of the model sent ahead at most: share of the gain from store to everything everywhere"]
         lines += [f"{each.share:>5.0%} {each.gain:>7.1%} ({each.ahead_bytes / 1e6:.1f} MB in all)" for each in gains]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""What layers cost on a device: cost models, profiles, and how they come about."""
+"""The costs of layers on a device: cost models and profiles, and how they are measured, fitted and loaded."""

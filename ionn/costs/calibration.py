@@ -1,22 +1,23 @@
 """`ionn calibrate`: time layers of many shapes on this machine, and fit its cost model to them.
 
-A server does this once, when it is installed (Neurosurgeon's prediction functions; paper, section 2.1). Its clients may
-bring any network, so the layers that are timed are those of small random networks (`design`), whose shapes span what
-CNNs have. Networks that exist take no part in the fit; they can be measured beside, to see how well it predicts them.
+A server does this once, when it is installed (paper, section 2.1, after Neurosurgeon). Its clients may bring any
+network, so the timed layers are those of small random networks (`design`), whose shapes span those of CNNs. Real
+networks take no part in the fit, but can be measured too, to see how well the model predicts them.
 
-The networks run layer by layer, one after the other, and then all of them again. So a layer finds what it finds in a
-real network: its input was just written, and its weights, last read a whole pass ago, have left the caches. (The
-convolutions of real networks, put into blocks of the design, take the same time there within 4 % in total.)
+The networks run layer by layer, one network after another, in several passes. So the caches are as in a real network: a
+layer's input was just written, and its weights, last read a whole pass ago, have left the caches. (The convolutions of
+real networks, put into blocks of the design, take the same time there within 4 % in total.)
 
-How fast the machine codes what crosses the link is measured at the end, on photographs and on noise after a ReLU
+At the end, the machine's speed of coding is measured, on photographs and on noise after a ReLU
 (`ionn.costs.profiling.time_coding`).
 
-What is timed is the CPU time of the one thread that computes, and of several passes the lower quartile counts: both
-leave out what others on this machine took meanwhile. On an idle machine it is the time that elapses.
+Measured is the CPU time of the one thread that computes, and of several passes the lower quartile counts: both leave
+out the time that other programs took. On an idle machine, CPU time is the elapsed time.
 
-By this model a server loads layers in no time. Building a layer's net does take time (0.1 ms, and 0.5 ms per MB of
-weights: bench/calibration.py), but that happens when a partition's header arrives, while its weights are under way.
-They are copied as they come, faster than 1 Gbit/s, and next to nothing is left to do then (bench/install_latency.py).
+By this model, a server loads layers in no time. Building a layer's net does take time (0.1 ms, and 0.5 ms per MB of
+weights: bench/calibration.py), but the server builds it when a partition's header arrives, while the weights are under
+way. It copies them as they arrive, faster than 1 Gbit/s, and next to nothing is left to do after the last byte
+(bench/install_latency.py).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ _WARMING = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """A machine's cost model, and how well it predicts the networks that were measured beside."""
+    """A machine's cost model, and how well it predicts the real networks that were measured for comparison."""
 
     model: CostModel
     quality: FitQuality

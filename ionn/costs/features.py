@@ -1,7 +1,6 @@
-"""What the time of a layer is predicted from: numbers that a layer's type, shapes and parameters give.
+"""The features of a layer, from which its time is predicted: numbers that follow from its type, shapes and parameters.
 
-The prediction functions over them (`ionn.costs.models`) are Neurosurgeon's idea, which section 2.1 of the paper relies
-on.
+`ionn.costs.models` has the prediction functions over them, which are those of Neurosurgeon (paper, section 2.1).
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from ionn.model.slices import SMALL_PRODUCT
 
 _FLOAT_BYTES = 4
 
-# The features that the time of a layer type is fitted over, the most telling first; other types use DEFAULT_FEATURES.
+# The features over which the time of a layer type is fitted, the most telling first; other types use DEFAULT_FEATURES.
 #
-# Caffe convolves by im2col and a matrix product per group. A product costs its operations plus a share per element of
-# each matrix, since large operands are packed (copied in the order of use) and the result is written: that is why flat
-# and narrow products are slow, and the many small ones of a depthwise convolution less so. A GPU is rarely filled by
-# one layer; there the length of each sum (`depth`) counts, less so for the 3x3 kernels of stride 1 that have fast
-# algorithms. An inner product of batch 1 is all packing, slower where the rows of its weights are whole pages apart and
-# compete for the same cache lines, and where they are many. Pooling looks up its blobs anew for every plane, and max
-# pooling branches on its data, least predictably where a window begins.
+# Caffe convolves by im2col and a matrix product per group. A product takes time for its operations and for each element
+# of its matrices, as large operands are packed (copied in the order of use) and the result is written. Hence flat and
+# narrow products are slow, and the many small ones of a depthwise convolution less so. One layer rarely fills a GPU:
+# there the length of each sum (`depth`) counts, but less for 3x3 kernels of stride 1, which have fast algorithms. An
+# inner product of batch 1 mostly packs; it is slower if the rows of its weights are whole pages apart, and so compete
+# for the same cache lines, and if there are many rows. Pooling looks up its blobs anew for every plane. Max pooling
+# branches on its data, and the branches are least predictable where a window begins.
 FEATURES: dict[str, tuple[str, ...]] = {
     "Convolution": (
         "operations",
@@ -41,27 +40,30 @@ FEATURES: dict[str, tuple[str, ...]] = {
 DEFAULT_FEATURES = ("operations", "constant", "large_bytes")
 ALL_FEATURES = frozenset({"filters", *DEFAULT_FEATURES}.union(*FEATURES.values()))
 
-# Blobs beyond this do not stay in the caches of a small core, which slows down layers that do little per element.
+# Larger blobs do not stay in the caches of a small core, which slows down layers that compute little per element.
 _LARGE_BYTES = 512 * 1024
 
-# Packing takes a piece of every row at a time: it misses the TLB where there are more rows, in pages of their own.
+# Packing reads a piece of every row in turn. With more rows than this, each in pages of its own, it misses the TLB.
 _PAGE_BYTES = 4096
 _TLB_ROWS = 2048
 
 
 def features(layer: Layer) -> dict[str, float]:
-    """Return what the time of a layer is predicted from. A feature that is not in the result is 0.
+    """Return the features of a layer. A feature that is not in the result is 0.
 
-    All types: `constant` (1), `operations` (as `ionn.model.layers` defines them), `weight_bytes`, `input_bytes`,
-    `output_bytes`, and `large_bytes` (input and output bytes, where they exceed 512 KiB and the layer touches them).
-    Pooling: `planes` (channels of all images) and, of max pooling, `max_operations` and `max_output_bytes`, its
-    operations and output bytes. Convolution, Deconvolution and InnerProduct: `depth`, the multiply-adds per output
-    element, and `packed_bytes`, the larger operand of their products unless these are small: the weights of an
-    InnerProduct, the columns of a convolution. InnerProduct: `page_rows_bytes`, the same where the rows of the weights
-    are whole pages of 4 KiB, and `extra_rows_bytes`, the rows after the 2048th. Convolution and Deconvolution:
-    `filters` (output channels), `column_bytes` (the matrix that the weights are multiplied with), `im2col_bytes` (the
-    same where Caffe has to build that matrix: not for a 1x1 kernel of stride 1 without padding), and for 3x3 kernels of
-    stride 1 `depth_3x3` in place of `depth`.
+    - All types: `constant` (1), `operations` (as `ionn.model.layers` defines them), `weight_bytes`, `input_bytes`,
+      `output_bytes`, and `large_bytes` (input and output bytes, if together they exceed 512 KiB and the layer computes
+      anything).
+    - Pooling: `planes` (the channels of all images); for max pooling also `max_operations` and `max_output_bytes`, its
+      operations and output bytes.
+    - Convolution, Deconvolution and InnerProduct: `depth`, the multiply-adds per output element, and `packed_bytes`,
+      the bytes of the larger operand of the matrix products, unless these are small: an InnerProduct's weights, a
+      convolution's columns.
+    - InnerProduct: `page_rows_bytes`, equal to `packed_bytes` if the rows of the weights are whole pages of 4 KiB, and
+      `extra_rows_bytes`, the bytes of the rows after the 2048th.
+    - Convolution and Deconvolution: `filters` (output channels), `column_bytes` (the matrix that the weights are
+      multiplied with), `im2col_bytes` (the same, but 0 if Caffe need not build that matrix: for a 1x1 kernel of stride
+      1 without padding), and for 3x3 kernels of stride 1 `depth_3x3` in place of `depth`.
     """
     blob_bytes = float(layer.input_bytes + layer.output_bytes)
     values = {

@@ -1,9 +1,9 @@
-"""Measured layer times -> a `CostModel`, and how well it fits.
+"""Fitting a `CostModel` to measured layer times, and judging how well costs fit.
 
-Per layer type, non-negative least squares over the features of `ionn.costs.features.FEATURES`. Errors are taken
-relative to the prediction, by reweighting: a layer of 0.1 ms counts as much as one of 100 ms, and the errors of a type
-balance out in a network's total (relative to the measurement, they would favour predictions that are too small).
-Coefficients cannot be negative, so a model never predicts a negative time.
+Each layer type is fitted by non-negative least squares over its features (`ionn.costs.features.FEATURES`). Errors are
+taken relative to the prediction, by reweighting: so a layer of 0.1 ms counts as much as one of 100 ms, and the errors
+of a type balance out in a network's total. (Errors relative to the measurement would favour predictions that are too
+small.) Coefficients cannot be negative, so a model never predicts a negative time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ionn.costs.models import Coefficients, CostModel, Costs
 from ionn.errors import InputError
 from ionn.model.network import Layer, Network
 
-# The types that make up most of any network's time: what a device model is judged by.
+# The types that make up most of any network's time. A device's model is judged by them.
 HEAVY_TYPES = ("Convolution", "InnerProduct")
 
 # With fewer samples per coefficient, the last features are left out: few samples make a proportional model.
@@ -30,7 +30,7 @@ _DISTINCT_VALUES = 3
 # Below this time the relative error of a measurement says nothing.
 _FLOOR_MS = 1e-3
 _REWEIGHTINGS = 20
-# A coefficient that adds less than a picosecond to every sample is what rounding left, other on every processor.
+# A coefficient that adds less than a picosecond to every sample is a rounding error, which differs between processors.
 _NOTHING_MS = 1e-9
 
 Sample = tuple[Layer, float]

@@ -1,4 +1,4 @@
-"""The costs that a user names: a device, or a file that ionn saved, or a table of published latencies."""
+"""Loading the costs that a user names: a bundled device, a file that ionn saved, or a table of published latencies."""
 
 from __future__ import annotations
 
@@ -20,30 +20,35 @@ from ionn.files import read_text
 from ionn.paper import CLIENT
 from ionn.schema import read_json
 
-# What is read of a text in costs.
+# Texts in costs are cut to so many characters.
 _TEXT_MAX = 200
 
-# A layer's index, name and ms. Caffe's names may have spaces in them, or be empty.
+# A layer's index, name and time in ms. Names in Caffe may contain spaces, or be empty.
 _LINE = re.compile(r"[0-9]+\s(.*)\s(\S+)")
 _DEVICES = Path(__file__).with_name("devices")
 
-# What `N*COSTS` may say: from a thousandth as fast to a thousand times as fast.
+# The range of N in `N*COSTS`: from a thousandth as fast to a thousand times as fast.
 _TIMES_AS_FAST = re.compile(r"([^*]+)\*(.+)", re.DOTALL)
 SPEEDUP_MIN, SPEEDUP_MAX = 1e-3, 1e3
 
 
 def device_names() -> list[str]:
-    """The devices that `load_costs` knows by name."""
+    """The bundled devices, which `load_costs` knows by name."""
     return sorted(path.stem for path in _DEVICES.glob("*.json"))
 
 
 def load_costs(spec: str | Path, folder: Path | None = None) -> CostModel | Profile:
-    """The costs that a user asks for: the name of a device; a file that costs were saved in; a text file of lines
-    `index name ms`; or `FILE.csv:COLUMN`, a CSV with a `layer` column, that column in ms, and perhaps a `type` column.
-    `N*COSTS` is N times as fast as these, N being from SPEEDUP_MIN to SPEEDUP_MAX; a file that has `*` in its name
-    comes first. Files lie in `folder`, if given.
+    """Load the costs of a device. `spec` is one of these:
 
-    Raises InputError, naming the file and the line or layer, for anything else.
+    - the name of a bundled device, such as "odroid-xu4" or "gtx1080ti";
+    - a file that `ionn profile`, `ionn calibrate`, `Profile.save` or `CostModel.save` wrote;
+    - a text file with a line `index name ms` for each layer;
+    - `FILE.csv:COLUMN`: a CSV file with the columns `layer`, COLUMN (in ms) and perhaps `type`;
+    - `N*COSTS`: one of the above, N times as fast, with N from SPEEDUP_MIN (0.001) to SPEEDUP_MAX (1000). If there is a
+      file with this name, it is that file.
+
+    Files are relative to `folder`, if given. Raises InputError, which names the file and the line or layer, for
+    anything else.
     """
     spec = str(path_of(spec, "costs"))
     if (match := _TIMES_AS_FAST.fullmatch(spec)) is None or _is_of_file(spec, folder):
@@ -59,15 +64,14 @@ def load_costs(spec: str | Path, folder: Path | None = None) -> CostModel | Prof
 
 
 def split_times(label: str) -> tuple[float, str]:
-    """How many times as fast as which costs those are that `costs_label` made a label of: (N, COSTS) of `N*COSTS`, and
-    1 with any other."""
+    """Split a label that `costs_label` made: `N*COSTS` into (N, COSTS), any other label into (1, the label)."""
     match = _TIMES_AS_FAST.fullmatch(label)
     factor = decimal_of(match[1]) if match else math.nan
     return (factor, match[2]) if match and SPEEDUP_MIN <= factor <= SPEEDUP_MAX else (1.0, label)
 
 
 def _is_of_file(spec: str, folder: Path | None) -> bool:
-    """Tell whether there is the file that is named, perhaps with a column of it."""
+    """Tell whether `spec` names a file that exists, or a column of one."""
     file = spec.rpartition(":")[0] or spec
     return any(os.path.exists(each if folder is None else folder / each) for each in (spec, file))
 
@@ -89,16 +93,17 @@ def _load(spec: str, folder: Path | None) -> CostModel | Profile:
 
 
 def costs_of(given: str | Path | Costs, what: str) -> Costs:
-    """The costs themselves, or what `load_costs` makes of a name or file. Raises InputError, which says `what` it is,
-    for anything else."""
+    """Return costs as they are, and load others with `load_costs`. Raises InputError, which says for `what` they were
+    given, for anything else."""
     if isinstance(given, Costs) and not isinstance(given, type):
         return given
     return load_costs(path_of(given, what))
 
 
 def costs_label(costs: Costs) -> str:
-    """Return what traces call costs: the name of the device that has them, or else their own, in which `*` becomes `_`,
-    and a digest of their numbers; `N*` and what the others are called where they are N times as fast as others."""
+    """Return the name of costs in traces: that of the bundled device that has these costs, or else their own name, in
+    which `*` becomes `_`, with a digest of their numbers. Costs that are N times as fast as others get `N*` and the
+    name of those."""
     base: Costs | None = getattr(costs, "base", None)
     if base is not None:
         return f"{costs.name.partition('*')[0]}*{costs_label(base)}"
@@ -116,7 +121,7 @@ def _device(name: str) -> CostModel | Profile:
 
 
 class _CostModelDocument(msgspec.Struct, tag_field="kind", tag="cost-model"):
-    """What `CostModel.to_json` makes, beside the schema. Files of earlier versions do not know how fast it codes."""
+    """What `CostModel.to_json` writes, except the schema. Files of earlier versions lack the speed of coding."""
 
     name: str
     machine: dict[str, str]
@@ -138,7 +143,7 @@ class _CostModelDocument(msgspec.Struct, tag_field="kind", tag="cost-model"):
 
 
 class _ProfileDocument(msgspec.Struct, tag_field="kind", tag="profile"):
-    """What `Profile.to_json` makes, beside the schema. Files of earlier versions know nothing of coding."""
+    """What `Profile.to_json` writes, except the schema. Files of earlier versions lack the speed of coding."""
 
     name: str
     machine: dict[str, str]
@@ -158,9 +163,9 @@ class _Version(msgspec.Struct):
 
 
 def costs_from_json(document: object, source: str) -> CostModel | Profile:
-    """A cost model or profile from what its `to_json` made, checked: it may come from a stranger.
+    """A cost model or profile from what its `to_json` returned. Everything is checked, as a stranger may have sent it.
 
-    Raises InputError, naming `source`.
+    Raises InputError, which names `source`.
     """
     try:
         version = msgspec.convert(document, _Version)
@@ -176,7 +181,7 @@ def costs_from_json(document: object, source: str) -> CostModel | Profile:
 
 
 def _shown(text: str) -> str:
-    """A text that is fit to be shown: names in costs get into messages and reports."""
+    """A text made safe for messages and reports, where names in costs are shown."""
     return printable(text[:_TEXT_MAX])
 
 

@@ -1,6 +1,6 @@
-"""By how much the models that come along shrink when they are coded: their blobs between stages, and their weights.
+"""The ratios of the bundled models: wire bytes per raw byte of their blobs between stages, and of their weights.
 
-`bench/coding_ratios.py` measured it, on the bundled photographs and with the synthetic weights, and wrote ratios/.
+`bench/coding_ratios.py` measured them on the bundled photographs and with the synthetic weights, and wrote ratios/.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ RATIOS = Path(__file__).with_name("ratios")
 
 
 class ModelRatios(msgspec.Struct, frozen=True):
-    """Wire bytes per raw byte: of what the last layer of each stage gives, and of each layer's weights, by the layer's
-    name. `network` is the digest of the network that was measured.
+    """Wire bytes per raw byte, by a layer's name: `outputs` of the last layer of each stage, and `weights` of each
+    layer. `network` is the digest of the measured network.
 
-    `weight_entropy_bits` are the entropies of the four bytes of a weight, the lowest byte first: what bounds the ratio
-    of any coder that looks at single bytes. Synthetic weights shrink otherwise than trained ones (docs/coding.md).
+    `weight_entropy_bits` are the entropies of the four bytes of a weight, the lowest byte first. They bound the ratio
+    of any coder that looks at single bytes. The ratios of synthetic and trained weights differ (docs/coding.md).
     """
 
     network: str
@@ -37,7 +37,7 @@ class ModelRatios(msgspec.Struct, frozen=True):
 
 @functools.cache
 def model_ratios(name: str) -> ModelRatios | None:
-    """What was measured of a model that comes along, None of any other."""
+    """The ratios of a bundled model; None for any other model."""
     path = RATIOS / f"{name}.json"
     return msgspec.json.decode(path.read_bytes(), type=ModelRatios) if path.exists() else None
 
@@ -48,8 +48,8 @@ def _ratios_of(network: Network) -> ModelRatios | None:
 
 
 def output_ratios(network: Network, *costs: Costs) -> NDArray[np.float64]:
-    """The ratio of what each layer gives, (layers,), NaN where it is not known: from the first of `costs` that has it,
-    else from what was measured of a model that comes along."""
+    """The ratio of each layer's output, (layers,), NaN if it is not known: from the first of `costs` that has it, else
+    from the measured ratios of a bundled model."""
     ratios = np.full(len(network.layers), np.nan)
     for each in costs:
         ratios = np.where(np.isnan(ratios), each.output_ratios(network), ratios)
@@ -60,6 +60,6 @@ def output_ratios(network: Network, *costs: Costs) -> NDArray[np.float64]:
 
 
 def weight_ratios(network: Network) -> NDArray[np.float64]:
-    """The ratio of each layer's weights, (layers,), NaN where it is not known."""
+    """The ratio of each layer's weights, (layers,), NaN if it is not known."""
     found = _ratios_of(network)
     return np.array([found.weights.get(layer.name, np.nan) if found else np.nan for layer in network.layers])

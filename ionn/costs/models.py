@@ -1,13 +1,14 @@
-"""What each layer costs on a device, in ms: predicted by a cost model, or measured as a profile.
+"""The time that each layer takes on a device, in ms: predicted by a cost model, or measured as a profile.
 
-A `CostModel` predicts the layers of any network: per layer type a few non-negative coefficients over features of the
-layer (Neurosurgeon's prediction functions, which section 2.1 of the paper relies on for the server). A `Profile` is
-what was measured layer by layer, and fits one network only. Planning takes either: both are `Costs`.
+A `CostModel` predicts the layers of any network. It has, for each layer type, a few non-negative coefficients over
+features of the layer: the prediction functions of Neurosurgeon, which the paper uses for the server (section 2.1). A
+`Profile` was measured layer by layer (the paper uses it for the client), and fits one network only. Both are `Costs`,
+which is what planning takes.
 
-Both may say how long the device takes to code what crosses the link (`ionn.coding`), in ms per raw MB (10^6 bytes); a
-profile may also say by how much the outputs of its layers shrink.
+Both may also have the device's speed of coding (`ionn.coding`), in ms per raw MB (10^6 bytes), and a profile may have
+the ratios by which the outputs of its layers shrink.
 
-On disk both are JSON: an object with `kind` ("cost-model" or "profile") and `schema`. `ionn.costs.loading` reads them.
+On disk, both are a JSON object with `kind` ("cost-model" or "profile") and `schema`; `ionn.costs.loading` reads them.
 """
 
 from __future__ import annotations
@@ -34,59 +35,61 @@ SCHEMA = 1
 Milliseconds = NDArray[np.float64]
 Coefficients = Mapping[str, float]
 
-# Features that do not shrink when only some output channels are computed: where they are the input's, unrolled or not.
+# Features that stay the same when only some output channels are computed: those of the input, unrolled or not.
 _FIXED = {"Convolution": ("constant", "column_bytes", "im2col_bytes", "packed_bytes", "depth", "depth_3x3")}
 _DEFAULT_FIXED = ("constant",)
 
-# A type without coefficients of its own costs what a similar type does.
+# A layer type without coefficients of its own takes those of a similar type.
 _SIMILAR = {"Deconvolution": "Convolution"}
 
 
 @runtime_checkable
 class Costs(Protocol):
-    """What the layers of a network cost on a device. All methods but `to_json` return float64 (len(network.layers),),
-    those whose names end in `_ms` in ms."""
+    """The costs of a network's layers on a device. All methods but `to_json` return one float64 per layer, in the shape
+    (len(network.layers),); those whose names end in `_ms` return ms."""
 
     @property
     def name(self) -> str:
-        """The device, as it is named in output and traces."""
+        """The name of the device in output and traces."""
 
     @property
     def encode_ms_per_mb(self) -> float | None:
-        """How long it takes to code a raw MB; None where that is not known."""
+        """The time to code a raw MB (10^6 bytes), in ms; None if that is not known."""
 
     @property
     def decode_ms_per_mb(self) -> float | None:
-        """How long it takes to decode what a raw MB became; None where that is not known."""
+        """The time to decode what was a raw MB before coding, in ms; None if that is not known."""
 
     def layer_ms(self, network: Network) -> Milliseconds:
-        """The time of each layer's forward pass. Raises InputError if these costs do not fit the network."""
+        """The time of each layer's forward pass. Raises InputError if the costs are not for this network."""
 
     def load_ms(self, network: Network) -> Milliseconds:
-        """The time to load each layer at a server once its weights have arrived; 0 where that is not known."""
+        """The time in which a server loads each layer once its weights have arrived; 0 if that is not known."""
 
     def fixed_ms(self, network: Network) -> Milliseconds:
-        """The part of `layer_ms` that stays when a layer computes only some of its output channels; 0 where that is not
-        known."""
+        """The part of `layer_ms` that does not shrink when a layer computes only some of its output channels; 0 if that
+        is not known."""
 
     def output_ratios(self, network: Network) -> NDArray[np.float64]:
-        """Wire bytes per raw byte of what each layer gives when it is coded; NaN where that is not known."""
+        """The bytes of each layer's output after coding per byte before; NaN if that is not known."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `ionn.costs.loading.costs_from_json` reads."""
+        """Return the costs as JSON, which `ionn.costs.loading.costs_from_json` reads."""
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """A device's prediction functions: a layer's time is the sum of coefficient x feature, in ms.
+    """The prediction functions of a device: the time of a layer is the sum of coefficient x feature, in ms.
 
-    `layers` maps layer types to coefficients (ms per unit of a feature of `features`). A Deconvolution without its own
-    is predicted as a Convolution, any other type by `default`. `loads` does the same for the time to load a layer at
-    the server; types that are not in it load in no time. `machine` describes the device. `encode_ms_per_mb` and
-    `decode_ms_per_mb` are None where they are not known. `base` are the costs of which these are `times_as_fast`, as
-    far as this process knows.
+    - `name`: the device.
+    - `layers`: for each layer type, its coefficients: ms per unit of a feature (`ionn.costs.features`).
+    - `default`: the coefficients of all other types. A Deconvolution takes those of a Convolution, if there are any.
+    - `loads`: likewise for the time in which the server loads a layer; types that are not in it load in no time.
+    - `machine`: a description of the device.
+    - `encode_ms_per_mb`, `decode_ms_per_mb`: the speed of coding; None if not known.
+    - `base`: for the result of `times_as_fast`, the original costs.
 
-    Raises InputError for an unknown feature and for a coefficient that is negative or not finite.
+    Raises InputError for an unknown feature, and for a coefficient that is negative or not finite.
     """
 
     name: str
@@ -122,7 +125,7 @@ class CostModel:
         return np.full(len(network.layers), np.nan)
 
     def predict(self, layer: Layer) -> float:
-        """The time of one layer's forward pass, in ms."""
+        """The predicted time of one layer's forward pass, in ms."""
         return _sum(self._coefficients(layer), layer)
 
     def times_as_fast(self, factor: float) -> CostModel:
@@ -172,8 +175,8 @@ def _sum(coefficients: Coefficients, layer: Layer) -> float:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """What was measured of one layer. `type` is "" where the source does not tell. `output_ratio` is wire bytes per raw
-    byte of its outputs when they are coded, None where that was not measured."""
+    """The measurements of one layer: its name and type ("" if not known), the times of its forward pass and of loading
+    it at a server in ms, and the bytes of its output after coding per byte before (None if not measured)."""
 
     name: str
     type: str
@@ -182,17 +185,20 @@ class LayerTime:
     output_ratio: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What is not known is left out."""
+        """Return the measurements as JSON, without the unknown ones."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The measured times of one network's layers, in Caffe's order. `machine` describes where they were measured.
-    `encode_ms_per_mb` and `decode_ms_per_mb` are None where they are not known.
+    """The measured times of one network's layers, in Caffe's order.
 
-    Raises InputError for a time that is negative or not finite, for a ratio that is none, and for a profile without
-    layers.
+    - `name`: the name in output and traces. `machine`: a description of the device.
+    - `encode_ms_per_mb`, `decode_ms_per_mb`: the speed of coding; None if not known.
+    - `base`: for the result of `times_as_fast`, the original costs.
+
+    Raises InputError for a time that is negative or not finite, for a ratio that is not above 0 and at most 1, and for
+    a profile without layers.
     """
 
     name: str
@@ -228,7 +234,8 @@ class Profile:
         encode_ms_per_mb: float | None = None,
         decode_ms_per_mb: float | None = None,
     ) -> Profile:
-        """The profile of a network from its layers' times and ratios, of shape (len(network.layers),).
+        """Make the profile of a network from one value per layer, (len(network.layers),): the times `ms` of the forward
+        pass, those of loading (`load_ms`), and the ratios of the outputs.
 
         Raises InputError as `Profile` does.
         """
@@ -292,26 +299,26 @@ def _label(layer: LayerTime | Layer | None) -> str:
 
 
 def check_number(value: object, where: str) -> None:
-    """Raise InputError, which says `where` it is, for what is no time in ms (per unit of a feature, or in all)."""
-    # The comparison is false for NaN, and exact for integers that no float can hold.
+    """Raise InputError, which says `where` the value is, unless it is a time in ms, or in ms per unit of a feature."""
+    # The comparison is false for NaN, and exact for integers that are too large for a float.
     if isinstance(value, bool) or not (isinstance(value, int | float) and 0 <= value <= TIME_MAX_MS):
         most = f"finite and not negative, and at most {TIME_MAX_MS:g}"
         raise InputError(f"{where} is {value!r:.40}; it must be a number, {most}")
 
 
 def _speeds(costs: CostModel | Profile) -> dict[str, float]:
-    """How fast a device codes, as JSON: what is not known is left out."""
+    """The speed of a device's coding, as JSON, without what is not known."""
     speeds = {"encode_ms_per_mb": costs.encode_ms_per_mb, "decode_ms_per_mb": costs.decode_ms_per_mb}
     return {name: ms for name, ms in speeds.items() if ms is not None}
 
 
 def _divided_speeds(costs: CostModel | Profile, factor: float) -> dict[str, Any]:
-    """The fields that say how fast a device codes that is so many times as fast."""
+    """The speed of coding of a device that is so many times as fast, as fields."""
     return {name: ms / factor for name, ms in _speeds(costs).items()}
 
 
 def _times(factor: float, name: str) -> str:
-    """The name of costs that are so many times as fast as those of a name."""
+    """The name of the costs of a device that is so many times as fast as the one named."""
     short = f"{factor:g}"
     return f"{short if float(short) == factor else repr(factor)}*{name}"
 
@@ -327,8 +334,8 @@ def _save(costs: Costs, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Costs divided by a factor: what a dilated testbed makes of a machine that is not paced, and what a client that
-    measures believes."""
+    """Costs divided by a factor: those of a machine that is not paced, in a dilated run, and those that a client that
+    measures estimates."""
 
     costs: Costs
     factor: float

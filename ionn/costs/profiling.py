@@ -1,4 +1,4 @@
-"""Time the layers of a network on this machine, and the coding of what crosses the link."""
+"""Timing the layers of a network on this machine, and the coding of blobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CODING_PASSES = 5
 
 @dataclass(frozen=True)
 class Coded:
-    """What coding made of some blobs, and the time that this machine took to code and to decode them."""
+    """The bytes of some blobs before and after coding, and the times in which this machine coded and decoded them."""
 
     raw_bytes: int
     wire_bytes: int
@@ -50,7 +50,7 @@ class Coded:
 
 
 def code(blobs: Iterable[Floats]) -> Coded:
-    """Code blobs, each by itself, in this thread, and decode them again. Times are CPU times."""
+    """Code blobs one by one in this thread, and decode them again. Times are CPU times."""
     given = [blob.tobytes() for blob in blobs]
     began_s = time.thread_time()
     coded = [coding.encode(data) for data in given]
@@ -67,20 +67,21 @@ def code(blobs: Iterable[Floats]) -> Coded:
 
 
 def code_fastest(blobs: Sequence[Floats]) -> Coded:
-    """Code blobs as `code` does, several times: the fastest pass."""
+    """Code blobs several times, as `code` does, and return the fastest pass."""
     return min((code(blobs) for _ in range(_CODING_PASSES)), key=lambda coded: coded.encode_ms + coded.decode_ms)
 
 
 def time_coding() -> Coded:
-    """How fast this machine codes blobs of any network: photographs, which shrink well, and noise after a ReLU, which
-    hardly does."""
+    """Measure how fast this machine codes blobs in general: photographs, which shrink well, and noise after a ReLU,
+    which hardly shrinks."""
     photographs = natural_images(_SAMPLE_SHAPE, 2)
     noise = np.random.default_rng(0).standard_normal(photographs.shape, np.float32)
     return code_fastest([photographs, np.maximum(noise, 0)])
 
 
 def profile_network(network: Network, net: StageNet, runs: int, progress: Callable[[], None] = lambda: None) -> Profile:
-    """Time every layer of a network in this process, and code what each stage gives: its last layer gets the ratio."""
+    """Time every layer of a network in this process, and code the output of each stage: its last layer gets the
+    ratio."""
     data = query_inputs(network, seed=0, count=1)[0]
     layer_ms = engine.time_layers(net, runs, data, progress)
     coded = [code(outputs) for outputs in stage_outputs(net, data)]
@@ -95,7 +96,7 @@ def profile_network(network: Network, net: StageNet, runs: int, progress: Callab
 
 
 def stage_outputs(net: StageNet, data: Floats) -> Iterator[list[Floats]]:
-    """What each stage of a net hands on: views, which hold until the next one is asked for."""
+    """The output blobs of each stage of a net, as views that are valid until the next stage is asked for."""
     net.put(net.first, data)
     for stage in range(net.first, net.last + 1):
         net.run(stage, stage)

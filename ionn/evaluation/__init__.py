@@ -1,1 +1,1 @@
-"""What traces say: summaries, verdicts on claims, figures, a report."""
+"""Evaluating traces: summaries, verdicts on claims, figures, and the report."""

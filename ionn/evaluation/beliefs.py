@@ -1,4 +1,4 @@
-"""How near what a client that measures believed of its link was to what the link had."""
+"""How well a client that measures estimated the bandwidth of its link."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from ionn.testbed.trace import Trace
 
-# What was believed is compared with the link's mean rate over spans of this length.
+# Estimates are compared with the link's mean rate over spans of this length.
 SPAN_S = 0.1
 
 
 def true_mbps(trace: Trace, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean rate of a trace's link from each of the times (n,) until the next, (n - 1,) in Mbps. The link is one
-    whose bandwidth the trace has."""
+    """The mean rate of a trace's link from each of the times (n,) until the next, (n - 1,), in Mbps. The trace must
+    have the link's bandwidth."""
     bandwidth = trace.info.bandwidth
     assert bandwidth is not None
     sizes = [bandwidth.bytes_between(begin_s, end_s) for begin_s, end_s in pairwise(times_s.tolist())]
@@ -24,8 +24,8 @@ def true_mbps(trace: Trace, times_s: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def rate_errors(trace: Trace) -> NDArray[np.float64]:
-    """By how much the rate that the client believed is off its link's, relative to that, in spans of SPAN_S from its
-    first estimate on; without those in which nothing could cross."""
+    """The relative error of the client's estimate of the link's rate, in spans of SPAN_S from its first estimate on.
+    Spans in which nothing could cross are left out."""
     times_s = np.arange(trace.estimates[0].time_s, trace.queries[-1].end_s, SPAN_S)
     mbps = true_mbps(trace, times_s)
     which = np.searchsorted([each.time_s for each in trace.estimates], times_s[:-1], side="right") - 1
@@ -34,7 +34,7 @@ def rate_errors(trace: Trace) -> NDArray[np.float64]:
 
 
 def rate_error_percentile(trace: Trace, share: float) -> float:
-    """The value that so many percent of the `rate_errors` do not exceed; NaN where there are none: the run is shorter
+    """The value that `share` % of the `rate_errors` do not exceed; NaN if there are none, because the run is shorter
     than a span, or nothing could cross in any."""
     errors = rate_errors(trace)
     return float(np.percentile(errors, share)) if errors.size else math.nan

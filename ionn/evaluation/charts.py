@@ -1,7 +1,7 @@
-"""The charts of the report's page, as Plotly's figures: plain dictionaries, which its JavaScript draws.
+"""The charts of the report's page, as figures of Plotly: plain dictionaries that its JavaScript draws.
 
-Names come from traces, which anybody may have written: Plotly reads some HTML in its texts, so all names are escaped.
-Long runs have more queries than a line on a screen has points: `steps` keeps at most a given number of them.
+Names come from traces, which strangers may have written. Plotly interprets some HTML in its texts, so all names are
+escaped. Long runs have more queries than a line on a screen has points, so `steps` limits the number of points.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _PATTERNS = {"///": "/", "xxx": "x", "...": ".", "\\\\\\": "\\", "+++": "+"}
 
 
 def escaped(text: str) -> str:
-    """A name as Plotly shows it in its texts, letter by letter."""
+    """A name, escaped so that Plotly shows it letter by letter."""
     return html.escape(text, quote=False)
 
 
 def _shortened(names: Iterable[str]) -> dict[str, str]:
-    """Per name, what stands where there is room for some letters only, escaped: its beginning and its end, and a number
-    where these are another's, too."""
+    """Short forms of names, escaped: the beginning and the end of each, with a number if another name has the same
+    ones."""
     half = _NAME_MAX // 2
     texts = {name: name if len(name) <= _NAME_MAX else f"{name[:half]}…{name[1 - half :]}" for name in names}
     seen: Counter[str] = Counter()
@@ -99,8 +99,8 @@ def grouped_bars(
 
 
 def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
-    """The latency of the query in execution over time, a line per algorithm (of several runs mean and spread), and a
-    thin line where the upload ends. Each of Plotly's traces has the algorithm it is of as `legendgroup`."""
+    """The latency of the query in execution over time, one line per algorithm (for several runs, mean and spread), and
+    a thin line at the end of the upload. Each trace of Plotly has its algorithm as `legendgroup`."""
     styles = _looks([row.algorithm for row in rows])
     names = _shortened(styles)
     traces: list[dict[str, Any]] = []
@@ -152,9 +152,9 @@ def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
 
 
 def steps(times: Grid, values: Grid, points_max: int) -> tuple[Grid, Grid]:
-    """The lines that step to `values` (k, m) at the first of `times` (m + 1,) each, with at most about `points_max`
-    points: equal neighbours are one step, and where that is not enough, of each stretch of time only the highest and
-    lowest values stay. Returns times (n,) and values (k, n); the last value is repeated at the end."""
+    """k step lines with at most about `points_max` points: `values` (k, m) hold from each of `times` (m + 1,) until the
+    next. Equal neighbours become one step; if that is not enough, only the highest and lowest values of each stretch of
+    time are kept. Returns times (n,) and values (k, n); the last value is repeated at the end."""
     changes = np.flatnonzero(np.r_[True, (np.diff(values, axis=1) != 0).any(axis=0)])
     if len(changes) > points_max:
         chosen: set[int] = {0}
@@ -166,7 +166,7 @@ def steps(times: Grid, values: Grid, points_max: int) -> tuple[Grid, Grid]:
 
 
 def predictions(live: Sequence[Validation], titles: Mapping[str, str]) -> Chart:
-    """Queries that live runs completed, and those that were predicted, a point per run; on the line they are equal."""
+    """Completed queries of live runs over the predicted ones, one point per run, and a line where they are equal."""
     styles = _looks([each.measured.info.algorithm for each in live])
     names = _shortened(styles)
     traces: list[dict[str, Any]] = []
@@ -238,13 +238,13 @@ def _line(look: Look) -> dict[str, Any]:
 
 
 def _fill(look: Look) -> dict[str, Any]:
-    """A bar that can be told from others in gray, too."""
+    """The fill of a bar, which differs from others in gray too."""
     pattern = {"shape": _PATTERNS.get(look["hatch"], ""), "fgcolor": "rgba(0,0,0,.55)", "size": 6, "solidity": 0.2}
     return {"color": look["color"], "pattern": {**pattern, "fillmode": "overlay"}}
 
 
 def _band(at: Grid, edges: Grid, look: dict[str, Any], style: Look) -> list[dict[str, Any]]:
-    """What lies between two lines, filled."""
+    """The filled band between two lines."""
     red, green, blue = (int(style["color"][k : k + 2], 16) for k in (1, 3, 5))
     common = {
         "type": "scatter", **look, "x": _rounded_all(at, 3), "line": {"width": 0, "shape": "hv"}, "hoverinfo": "skip",
@@ -256,7 +256,7 @@ def _band(at: Grid, edges: Grid, look: dict[str, Any], style: Look) -> list[dict
 
 
 def _rounded(value: float, digits: int) -> float | None:
-    """JSON has no NaN."""
+    """A rounded number; None for NaN, which JSON does not have."""
     return round(float(value), digits) if math.isfinite(value) else None
 
 

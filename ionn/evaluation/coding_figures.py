@@ -1,4 +1,4 @@
-"""Figures of what coding gains: Figure 7 with and without it, and how much depends on the speed of coding."""
+"""Figures of the gain by coding: Figure 7 with and without it, and the gain over the speed of coding."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ionn.paper import model_title
 
 
 def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
-    """Latency of the queries over time, a line per coding, a figure per testbed, model and algorithm:
-    fig7-coded-TESTBED-MODEL-ALGORITHM. A vertical line is where the upload ends."""
+    """Draw the latency of queries over time, one line per coding, with a vertical line at the end of the upload. There
+    is one figure per testbed, model and algorithm: fig7-coded-TESTBED-MODEL-ALGORITHM."""
     paths = []
     for group in distinct(map(_group, rows)):
         members = [row for row in rows if _group(row) == group]
@@ -48,7 +48,7 @@ def _group(row: SummaryRow) -> tuple[str, str, str]:
 def draw_speeds(
     speeds: Sequence[float], lines: Mapping[str, Sequence[float]], ylabel: str, title: str, stem: Path
 ) -> list[Path]:
-    """Draw what comes of ends that code `speeds` times as fast as is assumed, a line per name, into stem.png and
+    """Draw results for ends that code `speeds` times as fast as assumed, one line per name, into stem.png and
     stem.pdf."""
     with new_figure(5.6, 3.4) as (figure, axes):
         for number, (name, values) in enumerate(lines.items()):

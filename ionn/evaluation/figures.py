@@ -1,9 +1,10 @@
-"""Figures 5, 6 and 7 of the paper, drawn from traces on disk. One style for all; readable in gray.
+"""Figures 5, 6 and 7 of the paper, drawn from traces on disk.
 
-`draw_figures` draws everything; `fig5`, `fig6` and `fig7` draw one. Runs whose queries arrive by themselves have none
-of these, but one of their response times (`ionn.evaluation.response_figures`). Runs of other settings (testbed,
-bandwidth, dilation and so on) have figures of their own, as PNG and PDF. Runs with slices below the layer are not among
-the paper's: they have further figures, whose names end in "-sliced". The same traces give the same bytes.
+`draw_figures` draws all figures; `fig5`, `fig6` and `fig7` draw one of them. All have one style, are readable in gray,
+and are written as PNG and PDF; the same traces give the same bytes. Each combination of settings (testbed, bandwidth,
+dilation and so on) gets figures of its own. Runs with slices, which the paper does not have, get further figures, whose
+names end in "-sliced". Runs whose queries arrive at times of their own get a figure of response times instead
+(`ionn.evaluation.response_figures`).
 """
 
 from __future__ import annotations
@@ -38,11 +39,10 @@ _Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
 
 def draw_figures(results: Path, out: Path, algorithms: Collection[str] = ()) -> list[Path]:
-    """Draw Figures 5, 6 and 7 of the traces in `results`, their response times, and what became of queries over links
-    that change, into the folder `out`; the files written, PNG and PDF. Of the `algorithms`, or where none is given, of
-    all but baselines.
+    """Draw Figures 5, 6 and 7, response times, and queries over links that change, from the traces in `results` into
+    the folder `out`. Returns the files, PNG and PDF. Drawn are the given `algorithms`, or by default all but baselines.
 
-    Raises InputError where there are no traces, none of an algorithm that is given, or `out` cannot be written.
+    Raises InputError if there are no traces, or none of a given algorithm, and if `out` cannot be written.
     """
     rows = summary(load_results(results))
     present = distinct(row.algorithm for row in rows)
@@ -87,8 +87,8 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
 
 
 def _groups(rows: Sequence[SummaryRow], key: Callable[[SummaryRow], tuple[Any, ...]]) -> Iterator[_Group]:
-    """The rows by what they are about, one figure each: those of the paper's algorithms, then, with "-sliced" at the
-    end of the key, all algorithms of the models that ran with slices. Only closed loops."""
+    """Group the rows of closed loops by figure: first the paper's algorithms, then, with "-sliced" at the end of the
+    key, all algorithms of the models that ran with slices."""
     rows = [row for row in rows if row.settings.arrivals.closed]
     subjects = {(row.settings, row.model) for row in rows if row.algorithm == SLICED}
     paper = [row for row in rows if row.algorithm != SLICED]
@@ -99,7 +99,7 @@ def _groups(rows: Sequence[SummaryRow], key: Callable[[SummaryRow], tuple[Any, .
 
 
 def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str, bar: Bar) -> list[Path]:
-    """A figure per settings: models side by side, a bar per algorithm."""
+    """Draw one figure per settings, with the models side by side and one bar per algorithm."""
     from matplotlib.ticker import MaxNLocator
 
     paths = []

@@ -1,7 +1,7 @@
-"""What was found, a sentence and a chart each: computed from the rows of a report, right for any results.
+"""The findings on the report's page, each a sentence and a chart, computed from the rows of any report.
 
-`FINDINGS` are functions from a report to a `Finding`, or None where its runs do not show it. To have the page say
-something else, write such a function and add it there.
+`FINDINGS` are functions from a report to a `Finding`, or to None if the report's runs do not show it. To add a finding
+to the page, write such a function and add it there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ionn.evaluation.summary import Stat, SummaryRow, common_times, distinct, ga
 from ionn.paper import ORIGINAL
 from ionn.testbed.settings import Settings
 
-POINTS_MAX = 1_000  # of a line
+POINTS_MAX = 1_000  # per line
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`where` says which runs it is about."""
+    """A sentence and its chart. `where` says which runs it is about."""
 
     title: str
     sentence: str
@@ -35,7 +35,7 @@ class Finding:
 
 
 def findings(report: Report) -> list[Finding]:
-    """What the report's runs show, in the order in which it is told."""
+    """The findings that the report's runs show, in the order of the page."""
     found = (find(report) for find in FINDINGS)
     return [each for each in found if each is not None]
 

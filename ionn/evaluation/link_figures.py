@@ -1,4 +1,4 @@
-"""Figures of links that change: how long queries take meanwhile and where they run, and what the client believes."""
+"""Figures of runs over changing links: latencies, where queries ran, and the client's estimates of the bandwidth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ionn.testbed.trace import Trace
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
 
-# How a query ran, and its marker.
+# The ways in which a query ran, and their markers.
 _SERVER, _CLIENT, _LATE = "with the server", "at the client", "late, and completed at the client"
 _MARKERS = {_SERVER: ("o", COLORS[0]), _CLIENT: ("s", COLORS[1]), _LATE: ("X", COLORS[5])}
 # A bandwidth is drawn as its mean over so many parts of a run.

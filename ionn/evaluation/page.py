@@ -1,9 +1,9 @@
-"""report.html: one page that shows what the runs of a report say, in a browser and without a network.
+"""report.html: the report as one page for a browser, which needs no network.
 
-Python makes the text, the tables and the data; the style sheet and the scripts in `web/` are put into the page, and so
-is Plotly, which draws the charts: compressed, as it is larger than all the rest. Everything that comes from traces is
-text of strangers. It is escaped wherever it stands, and a Content-Security-Policy lets the browser run no script but
-these, and fetch nothing.
+Python makes the text, the tables and the data. The page contains the style sheet and scripts of `web/`, and Plotly,
+which draws the charts; Plotly is compressed, as it is larger than everything else. Texts from traces may come from
+strangers, so they are escaped everywhere, and a Content-Security-Policy allows the browser no other scripts, and no
+requests.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _WORDS = {"supported": "yes", "not supported": "no", "not checked": "open"}  # v
 
 
 def is_available() -> bool:
-    """Tell whether the charts' library is installed, and is what it should be."""
+    """Tell whether a usable Plotly is installed."""
     try:
         _plotly()
     except ImportError:
@@ -186,7 +186,7 @@ def _disturbed(runs: Sequence[Trace]) -> str:
 
 
 def _outputs(rows: Sequence[SummaryRow]) -> str:
-    """Whether what was computed was right."""
+    """A sentence on whether the computed outputs were right."""
     found = Outputs.of(query for row in rows for trace in row.traces for query in trace.queries)
     if not found.computed:
         return ""

@@ -1,4 +1,4 @@
-"""A figure of plans: the latency that queries should have while each is uploaded."""
+"""A figure that compares plans: the expected latency of queries over the time of the upload."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ionn.planning.plan import Plan
 
 
 def expected_latency(plan: Plan) -> tuple[list[float], list[float]]:
-    """Return when the latency changes, in s since the upload began (0 first), and the latency in ms from then on.
+    """Return the times at which the expected latency changes, in s since the upload began (the first is 0), and the
+    latencies in ms from these times on.
 
-    Nothing but the upload is on the link: queries would slow it down.
+    The upload has the link for itself; queries would slow it down.
     """
     ends_ms = accumulate((partition.upload_ms for partition in plan.partitions), initial=0.0)
     return [ms / 1e3 for ms in ends_ms], [plan.local_ms, *(partition.latency_ms for partition in plan.partitions)]

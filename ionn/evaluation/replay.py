@@ -1,5 +1,4 @@
-"""What the page's replay of a run needs, as plain data: the chain, when which part of it arrived, and where queries
-were.
+"""The data for the page's replay of a run: the chain, the arrival of its parts, and the routes of queries.
 
 `web/replay.js` draws it. Times are seconds since the upload began; durations are in ms.
 """

@@ -1,4 +1,4 @@
-"""Figures of queries that arrive by themselves: how long they take from arrival to answer, over the time of a run."""
+"""Figures of the response times of queries that arrive at times of their own, over the time of a run."""
 
 from __future__ import annotations
 

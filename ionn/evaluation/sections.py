@@ -1,4 +1,4 @@
-"""What a report consists of, and the report as text and as Markdown."""
+"""The sections of a report, and the report as text and as Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ionn.paper import model_title
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what the table shows, and the table. `detail` is left out of the terminal's text."""
+    """A heading, a text on what the table shows, and the table. A `detail` is not shown in the terminal."""
 
     title: str
     text: str
@@ -27,7 +27,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Judged:
-    """Claims of one kind, with what was found of each. `title` says whose they are, `text` who decides."""
+    """Claims of one kind with their findings. `title` says whose claims they are, `text` which runs decide them."""
 
     title: str
     text: str

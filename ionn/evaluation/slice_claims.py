@@ -1,7 +1,8 @@
-"""What this project states about slices below the layer, and whether runs support it: claims of its own.
+"""This project's own claims about slices, and whether runs support them.
 
-The virtual testbed decides about gains, as for the paper's claims: on a live testbed the server's processor is much of
-a query's latency. What must hold anywhere (the order of the algorithms, exact outputs) live runs decide too.
+As for the paper's claims, the virtual testbed decides about gains: on the live testbed, much of a query's latency is
+the time of the server's processor. Live runs also decide about what must hold anywhere: the order of the algorithms,
+and exact outputs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One style for everything that is drawn, readable in gray. The same data gives the same bytes."""
+"""The style of all figures, which is readable in gray. The same data give the same bytes."""
 
 from __future__ import annotations
 

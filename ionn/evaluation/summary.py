@@ -1,4 +1,4 @@
-"""What traces say, in numbers: runs of equal settings are grouped, and each group is averaged."""
+"""Summaries of traces: runs with equal settings are grouped, and each group is averaged."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the table of a sweep says: where each algorithm starts to matter, as figures and as a few lines of text.
+"""Evaluating the table of a sweep: from where on each algorithm gains, as figures and as a few lines of text.
 
-The gain of an algorithm is by how many percent more queries end before the upload does than with the paper's original
-one at the same bandwidth, between the same devices. It is infinite where the original one completes none: its queries
-wait for a first partition that is nearly everything.
+The gain of an algorithm is the number of queries that end before the upload does, in percent above that of the paper's
+original algorithm at the same bandwidth and between the same devices. It is infinite if no query ends with the original
+algorithm, because its first partition, for which queries wait, is nearly the whole model.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must sta
 Grid = NDArray[np.float64]
 Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as fast the server is
 
-# A gain that is worth having.
+# A gain from which on an algorithm is said to matter.
 MATTERS_PERCENT = 10.0
-# What a colour can tell: any larger gain has the last one.
+# The largest gain with a colour of its own; larger gains have the same colour.
 _COLOUR_PERCENT = 100.0
 _NOTHING = (
     f"the figures of a sweep compare algorithms with {ORIGINAL} at several bandwidths; give --algorithm {ORIGINAL}, "

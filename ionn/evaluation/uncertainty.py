@@ -1,11 +1,11 @@
-"""How often a claim holds where the devices' costs are a little off: profiles are less exact than some verdicts need.
+"""How often a claim holds if the costs of the devices are a little off, as measured costs are.
 
-A draw multiplies what each layer costs, at each side, by a lognormal factor of mean 1; `sigma` is the standard
-deviation of its logarithm. All algorithms plan with the draw's costs and run on them, on the virtual testbed in the
-paper's settings, and each claim is checked on these runs by its own `Claim.check`. The share of draws in which a claim
-holds is near 0 or 1 where its verdict follows from the costs, and in between where a hair decides it.
+A draw multiplies the cost of each layer at each side by a random factor: lognormal, with mean 1, and with `sigma` as
+the standard deviation of its logarithm. All algorithms plan and run with the draw's costs, on the virtual testbed in
+the paper's settings, and each claim is checked on these runs by its `Claim.check`. The share of draws in which a claim
+holds is near 0 or 1 if the costs clearly decide it, and in between if small errors of the costs can change the verdict.
 
-Claims about planning times, and those that no virtual run can judge, are left out.
+Claims about planning times, and those that no virtual run can decide, are left out.
 """
 
 from __future__ import annotations

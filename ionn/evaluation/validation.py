@@ -1,7 +1,7 @@
-"""Does the virtual testbed predict live runs? The costs measured in a live run go in; its trace is compared.
+"""Validating the virtual testbed: it predicts a live run from the costs measured in that run, and both are compared.
 
-Costs are what each stage took, and what an exchange with the server takes beside stages and bytes: messages pass
-through several processes, which the execution graph does not know.
+The measured costs are the time of each stage, and the time that an exchange with the server takes in addition to stages
+and bytes: messages pass through several processes, which the execution graph does not include.
 """
 
 from __future__ import annotations

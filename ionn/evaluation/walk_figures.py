@@ -1,4 +1,4 @@
-"""Figures of walks: how long queries take over the time of one, and what it brings to send weights ahead."""
+"""Figures of walks: latencies over the time of a walk, and the gain by sending weights ahead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _GRAYS = ("#e8e8e8", "#d4d4d4")
 
 
 def fig_walk(walk: Walk, variants: Sequence[Walked], name: str, out: Path) -> list[Path]:
-    """Latencies over the time of a walk, a panel for each variant, with the servers behind: walk-NAME."""
+    """Draw the latencies over the time of a walk, one panel per variant, with the servers in the background:
+    walk-NAME."""
     with new_panels(6.8, 1.2 + 1.35 * len(variants), [1.0] * len(variants)) as (figure, panels):
         for number, (axes, walked) in enumerate(zip(panels, variants, strict=True)):
             _draw_servers(axes, walk, with_names=number == 0)
@@ -56,8 +57,8 @@ def _draw_servers(axes: Axes, walk: Walk, with_names: bool) -> None:
 
 
 def fig_gains(walk: Walk, gains: Sequence[Gain], name: str, out: Path) -> list[Path]:
-    """What share of the weights sent ahead brings what share of the gain: walk-NAME-ahead. Nothing is drawn where
-    nothing is sent ahead."""
+    """Draw the gain over the share of the weights that is sent ahead: walk-NAME-ahead. Nothing is drawn if nothing is
+    sent ahead."""
     if not gains:
         return []
     with new_figure(5.4, 3.6) as (figure, axes):

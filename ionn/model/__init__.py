@@ -1,1 +1,1 @@
-"""Networks as Caffe lists them: layers, stages, weights, partial nets, and Caffe itself, which runs them."""
+"""Networks: their layers, stages and weights, their partial nets, and Caffe itself, which computes them."""

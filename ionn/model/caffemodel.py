@@ -1,9 +1,9 @@
-"""Weights in Caffe's own file format: read straight to where they are used, written in pieces.
+"""Weights in Caffe's file format, the caffemodel: read straight into existing arrays, and written in pieces.
 
-A caffemodel is a serialised `NetParameter`: per layer its name and its blobs, each blob a shape and its floats in one
-packed run. So a file can be indexed by walking the few bytes between the floats, the floats can be read into arrays
-that are there already, and a file can be written as small headers with the floats of existing arrays in between. Field
-numbers: message `NetParameter` and below in caffe.proto.
+A caffemodel is a serialised `NetParameter`. It has, for each layer, a name and blobs, and each blob is a shape with its
+floats in one packed run. So a file can be indexed by reading the few bytes between the floats; the floats can be read
+into existing arrays; and a file can be written as small headers with the floats of existing arrays in between. The
+field numbers are those of the message `NetParameter`, and of those in it, in caffe.proto.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ionn.schema import Natural
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
-# The steps of the clock by which the system dates changes of files: at most 10 ms.
+# The system dates changes of files by a clock with steps of at most 10 ms.
 _FILE_CLOCK_S = 0.02
 
 _FILE_BYTES_MAX = 2**31 - 1  # of protobuf
 
-# What is read at once of the bytes between the floats.
+# How many of the bytes between the floats are read at once.
 _WINDOW_BYTES = 4096
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
@@ -53,19 +53,20 @@ _LEGACY_SHAPE = ("num", "channels", "height", "width")
 
 
 class _OldestFormat(Exception):
-    """Layers of Caffe's first format, which have other types and fields."""
+    """The file has layers of Caffe's first format, which have other types and fields."""
 
 
 class _NotIndexable(Exception):
-    """Valid protobuf, perhaps, but its floats are not in one packed run."""
+    """The floats of a blob are not in one packed run, though the file may be valid protobuf."""
 
 
 class _File:
-    """A caffemodel that is read piece by piece, `size` bytes. It is not mapped: a file that shrinks would end the
-    process, and one that is written to would change the weights.
+    """A caffemodel of `size` bytes that is read piece by piece. It is not mapped into memory: a file that shrinks would
+    end the process, and one that is written to would change the weights.
 
-    Whether it was written to meanwhile shows in its times, other than by programs that have it mapped. The system's
-    clock for these goes in steps: what was changed within the last step is left alone until that is over.
+    The file's times show whether it was written to meanwhile, except by programs that have it mapped. The system's
+    clock for these times goes in steps, so a file that was changed within the last step is not read before that step is
+    over.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -81,8 +82,8 @@ class _File:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """A context that reads the file, whose content holds if the context ends well. Raises InputError, one line, if
-        the file has changed since it was opened, or else if it is damaged or cannot be read."""
+        """A context for reading the file. What was read is valid only if the context ends without an error. Raises
+        InputError, one line, if the file has changed since it was opened, is damaged, or cannot be read."""
         try:
             try:
                 yield
@@ -124,7 +125,7 @@ def _cannot_read(path: Path, error: OSError) -> InputError:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[_File]:
-    """A caffemodel, open. Raises InputError where it cannot be."""
+    """Open a caffemodel. Raises InputError if that is not possible."""
     with contextlib.ExitStack() as stack:
         try:
             file = _File(path, stack.enter_context(open_regular(path)).fileno())
@@ -179,7 +180,7 @@ class _Span:
         while at < self.end:
             key, at = self.varint(at)
             number, wire_type = key >> 3, key & 7
-            if not number:  # space that was reserved and never written
+            if not number:  # zeros: space that was reserved in the file and never written
                 raise IndexError("field 0")
             if wire_type == _VARINT:
                 value, at = self.varint(at)
@@ -199,13 +200,14 @@ class _Span:
 
 @dataclass(frozen=True)
 class _StoredBlob:
-    """A blob of a caffemodel: its shape, and its floats, where they are in the file, or as they had to be decoded."""
+    """A blob of a caffemodel: its shape, and its floats, as their place in the file, or decoded if they are not
+    packed."""
 
     shape: tuple[int, ...]
     floats: _Span | Floats | None
 
     def read_into(self, array: Floats) -> None:
-        """Fill an array of as many elements; it is contiguous."""
+        """Fill a contiguous array that has as many elements."""
         flat = array.reshape(-1)
         if isinstance(self.floats, _Span):
             self.floats.file.read_into(self.floats.begin, flat.view(np.uint8).data)
@@ -264,7 +266,7 @@ def _index(file: _File) -> dict[str, tuple[_StoredBlob, ...]]:
 
 
 def _decode(data: bytes) -> dict[str, tuple[_StoredBlob, ...]]:
-    """The slow way, for files whose floats are doubles or not packed."""
+    """Decode a whole file by protobuf: slow, and only for files whose floats are doubles or not packed."""
     net = NetParameter.FromString(data)
     if net.layers and net.layer:
         raise IndexError(_TWO_FORMATS)
@@ -295,7 +297,7 @@ def _layers(file: _File) -> dict[str, tuple[_StoredBlob, ...]]:
 
 
 def read(path: Path) -> dict[str, tuple[Floats, ...]]:
-    """The blobs of every layer in a caffemodel, as float32 arrays. Whatever becomes of the file later, they stay.
+    """Read the blobs of every layer in a caffemodel into float32 arrays.
 
     Raises InputError if the file cannot be read, changes while it is read, or is not a caffemodel.
     """
@@ -318,7 +320,8 @@ def _same_shape(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def weights_path(model: str | Path, weights: str | Path | None) -> Path:
-    """Where a model's caffemodel is: as given, else beside its .prototxt, else with those that come along."""
+    """The path of a model's caffemodel: `weights` if given, else the file beside the .prototxt, or for a bundled model
+    the one in the folder of bundled weights."""
     if weights is not None:
         return path_of(weights, "weights")
     model = str(model)
@@ -329,12 +332,12 @@ def weights_path(model: str | Path, weights: str | Path | None) -> Path:
 
 @contextlib.contextmanager
 def open_weights(path: Path, network: Network) -> Iterator[Callable[[Mapping[str, Sequence[Floats]]], None]]:
-    """The weights of `network` in a caffemodel that was found to fit, as a function that reads them: it fills arrays,
-    contiguous and in the shapes that Caffe wants, by layer name. No memory but theirs is taken for the floats, unless
-    the file has them as doubles or not packed.
+    """Open a caffemodel, check that it fits `network`, and return a function that reads the weights. The function fills
+    arrays by layer name, contiguous and in the shapes that Caffe wants. The floats take no other memory, unless the
+    file has them as doubles or not packed.
 
-    Raises InputError where the file cannot be read or does not fit: Caffe itself would leave a missing layer at zero
-    and say nothing. So does the function, if the file has changed since it was opened.
+    Raises InputError if the file cannot be read or does not fit: Caffe itself would silently leave a missing layer at
+    zero. The function raises it if the file has changed since it was opened.
     """
     wanted = {layer.name: layer.weight_shapes for layer in network.layers if layer.weight_shapes}
     if not wanted:
@@ -363,7 +366,7 @@ def open_weights(path: Path, network: Network) -> Iterator[Callable[[Mapping[str
 
 
 def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:
-    """The weights of `network` from a caffemodel: layer name -> blobs in the shapes that Caffe wants.
+    """Read the weights of `network` from a caffemodel: by layer name, blobs in the shapes that Caffe wants.
 
     Raises InputError as `open_weights` does.
     """
@@ -379,7 +382,7 @@ def read_weights(path: Path, network: Network) -> dict[str, tuple[Floats, ...]]:
 
 @dataclass(frozen=True)
 class BlobSpan:
-    """Where the floats of a layer's blob lie in a serialised caffemodel, in bytes."""
+    """The place of the floats of a layer's blob in a serialised caffemodel, in bytes."""
 
     layer: str
     blob: Natural
@@ -389,8 +392,8 @@ class BlobSpan:
 
 @dataclass(frozen=True)
 class CodedFrame:
-    """Bytes `offset`.. of a blob, or of a caffemodel, that were coded before. `read` gets their `wire_bytes`, or None
-    where these cannot be had any more."""
+    """Bytes from `offset` on of a blob, or of a caffemodel, that were coded ahead. `read` returns the coded bytes,
+    `wire_bytes` of them, or None if they can no longer be read."""
 
     offset: int
     raw_bytes: int
@@ -409,8 +412,8 @@ CodedFrames = Mapping[str, Sequence[Sequence[CodedFrame]]]
 
 @dataclass(frozen=True)
 class Serialised:
-    """A caffemodel as pieces that follow one another: headers, and the floats of the arrays it was made from. `coded`
-    are bytes of it, ascending, that are there in coded form too."""
+    """A caffemodel as a sequence of pieces: headers, and the floats of the arrays that it was made from. `coded` are
+    the parts of it, ascending, that exist in coded form too."""
 
     pieces: tuple[memoryview, ...]
     blobs: tuple[BlobSpan, ...]
@@ -420,8 +423,9 @@ class Serialised:
     def chunks(
         self, chunk_bytes: int, ends: Iterable[int] = (), left_out: Sequence[tuple[int, int]] = ()
     ) -> Iterator[tuple[int, list[memoryview]]]:
-        """Consecutive (offset, parts) of at most `chunk_bytes` bytes. None goes on beyond one of `ends`, which ascend.
-        The bytes of the spans `left_out`, each (begin, end), ascending and apart, are in none."""
+        """Divide the caffemodel into consecutive chunks (offset, parts) of at most `chunk_bytes` bytes. A chunk ends at
+        the latest at the next of `ends`, which ascend. The spans `left_out`, each (begin, end), ascending and without
+        overlap, are in no chunk."""
         remaining_ends = iter(ends)
         end = next(remaining_ends, self.size)
         parts: list[memoryview] = []
@@ -476,15 +480,15 @@ def _prefix(number: int, size: int) -> bytes:
 
 
 def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence[Floats]]) -> Serialised:
-    """A caffemodel of those of the given layers that have weights. The floats are not copied."""
+    """Make a caffemodel of those given layers that have weights. The floats are not copied."""
     return serialise_blobs(name, ((layer, weights[layer.name], ()) for layer in layers if layer.weight_shapes))
 
 
 def serialise_blobs(
     name: str, layers: Iterable[tuple[Layer, Sequence[Floats], Sequence[Sequence[CodedFrame]]]]
 ) -> Serialised:
-    """A caffemodel of layers, each with its weights and the coded frames of each blob, if there are any; a layer may
-    come twice, with some of its channels each time. The floats are not copied."""
+    """Make a caffemodel of layers, each with its weights and, for each blob, the coded frames if there are any. A layer
+    may come several times, each time with some of its channels. The floats are not copied."""
     pieces: list[memoryview] = []
     blobs: list[BlobSpan] = []
     coded: list[CodedFrame] = []

@@ -1,15 +1,15 @@
-"""Weights coded ahead: a sidecar, the file NAME.coded beside NAME.caffemodel, so that no upload waits for an encoder.
+"""Weights that are coded ahead of any upload, in a sidecar: the file NAME.coded beside NAME.caffemodel.
 
-The weights are divided into weight pieces (`ionn.model.weight_pieces`). A piece is made of frames that decode by
-themselves and hold a link up no longer than a chunk. A sidecar holds
+The weights are divided into weight pieces (`ionn.model.weight_pieces`). A piece consists of frames, each of which
+can be decoded by itself and occupies the link no longer than a chunk. A sidecar holds
 
     MAGIC, the coded frames in order, the index (JSON, `Index`), the size of the index, the SHA-256 of the index
 
-and names every piece by the SHA-256 of its raw bytes, so that it is for no other weights, and a client need not compute
-what it asks a server's store for. The index goes last, because frames are written as they are coded. Who makes or
-checks one decodes every frame and compares it with the weights. Who opens one compares the digests of all pieces with
-the weights. An upload only looks at a frame's checksum, which costs a client next to nothing; a frame that is damaged
-goes raw.
+and names every piece by the SHA-256 of its raw bytes. So it fits no other weights, and a client need not compute the
+digests by which it asks a server's store. The index comes last, because frames are written as they are coded. Making or
+checking a sidecar decodes every frame and compares it with the weights; opening one compares the digests of all pieces
+with the weights. An upload only compares each frame's checksum, which takes next to no time; a damaged frame is sent
+raw.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from ionn.model.weight_pieces import PIECE_BYTES, BlobRange, Layout, WeightPiece
 from ionn.schema import Natural, Word, read_json
 
 MAGIC = b"ionn coded weights 2\n"
-# What sidecars of former formats begin with, so far as this tells them from what is damaged.
+# The beginning of sidecars in former formats, which tells them from damaged ones.
 _MAGIC_FORMER = b"ionn coded weights 1\n"
-# As a chunk: small beside a query on the link.
+# As large as a chunk, so that a query does not wait long for the link.
 FRAME_BYTES = 128 * 1024
-# Less than this goes raw, in one chunk with its neighbours: a message of its own costs more than coding gains.
+# Less than this is sent raw, in one chunk with its neighbours: a message of its own costs more than coding gains.
 _LEAST_BYTES = 8 * 1024
 # The size of the index and its SHA-256.
 _TAIL = struct.Struct("<Q32s")
 
-# What `check` says of a sidecar, and `update` of one that it made.
+# The states of a sidecar that `check` returns, and BUILT, which `update` returns for one that it made.
 VERIFIED = "verified"
 MISSING = "missing"
 DAMAGED = "damaged"
@@ -61,7 +61,8 @@ Weights = Mapping[str, Sequence[Floats]]
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """`raw_bytes` of a blob as they are sent: `crc32` is of these. A raw one is in the caffemodel only."""
+    """`raw_bytes` of a blob as they are sent. `crc32` is the checksum of the sent bytes. The bytes of a raw frame are
+    only in the caffemodel."""
 
     codec: Word
     raw_bytes: Natural
@@ -80,7 +81,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class CodedPiece(msgspec.Struct, frozen=True):
-    """A weight piece. The SHA-256 is of its raw bytes, hexadecimal."""
+    """A weight piece, with the SHA-256 of its raw bytes in hexadecimal."""
 
     runs: tuple[Run, ...]
     raw_bytes: Natural
@@ -89,14 +90,14 @@ class CodedPiece(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct, frozen=True):
-    """What a sidecar has. `weights` is the digest of the weights that it is for."""
+    """The index of a sidecar. `weights` is the digest of the weights that it belongs to."""
 
     weights: Word
     pieces: tuple[CodedPiece, ...]
 
 
 class _Damaged(Exception):
-    """Not what `write` writes."""
+    """The file is not one that `write` can have written."""
 
 
 class SidecarError(InputError):
@@ -108,7 +109,8 @@ class SidecarError(InputError):
 
 
 def digest(network: Network, pieces: Sequence[str]) -> str:
-    """The SHA-256 of a network's weights: of the layers' names, the blobs' shapes, and the digests of all pieces."""
+    """The SHA-256 that stands for a network's weights: that of the layers' names, the blobs' shapes, and the digests of
+    all pieces."""
     shapes = [(layer.name, layer.weight_shapes) for layer in _weighted(network)]
     return hashlib.sha256(repr((shapes, list(pieces))).encode()).hexdigest()
 
@@ -130,13 +132,13 @@ def _bytes_of(blob: Floats) -> memoryview:
 
 
 def _frame_sizes(size: int) -> list[int]:
-    """The raw bytes of the frames of a run: about equal."""
+    """Divide a run into frames of about equal size; returns their raw bytes."""
     step = 4 * math.ceil(size / (4 * math.ceil(size / FRAME_BYTES)))
     return [min(step, size - begin) for begin in range(0, size, step)]
 
 
 def _encode(network: Network, weights: Weights) -> Iterator[bytes]:
-    """The sidecar, frame by frame."""
+    """Make the content of a sidecar, frame by frame."""
     yield MAGIC
     made = []
     for layout in weight_pieces(network):
@@ -166,15 +168,15 @@ def _sizes(runs: Sequence[Run]) -> tuple[int, int]:
 
 
 def write(path: Path, network: Network, weights: Weights) -> None:
-    """Code weights into a sidecar. Raises InputError where it cannot be written."""
+    """Code weights into a sidecar. Raises InputError if it cannot be written."""
     write_file(path, _encode(network, weights))
 
 
 class Sidecar:
-    """A network's coded weights, open to be read; use it in a `with` statement. `frames` are those that are coded, and
-    `pieces` all weight pieces with their digests, which are those of the weights.
+    """An open sidecar, for use in a `with` statement. `frames` are the coded frames, and `pieces` are all weight pieces
+    with their digests, which were compared with the weights.
 
-    Raises SidecarError, one line, for a file that is damaged, of a former format, or not of these weights.
+    Raises SidecarError, one line, for a file that is damaged, of a former format, or of other weights.
     """
 
     def __init__(self, path: Path, network: Network, weights: Weights) -> None:
@@ -209,7 +211,7 @@ class Sidecar:
         return sum(piece.wire_bytes for piece in self.index.pieces)
 
     def close(self) -> None:
-        """From now on all frames go raw."""
+        """Close the file. From now on, all frames are sent raw."""
         self._file.close()
 
     def _frames(self, network: Network, layouts: Sequence[Layout]) -> CodedFrames:
@@ -245,7 +247,7 @@ class Sidecar:
         return data if len(data) == frame.wire_bytes and zlib.crc32(data) == frame.crc32 else None
 
     def is_right(self, weights: Weights) -> bool:
-        """Decode all frames: whether they are the weights."""
+        """Decode all frames, and tell whether they are the weights."""
         return all(
             _is_right(frame, _bytes_of(blob))
             for name, blobs in self.frames.items()
@@ -265,7 +267,7 @@ def _is_right(frame: CodedFrame, blob: memoryview) -> bool:
 
 
 def _read_index(file: BinaryIO) -> Index:
-    """The index of a sidecar, whose sizes are right: of its pieces, runs and frames, and of the file."""
+    """Read the index of a sidecar, and check the sizes of its pieces, runs and frames, and of the file."""
     size = os.fstat(file.fileno()).st_size
     if os.pread(file.fileno(), len(MAGIC), 0) != MAGIC:
         raise _Damaged("it does not begin as one")
@@ -307,21 +309,21 @@ def _is_possible(frame: Frame) -> bool:
 
 
 def sidecar_paths(weights: Path) -> tuple[Path, Path]:
-    """Where the sidecar of a caffemodel may be: with the user's data, where this user could not write to the folder of
-    the caffemodel, or beside it."""
+    """The two places where the sidecar of a caffemodel may be: in the user's data folder, if the user cannot write to
+    the folder of the caffemodel, and beside the caffemodel."""
     place = hashlib.sha256(os.fsencode(weights.resolve())).hexdigest()[:16]
     of_user = platformdirs.user_data_path("ionn") / "coded" / f"{weights.stem[:40]}-{place}.coded"
     return of_user, weights.with_suffix(".coded")
 
 
 def open_sidecar(weights_file: Path, network: Network, weights: Weights) -> Sidecar | None:
-    """The sidecar of a caffemodel, None where there is none. `weights` are what was loaded from the caffemodel.
+    """Open the sidecar of a caffemodel; None if there is none. `weights` were loaded from the caffemodel.
 
-    Raises SidecarError where there are such files only as are damaged or not of these weights.
+    Raises SidecarError if all files that there are are damaged or of other weights.
     """
     errors = []
     for path in sidecar_paths(weights_file):
-        if os.path.exists(path):  # which, unlike Path.exists, takes what cannot be looked at for missing
+        if os.path.exists(path):  # unlike Path.exists, this returns False where access is denied
             try:
                 return Sidecar(path, network, weights)
             except SidecarError as error:
@@ -332,10 +334,10 @@ def open_sidecar(weights_file: Path, network: Network, weights: Weights) -> Side
 
 
 def own_wire_bytes(model: str | Path, weights: str | Path | None, network: Network) -> list[int] | None:
-    """What the weights of each stage have on the link as the sidecar has them. None where there is none that can be
-    used, and for a model that comes along: its weights are synthetic, and their ratios known without them.
+    """The wire bytes of each stage's weights by the model's sidecar. None if there is no usable sidecar, and for a
+    bundled model, whose ratios are known without its weights.
 
-    Raises InputError where there is a sidecar, and the caffemodel cannot be read.
+    Raises InputError if there is a sidecar, but the caffemodel cannot be read.
     """
     path = weights_path(model, weights)
     if (weights is None and str(model) in zoo.definitions()) or not has_sidecar(path):
@@ -352,22 +354,22 @@ def own_wire_bytes(model: str | Path, weights: str | Path | None, network: Netwo
 
 
 def has_sidecar(weights_file: Path) -> bool:
-    """Tell whether there is a sidecar of a caffemodel, good or bad."""
+    """Tell whether there is a sidecar of a caffemodel, valid or not."""
     return any(map(os.path.exists, sidecar_paths(weights_file)))
 
 
 @dataclass(frozen=True)
 class Found:
-    """What `check` or `update` found of a caffemodel's sidecar, and the wire bytes of the weights, if there is one."""
+    """The state of a caffemodel's sidecar, and the wire bytes of the weights if there is one."""
 
     state: str
     wire_bytes: int | None = None
 
 
 def check(weights_file: Path, network: Network, weights: Weights | None = None) -> Found:
-    """Return what there is: VERIFIED, MISSING, DAMAGED or OUTDATED. Every frame is decoded, and compared.
+    """Check the sidecar of a caffemodel: VERIFIED, MISSING, DAMAGED or OUTDATED. Every frame is decoded and compared.
 
-    Raises InputError where the caffemodel cannot be read.
+    Raises InputError if the caffemodel cannot be read.
     """
     weights = read_weights(weights_file, network) if weights is None else weights
     try:
@@ -381,10 +383,10 @@ def check(weights_file: Path, network: Network, weights: Weights | None = None) 
 
 
 def update(weights_file: Path, network: Network) -> Found:
-    """Code the weights of a caffemodel, unless its sidecar is there and VERIFIED; then it is BUILT.
+    """Code the weights of a caffemodel into its sidecar, which is then BUILT, unless there is one that is VERIFIED.
 
-    It goes beside the caffemodel, or, where that folder cannot be written to, to the user's data. Raises InputError
-    where the caffemodel cannot be read, or the sidecar not be written.
+    The sidecar is written beside the caffemodel, or, if that folder is not writable, into the user's data folder.
+    Raises InputError if the caffemodel cannot be read, or if the sidecar cannot be written.
     """
     weights = read_weights(weights_file, network)
     of_user, beside = sidecar_paths(weights_file)
@@ -395,7 +397,7 @@ def update(weights_file: Path, network: Network) -> Found:
             return found
         write(path, network, weights)
         if path == beside:
-            with contextlib.suppress(OSError):  # it would be opened instead
+            with contextlib.suppress(OSError):  # an old one there would be opened in its place
                 of_user.unlink()
         made = check(weights_file, network, weights)
     if made.state != VERIFIED:
@@ -406,6 +408,6 @@ def update(weights_file: Path, network: Network) -> Found:
 
 
 def stage_wire_bytes(network: Network, frames: CodedFrames) -> list[int]:
-    """What the weights of each stage have on the link, coded."""
+    """The wire bytes of each stage's coded weights."""
     saved = {name: sum(f.raw_bytes - f.wire_bytes for blob in blobs for f in blob) for name, blobs in frames.items()}
     return [stage.weight_bytes - sum(saved.get(name, 0) for name in stage.layers) for stage in network.stages]

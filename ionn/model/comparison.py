@@ -1,4 +1,4 @@
-"""How far two results of the same computation are apart, and how near they have to be."""
+"""Comparing two results of the same computation: how much they differ, and how much they may differ."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ionn.schema import Natural, Word
 if TYPE_CHECKING:
     from ionn.model.network import Layer, Network
 
-# How far a network's outputs may be from those of another end whose numerics differ, relative to the largest value
-# (`difference`). Kernels for other processors add the same products in another order. For the models that come along
-# that makes at most 6e-5 of what comes before the last layer (bench/kernels.py, docs/two-machines.md). A softmax there
-# makes of what a value is off, in absolute numbers, a part of a probability: 2e-4, as logits are ten and more. Five
-# times as much leaves room for other models; and for the same reason, what is wrong by little shows there as more.
+# How much a network's outputs may differ from those of another end whose numerics differ, relative to the largest value
+# (`difference`). Kernels for other processors add the same products in another order. In the bundled models, this
+# changes the values before the last layer by at most 6e-5 (bench/kernels.py, docs/two-machines.md). A softmax then
+# turns the absolute error of a logit into a relative error of a probability: 2e-4, as logits are ten and more. Five
+# times as much leaves room for other models. For the same reason, small mistakes before a softmax show larger after it.
 TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What decides the last bits of what an end computes: two ends with the same have the same bits.
+    """What decides the last bits of the results of one end. Two ends with equal numerics compute the same bits.
 
-    `blas` is Caffe's BLAS with its version, `kernels` names those of its kernels that are in use, which follow from the
-    processor; `libm` is the library that computes exponentials and powers.
+    `blas` is Caffe's BLAS with its version; `kernels` names its kernels in use, which depend on the processor; `libm`
+    is the library that computes exponentials and powers.
     """
 
     architecture: Word
@@ -45,11 +45,11 @@ class Numerics:
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """How what was computed at both ends is compared with what the client computes alone, and why so.
+    """How the outputs of both ends together are compared with those of the client alone, and why.
 
-    `client` is the client's numerics, and `servers` those of the servers that it met, without repetitions and in order;
-    None is of one that did not say. `unsteady` is the type of the network's `unsteady_layer`, "" where it has none.
-    `tolerance` is 0 where all bits have to be the same.
+    `client` is the client's numerics; `servers` are those of the servers that it used, in order and without
+    repetitions, None for a server that did not say. `unsteady` is the type of the network's `unsteady_layer`, "" if it
+    has none. `tolerance` is 0 if all bits must be equal.
     """
 
     client: Numerics
@@ -73,22 +73,22 @@ class OutputCheck:
         return "no server took part"
 
     def __str__(self) -> str:
-        """How and why, as it follows "outputs compared"."""
+        """How outputs are compared, and why, as the end of a sentence that begins with "outputs compared"."""
         how = f"within {self.tolerance:g} of the largest value" if self.tolerance else "bit for bit"
         return f"{how}: {self.reason}"
 
 
 def bit_equal(got: Floats, wanted: Floats) -> bool:
-    """Tell whether all bits are the same: the signs of zeros and the payloads of NaNs too."""
+    """Tell whether all bits are equal, those of zeros' signs and NaNs' payloads too."""
     return np.array_equal(got.view(np.uint32), wanted.view(np.uint32))
 
 
-@np.errstate(all="ignore")  # a server may give anything for numbers
+@np.errstate(all="ignore")  # a server may send any numbers
 def difference(got: Floats, wanted: Floats) -> float:
-    """The largest difference of a value, relative to the largest finite value that is wanted.
+    """The largest difference of any value, relative to the largest finite value in `wanted`.
 
-    Infinities and NaNs differ by nothing from their like and by infinity from all else, and so does everything from
-    zeros where nothing but zeros is wanted.
+    Equal infinities, and NaNs among themselves, differ by 0, and by infinity from everything else. If `wanted` has only
+    zeros, any other value differs by infinity.
     """
     values, wanted_values = got.astype(np.float64), wanted.astype(np.float64)
     other = ~((values == wanted_values) | (np.isnan(values) & np.isnan(wanted_values)))
@@ -100,7 +100,7 @@ def difference(got: Floats, wanted: Floats) -> float:
 
 
 def largest_difference(got: Sequence[Floats], wanted: Sequence[Floats]) -> float:
-    """The largest `difference` of several results, each from its own."""
+    """The largest `difference` of several results, each from the corresponding wanted one."""
     return max((difference(*pair) for pair in zip(got, wanted, strict=True)), default=0.0)
 
 

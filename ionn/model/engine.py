@@ -1,4 +1,4 @@
-"""Caffe. The only module that touches pycaffe: nets that run stage by stage, and the time that layers take."""
+"""The engine: nets that Caffe computes stage by stage, and the times of their layers. No other module uses pycaffe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ionn.model.comparison import Numerics
 from ionn.model.network import Network
 from ionn.model.partial_net import PartialNet, extract_net
 
-# One thread at both ends: another number sums in another order, so that results differ in the last bits, and on one
+# One thread at both ends: other numbers of threads sum in another order, so that the last bits differ, and on one
 # machine the two ends would compete for its cores.
 BLAS_THREADS = 1
 
@@ -35,7 +35,8 @@ _ZEN4_KERNELS = "Haswell"
 
 
 def set_environment() -> None:
-    """Set what Caffe's libraries read when they load, but for what the user has set. `load_caffe` does it too."""
+    """Set the environment variables that Caffe's libraries read when they load, except those that the user has set.
+    `load_caffe` does so too."""
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(BLAS_THREADS))
     if _is_zen4():
@@ -60,9 +61,9 @@ def _is_zen4() -> bool:
 
 @functools.cache
 def load_caffe() -> Any:
-    """Caffe, configured for this process. The first call loads it, 0.5 s.
+    """Return the module of Caffe, configured for this process. The first call loads it, which takes 0.5 s.
 
-    Raises MissingLibraryError where it is not installed, or a library that it is linked to, or another Caffe is."""
+    Raises MissingLibraryError if Caffe or a library that it is linked to is missing, or if it is not ionn's Caffe."""
     set_environment()
     try:
         import caffe
@@ -76,8 +77,7 @@ def load_caffe() -> Any:
 
 
 def blas() -> str:
-    """Return what Caffe's OpenBLAS is and which kernels it uses: results may differ in the last bits between two of
-    these."""
+    """Return the version of Caffe's OpenBLAS and the kernels that it uses. With others, the last bits may differ."""
     library = ctypes.CDLL(load_caffe()._caffe.__file__)  # finds the symbols of the libraries it is linked to
     library.openblas_get_config.restype = ctypes.c_char_p
     return str(library.openblas_get_config().decode())
@@ -85,7 +85,7 @@ def blas() -> str:
 
 @functools.cache
 def numerics() -> Numerics:
-    """Return what decides the last bits of what this process computes. The first call opens files."""
+    """Return what decides the last bits of this process's results. The first call opens files."""
     library = ctypes.CDLL(load_caffe()._caffe.__file__)
     library.openblas_get_corename.restype = ctypes.c_char_p
     name, version, *_ = blas().split()
@@ -102,14 +102,14 @@ def blas_threads() -> str:
 
 
 class StageNet:
-    """A `caffe.Net` of a run of stages that can execute any part of that run.
+    """A `caffe.Net` of the stages `first`..`last`, both included, that can execute any run of them.
 
-    Attributes: `first`, `last`, the stages it holds, both included. Where several threads run it, whoever does holds
-    `lock`.
+    If several threads use it, the one that runs it holds `lock`.
     """
 
     def __init__(self, partial: PartialNet) -> None:
-        """Build the net, its weights all zero. A net that Caffe rejects ends the process: check it before."""
+        """Build the net, with weights of zero. A net that Caffe rejects ends the process, so it must be checked
+        before."""
         caffe = load_caffe()
         self.lock = threading.Lock()
         # Caffe takes a path. A file in memory needs no folder, and nothing of it stays if Caffe aborts. Python's file
@@ -144,12 +144,11 @@ class StageNet:
         }
 
     def weights(self) -> dict[str, tuple[Floats, ...]]:
-        """The weights of every layer that has some: views of the net's own, which hold as long as they are referred
-        to."""
+        """The weights of every layer that has some, as views of the net's own memory, which stays while a view does."""
         return {name: tuple(blob.data for blob in blobs) for name, blobs in self._net.params.items()}
 
     def blob(self, name: str) -> Floats:
-        """A blob by its name, to read or write: a view, which holds until a layer that writes the blob runs."""
+        """A blob by its name, for reading or writing: a view that is valid until a layer that writes the blob runs."""
         view: Floats = self._net.blobs[name].data
         return view
 
@@ -160,8 +159,8 @@ class StageNet:
                 blob.data[...] = values
 
     def share(self, whole: StageNet, begin: int) -> None:
-        """Have the weights of a slice's net be those of its stage in `whole`, from channel `begin` on: the same memory,
-        which stays as long as either net. Views of weights that this net had before are invalid."""
+        """Share the weights of a slice's net with its stage in `whole`, from channel `begin` on. Both nets then use the
+        same memory, which stays as long as either net does. Earlier views of this net's weights become invalid."""
         for name, blobs in self._net.params.items():
             for blob, rows in zip(blobs, whole._net.params[name], strict=True):
                 blob.share_data(rows, begin * (rows.count // rows.shape[0]))
@@ -187,8 +186,8 @@ class StageNet:
         self._net._forward(layer, layer)
 
     def run(self, first: int, last: int, before: Callable[[int], None] = lambda stage: None) -> tuple[float, ...]:
-        """Run stages `first`..`last` on what `put` left before `first`; the time each took in ms. `before` is called
-        with each of them, just before it runs."""
+        """Run stages `first`..`last` on the data that `put` set before `first`. Returns the time of each in ms.
+        `before` is called with the index of each stage just before it runs."""
         stage_ms = []
         for stage in range(first, last + 1):
             layers = self._layers[stage]
@@ -199,13 +198,13 @@ class StageNet:
         return tuple(stage_ms)
 
     def outputs(self, stage: int) -> list[Floats]:
-        """The blobs that a stage hands on, as it left them. They are views: the next run of this net overwrites them or
-        frees their memory, so copy what shall last."""
+        """The output blobs of a stage. They are views: the next run of this net overwrites them or frees their memory,
+        so copy them to keep them."""
         return [blob.data for blob in self._outputs[stage]]
 
 
 def new_network(network: Network) -> StageNet:
-    """The whole network, its weights all zero."""
+    """The whole network with weights of zero."""
     return StageNet(extract_net(network, 0, len(network.stages) - 1))
 
 
@@ -217,8 +216,8 @@ def load_network(network: Network, weights: Mapping[str, Sequence[Floats]]) -> S
 
 
 def read_network(network: Network, path: Path) -> StageNet:
-    """The whole network with its weights from a caffemodel, which are read into the net's own memory: they are nowhere
-    else. Raises InputError as `open_weights` does, before anything is built if the file does not fit."""
+    """The whole network with its weights from a caffemodel, which are read straight into the net's own memory. Raises
+    InputError as `open_weights` does; if the file does not fit, before anything is built."""
     with open_weights(path, network) as read_into:
         net = new_network(network)
         read_into(net.weights())
@@ -255,6 +254,6 @@ def time_layers(net: StageNet, runs: int, data: Floats, progress: Callable[[], N
 
 
 def environment() -> dict[str, str]:
-    """Host, versions and BLAS, as every trace records them."""
+    """The host, the versions of software and the BLAS, which every trace records."""
     versions = {name: importlib.metadata.version(name) for name in ("caffe", "numpy", "protobuf", "pyzmq")}
     return {**machine(), **versions, "blas": blas(), "blas_threads": blas_threads()}

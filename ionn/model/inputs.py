@@ -1,4 +1,4 @@
-"""Inputs for queries: photographs, the user's or those that scikit-image bundles, so that nothing is downloaded."""
+"""Inputs for queries: the user's photographs, or those that come with scikit-image, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ionn.model.network import Network
 
 # Different pictures, so that an output cannot be right by being the previous one.
 INPUTS = 8
-# No photograph has more; reading one takes a second.
+# No photograph has more. Reading one of this size takes a second.
 _IMAGE_BYTES_MAX = 100_000_000
 # The ImageNet mean that Caffe's reference models subtract, in their channel order: blue, green, red.
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -60,11 +60,11 @@ def _resize(photograph: NDArray[np.uint8], height: int, width: int) -> NDArray[n
 
 
 def natural_images(network_input_shape: tuple[int, ...], count: int) -> NDArray[np.float32]:
-    """`count` different photographs for a network whose input is (N, C, H, W): float32 (count, C, H, W).
+    """`count` different photographs for a network whose input is (N, C, H, W): float32 of shape (count, C, H, W).
 
-    Always the same ones: first each bundled photograph, cut to the input's aspect ratio around its centre, then closer
-    views of them. Pixels are 0..255 less MEAN_BGR, in BGR order; one channel gets their grey mean, any other number of
-    channels repeats them. Raises InputError if the shape is not that of an image.
+    They are always the same: first each bundled photograph, cut to the input's aspect ratio around its centre, then
+    closer views of them. Pixels are 0..255 less MEAN_BGR, in BGR order. One channel gets their mean, any other number
+    of channels repeats the three. Raises InputError if the shape is not that of an image.
     """
     photographs = _photographs()
     images = np.empty((count, *network_input_shape[1:]), np.float32)
@@ -84,7 +84,7 @@ def _planes(photograph: NDArray[np.uint8], network_input_shape: tuple[int, ...],
 
 
 def query_inputs(network: Network, seed: int, count: int = INPUTS) -> Sequence[Floats]:
-    """Inputs for queries: photographs where the network takes images, else seeded noise."""
+    """Inputs for queries: photographs if the network takes images, else random numbers from the seed."""
     if len(network.input_shape) == 4:
         images = natural_images(network.input_shape, count * network.input_shape[0])
         return list(images.reshape(count, *network.input_shape))
@@ -93,12 +93,16 @@ def query_inputs(network: Network, seed: int, count: int = INPUTS) -> Sequence[F
 
 
 def image_input(image: str | Path | NDArray[np.uint8], network_input_shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A photograph as the input of a network: float32 in its input shape (N, C, H, W), all N alike.
+    """Convert a photograph to the input of a network: float32 in the network's input shape (N, C, H, W), with the same
+    image N times.
 
-    `image` is a file, one of PHOTOGRAPHS by name, or pixels: uint8 (H, W, 3), RGB, or (H, W), grey, or (H, W, 4), of
-    which the transparency is left out. It is cut to the input's aspect ratio around its centre, resized, and converted
-    as `natural_images` are. Raises InputError for a file that is not there or not an image, and if either shape is not
-    that of an image.
+    `image` is the path of a file, the name of a photograph that comes with scikit-image (`PHOTOGRAPHS`: astronaut,
+    chelsea, coffee and others), or pixels: uint8 of shape (H, W, 3) in RGB, (H, W) in grey, or (H, W, 4), whose
+    transparency is ignored. The image is cut to the input's aspect ratio around its centre and resized. Its values are
+    0..255 in the order blue, green, red, less the means of ImageNet (104, 117, 123), as Caffe's reference models take
+    them. An input of one channel gets the mean of the three.
+
+    Raises InputError if the file is missing or not an image, and if either shape is not that of an image.
     """
     try:
         shape = tuple(map(operator.index, network_input_shape))

@@ -4,9 +4,10 @@ Reading a prototxt follows Caffe: legacy input fields become an Input layer, lay
 Split layer follows every top that several layers consume. `Network.layers` then equals what `caffe.Net` lists: names,
 types, bottoms, tops and shapes.
 
-A stage is what a plan moves: the layers between two cut points. A layer is a cut point if every path from the input to
-an output, or to a dead end such as Silence, passes it, if it has one top, and if no later layer overwrites that top in
-place. Hence conv + in-place ReLU are one stage, and an inception module or a residual block is one stage.
+A stage is the unit that a plan moves: the layers between two cut points. A layer is a cut point if it has one top, if
+no later layer overwrites that top in place, and if every path from the input to an output (or to a dead end such as
+Silence) passes through it. Hence a convolution with its in-place ReLU is one stage, and so is an inception module or a
+residual block.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ionn.model import zoo
 from ionn.model.layers import FOREIGN, LAYER_TYPES, REASONS, Shape, essential, infer, label
 from ionn.model.proto import TEST, LayerParameter, NetParameter, blank_unread
 
-# One message has all outputs of a stage: a header, and a frame for each. Clients take 2000 frames.
+# One message carries all outputs of a stage: a header, and a frame for each. Clients accept 2000 frames.
 OUTPUTS_MAX = 1999
 
 _FLOAT_BYTES = 4
@@ -41,11 +42,12 @@ def _bytes(shapes: Iterable[Shape]) -> int:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as `caffe.Net` lists it. `operations` are defined in `ionn.model.layers`; shapes include the batch.
+    """A layer as `caffe.Net` lists it. Bottoms and tops are its input and output blobs; shapes include the batch.
 
-    `param` is the LayerParameter that Caffe gets: the user's, without what does not compute (see
-    `ionn.model.layers.essential`). Its bottoms are the user's, `bottoms` are those that Caffe puts in their place. A
-    layer that is `inserted` is a Split of Caffe's own, which Caffe will insert again.
+    - `operations`: the amount of computation, as `ionn.model.layers` defines it for each type.
+    - `param`: the LayerParameter that Caffe gets: the user's, without fields that do not affect the computation
+      (`ionn.model.layers.essential`). Its bottoms are the user's; `bottoms` are those that Caffe replaces them with.
+    - `inserted`: whether this is a Split layer that Caffe inserts by itself.
     """
 
     index: int
@@ -75,10 +77,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers `first_layer`..`last_layer` (indices into `Network.layers`, both included), moved as one.
+    """A stage of the chain: the layers `first_layer`..`last_layer` (indices into `Network.layers`, both included).
 
-    `name` is its output blob (of the last stage: its first output), `input` its input blob; the first stage's is the
-    network's input. A `pinned` stage stays at the client: the input stage, and a last stage without weights.
+    - `name`: its output blob; for the last stage, its first output blob.
+    - `input`: its input blob; for the first stage, the network's input.
+    - `weight_bytes`: the size of its weights, as float32.
+    - `pinned`: whether it stays at the client, as the input stage does, and a last stage without weights.
     """
 
     index: int
@@ -96,10 +100,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Network:
-    """A model's layers and stages. `outputs` are the tops that no layer consumes, in Caffe's order (by name).
+    """A model: its `layers`, its `stages`, and its `outputs`, the tops that no layer consumes, sorted by name as in
+    Caffe.
 
-    `param` is the NetParameter without what Caffe inserts and without what does not compute. Give this to Caffe, never
-    the text it was read from: only what is in it has been checked.
+    `param` is the NetParameter without the layers that Caffe inserts, and without fields that do not affect the
+    computation. Give `param` to Caffe, never the text that it was read from: only what is in `param` was checked.
     """
 
     name: str
@@ -112,17 +117,19 @@ class Network:
 
     @cached_property
     def digest(self) -> str:
-        """A number in hexadecimal that another network, whatever its name, does not have."""
+        """A hexadecimal digest of the network's structure. Networks with other layers have another one, whatever their
+        names are."""
         nameless = NetParameter(layer=self.param.layer)
         return hashlib.sha256(text_format.MessageToString(nameless).encode()).hexdigest()[:16]
 
     @classmethod
     def load(cls, model: str | Path) -> Network:
-        """Read a model that comes along by name, or any from a path that ends in .prototxt.
+        """Read a bundled model by its name, or any model from a path that ends in .prototxt.
 
-        A file's model is named after it, one in a deploy.prototxt after its folder, as Caffe's models are.
+        A model from a file is named after the file, or after its folder if the file is a deploy.prototxt, as Caffe's
+        models are.
 
-        Raises InputError if there is no such model or file, or if it is not a network that ionn can run.
+        Raises InputError if there is no such model or file, or if ionn cannot run the network.
         """
         model = name_of(model, "model")
         if model.endswith(".prototxt"):
@@ -138,13 +145,13 @@ class Network:
 
     @classmethod
     def from_text(cls, text: str, name: str) -> Network:
-        """Read a model from the text of a prototxt. Raises InputError, naming `name`, if ionn cannot run it."""
+        """Read a model from the text of a prototxt. Raises InputError, which names `name`, if ionn cannot run it."""
         name = text_of(name, "name")
         return _build(text_of(text, name), name, name)
 
 
 def _name(path: Path) -> str:
-    """What the model of a file is called. Folders and files of results are called after it."""
+    """The name of the model in a file. Folders and files of results have it in their names."""
     name = path.name.removesuffix(".prototxt")
     if name == "deploy":
         name = path.resolve().parent.name or name
@@ -186,7 +193,8 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _foreign_layer(text: bytes) -> Any:
-    """The first layer whose type no Caffe has, in a text that may have fields that no Caffe has: then these are its."""
+    """The first layer whose type no Caffe has, if there is one: the text may have fields of its type, unknown as well,
+    which the error would otherwise be about."""
     net = NetParameter()
     try:
         text_format.Parse(text, net, allow_unknown_field=True)
@@ -196,7 +204,7 @@ def _foreign_layer(text: bytes) -> Any:
 
 
 def _test_phase(net: Any) -> list[Any]:
-    """The layers of a NetParameter that take part in phase TEST, each reduced to what computes."""
+    """The layers of a NetParameter for phase TEST, without fields that do not affect the computation."""
     if net.layers:
         raise InputError("the old 'layers' format; convert it with Caffe's upgrade_net_proto_text")
     chosen = [*_legacy_input(net), *(layer for layer in net.layer if _included(layer, set(net.state.stage)))]
@@ -212,7 +220,7 @@ def _test_phase(net: Any) -> list[Any]:
 
 
 def _check_unshared(layers: Iterable[Any]) -> None:
-    """Refuse weights that Caffe would store once for two layers, or twice in one: each layer has its own here."""
+    """Refuse weights that layers share: Caffe would store them once, but ionn gives each layer its own."""
     owners: dict[str, Any] = {}
     for layer in layers:
         for name in (param.name for param in layer.param if param.name):
@@ -225,7 +233,7 @@ def _check_unshared(layers: Iterable[Any]) -> None:
 
 
 def _legacy_input(net: Any) -> list[Any]:
-    """The Input layer that Caffe makes of the fields `input` and `input_shape` or `input_dim`."""
+    """The Input layer that Caffe makes of the legacy fields `input` and `input_shape` or `input_dim`."""
     if not net.input:
         return []
     if len(net.input) != 1 or (len(net.input_shape), len(net.input_dim)) not in ((1, 0), (0, 4)):
@@ -236,7 +244,7 @@ def _legacy_input(net: Any) -> list[Any]:
 
 
 def _included(layer: Any, stages: set[str]) -> bool:
-    """Caffe's FilterNet for phase TEST at level 0."""
+    """Tell whether Caffe's FilterNet keeps a layer for phase TEST at level 0."""
     if layer.include and layer.exclude:
         raise InputError(f"{label(layer)}: give either include or exclude rules, not both")
 
@@ -253,7 +261,7 @@ def _included(layer: Any, stages: set[str]) -> bool:
 
 
 class _Listed(NamedTuple):
-    """A layer in Caffe's list. `param` is as the user wrote it, `connected` has the bottoms that Caffe gives it."""
+    """A layer in Caffe's list: `param` as the user wrote it, and `connected` with the bottoms that Caffe gives it."""
 
     param: Any
     connected: Any
@@ -297,7 +305,7 @@ def _split_name(params: Sequence[Any], source: tuple[int, int]) -> str:
 
 
 def _infer_layers(listed: Sequence[_Listed]) -> tuple[Layer, ...]:
-    """Shapes, weights and operations of every layer; checks what Caffe checks when it connects them."""
+    """Infer the shapes, weights and operations of every layer, and check what Caffe checks when it connects them."""
     inputs = [param for param, _, _ in listed if param.type == "Input"]
     if not inputs:
         raise InputError("it has no Input layer; add one that gives the input's shape")
@@ -337,7 +345,7 @@ def _infer_layers(listed: Sequence[_Listed]) -> tuple[Layer, ...]:
 
 
 def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
-    """Cut the layers into the chain."""
+    """Cut the layers into the stages of the chain."""
     ends, outputs = _cut_points(layers)
     if not outputs:
         raise InputError("it has no output: a layer consumes every top")
@@ -372,10 +380,11 @@ def _stages(layers: Sequence[Layer]) -> tuple[Stage, ...]:
 
 
 def _cut_points(layers: Sequence[Layer]) -> tuple[list[int], tuple[str, ...]]:
-    """The indices of the stages' last layers (the last layer always is one), and the network's outputs.
+    """The indices of the stages' last layers, the network's last layer among them, and the network's outputs.
 
-    Layers are in topological order and all of them lie on a path from the input to the sink: so a layer dominates the
-    sink exactly if no blob made before it is used after it. The sink uses what no layer consumes.
+    The sink is an imaginary layer that consumes what no other layer consumes. Layers are in topological order, and each
+    lies on a path from the input to the sink. So all paths pass through a layer exactly if no blob made before it is
+    used after it.
     """
     sink = len(layers)
     maker: dict[str, int] = {}  # blob not consumed yet -> the layer that made it

@@ -1,4 +1,4 @@
-"""Partitions: stages cut out of a network as prototxt and caffemodel, ready to be shipped and built at a server."""
+"""Extracting partitions: stages of a network as prototxt and caffemodel, which a server can build by itself."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ionn.schema import Natural
 
 @dataclass(frozen=True)
 class NetStage:
-    """How to find a stage in a net: its index in the chain, the index of its last layer in the net as Caffe lists it,
-    and the blobs it hands on. (Names would not do: Caffe's layers may share one, or have none.)"""
+    """The place of a stage in a net: its index in the chain, the index of its last layer in the net as Caffe lists it,
+    and its output blobs. (Layers are not found by name, as Caffe's layers may share one, or have none.)"""
 
     index: Natural
     last_layer: Natural
@@ -28,7 +28,7 @@ class NetStage:
 
 
 class Channels(NamedTuple):
-    """Output channels `begin`..`end` (not included) of a stage that has `of`."""
+    """Output channels `begin`..`end` (`end` not included) of a stage that has `of` channels."""
 
     begin: int
     end: int
@@ -40,11 +40,12 @@ class Channels(NamedTuple):
 
 @dataclass(frozen=True)
 class PartialNet:
-    """A run of stages as a net of its own: stock Caffe builds it from `prototxt`, whose input blob is `input`.
+    """A run of stages as a net of its own. Stock Caffe builds it from `prototxt`; its input blob is `input`.
 
     With `channels` it is a slice of its only stage: the same layers, with fewer output channels.
 
-    Raises ValueError for stages that are not adjacent, or none, and for channels that are no slice of a single stage.
+    Raises ValueError if there are no stages, if they are not adjacent, and for channels that are no slice of a single
+    stage.
     """
 
     prototxt: str
@@ -67,7 +68,7 @@ class PartialNet:
 
 
 class AddressedSpans(NamedTuple):
-    """A weight piece in a caffemodel: the bytes `spans`, each (offset, size), one after the other, have this SHA-256 in
+    """A weight piece in a caffemodel: the bytes of its `spans`, each (offset, size), and their SHA-256 in
     hexadecimal."""
 
     sha256: str
@@ -76,8 +77,8 @@ class AddressedSpans(NamedTuple):
 
 @dataclass(frozen=True)
 class ExtractedPartition:
-    """One upload: a partial net per run of adjacent stages, and one caffemodel with the weights of all of them.
-    `addressed` are the weight pieces in it that have an address, by their first bytes."""
+    """A partition ready for upload: a partial net for each run of adjacent stages, and one caffemodel with the weights
+    of all of them. `addressed` are the weight pieces in it that have a digest, sorted by their first bytes."""
 
     nets: tuple[PartialNet, ...]
     caffemodel: Serialised
@@ -85,12 +86,12 @@ class ExtractedPartition:
 
     @property
     def weight_bytes(self) -> int:
-        """The bytes of all floats; the caffemodel has some more between them."""
+        """The bytes of all floats. The caffemodel has a few more bytes between them."""
         return sum(span.size for span in self.caffemodel.blobs)
 
 
 def net_stages(network: Network, first: int, last: int) -> tuple[NetStage, ...]:
-    """The cuts of stages `first`..`last`, both included, in the net of these stages."""
+    """The places of stages `first`..`last`, both included, in the net of these stages."""
     stages = network.stages[first : last + 1]
     # All but the first stage have an Input layer put before them.
     offset = stages[0].first_layer - (first > 0)
@@ -98,8 +99,8 @@ def net_stages(network: Network, first: int, last: int) -> tuple[NetStage, ...]:
 
 
 def extract_net(network: Network, first: int, last: int) -> PartialNet:
-    """The net of stages `first`..`last`: an Input layer of the boundary's shape, then the layers as the user wrote them
-    (Caffe inserts the Split layers again)."""
+    """The net of stages `first`..`last`: an Input layer in the shape of the blob before them, then the layers as the
+    user wrote them. (Caffe inserts the Split layers again.)"""
     net = _net(network, first, last)
     return PartialNet(text_format.MessageToString(net), network.stages[first].input, net_stages(network, first, last))
 
@@ -142,9 +143,9 @@ def extract(
     frames: CodedFrames | None = None,
     weight_pieces: Iterable[WeightPiece] = (),
 ) -> ExtractedPartition:
-    """The partition of the given stages (by index) and slices of stages. Its caffemodel is in the order of its nets.
-    `frames` are what of these weights is coded already, and `weight_pieces` those that have an address: what lies
-    wholly in the partition is found there."""
+    """Extract the partition of the given stages (by index) and slices. Its caffemodel is in the order of its nets.
+    `frames` are the coded frames of the network's weights, and `weight_pieces` the pieces with a digest; the partition
+    gets those of them that lie wholly in it."""
     frames = frames or {}
     slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
     runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)

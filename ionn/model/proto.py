@@ -1,8 +1,9 @@
-"""The messages of Caffe that ionn reads and writes, declared here: planning needs no Caffe.
+"""Caffe's protobuf messages, declared here so that planning needs no Caffe.
 
-`_SCHEMA` declares them field for field as the Caffe does that ionn runs; a test compares the two. Their classes come
-from a pool of descriptors of their own, so that a process may load Caffe's messages as well. From these to Caffe goes
-text only, and of Caffe's binary files only blobs are read. So what Caffe has not, or not so, has a number of our own:
+`_SCHEMA` declares them field for field as ionn's Caffe does; a test compares the two. Their classes come from a pool of
+descriptors of their own, so that a process may load Caffe's messages as well. Caffe gets these messages as text only,
+and of Caffe's binary files only blobs are read. So fields that ionn's Caffe lacks, or has otherwise, can have numbers
+of our own:
 
 - PoolingParameter has both `round_mode`, which BVLC's Caffe knows, and `ceil_mode`, which the one that ionn runs has
   in its place (docs/caffe.md).
@@ -279,7 +280,7 @@ _TOKEN = re.compile(r""" "(?:\\.|[^"\\\n])*"? | '(?:\\.|[^'\\\n])*'? | \#.* | [{
 
 
 def blank_unread(text: str) -> str:
-    """A prototxt whose messages that ionn does not read are empty: spaces are in place of what was in them."""
+    """Replace the content of messages that ionn does not read by spaces in the text of a prototxt."""
     pieces = []
     begin = depth = 0
     name = ""

@@ -1,8 +1,8 @@
-"""Slices: some output channels of a stage, uploaded and computed by themselves.
+"""Slices: some output channels of a stage, uploaded and computed by themselves (docs/slicing.md).
 
-A stage can be cut if its first layer is an inner product or a convolution without groups, the only one with weights,
-and in-place element-wise layers are all that follows. Each output channel then needs its own rows of the weights and
-nothing of the other channels, so that slices concatenate to the stage's output, computed from the same numbers.
+A stage can be cut into slices if its first layer is an inner product or a convolution without groups, and only in-place
+element-wise layers without weights follow. Each output channel then depends on its own rows of the weights and on no
+other channel, so the outputs of the slices concatenate to the output of the stage.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from ionn.model.network import Layer, Network, Stage
 
-# For products of up to this many multiply-adds, OpenBLAS has kernels that do not pack, on some processors. They round
-# differently, so a slice is kept larger: its channels are then bit for bit those of the whole stage.
+# On some processors, OpenBLAS has kernels that do not pack their operands, for products of up to this many
+# multiply-adds. They round differently. Slices are kept larger, so that their channels are bit for bit the stage's.
 SMALL_PRODUCT = 100**3
-# Slices begin at multiples of this, a multiple of the channels that OpenBLAS's kernels for x86 compute at once (12 or
-# 16): what is left over is computed by other code, which may round differently.
-# Those for arm64 round alike wherever a slice begins (docs/arm64.md).
+# Slices begin at multiples of this, which is a multiple of the channels that OpenBLAS's kernels for x86 compute at once
+# (12 or 16): other code computes the channels that are left over, and may round differently. The kernels for arm64
+# round alike wherever a slice begins (docs/arm64.md).
 TILE = 48
-# Inner products of larger batches are not cut: of eight rows and more, OpenBLAS's kernels for Haswell and Zen compute
-# the last channels of a block in another order, and where a block ends depends on how many channels there are.
+# Inner products of larger batches are not cut: with eight rows and more, OpenBLAS's kernels for Haswell and Zen sum the
+# last channels of a block in another order, and where a block ends depends on the number of channels.
 MOST_ROWS = 7
 
-# What computes each element of its output from the same element of its input, without weights.
+# Layer types without weights that compute each element of their output from the same element of their input.
 ELEMENT_WISE = {
     "BNLL", "Dropout", "ELU", "Exp", "HardSigmoid", "HardSwish", "Log", "Power", "ReLU", "ReLU6", "Sigmoid", "TanH",
     "Threshold",
@@ -32,24 +32,24 @@ ELEMENT_WISE = {
 
 
 class Slice(NamedTuple):
-    """Output channels `begin`..`end` (not included) of a stage, but not all of them."""
+    """Output channels `begin`..`end` (`end` not included) of the stage with index `stage`; never all its channels."""
 
     stage: int
     begin: int
     end: int
 
 
-# What a plan uploads: a stage as a whole, or a slice of it.
+# What a plan uploads: a whole stage, by its index, or a slice of it.
 Piece = int | Slice
 
 
 def stage_of(piece: Piece) -> int:
-    """Return the stage that a piece is, or is a slice of."""
+    """Return the index of the stage that a piece is, or is a slice of."""
     return piece.stage if isinstance(piece, Slice) else piece
 
 
 def channels_of(pieces: Iterable[Piece]) -> dict[int, int]:
-    """Return how many channels of each stage that is cut are in these pieces, from its first one on."""
+    """Return, for each stage of which there are slices among the pieces, how many of its first channels they cover."""
     channels: dict[int, int] = {}
     for piece in pieces:
         if isinstance(piece, Slice):
@@ -58,7 +58,7 @@ def channels_of(pieces: Iterable[Piece]) -> dict[int, int]:
 
 
 def runs_of(stages: Iterable[int]) -> list[tuple[int, int]]:
-    """The maximal runs of adjacent stages, as (first, last), both included, in chain order."""
+    """Group stages into maximal runs of adjacent ones: (first, last), both included, in the order of the chain."""
     runs: list[tuple[int, int]] = []
     for stage in sorted(stages):
         if runs and runs[-1][1] == stage - 1:
@@ -83,7 +83,7 @@ def output_channels(layers: Sequence[Layer]) -> int | None:
 
 
 def set_output_channels(layer: Any, channels: int) -> None:
-    """Have a LayerParameter, the first of a stage that can be cut, make so many channels."""
+    """Set the number of output channels of a LayerParameter: the first one of a stage that can be cut."""
     _weighted_param(layer).num_output = channels
 
 
@@ -92,7 +92,8 @@ def _weighted_param(layer: Any) -> Any:
 
 
 def slice_sizes(network: Network, stage: Stage) -> tuple[int, int] | None:
-    """Return how many output channels a stage has and a slice of it must have; None if it cannot be cut."""
+    """Return how many output channels a stage has, and how many a slice of it has at least; None if it cannot be
+    cut."""
     layers = network.layers[stage.first_layer : stage.last_layer + 1]
     channels = None if stage.pinned else output_channels(layers)
     if channels is None:

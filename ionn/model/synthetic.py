@@ -1,10 +1,11 @@
-"""Synthetic weights for the models that come along, built where they are used first.
+"""Synthetic weights for the bundled models, built at their first use.
 
-Every weight is drawn from a generator seeded by model and layer name. The layers are then calibrated in order, on a
-batch of photographs that real Caffe runs through the network: weights are scaled and biases shifted so that each
-layer's outputs have unit deviation around a mean near zero, and a BatchNorm layer gets the statistics that it sees.
-Calibration has coarse weights, so that its sums are exact on every machine; the low bits are drawn after it.
-Beside each file, MODEL.json records the file's digest and that of its recipe. A file that fits its record is kept.
+Every weight is drawn from a random generator that is seeded by the names of model and layer. Then the layers are
+calibrated in order, on a batch of photographs that Caffe runs through the network: weights are scaled and biases
+shifted, so that each layer's outputs have unit deviation around a mean near zero; a BatchNorm layer gets the statistics
+of its input. The weights are coarse during calibration, so that its sums are exact on every machine; their low bits are
+drawn afterwards. Beside each file, MODEL.json records the digests of the file and of its recipe. A file that fits its
+record is kept.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from ionn.model.engine import StageNet
 from ionn.model.network import Network
 
 CALIBRATION_IMAGES = 8
-LOGIT_DEVIATION = 4.0  # makes the softmax favour a few of the thousands of classes, without being one-hot
+LOGIT_DEVIATION = 4.0  # the softmax then favours a few of a thousand classes, without being one-hot
 
-# What `check` says of a file.
+# The states of a file that `check` returns.
 VERIFIED = "verified"
 MISSING = "missing"
 DAMAGED = "damaged"
@@ -37,10 +38,10 @@ FOREIGN = "not built by ionn"
 
 
 def load_net(model: str | Path, weights: str | Path | None, network: Network) -> StageNet:
-    """The network, with its weights from the caffemodel given or from where `weights_path` has it. Those of a model
-    that comes along are built first, where they are missing.
+    """Load the network with its weights, from the given caffemodel or the one that `weights_path` finds. If a bundled
+    model's weights are missing, they are built first.
 
-    Raises InputError where the file is not there or does not fit, and MissingLibraryError where Caffe is missing.
+    Raises InputError if the file is missing or does not fit, and MissingLibraryError if Caffe is missing.
     """
     path = weights_path(model, weights)
     prototxt = None if weights is not None else zoo.definitions().get(str(model))
@@ -50,10 +51,10 @@ def load_net(model: str | Path, weights: str | Path | None, network: Network) ->
 
 
 def update(prototxt: Path, weights: Path) -> str:
-    """Build the weights of a definition, unless the file is there and is as `build` makes it; what `check` found.
+    """Build the weights of a definition, unless the file exists and is as `build` makes it. Returns what `check` found.
 
-    A file without a record was not built by ionn, and is never touched. Processes that want the same wait for one
-    another. Raises InputError where the file cannot be written, and MissingLibraryError where Caffe is missing.
+    A file without a record was not built by ionn, and is never changed. Processes that build the same file wait for one
+    another. Raises InputError if the file cannot be written, and MissingLibraryError if Caffe is missing.
     """
     with locked(weights.parent):
         found = check(prototxt, weights)
@@ -61,7 +62,7 @@ def update(prototxt: Path, weights: Path) -> str:
             engine.load_caffe()
             print(f"ionn: building {weights}, which takes some seconds, once", file=sys.stderr)
             content = build(Network.load(prototxt)).tobytes()
-            # The record goes first: if the second step is cut off, the file does not fit it and is built again.
+            # The record is written first: if writing the file is interrupted, it does not fit, and is built again.
             record = {"key": _key(prototxt), "sha256": hashlib.sha256(content).hexdigest()}
             write_file(_record(weights), json.dumps(record).encode())
             write_file(weights, content)
@@ -69,7 +70,8 @@ def update(prototxt: Path, weights: Path) -> str:
 
 
 def check(prototxt: Path, weights: Path) -> str:
-    """What there is: VERIFIED, MISSING, DAMAGED, OUTDATED (built by another recipe) or FOREIGN (without a record)."""
+    """The state of a file: VERIFIED, MISSING, DAMAGED, OUTDATED (built by another recipe) or FOREIGN (without a
+    record)."""
     if not weights.exists():
         return MISSING
     try:
@@ -90,7 +92,7 @@ def _record(weights: Path) -> Path:
 
 
 def _key(prototxt: Path) -> str:
-    """The digest of the recipe: the definition, and the code that decides what is in the weights."""
+    """The digest of the recipe: of the definition, and of the code that decides the weights."""
     recipe = (prototxt, Path(__file__), Path(inputs.__file__))
     return hashlib.sha256(b"".join(path.read_bytes() for path in recipe)).hexdigest()
 

@@ -1,8 +1,8 @@
-"""Weight pieces: what of a network's weights is coded, addressed and kept by itself.
+"""Weight pieces: the units in which a network's weights are coded, named by their digests, and stored.
 
-The weights of each stage are divided into pieces of at most PIECE_BYTES: along output channels at multiples of TILE,
-and of a stage that can be cut a tile each, so that a slice of it is a set of pieces. Small layers of a stage share one.
-No piece has weights of two stages: a server that has all pieces of a stage, or of a slice, need not be sent it.
+The weights of each stage are divided into pieces of at most PIECE_BYTES, along output channels at multiples of TILE. In
+a stage that can be cut into slices, each tile is a piece, so that a slice is a set of pieces. Small layers of a stage
+share a piece. No piece has weights of two stages, so a stage or slice need not be sent if the server has its pieces.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The models that come along: where their definitions are, and where their weights are kept.
+"""The bundled models: the places of their definitions and weights.
 
-In a checkout they are in its folders prototxt/ and models/. Where ionn is installed elsewhere, the definitions are in
-the package, and the weights in a folder of the user's, who need not be the one who installed it.
+In a checkout, these are its folders prototxt/ and models/. Where ionn is installed elsewhere, the definitions are in
+the package, and the weights in the user's data folder, since another user may have installed ionn.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _CHECKOUT = _PACKAGE.parent if (_PACKAGE.parent / "models" / "build_models.py").
 
 
 def definitions() -> dict[str, Path]:
-    """The prototxt of every model by the model's name, sorted."""
+    """The prototxt of every bundled model, by name, sorted."""
     return {path.stem: path for path in sorted(((_CHECKOUT or _PACKAGE) / "prototxt").glob("*.prototxt"))}
 
 
 def weights_folder() -> Path:
-    """Where the models' NAME.caffemodel are, or will be."""
+    """The folder of the bundled models' weights, NAME.caffemodel. It need not exist yet."""
     return (_CHECKOUT or platformdirs.user_data_path("ionn")) / "models"

@@ -1,1 +1,1 @@
-"""From a network and costs to partitions in upload order. Numbers in, a plan out: no Caffe, no sockets, no clock."""
+"""Planning: from a network and costs to partitions in upload order, as pure computation without Caffe or sockets."""

@@ -1,12 +1,12 @@
-"""What coding costs, and where it pays.
+"""The costs of coding, and where coding is faster.
 
-A coded transfer is coded where it begins, fewer bytes cross the link, and it is decoded where it ends, one after the
-other: the receiver needs the whole blob. It pays where that is faster than the raw bytes are. How fast the ends code
-follows from their cost models, how many bytes are left from the ratio of the blob; where one of these is not known, the
-bytes go raw.
+A blob is coded by its sender, crosses the link in fewer bytes, and is decoded by its receiver; these steps follow one
+another, as the receiver needs the whole blob. A blob is coded where this takes less time than sending it raw. The speed
+of coding is in the costs of both devices, and the number of bytes follows from the blob's ratio. If one of these is not
+known, the blob is sent raw.
 
-Weights are coded once, ahead of any client, and are decoded at the server while more of them arrive. So they take the
-time on the link or that of decoding, whichever is longer.
+Weights are coded once, before any upload, and the server decodes them while more of them arrive. So they take either
+their time on the link or the time of decoding, whichever is longer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ UP, DOWN = "up", "down"
 
 
 class Transfer(NamedTuple):
-    """What one blob takes from one side to the other: coding, the link, decoding. Raw, it takes the link only."""
+    """The costs of sending one blob from one side to the other: coding, the link, decoding. A raw blob takes the link
+    only."""
 
     encode_ms: float
     link_ms: float
@@ -46,7 +47,7 @@ class Transfer(NamedTuple):
         return self.encode_ms + self.link_ms + self.decode_ms
 
     def part(self, share: float) -> Transfer:
-        """A share of the blob."""
+        """The transfer of a share of the blob."""
         return Transfer(
             time_on_grid(share * self.encode_ms),
             time_on_grid(share * self.link_ms),
@@ -58,7 +59,7 @@ class Transfer(NamedTuple):
 
 @dataclass(frozen=True)
 class CodedTransfer:
-    """The blob at a boundary of the execution graph is coded when it goes "up" or "down"."""
+    """A transfer in which the blob at a boundary of the execution graph is coded; its direction is "up" or "down"."""
 
     boundary: Natural
     direction: Annotated[str, msgspec.Meta(pattern="^(up|down)$")]
@@ -74,7 +75,8 @@ class CodedTransfer:
 
 @dataclass(frozen=True)
 class CodedWeights:
-    """The weights of a stage are coded: `link_ms` on the link, and `decode_ms` at the server meanwhile."""
+    """The costs of a stage's weights if they are coded: `link_ms` on the link, and meanwhile `decode_ms` at the
+    server."""
 
     stage: Natural
     link_ms: Real
@@ -86,7 +88,7 @@ class CodedWeights:
         return max(self.link_ms, self.decode_ms)
 
     def part(self, share: float) -> CodedWeights:
-        """A share of them."""
+        """The costs of a share of the weights."""
         return CodedWeights(
             self.stage,
             time_on_grid(share * self.link_ms),
@@ -103,7 +105,7 @@ def coded_transfers(
     bytes_per_ms: float,
     delay_ms: float,
 ) -> Iterator[CodedTransfer]:
-    """The transfers between stages that are faster when they are coded. All take `delay_ms` beside their bytes."""
+    """The transfers between stages that are faster if coded. All take `delay_ms` on top of the time of their bytes."""
     ratios = output_ratios(network, client, server)
     layers = [0, *(stage.last_layer for stage in network.stages)]
     for boundary, (layer, raw_bytes) in enumerate(zip(layers, boundary_bytes, strict=True)):
@@ -130,8 +132,8 @@ def coded_weights(
     weight_ratio: float | None,
     coded_bytes: Sequence[int] | None,
 ) -> Iterator[CodedWeights]:
-    """The stages whose weights arrive faster when they are coded. `coded_bytes` are what each stage's weights have when
-    they are; without them, and without a `weight_ratio` for all, the ratios that were measured of the model count."""
+    """The stages whose weights arrive faster if coded. `coded_bytes` are the wire bytes of each stage's weights, or
+    `weight_ratio` is the ratio of all weights; with neither, the ratios that were measured of the model count."""
     if server.decode_ms_per_mb is None:
         return
     if coded_bytes is None:
@@ -150,7 +152,7 @@ def coded_weights(
 
 
 def _wire_bytes(network: Network, first: int, last: int, ratios: NDArray[np.float64]) -> int:
-    """What is left of the weights of some layers; those whose ratio is not known stay as they are."""
+    """The wire bytes of the weights of some layers. Those whose ratio is not known count as raw."""
     return sum(
         math.ceil(layer.weight_bytes * (1.0 if math.isnan(ratio) else ratio))
         for layer, ratio in zip(network.layers[first : last + 1], ratios[first : last + 1].tolist(), strict=True)
@@ -165,7 +167,8 @@ def check_coded(
     upload_ms: NDArray[np.float64],
     load_ms: NDArray[np.float64],
 ) -> None:
-    """Raise InputError unless the graph's times are those of what is coded in it, and each is coded once."""
+    """Raise InputError unless a graph's times agree with the coded transfers and weights in it, and none is there
+    twice."""
     for transfer in transfers:
         times_ms = up_ms if transfer.direction == UP else down_ms
         if not (transfer.boundary < len(times_ms) and times_ms[transfer.boundary] == transfer.total_ms):

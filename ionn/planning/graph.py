@@ -1,25 +1,27 @@
 """The NN execution graph of a chain (paper, section 2.2 and Fig. 1), its fastest paths and their latencies.
 
-A query's data is either at the client or at the server before every stage. With the paper's node numbers, a stage's
-nodes are 1 (data at the client before it), 2 (at the server before it) and 3 (at the server after it); 4 and 5 are
-nodes 1 and 2 of the next stage:
+Before every stage, a query's data is either at the client or at the server. With the paper's node numbers, the nodes of
+a stage are 1 (the data is at the client before the stage), 2 (at the server before it) and 3 (at the server after it);
+4 and 5 are nodes 1 and 2 of the next stage:
 
     1 --client_ms--> 4        the client executes the stage
     1 --up_ms------> 2        its input goes up
-    2 --server_ms--> 3        the server executes it (plus an upload overhead while it is being weighed)
+    2 --server_ms--> 3        the server executes it (planners add an upload overhead to this edge)
     3 --down_ms----> 4        its output comes down
     3 --0----------> 5        the server goes on
 
-Nodes 2 and 3 need no state of their own: after each stage the data is at the client (4) or at the server (3), so the
-fastest path is a Viterbi search with two states per stage. A query starts and ends at the client.
+After each stage the data is at the client (4) or at the server (3), so the fastest path is found by dynamic programming
+(a Viterbi search) with two states per stage. A query starts and ends at the client.
 
-With coding (`ionn.planning.coding_costs`), up_ms and down_ms are the times of coded transfers where these are faster.
+Beyond the paper:
 
-A stage of which only some channels are uploaded has four more edges, on which both sides work: see
-`ionn.planning.slice_costs`.
-
-What a server holds already costs nothing to upload: `ExecutionGraph.holding` is the graph for planning the rest. What
-its store has (`ionn.planning.stored_weights`) is loaded without being sent: `ExecutionGraph.storing`.
+- With coding (`ionn.planning.coding_costs`), `up_ms` and `down_ms` are the times of coded transfers where coding is
+  faster.
+- A stage of which only some channels are uploaded has four more edges, on which both sides compute
+  (`ionn.planning.slice_costs`).
+- `ExecutionGraph.holding` is the graph for a server that holds some stages already: they cost nothing to upload.
+  `ExecutionGraph.storing` is that for a server whose store has some weights (`ionn.planning.stored_weights`): it loads
+  them, but they need not be sent.
 """
 
 from __future__ import annotations
@@ -60,15 +62,18 @@ _FLOAT_BYTES = 4
 
 
 def checked_mbps(mbps: float) -> float:
-    """The bandwidth, if it is one; else InputError."""
+    """Return the bandwidth. Raises InputError unless it is finite and above 0."""
     if not (math.isfinite(mbps) and mbps > 0):
         raise InputError(f"bandwidth {mbps} Mbps: give a positive number of megabits per second")
     return mbps
 
 
 class Leg(NamedTuple):
-    """Stages `first`..`last`, both included, of a path that run at one place: "client", "server", or one stage at
-    "both". `from_server`: their input is at the server when they start; `to_server`: their output stays there."""
+    """A part of a path: the adjacent stages `first`..`last`, both included, that run at one place.
+
+    - `where`: "client", "server", or "both" for one stage of which each side computes some channels.
+    - `from_server`: the input is at the server when the leg starts. `to_server`: the output stays there.
+    """
 
     where: str
     first: int
@@ -78,7 +83,7 @@ class Leg(NamedTuple):
 
 
 class GraphDocument(msgspec.Struct):
-    """An `ExecutionGraph` as JSON. Earlier traces do not have the last fields, the first traces no cuts either."""
+    """An `ExecutionGraph` as JSON. In traces of earlier versions, the fields with a default may be missing."""
 
     stages: tuple[str, ...]
     client_ms: list[Real]
@@ -95,23 +100,30 @@ class GraphDocument(msgspec.Struct):
     stored: tuple[StoredWeights, ...] = ()
 
     def graph(self) -> ExecutionGraph:
-        """Raises InputError as `ExecutionGraph` does."""
+        """The graph itself. Raises InputError as `ExecutionGraph` does."""
         return ExecutionGraph(**msgspec.structs.asdict(self))
 
 
 @dataclass(frozen=True, eq=False)
 class ExecutionGraph:
-    """Costs of a chain of n stages between one client and one server. Times in ms, finite and not negative.
+    """The costs of a chain of n stages between one client and one server. Arrays have the shape (n,), or (n + 1,) where
+    noted; times are ms.
 
-    `upload_ms` is the upload overhead: the weights' time on the link plus `load_ms`, the server's time to load them.
-    `up_ms` and `down_ms` are the transfers of the blob at boundary i, before stage i; boundary n is the outputs.
-    A stage that is not `offloadable` never runs at the server. `cuts` are the stages that can be uploaded in slices.
-    `boundary_bytes` are the raw bytes of each blob, or nothing where they are not known. `coded` are the transfers that
-    are coded, and `coded_weights` the stages whose weights are; the times above are theirs. `stored` are the stages of
-    whose weights the server's store has something, see `storing`. `held` is what the server holds, see `holding`; it is
-    not saved.
+    - `stages`: the names of the stages.
+    - `client_ms`, `server_ms`: the execution time of each stage at the client and at the server.
+    - `load_ms`: the server's time to load the weights of a stage.
+    - `upload_ms`: the upload overhead: the time of a stage's weights on the link, plus `load_ms`.
+    - `up_ms`, `down_ms`, (n + 1,): the time to send blob i to the server or to the client. Blob i is the input of stage
+      i, and blob n the network's outputs.
+    - `offloadable`: whether a stage may run at the server.
+    - `cuts`: the stages that can be uploaded in slices.
+    - `boundary_bytes`, (n + 1,): the raw bytes of each blob; empty if they are not known.
+    - `coded`, `coded_weights`: the transfers of blobs, and the stages' weights, that are coded. The times above are
+      those of the coded ones.
+    - `stored`: the stages of whose weights the server's store has some (`storing`).
+    - `held`: the pieces that the server holds already (`holding`); not part of the JSON.
 
-    Raises InputError for costs that are negative, not finite or above STAGE_MAX_MS, or of the wrong number.
+    Raises InputError for times that are negative, not finite or above STAGE_MAX_MS, and for arrays of another shape.
     """
 
     stages: tuple[str, ...]  # names, (n,)
@@ -174,15 +186,18 @@ class ExecutionGraph:
         coded_bytes: Sequence[int] | None = None,
         rtt_ms: float = 0.0,
     ) -> ExecutionGraph:
-        """The graph of a network's chain over a link of `mbps` in each direction, with a round-trip time of `rtt_ms`,
-        half of which each transfer of a blob takes beside its bytes.
+        """The graph of a network's chain.
 
-        With a `coding` of `ionn.coding.CODINGS`, blobs (features) and also weights (lossless) are coded where that is
-        faster. `weight_ratio` is what all weights shrink to, or `coded_bytes` what those of each stage have then; by
-        default what was measured of the model counts.
+        - `client`, `server`: the costs of the layers on the two devices.
+        - `mbps`: the bandwidth of the link in each direction.
+        - `coding`: "none", or "features" or "lossless" (`ionn.coding`): blobs, and with "lossless" weights too, are
+          coded where that is faster.
+        - `weight_ratio`: wire bytes per raw byte of all weights. `coded_bytes`: the wire bytes of each stage's weights,
+          (n,). By default the ratios that were measured of the model count.
+        - `rtt_ms`: the round-trip time; each transfer of a blob takes half of it on top of the time of its bytes.
 
-        Raises InputError for a bandwidth that is not positive, for a coding or ratio that is none, and for costs that
-        do not fit the network.
+        Raises InputError for a bandwidth that is not positive, for an unknown coding or an impossible ratio, and for
+        costs that do not fit the network.
         """
         bytes_per_ms = checked_mbps(mbps) * 1e6 / 8 / 1e3
         check_coding(coding, weight_ratio)
@@ -223,10 +238,10 @@ class ExecutionGraph:
         )
 
     def holding(self, pieces: Iterable[Piece]) -> ExecutionGraph:
-        """The graph of a server that holds these pieces too, of a stage that is cut the first channels.
+        """The same graph for a server that also holds these pieces. Slices must be of a stage's first channels.
 
-        They count as uploaded in every latency, and have no upload overhead: a planner that orders all stages puts the
-        rest in an order that makes use of them. `ionn.planning.plan.make_plan` leaves them out.
+        Held pieces count as uploaded in every latency, and have no upload overhead. So a planner that orders all stages
+        orders the remaining ones with regard to them; `ionn.planning.plan.make_plan` leaves the held ones out.
         """
         whole: set[int] = set()
         held = dict.fromkeys(range(len(self.stages)), 0)
@@ -252,11 +267,11 @@ class ExecutionGraph:
         )
 
     def storing(self, pieces: Iterable[StoredPiece], stage_bytes: Sequence[int], ms_per_mb: float) -> ExecutionGraph:
-        """The graph of a server whose store has these pieces too, of stages whose raw weights have `stage_bytes`. It
-        reads 10^6 bytes of them in `ms_per_mb`.
+        """The same graph for a server whose store also has these pieces. `stage_bytes` are the raw bytes of each
+        stage's weights, (n,); the server reads 10^6 bytes from its store in `ms_per_mb`.
 
-        What is stored has no time on the link; the time to read it is added to `load_ms`. Of what the server holds,
-        nothing is read. Weights that are coded count as evenly coded.
+        Stored weights take no time on the link; the time to read them is added to `load_ms`, except for pieces that the
+        server holds. Coded weights are taken to shrink evenly within a stage.
         """
         found: dict[int, list[StoredPiece]] = {}
         for piece in pieces:
@@ -275,7 +290,7 @@ class ExecutionGraph:
         return replace(self._sending(sent, load_ms), stored=tuple(stored[stage] for stage in sorted(stored)))
 
     def _sending(self, sent: NDArray[np.float64], load_ms: NDArray[np.float64]) -> ExecutionGraph:
-        """The graph where only a share `sent` (n,) of what is sent of each stage is, and loading it takes `load_ms`."""
+        """The same graph with only a share `sent` (n,) of each stage's transfer left, and with other `load_ms` (n,)."""
         load_ms = on_grid(load_ms)
         coded = tuple(each.part(float(sent[each.stage])) for each in self.coded_weights if sent[each.stage])
         upload_ms = load_ms + on_grid(sent * (self.upload_ms - self.load_ms))
@@ -284,9 +299,10 @@ class ExecutionGraph:
         return replace(self, upload_ms=upload_ms, load_ms=load_ms, coded_weights=coded)
 
     def missing(self, plan: Iterable[Iterable[Piece]]) -> list[list[Piece]]:
-        """What of a plan's partitions the server does not hold: stages as a whole or from the first missing channel on.
+        """The partitions of a plan without the pieces that the server holds. Of a stage that it holds in part, the
+        channels from the first missing one on remain.
 
-        What is too little for a slice is in the stage's next one.
+        Channels that are too few for a slice become part of the stage's next slice.
         """
         whole = {piece for piece in self.held if not isinstance(piece, Slice)}
         ends = channels_of(self.held)
@@ -308,18 +324,19 @@ class ExecutionGraph:
         return partitions
 
     def shortest_path(self, overhead_ms: ArrayLike) -> frozenset[int]:
-        """The stages at the server on the fastest path when executing there costs `overhead_ms` (n,) on top.
+        """The stages that run at the server on the fastest path if executing a stage there takes `overhead_ms` (n,)
+        longer (paper, section 2.2).
 
-        Among equally fast paths, the one with the fewest stages at the server (its set is part of all the others').
+        Of equally fast paths it is the one with the fewest stages at the server, whose set is part of all others' sets.
         """
         return frozenset(self._fastest((self._server_ms + on_grid(overhead_ms)).tolist())[1])
 
     def latency_ms(self, uploaded: Iterable[Piece]) -> float:
-        """Latency of the fastest path that uses only what is `uploaded` at the server."""
+        """The latency of the fastest path on which the server executes nothing but what is `uploaded`, in ms."""
         return self._fastest(*self._only(uploaded))[0]
 
     def legs(self, uploaded: Iterable[Piece]) -> tuple[Leg, ...]:
-        """The path that `latency_ms` measures, from the first stage to the last."""
+        """The path whose latency `latency_ms` returns, from the first stage to the last."""
         _, at_server, at_both = self._fastest(*self._only(uploaded))
         places = ["client"] * len(self.stages)
         for stage in at_server:
@@ -342,11 +359,11 @@ class ExecutionGraph:
         return tuple(legs)
 
     def split(self, stage: int, channels: int) -> Split:
-        """Return what a stage costs while `channels` of its channels, not all of them, are at the server."""
+        """Return the costs of a stage while its first `channels` channels, not all of them, are at the server."""
         cut = self._cut[stage]
         share = channels / cut.channels
         client_ms, server_ms = float(self.client_ms[stage]), float(self.server_ms[stage])
-        # Measured times of the stage may be less than what a model predicts of them as fixed.
+        # The measured time of a stage may be less than the fixed part that a cost model predicts.
         client_fixed_ms = min(cut.client_fixed_ms, client_ms)
         server_fixed_ms = min(cut.server_fixed_ms, server_ms)
         return Split(
@@ -359,11 +376,11 @@ class ExecutionGraph:
         )
 
     def is_coded(self, boundary: int, direction: str) -> bool:
-        """Tell whether the blob at a boundary is coded on its way up or down."""
+        """Tell whether the blob at a boundary is coded when it is sent "up" or "down"."""
         return (boundary, direction) in self._coded
 
     def transfer(self, boundary: int, direction: str) -> Transfer:
-        """What the blob at a boundary takes on its way up or down. Its bytes are 0 where they are not known."""
+        """The transfer of the blob at a boundary "up" or "down". Its bytes are 0 if they are not known."""
         raw_bytes = self.boundary_bytes[boundary] if self.boundary_bytes else 0
         if coded := self._coded.get((boundary, direction)):
             return Transfer(coded.encode_ms, coded.link_ms, coded.decode_ms, raw_bytes, coded.wire_bytes)
@@ -371,11 +388,11 @@ class ExecutionGraph:
         return Transfer(0.0, link_ms, 0.0, raw_bytes, raw_bytes)
 
     def share(self, piece: Piece) -> float:
-        """The part of its stage's channels that a piece has: 1 for a whole stage."""
+        """The share of its stage's channels that a piece has; 1 for a whole stage."""
         return (piece.end - piece.begin) / self._cut[piece.stage].channels if isinstance(piece, Slice) else 1.0
 
     def held_channels(self, stage: int) -> int:
-        """How many channels the server holds of a stage that it does not hold as a whole."""
+        """How many channels of a stage the server holds, if it does not hold the whole stage."""
         return self._held_channels.get(stage, 0)
 
     def _channels(self, stage: int) -> int:
@@ -383,14 +400,14 @@ class ExecutionGraph:
         return self._cut[stage].channels if stage in self._cut else 1
 
     def _missing_share(self, piece: Piece) -> float:
-        """The part of what the server does not hold of its stage that a piece has."""
+        """The share of a piece in those channels of its stage that the server does not hold."""
         if not isinstance(piece, Slice):
             return 1.0
         held = self.held_channels(piece.stage)
         return max(0, piece.end - max(piece.begin, held)) / (self._channels(piece.stage) - held)
 
     def _sent_share(self, piece: Piece) -> float:
-        """The part of what is to be sent of its stage that a piece has."""
+        """The share of a piece in those bytes of its stage that must be sent."""
         stored = self._stored.get(stage_of(piece))
         if not isinstance(piece, Slice) or stored is None:
             return self._missing_share(piece)
@@ -399,7 +416,7 @@ class ExecutionGraph:
         return stored.missing_between(max(piece.begin, held), max(piece.end, held)) / missing if missing else 0.0
 
     def _load_ms(self, piece: Piece) -> float:
-        """How long the server takes to load a piece, what it reads of it included."""
+        """How long the server takes to load a piece, and to read the stored part of it."""
         stage, share = stage_of(piece), self._missing_share(piece)
         stored = self._stored.get(stage)
         if not isinstance(piece, Slice) or stored is None:
@@ -410,7 +427,7 @@ class ExecutionGraph:
         return share * max(0.0, float(self.load_ms[stage]) - all_read_ms) + read_ms
 
     def overhead_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
-        """The upload overhead of pieces, and the part of it that is the server's time to load them."""
+        """The upload overhead of some pieces in ms, and the part of it in which the server loads them."""
         upload_ms = load_ms = 0.0
         for piece in pieces:
             piece_upload_ms, piece_load_ms = self._overhead_ms(piece)
@@ -427,7 +444,8 @@ class ExecutionGraph:
         return time_on_grid(load_ms + sent_ms), time_on_grid(load_ms)
 
     def arrival_ms(self, pieces: Iterable[Piece]) -> tuple[float, float]:
-        """What the weights of pieces take on the link, and to be decoded at the server meanwhile."""
+        """The time of some pieces' weights on the link, and the time in which the server decodes them meanwhile, in
+        ms."""
         link_ms = decode_ms = 0.0
         for piece in pieces:
             if coded := self._coded_weights.get(stage_of(piece)):
@@ -439,13 +457,13 @@ class ExecutionGraph:
         return link_ms, decode_ms
 
     def wire_bytes(self, piece: Piece, stage_bytes: int) -> int:
-        """The bytes of a piece on the link, if its stage has weights of `stage_bytes`."""
+        """The bytes that cross the link for a piece of a stage whose weights have `stage_bytes`."""
         if coded := self._coded_weights.get(stage_of(piece)):
             return round(self._sent_share(piece) * coded.wire_bytes)
         return self.sent_bytes(piece, stage_bytes)
 
     def sent_bytes(self, piece: Piece, stage_bytes: int) -> int:
-        """The raw bytes of a piece that are sent, as the server's store has them not."""
+        """The raw bytes of a piece that must be sent because the server's store does not have them."""
         stored = self._stored.get(stage_of(piece))
         if stored is None:
             return round(self.share(piece) * stage_bytes)
@@ -459,7 +477,7 @@ class ExecutionGraph:
         return hash(self.stages)
 
     def to_json(self) -> dict[str, list[Any]]:
-        """Return what `from_json` reads: a list per attribute, in the order of the stages or boundaries."""
+        """Return the graph as JSON: a list per attribute, in the order of the stages or boundaries."""
         return {field.name: _as_json(getattr(self, field.name)) for field in fields(self) if field.name != "held"}
 
     @classmethod
@@ -473,14 +491,14 @@ class ExecutionGraph:
 
     @cached_property
     def has_weights(self) -> NDArray[np.bool_]:
-        """Tell whether a stage has weights that the server does not hold, (n,): that are sent, or are stored."""
+        """Whether each stage has weights that the server does not hold, (n,), be they sent or read from its store."""
         sends: NDArray[np.bool_] = self.upload_ms > self.load_ms
         sends[list(self._stored)] = True
         return sends
 
     @property
     def local_ms(self) -> float:
-        """Latency with all stages at the client."""
+        """The latency with all stages at the client."""
         return float(self.client_ms.sum())
 
     @cached_property
@@ -501,7 +519,7 @@ class ExecutionGraph:
 
     @cached_property
     def _client_side(self) -> list[tuple[float, float, float]]:
-        """(client_ms, up_ms, down_ms) of each stage and the boundary before it."""
+        """For each stage: its time at the client, and the times of its input up and down."""
         return list(zip(self.client_ms.tolist(), self.up_ms.tolist(), self.down_ms.tolist(), strict=False))
 
     @cached_property
@@ -517,7 +535,7 @@ class ExecutionGraph:
         return {each.stage: each for each in self.coded_weights}
 
     def _only(self, uploaded: Iterable[Piece]) -> tuple[list[float], dict[int, Split]]:
-        """Times at the server of the uploaded stages, infinite for the others, and the stages uploaded in part."""
+        """The server's time for each stage, infinite if it is not uploaded, and the costs of those uploaded in part."""
         pieces = [*self.held, *uploaded]
         server_ms = [math.inf] * len(self.stages)
         for piece in pieces:
@@ -534,12 +552,12 @@ class ExecutionGraph:
     def _fastest(
         self, server_ms: list[float], splits: Mapping[int, Split] | None = None
     ) -> tuple[float, list[int], dict[int, tuple[bool, bool]]]:
-        """The fastest path: its latency, its stages at the server (last first), and its stages at both, with where
-        their input is and where their output goes (True: the server). At a tie, the data comes from the client."""
-        at_client, at_server = 0.0, math.inf  # fastest ways to have the data there
+        """The fastest path: its latency, its stages at the server (last first), and its stages at both, with the places
+        of their input and output (True: the server). Of equally fast ways, the one from the client is taken."""
+        at_client, at_server = 0.0, math.inf  # the earliest times to have the data there
         came_down: list[bool] = []
         stayed_up: list[bool] = []
-        joined: set[tuple[int, bool]] = set()  # stages at both on the fastest way to have the data at the server or not
+        joined: set[tuple[int, bool]] = set()  # stages that run at both if the data is wanted at the server, or not
         for (client_ms, up_ms, down_ms), executed_ms in zip(self._client_side, server_ms, strict=True):
             down, up = at_server + down_ms, at_client + up_ms
             comes_down, stays_up = down < at_client, at_server < up
@@ -572,6 +590,6 @@ class ExecutionGraph:
 
 
 def _as_json(values: Any) -> list[Any]:
-    """A field of a graph: numbers, names or flags, or parts of which each is an object."""
+    """A field of a graph as a list: of numbers, names or flags, or of objects."""
     parts = [asdict(value) for value in values if is_dataclass(value) and not isinstance(value, type)]
     return parts or list(np.asarray(values).tolist())

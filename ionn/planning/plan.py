@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Partition:
-    """One upload: stages of the chain or slices of them (`pieces`, sorted by stage; several runs are possible), with
-    the `layers` they consist of.
+    """One step of a plan, uploaded as a whole.
 
-    `bytes` are weights, of which `stored_bytes` are in the server's store. `wire_bytes` are what the others are on the
-    link, and `upload_ms` is the upload overhead; `latency_ms` is a query's when this partition and all before it are
-    usable.
+    - `index`: its place in the upload order, from 0.
+    - `pieces`: the stages that it consists of, by index, or slices of them, sorted by stage; they need not be adjacent.
+    - `stage_names`, `layers`: the names of these stages and of their layers.
+    - `bytes`: the size of its weights before coding, of which `stored_bytes` are in the server's store.
+    - `wire_bytes`: the bytes that cross the link for it.
+    - `upload_ms`: its upload overhead: the time on the link and, where known, the server's time to load it.
+    - `latency_ms`: the latency of a query once this partition and all before it have arrived.
     """
 
     index: int
@@ -42,18 +45,18 @@ class Partition:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The indices of the stages that are in it, with some or all of their channels."""
+        """The indices of its stages, whether they are in it as a whole or as a slice."""
         return tuple(map(stage_of, self.pieces))
 
     @property
     def slices(self) -> dict[str, tuple[int, int]]:
-        """The output channels (begin, end) of the stages that are in it with some of their channels only."""
+        """The output channels (begin, end) of each stage that is in it as a slice, by the stage's name."""
         pieces = zip(self.stage_names, self.pieces, strict=True)
         return {name: (piece.begin, piece.end) for name, piece in pieces if isinstance(piece, Slice)}
 
     def to_json(self) -> dict[str, Any]:
-        """`slices` is there only if it is not empty, `wire_bytes` only where weights are coded or stored, and
-        `stored_bytes` only where some are stored."""
+        """Return the partition as JSON: with `slices` only if there are any, `wire_bytes` only if weights are coded or
+        stored, and `stored_bytes` only if some are stored."""
         slices = {"slices": {name: list(channels) for name, channels in self.slices.items()}} if self.slices else {}
         wire = {"wire_bytes": self.wire_bytes} if self.wire_bytes != self.bytes else {}
         stored = {"stored_bytes": self.stored_bytes} if self.stored_bytes else {}
@@ -83,7 +86,7 @@ class PartitionDocument(msgspec.Struct):
 
 
 class PlanDocument(msgspec.Struct):
-    """A `Plan` as JSON. The first traces had plans without `model_bytes` and `planning_ms`."""
+    """A `Plan` as JSON. Plans in the traces of earlier versions lack `model_bytes` and `planning_ms`."""
 
     model: str
     algorithm: str
@@ -98,12 +101,14 @@ class PlanDocument(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Plan:
-    """Partitions in upload order. `mbps` is the bandwidth that they were planned for, the last of them where that
-    changed.
+    """An uploading plan: `partitions` in upload order.
 
-    `model_bytes` are all weights of the network, uploaded or not. `local_ms` and `best_ms`: latency with nothing and
-    with everything uploaded. `held` are the stages that the server holds before the upload begins: a query is routed by
-    `ExecutionGraph.holding` of them.
+    - `model`, `algorithm`: the names of the network and the planner.
+    - `mbps`: the bandwidth that the plan was made for; for a client that plans again, the last one.
+    - `model_bytes`: the size of all weights of the network, uploaded or not.
+    - `local_ms`, `best_ms`: the latency of a query with nothing and with everything uploaded.
+    - `planning_ms`: how long the planner took; NaN if unknown.
+    - `held`: the indices of the stages that the server holds before the upload begins (`ExecutionGraph.holding`).
     """
 
     model: str
@@ -118,8 +123,8 @@ class Plan:
 
     @property
     def mean_ms(self) -> float:
-        """The latency that is expected on average over the time of the upload, as if that had the link for itself; NaN
-        where nothing is uploaded. Times that time it is the area under the latency curve."""
+        """The expected latency, averaged over the time of an upload that has the link for itself; NaN if nothing is
+        uploaded. Multiplied by the time of the upload, it is the area under the latency curve."""
         upload_ms = sum(partition.upload_ms for partition in self.partitions)
         latencies_ms = [self.local_ms, *(partition.latency_ms for partition in self.partitions)]
         areas = (part.upload_ms * ms for part, ms in zip(self.partitions, latencies_ms, strict=False))
@@ -127,12 +132,11 @@ class Plan:
 
     @property
     def uploads(self) -> list[tuple[Piece, ...]]:
-        """What goes up in which order where the server does not hold it by itself: what it holds before a run begins,
-        if there is something, and the partitions."""
+        """What is uploaded to a server that holds nothing: first `held`, if there is any, then the partitions."""
         return [*([self.held] if self.held else []), *(partition.pieces for partition in self.partitions)]
 
     def to_json(self) -> dict[str, Any]:
-        """`held` is there only if it is not empty, as numbers of stages."""
+        """Return the plan as JSON: with `held` only if there is any, and `planning_ms` only if known."""
         planning = {} if math.isnan(self.planning_ms) else {"planning_ms": self.planning_ms}
         held = {"held": list(self.held)} if self.held else {}
         return {
@@ -149,7 +153,7 @@ class Plan:
 
     @classmethod
     def from_document(cls, document: PlanDocument, graph: ExecutionGraph) -> Plan:
-        """The plan that `to_json` wrote, of the chain of `graph`. Raises InputError where it is of another chain."""
+        """The plan that `to_json` wrote, for the chain of `graph`. Raises InputError if it is for another chain."""
         index = {name: stage for stage, name in enumerate(graph.stages)}
         channels = {cut.stage: cut.channels for cut in graph.cuts}
         partitions = []
@@ -185,7 +189,8 @@ class Plan:
 
 
 def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
-    """The plan while no server's costs are known: nothing is uploaded. The client's side of `graph` is read only.
+    """A plan without partitions, for a client that does not know a server's costs. Of `graph`, only the client's side
+    counts.
 
     Raises InputError as `make_plan` does.
     """
@@ -198,11 +203,12 @@ def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: fl
 def make_plan(
     network: Network, graph: ExecutionGraph, algorithm: str, mbps: float, planner: Planner | None = None
 ) -> Plan:
-    """Plan a network whose costs over a link of `mbps` are `graph`, and time the planner (`planning_ms`). What the
-    server holds by the graph is left out. What `preinstalled` plans is held by the server, and no partition. `planner`
-    is the planner itself, by default the one that has the name `algorithm` in this process.
+    """Plan the upload of a network whose costs over a link of `mbps` are `graph`, and time the planner.
 
-    Raises InputError for an unknown algorithm and for a bandwidth that is not positive.
+    What the server holds according to the graph is left out. The stages that the baseline `preinstalled` returns become
+    `Plan.held` and no partition. `planner` is by default the one that has the name `algorithm` in this process.
+
+    Raises InputError for an unknown algorithm, and for a bandwidth that is not positive.
     """
     checked_mbps(mbps)
     planner = planner or get_planner(algorithm)

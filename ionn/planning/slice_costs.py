@@ -1,19 +1,19 @@
-"""What a stage costs while only some of its channels are at the server.
+"""The costs of a stage while only some of its channels are at the server.
 
-While some channels are at the server, a query may compute these there and the others at the client, at the same time
-and from the same input. In the execution graph (paper, Fig. 1; `ionn.planning.graph` has the node numbers) such a
-stage has four edges, by where its input is (1: the client, 2: the server) and where its output is wanted (4: the
-client, 3: the server):
+Then a query may compute these channels at the server and the others at the client, at the same time and from the same
+input. In the execution graph (paper, Fig. 1; `ionn.planning.graph` has the node numbers) such a stage has four more
+edges, depending on where its input is (1: the client, 2: the server) and where its output is wanted (4: the client,
+3: the server):
 
     1 --> 4   The input goes up, and the server's channels come down. The client computes all the while.
     1 --> 3   The input goes up. The client's channels follow when they are computed and the uplink is free.
     2 --> 4   The input comes down. The server's channels follow when they are computed and the downlink is free.
     2 --> 3   The input comes down, and the client's channels go up. The server computes all the while.
 
-An edge ends when all channels are where they are wanted. Each side starts when it has the input; a direction of the
-link carries one transfer at a time, the input first. A side codes and decodes what it sends and gets in the thread that
-computes: what goes out before it goes on, what comes in when it has come. `Split.end_ms` is that in code. Once all
-channels are uploaded, the stage runs at the server like any other.
+An edge ends when all channels are where they are wanted. Each side starts when it has the input. A direction of the
+link carries one transfer at a time, the input first. Each side codes and decodes in the thread that computes: it codes
+what it sends before it continues, and decodes what it receives when that has arrived. `Split.end_ms` computes this.
+Once all channels are uploaded, the stage runs at the server like any other.
 """
 
 from __future__ import annotations
@@ -30,19 +30,23 @@ from ionn.planning.coding_costs import Transfer
 if TYPE_CHECKING:
     from ionn.model.network import Network
 
-# What a slice takes beyond its share of the upload: the message that announces it, and a layer more to be loaded at the
-# server. 0.6 to 1 ms were measured live (a partition more for the same bytes), 0.7 to 1.3 ms is the constant part of
-# the load times of the paper's server. Of any server it is what Caffe takes for a small net (bench/slices.py).
+# The time of a slice beyond its share of the upload: for the message that announces it, and for one more layer that the
+# server loads. Live, one more partition for the same bytes took 0.6 to 1 ms; the constant part of the load times of the
+# paper's server is 0.7 to 1.3 ms. On any server, it is the time that Caffe takes for a small net (bench/slices.py).
 SLICE_MS = 2.0
 
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """How a stage can be cut. Raises InputError for numbers that cannot be.
+    """How the stage with index `stage` can be cut into slices.
 
-    `channels` is how many it has, `least` how many a slice must have, a multiple of TILE. `client_fixed_ms` and
-    `server_fixed_ms` are parts of the stage's times that a side needs in full for any number of channels, such as the
-    convolution's unrolling of its input. `slice_ms` is what a slice takes to upload beyond its share.
+    - `channels`: the number of its output channels.
+    - `least`: the least number of channels of a slice, a multiple of TILE.
+    - `client_fixed_ms`, `server_fixed_ms`: the parts of the stage's times that a side needs for any number of channels,
+      such as a convolution's unrolling of its input.
+    - `slice_ms`: the time that a slice takes to upload beyond its share.
+
+    Raises InputError for impossible numbers.
     """
 
     stage: int
@@ -60,18 +64,18 @@ class SlicePlan:
                 raise InputError(f"{self}: not a cut: {name} is negative or not finite")
 
     def most_slices(self, begin: int = 0) -> int:
-        """Into how many slices the channels from `begin` on can be cut."""
+        """The largest number of slices into which the channels from `begin` on can be cut."""
         return (self.channels - begin) // self.least
 
     def ends(self, slices: int, begin: int = 0) -> list[int]:
-        """Return where each of `slices` slices of about equal size ends, from channel `begin` on; at most
-        `most_slices`."""
+        """Cut the channels from `begin` on into `slices` slices of about equal size, at most `most_slices`. Returns the
+        end of each."""
         tiles = [(self.channels - begin) * number // (slices * TILE) for number in range(1, slices)]
         return [*(begin + tile * TILE for tile in tiles), self.channels]
 
 
-# One direction of the link: when a transfer that may begin at a time, and takes so many ms of the link alone, has left
-# the sender's end, and when it has arrived at the other.
+# One direction of the link, as a function of when a transfer may begin and how many ms it takes if it has the link for
+# itself. Returns when the transfer has left the sender, and when it has arrived.
 Send = Callable[[float, float], tuple[float, float]]
 
 
@@ -81,8 +85,8 @@ def _alone(at_ms: float, link_ms: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Split:
-    """A stage of which some channels are at the server: each side's time for its channels, the transfers of the input,
-    of the client's channels up and of the server's channels down."""
+    """The costs of a stage of which some channels are at the server: each side's time for its own channels, and the
+    transfers of the input, of the client's output channels up, and of the server's output channels down."""
 
     client_ms: float
     server_ms: float
@@ -99,7 +103,8 @@ class Split:
         send_up: Send = _alone,
         send_down: Send = _alone,
     ) -> float:
-        """Return when the output is complete at its place, if the input is there (`from_server` or not) at `start_ms`.
+        """Return the time at which the whole output is at the server (`to_server`) or at the client, if the input is at
+        the server (`from_server`) or at the client at `start_ms`.
 
         `send_up` and `send_down` are the two directions of the link; by default nothing else is on it.
         """
@@ -123,7 +128,7 @@ class Split:
         return max(here_ms, arrived_ms) + self.output_down.decode_ms
 
     def transfers(self, from_server: bool, to_server: bool) -> tuple[Transfer, Transfer]:
-        """What crosses the link: the input, and the channels that one side computed."""
+        """The two transfers over the link: the input, and the output channels of the other side."""
         return (
             self.input_down if from_server else self.input_up,
             self.output_up if to_server else self.output_down,
@@ -133,8 +138,7 @@ class Split:
 def slice_plans(
     network: Network, client_fixed_ms: Sequence[float], server_fixed_ms: Sequence[float]
 ) -> tuple[SlicePlan, ...]:
-    """Return the slice plans of the stages of a network that can be cut. The arguments are parts of each stage's times,
-    see `SlicePlan`."""
+    """Return the slice plan of each stage that can be cut. `SlicePlan` explains the fixed times, one per stage."""
     sizes = {stage.index: size for stage in network.stages if (size := slice_sizes(network, stage))}
     return tuple(
         SlicePlan(stage, channels, least, client_fixed_ms[stage], server_fixed_ms[stage], SLICE_MS)

@@ -1,9 +1,9 @@
-"""What a server's store has of a network's weights, and what is left to be sent of a stage or of a slice of it.
+"""Which weights of a network a server's store has, and which remain to be sent of a stage or a slice.
 
-A store keeps weights beyond sessions, in pieces of a few megabytes (`ionn.model.weight_pieces`), so a stage may be
-stored in part. What is stored is read at the server and not sent: it has no time on the link, and the time to read it
-is part of the time to load the stage. Of a stage that can be cut, a piece has some output channels, so a slice costs
-what its own channels cost.
+A store keeps weights after a session's end, in pieces of a few megabytes (`ionn.model.weight_pieces`), so it may have
+only a part of a stage. The server reads stored weights instead of receiving them: they take no time on the link, and
+the time to read them is part of the time to load the stage. In a stage that can be cut, each piece belongs to some
+output channels, so the costs of a slice are those of its own channels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ionn.schema import Natural, Real
 
 
 class StoredPiece(NamedTuple):
-    """A piece of a stage's weights that a server's store has: `raw_bytes` of them.
+    """A piece of a stage's weights that a server's store has, of `raw_bytes` bytes.
 
-    `channels` are the output channels (begin, end) of a stage that can be cut to which they belong; None for a stage
-    that cannot be cut, and for weights that belong to all of its channels.
+    `channels` are the output channels (begin, end) that it belongs to; None if the stage cannot be cut, and for weights
+    that belong to all channels.
     """
 
     stage: int
@@ -34,11 +34,11 @@ class StoredPiece(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """What is to be sent of a stage's weights, and how long it takes to read the others, channel by channel.
+    """How many bytes of a stage's weights must be sent, and how long the server takes to read the others.
 
-    `missing_bytes[i]` and `read_ms[i]` are those of the channels from the first one to `ends[i]`, not included; between
-    two ends both grow evenly. A stage that cannot be cut counts as one channel. Raises InputError for numbers that do
-    not ascend, or are not as many.
+    `missing_bytes[i]` and `read_ms[i]` are sums over the channels before `ends[i]`; between two ends both grow evenly.
+    A stage that cannot be cut counts as one channel. Raises InputError for numbers that do not ascend, and for
+    sequences of different lengths.
     """
 
     stage: Natural
@@ -55,7 +55,7 @@ class StoredWeights:
 
     @classmethod
     def nothing(cls, stage: int, channels: int, weight_bytes: int) -> StoredWeights:
-        """Those of a stage of which a store has nothing."""
+        """The value for a stage of which the store has nothing."""
         return cls(stage, (channels,), (weight_bytes,), (0.0,))
 
     @property
@@ -63,15 +63,16 @@ class StoredWeights:
         return self.ends[-1]
 
     def missing_between(self, begin: int, end: int) -> float:
-        """The bytes that are to be sent of the channels `begin`..`end`, not included."""
+        """The bytes that must be sent of the channels `begin`..`end` (`end` not included)."""
         return _between(self.ends, self.missing_bytes, begin, end)
 
     def read_between_ms(self, begin: int, end: int) -> float:
-        """How long it takes to read what is stored of them."""
+        """How long the server takes to read what is stored of these channels, in ms."""
         return _between(self.ends, self.read_ms, begin, end)
 
     def with_pieces(self, pieces: Iterable[StoredPiece], ms_per_mb: float) -> StoredWeights:
-        """The same where these pieces are stored too, none of which was; 10^6 bytes of them are read in `ms_per_mb`."""
+        """The value if these pieces, none of which was stored before, are stored too. Reading 10^6 bytes of them takes
+        `ms_per_mb`."""
         spread = [(*(piece.channels or (0, self.channels)), piece.raw_bytes) for piece in pieces]
         inner = {channel for begin, end, _ in spread for channel in (begin, end) if 0 < channel < self.channels}
         ends = sorted({*self.ends, *inner})
@@ -90,6 +91,6 @@ class StoredWeights:
 
 
 def _between(ends: Sequence[int], sums: Sequence[float], begin: int, end: int) -> float:
-    """The difference of two sums, each of all channels up to one."""
+    """The difference of two sums, one over all channels before `end`, one over all channels before `begin`."""
     until = np.interp([begin, end], (0, *ends), (0, *sums))
     return float(until[1] - until[0])

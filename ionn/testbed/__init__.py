@@ -1,1 +1,1 @@
-"""The paper's experiment, on a simulated clock or with real processes, bytes and computations; and what it records."""
+"""The paper's experiment, with a simulated clock or with real processes, bytes and computation, and its traces."""

@@ -1,4 +1,5 @@
-"""When queries are raised: one after another, as in the paper, or by themselves, whether the client is busy or not."""
+"""Arrivals: when queries are raised. In the paper, each is raised when the one before it was answered (a closed loop);
+otherwise they are raised at times of their own, whether the client is busy or not (docs/arrivals.md)."""
 
 from __future__ import annotations
 
@@ -15,31 +16,36 @@ from ionn.errors import InputError, did_you_mean, printable
 from ionn.files import read_text
 
 CLOSED, FPS, POISSON, BURST = "closed", "fps", "poisson", "burst"
-# What becomes of a query that meets a busy client.
+# What happens to a query that is raised while the client is busy.
 WAIT, DROP = "wait", "drop"
 BUSY = (WAIT, DROP)
 FORMS = "closed, fps:N, poisson:N, burst:N,PERIOD, or a file with a timestamp in seconds on each line"
-# From a query in a quarter of an hour to more than any client answers.
+# The range of rates: from a query every quarter of an hour to more queries than any client answers.
 PER_SECOND = (0.001, 1000.0)
 BURST_MAX = 1000
-# A day at most, as a window.
+# At most a day, like a window.
 PERIOD_S = (0.001, 86_400.0)
 TIME_MAX_S = 86_400.0
-# Of one run. So many and their answers fit into memory, and into a trace that can be read again.
+# The most arrivals of one run. So many queries fit into memory, and into a trace that can be read again.
 ARRIVALS_MAX = 1_000_000
 
-# Characters of a file's name: it is in that of a folder.
+# The most characters of a file's name, which becomes part of a folder's name.
 _NAME_MAX = 60
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """When the queries of a run are raised, in seconds since its upload began. What has equal names is equal.
+    """When the queries of a run are raised. Arrivals with equal names are equal.
 
-    `name` is "closed" (the next query is raised when the one before is answered), "fps:N" (a camera: N a second,
-    evenly), "poisson:N" (N a second on average, independent of each other), "burst:N,PERIOD" (N at once every PERIOD
-    seconds), or what a file of timestamps is called, with a digest of them. `times_s` are the timestamps, ascending;
-    they take the place of those that the name stands for. Those of a file are not in a trace.
+    `name` is one of these:
+
+    - "closed": each query is raised when the one before it was answered, as in the paper;
+    - "fps:N": like a camera, N queries a second at equal distances;
+    - "poisson:N": N queries a second on average, independent of each other;
+    - "burst:N,PERIOD": N queries at once, every PERIOD seconds;
+    - the name of a file of timestamps, with their digest.
+
+    `times_s` are the timestamps of a file, ascending, in seconds since the upload began. They are not kept in traces.
 
     Raises InputError for numbers out of their ranges.
     """
@@ -52,7 +58,8 @@ class Arrivals:
 
     @classmethod
     def parse(cls, text: str) -> Arrivals:
-        """The arrivals that a user names: one of FORMS. Raises InputError for any other."""
+        """The arrivals that a text names, in one of the forms above, or as the path of a file of timestamps in seconds,
+        one on each line. Raises InputError for any other text."""
         kind, colon, _ = text.partition(":")
         if text == CLOSED or (colon and kind in (FPS, POISSON, BURST)):
             _, numbers = cls(text)._parts()
@@ -64,7 +71,7 @@ class Arrivals:
 
     @classmethod
     def load(cls, path: Path) -> Arrivals:
-        """The arrivals of a file. Raises InputError, which names its line, where it is no file of timestamps."""
+        """The arrivals of a file of timestamps. Raises InputError, which names the line, if the file is not one."""
         times_s: list[float] = []
         for number, line in enumerate(read_text(path, "the arrivals").split("\n"), 1):
             if not line.strip():
@@ -80,25 +87,29 @@ class Arrivals:
         if not times_s:
             raise InputError(f"{path}: there is no timestamp; give seconds since the upload began, one on each line")
         digest = hashlib.sha256(" ".join(map(repr, times_s)).encode()).hexdigest()[:8]
-        # Without a colon, which the names of the other forms have.
+        # The name has no colon, as the names of the other forms have one.
         return cls(f"{printable(path.name)[:_NAME_MAX].replace(':', '_')} ({digest})", tuple(times_s))
 
     @property
     def closed(self) -> bool:
-        """Tell whether queries follow each other, as in the paper."""
+        """Whether each query is raised when the one before it was answered, as in the paper."""
         return self.name == CLOSED
 
     @property
     def per_second(self) -> float:
-        """How many queries are raised in a second, on average and for ever; 0 in a closed loop, and for a file."""
+        """How many queries are raised per second on average; 0 for a closed loop, and for a file, which has an end."""
         kind, numbers = self._parts()
         if kind == BURST:
             return numbers[0] / numbers[1]
         return numbers[0] if numbers else 0.0
 
     def times(self, seed: int, run: int) -> Iterator[float]:
-        """When queries are raised, ascending, without end but for a file's. Those of "poisson" are drawn from the seed
-        and the number of the run. Raises InputError where a file's are not known; not for a closed loop."""
+        """The times at which queries are raised, in seconds, ascending, and without end unless they are a file's. Those
+        of "poisson" are drawn from the seed and the number of the run.
+
+        Not for a closed loop. Raises InputError if a file's timestamps are not known, because a trace does not keep
+        them.
+        """
         kind, numbers = self._parts()
         if self.times_s is not None:
             return iter(self.times_s)
@@ -109,12 +120,12 @@ class Arrivals:
         if kind == BURST:
             count, period_s = numbers
             return (burst * period_s for burst in itertools.count() for _ in range(int(count)))
-        # Not the stream of the virtual testbed's noise.
+        # These random numbers must be independent of the virtual testbed's noise.
         draw = random.Random(f"arrivals/{seed}/{run}")
         return itertools.accumulate(draw.expovariate(numbers[0]) for _ in itertools.count())
 
     def _parts(self) -> tuple[str, tuple[float, ...]]:
-        """The word and the numbers in the name; there are no numbers in that of a closed loop, and of a file."""
+        """The word and the numbers in the name. A closed loop and a file have no numbers."""
         kind, colon, given = self.name.partition(":")
         if not colon or kind not in (FPS, POISSON, BURST):
             return self.name, ()

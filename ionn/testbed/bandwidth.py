@@ -1,6 +1,6 @@
 """The bandwidth of a link over time.
 
-It is constant for a while, then another, and so on: after its last step for ever, or all of it again and again.
+It changes in steps. After the last step it stays constant, or all steps are repeated with a period.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from ionn.arguments import decimal_of
 from ionn.errors import InputError
 from ionn.files import read_text
 
-# Of the rates in a file: from what no client waits for to more than any link has.
+# The range of rates in a file: from less than any client waits for to more than any link has.
 MBPS_MIN, MBPS_MAX = 0.001, 1e6
-# Of the times in a file. A day: nobody runs an experiment for longer.
+# The latest time in a file, a day: nobody runs an experiment for longer.
 SECONDS_MAX = 86_400.0
 LINES_MAX = 1_000_000
 CSV_HEADER = "seconds,mbps"
-# What a timestamp in a trace of Mahimahi's stands for: a full Ethernet packet.
+# A timestamp in a Mahimahi trace stands for a full Ethernet packet.
 MAHIMAHI_BYTES = 1500
 
 
 class Steps:
-    """A rate that changes in steps: `rates[i]` from `begins[i]`, the first of which is 0, until the next one. It begins
-    anew after each `period`, or keeps its last value.
+    """A rate that changes in steps: `rates[i]` from the time `begins[i]` until `begins[i + 1]`, with `begins[0]` = 0.
+    After each `period` the steps repeat; with an infinite period, the last rate stays.
 
-    Times are in any unit, amounts in any other, and rates are amounts per time. Some rate is above 0, and so is the
-    last one if there is no period.
+    Times are in any unit, amounts in any other, and rates are amounts per time. At least one rate is above 0; with an
+    infinite period, the last one is.
     """
 
     def __init__(self, begins: Sequence[float], rates: Sequence[float], period: float = math.inf) -> None:
         self._begins, self._rates, self._period = list(begins), list(rates), period
-        self._is_constant = len(begins) == 1 and period == math.inf  # the usual case, which shall be quick
+        self._is_constant = len(begins) == 1 and period == math.inf  # the usual case, which is kept fast
         spans = (end - begin for begin, end in pairwise([*begins, period]))
         pieces = (rate * span if rate else 0.0 for rate, span in zip(rates, spans, strict=True))
-        self._amounts = list(accumulate(pieces, initial=0.0))  # until each begin, and in a whole period
+        self._amounts = list(accumulate(pieces, initial=0.0))  # the amounts before each step, and of a whole period
 
     def amount(self, begin: float, end: float) -> float:
-        """What passes between two times."""
+        """The amount that passes between two times."""
         if self._is_constant:
             return (end - begin) * self._rates[0]
         first, last = self._step(begin), self._step(end)
@@ -61,7 +61,8 @@ class Steps:
             return begin + amount / self._rates[0]
         lap, step = self._step(begin)
         rate, next_begin = self._rates[step], self._start(lap, step + 1)
-        # Sums are not exact: what passes but for a billionth by the end of a step passes by then, not after an outage.
+        # Sums are not exact: an amount that has passed but for a billionth by the end of a step counts as passed then.
+        # Otherwise it would pass only after an outage that follows.
         spare = 1e-9 * amount
         if rate and begin + (amount - spare) / rate <= next_begin:
             return min(begin + amount / rate, next_begin)
@@ -70,12 +71,12 @@ class Steps:
         if nearly > self._amounts[-1]:
             laps = math.ceil(nearly / self._amounts[-1]) - 1
             lap, left, nearly = (lap + laps, *(each - laps * self._amounts[-1] for each in (left, nearly)))
-        # Nor are quotients: it is within this period, all the same.
+        # Quotients are not exact either, so the result is kept within this period.
         step = bisect_left(self._amounts, min(max(nearly, math.ulp(0.0)), self._amounts[-1])) - 1
         return self._start(lap, step) + (left - self._amounts[step]) / self._rates[step]
 
     def _step(self, at: float) -> tuple[int, int]:
-        """Which repetition a time is in, and which step of it."""
+        """The number of the repetition that a time is in, and the number of the step within it."""
         lap = 0 if self._period == math.inf else int(at // self._period)
         return lap, max(bisect_right(self._begins, at - self._start(lap, 0)) - 1, 0)
 
@@ -91,11 +92,11 @@ class Steps:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """`mbps[i]` from the second `begins_s[i]` until the next one; after the last one for ever, or, with a `period_s`,
-    all of it again and again. 0 Mbps is an outage.
+    """A bandwidth over time: `mbps[i]` from the second `begins_s[i]` until `begins_s[i + 1]`; 0 Mbps is an outage. The
+    last value stays, or, with a `period_s`, everything repeats after so many seconds.
 
-    Times are seconds since it began. Raises InputError for what is no bandwidth, and for one that some byte would never
-    cross.
+    Raises InputError for times that do not ascend from 0, for rates that are negative or not finite, and for a
+    bandwidth that ends in an outage.
     """
 
     begins_s: tuple[float, ...]
@@ -115,14 +116,15 @@ class Bandwidth:
 
     @classmethod
     def constant(cls, mbps: float) -> Bandwidth:
-        """Raises InputError unless the rate is finite and above 0."""
+        """A constant bandwidth. Raises InputError unless the rate is finite and above 0."""
         if not 0 < mbps < math.inf:
             raise InputError(f"{mbps} Mbps: a link needs a finite rate above 0")
         return cls((0.0,), (mbps,))
 
     @classmethod
     def load(cls, path: Path) -> Bandwidth:
-        """Read a file of `seconds,mbps` lines, or one of Mahimahi's. Raises InputError that names the line."""
+        """Read a file of `seconds,mbps` lines, or a trace in Mahimahi's format. Raises InputError, which names the
+        line, for any other file."""
         lines = read_text(path, "the bandwidth").split("\n")
         if len(lines) > LINES_MAX:
             raise InputError(f"{path}: has more than {LINES_MAX} lines; give a shorter part of it")
@@ -161,8 +163,8 @@ class Bandwidth:
 
     @classmethod
     def _from_mahimahi(cls, lines: Sequence[tuple[str, str]]) -> Bandwidth:
-        """A packet may cross at each timestamp, in ms; the last one is the period. Its bytes cross evenly within the ms
-        that ends then."""
+        """The bandwidth of a Mahimahi trace: one packet may cross the link at each timestamp, in ms, and the last
+        timestamp is the period. Here, a packet's bytes cross evenly within the ms that ends at its timestamp."""
         packets: dict[int, int] = {}
         last_ms = 0
         for place, line in lines:
@@ -186,36 +188,36 @@ class Bandwidth:
         return cls(tuple(begin_ms / 1e3 for begin_ms in begins_ms), tuple(rates), last_ms / 1e3)
 
     def csv(self) -> str:
-        """What `load` reads; of one without a period."""
+        """The text of a file that `load` reads, for a bandwidth without a period."""
         rows = zip(self.begins_s, self.mbps, strict=True)
         return "".join([f"{CSV_HEADER}\n", *(f"{begin_s!r},{mbps!r}\n" for begin_s, mbps in rows)])
 
     @cached_property
     def digest(self) -> str:
-        """Tells it from others."""
+        """A hexadecimal digest of the times and rates."""
         values = [*self.begins_s, *self.mbps, self.period_s or 0.0]
         return hashlib.sha256(struct.pack(f"<{len(values)}d", *values)).hexdigest()[:12]
 
     def scaled(self, dilation: float) -> Bandwidth:
-        """The same where time goes so many times slower."""
+        """The same bandwidth slowed down: times are multiplied by `dilation`, and rates divided."""
         period_s = None if self.period_s is None else self.period_s * dilation
         begins_s = tuple(begin_s * dilation for begin_s in self.begins_s)
         return Bandwidth(begins_s, tuple(mbps / dilation for mbps in self.mbps), period_s)
 
     @cached_property
     def _bytes(self) -> Steps:
-        """In seconds and bytes."""
+        """The steps in seconds and bytes."""
         return Steps(self.begins_s, [mbps * 1e6 / 8 for mbps in self.mbps], self.period_s or math.inf)
 
     def arrival_s(self, start_s: float, size_bytes: float) -> float:
-        """When so many bytes have crossed that are sent from `start_s` on."""
+        """The time in seconds at which `size_bytes` bytes have crossed the link, if they are sent from `start_s` on."""
         return self._bytes.end(start_s, size_bytes)
 
     def bytes_between(self, start_s: float, end_s: float) -> float:
-        """How many bytes can cross between two times."""
+        """How many bytes can cross the link between two times in seconds."""
         return self._bytes.amount(start_s, end_s)
 
     def work_ms(self, mbps: float) -> Steps:
-        """The same in ms, for amounts that are the ms which they would take at `mbps`."""
+        """The steps in ms, for amounts that are given by the ms that they take at a constant `mbps`."""
         begins_ms = [begin_s * 1e3 for begin_s in self.begins_s]
         return Steps(begins_ms, [each / mbps for each in self.mbps], (self.period_s or math.inf) * 1e3)

@@ -1,4 +1,4 @@
-"""The delay of a link in one direction: the time from when a byte has left one end until it is at the other."""
+"""The delay of a link in one direction: the time of a byte from one end to the other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import random
 from ionn.errors import InputError
 
 DELAY_MAX_MS = 500.0
-"""More than any network has: a satellite's is 300. A client waits five seconds for a server's first answer."""
+"""More than any network has; a satellite's delay is 300 ms. A client waits five seconds for a server's first answer."""
 
 
 def check_delay(delay_ms: float, jitter_ms: float) -> None:
-    """Raise InputError for what cannot be a link's delay and its jitter."""
+    """Raise InputError unless these can be the delay and the jitter of a link."""
     if not 0 <= delay_ms <= DELAY_MAX_MS:
         raise InputError(f"delay {delay_ms:g} ms: give a number from 0 to {DELAY_MAX_MS:g}")
     if not 0 <= jitter_ms <= delay_ms:
@@ -19,18 +19,18 @@ def check_delay(delay_ms: float, jitter_ms: float) -> None:
 
 
 class Delay:
-    """A delay that wanders within `mean` ± `jitter`, in any unit of time.
+    """A delay that varies within `mean` ± `jitter`, in any unit of time.
 
-    Every 2 x `jitter` it heads in a straight line for another value, which is drawn uniformly. So it never falls faster
-    than time passes: nothing overtakes what left before. It depends on the time and the `seed` alone.
+    It moves in straight lines between values that are drawn uniformly, one every 2 x `jitter`. So it never falls faster
+    than time passes, and no byte overtakes an earlier one. It depends on the time and the `seed` alone.
     """
 
     def __init__(self, mean: float = 0.0, jitter: float = 0.0, seed: str = "") -> None:
         self._mean, self._jitter, self._seed = mean, jitter, seed
-        self._leg = -1, 0.0, 0.0  # the number of the line it is on, and the values at its ends
+        self._leg = -1, 0.0, 0.0  # the number of the current line, and the values at its ends
 
     def arrival(self, left: float) -> float:
-        """When what left one end at a time, 0 or later, is at the other one."""
+        """The time at which a byte arrives that left the other end at the time `left`, which is at least 0."""
         if not self._jitter:
             return left + self._mean
         position = left / (2 * self._jitter)
@@ -41,7 +41,7 @@ class Delay:
 
     @classmethod
     def both(cls, mean: float, jitter: float, seed: int) -> tuple[Delay, Delay]:
-        """The delays up and down of a link; they wander each for itself."""
+        """The delays of a link up and down, which vary independently."""
         return cls(mean, jitter, f"{seed}/up"), cls(mean, jitter, f"{seed}/down")
 
     def _drawn(self, number: int) -> float:

@@ -1,18 +1,18 @@
-"""The energy that a query takes of its client, from a trace alone: what it did how long, times what that draws.
+"""The energy that a query costs its client, computed from a trace: the times of its activities, times their power.
 
-The power of the client is what IONN's authors give for their Odroid XU4, a number each for computing, for the radio,
-and for waiting. At any time the client draws the most of what it does:
+IONN's authors give three powers for their Odroid XU4: for computing, for the radio, and for waiting. At any time, the
+client draws the power of the first of these activities that applies:
 
 - it computes: its own stages, and its channels of a stage at both sides;
-- else it sends or receives: features, whose delay on the link and whose coding count as that, or weights that are
-  under way, from when the link turned to a partition until its last byte arrived, held back meanwhile or not;
-- else it waits: for the server to compute, or for nothing that the trace knows of.
+- it sends or receives: features, with their delay on the link and their coding, or weights that are under way, from
+  the beginning of a partition's upload until its last byte has arrived, held back meanwhile or not;
+- it waits: for the server to compute, or for anything that is not in the trace.
 
-Nothing is measured: the numbers are the authors' for their board and their Wi-Fi, so energies can be compared with each
-other, and mean little for another device. What the trace does not say is taken to be simple. Where weights are under
-way for a part of a leg at the server, so they are for that part of the server's computing. A stage at both sides
-computes at the client for as long as at the side that takes longer, which is the client's but for the last channels.
-What the client draws between queries is no query's.
+Nothing is measured. The powers are those of the authors' board and its Wi-Fi, so energies can be compared with each
+other, but mean little for another device. Two things that a trace does not say are simplified. If weights are under way
+for a part of a leg at the server, they count as under way for the same part of the server's computing. A stage at both
+sides counts as computing at the client for as long as the slower side takes, which is the client but for the last
+channels. Power between queries counts for no query.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from ionn.records import PartitionRecord, QueryRecord
 from ionn.testbed.trace import Trace
 
-# IONN's authors' for the Odroid XU4.
+# The powers that IONN's authors give for the Odroid XU4.
 COMPUTE_W = 7.239
 TRANSFER_W = 6.611
 IDLE_W = 3.977
@@ -32,8 +32,8 @@ Spans = Sequence[tuple[float, float]]
 
 
 def mean_energy_j(trace: Trace) -> float:
-    """The client's energy per query in J, over the queries that started before the upload ended, or over all where
-    nothing was uploaded; NaN where there is none."""
+    """The client's mean energy per query in J, over the queries that started before the upload ended, or over all if
+    nothing was uploaded; NaN if there are none."""
     spans_s = upload_spans_s(trace.partitions)
     queries = trace.in_upload if trace.partitions else trace.queries
     energies = [query_energy_j(query, spans_s) for query in queries]
@@ -41,7 +41,7 @@ def mean_energy_j(trace: Trace) -> float:
 
 
 def upload_spans_s(partitions: Sequence[PartitionRecord]) -> Spans:
-    """When weights are under way: (begin, end) in seconds, ascending, neighbours joined."""
+    """The spans in which weights are under way: (begin, end) in seconds, ascending, with adjacent spans joined."""
     spans: list[tuple[float, float]] = []
     for begin_s, end_s in sorted((each.start_s, each.end_s) for each in partitions):
         if spans and begin_s <= spans[-1][1]:
@@ -61,12 +61,12 @@ def query_energy_j(query: QueryRecord, spans_s: Spans = ()) -> float:
         power_w = _waiting_w(begin_s, end_s, spans_s) if segment.where == "server" else COMPUTE_W
         energy_j += at_work_s * power_w + (length_s - at_work_s) * TRANSFER_W
         begin_s = end_s
-    # What no segment accounts for is waited for: a server that was late, or the client's own code between segments.
+    # Time outside of all segments counts as waiting: for a late server, or in the client's own code between segments.
     return energy_j + max(0.0, query.end_s - begin_s) * _waiting_w(begin_s, query.end_s, spans_s)
 
 
 def _waiting_w(begin_s: float, end_s: float, spans_s: Spans) -> float:
-    """What the client draws on average while it waits: weights may be under way."""
+    """The client's mean power while it waits, in which weights may be under way."""
     if not begin_s < end_s:
         return IDLE_W
     busy_s = sum(max(0.0, min(end_s, end) - max(begin_s, begin)) for begin, end in spans_s)

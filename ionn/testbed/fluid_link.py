@@ -1,11 +1,11 @@
-"""The link of the virtual testbed: bytes flow through it as a fluid does, on a simulated clock.
+"""The link of the virtual testbed: a fluid model, in which bytes flow continuously, with a simulated clock.
 
-The uplink carries at most two flows, the upload (partitions back to back) and one query's features; while both are
-active each has half the rate (max-min fair). The downlink is separate, and only queries use it. What has left the
-sender's end of the link arrives at the other one after the link's delay.
+The uplink carries at most two flows: the upload, one partition after another, and the features of one query. While both
+are active, each has half the rate (max-min fairness). The downlink is separate, and only queries use it. A byte that
+has left the sender arrives after the link's delay.
 
-Work is measured in the ms that it takes at the rate which the plan was made for. The rate of the link is relative to
-that, and may change over time.
+Work is measured in the ms that it takes at the rate for which the plan was made. The rate of the link is relative to
+that rate, and may change over time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_DELAY = Delay()
 
 
 class Crossing(NamedTuple):
-    """When a transfer has left one end of the link, which then is free, and when it has arrived at the other."""
+    """The times at which a transfer has left the sender, so that the link is free, and at which it has arrived."""
 
     left_ms: float
     arrived_ms: float
@@ -49,7 +49,7 @@ class FluidLink:
         self.features_left_ms: float | None = None
 
     def upload(self, works_ms: Iterable[float]) -> None:
-        """Add partitions to the upload, of so much work each."""
+        """Add partitions to the upload, given by their work."""
         self._unsent_ms += works_ms
 
     @property
@@ -58,11 +58,11 @@ class FluidLink:
 
     @property
     def begun(self) -> int:
-        """Of how many partitions something has left."""
+        """The number of partitions of which something has left the client."""
         return min(len(self.left_ms) + (self.now_ms > 0), len(self._unsent_ms))
 
     def unsent_ms(self) -> list[float]:
-        """The work that is left of each partition that has not left."""
+        """The remaining work of each partition that has not left completely."""
         return self._unsent_ms[len(self.left_ms) :]
 
     def replace_rest(self, works_ms: Iterable[float]) -> None:
@@ -70,11 +70,11 @@ class FluidLink:
         self._unsent_ms[self.begun :] = works_ms
 
     def arrived_up_ms(self, left_ms: float) -> float:
-        """When what left the client at a time is at the server."""
+        """The time at which a byte arrives at the server that left the client at `left_ms`."""
         return self._up.arrival(left_ms)
 
     def arrived_down_ms(self, left_ms: float) -> float:
-        """When what left the server at a time is at the client."""
+        """The time at which a byte arrives at the client that left the server at `left_ms`."""
         return self._down.arrival(left_ms)
 
     def finish_next(self, until_ms: float = math.inf) -> None:
@@ -82,7 +82,8 @@ class FluidLink:
         self.advance(min(self._rate.end(self.now_ms, self._unsent_ms[len(self.left_ms)]), until_ms))
 
     def advance(self, until_ms: float) -> None:
-        """Move the clock to `until_ms`, while the upload goes on, and features that nobody waits for any more."""
+        """Move the clock to `until_ms`. Meanwhile the upload continues, and so do features for which the client no
+        longer waits."""
         if self._features_ms:
             self._send_features(until_ms)
         self._send_weights(until_ms)
@@ -107,7 +108,7 @@ class FluidLink:
         self.now_ms = until_ms
 
     def _sendable_ms(self) -> float | None:
-        """What the upload may send next without a pause, None if nothing."""
+        """The work that the upload may do next without a pause; None if there is none."""
         index = len(self.left_ms)
         if index == len(self._unsent_ms) or self.allowance_ms == 0:
             return None
@@ -130,8 +131,9 @@ class FluidLink:
                 self.features_left_ms = self.now_ms
 
     def send_up(self, at_ms: float, work_ms: float, until_ms: float = math.inf) -> Crossing:
-        """Send a query's features at `at_ms`, not earlier than now; the clock stands when they have left. If they have
-        not by `until_ms`, it stands then, and they go on while it advances; that they never arrive is what is said."""
+        """Send a query's features at `at_ms`, which is not before now, and move the clock until they have left. If they
+        have not left by `until_ms`, the clock stops there, the crossing is returned as one that never arrives, and the
+        features continue while the clock advances."""
         self.advance(min(at_ms, until_ms))
         self._features_ms, self.features_left_ms = work_ms, None if work_ms else self.now_ms
         self._send_features(until_ms)
@@ -140,7 +142,7 @@ class FluidLink:
         return Crossing(self.now_ms, self._up.arrival(self.now_ms))
 
     def send_down(self, at_ms: float, work_ms: float) -> Crossing:
-        """Send a query's results at `at_ms`. The clock stays: the client may compute meanwhile."""
+        """Send a query's results at `at_ms`. The clock does not move, as the client may compute meanwhile."""
         if at_ms == math.inf:
             return Crossing(at_ms, at_ms)
         left_ms = self._rate.end(at_ms, work_ms)

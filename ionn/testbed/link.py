@@ -1,15 +1,16 @@
-"""The link: a process between client and server that forwards TCP connections at a capped rate, after a delay.
+"""The link: a process between client and server that forwards TCP connections at a limited rate and after a delay.
 
-It is the only one that knows the rate; the two ends speak any protocol over TCP and do not know that it is there. Both
-directions are capped, each for itself, over all connections together. A cap of 80 Mbps is 80,000,000 bits of TCP
-payload per second: headers and loopback cost nothing.
+Only this process knows the rate; the two ends use any protocol over TCP, and do not notice the link. Each direction has
+a limit of its own for all connections together. A limit of 80 Mbps is 80,000,000 bits of TCP payload per second:
+headers and loopback cost nothing.
 
-A direction carries one quantum at a time. It is read from the next connection that has bytes to send and a receiver
-that takes them, and when its time on the link has passed, it is in flight: it is handed to the receiver a delay later.
-So connections that are always busy share a direction equally, the others get what they ask for, and a slow receiver
-holds up nobody else. What waits stays in the buffer of its socket, which is small: once it is full, TCP makes the
-sender wait. What is in flight is kept here, as much as crosses in a delay: so a delay costs no throughput. The ends of
-streams, and resets, take as long as bytes do; only connections are made without a delay.
+A direction carries one quantum of bytes at a time. It reads the quantum from the next connection that has bytes to send
+and whose receiver accepts them. When the quantum's time on the link has passed, it is in flight, and after the delay it
+is handed to the receiver. So connections that are always busy share a direction equally, the others get what they ask
+for, and a slow receiver delays no other connection. Waiting bytes stay in the buffer of their socket, which is small:
+once it is full, TCP makes the sender wait. Bytes in flight are kept here, as many as cross in a delay, so that a delay
+costs no throughput. The ends of streams, and resets, take as long as bytes do; only new connections are made without a
+delay.
 
 Linux only (epoll).
 """
@@ -45,7 +46,7 @@ IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
 
 _PR_SET_TIMERSLACK = 29
 
-# The end of a stream is something to read, too.
+# Reading also reports the end of a stream.
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 _log = logging.getLogger(__name__)
 
@@ -59,19 +60,19 @@ def serve_link(
     up: Delay | None = None,
     down: Delay | None = None,
 ) -> None:
-    """Forward every connection made to `listen` to `to`, until a signal's handler raises. Each direction has the
-    `bandwidth`, and its delay, `up` to the server or `down` from it.
+    """Forward every connection made to `listen` to the address `to`, until a signal's handler raises an exception. Each
+    direction has the `bandwidth`, and its own delay: `up` to the server, `down` from it.
 
-    Bandwidth and delays begin when the link is ready, and anew at each SIGUSR1. `ready` is called once with the address
-    that is listened at, its port chosen if `listen` left it open. A connection is reset, and a warning logged, when
-    `to` cannot be reached. Raises InputError if a host is unknown, or the port is taken.
+    Bandwidth and delays begin when the link is ready, and again at each SIGUSR1. `ready` is called once with the
+    address at which the link listens, with the chosen port if `listen` has port 0. If `to` cannot be reached, the
+    connection is reset and a warning is logged. Raises InputError if a host is unknown, or if the port is taken.
     """
     with _listen(listen) as listener:
         address: Address = listener.getsockname()[:2]
         target = _resolve(to)
         if target[1][:2] == address:
             raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
-        # Else the system adds 0.05 ms to every wait for an arrival.
+        # Otherwise the system adds 0.05 ms to every wait for an arrival.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
         directions = _Direction(bandwidth, up or Delay()), _Direction(bandwidth, down or Delay())
         link = _Link(listener, target, format_address(to), *directions)
@@ -81,7 +82,7 @@ def serve_link(
 
 
 def _resolve(address: Address) -> tuple[int, tuple[Any, ...]]:
-    """Address family and socket address."""
+    """The family and the socket address of an address."""
     try:
         family, _, _, _, sockaddr = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
@@ -112,7 +113,7 @@ def _set_options(sock: socket.socket) -> None:
 
 
 class _Flight(NamedTuple):
-    """A quantum that has left one end of the link, or, without `data`, the end of what a connection sends."""
+    """A quantum in flight, or, without `data`, the end of what a connection sends."""
 
     arrival_s: float
     flow: _Flow
@@ -149,13 +150,13 @@ class _Direction:
         return self.crossed_s, self.last
 
     def fly(self, flow: _Flow, data: bytes, left_s: float) -> None:
-        """Something has left one end of the link."""
+        """Add what has left one end of the link."""
         arrival_s = self._begin_s + self._delay.arrival(max(left_s - self._begin_s, 0.0))
         self.in_flight.append(_Flight(arrival_s, flow, data, self.last))
         self.in_flight_bytes += len(data)
 
     def land(self, now_s: float) -> Iterator[_Flight]:
-        """What has arrived at the other end by now."""
+        """Remove and return what has arrived at the other end by now."""
         while self.in_flight and self.in_flight[0].arrival_s <= now_s:
             self.in_flight_bytes -= len(self.in_flight[0].data)
             yield self.in_flight.popleft()
@@ -209,7 +210,7 @@ class _Link:
         self._reported = False  # that the target cannot be reached; once, not for every attempt of a patient client
 
     def begin_anew(self) -> None:
-        """Have bandwidth and delays begin anew; from any thread, or a signal's handler."""
+        """Let bandwidth and delays begin again. May be called from any thread, and from a signal's handler."""
         os.eventfd_write(self._anew, 1)
 
     def _begin(self) -> None:
@@ -358,7 +359,7 @@ class _Link:
         self._hand_over(flow)
 
     def _hand_over(self, flow: _Flow) -> None:
-        """Give the sink what it takes, and then, if that has come, the end."""
+        """Give the sink as many bytes as it accepts, then the end of the stream if that has arrived."""
         try:
             while flow.unsent:
                 del flow.unsent[: flow.sink.send(flow.unsent)]

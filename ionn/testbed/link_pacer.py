@@ -1,7 +1,7 @@
-"""When bytes cross the link.
+"""The schedule by which bytes cross the link.
 
-It has a schedule of its own, which is compared with a clock. What is late because this machine woke up late is made up
-for, so that long runs keep their exact rate; a link that was idle begins anew.
+If this machine wakes up late, the delay is made up for, so that long runs keep their exact rate. After the link was
+idle, the schedule begins anew.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ class LinkPacer:
         self._free_s = -math.inf
 
     def begin(self, now_s: float) -> None:
-        """Have the bandwidth begin anew, with nothing on the link."""
+        """Let the bandwidth begin again, with nothing on the link."""
         self._begin_s, self._free_s = now_s, -math.inf
 
     def quantum_bytes(self, alone: bool, now_s: float) -> int:
-        """Return how much a connection may send at its turn; `alone`: no other waits for one."""
+        """Return how many bytes a connection may send at its turn; `alone` says that no other one waits."""
         at_s = now_s - self._begin_s
         quantum_bytes = max(MIN_QUANTUM_BYTES, round(self._bandwidth.bytes_between(at_s, at_s + QUANTUM_S)))
         return min(ALONE_QUANTA * quantum_bytes if alone else quantum_bytes, MAX_QUANTUM_BYTES)
 
     def transmit(self, size_bytes: int, now_s: float, waited: bool) -> float:
-        """Put a quantum on the link; when its last byte has crossed.
+        """Put a quantum on the link. Returns the time at which its last byte has crossed.
 
-        `waited`: it was there when the link became free, so its transmission began then, even if this call comes late
-        (by MAX_CATCH_UP_S at most). Otherwise the link was idle, and the transmission begins now.
+        If the quantum `waited`, it was there when the link became free. Its transmission then began at that time, even
+        if this call comes late (by MAX_CATCH_UP_S at most). Otherwise the link was idle, and the transmission begins
+        now.
         """
         earliest_s = now_s - MAX_CATCH_UP_S if waited else now_s
         start_s = max(self._free_s, earliest_s, self._begin_s)

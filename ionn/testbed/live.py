@@ -1,4 +1,4 @@
-"""The live testbed: client, link and server as processes of this machine, real Caffe, real bytes, real time."""
+"""The live testbed: client, link and server are processes, Caffe computes every layer, and time is real."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from ionn.testbed.other_load import recorded_load
 from ionn.testbed.settings import YIELD, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests
 
-# How long a run that is over waits for a server to store what it has been sent, so that the next one finds it there.
+# At its end, a run waits at most so long until the server has stored what it was sent, so that the next run finds it.
 _STORED_S = 10.0
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What live runs are about: a network with its weights, loaded at the client, and the device that the client is.
+    """The subject of live runs: a network with its weights, loaded at the client, and the costs of the client's device.
 
-    It is paced to that device's costs, or, not `paced`, is the device. `weights_file` is where the weights were read.
+    A `paced` client is slowed down to these costs; otherwise they are its own. `weights_file` is the file that the
+    weights were read from.
     """
 
     network: Network
@@ -41,7 +42,7 @@ class Subject:
 
     @property
     def weights(self) -> Mapping[str, Sequence[Floats]]:
-        """The weights that are loaded, not those of a file: what is uploaded must compute what is computed here."""
+        """The loaded weights, not those of the file, which may have changed: both ends must have the same weights."""
         return self.net.weights()
 
 

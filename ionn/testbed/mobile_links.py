@@ -1,8 +1,8 @@
-"""Made-up bandwidths of people who walk or drive while they use a mobile network.
+"""Made-up bandwidths of mobile networks while their users walk or drive.
 
-A Markov chain of a few states, which says how good the reception is: in every second the state stays, or changes to the
-next better or next worse one. The bandwidth is drawn anew each second, lognormally around the state's median. The
-numbers are round ones of the order that is reported of 4G networks; they are fitted to no measurement.
+The quality of the reception is a Markov chain of a few states: in every second the state stays, or changes to the next
+better or next worse one. The bandwidth is drawn each second, lognormally around the median of the state. The medians
+are round numbers of the order that is reported for 4G networks; they are not fitted to measurements.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ionn.testbed.bandwidth import MBPS_MIN, SECONDS_MAX, Bandwidth
 
 @dataclass(frozen=True)
 class Mobility:
-    """How somebody moves: the median Mbps of each state, best first, 0 for an outage, how many seconds each lasts in
-    the mean, and the spread of the bandwidth in it, the standard deviation of its logarithm."""
+    """A kind of mobility: for each state, the best first, the median bandwidth in Mbps (0 for an outage), the mean
+    duration in seconds, and the standard deviation of the bandwidth's logarithm."""
 
     median_mbps: tuple[float, ...]
     mean_s: tuple[float, ...]
@@ -31,9 +31,10 @@ MOBILITIES = {
 
 
 def mobile_bandwidth(mobility: str, seconds: int, seed: int) -> Bandwidth:
-    """So many seconds of somebody's link, and its mean rate after that. The same arguments give the same link.
+    """Make up a bandwidth of so many seconds, which then stays at its mean rate. The same arguments give the same
+    bandwidth.
 
-    It begins in the best state. Raises InputError for a mobility that is none, or a time out of range.
+    It begins in the best state. Raises InputError for an unknown mobility, and for a time out of range.
     """
     if mobility not in MOBILITIES:
         raise InputError(f"mobility {mobility!r}: there are {', '.join(map(repr, MOBILITIES))}")

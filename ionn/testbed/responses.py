@@ -1,4 +1,4 @@
-"""What became of queries that were raised by themselves: how long each took from its arrival to its answer."""
+"""Response times, from arrival to answer, of queries that are raised at times of their own (docs/arrivals.md)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 from ionn.records import QueryRecord
 
-# A run is looked at in as many spans of equal length at most, so that a figure and a JSON of a long one stay small.
+# A run is divided into at most so many spans of equal length, so that figures and JSON of long runs stay small.
 SPANS_MAX = 60
 
 
 @dataclass(frozen=True)
 class Responses:
-    """The queries that were raised from `start_s` on, and before `end_s`.
+    """The queries that were raised from `start_s` on, and before `end_s` (seconds since the upload began).
 
-    `dropped` of those `raised` were never answered. The response times of the others, from arrival to answer, are at
-    most `p50_ms` for 50 % of them, and so on; NaN where there is none. `within_deadline` is the share of all raised,
-    those dropped included, that were answered within the deadline; NaN where there is no deadline or no query.
+    - `raised`: their number. `dropped`: how many of them were never answered.
+    - `p50_ms`, `p90_ms`, `p99_ms`: the 50th, 90th and 99th percentile of the others' response times, from arrival to
+      answer; NaN if there are none.
+    - `within_deadline`: the share of all that were raised, dropped ones included, that were answered within the
+      deadline; NaN without a deadline, and without queries.
     """
 
     start_s: float
@@ -34,16 +36,16 @@ class Responses:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of the values, which are in ascending order, that at least so many percent of them do not exceed;
-    NaN where there is none."""
+    """The smallest of some values in ascending order that at least `percent` % of them do not exceed; NaN if there are
+    no values."""
     return values[max(math.ceil(len(values) * percent / 100), 1) - 1] if values else math.nan
 
 
 def responses_of(
     queries: Sequence[QueryRecord], dropped_s: Sequence[float], deadline_ms: float | None, start_s: float, end_s: float
 ) -> Responses:
-    """What became of the queries that were answered, and of those raised at `dropped_s`, which were not: of all that
-    were raised within the span. Both are in the order in which they were raised."""
+    """The responses to those queries that were raised from `start_s` on and before `end_s`. `queries` were answered;
+    others were raised at the times `dropped_s` and never answered. Both are in the order in which they were raised."""
     first, end = (bisect_left(queries, time_s, key=lambda query: query.raised_s) for time_s in (start_s, end_s))
     response_ms = sorted(query.response_ms for query in queries[first:end])
     dropped = bisect_left(dropped_s, end_s) - bisect_left(dropped_s, start_s)
@@ -56,7 +58,7 @@ def responses_of(
 
 
 def spans(end_s: float) -> Iterator[tuple[float, float]]:
-    """Spans of 1, 2, 5, 10, 20, 50 ... seconds that cover the time from 0 to `end_s`, at most SPANS_MAX of them."""
+    """Divide the time from 0 to `end_s` into spans of 1, 2, 5, 10, 20, 50 ... seconds, at most SPANS_MAX of them."""
     lengths_s = (digit * 10.0**exponent for exponent in itertools.count() for digit in (1, 2, 5))
     length_s = next(length_s for length_s in lengths_s if end_s < SPANS_MAX * length_s)
     return ((number * length_s, (number + 1) * length_s) for number in range(int(end_s / length_s) + 1))

@@ -1,4 +1,4 @@
-"""How a run of the experiment is made: one value, from which follows what its trace is called and compared with."""
+"""The settings of a run, as one value. They decide the name of its trace, and which runs it can be compared with."""
 
 from __future__ import annotations
 
@@ -15,45 +15,49 @@ from ionn.testbed.arrivals import ARRIVALS_MAX, BUSY, CLOSED_LOOP, WAIT, Arrival
 from ionn.testbed.delay import check_delay
 
 TESTBEDS = ("virtual", "live")
-# A run that is slowed down a thousand times takes as many half minutes: eight hours.
+# Slowed down a thousand times, a run of half a minute takes eight hours.
 DILATION_MAX = 1000.0
-# The standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
+# The largest standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
 NOISE_MAX = 1.0
 # A day: nobody waits longer.
 WINDOW_MAX_S = 86_400.0
 DEADLINE_MAX_MS = 1e3 * WINDOW_MAX_S
-# Whether queries share the uplink with weights that are under way, or weights are held back meanwhile.
+# Weights share the uplink with queries, or are held back while a query is at the server.
 SHARE, YIELD = "share", "yield"
-# With a model's name, and what a figure shows, in the name of a file.
+# A slug is part of a file's name, together with a model's name and what a figure shows.
 _SLUG_BYTES_MAX = 120
-# What is wrong with options of the other testbed.
+# The message for options of the live testbed that were given for the virtual one.
 LIVE_ONLY = "--dilation, --connect, the keys and --unpaced are for the live testbed; leave them out"
-# How a trace's name of a client ends that is not paced.
+# In traces, the name of a client that is not paced ends with this.
 NOT_PACED = ", not paced"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that must be equal for runs of a plan to be averaged, or their plans compared. The defaults are the paper's
-    (section 4.1); `testbed` is "virtual" or "live".
+    """The settings of a run. Runs of a plan can be averaged, and plans compared, only if all settings are equal. The
+    defaults are the paper's (section 4.1).
 
-    `client` names the costs that the client is paced to, or, not `paced`, has; `server` names those that the plan is
-    made with, "" where they are the testbed's own: the paper's server on the virtual one, what the server sends on the
-    live one (`ionn.costs.loading.costs_label` makes these names). Link and client of a live run are slowed down by
-    `dilation`; `connect` is the address of the server that it used, if that ran already, over whatever link. `noise` is
-    the standard deviation of the logarithm of a virtual latency. `network` is the digest of a network that has the name
-    of one of the paper's and is another, else "". `coding` says what is coded on the link (`ionn.coding`), and
-    `weight_ratio` what weights shrink to where that is given. Queries are raised for `window_s` at least, if that is
-    given, so that plans whose uploads end at other times can be compared in equal time. `arrivals` say when they are
-    raised, and `busy` whether those that meet a busy client "wait" or are "drop"ped; with `deadline_ms`, those that are
-    answered in that time are counted.
+    - `testbed`: "virtual" or "live".
+    - `mbps`: the constant bandwidth of the link, for which plans are made; None if the client measures its link, and
+      plans and routes follow what it measured.
+    - `link`: the name of a bandwidth over time, which the link has in place of `mbps`; else "".
+    - `delay_ms`, `jitter_ms`: the time of a byte from one end of the link to the other, and by how much it varies
+      (`ionn.testbed.delay`).
+    - `upload`: with "share", weights share the uplink with queries; with "yield", the client holds them back while a
+      query is at the server.
+    - `dilation`: the factor by which link and client of a live run are slowed down.
+    - `client`: the name of the client's costs. A `paced` client is slowed down to them.
+    - `server`: the name of the costs that plans are made with; "" for the testbed's own: the paper's server (virtual),
+      or the costs that the server sends (live). `ionn.costs.loading.costs_label` makes these names.
+    - `connect`: the address of a running server that a live run used, over whatever link; else "".
+    - `seed`: the seed of everything random. `noise`: the standard deviation of the logarithm of virtual latencies.
+    - `network`: the digest of a network that has the name of one of the paper's, but is another; else "".
+    - `coding`: what is coded on the link (`ionn.coding`). `weight_ratio`: the ratio of all weights, if given.
+    - `window_s`: queries are raised for at least so long, so that plans can be compared in equal time.
+    - `arrivals`, `busy`: when queries are raised, and whether those that meet a busy client "wait" or are dropped
+      ("drop"). `deadline_ms`: queries that are answered within this time are counted.
 
-    The link has the constant rate `mbps`, which plans are made for, or the bandwidth over time that `link` names; a
-    byte takes `delay_ms` to the other end, which wanders by `jitter_ms` (`ionn.testbed.delay`). With `upload` "share",
-    queries and weights share the uplink; with "yield", the client holds weights back while a query is at the server.
-    `mbps` is None where the client measures its link, plans and routes by that.
-
-    Raises InputError for values out of their ranges, and for what the testbed does not have.
+    Raises InputError for values out of their ranges, and for settings that the testbed does not have.
     """
 
     testbed: str
@@ -138,28 +142,28 @@ class Settings:
 
     @property
     def device(self) -> str:
-        """The name that a trace has for the client."""
+        """The name of the client in traces."""
         return self.client if self.paced else self.client + NOT_PACED
 
     @property
     def are_papers(self) -> bool:
-        """Tell whether nothing but the dilation differs from the paper's settings."""
+        """Whether nothing but the dilation differs from the paper's settings."""
         return replace(self, dilation=1.0) == Settings(self.testbed)
 
     @property
     def rate(self) -> str:
-        """The bandwidth as people read it."""
+        """The bandwidth, as it is shown to people."""
         return "bandwidth measured" if self.mbps is None else f"{_exact(self.mbps)} Mbps"
 
     @property
     def name(self) -> str:
-        """The settings as people read them, without the bandwidth."""
+        """The settings without the bandwidth, as they are shown to people."""
         return ", ".join([f"{self.testbed} testbed", *self._differences()])
 
     @property
     def slug(self) -> str:
-        """The settings in names of files and folders, in at most _SLUG_BYTES_MAX. Other settings have another: where
-        it does not tell all, because it is cut or a user's name has characters that it has not, it ends in a digest."""
+        """The settings as part of the names of files and folders, in at most 120 bytes. Other settings have another
+        slug: one that is cut, or lacks characters of a user's name, ends in a digest."""
         parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
         if self.mbps is None:
             parts.append("measured")
@@ -170,13 +174,13 @@ class Settings:
         return slug if tells_all else with_digest(slug, _SLUG_BYTES_MAX, all_of_it)
 
     def _users_names(self) -> list[str]:
-        """The names that users gave to costs, files and machines, without the digests and ports that follow them."""
+        """The names that users gave to costs, files and hosts, without the digests and ports that follow them."""
         arrivals = "" if self.arrivals.per_second else self.arrivals.name
         names = [re.sub(r" \([0-9a-f]+\)$", "", name) for name in (self.client, self.server, self.link, arrivals)]
         return [*names, self.connect.removeprefix("tcp://").rpartition(":")[0]]
 
     def _differences(self) -> list[str]:
-        """Return what is not as in the paper, beside the bandwidth."""
+        """The settings that differ from the paper's, except the bandwidth, as texts."""
         texts = {
             "dilation": f"dilation {_exact(self.dilation)}", "client": f"client {self.client}",
             "server": f"server {self.server}", "seed": f"seed {self.seed}", "noise": f"noise {_exact(self.noise)}",

@@ -1,9 +1,9 @@
-"""Sweeps: runs of the virtual testbed over a grid of models, algorithms, bandwidths, devices and so on, with a row of a
-table (`ionn.testbed.sweep_table`) per run.
+"""Sweeps: runs of the virtual testbed for all combinations of models, algorithms, bandwidths, devices and so on, with a
+row in a table (`ionn.testbed.sweep_table`) for each run.
 
-joblib does the runs, in processes of this machine or, through Dask, on a cluster; there is no engine here. A task is
-some runs of one model and pair of devices at neighbouring bandwidths, long enough that handing it over costs little. It
-has in it all that it needs, a user's own planner too: whoever does it reads no file, and gets the same bits.
+joblib distributes the runs, to processes of this machine or, through Dask, to a cluster. A task is some runs of one
+model and pair of devices at neighbouring bandwidths, long enough that sending it costs little. It contains everything
+that it needs, a user's own planner too, so a worker reads no file and computes the same bits.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
 from ionn.testbed.workers import as_they_end, local_workers
 
-# Rows of a table that can be looked at.
+# The most rows of a table that can still be looked at.
 CELLS_MAX = 1_000_000
-# Of a task: together they take a fifth of a second or more, and a process that is killed loses no more.
+# The runs of a task: together they take a fifth of a second or more, and a process that is killed loses no more.
 RUNS_PER_TASK = 120
 # How long a cluster may take to answer.
 CLUSTER_S = 10
@@ -57,11 +57,12 @@ _RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?", re.DOTALL)
 
 
 def expand(text: str) -> list[str]:
-    """`FIRST:LAST:COUNT`, so many numbers in equal ratios, as their texts; behind each, what a `*` separates from them:
-    `1:100:3` is 1, 10, 100, and `1:100:3*gtx1080ti` is 1*gtx1080ti and so on. Any other text is itself.
+    """Expand a range `FIRST:LAST:COUNT` into COUNT numbers in equal ratios, as texts: `1:100:3` is 1, 10, 100. With
+    `*` and a text behind the range, each number gets them too: `1:100:3*gtx1080ti` is 1*gtx1080ti and so on. Any other
+    text is returned alone.
 
-    Numbers between the first and the last have six digits. Raises InputError for a range that is none, and where its
-    numbers are the same in six digits.
+    Numbers between the first and the last have six digits. Raises InputError for an invalid range, and if its numbers
+    are equal in six digits.
     """
     match = _RANGE.fullmatch(text)
     if match is None:
@@ -105,7 +106,7 @@ class Grid:
         arrivals: Sequence[str] = (CLOSED,),
         seeds: Sequence[int] = (0,),
     ) -> Grid:
-        """The grid of what users name. What is there twice is in it once. Raises InputError for what cannot be run."""
+        """The grid of what a user names, without repetitions. Raises InputError for anything that cannot be run."""
         axes: dict[str, Sequence[Any]] = {
             "model": models, "algorithm": algorithms, "bandwidth": mbps, "client": clients, "server": servers,
             "coding": codings, "arrivals": arrivals, "seed": seeds,
@@ -246,7 +247,7 @@ def failed(failures: Sequence[Failure], total: int, out: Path) -> InputError:
 
 @functools.cache
 def own_digest() -> str:
-    """A number in hexadecimal that an ionn with another line of code does not have."""
+    """A hexadecimal digest of ionn's own code."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -255,7 +256,7 @@ def own_digest() -> str:
 
 
 def run_task(task: Task) -> list[SweepRow | Failure]:
-    """Make the runs of a task, wherever that is. Raises InputError where that has another version of ionn."""
+    """Compute the runs of a task, on any machine. Raises InputError if that machine has another version of ionn."""
     if task.ionn != own_digest():
         raise InputError("a worker of the sweep has another version of ionn; install the same one there")
     found: list[SweepRow | Failure] = []

@@ -1,9 +1,8 @@
-"""The table of a sweep: a CSV, a row per run, to which rows are added as runs end.
+"""The table of a sweep: a CSV file with one row per run, which grows as runs end.
 
-The file can be read by any program at any time. It is locked while a sweep adds to it, and a process that is killed
-leaves all rows that it had added; of the one that it was writing, what has no end is dropped. When the sweep ends, the
-rows are in the order of its grid. Numbers are written so that they are read back to the bit; what is not defined is
-empty.
+Any program can read the file at any time. It is locked while a sweep adds to it. A sweep that is killed leaves all rows
+that it had added; a half-written last row is dropped. When the sweep ends, its rows are in the order of its grid.
+Numbers are written with all their digits, and undefined values are empty.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from ionn.files import check_writable, open_regular, write_file
 
 
 class Cell(NamedTuple):
-    """A run of a sweep, by what it is made with. `model` and `algorithm` have a digest behind them where they are a
-    user's own, `client` and `server` are what `ionn.costs.loading.costs_label` calls them, `arrivals` is a name of
-    `Arrivals`."""
+    """One combination of a sweep. A user's own `model` or `algorithm` has a digest behind its name; `client` and
+    `server` are names that `ionn.costs.loading.costs_label` made, and `arrivals` is the name of `Arrivals`."""
 
     model: str
     algorithm: str
@@ -39,9 +37,16 @@ class Cell(NamedTuple):
 
 
 class SweepRow(NamedTuple):
-    """A run, and what came of it, defined as in the summary: `queries` ended before the upload did; `mean_ms` and
-    `energy_j` are over those that started before that; `p90_ms` is of the response times of all. `local_ms` and
-    `best_ms` are latencies with nothing and with everything at the server, by the plan. NaN is what is not defined."""
+    """One run of a sweep: its combination (see `Cell`) and its results. Undefined values are NaN.
+
+    - `partitions`: how many the plan has. `upload_s`: how long the upload took.
+    - `queries`: how many ended before the upload did.
+    - `mean_ms`, `energy_j`: the mean latency, and the client's mean energy per query in joules, of the queries that
+      started before the upload ended.
+    - `p90_ms`: the 90th percentile of the response times of all queries.
+    - `first_ms`, `last_ms`: the latencies of the first and the last query.
+    - `local_ms`, `best_ms`: the latency with nothing and with everything at the server, as planned.
+    """
 
     model: str
     algorithm: str
@@ -64,22 +69,22 @@ class SweepRow(NamedTuple):
 
     @property
     def cell(self) -> Cell:
-        """The combination that this row is of."""
+        """The combination of this run."""
         return Cell._make(self[: len(Cell._fields)])
 
 
 COLUMNS = SweepRow._fields
-# In the order of the columns; any other is a text.
+# The columns of whole and of real numbers; all others are texts.
 _WHOLE = {"seed", "partitions", "queries"}
 _REAL = {"mbps", "upload_s", "mean_ms", "p90_ms", "first_ms", "last_ms", "energy_j", "local_ms", "best_ms"}
-# What may be empty.
+# Columns that may be empty.
 _UNDEFINED = {"mean_ms", "p90_ms", "energy_j"}
-# A million rows have less.
+# A million rows are smaller than this.
 _BYTES_MAX = 1_000_000_000
 
 
 def csv_lines(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as lines of CSV."""
+    """The rows as lines of CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([list(map(_text, row)) for row in rows])
     return text.getvalue()
@@ -95,16 +100,16 @@ HEADER = csv_lines([COLUMNS])
 
 
 def read_table(table: str | Path) -> list[SweepRow]:
-    """The rows of a sweep's table, as `sweep` returned them; of one that is still being made, those that it has by now.
+    """Read the rows of a sweep's table, as `sweep` returned them. While the sweep runs, these are the rows so far.
 
-    Raises InputError where there is no such file, and where it is no table of a sweep.
+    Raises InputError if there is no such file, or if it is not the table of a sweep.
     """
     path = path_of(table, "table")
     return _rows(_read(path), path)
 
 
 class Table:
-    """The rows that a file has, and more that are added."""
+    """A table that is open for adding rows: `rows` are those of the file, with the added ones."""
 
     def __init__(self, path: Path, file: io.FileIO, rows: Sequence[SweepRow]) -> None:
         self.path = path
@@ -112,7 +117,7 @@ class Table:
         self._file = file
 
     def add(self, rows: Sequence[SweepRow]) -> None:
-        """Raises InputError where the disk is full."""
+        """Add rows to the file. Raises InputError if they cannot be written, because the disk is full for example."""
         left = csv_lines(rows).encode()
         try:
             while left:
@@ -122,7 +127,7 @@ class Table:
         self.rows += rows
 
     def sort(self, cells: Sequence[Cell]) -> None:
-        """Put the rows of these cells into their order, behind all others."""
+        """Put the rows of these cells behind all others, in the order of the cells."""
         order = {cell: number for number, cell in enumerate(cells)}
         ordered = sorted(self.rows, key=lambda row: order.get(row.cell, -1))
         if ordered != self.rows:
@@ -132,12 +137,12 @@ class Table:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Table]:
-    """The table in a file, which is made where there is none, for this process alone.
+    """Open the table in a file for this process alone. The file is created if there is none.
 
-    Raises InputError where the file cannot be written, is no table of a sweep, or another process adds to it.
+    Raises InputError if the file cannot be written, is not the table of a sweep, or is in use by another process.
     """
     check_writable(path)
-    path = Path(os.path.realpath(path))  # a link stays one when the file is replaced by its rows in order
+    path = Path(os.path.realpath(path))  # a symbolic link must stay one when the file behind it is replaced
     with _open_locked(path) as file:
         content = _read(path)
         rows = _rows(content, path)
@@ -149,11 +154,11 @@ def open_table(path: Path) -> Iterator[Table]:
 
 
 def _open_locked(path: Path) -> io.FileIO:
-    """The file, opened to add to it and locked. Raises InputError as `open_table` does."""
+    """Open the file for appending, and lock it. Raises InputError as `open_table` does."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Without buffer: what is added is in the file, whatever becomes of this process.
+            # Unbuffered: rows that were added are in the file even if this process is killed.
             file = open(path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise InputError(f"{path}: cannot write there: {error.strerror}; choose another file") from error
@@ -162,7 +167,7 @@ def _open_locked(path: Path) -> io.FileIO:
         except OSError as error:
             file.close()
             raise InputError(f"{path}: another sweep writes into it; wait, or choose another file") from error
-        # Another sweep may have ended since it was opened, and put its rows in order into a new file.
+        # Another sweep may have ended since the file was opened, and replaced the file by one with the rows in order.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file
         file.close()
@@ -177,10 +182,10 @@ def _read(path: Path) -> bytes:
 
 
 def _rows(content: bytes, path: Path) -> list[SweepRow]:
-    """The rows of a file whose last line may be half-written."""
+    """The rows in the content of a file whose last line may be half-written."""
     header = HEADER.encode()
     if not content.startswith(header):
-        if header.startswith(content):  # even the header may be
+        if header.startswith(content):  # the header itself is half-written
             return []
         raise InputError(f"{path}: not a table of ionn sweep: its first line differs; choose another file")
     try:

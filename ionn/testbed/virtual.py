@@ -1,11 +1,11 @@
-"""The virtual testbed: the experiment on a simulated clock, over a fluid link (`ionn.testbed.fluid_link`).
+"""The virtual testbed: the experiment with a simulated clock, over a fluid link (`ionn.testbed.fluid_link`).
 
-A partition is usable once the server has loaded it and the client knows; the server loads one partition at a time,
-while the link goes on with the next. A query fixes its route when it starts. A stage uploaded in part runs at both
-sides at once, as `ionn.planning.slice_costs` says.
+A partition is usable once the server has loaded it and the client knows that. The server loads one partition at a time,
+while the link carries the next one. A query's route is fixed when it starts. A stage that is uploaded in part runs at
+both sides at once (`ionn.planning.slice_costs`).
 
-What is coded (`ionn.planning.coding_costs`) has only its wire bytes on the link. A query's features are coded before
-and decoded after that. Weights are decoded while they arrive, one partition at a time.
+Of coded data (`ionn.planning.coding_costs`), only the wire bytes are on the link. A query's features are coded before
+that and decoded after it. Weights are decoded while they arrive, one partition at a time.
 
 Work on the link is measured in ms at its full rate, so the bandwidth itself does not occur here.
 """
@@ -40,12 +40,12 @@ QUERIES_MAX = 1_000_000
 
 
 def run_virtual(info: RunInfo, exchange_ms: float = 0.0) -> Trace:
-    """The trace of a run, predicted from `info.plan` and `info.graph` alone. Deterministic. What goes to the server and
-    comes back takes `exchange_ms` longer than they and the link's delay say.
+    """Compute the trace of a run from `info.plan` and `info.graph` alone. Equal arguments give equal traces. Each
+    exchange with the server takes `exchange_ms` longer than the graph and the link's delay say.
 
-    The settings' noise multiplies each segment's compute time by a lognormal factor of mean 1 (the noise is the
-    standard deviation of its logarithm) drawn from the settings' seed and `info.run`. Raises InputError for queries
-    that take no time, and where there are more than QUERIES_MAX before upload and window end: the run would never end.
+    The settings' noise multiplies the compute time of each segment by a lognormal factor of mean 1, drawn from the
+    settings' seed and `info.run`; the noise is the standard deviation of its logarithm. Raises InputError for a run
+    that would never end: if queries take no time, or if there are more than QUERIES_MAX before upload and window end.
     """
     return run_experiment(VirtualSession(info, exchange_ms), info)
 

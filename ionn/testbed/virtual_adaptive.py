@@ -1,11 +1,11 @@
-"""The virtual testbed with a client that measures: it plans and routes by what it has observed, as the live one does.
+"""The virtual testbed with a client that measures: like the live one, it plans and routes by what it has observed.
 
-What happens follows from the costs and from the link's bandwidth over time; the server may be slower than its costs
-promise. What the client believes is in `ionn.client.estimates`, what it makes of that in `ionn.client.routing`.
+The events of a run follow from the costs and from the link's bandwidth over time; the server may be slower than its
+costs predict. The client's estimates are made by `ionn.client.estimates`, and its routes by `ionn.client.routing`.
 
-A query that is late is completed at the client. What was sent for it stays on the link and at the server; when the
-answer has come, the client has observed that too, and the next query may go to the server again. So is a query that is
-at the server when the client goes out of its reach.
+A query that is late is completed at the client, and so is one that is at the server when the client goes out of its
+reach. The data that were sent for a late query stay on the link and at the server. When the answer has come, the client
+has observed that too, and the next query may use the server again.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A client that walks from server to server, on the virtual testbed.
+"""Walks on the virtual testbed: a client that goes from server to server.
 
-At each server it has a session of `ionn.testbed.virtual_adaptive`: it connects, asks what the server's store has,
-plans, and uploads while it raises one query after the other. Out of reach, and while it connects, queries run at the
-client. A query that is at a server when the client leaves it is completed at the client.
+At each server, the client has a session of `ionn.testbed.virtual_adaptive`: it connects, asks what the server's store
+has, plans, and uploads while it raises one query after another. Queries run at the client while it is out of reach of
+any server, and while it connects. A query that is at a server when the client leaves is completed at the client.
 
-What of a session's weights has left the client is in the server's store when the client leaves, if there is a store.
-When the client is told of the next server, it sends ahead what that one's store has not, in the order of a plan for it,
-behind what it still uploads to the present one.
+When the client leaves a server that has a store, all weights that it has sent are in that store. When the client is
+told of the next server, it sends ahead the weights that are missing in that server's store, in the order of a plan for
+it, after what it still uploads to the present server.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from ionn.testbed.virtual import QUERIES_MAX
 from ionn.testbed.virtual_adaptive import BYTES_PER_MS, AdaptiveSession
 from ionn.testbed.walks import Server, Stretch, Visit, Walk
 
-# What is compared: no server has a store; stores; stores, and weights are sent ahead; all have the whole model stored.
+# The compared variants: without stores; with stores; with stores and weights sent ahead; the whole model everywhere.
 NO_STORE, STORE, AHEAD, EVERYWHERE = "no store", "store", "store, sent ahead", "everything everywhere"
 VARIANTS = (NO_STORE, STORE, AHEAD, EVERYWHERE)
-# Of the model's weights, that may be sent ahead.
+# Shares of the model's weights that may be sent ahead.
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 class Store:
-    """A server's store of one client's weight pieces, by their numbers, of at most so many bytes: what was used longest
-    ago goes first."""
+    """A server's store of one client's weight pieces, by their numbers, with a largest size in bytes. The pieces that
+    were used longest ago are removed first."""
 
     def __init__(self, most_bytes: float, piece_bytes: Sequence[int]) -> None:
         self._most_bytes, self._piece_bytes = most_bytes, piece_bytes
-        self._numbers: dict[int, None] = {}  # what was used longest ago first
+        self._numbers: dict[int, None] = {}  # the piece that was used longest ago comes first
 
     @property
     def numbers(self) -> frozenset[int]:
@@ -55,7 +55,7 @@ class Store:
         return sum(self._piece_bytes[number] for number in self._numbers)
 
     def use(self, number: int) -> None:
-        """Have a piece, which is used now."""
+        """Store a piece, or note that it is used now."""
         self._numbers.pop(number, None)
         self._numbers[number] = None
         while self.size_bytes > self._most_bytes:
@@ -64,9 +64,9 @@ class Store:
 
 @dataclass(frozen=True)
 class Stay:
-    """What became of a stretch at a server, by its number. Of the weights of the plan, `sent_bytes` crossed the link,
-    and `held_bytes` were taken from the server's store; `ahead_bytes` were sent ahead to other servers. `uploaded_s` is
-    when all of the plan was usable, None if it never was."""
+    """A stay of the client at a server, which is given by its number. Of the plan's weights, `sent_bytes` crossed the
+    link, and `held_bytes` were taken from the server's store; `ahead_bytes` were sent ahead to other servers.
+    `uploaded_s` is the time at which the whole plan was usable, None if it never was."""
 
     server: int
     begin_s: float
@@ -79,8 +79,8 @@ class Stay:
 
 @dataclass(frozen=True)
 class Walked:
-    """A walk as it went: all queries, one after the other, and the stretches at servers. Times in seconds since the
-    walk began."""
+    """The result of a walk: all queries, one after another, and the stays at servers. Times are seconds since the walk
+    began."""
 
     name: str
     local_ms: float
@@ -101,7 +101,7 @@ class Walked:
 
     @property
     def fallbacks(self) -> int:
-        """How many queries a server had that the client completed."""
+        """The number of queries that were sent to a server and completed at the client."""
         return sum(query.fallback for query in self.queries)
 
     @property
@@ -118,9 +118,9 @@ class Walked:
 
 
 class Gain(NamedTuple):
-    """What it brings to send ahead at most a `share` of the model each time: `ahead_bytes` were sent in all, the mean
-    latency over time was `mean_ms`, and `gain` is what share that is of what it brings to have everything everywhere,
-    NaN where that brings nothing."""
+    """The gain if at most a `share` of the model may be sent ahead each time. `ahead_bytes` were sent ahead in all, and
+    the mean latency over time was `mean_ms`. `gain` is the reduction of the mean latency, as a share of the reduction
+    if every server has the whole model; NaN if that one is not positive."""
 
     share: float
     ahead_bytes: int
@@ -129,12 +129,12 @@ class Gain(NamedTuple):
 
 
 def compare(walk: Walk) -> tuple[Walked, ...]:
-    """A walk as all VARIANTS. Raises InputError as `run_walk` does."""
+    """Compute a walk in all VARIANTS. Raises InputError as `run_walk` does."""
     return tuple(run_walk(walk, variant) for variant in VARIANTS)
 
 
 def gains(walk: Walk) -> tuple[Gain, ...]:
-    """A walk for each of SHARES; none where nothing can be sent ahead. Raises InputError as `run_walk` does."""
+    """Compute the gain for each of SHARES; none if nothing can be sent ahead. Raises InputError as `run_walk` does."""
     most = run_walk(walk, AHEAD, SHARES[-1])
     if not most.ahead_bytes:
         return ()
@@ -148,10 +148,10 @@ def gains(walk: Walk) -> tuple[Gain, ...]:
 
 
 def run_walk(walk: Walk, variant: str, ahead: float | None = None) -> Walked:
-    """A walk as one of VARIANTS. Deterministic. `ahead` is the share of the model that may be sent ahead, by default
-    the walk's.
+    """Compute a walk in one of VARIANTS. Equal arguments give equal results. `ahead` is the share of the model that may
+    be sent ahead, by default the walk's own.
 
-    Raises InputError for queries that take no time, or nearly none: the walk would never end.
+    Raises InputError if queries take no time, or nearly none, since the walk would never end.
     """
     return _Walking(walk, variant, walk.ahead if ahead is None else ahead).walked()
 

@@ -1,6 +1,6 @@
-"""Walks: a file that says which servers there are, and when the client is in reach of which; see docs/walks.md.
+"""Files of walks: the servers, and when the client is in reach of each (docs/walks.md).
 
-The client is at one server at a time: of those in reach, the one that came in reach last.
+The client uses one server at a time: of those in reach, the one that came in reach last.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ionn.planning.planners import get_planner
 from ionn.testbed.bandwidth import MBPS_MAX, MBPS_MIN, Bandwidth
 from ionn.testbed.delay import DELAY_MAX_MS
 
-# An hour: a walk raises a query after the other.
+# An hour, as a walk raises queries all the time.
 WALK_MAX_S = 3600.0
-# Servers, and visits of them.
+# The most servers, and the most visits.
 SERVERS_MAX, VISITS_MAX = 100, 1000
 
 T = TypeVar("T")
@@ -117,7 +117,8 @@ class Walk:
 
     @classmethod
     def load(cls, path: Path) -> Walk:
-        """Read a walk. Raises InputError, one line that names the file and the key, for what is none."""
+        """Read a walk. Raises InputError, one line that names the file and the key, if the file does not describe
+        one."""
         text = read_text(path, "the walk")
         try:
             document = msgspec.convert(tomllib.loads(text), _Document)

@@ -1,5 +1,5 @@
-"""Processes that share work, by joblib: here, where they end with the process that they work for, or where a backend of
-joblib's has them."""
+"""Sharing work between processes by joblib: on this machine, where they end with the process that they work for, or
+wherever a backend of joblib has them."""
 
 from __future__ import annotations
 

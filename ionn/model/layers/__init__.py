@@ -1,4 +1,4 @@
-"""The layer types that ionn offloads, and what each makes of its inputs: one table, layer type -> rule.
+"""The layer types that ionn can run, as a table from layer type to rule.
 
 A rule derives the shapes of the top and weight blobs, and the operation count, from the layer's parameters and the
 shapes of its bottom blobs, exactly as Caffe's LayerSetUp and Reshape do. It refuses whatever Caffe would answer with a
@@ -42,7 +42,7 @@ __all__ = [
 
 LAYER_TYPES: dict[str, Rule] = windows.RULES | arithmetic.RULES | shaping.RULES
 
-# Why other layer types, of the Caffe that ionn runs or of BVLC's, are not in the table.
+# The reasons why other layer types, of ionn's Caffe or of BVLC's, are not in the table.
 REASONS = {
     name: reason
     for reason, names in {
@@ -88,14 +88,15 @@ def infer(layer: Any, bottom_shapes: Sequence[Shape]) -> Inferred:
 
 
 def label(layer: Any) -> str:
-    """How messages name a layer: quoted, because a stranger chose the name."""
+    """The name of a layer in messages: quoted, because a stranger may have chosen it."""
     return f"layer {layer.name!r} of type {layer.type!r}"
 
 
 def essential(layer: Any) -> Any:
-    """A copy of a `LayerParameter` with only what computes: name, type, bottoms, tops and the type's own parameters.
+    """A copy of a `LayerParameter` with only the fields that affect the computation: name, type, bottoms, tops and the
+    type's own parameters.
 
-    Gone are training settings, fillers (weights come from a caffemodel; filling costs time, and a bad filler aborts
+    It lacks training settings, fillers (weights come from a caffemodel; filling costs time, and a bad filler aborts
     Caffe) and the choice of an engine (Caffe built for CPUs aborts on CUDNN).
     """
     copy = LayerParameter(name=layer.name, type=layer.type, bottom=layer.bottom, top=layer.top)
@@ -112,7 +113,7 @@ def essential(layer: Any) -> Any:
 
 
 def _set_ceil_mode(layer: Any, pooling: Any) -> None:
-    """Say `round_mode`, a field of BVLC's Caffe, as `ceil_mode`, which the Caffe that ionn runs has in its place."""
+    """Translate `round_mode`, a field of BVLC's Caffe, into `ceil_mode`, which ionn's Caffe has in its place."""
     if not pooling.HasField("round_mode"):
         return
     ceil = pooling.round_mode == PoolingParameter.CEIL

@@ -1,4 +1,4 @@
-"""Layers that compute from numbers: products, normalisation, element by element, reductions."""
+"""Rules of layers that compute with values: products, normalisation, element-wise functions, reductions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row of the table of layer types is made of, and the checks that rows share."""
+"""The rows of the table of layer types, and the checks that they share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_AXES = 32
 
 ANY = (1, math.inf)  # of bottoms or tops
 
-# Why a layer is refused that computes from more than its bottoms and the weights that were loaded.
+# The reason for refusing a layer that computes from more than its bottoms and loaded weights.
 STATEFUL = "it keeps state between queries"
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """What a layer makes of its bottoms: shapes of its tops and weights, and its operations (`ionn.model.layers`)."""
+    """What follows from a layer's bottoms: shapes of its tops and weights, and its operations (`ionn.model.layers`)."""
 
     tops: tuple[Shape, ...]
     weights: tuple[Shape, ...] = ()

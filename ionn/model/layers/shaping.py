@@ -1,4 +1,4 @@
-"""Layers that only join, cut and move what their inputs hold, or give it another size."""
+"""Rules of layers that only join, cut, move or resize their inputs."""
 
 from __future__ import annotations
 

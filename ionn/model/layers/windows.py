@@ -1,4 +1,4 @@
-"""Layers that slide a window over their input: convolutions, pooling and local normalisation."""
+"""Rules of layers that slide a window over their input: convolutions, pooling and local normalisation."""
 
 from __future__ import annotations
 

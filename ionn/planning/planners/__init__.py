@@ -1,13 +1,15 @@
-"""The planners: functions from an execution graph to partitions in upload order, each a list of stages, sorted.
+"""The planners: functions from an execution graph to partitions in upload order. A partition is a sorted list of
+stage indices.
 
-A planner may upload a stage in slices: partitions then hold a `Slice` in place of the stage, and the slices of a stage
+A planner may upload a stage in slices. A partition then has a `Slice` in place of the stage, and the slices of a stage
 come in the order of its channels.
 
-The paper's algorithm as it is printed is in tests/support/algorithm_1.py; read that first, as the rest is speed.
+tests/support/algorithm_1.py has the paper's Algorithm 1 as it is printed. Read it first: the code here does the same,
+faster.
 
-Every planner uploads exactly the stages that the fastest path uses once uploading costs nothing (the optimal state); a
-graph with nothing worth offloading has an empty plan. No partition is without weights, unless all stages are. Planners
-of a user's own may do otherwise, and so may `BASELINES`, which are there to be compared with.
+Every planner uploads exactly the stages that the fastest path uses when uploading costs nothing (the paper's optimal
+state, section 2.2). If nothing is worth offloading, the plan is empty. Every partition has weights, unless no stage
+has any. Users' own planners may do otherwise, and so may `BASELINES`, which planners are compared with.
 """
 
 from __future__ import annotations
@@ -75,12 +77,12 @@ _SOURCES: dict[str, str] = {}
 
 
 def known_planners() -> dict[str, Planner]:
-    """All that have a name: the planners, with those of the user's own, and the baselines."""
+    """All planners by name: ionn's own, those that the user added, and the baselines."""
     return {**PLANNERS, **BASELINES}
 
 
 def get_planner(name: str) -> Planner:
-    """The planner of that name, or the baseline. Raises InputError, with the known names, if there is none."""
+    """The planner or baseline with this name. Raises InputError, which lists the known names, if there is none."""
     known = known_planners()
     if text_of(name, "algorithm") not in known:
         raise InputError(f"unknown algorithm {name!r}: known are {', '.join(known)}{did_you_mean(name, known)}")
@@ -88,10 +90,13 @@ def get_planner(name: str) -> Planner:
 
 
 def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
-    """Take a planner of the user's own into the registry under the function's name, which is returned: a function, or
-    where one is, FILE.py:FUNCTION or MODULE:FUNCTION. What it returns is checked whenever it plans.
+    """Add a planner of your own for this process, under the name of its function, and return that name.
 
-    Raises InputError where there is no such function, or one of ionn's own planners has its name.
+    `planner` is a function from an `ExecutionGraph` to a list of partitions, each a list of stage indices or slices
+    (docs/extending.md), or a text that says where the function is: FILE.py:FUNCTION or MODULE:FUNCTION. Each plan that
+    it makes is checked, and one that cannot be uploaded raises InputError.
+
+    Raises InputError if there is no such function, or if one of ionn's own planners has its name.
     """
     if callable(planner):
         name, function, source = getattr(planner, "__name__", ""), planner, _source(planner)
@@ -107,14 +112,14 @@ def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
 
 
 def added_planners(names: Iterable[str]) -> dict[str, Planner]:
-    """Those of these names that are a user's own, themselves: another process does not know them by name."""
+    """The user's own planners among these names, as functions: another process does not know them by name."""
     return {name: _ADDED[name] for name in names if name in _ADDED}
 
 
 def planner_digest(name: str) -> str:
-    """A number in hexadecimal that another planner of the user's, of the same name, does not have: of the whole file
-    that it was loaded from, or of the source of a function that was given itself. "" for one of ionn's own planners,
-    and where the source is not known. What a file imports, and what a function calls, does not count."""
+    """A hexadecimal digest that tells a user's planner from another one of the same name: of the whole file that it was
+    loaded from, or of the source of a function that was given as such. Code that it imports or calls does not count.
+    It is "" for ionn's own planners, and if the source is not known."""
     return _SOURCES.get(name, "")
 
 

@@ -1,6 +1,6 @@
-"""Planners of a user's own: functions, perhaps in a file, taken into the registry for as long as the process runs.
+"""Users' own planners: functions, perhaps in a file, that are loaded into this process.
 
-What it returns is checked, because it goes on to testbeds and servers as if it were one of ours.
+The plans that they return are checked, because testbeds and servers use them like those of ionn's own planners.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from ionn.planning.graph import ExecutionGraph
 
 
 def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], bytes]:
-    """The function FILE.py:FUNCTION or MODULE:FUNCTION: its name, itself, and what its file has, nothing where it has
-    none. Modules are looked for in this folder too; what a file imports, beside it too.
+    """Load the function FILE.py:FUNCTION or MODULE:FUNCTION. Returns its name, the function, and the content of its
+    file, which is empty if there is no file. The current folder is searched for modules too, and the folder of a file
+    for what the file imports.
 
-    Raises InputError, in one line, where there is no such function or its file cannot be imported.
+    Raises InputError, in one line, if there is no such function, or if its file cannot be imported.
     """
     source, _, name = spec.rpartition(":")
     if not source or not name.isidentifier():
@@ -41,7 +42,7 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
     except (Exception, SystemExit) as error:
         raise InputError(f"{spec}: cannot import it: {_place(error)}") from error
     finally:
-        if folder in sys.path:  # unless the file itself took it away
+        if folder in sys.path:  # the file itself may have removed it
             sys.path.remove(folder)
     function = getattr(module, name, None)
     if not callable(function):
@@ -52,8 +53,8 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
 
 
 def _import_file(path: Path, content: bytes) -> Any:
-    """The module of a file that has `content`. No bytecode is kept or used: Python would take that of an earlier
-    content of the same size and second for this one's, and would leave a folder beside the user's file."""
+    """The module of a file with this content. Bytecode is neither kept nor used: Python would take that of an earlier
+    content with the same size and second for this one's, and would leave a folder beside the user's file."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert isinstance(spec.loader, SourceLoader)
@@ -63,16 +64,16 @@ def _import_file(path: Path, content: bytes) -> Any:
 
 
 def _place(error: BaseException) -> str:
-    """What went wrong and where, in one line."""
+    """An error and its place, in one line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(str(error).split())
     return f"{type(error).__name__}: {reason} ({Path(last.filename).name}:{last.lineno})"
 
 
 def checked(name: str, function: Callable[[ExecutionGraph], Any]) -> Callable[[ExecutionGraph], list[list[Piece]]]:
-    """The function as a planner that raises InputError where it fails or does not return a plan of its graph.
+    """Make a planner of a function. It raises InputError if the function fails, or returns no plan for its graph.
 
-    Slices of a stage that are in the same partition become one.
+    Slices of one stage in the same partition become one slice.
     """
 
     def planner(graph: ExecutionGraph) -> list[list[Piece]]:
@@ -88,7 +89,7 @@ def checked(name: str, function: Callable[[ExecutionGraph], Any]) -> Callable[[E
             raise InputError(
                 f"planner {name}: returned {made!r:.60}; return a list of lists of stage numbers"
             ) from None
-        except Exception as error:  # of a generator
+        except Exception as error:  # raised by a generator
             raise InputError(f"planner {name}: {_place(error)}") from error
         try:
             _check(graph, plan)
@@ -104,9 +105,9 @@ def _piece(piece: Any) -> Piece:
 
 
 def _joined(graph: ExecutionGraph, pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces of a partition, sorted, with the slices of a stage as one; as the stage if those are all of them.
+    """The sorted pieces of a partition, with the slices of each stage joined into one slice, or into the whole stage.
 
-    That is what is sent: a server takes one net of a stage, and no slice that has all channels.
+    A server accepts one net per stage and partition, and no slice with all channels.
     """
     channels = {cut.stage: cut.channels for cut in graph.cuts}
     joined: list[Piece] = []
@@ -120,7 +121,8 @@ def _joined(graph: ExecutionGraph, pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _check(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> None:
-    """Raise ValueError unless each piece can be uploaded, once, and what is left of a stage could be a slice."""
+    """Raise ValueError unless every piece can be uploaded, none comes twice, and the rest of a stage could be a
+    slice."""
     cuts = {cut.stage: cut for cut in graph.cuts}
     ends: dict[int, int] = {}  # of the slices so far
     whole: set[int] = set()

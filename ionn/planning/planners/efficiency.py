@@ -1,16 +1,17 @@
-"""The paper's algorithms: partitions by efficiency (section 3.2) and recursively smaller ones (3.3, Algorithm 1). And
-the order that is proven to be good (docs/optimality.md), which differs from these in its beginning only.
+"""The paper's algorithms: efficiency-based partitioning (section 3.2), and recursive partitioning (section 3.3,
+Algorithm 1). Also `densest`, the order that is proven to be good (docs/optimality.md), which differs only in its
+beginning.
 
-The efficiency of a candidate, a run of adjacent stages not uploaded yet, is the latency that it saves per time to
-upload it. What it saves depends on its neighbours: next to an uploaded stage a transfer vanishes, elsewhere one is
-added. A candidate without upload overhead has efficiency inf, 0 or -inf, by the sign of what it saves.
+A candidate is a run of adjacent stages that are not uploaded yet. Its efficiency is the latency that it saves, divided
+by the time to upload it. The saving depends on the neighbours: beside an uploaded stage, no transfer is needed. A
+candidate without upload overhead has the efficiency inf, 0 or -inf, by the sign of its saving. Of candidates with equal
+efficiency, the one with the earlier first stage is chosen, then the one with fewer stages.
 
-Candidates of equal efficiency: the one with the earlier first stage, then the one with fewer stages.
-
-Few of the O(n^2) candidates are weighed again after a step. In a gap, a maximal run of missing stages, what is uploaded
-matters only to candidates that touch its ends: these O(n) are weighed each time. Of those inside, every stage remembers
-the best one that begins, and the best one that ends with it. When the gap has become too short for that one, its
-efficiency still bounds the others', and the stage is weighed again only if it has the highest bound. Memory is O(n).
+Few of the O(n^2) candidates are evaluated again after a step. A gap is a maximal run of stages that are not uploaded.
+What is uploaded outside it only matters to the O(n) candidates at its ends, which are evaluated each time. For the
+candidates inside, every stage remembers the best one that begins with it, and the best one that ends with it. When a
+gap has become too short for such a candidate, its efficiency is still an upper bound for the shorter ones, and they are
+evaluated again only if this bound is the highest. Memory is O(n).
 """
 
 from __future__ import annotations
@@ -25,27 +26,29 @@ from numpy.typing import NDArray
 from ionn.model.slices import runs_of
 from ionn.planning.graph import ExecutionGraph
 
-# The smallest positive number. A gain divided by it is inf, 0 or -inf; added to any upload time but 0 it is lost.
+# The smallest positive number. A gain divided by it is inf, 0 or -inf; added to any upload time but 0, it vanishes.
 _SMALLEST = math.ulp(0.0)
 
 
 def efficiency(graph: ExecutionGraph) -> list[list[int]]:
-    """The initial partition, then again and again the candidate with the highest efficiency."""
+    """Efficiency-based partitioning (paper, section 3.2): the initial partition, then repeatedly the candidate with the
+    highest efficiency."""
     return _plan(graph, _initial(graph), recursive=False)
 
 
 def recursive_efficiency(graph: ExecutionGraph) -> list[list[int]]:
-    """Plan like `efficiency`, but a part of the candidate goes first while a part of it has positive efficiency."""
+    """Recursive partitioning (paper, section 3.3): like `efficiency`, but as long as a part of the chosen candidate has
+    positive efficiency, the best part is chosen instead."""
     return _plan(graph, _initial(graph), recursive=True)
 
 
 def densest(graph: ExecutionGraph) -> list[list[int]]:
-    """Plan like `recursive_efficiency`, but from the beginning: there is no initial partition that is not divided."""
+    """Plan like `recursive_efficiency`, but without the initial partition, which the paper does not divide."""
     return _plan(graph, [], recursive=True)
 
 
 class Candidate(NamedTuple):
-    """Stages `first`..`last`, both included. Of two candidates, the smaller tuple is uploaded first."""
+    """The run of stages `first`..`last`, both included. Of two candidates, the smaller tuple is uploaded first."""
 
     negative_efficiency: float
     first: int
@@ -53,7 +56,7 @@ class Candidate(NamedTuple):
 
 
 class Candidates:
-    """The best candidates in gaps, which uploads divide into smaller ones."""
+    """The best candidates in the gaps, which become smaller as stages are uploaded."""
 
     def __init__(self, graph: ExecutionGraph, uploaded: list[int]) -> None:
         self._graph = graph
@@ -71,7 +74,7 @@ class Candidates:
             self.upload(first, last)
 
     def upload(self, first: int, last: int) -> None:
-        """Have stages `first`..`last` at the server from now on: a run that touches them saves a transfer there."""
+        """Mark the stages `first`..`last` as uploaded. A run beside them then needs no transfer on that side."""
         if first > 0:
             self._gain_to[first - 1] += self._graph.down_ms[first] + self._graph.up_ms[first]
         if last + 1 < len(self._gain_from):
@@ -85,9 +88,8 @@ class Candidates:
         return min(touching, self._inside(first, last, -touching.negative_efficiency))
 
     def smallest_part(self, chosen: Candidate) -> Candidate:
-        """The best proper part of `chosen`, of that part, and so on, as long as there is one with positive efficiency.
-
-        `chosen` is the best candidate of its gap.
+        """Replace `chosen`, the best candidate of its gap, by its best proper part, that by its own best part, and so
+        on, as long as there is a part with positive efficiency.
         """
         _, first, last = chosen
         beginning, ending = (bounds[:, first : last + 1].copy() for bounds in (self._beginning, self._ending))
@@ -100,10 +102,12 @@ class Candidates:
         return chosen
 
     def _best_part(self, first: int, last: int) -> Candidate | None:
-        """The best proper part of `first`..`last`, or one that it leads to; None without positive efficiency.
+        """The best proper part of `first`..`last`, or a part that the recursion reaches from there; None if no part has
+        positive efficiency.
 
-        While runs from `first` on are better than all that is inside, the best part is one of them, and so is the best
-        part of that: skip to the shortest that is better than all that is inside. Likewise for runs to `last`.
+        While runs that begin with `first` are better than every run inside, the best part is one of them, and so is the
+        best part of that one: the recursion skips to the shortest run that is better than every run inside. Runs that
+        end with `last` are treated likewise.
         """
         if first == last:
             return None
@@ -154,7 +158,7 @@ class Candidates:
 
 
 def _touching(first: int, last: int, from_first: NDArray[np.float64], to_last: NDArray[np.float64]) -> Candidate:
-    """The best of the runs from `first` on and of those to `last`, given their efficiencies in chain order."""
+    """The best of the runs that begin with `first` or end with `last`, given their efficiencies in chain order."""
     end, begin = int(from_first.argmax()), int(to_last.argmax())  # the first maximum: the shortest, and the earliest
     return min(
         Candidate(-float(from_first[end]), first, first + end),
@@ -163,22 +167,23 @@ def _touching(first: int, last: int, from_first: NDArray[np.float64], to_last: N
 
 
 def _optimal(graph: ExecutionGraph) -> frozenset[int]:
-    """The stages that are worth uploading at all."""
+    """The stages that the fastest path uses when uploading costs nothing: the paper's optimal state (section 2.2)."""
     return graph.shortest_path(np.zeros(len(graph.stages)))
 
 
 def _initial(graph: ExecutionGraph) -> list[int]:
-    """The initial partition of the paper: the stages that save more than their upload takes."""
+    """The paper's initial partition (section 3.4): the stages at the server on the fastest path with a penalty factor
+    of 1."""
     return sorted(graph.shortest_path(graph.upload_ms) & _optimal(graph))
 
 
 @np.errstate(over="ignore")  # a gain divided by _SMALLEST
 def _plan(graph: ExecutionGraph, initial: list[int], *, recursive: bool) -> list[list[int]]:
-    """The partitions after an initial one, and that itself unless it is empty."""
+    """The initial partition, unless it is empty, and all partitions that follow."""
     optimal = _optimal(graph)
     plan = [initial] if initial else []
     candidates = Candidates(graph, initial)
-    # A gap is only ever changed by an upload out of itself, so each keeps its best candidate.
+    # Only an upload of its own stages changes a gap, so each gap keeps its best candidate until then.
     queue = [(candidates.best(*gap), gap) for gap in runs_of(optimal.difference(initial))]
     heapify(queue)
     while queue:

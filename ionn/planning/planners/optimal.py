@@ -1,8 +1,9 @@
-"""The best order there is, for comparison: uploads of one stage each, in the order with the least area under the
-latency curve.
+"""The best possible order, for comparison: the stages are uploaded one by one, in the order with the least area under
+the latency curve (docs/optimality.md).
 
-The area is the latency of queries integrated over the time of the upload. It depends on the order alone, since every
-planner uploads the same stages. A larger partition never makes it less, as a stage uploaded early can stay unused.
+The area is the latency of queries, integrated over the time of the upload. It depends on the order alone, since every
+planner uploads the same stages. Larger partitions never make it smaller, as a stage that is uploaded early can stay
+unused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Times = NDArray[np.float64]
 MOST_STAGES = 20
 """That `optimal` orders: it weighs all of their subsets."""
 
-# Into which `least_area` divides the time of the upload.
+# The number of steps into which `least_area` divides the time of the upload.
 _STEPS = 20_000
 
 
@@ -36,15 +37,15 @@ def area(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> float:
 
 
 def excess_area(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> float:
-    """The area between the latency curve of a plan and the least latency there is, until its upload ends, in ms x s."""
+    """The area between the latency curve of a plan and the least possible latency, until its upload ends, in ms x s."""
     upload_ms = sum(graph.overhead_ms(pieces)[0] for pieces in plan)
     return area(graph, plan) - graph.latency_ms(range(len(graph.stages))) * upload_ms / 1e3
 
 
 def optimal(graph: ExecutionGraph) -> list[list[int]]:
-    """The stages one by one in the order of least area, after those without upload overhead.
+    """The stages one by one: first those without upload overhead, then the others in the order of least area.
 
-    Raises InputError where more than MOST_STAGES have an upload overhead.
+    Raises InputError if more than MOST_STAGES stages have an upload overhead.
     """
     weighted, free = _stages(graph)
     if len(weighted) > MOST_STAGES:
@@ -57,8 +58,8 @@ def optimal(graph: ExecutionGraph) -> list[list[int]]:
     present = (sets[:, None] >> np.arange(len(weighted)) & 1).astype(bool)
     latency_ms = _latencies(graph, weighted, free, present)
     size = present.sum(axis=1)
-    least = np.zeros(len(sets))  # area from a set to the end of the upload
-    following = np.zeros(len(sets), dtype=np.int64)  # what goes up next
+    least = np.zeros(len(sets))  # the area from each set to the end of the upload
+    following = np.zeros(len(sets), dtype=np.int64)  # the stage that is uploaded next
     for count in reversed(range(len(weighted))):
         here = sets[size == count]
         after = np.where(present[here], 0, here[:, None] | 1 << np.arange(len(weighted)))
@@ -74,9 +75,9 @@ def optimal(graph: ExecutionGraph) -> list[list[int]]:
 
 
 def least_area(graph: ExecutionGraph) -> float:
-    """A bound for any number of stages: no order has an area below it, in ms x s.
+    """A lower bound of the area of any order, in ms x s, for any number of stages.
 
-    It takes each instant by itself: the least latency that any stages allow whose uploads fit into the time until then.
+    For each instant by itself, it takes the least latency of any set of stages that can be uploaded until then.
     """
     weighted, free = _stages(graph)
     total_ms = float(graph.upload_ms[weighted].sum())
@@ -91,19 +92,20 @@ def least_area(graph: ExecutionGraph) -> float:
         executed[steps[stage] :] = there[: _STEPS - steps[stage]]
         return executed
 
-    # After k steps: the least latency of any stages whose uploads take so long.
+    # For each number of steps: the least latency of any stages whose uploads take that long.
     latency_ms = np.minimum.accumulate(_fastest(graph, _STEPS, {*free, *weighted}, arrive))
     return float(latency_ms.sum()) * step_ms / 1e3
 
 
 def _stages(graph: ExecutionGraph) -> tuple[list[int], list[int]]:
-    """The stages to upload, with and without an upload overhead."""
+    """The stages to upload: those with an upload overhead, and those without."""
     stages = sorted(graph.shortest_path(np.zeros(len(graph.stages))))
     return [i for i in stages if graph.upload_ms[i] > 0], [i for i in stages if graph.upload_ms[i] == 0]
 
 
 def _latencies(graph: ExecutionGraph, weighted: list[int], free: list[int], present: NDArray[np.bool_]) -> Times:
-    """`graph.latency_ms` of many sets: `present` is (sets, weighted stages); the free stages are in all of them."""
+    """`graph.latency_ms` of many sets of stages: `present`, (sets, weighted stages), says which of the `weighted`
+    stages each set has, and all have the `free` stages."""
     columns = dict(zip(weighted, present.T, strict=True))
 
     def arrive(stage: int, there: Times) -> Times:
@@ -115,10 +117,10 @@ def _latencies(graph: ExecutionGraph, weighted: list[int], free: list[int], pres
 def _fastest(
     graph: ExecutionGraph, cases: int, stages: Collection[int], arrive: Callable[[int, Times], Times]
 ) -> Times:
-    """The latencies of the fastest paths in many cases at once, (cases,), with no more than `stages` at the server.
+    """The latencies of the fastest paths in many cases at once, (cases,), with only `stages` allowed at the server.
 
-    `arrive` turns the times by which a stage would have been executed at the server into those by which it is: later
-    or, where it is not there, never.
+    `arrive` maps the times at which the server would have executed a stage, if it had it, to the actual ones: later, or
+    never in cases where the server does not have it.
     """
     at_client, at_server = np.zeros(cases), np.full(cases, np.inf)
     for stage in range(len(graph.stages)):

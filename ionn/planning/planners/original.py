@@ -1,4 +1,4 @@
-"""IONN's own algorithm (paper, section 2.2): shortest paths while a penalty factor on the upload overhead shrinks."""
+"""IONN's original algorithm (paper, section 2.2): shortest paths while the penalty factor on upload overheads falls."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ Stages = frozenset[int]
 
 
 def original(graph: ExecutionGraph) -> list[list[int]]:
-    """Penalty factors 1, 1/2, ..., 1/64, 0."""
+    """Plan with the penalty factors 1, 1/2, ..., 1/64, 0 (paper, section 3.1)."""
     return _plan(graph, HALVING)
 
 
 def original_fine(graph: ExecutionGraph) -> list[list[int]]:
-    """Penalty factors 1, 0.9999, ..., 0.0001, 0, the paper's stand-in for `efficiency` in section 4.4."""
+    """Plan with the penalty factors 1, 0.9999, ..., 0.0001, 0, which the paper compares with `efficiency` (section
+    4.4)."""
     return _plan(graph, [step / FINE_STEPS for step in range(FINE_STEPS, 0, -1)])
 
 
 def _plan(graph: ExecutionGraph, factors: Sequence[float]) -> list[list[int]]:
-    """One partition per factor whose shortest path brings new stages to the server; after `factors`, the last is 0."""
+    """One partition for each factor whose shortest path has new stages at the server; the last factor is 0."""
 
-    # What is uploaded has no overhead any more. Counting it changes nothing: as the factor falls, the path keeps every
-    # server-side stage that it has, so it pays that overhead either way. For the same reason, where two factors have
-    # the same path, all between them have it too.
+    # Uploaded stages have no overhead any more, but counting it changes nothing: as the factor falls, the path keeps
+    # every stage that it has at the server, so all paths pay that overhead. For the same reason, if two factors have
+    # the same path, so have all factors between them.
     def partitions(before: int, until: int, uploaded: Stages, in_the_end: Stages) -> list[list[int]]:
-        """Return the partitions of the factors after index `before` up to index `until`."""
+        """Return the partitions of the factors after index `before`, up to and including index `until`."""
         if uploaded == in_the_end:
             return []
         if until - before == 1:

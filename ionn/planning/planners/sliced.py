@@ -1,18 +1,20 @@
-"""Recursive efficiency, continued below the layer: partitions whose weights are large go up in slices.
+"""Recursive partitioning, continued below the layer: stages with large weights are uploaded in slices.
 
-The recursion of the paper (section 3.3) ends at a stage. Here a stage that can be cut is a partition of slices: its
-first slice goes first, and the rest of it is next, as after every recursion of the paper. So the bytes go up in the
-order of `recursive_efficiency`, only in smaller partitions: no plan is worse for it but by what the slices cost.
+The paper's recursion (section 3.3) ends at single stages. Here, it continues with the slices of a stage that can be
+cut: its first slice is uploaded first, and the rest of it next, as after every recursion of the paper. So the bytes
+are uploaded in the order of `recursive_efficiency`, only in smaller partitions, and a plan gets worse at most by what
+the slices cost.
 
-How many slices is a matter of cost. A stage that saves `gain` when all of its `upload` is there saves, in `k` equal
-slices, a k-th of it after every k-th of the time. Against saving it evenly all the while, that loses gain x upload / 2k
-(latency x time). Each slice in turn takes `slice_ms` more, and holds back for that long what is still to be saved: half
-of the gain on average, and all of `rest`, what later partitions save. Both together are least for
+The number of slices balances gain and cost. Let a stage save `gain` of latency after an upload of the time `upload`.
+In k equal slices, it saves a k-th of the gain after every k-th of the time. Compared with a saving that grows evenly,
+this loses gain x upload / 2k (latency x time). On the other hand, each slice takes `slice_ms` more, and delays by this
+time what is still to be saved: on average half of the gain, and all of `rest`, the saving of later partitions. The sum
+of both is least for
 
     k = sqrt(gain x upload / (slice_ms x (2 rest + gain)))
 
-and below two, no slices are better. But a slice has at least `least` channels (`ionn.model.slices`), and must make
-queries faster than they were without it and slower than they are with the whole stage, else it stays with the next one.
+and for k below two, no slices are better. Also, a slice has at least `least` channels (`ionn.model.slices`), and with
+it queries must be faster than without it, but slower than with the whole stage; otherwise it is joined with the next.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ionn.planning.slice_costs import SlicePlan
 
 
 def sliced_efficiency(graph: ExecutionGraph) -> list[list[Piece]]:
-    """The partitions of `recursive_efficiency`, those that can be cut in slices."""
+    """The partitions of `recursive_efficiency`, those that can be cut as several slices."""
     best_ms = graph.latency_ms(range(len(graph.stages)))
     plan: list[list[Piece]] = []
     uploaded: list[Piece] = []
@@ -37,12 +39,12 @@ def sliced_efficiency(graph: ExecutionGraph) -> list[list[Piece]]:
 
 
 def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_ms: float) -> list[list[Piece]]:
-    """A partition as partitions, the stage with the largest upload that can be cut in slices."""
+    """Divide a partition into several: the one stage with the largest upload that can be cut is cut into slices."""
     cuts = [cut for cut in graph.cuts if cut.stage in stages and graph.has_weights[cut.stage]]
     if not cuts:
         return [list(stages)]
     before_ms, after_ms = graph.latency_ms(uploaded), graph.latency_ms([*uploaded, *stages])
-    # What saves more than it takes to upload is needed as a whole (paper, section 3.4).
+    # A partition that saves more than its upload takes is uploaded as a whole (paper, section 3.4).
     if before_ms - after_ms > graph.overhead_ms(stages)[0]:
         return [list(stages)]
     cut = max(cuts, key=lambda cut: graph.upload_ms[cut.stage])
@@ -63,7 +65,7 @@ def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_m
 
 
 def _number_of_slices(graph: ExecutionGraph, cut: SlicePlan, gain_ms: float, rest_ms: float) -> int:
-    if gain_ms <= 0:  # some slices of it, at both sides, are as fast as all of it at the server
+    if gain_ms <= 0:  # queries are as fast without what is missing of the stage
         return 1
     wait_ms = cut.slice_ms * (2 * rest_ms + gain_ms)
     ideal = math.sqrt(gain_ms * graph.upload_ms[cut.stage] / wait_ms) if wait_ms > 0 else math.inf

@@ -1,7 +1,8 @@
-"""Stages without weights, such as a pooling layer's, are no partitions of their own.
+"""Partitions without weights, such as that of a pooling layer, are merged with a neighbour.
 
-A partition that sends nothing is complete when the one before it is, so it belongs to that one: whatever has been sent,
-queries are as fast as before. Only the first has none before it; it belongs to the next, and queries wait for that.
+A partition without weights is complete as soon as the one before it is, so it becomes part of that one: queries are as
+fast as before at any time. The first partition has none before it, and becomes part of the next one, for which queries
+then wait.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ionn.planning.graph import ExecutionGraph
 
 
 def merge_weightless(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> list[list[Piece]]:
-    """The plan with every partition that has no weights as a part of its neighbour; partitions are sorted by stage."""
+    """The plan with each partition that has no weights merged with its neighbour. Partitions are sorted by stage."""
     merged: list[list[Piece]] = []
     any_sent = False
     for pieces in plan:
