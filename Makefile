@@ -24,11 +24,14 @@ REFERENCE := ionn.api ionn.errors ionn.records ionn.model.network ionn.model.sli
   ionn.testbed.sweep_table ionn.protocol.curve
 
 # These make another Debian, which takes root's rights. In a checkout of another user's, root would leave files that this
-# user cannot remove. Of ARCH, nothing but the name of an architecture gets to a shell.
-AS_ROOT := $(filter test-container test-service test-debian13 test-arm64 $(if $(value ARCH),wheels),$(MAKECMDGOALS))
+# user cannot remove. ARCH is make's own, for `wheels`: an environment may have one for others. Of it, nothing but the name
+# of an architecture gets to a shell.
+ASKED := $(if $(filter command,$(firstword $(origin ARCH))),$(value ARCH))
+AS_ROOT := $(filter test-container test-service test-debian13 test-arm64 $(if $(ASKED),wheels),$(MAKECMDGOALS))
+override ARCHITECTURE :=
 ifneq ($(AS_ROOT),)
-ARCHITECTURE := $(if $(filter-out amd64 arm64,$(value ARCH))$(word 2,$(value ARCH)),\
-  $(error ARCH is arm64, or on an arm64 machine amd64),$(value ARCH))
+override ARCHITECTURE := $(if $(filter-out amd64 arm64,$(ASKED))$(word 2,$(ASKED)),\
+  $(error ARCH is arm64, or on an arm64 machine amd64),$(ASKED))
 ifeq ($(shell id -u),0)
 ifneq ($(shell stat --format %u .),0)
 $(error this checkout is not root's: clone it as root, and run 'make $(AS_ROOT)' in the clone)
@@ -43,6 +46,8 @@ STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /e
 # A caffe of the user's own must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
+# Targets share .venv, dist/ and results/. What takes long uses several processors by itself.
+.NOTPARALLEL:
 .PHONY: help setup system-packages models wheels test test-long test-container test-service test-debian13 test-arm64 \
   lint docs reproduce beyond figures bench soak fuzz sanitize mutants clean
 

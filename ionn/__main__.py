@@ -38,7 +38,7 @@ def _end_at_last(number: int) -> None:
     os._exit(130 if number == signal.SIGINT else 0)
 
 
-def _open_standard_streams() -> None:
+def open_standard_streams() -> None:
     """Open standard streams that the shell closed (`2>&-`), so that their output is discarded. Otherwise the next file
     or socket would get the stream's number, and with it the messages for the user."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -53,7 +53,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for jobs in the background
         signal.signal(signal.SIGINT, _end)
     try:
-        _open_standard_streams()
+        open_standard_streams()
         if sys.argv[1:2] in (["serve"], ["link"]):
             signal.signal(signal.SIGTERM, _end)
         if sys.argv[1:2] == ["sweep"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import gc
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,6 +158,9 @@ def run_live_all(
                     trace = live.run_live(
                         subject, algorithm, settings, testbed.address, run, server, keys, show, bandwidth, testbed.begin
                     )
+                # A session's objects refer to each other and to its photographs. They are few, so that Python would not
+                # look for them before the next sessions have theirs, too.
+                gc.collect()
                 if results is not None:
                     trace.save(paths[run, algorithm])
                 traces[run, algorithm] = trace.undilated()

@@ -31,7 +31,7 @@ from pathlib import Path
 from tests.systems import dockerfile
 from tests.systems.dockerfile import DockerfileError, Instruction, command, context, options, words
 from tests.systems.root import Root, check_machine, debian
-from tests.systems.script import StepError, run_script, scratch_folder
+from tests.systems.script import SetupError, StepError, run_script, scratch_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = "bookworm"
@@ -40,6 +40,8 @@ ADDRESS = "tcp://127.0.0.1:7675"
 # A user whom no system has: somebody's number, as `docker run --user` gives it.
 SOMEBODY = "4321:4321"
 STOP_S = 30.0
+# What has a meaning in the options with which overlayfs is mounted.
+_NOT_IN_OVERLAYS = ":,\\\"'"
 _LINES_SHOWN = 40
 
 NOT_EXECUTED = {
@@ -347,6 +349,8 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="reproduce with all models, not MobileNet alone: minutes")
     arguments = parser.parse_args()
     check_machine("amd64")
+    if unusable := set(_NOT_IN_OVERLAYS) & set(tempfile.gettempdir()):
+        raise SetupError(f"set TMPDIR to a folder whose path has no {' '.join(unusable)}: overlayfs cannot name it")
     with scratch_folder("ionn-container-") as scratch, contextlib.ExitStack() as stack:
         steps = Steps(scratch / "log")
         steps.log.touch()

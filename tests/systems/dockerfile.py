@@ -49,7 +49,7 @@ def parse(text: str) -> list[Instruction]:
     found: list[Instruction] = []
     begun = ""
     first = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if _DIRECTIVE.match(line.lstrip()) and not found and not begun:
             raise DockerfileError(f"line {number}: directives are not read here")
         if not line.strip() or line.lstrip().startswith("#"):
@@ -147,7 +147,7 @@ def context(folder: Path, ignore: str) -> Iterator[Path]:
     """The files below `folder`, as paths in it, that a .dockerignore of the text `ignore` leaves: of the patterns that
     match a file, the last one decides."""
     patterns = []
-    for number, line in enumerate(ignore.splitlines(), 1):
+    for number, line in enumerate(ignore.split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             name = line.strip().removeprefix("!").strip("/")
             if re.search(r"[\\\[]|^\s|(^|/)\.{0,2}(/|$)", name):

@@ -125,10 +125,10 @@ def cache_folder() -> Path:
 def _base(release: str, architecture: str) -> Path:
     """The folder that roots are copies of: debootstrap's, made once."""
     base = cache_folder() / "roots" / f"{release}-{architecture}"
-    if base.exists():
-        return base
     with locked(base.parent):
-        if base.exists():  # another process has made it meanwhile
+        if base.exists():
+            if not (base / "usr/bin/apt-get").exists():
+                raise SetupError(f"{base} is damaged: remove that folder, and it is made again")
             return base
         with scratch_folder("root-", base.parent) as scratch:
             made = scratch / "root"

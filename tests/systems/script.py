@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from ionn.__main__ import open_standard_streams
 from ionn.errors import InputError
 from ionn.testbed.processes import uninterrupted
 
@@ -47,6 +48,8 @@ class _Interrupted(BaseException):
 
 def run_script(name: str, work: Callable[[], None]) -> NoReturn:
     """Do a script's work, and exit."""
+    open_standard_streams()
+    os.umask(0o022)  # files of another Debian are for all of its users
     # Of its processes that end, the children become this process's, which can then wait for them.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in _SIGNALS:
@@ -82,13 +85,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def scratch_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
     """A new folder. In the end, all processes that this one has started are ended, and then it is removed."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=within))
+    folder: Path | None = None
     try:
+        with uninterrupted():
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=within))
         yield folder
     finally:
         with uninterrupted():
             _end_children()
-            shutil.rmtree(folder)
+            if folder is not None:
+                shutil.rmtree(folder)
 
 
 def _end_children() -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ionn.libraries import caffe_packages
+from ionn.testbed.processes import uninterrupted
 from tests.systems.root import Root, check_machine, debian
 from tests.systems.script import WITH_THIS_PROCESS, SetupError, StepError, run_script, scratch_folder
 
@@ -129,16 +130,24 @@ def cgroup() -> Iterator[Path]:
     (mounted,) = re.findall(r"^cgroup2? (\S+) cgroup2 ", Path("/proc/mounts").read_text(), re.MULTILINE)[:1] or [""]
     if not mounted:
         raise StepError("no cgroups of version 2 are mounted here")
-    folder = Path(tempfile.mkdtemp(prefix="ionn-", dir=mounted))
+    folder: Path | None = None
     try:
+        with uninterrupted():
+            folder = Path(tempfile.mkdtemp(prefix="ionn-", dir=mounted))
         yield folder
     finally:
-        (folder / "cgroup.kill").write_text("1")
-        deadline = time.monotonic() + 10
-        while "populated 1" in (folder / "cgroup.events").read_text() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for below, _, _ in os.walk(folder, topdown=False):
-            os.rmdir(below)
+        if folder is not None:
+            remove_cgroup(folder)
+
+
+def remove_cgroup(folder: Path) -> None:
+    """Remove a cgroup with those that were made in it, and end what is in them."""
+    (folder / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + 10
+    while "populated 1" in (folder / "cgroup.events").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for below, _, _ in os.walk(folder, topdown=False):
+        os.rmdir(below)
 
 
 @dataclass(frozen=True)
@@ -298,8 +307,8 @@ def main() -> None:
     check_machine("amd64")
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
     dist = ROOT / "dist"
-    if len(list(dist.glob("*.whl"))) != 2:
-        raise SetupError("dist/ lacks the two wheels; 'make wheels' builds them")
+    if len(list(dist.glob("*.whl"))) != 2 or not list(dist.glob(f"caffe-*-linux_{platform.machine()}.whl")):
+        raise SetupError("dist/ lacks the two wheels for this machine; 'make wheels' builds them")
     with scratch_folder("ionn-service-") as scratch, debian(release, "amd64") as root:
         install(Root(root.folder, [(dist, "/dist")]))
         folder = root.folder / "etc" / "ionn"

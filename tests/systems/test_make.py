@@ -29,6 +29,14 @@ def test_of_arch_only_a_name_gets_to_the_shell(tmp_path: Path, goal: str, archit
     assert "build_cross.py arm64" in make(tmp_path, "wheels", "ARCH=arm64").stdout
 
 
+@pytest.mark.parametrize("name", ["ARCH", "ARCHITECTURE"])
+def test_an_environment_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    plain = make(tmp_path, "wheels").stdout
+    monkeypatch.setenv(name, "x86_64; touch made")
+    assert make(tmp_path, "wheels").stdout == plain
+    assert "build_cross.py arm64)" in make(tmp_path, "wheels", "ARCH=arm64", "ARCHITECTURE=x").stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files of root's")
 def test_root_leaves_nothing_in_a_checkout_of_another_users(tmp_path: Path) -> None:
     os.chown(tmp_path, 65534, 65534)
