@@ -19,6 +19,8 @@ from ionn.records import LoadRecord
 
 # A run is disturbed where other load has more than this share of the processors on average over the run.
 DISTURBED_SHARE = 0.1
+# A shorter run has too few ticks to tell that.
+_JUDGED_S = 1.0
 # The system counts processors' time in ticks of 10 ms, so that shorter steps would be coarse.
 _STEP_S = 1.0
 _STAT = "/proc/stat"
@@ -54,12 +56,14 @@ def mean_other(loads: Sequence[LoadRecord]) -> float:
 
 
 def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
-    """What disturbed a run; None where nothing did, or that was not recorded."""
+    """What disturbed a run; None where nothing did, that was not recorded, or the run took less than a second."""
+    if not loads or loads[-1].end_s - loads[0].start_s < _JUDGED_S:
+        return None
     above = [number for number, each in enumerate(loads) if each.other > DISTURBED_SHARE]
     if not above or not mean_other(loads) > DISTURBED_SHARE:
         return None
     during = loads[above[0] : above[-1] + 1]
-    return Disturbance(mean_other(during), during[0].start_s, during[-1].end_s)
+    return Disturbance(min(mean_other(during), 1.0), during[0].start_s, during[-1].end_s)
 
 
 @dataclass(frozen=True)

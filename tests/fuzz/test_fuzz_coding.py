@@ -119,7 +119,7 @@ class Told:
     def __init__(self, frames: Sequence[bytes]) -> None:
         self._frames = frames
 
-    def send(self, message: messages.Message) -> None:
+    def send(self, message: messages.Message, copy: bool = False) -> None:
         assert isinstance(message, messages.Query)
 
     def receive(self, timeout_s: float) -> messages.Message:

@@ -32,6 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "mode
 # The first words of lines that are not run, and why.
 LONG = {
     "make": "sets up, tests or measures: minutes",
+    "python bench/alexnet.py --dilation 8 --runs": "two hours",
     "ionn calibrate": "up to a minute; make test-long runs it",
     "ionn run googlenet --algorithm original": "a live run, 8 s; make test-long runs it",
     "ionn run googlenet --connect": "needs two machines; tests/integration/test_namespaces.py has two",
@@ -53,13 +54,18 @@ def is_long(line: str) -> bool:
 
 
 def check_unrun(line: str) -> None:
-    """A line that is not run: `make` knows the target, `ionn` the command and its options."""
+    """A line that is not run: `make` knows the target, `ionn` the command and its options, a bench its options."""
     words = shlex.split(line, comments=True)
     if words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert targets
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), line
+    elif words[0] == "python":
+        usage = subprocess.run(
+            [sys.executable, words[1], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        assert all(word in usage for word in words[2:] if word.startswith("--")), line
     else:
         name, *arguments = words[1:]
         COMMANDS[name].make_context(name, arguments)  # raises a click exception for what the command does not know

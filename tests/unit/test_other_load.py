@@ -135,6 +135,8 @@ def test_a_run_is_disturbed_by_its_mean_other_load() -> None:
     assert disturbance([]) is None
     assert disturbance(loads(*[DISTURBED_SHARE] * 10)) is None
     assert disturbance(loads(0.5, *[0.0] * 5)) is None
+    assert disturbance([LoadRecord(0.0, 0.9, 1.0, 0.0)]) is None
+    assert disturbance([LoadRecord(0.0, 1.0, 1.25, 0.0)]) == Disturbance(1.0, 0.0, 1.0)
     found = disturbance(loads(0.0, 0.05, 0.75, 0.0, 0.5, 0.05))
     assert found == Disturbance(pytest.approx((0.75 + 0.5) / 3), 2.0, 5.0)  # type: ignore[arg-type]
     assert str(found) == "other processes used 42% of the processors from second 2 to 5"
