@@ -248,7 +248,7 @@ def _run_json(trace: Trace) -> dict[str, Any]:
         "output_check": None if check is None else _check_json(check),
         "overruns": sum(query.overruns for query in trace.queries),
         "overrun_ms": sum(query.overrun_ms for query in trace.queries),
-        "other_load": mean_other(trace.loads) if trace.loads else None,
+        "other_load": None if math.isnan(other := mean_other(trace.loads)) else other,
         "disturbance": None if disturbance is None else dataclasses.asdict(disturbance),
         "weight_bytes": weight_bytes,
         "weight_bytes_sent": None if weight_bytes is None else weight_bytes - trace.weight_bytes_held,

@@ -64,7 +64,7 @@ class Pipe:
         self._socket = sock
         self._outgoing = Outgoing()
         self._part = bytearray(_PART.size)
-        self._buffers = [bytearray() for _ in STREAMS]
+        self._buffers = [untouched(0) for _ in STREAMS]
         self._filled = [0 for _ in STREAMS]
 
     def fileno(self) -> int:
@@ -82,8 +82,8 @@ class Pipe:
             self._fill(memoryview(self._part))
             stream, ends, size, part = _PART.unpack(self._part)
             if len(self._buffers[stream]) < size:
-                self._buffers[stream] = bytearray(size)
-            body, filled = memoryview(self._buffers[stream])[:size], self._filled[stream]
+                self._buffers[stream] = untouched(size)
+            body, filled = self._buffers[stream][:size], self._filled[stream]
             self._fill(body[filled : filled + part])
             self._filled[stream] = filled + part if size and not ends else 0
             if ends:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,10 +68,11 @@ def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
 
 @dataclass(frozen=True)
 class _Sample:
-    """How long the processors had been busy at `time_s`, and how much of that was the run's own, in ticks."""
+    """How long each processor that this process may use had been busy at `time_s`, and how much of that was the run's
+    own, in ticks. Without processors where the system did not tell."""
 
     time_s: float
-    busy: int
+    busy: Mapping[str, int]
     own: int
 
     @classmethod
@@ -87,10 +88,10 @@ def recorded_load(now_s: Callable[[], float]) -> Iterator[list[LoadRecord]]:
     A thread looks once a second: queries do not wait for it.
     """
     records: list[LoadRecord] = []
-    if not os.access(_STAT, os.R_OK) or not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+    samples = [_Sample.at(now_s())]
+    if not samples[0].busy or not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
         yield records
         return
-    samples = [_Sample.at(now_s())]
     is_over = threading.Event()
 
     def watch() -> None:
@@ -104,7 +105,7 @@ def recorded_load(now_s: Callable[[], float]) -> Iterator[list[LoadRecord]]:
     finally:
         is_over.set()
         watcher.join()
-    records += _records([*samples, _Sample.at(now_s())])
+    records += _records([each for each in (*samples, _Sample.at(now_s())) if each.busy])
 
 
 def _records(samples: list[_Sample]) -> list[LoadRecord]:
@@ -112,20 +113,31 @@ def _records(samples: list[_Sample]) -> list[LoadRecord]:
     *earlier, last = samples
     if len(earlier) > 1 and last.time_s - earlier[-1].time_s < _STEP_S / 2:
         earlier.pop()
-    return [_between(*pair) for pair in pairwise([*earlier, last]) if pair[0].time_s < pair[1].time_s]
+    pairs = pairwise([*earlier, last])
+    return [_between(*pair) for pair in pairs if pair[0].time_s < pair[1].time_s and _processors(*pair)]
+
+
+def _processors(start: _Sample, end: _Sample) -> set[str]:
+    """Those that were counted both times: which ones this process may use can change."""
+    return start.busy.keys() & end.busy.keys()
 
 
 def _between(start: _Sample, end: _Sample) -> LoadRecord:
-    ticks = (end.time_s - start.time_s) * os.sysconf("SC_CLK_TCK") * len(os.sched_getaffinity(0))
-    busy, own = (max(later - earlier, 0) / ticks for earlier, later in ((start.busy, end.busy), (start.own, end.own)))
-    return LoadRecord(start.time_s, end.time_s, busy, own)
+    processors = _processors(start, end)
+    ticks = (end.time_s - start.time_s) * os.sysconf("SC_CLK_TCK") * len(processors)
+    busy = sum(end.busy[name] - start.busy[name] for name in processors)
+    return LoadRecord(start.time_s, end.time_s, max(busy, 0) / ticks, max(end.own - start.own, 0) / ticks)
 
 
-def _busy() -> int:
-    """How long the processors that this process may use have been busy since the system started, in ticks."""
+def _busy() -> dict[str, int]:
+    """How long each processor that this process may use has been busy since the system started, in ticks. Nothing where
+    the system does not tell that of all of them: in some containers, processors have other numbers there."""
     names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     lines = (line.split() for line in _read(_STAT).splitlines())
-    return sum(int(fields[column]) for fields in lines if fields[0] in names for column in _BUSY)
+    found = {
+        fields[0]: sum(int(fields[column]) for column in _BUSY) for fields in lines if fields[:1] and fields[0] in names
+    }
+    return found if len(found) == len(names) else {}
 
 
 def _own() -> int:

@@ -60,7 +60,7 @@ def test_the_time_of_a_process_that_the_run_did_not_start_is_other_load() -> Non
         end = other_load._Sample.at(1.0)
         took = end.own - start.own
     # The system counts what a processor does by looking at it now and then.
-    assert end.busy - start.busy - took >= TICKS / 2
+    assert sum(end.busy.values()) - sum(start.busy.values()) - took >= TICKS / 2
 
 
 def test_the_time_of_what_the_run_started_is_its_own() -> None:
@@ -73,13 +73,17 @@ def test_the_time_of_what_the_run_started_is_its_own() -> None:
 
 
 def test_other_load_is_a_share_of_all_processors() -> None:
-    processors, second = len(os.sched_getaffinity(0)), os.sysconf("SC_CLK_TCK")
-    start, end = other_load._Sample(2.0, 1000, 70), other_load._Sample(4.0, 1000 + 2 * second, 70 + second)
-    assert other_load._between(start, end) == LoadRecord(2.0, 4.0, 1 / processors, 0.5 / processors)
-    assert other_load._between(start, end).other == 0.5 / processors
+    second = os.sysconf("SC_CLK_TCK")
+
+    def sample(time_s: float, busy: int, own: int) -> other_load._Sample:
+        return other_load._Sample(time_s, {"cpu0": 1000, "cpu1": busy}, own)
+
+    start, end = sample(2.0, 1000, 70), sample(4.0, 1000 + 2 * second, 70 + second)
+    assert other_load._between(start, end) == LoadRecord(2.0, 4.0, 0.5, 0.25)
+    assert other_load._between(start, end).other == 0.25
     # Ticks of a process and of a processor are not counted at the same time.
-    assert other_load._between(start, other_load._Sample(3.0, 1000, 75)).other == 0
-    assert other_load._between(start, other_load._Sample(3.0, 999, 69)) == LoadRecord(2.0, 3.0, 0, 0)
+    assert other_load._between(start, sample(3.0, 1000, 75)).other == 0
+    assert other_load._between(start, sample(3.0, 999, 69)) == LoadRecord(2.0, 3.0, 0, 0)
 
 
 def test_a_run_is_watched_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,13 +118,35 @@ def test_a_run_is_watched_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_no_step_is_so_short_that_ticks_would_tell_nothing(times_s: list[float], ends_s: list[float]) -> None:
     """But that of a run that is."""
-    records = other_load._records([other_load._Sample(time_s, 0, 0) for time_s in times_s])
+    records = other_load._records([other_load._Sample(time_s, {"cpu0": 0}, 0) for time_s in times_s])
     assert [each.end_s for each in records] == ends_s
     assert [each.start_s for each in records] == [0.0, *ends_s][:-1]
 
 
 def test_where_the_system_does_not_tell_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(other_load, "_STAT", str(tmp_path / "none"))
+    with recorded_load(lambda: 0.0) as records:
+        pass
+    assert records == []
+
+
+def test_steps_compare_the_same_processors_and_skip_what_was_not_read() -> None:
+    samples = [
+        other_load._Sample(0.0, {"cpu0": 1000}, 0),
+        other_load._Sample(1.0, {"cpu0": 1050, "cpu1": 900_000}, 10),  # it may use another one from now on
+        other_load._Sample(2.0, {"cpu0": 1100, "cpu1": 900_100}, 20),
+        other_load._Sample(3.0, {"cpu2": 5}, 30),
+    ]
+    per_second = os.sysconf("SC_CLK_TCK")
+    assert other_load._records(samples) == [
+        LoadRecord(0.0, 1.0, 50 / per_second, 10 / per_second),
+        LoadRecord(1.0, 2.0, 150 / (2 * per_second), 10 / (2 * per_second)),
+    ]
+
+
+def test_processors_of_other_names_are_not_idle_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("cpu 9 9 9 9 9 9 9 9\ncpu1000000 9 9 9 9 9 9 9 9\n\n")
+    monkeypatch.setattr(other_load, "_STAT", str(tmp_path / "stat"))
     with recorded_load(lambda: 0.0) as records:
         pass
     assert records == []
