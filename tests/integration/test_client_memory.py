@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +20,10 @@ from ionn.model.caffemodel import serialise, weights_path
 from ionn.model.network import Network
 from ionn.model.partial_net import extract_slice
 from ionn.model.slices import Slice
+from ionn.testbed import runner
 from tests.support.command import Serving, serving
 from tests.support.forward import Weights, random_weights
+from tests.support.runs import run_live
 
 ALGORITHMS = ["recursive-efficiency", "sliced-efficiency"]
 # What a client may take: so many times its caffemodel, and so much beside it.
@@ -174,3 +179,25 @@ def test_no_memory_beyond_the_whole_is_shared(network: Network, weights: Weights
         with pytest.raises(IndexError, match="no such elements"):
             part.share(whole, begin)
     part.share(whole, 456)  # the last ones
+
+
+def test_runs_do_not_keep_each_others_sessions(
+    server: Serving, tiny_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's collector does not come by itself here: it would only now and then."""
+    sessions: list[weakref.ref[Any]] = []
+    kept = []
+
+    def show(progress: object, session: object) -> None:
+        if not sessions or sessions[-1]() is not session:
+            kept.append(sum(former() is not None for former in sessions))
+            sessions.append(weakref.ref(session))
+
+    monkeypatch.setattr(runner, "_show", show)
+    gc.disable()
+    try:
+        subject = runner.prepare_live(tiny_files, paced=False)
+        run_live(subject, runs=3, server="gtx1080ti", address=server.address)
+    finally:
+        gc.enable()
+    assert kept == [0, 0, 0]

@@ -125,21 +125,25 @@ def cache_folder() -> Path:
 def _base(release: str, architecture: str) -> Path:
     """The folder that roots are copies of: debootstrap's, made once."""
     base = cache_folder() / "roots" / f"{release}-{architecture}"
-    with locked(base.parent):
-        if base.exists():
-            if not (base / "usr/bin/apt-get").exists():
-                raise SetupError(f"{base} is damaged: remove that folder, and it is made again")
-            return base
-        with scratch_folder("root-", base.parent) as scratch:
-            made = scratch / "root"
-            command = ["debootstrap", "--variant=minbase", f"--arch={architecture}", release, str(made)]
-            with open(base.parent / f"{base.name}.log", "w") as log:
-                # It mounts /proc in there. That must end with it, however it ends: the folder is removed then.
-                apart = [*WITH_THIS_PROCESS, *_UNSHARE, *command]
-                if subprocess.run(apart, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode:
-                    raise StepError(f"'{' '.join(command[:-1])}' failed; its output is in {log.name}")
-            made.rename(base)
+    if not base.exists():
+        with locked(base.parent):
+            if not base.exists():  # else another process has made it meanwhile
+                _make_base(base, release, architecture)
+    if not (base / "usr/bin/apt-get").exists():
+        raise SetupError(f"{base} is damaged: remove that folder, and it is made again")
     return base
+
+
+def _make_base(base: Path, release: str, architecture: str) -> None:
+    with scratch_folder("root-", base.parent) as scratch:
+        made = scratch / "root"
+        command = ["debootstrap", "--variant=minbase", f"--arch={architecture}", release, str(made)]
+        with open(base.parent / f"{base.name}.log", "w") as log:
+            # It mounts /proc in there. That must end with it, however it ends: the folder is removed then.
+            apart = [*WITH_THIS_PROCESS, *_UNSHARE, *command]
+            if subprocess.run(apart, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode:
+                raise StepError(f"'{' '.join(command[:-1])}' failed; its output is in {log.name}")
+        made.rename(base)
 
 
 def own_architecture() -> str:
