@@ -1,7 +1,8 @@
-"""What a client may have the server do: every limit, its default and the reason for it.
+"""What clients may use of a server: every limit, with its default, its range and the reason for it.
 
-Each is an option of `ionn serve`, which shows the reasons and ranges. MB and kB are 10^6 and 10^3 bytes. A server works
-with every limit at either end of its range; with the least it runs a net of one small layer.
+Each limit is an option of `ionn serve`, whose --help shows these texts. MB and kB are 10^6 and 10^3 bytes, and `_s` are
+seconds. A server works with every limit at either end of its range; with the lowest ones it runs a net of one small
+layer.
 """
 
 from __future__ import annotations
@@ -19,56 +20,56 @@ def _limit(default: Any, least: Any, most: Any, reason: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """Raises InputError for a limit out of its range."""
+    """The limits of a server. Raises InputError for a limit out of its range."""
 
-    sessions: int = _limit(16, 1, 10_000, "Clients at once: each has a process, and memory of its own.")
+    sessions: int = _limit(16, 1, 10_000, "Sessions at the same time: each has a process with memory of its own.")
     sessions_per_client: int = _limit(
-        8, 1, 10_000, "The same of one client (a key, without keys an address): others find places too."
+        8, 1, 10_000, "Sessions of one client (a key or, without keys, an address), so that others find places too."
     )
     computing: int = _limit(
-        len(os.sched_getaffinity(0)), 1, 10_000, "Sessions that compute at once, clients in turn: one for each core."
+        len(os.sched_getaffinity(0)), 1, 10_000, "Sessions that compute at the same time; by default one for each core."
     )
     turn_s: float = _limit(
-        1.0, 0.1, 1e6, "A session that computes longer on one message goes on beside the next one, at a lower priority."
+        1.0, 0.1, 1e6, "A session that computes longer on one message keeps nobody waiting, and gets a lower priority."
     )
     idle_s: float = _limit(
-        60.0, 0.1, 1e6, "A client that is silent this long is gone; until then it may come back and go on."
+        60.0, 0.1, 1e6, "A session ends when its client is silent this long; until then the client may come back."
     )
     stall_s: float = _limit(
         30.0, 0.1, 1e6, "A session that works on one message this long is ended: queries take milliseconds."
     )
-    stop_s: float = _limit(5.0, 0.1, 1e6, "What runs when the server is told to stop gets this long to finish.")
+    stop_s: float = _limit(5.0, 0.1, 1e6, "When the server is told to stop, running messages have this long to finish.")
     layers: int = _limit(
-        2000, 2, 100_000, "Layers of a session's nets, four times ResNet-152's: each costs time to check and build."
+        2000, 2, 100_000, "Layers of a session's nets: each takes time to check and build. ResNet-152 has a quarter."
     )
     blob_mb: float = _limit(
-        32.0, 0.001, 1000.0, "One blob, thus one input or output: five times the largest of the paper's models."
+        32.0, 0.001, 1000.0, "One blob, and so one input or output. The largest of the paper's models has 5 MB."
     )
-    weights_mb: float = _limit(1000.0, 0.001, 1e6, "Weights of a session: VGG-19 has 575 MB.")
-    memory_mb: float = _limit(2000.0, 1.0, 1e6, "All that a session allocates; its process cannot have more.")
-    chunk_kb: float = _limit(1000.0, 1.0, 1e6, "One chunk of weights: a query waits behind it.")
-    window_kb: float = _limit(4000.0, 10.0, 1e6, "Weights under way to a session: half a second of an 80 Mbps link.")
+    weights_mb: float = _limit(1000.0, 0.001, 1e6, "Weights of a session. VGG-19 has 575 MB.")
+    memory_mb: float = _limit(2000.0, 1.0, 1e6, "All memory that a session allocates: its process cannot have more.")
+    chunk_kb: float = _limit(1000.0, 1.0, 1e6, "One chunk of weights: a query may have to wait for one.")
+    window_kb: float = _limit(4000.0, 10.0, 1e6, "Weights under way to a session: 0.4 s of an 80 Mbps link.")
     window_per_client_kb: float = _limit(
-        16_000.0, 10.0, 1e6, "The same of all sessions of a client; what does not fit waits in the client."
+        16_000.0, 10.0, 1e6, "Weights under way to all sessions of a client; what does not fit waits in the client."
     )
     blobs_per_client_mb: float = _limit(
         128.0, 0.001, 1e6, "Queries under way to all sessions of a client: four of the largest."
     )
     header_kb: float = _limit(
-        1000.0, 1.0, 1e5, "The description of a partition: the prototxt of a thousand layers is 300 kB."
+        1000.0, 1.0, 1e5, "A message's first frame. A partition of a thousand layers has a prototxt of 300 kB in it."
     )
-    frames: int = _limit(2000, 2, 100_000, "Frames of a message: a chunk of small blobs is many pieces.")
+    frames: int = _limit(2000, 2, 100_000, "Frames of a message. A client may send a chunk in many.")
     pending: int = _limit(
-        512, 1, 100_000, "Connections without a session, beyond the two of each session: each may hold 30 kB."
+        512, 1, 100_000, "Connections without a session, which may hold 30 kB each; a session's two are not counted."
     )
     pending_per_address: int = _limit(
-        128, 1, 100_000, "The same from one address: a site of many clients may be one address."
+        128, 1, 100_000, "Connections without a session from one address, which a site of many clients may share."
     )
     hello_s: float = _limit(
-        10.0, 0.1, 1e6, "A connection without a session is closed after this long: a hello comes at once."
+        10.0, 0.1, 1e6, "A connection that has no session after this long is closed: a Hello comes at once."
     )
     unread_s: float = _limit(
-        30.0, 0.1, 1e6, "A client that reads none of its answers this long is gone: it may come back."
+        30.0, 0.1, 1e6, "The connection of a client that reads no answer this long is closed; its session goes on."
     )
 
     def __post_init__(self) -> None:
@@ -79,5 +80,5 @@ class Limits:
 
 
 def option(name: str) -> str:
-    """The option of `ionn serve` that sets a limit."""
+    """The option of `ionn serve` that sets the limit of this name."""
     return "--" + name.replace("_", "-")
