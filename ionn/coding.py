@@ -20,7 +20,7 @@ from ionn.errors import InputError, did_you_mean
 NONE = "none"
 FEATURES = "features"
 LOSSLESS = "lossless"
-# Nothing is coded; the inputs and feature maps of queries are; or these and the weights are.
+# What is coded: nothing, the inputs and feature maps of queries, or these and the weights.
 CODINGS = (NONE, FEATURES, LOSSLESS)
 
 RAW = "raw"
@@ -37,7 +37,7 @@ Bytes = bytes | bytearray | memoryview
 
 def check_coding(coding: str, weight_ratio: float | None = None) -> None:
     """Raise InputError for a coding that is not one of CODINGS, for a weight ratio that is not above 0 and at most 1,
-    and for one without the coding "lossless"."""
+    and for a weight ratio with another coding than "lossless"."""
     if coding not in CODINGS:
         raise InputError(f"coding {coding!r:.60}: there are {', '.join(CODINGS)}{did_you_mean(str(coding), CODINGS)}")
     if weight_ratio is not None:
@@ -48,10 +48,8 @@ def check_coding(coding: str, weight_ratio: float | None = None) -> None:
 
 
 def encode(data: Bytes) -> tuple[str, Bytes]:
-    """Code the bytes of float32 numbers. Returns the codec and the bytes to send, which are never more than were given.
-
-    Raises MemoryError if there is too little memory.
-    """
+    """Code the bytes of float32 numbers. Returns the codec and the bytes to send: `data` itself with the codec RAW if
+    coding does not make it smaller. Raises MemoryError if there is too little memory."""
     raw_bytes = memoryview(data).nbytes
     if raw_bytes and raw_bytes % _FLOAT_BYTES == 0:
         floats: NDArray[np.uint8] = np.frombuffer(data, np.uint8).reshape(-1, _FLOAT_BYTES)
@@ -74,8 +72,8 @@ def _encode_planes(planes: NDArray[np.uint8]) -> bytes:
 def decode(codec: str, data: Bytes, raw_bytes: int) -> Bytes:
     """Decode what `encode` returned for `raw_bytes` bytes.
 
-    The data may come from a stranger. Raises ValueError if `encode` cannot have made them from so many bytes. Whatever
-    the data claim, no more memory is allocated than 1.25 x `raw_bytes`, and zstd's window of at most `raw_bytes`.
+    The data may come from a stranger. Raises ValueError for data that `encode` cannot have returned for so many bytes.
+    Whatever they claim, at most 1.25 x `raw_bytes` are allocated, and at most `raw_bytes` more for zstd's window.
     """
     sent_bytes = memoryview(data).nbytes
     if codec == RAW:

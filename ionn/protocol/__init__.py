@@ -1,1 +1,1 @@
-"""What clients and servers say to each other, and by which rules: bytes in, messages out. No sockets."""
+"""The messages between clients and servers, and the rules for them: bytes in, messages out. No sockets."""

@@ -1,4 +1,4 @@
-"""The blobs of a query as the payload of a message: a frame for each, raw or coded."""
+"""The blobs of a query as the payload of a message: a frame for each blob, raw or coded."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ _FLOAT_BYTES = 4
 
 
 class Payload(NamedTuple):
-    """The frames, and their codecs, or none where all frames are raw."""
+    """The frames, and the codec of each; no codecs if all frames are raw."""
 
     codecs: tuple[str, ...]
     frames: tuple[Any, ...]
 
 
 def make_payload(blobs: Sequence[Floats], coded: bool) -> Payload:
-    """Blobs as float32, little endian; if `coded`, those that shrink are. Raw frames may be the blobs' own memory.
-
-    Raises MemoryError where there is no memory for that.
-    """
-    # Flat, as `ascontiguousarray` makes a scalar an array of one axis.
+    """The payload for blobs, as float32 in little endian. If `coded`, those that shrink are coded. Raw frames may be
+    the blobs' own memory. Raises MemoryError if there is too little memory."""
+    # Flat, because `ascontiguousarray` makes a scalar an array of one axis.
     flat = [np.ascontiguousarray(blob, "<f4").reshape(-1) for blob in blobs]
     if not coded:
         return Payload((), tuple(flat))
@@ -37,9 +35,10 @@ def make_payload(blobs: Sequence[Floats], coded: bool) -> Payload:
 def read_payload(
     frames: Sequence[Any], codecs: Sequence[str], shapes: Sequence[tuple[int, ...]], coded: bool = True
 ) -> list[Floats]:
-    """The blobs of these shapes; raw ones are the frames' own memory. Unless `coded`, only raw ones are taken.
+    """The blobs in the frames, which must have these shapes. Raw blobs are the frames' own memory. Unless `coded`, only
+    raw frames are accepted. Raises ValueError for any other payload.
 
-    Raises ValueError for a payload that has others, and allocates nothing for it beyond what the shapes say.
+    However much a stranger's frames claim to be, memory is allocated by the shapes only (`ionn.coding.decode`).
     """
     codecs = codecs or [RAW] * len(frames)
     if not len(frames) == len(codecs) == len(shapes):

@@ -1,5 +1,5 @@
-"""Bytes on their way from and to a socket: received where they stay, sent from where they are. No sockets here but the
-one that `Outgoing.send` is given."""
+"""Bytes on their way from and to a socket, with as few copies as possible. The only socket here is the one that
+`Outgoing.send` is given."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Any amount that a protocol looks at before it knows how much follows is smaller.
+# The most bytes that a protocol may look at before it knows how many follow.
 PEEK_BYTES_MAX = 16 * 1024
-# What is received at once, so that one sender does not occupy its receiver.
+# The most bytes received in one call, so that one sender does not occupy its receiver.
 _AT_ONCE_BYTES = 1024 * 1024
-# What holds a buffer beside its bytes.
+# The memory of the objects that hold a buffer, in bytes.
 _BUFFER_COST = 256
-# More than the system takes in one call is not offered to it.
+# Buffers offered to the system in one call, which takes only so many.
 _BUFFERS_AT_ONCE = 64
 
 
 def untouched(size: int) -> memoryview:
-    """Memory of so many bytes. Unlike a bytearray's, which is zeroed, it is none of the system's until it is written
-    to: what is announced costs nothing until it comes."""
+    """Memory of so many bytes. A bytearray's is zeroed and so taken from the system at once; this is taken when it is
+    written to. So bytes that are only announced cost nothing."""
     return np.empty(size, np.uint8).data
 
 
 def give_back() -> None:
-    """Have glibc give freed memory back to the system, of which it keeps as much as was once needed. A millisecond."""
+    """Have glibc return freed memory to the system, which it otherwise keeps. Takes a millisecond."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
 class Incoming:
-    """Bytes that arrive in any pieces, taken in the amounts that a protocol has.
+    """Bytes that arrive in any pieces, and are taken in the amounts that a protocol prescribes.
 
-    Receive into `buffer()` and say with `received` how much; then take what is there with `peek`, `skip` and `fill`.
-    What is there is taken before more is received. Small amounts come through a buffer of 16 KiB; large ones are
-    received where they stay, so they are not copied.
+    Receive into `buffer()`, and tell `received` how many bytes came; then take them with `peek`, `skip` and `fill`
+    before receiving more. Small amounts pass through a buffer of 16 KiB; large ones are received directly into the
+    target of `fill`, so they are not copied.
     """
 
     def __init__(self, peek_bytes: int = PEEK_BYTES_MAX) -> None:
         self._buffer = memoryview(bytearray(peek_bytes))
         self._start = self._end = 0
         self._target: memoryview | None = None  # what `fill` fills
-        self.filled = 0  # so many of its bytes are there
+        self.filled = 0  # how many bytes of it have arrived
 
     def __len__(self) -> int:
         """Return how many bytes `peek` can show."""
         return self._end - self._start
 
     def buffer(self) -> memoryview:
-        """Return where the next bytes are to be received: never empty."""
+        """Return where to receive the next bytes: never empty."""
         if self._target is not None:
             return self._target[self.filled : self.filled + _AT_ONCE_BYTES]
         if self._start:
@@ -67,14 +67,14 @@ class Incoming:
             self._end += count
 
     def peek(self, count: int) -> memoryview:
-        """The next `count` bytes, or as many as are there; they hold until `buffer` is called."""
+        """The next `count` bytes, or as many as have arrived; valid until `buffer` is called."""
         return self._buffer[self._start : min(self._start + count, self._end)]
 
     def skip(self, count: int) -> None:
         self._start += count
 
     def fill(self, target: memoryview) -> bool:
-        """Tell whether `target` is full of the next bytes; until it is, call this again with the same one."""
+        """Put the next bytes into `target`; whether it is full. Until it is, call this again with the same target."""
         if self._target is None:
             here = self.peek(len(target))
             target[: len(here)] = here
@@ -87,13 +87,13 @@ class Incoming:
 
 
 class Sink(Protocol):
-    """A socket that does not wait."""
+    """A socket that does not block."""
 
     def sendmsg(self, buffers: Iterable[memoryview], /) -> int: ...
 
 
 class Outgoing:
-    """Buffers that wait for their socket, in order. They must not change meanwhile. `size` is their bytes."""
+    """Buffers that wait to be sent, in order. They must not change meanwhile. `size` is the sum of their bytes."""
 
     def __init__(self) -> None:
         self._views: deque[memoryview] = deque()
@@ -101,11 +101,11 @@ class Outgoing:
 
     @property
     def cost(self) -> int:
-        """Return what they weigh in memory, in bytes: small ones weigh more than they have."""
+        """Return how much memory they take, in bytes, with the objects that hold them."""
         return self.size + _BUFFER_COST * len(self._views)
 
     def add(self, buffers: Iterable[Any]) -> None:
-        """Any objects with a contiguous buffer."""
+        """Append buffers: any objects with a contiguous buffer."""
         for buffer in buffers:
             view = memoryview(buffer)
             if view.nbytes:
@@ -113,7 +113,7 @@ class Outgoing:
                 self.size += view.nbytes
 
     def send(self, sock: Sink) -> bool:
-        """Send as far as the socket takes it; whether it took any. Raises OSError if the other end is closed."""
+        """Send as much as the socket takes; whether it took any. Raises OSError if the other end is closed."""
         before = self.size
         while self._views:
             try:

@@ -1,7 +1,8 @@
-"""Keys: who may connect to a server, and that nobody else reads or changes what they say (CurveZMQ).
+"""Keys: they decide who may connect to a server, and encrypt and authenticate connections (CurveZMQ).
 
 A key is 40 characters (Z85). `ionn keygen NAME` writes NAME.secret, which stays where it is, and NAME.public. A server
-has its own secret key and the public keys of the clients that it allows; a client has its own and the server's public.
+has its own secret key and the public keys of the clients that it allows; a client has its own secret key and the
+server's public key.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ionn.protocol import zmtp
 
 @dataclass(frozen=True)
 class ClientKeys:
-    """A client's own secret key and the public key of the server it trusts, as they are in files. Raises InputError."""
+    """A client's own secret key and the public key of the server that it trusts, in Z85. Raises InputError for other
+    text."""
 
     secret: str = field(repr=False)
     server_public: str
@@ -33,7 +35,7 @@ class ClientKeys:
             raise InputError("keys of a client: not two keys; 'ionn keygen NAME' makes keys")
 
     def apply(self, socket: zmq.Socket[Any]) -> None:
-        """Encrypt a socket's connections; before it connects."""
+        """Encrypt a socket's connections. To be called before it connects."""
         socket.curve_secretkey = self.secret.encode()
         socket.curve_publickey = zmq.curve_public(self.secret.encode())
         socket.curve_serverkey = self.server_public.encode()
@@ -41,13 +43,13 @@ class ClientKeys:
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """A server's own secret key and the public keys of the clients it allows."""
+    """A server's own secret key and the public keys of the clients that it allows, in Z85."""
 
     secret: str = field(repr=False)
     allowed: frozenset[str]
 
     def curve(self) -> zmtp.Keys:
-        """The same for a server's connections."""
+        """The same keys as bytes, for a server's connections."""
         secret = z85.decode(self.secret.encode())
         allowed = frozenset(z85.decode(key.encode()) for key in self.allowed)
         return zmtp.Keys(secret, crypto_scalarmult_base(secret), allowed)
@@ -61,13 +63,13 @@ def _is_key(key: object) -> bool:
 
 
 def printed(key: bytes) -> str:
-    """A key of 32 bytes as it is in files."""
+    """A key of 32 bytes in Z85, as files have it."""
     return z85.encode(key).decode()
 
 
 def make_keys(name: Path) -> tuple[Path, Path]:
-    """Write a new pair NAME.secret (for its owner's eyes only) and NAME.public. Raises InputError if one exists, or
-    cannot be written; then none of the two is."""
+    """Write a new pair of keys: NAME.secret, which only its owner may read, and NAME.public. Returns the two paths.
+    Raises InputError if one of them exists or cannot be written; then neither is written."""
     if name.name in ("", ".."):
         raise InputError(f"{str(name)!r}: cannot name a pair of keys; give the beginning of a file's name")
     public, secret = (key.decode() for key in zmq.curve_keypair())
@@ -88,7 +90,7 @@ def make_keys(name: Path) -> tuple[Path, Path]:
 
 
 def read_key(path: Path) -> str:
-    """The key in a file of `make_keys`. Raises InputError."""
+    """The key in a file that `make_keys` wrote. Raises InputError for any other file."""
     keys = list(read_keys(path))
     if len(keys) != 1:
         raise InputError(f"{path}: {len(keys)} keys where one is wanted; give a file of 'ionn keygen'")
@@ -96,8 +98,8 @@ def read_key(path: Path) -> str:
 
 
 def read_keys(path: Path) -> frozenset[str]:
-    """The keys in a file: one at the beginning of each line; what follows it, and lines that begin with '# ', are for
-    people. Raises InputError."""
+    """The keys in a file: one at the beginning of each line. What follows it, and lines that begin with '# ', are
+    comments. Raises InputError for any other file."""
     keys = set()
     for number, line in enumerate(read_text(path, "keys, which 'ionn keygen NAME' makes").splitlines(), 1):
         if not line.strip() or line.startswith("# "):
@@ -110,7 +112,8 @@ def read_keys(path: Path) -> frozenset[str]:
 
 
 def client_keys(key: Path | None, server_key: Path | None) -> ClientKeys | None:
-    """A client's keys from its two files, none if neither is given. Raises InputError."""
+    """A client's keys from its two files; None if neither is given. Raises InputError for one file, and for files
+    without keys."""
     if key is None and server_key is None:
         return None
     if key is None or server_key is None:
@@ -119,7 +122,8 @@ def client_keys(key: Path | None, server_key: Path | None) -> ClientKeys | None:
 
 
 def server_keys(key: Path | None, allow: Path | None) -> ServerKeys | None:
-    """A server's keys from its two files, none if neither is given. Raises InputError."""
+    """A server's keys from its two files; None if neither is given. Raises InputError for one file, and for files
+    without keys."""
     if key is None and allow is None:
         return None
     if key is None or allow is None:

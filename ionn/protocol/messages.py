@@ -1,15 +1,15 @@
 """The bytes on the wire: every message between client and server. docs/protocol.md shows them in use.
 
-A message is a ZeroMQ multipart: one frame of JSON (`{"type": ..., fields}`), then raw frames where the message carries
-bytes (a chunk's weights, a query's input, a result's outputs). A client holds two connections, so that a query never
-queues behind weights: `control` for queries and `upload` for partitions. Nothing here knows sockets.
+A message is a multipart message of ZeroMQ: one frame of JSON (`{"type": ..., fields}`), then raw frames if the message
+carries bytes (a chunk's weights, a query's input, a result's outputs). A client has two connections, so that a query
+never waits behind weights: `control` for queries and `upload` for partitions. There are no sockets here.
 
     control   client: Hello, Query, Part, Join, Ping, Bye  server: Welcome, Result, Pong, Error
     upload    client: Hello, Have, PartitionHeader, Chunk, server: Welcome, Holds, Ack, Ready, Pong, Error
                       PartitionEnd, Ping
 
-Flow control is by credit: the sender never has more than the Welcome's `window_bytes` of unacknowledged weights under
-way, so that nothing waits in sockets for long. A server reads no more of a client than it has room for.
+Flow control is by credit: a client never has more than the Welcome's `window_bytes` of unacknowledged weights under
+way, so that nothing waits in sockets for long. A server reads no more from a client than it has room for.
 """
 
 from __future__ import annotations
@@ -31,30 +31,28 @@ from ionn.schema import NATURAL_MAX, Natural, Tagged, TimeMs, Word
 
 PROTOCOL = 7
 
-# A chunk occupies an 80 Mbps link for 13 ms: small beside a query, large beside the cost of a message in Python.
+# A chunk occupies an 80 Mbps link for 13 ms: little beside a query, much beside the time for a message in Python.
 CHUNK_BYTES = 128 * 1024
-# What a client sends to measure a link before it plans for it.
+# What a client sends to measure a link.
 PROBE_BYTES = 64_000
-# The most digests that a client may ask for at once, each a SHA-256, and the most bytes that a piece may have.
+# The most digests (SHA-256) that a client may ask for at once, and the bytes of each.
 DIGESTS_MAX, DIGEST_BYTES = 10_000, 32
 PIECE_BYTES_MAX = PIECE_BYTES
-# The largest JSON frame that is read at all; a server may set a lower limit.
+# The largest JSON frame that is read; a server or client may set a lower limit.
 HEADER_BYTES_MAX = 4 * 1024 * 1024
 
-# What is read of an error's message.
+# How many characters of an error's message are read.
 _LINE_MAX = 1000
 
 # The number of a query or a partition; -1 for none.
 _Number = Annotated[int, msgspec.Meta(ge=-1, le=NATURAL_MAX)]
-# How long 10^6 bytes may take to be read: a quarter of an hour. Graphs with such times can still be made.
+# How long reading 10^6 bytes may take, in ms: a quarter of an hour. Graphs with such times can still be made.
 _ReadMs = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class Message:
-    """Base of all messages. `type` names it on the wire; `payload` are the raw frames that follow the JSON frame.
-
-    `answer` is the type of what a server answers it with, if not with an Error; empty where there is no answer.
-    """
+    """The base of all messages. `type` names a message on the wire; `payload` are the raw frames that follow the JSON
+    frame. `answer` is the type of the server's answer, if that is not an Error; empty if there is no answer."""
 
     type: ClassVar[str]
     answer: ClassVar[str] = ""
@@ -62,15 +60,17 @@ class Message:
     payload: Sequence[Any] = ()
 
     def frames(self) -> list[Any]:
+        """The frames to send: the JSON frame and the payload."""
         body = {name: getattr(self, name) for name in _HEADER_FIELDS[self.type]}
         return [msgspec.json.encode({"type": self.type, **body}), *self.payload]
 
 
 @dataclass(frozen=True)
 class Hello(Message):
-    """First on every connection. `session` is empty for a new session (role `control` only), else the Welcome's: on the
-    upload connection, and on both where a client comes back to its session. The role's former connection ends then.
-    `codecs` are those of `ionn.coding` beside raw bytes that the client takes in results."""
+    """The first message of every connection. `session` is empty for a new session (role `control` only), else the
+    token that the Welcome had: on the upload connection, and on both when a client comes back to its session. The
+    role's former connection then ends. `codecs` are the codecs of `ionn.coding`, other than raw bytes, that the client
+    takes in results."""
 
     type: ClassVar[str] = "hello"
     answer: ClassVar[str] = "welcome"
@@ -82,7 +82,7 @@ class Hello(Message):
 
 @dataclass(frozen=True)
 class Held:
-    """What the server holds of a partition: its first `received` bytes, and whether queries may use it."""
+    """How much of a partition the server holds: its first `received` bytes; and whether queries may use it."""
 
     partition: Natural
     received: Natural
@@ -91,11 +91,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Welcome(Message):
-    """The session's process answers. `costs` is the server's cost model (JSON as `costs` saves it), empty if it was
-    never calibrated. Chunks are at most `chunk_bytes`; at most `window_bytes` of them may be unacknowledged. `codecs`
-    are those that the server takes. `stores` tells whether it keeps weights for this client beyond its sessions, and
-    `store_ms_per_mb` how long it takes to read 10^6 bytes of them. `numerics` is what decides the last bits of its
-    results, None where it does not say."""
+    """The answer of the session's process to a Hello. `session` is the session's token. `costs` is the server's cost
+    model (JSON as `ionn.costs` saves it), empty if the server was started without one. A chunk has at most
+    `chunk_bytes`, and at most `window_bytes` of chunks may be unacknowledged. `held` is what the server has of the
+    session's partitions, and `codecs` are those that it takes. `stores` tells whether it keeps weights for this client
+    beyond sessions, and `store_ms_per_mb` how long it takes to read 10^6 bytes of them. `numerics` decide the last bits
+    of its results; None if the server does not say."""
 
     type: ClassVar[str] = "welcome"
     protocol: Natural
@@ -112,8 +113,8 @@ class Welcome(Message):
 
 @dataclass(frozen=True)
 class Have(Message):
-    """Which pieces of weights does the server's store have? The payload are their SHA-256, 32 bytes each, at most
-    DIGESTS_MAX."""
+    """Asks which pieces of weights the server's store has. The payload are the SHA-256 of at most DIGESTS_MAX pieces,
+    32 bytes each."""
 
     type: ClassVar[str] = "have"
     answer: ClassVar[str] = "holds"
@@ -130,9 +131,9 @@ class Holds(Message):
 
 @dataclass(frozen=True)
 class AddressedPiece:
-    """A piece of a partition's weights: the bytes `spans`, each (offset, size) in the caffemodel, one after the other,
-    have this SHA-256 in hexadecimal. One that is `stored` is taken from the server's store, and its bytes are not sent;
-    another is stored when it has come, if the server has a store."""
+    """A piece of a partition's weights: the bytes of its `spans`, each (offset, size) in the caffemodel, concatenated,
+    have this SHA-256 in hexadecimal. The server takes a `stored` piece from its store, and the piece is not sent. It
+    stores any other piece that has arrived, if it has a store."""
 
     sha256: Word
     spans: tuple[tuple[Natural, Natural], ...]
@@ -141,8 +142,8 @@ class AddressedPiece:
 
 @dataclass(frozen=True)
 class PartitionHeader(Message):
-    """What is about to arrive: the nets to build, and where in `size` bytes of caffemodel their floats lie. `pieces`
-    are those of its weights that have an address."""
+    """Announces a partition: the nets to build, and where in a caffemodel of `size` bytes their floats lie. `pieces`
+    are the pieces of its weights that have a digest."""
 
     type: ClassVar[str] = "partition"
     answer: ClassVar[str] = "ack"
@@ -155,8 +156,8 @@ class PartitionHeader(Message):
 
 @dataclass(frozen=True)
 class Chunk(Message):
-    """Bytes `offset`.. of a partition's caffemodel, in one or more payload frames, and the CRC-32 of these. Where the
-    `codec` is not raw, they are `raw_bytes` when they are decoded, by themselves. None has bytes of a stored piece."""
+    """Bytes of a partition's caffemodel from `offset` on, in one or more payload frames, and these frames' CRC-32. If
+    the `codec` is not raw, the chunk by itself decodes to `raw_bytes` bytes. No chunk has bytes of a stored piece."""
 
     type: ClassVar[str] = "chunk"
     answer: ClassVar[str] = "ack"
@@ -170,7 +171,8 @@ class Chunk(Message):
 
 @dataclass(frozen=True)
 class PartitionEnd(Message):
-    """All chunks were sent; the SHA-256 in hexadecimal of all bytes that were sent of the caffemodel."""
+    """All chunks were sent. `sha256` is that of all bytes of the caffemodel that were sent, before coding, in
+    hexadecimal."""
 
     type: ClassVar[str] = "end"
     answer: ClassVar[str] = "ready"
@@ -180,8 +182,7 @@ class PartitionEnd(Message):
 
 @dataclass(frozen=True)
 class Ack(Message):
-    """The server holds the first `received` bytes of the partition: the next chunk begins there, or behind the stored
-    piece that does."""
+    """The server has the first `received` bytes of the partition: the next chunk begins there."""
 
     type: ClassVar[str] = "ack"
     partition: _Number
@@ -198,13 +199,13 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Query(Message):
-    """Run stages `first`..`last` on the payload: the blob before `first` as float32, little endian. Without a payload,
-    on what the message before left at the server: the output of a Query, or of a Part after its Join.
+    """Asks to run stages `first`..`last` on the payload: the blob before `first` as float32, little endian; or, without
+    a payload, on what the message before left at the server: the output of a Query or of a Join.
 
-    A query of a client may be several messages with the same number, sent without waiting. Each has its Result.
+    A query may consist of several messages with the same number, sent without waiting. Each is answered by a Result.
 
-    `codecs` are those of the payload's frames, one for each, or none where all are raw: here, and in all messages that
-    have the field. If `coded`, the client would have the outputs coded.
+    Here and in the messages below, `codecs` are those of the payload's frames, one for each, or none if all are raw. If
+    `coded`, the server codes the outputs where that makes them smaller.
     """
 
     type: ClassVar[str] = "query"
@@ -219,7 +220,7 @@ class Query(Message):
 
 @dataclass(frozen=True)
 class Part(Message):
-    """Run a stage that is uploaded in slices, only its first `count` output channels. The payload is as a Query's.
+    """Asks to run the first `count` output channels of a stage that is uploaded in slices. The payload is as a Query's.
     The Result has these channels, or no outputs if they are to `stay` for a Join."""
 
     type: ClassVar[str] = "part"
@@ -235,8 +236,8 @@ class Part(Message):
 
 @dataclass(frozen=True)
 class Join(Message):
-    """The payload are the channels that the Part before did not run. The Result has no outputs if the stage's are to
-    `stay` for the next message only; else it has all of them."""
+    """Adds to the channels that stayed after a Part those that it did not run, which are the payload. The Result has
+    the stage's whole output, or no outputs if that is to `stay` for the next message only."""
 
     type: ClassVar[str] = "join"
     answer: ClassVar[str] = "result"
@@ -249,8 +250,8 @@ class Join(Message):
 
 @dataclass(frozen=True)
 class Result(Message):
-    """The outputs of a Query, Part or Join, a payload frame for each of `shapes`, and the time each stage took, without
-    coding."""
+    """The outputs of a Query, Part or Join, a payload frame for each of `shapes`, and the time that each stage took,
+    without coding."""
 
     type: ClassVar[str] = "result"
     query: _Number
@@ -262,8 +263,8 @@ class Result(Message):
 
 @dataclass(frozen=True)
 class Error(Message):
-    """A request failed. `code` is one of the `ERROR_*` names below; `query` or `partition` says which, else -1.
-    `pieces` are the numbers, in a partition's header, of the stored pieces that are missing."""
+    """A request failed. `code` is one of the `ERROR_*` names below. `query` or `partition` is the number of the one
+    that failed, else -1. `pieces` are the numbers, in a partition's header, of the stored pieces that are missing."""
 
     type: ClassVar[str] = "error"
     code: Word
@@ -278,8 +279,8 @@ class Error(Message):
 
 @dataclass(frozen=True)
 class Ping(Message):
-    """A heartbeat, which the session's process answers; without a session the server's front answers. The payload is
-    of no meaning: that it has to cross the link lets a client measure that."""
+    """A heartbeat, which the session's process answers; without a session the server's front answers. The payload has
+    no meaning: a client times it to measure the link."""
 
     type: ClassVar[str] = "ping"
     answer: ClassVar[str] = "pong"
@@ -288,8 +289,8 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Pong(Message):
-    """Alive. From the front: how many `sessions` there are, whether there is `room` for another, and whether their
-    processes are `sandboxed`."""
+    """The answer to a Ping. From the front, it says how many `sessions` there are, whether there is `room` for another
+    one of this client, and whether their processes are completely `sandboxed`."""
 
     type: ClassVar[str] = "pong"
     sessions: Natural = 0
@@ -311,9 +312,9 @@ ERROR_CRASHED = "crashed"  # the session's process died, and the session with it
 ERROR_TAKEN = "taken"  # another connection said hello in this one's place
 ERROR_PARTITION = "partition"  # the partition cannot be accepted; sending it again does not help
 ERROR_DAMAGED = "damaged"  # not the bytes that were expected: say hello again, and go on from what the server holds
-ERROR_MISSING = "missing"  # not all pieces of the partition that were to be in the store are there: announce it anew
+ERROR_MISSING = "missing"  # the store lacks pieces of the partition that it should have: announce it again without them
 ERROR_QUERY = "query"  # the query cannot be run
-ERROR_BUSY = "busy"  # the server has no room for another session
+ERROR_BUSY = "busy"  # the server cannot begin another session now
 ERROR_STOPPING = "stopping"  # the server stops
 
 _MESSAGES: dict[str, type[Message]] = {
@@ -333,10 +334,8 @@ _JSON = Tagged("type", _MESSAGES)
 
 
 def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> Message:
-    """The message in these frames (bytes, or objects with a `buffer`), the first of at most `header_bytes_max`.
-
-    Raises ProtocolError for anything that is not a valid message, and nothing else.
-    """
+    """The message in these frames (bytes, or objects with a `buffer`), of which the first may have at most
+    `header_bytes_max` bytes. Raises ProtocolError, and nothing else, for anything that is not a valid message."""
     if not frames:
         raise ProtocolError("an empty message")
     buffers = [memoryview(getattr(frame, "buffer", frame)) for frame in frames]
@@ -355,6 +354,6 @@ def decode(frames: Sequence[Any], header_bytes_max: int = HEADER_BYTES_MAX) -> M
 
 
 def make_chunk(partition: int, offset: int, parts: Sequence[Any], codec: str = RAW, raw_bytes: int = 0) -> Chunk:
-    """Many small blobs go in one frame: sending a frame costs a thread more than copying them."""
+    """The chunk with the bytes of `parts`. They go in one frame, because sending a frame takes longer than copying."""
     payload = parts[0] if len(parts) == 1 else b"".join(parts)
     return Chunk(partition, offset, zlib.crc32(payload), (payload,), codec, raw_bytes)

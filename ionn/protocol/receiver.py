@@ -1,4 +1,4 @@
-"""How a partition's chunks become the weights of nets: in order, checked, and straight into place."""
+"""How a partition's chunks become the weights of nets: in order, checked, and copied straight into the nets."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _FLOAT_BYTES = 4
 
 
 def decoded_bytes(chunk: Chunk) -> int:
-    """How many bytes of the caffemodel a chunk has, or says that it has."""
+    """How many bytes of the caffemodel a chunk has; of a coded one, how many it claims to have."""
     return chunk.raw_bytes if chunk.codec != RAW else sum(map(len, chunk.payload))
 
 
 class TargetRange(NamedTuple):
-    """Bytes `begin`..`end` (not included) of a blob, which has this number in its partition's header."""
+    """Bytes `begin`..`end` (not included) of the blob with this number in a partition's header."""
 
     blob: int
     begin: int
@@ -44,8 +44,8 @@ class TargetRange(NamedTuple):
 def piece_ranges(header: PartitionHeader) -> list[tuple[TargetRange, ...]]:
     """Where the bytes of each of a partition's pieces go. The header's blobs must not overlap.
 
-    Raises ProtocolError for what is no piece: another name than a SHA-256, no bytes or too many, bytes outside of blobs
-    or of two pieces, parts of floats.
+    Raises ProtocolError for too many pieces, and for a piece that has no SHA-256, no bytes or too many, bytes outside
+    of blobs or in another piece, or parts of floats.
     """
     if len(header.pieces) > DIGESTS_MAX:
         raise ProtocolError(f"a partition of {len(header.pieces)} pieces")
@@ -78,14 +78,15 @@ def _ranges(
 
 
 class PartitionReceiver:
-    """Takes the chunks of one partition in order and puts the floats where they belong. Chunks leave out the bytes of
-    stored pieces, which are somebody else's to put there.
+    """Takes the chunks of one partition in order, and puts the floats into its nets. Chunks leave out the bytes of
+    stored pieces; the caller puts these there.
 
-    `targets` holds, for each of the header's blobs, the writable bytes of that blob in its net, and `ranges` is where
-    the bytes of each piece go. Every method raises ProtocolError for bytes that are not the expected ones, and leaves
-    the receiver as it was; `take` raises PartitionError for weights that no sending again makes good.
+    `targets` holds, for each of the header's blobs, the writable bytes of that blob in its net. `ranges` is where the
+    bytes of each piece go. Every method raises ProtocolError for bytes that are not the expected ones, and then leaves
+    the receiver as it was; `take` raises PartitionError for weights that are not finite.
 
-    `received` is where the next chunk begins: never in stored bytes, nor before some. Below that all is there.
+    `received` is where the next chunk begins, which is behind any stored bytes. All bytes before it have arrived or are
+    stored.
     """
 
     def __init__(self, header: PartitionHeader, targets: Sequence[memoryview]) -> None:
@@ -103,7 +104,7 @@ class PartitionReceiver:
         self._digest = hashlib.sha256()
         self._size = header.size
         stored = sorted(span for piece in header.pieces if piece.stored for span in piece.spans)
-        # What chunks leave out, and at the end nothing, where they end.
+        # The spans that chunks leave out, and an empty one where the caffemodel ends.
         self._left_out = deque([*stored, (header.size, 0)])
         self.received = 0
         self._skip()
@@ -113,7 +114,7 @@ class PartitionReceiver:
         return self.received == self._size
 
     def end_of(self, ranges: Sequence[TargetRange]) -> int:
-        """What must have been `received` so that all bytes of a piece are there."""
+        """The value of `received` from which on all bytes of a piece with these ranges have arrived."""
         return max(self._spans[blob].offset + end for blob, _, end in ranges)
 
     def take(self, chunk: Chunk) -> None:
@@ -137,7 +138,7 @@ class PartitionReceiver:
         self._skip()
 
     def _skip(self) -> None:
-        """Go on behind stored bytes."""
+        """Skip stored bytes."""
         while self._left_out[0][0] == self.received < self._size:
             self.received += self._left_out.popleft()[1]
 
@@ -151,7 +152,7 @@ class PartitionReceiver:
                 target = np.frombuffer(self._targets[self._next], np.uint8)
                 start = span.offset + low - begin
                 target[low:high] = source[start : start + high - low]
-                # The floats that are complete now. Checked as they come, nothing is left to do at the end.
+                # The floats that are complete now: checked as they arrive, so that PartitionEnd is answered at once.
                 if not np.isfinite(target[low // 4 * 4 : high // 4 * 4].view("<f4")).all():
                     raise PartitionError(f"blob {span.blob} of layer {span.layer!r} has weights that are not finite")
             if end < span.offset + span.size:
@@ -159,7 +160,8 @@ class PartitionReceiver:
             self._next += 1
 
     def finish(self, end: PartitionEnd) -> None:
-        """Check that everything arrived and is what was sent; after a wrong digest the receiver is of no more use."""
+        """Check that everything has arrived and has the right digest. After a wrong digest, the receiver cannot be used
+        any more."""
         if not self.complete:
             raise ProtocolError(f"the partition ends at byte {self.received} of {self._size}")
         if self._digest.hexdigest() != end.sha256:

@@ -1,4 +1,4 @@
-"""The upload of partitions: which message is next, and what the server's answers mean. No sockets here."""
+"""The upload of partitions: which message is sent next, and what the server's answers mean. No sockets here."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from ionn.protocol.stored import Stored
 from ionn.protocol.yielding import BESIDE_QUERY_BYTES, YieldingWindow
 from ionn.records import PartitionRecord
 
-# What a server must grant, in bytes: with less, an upload would hardly end.
+# The least chunk and window, in bytes, with which a client uploads: with less, an upload would take for ever.
 CREDIT_BYTES_MIN = 1000
-# What is taken of what a server grants, in bytes: half a second of a link of 250 Mbps.
+# The most that a client uses of a server's window, in bytes: half a second of a link of 250 Mbps.
 WINDOW_BYTES_MAX = 16 * 1000 * 1000
-# Messages under way: servers take 1,000.
+# The most messages under way. The window does not bound them, since headers and ends take no credit.
 _UNDER_WAY_MAX = 500
-# What a partition's header may have with its addresses: servers take 1,000 kB by default.
+# The most bytes of a partition's header with its pieces: servers take 1,000 kB by default.
 _HEADER_BYTES = 900_000
-# What an address has in a header, without its spans and for each span, at most.
+# The most bytes that a piece has in a header: without its spans, and for each span.
 _ADDRESS_BYTES, _SPAN_BYTES = 104, 22
 
-# A message, the only right answer to it, and the credit that it takes: the weights in it, as they are sent.
+# A message, the only right answer to it, and the credit that it takes: the bytes of its weights, as they are sent.
 _Step = tuple[Message, Message, int]
 
 
 def chunk_bytes_of(welcome: Welcome) -> int:
-    """The most that a chunk to this server may have, before coding."""
+    """The most bytes, before coding, that a chunk to this server may have."""
     return min(CHUNK_BYTES, welcome.chunk_bytes, welcome.window_bytes)
 
 
 def _addressed(bare: PartitionHeader, pieces: Sequence[AddressedSpans]) -> Sequence[AddressedSpans]:
-    """The first of a partition's pieces, as many as its header has room for, of which `bare` is the rest."""
+    """The first of a partition's pieces, as many as fit into its header; `bare` is the header without pieces."""
     room_bytes = _HEADER_BYTES - len(bare.frames()[0])
     ends = accumulate(_ADDRESS_BYTES + _SPAN_BYTES * len(piece.spans) for piece in pieces)
     return pieces[: sum(end <= room_bytes for end in ends)]
@@ -64,8 +64,8 @@ def takes(welcome: Welcome, frame: CodedFrame) -> bool:
 
 
 class _Awaited(NamedTuple):
-    """An answer that is due, the credit that it gives back, and when what it answers was sent, with how much under
-    way."""
+    """The `answer` that is due to a message, the credit (`size`) that it gives back, when the message was sent, and how
+    many bytes were under way then, its own included."""
 
     answer: Message
     size: int
@@ -75,21 +75,21 @@ class _Awaited(NamedTuple):
 
 @dataclass
 class _Announced:
-    """A partition as the server was told of it. `stored` are the numbers of the pieces that the server takes from its
-    store, and `gaps` the spans of the caffemodel that are therefore not sent, each (begin, end), ascending and apart.
-    While it is `waiting`, the server has not said yet whether it has them all."""
+    """A partition as it was announced. `stored` are the numbers of the pieces that the server takes from its store, and
+    `gaps` the spans of the caffemodel that are therefore not sent, each (begin, end), ascending and not adjacent. While
+    it is `waiting`, the server has not said yet whether it has all these pieces."""
 
     stored: frozenset[int] = frozenset()
     gaps: tuple[tuple[int, int], ...] = ()
     waiting: bool = False
 
     def missing_bytes(self, received: int, size: int) -> int:
-        """How many bytes are to be sent of a caffemodel of `size` bytes, of which the server has the first ones."""
+        """How many bytes of a caffemodel of `size` bytes are still to be sent when the server has `received`."""
         return size - received - sum(max(0, end - max(begin, received)) for begin, end in self.gaps)
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Spans (offset, size) that do not overlap as (begin, end), ascending, where adjacent ones are one."""
+    """Spans (offset, size), which do not overlap, as (begin, end), ascending. Adjacent ones are joined."""
     joined: list[tuple[int, int]] = []
     for offset, size in sorted(spans):
         if joined and joined[-1][1] == offset:
@@ -100,20 +100,20 @@ def _joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 class Upload:
-    """Partitions on their way to a server, in order. It survives connections: `begin` goes on from what a server holds.
-    Weights that are there in a coded form which the server takes go in that form.
+    """The upload of partitions to a server, in order. It outlives connections: `begin` continues from what the server
+    holds. Weights with a coded form that the server takes are sent in that form.
 
-    What of them the server's store has, by `store`, is not sent. The server is told of a partition, and says whether it
-    has read all of that before the rest of the partition is sent.
+    Weight pieces that the server's store has, according to `store`, are not sent. If a partition has any, its chunks
+    wait until the server has answered that it has read them.
 
-    The server answers in order, and what it has to answer is known: anything else is no answer.
+    The server answers in order, and the right answer to each message is known; `take` accepts no other.
 
-    `ready` is the number of partitions that queries may use now, `sent_bytes` the weights that the server has, before
-    coding, `error` what ended the upload early. `now_s` is the clock of the records. One that `yields` keeps no more
-    under way than the link needs, and sends BESIDE_QUERY_BYTES at most while a query is at the server, what was under
-    way when it came included.
+    `ready` is the number of partitions that queries may use now, `sent_bytes` the bytes of caffemodels that the server
+    has, before coding, and `error` what ended the upload early. `now_s` is the clock of the records. An upload that
+    `yields` keeps no more under way than the link needs; while a query is at the server, it sends at most
+    BESIDE_QUERY_BYTES, less what was under way when the query came.
 
-    `begun` is the number of partitions of which something was sent, or is about to be: what follows them can be
+    `begun` is the number of partitions of which something was sent, or is about to be sent. Those that follow can be
     replaced.
     """
 
@@ -127,7 +127,7 @@ class Upload:
         self._partitions = list(partitions)
         self._store = store or Stored()
         self._announced: dict[int, _Announced] = {}
-        # The pieces that each partition was announced with, where the server has a store.
+        # The pieces that each partition was announced with, if the server has a store.
         self._addressed: dict[int, Sequence[AddressedSpans]] = {}
         self._now_s = now_s
         self._changed = threading.Condition()
@@ -139,8 +139,8 @@ class Upload:
         self._whole: set[int] = set()
         self._under_way_bytes = self._window_bytes = 0
         self._yielding = YieldingWindow() if yields else None
-        self._query: int | None = None  # the one that is at the server
-        self._beside_query_bytes = 0  # what may be sent meanwhile
+        self._query: int | None = None  # the query that is at the server
+        self._beside_query_bytes = 0  # what may still be sent beside it
         self._awaited: deque[_Awaited] = deque()
         self._may_code, self._has_coded = True, False
         self._messages: Iterator[_Step | None] = iter(())
@@ -156,13 +156,12 @@ class Upload:
 
     @property
     def weights_under_way(self) -> bool:
-        """Tell whether weights are on their way to the server, and not only what has none."""
+        """Tell whether chunks are on their way to the server, not only headers and ends."""
         return self._under_way_bytes > 0
 
     @property
     def is_stored(self) -> bool:
-        """Tell whether the server's store has all pieces of the partitions that have an address: those that they were,
-        or will be, announced with."""
+        """Tell whether the server's store has all pieces that the partitions were, or will be, announced with."""
         return all(
             piece.sha256 in self._store.pieces
             for index, partition in enumerate(self._partitions)
@@ -175,7 +174,7 @@ class Upload:
 
     @property
     def wire_bytes(self) -> int:
-        """What of the weights crossed the link, in every attempt, as far as the server acknowledged it."""
+        """Return how many bytes of weights crossed the link in all attempts, as far as the server acknowledged them."""
         return sum(self._wire_bytes)
 
     @property
@@ -184,14 +183,14 @@ class Upload:
         return self._stopped or self.ready == len(self._partitions)
 
     def wait_ready(self, number: int, timeout_s: float) -> bool:
-        """Wait until so many partitions are ready or the upload has ended; whether they are ready."""
+        """Wait until `number` partitions are ready or the upload has ended; whether they are ready."""
         with self._changed:
             self._changed.wait_for(lambda: self.ready >= number or self._stopped, timeout_s)
         return self.ready >= number
 
     def replace_rest(self, begun: int, partitions: Sequence[ExtractedPartition]) -> bool:
-        """Upload these partitions in place of all but the first `begun`; whether no other had begun yet. Any thread may
-        call this."""
+        """Upload these partitions in place of all but the first `begun`, unless another one has begun already; whether
+        that was done. Any thread may call this."""
         with self._changed:
             if self.begun != begun or self._stopped:
                 return False
@@ -204,7 +203,7 @@ class Upload:
         return True
 
     def unsent(self) -> tuple[int, list[float]]:
-        """How many partitions are ready, and what part of each of the others the server does not have yet."""
+        """How many partitions are ready, and which share of each of the others is still to be sent."""
         with self._changed:
             sizes = [partition.caffemodel.size for partition in self._partitions]
             shares = []
@@ -216,7 +215,7 @@ class Upload:
             return self.ready, shares
 
     def _turn_to(self, index: int) -> ExtractedPartition | None:
-        """The partition that is to be sent now, None after the last."""
+        """The partition of this index, which is sent now; None after the last."""
         with self._changed:
             if index == len(self._partitions):
                 return None
@@ -224,7 +223,8 @@ class Upload:
             return self._partitions[index]
 
     def records(self, names: Sequence[tuple[str, ...]]) -> list[PartitionRecord]:
-        """Return what was uploaded, each partition as it was the last time; `names` are the stages of each."""
+        """Return the records of the partitions that became ready, each as it was uploaded last. `names` are the names
+        of each partition's stages."""
         return [
             PartitionRecord(
                 index, names[index], self._partitions[index].weight_bytes,
@@ -235,14 +235,12 @@ class Upload:
         ]  # fmt: skip
 
     def _stored_bytes(self, index: int) -> int:
-        """What of a partition's weights the server took from its store."""
+        """How many bytes of a partition's weights the server took from its store."""
         return sum(end - begin for begin, end in self._announced.get(index, _Announced()).gaps)
 
     def begin(self, welcome: Welcome) -> None:
-        """A connection was made; the welcome says how much of what the server holds.
-
-        Raises ProtocolError for a welcome with which no upload can go on.
-        """
+        """Continue on a new connection, from what the welcome says that the server holds. Raises ProtocolError for a
+        welcome with which the upload cannot continue."""
         if chunk_bytes_of(welcome) < CREDIT_BYTES_MIN:
             raise ProtocolError(
                 f"the server takes {chunk_bytes_of(welcome)} bytes at a time, less than {CREDIT_BYTES_MIN}"
@@ -257,7 +255,7 @@ class Upload:
             self._received = [held[index].received if index in held else 0 for index in range(len(self._partitions))]
         for awaited in self._awaited:
             due = awaited.answer
-            if isinstance(due, Ack) and due.received <= self._received[due.partition]:  # it arrived; the answer did not
+            if isinstance(due, Ack) and due.received <= self._received[due.partition]:  # only the answer was lost
                 self._wire_bytes[due.partition] += awaited.size
         self._under_way_bytes, self._window_bytes = 0, min(welcome.window_bytes, WINDOW_BYTES_MAX)
         self._awaited.clear()
@@ -275,18 +273,18 @@ class Upload:
         return held.received == size if held.ready else between
 
     def pause(self) -> None:
-        """The connection was lost: nothing is ready."""
+        """Note that the connection was lost: nothing is ready, and nothing is sent before the next `begin`."""
         self._messages, self._next = iter(()), None
         self._whole = set()
         self._count_ready()
 
     def go_raw(self) -> bool:
-        """Send no coded weights any more, from the next `begin` on; whether some were sent before."""
+        """Send weights raw from the next `begin` on; whether coded ones may have been sent until now."""
         may_code, self._may_code = self._may_code, False
         return may_code and self._has_coded
 
     def stop(self, error: Exception | None = None) -> None:
-        """Send nothing more, because of `error` if there is one. What is ready stays so."""
+        """Send nothing more, because of `error` if there is one. What is ready stays ready."""
         self._messages, self._next = iter(()), None
         with self._changed:
             self.error = error
@@ -294,8 +292,8 @@ class Upload:
             self._changed.notify_all()
 
     def _count_ready(self) -> None:
-        """Count the partitions that are whole with all before them; after a loss a later one may be whole before an
-        earlier one."""
+        """Count the first partitions that are all whole. (After a loss, a later one may be whole before an earlier
+        one.)"""
         ready = next(
             (index for index in range(len(self._partitions)) if index not in self._whole), len(self._partitions)
         )
@@ -308,10 +306,10 @@ class Upload:
             self._changed.notify_all()
 
     def next_message(self, query: int | None = None) -> Message | None:
-        """The next message to send; None while the server's credit is used up, or when all is sent.
+        """The next message to send; None while it has to wait for credit or an answer, and when all is sent.
 
         `query` is the number of the query that is at the server now, if there is one: an upload that yields may have to
-        wait for its end.
+        wait until it has ended.
         """
         if self._next is None:
             self._next = next(self._messages, None)
@@ -335,7 +333,7 @@ class Upload:
         return message
 
     def _remaining(self, started: Mapping[int, int], welcome: Welcome) -> Iterator[_Step | None]:
-        """What is to be sent, and None while there is nothing to be sent now: more may follow."""
+        """The messages that are left to send; None while there is nothing to send, but may be later."""
         for index in count():
             while (partition := self._turn_to(index)) is None:
                 yield None
@@ -347,7 +345,7 @@ class Upload:
             yield from self._chunks(index, partition, started.get(index, 0), welcome)
 
     def _announce(self, index: int, partition: ExtractedPartition, welcome: Welcome) -> Iterator[_Step | None]:
-        """Tell of a partition, until the server has all pieces that it is to take from its store."""
+        """Announce a partition, again and again until the server has all pieces that it is to take from its store."""
         model = partition.caffemodel
         bare = PartitionHeader(index, partition.nets, model.blobs, model.size)
         addressed: Sequence[AddressedSpans] = ()
@@ -365,7 +363,7 @@ class Upload:
                 return
 
     def _chunks(self, index: int, partition: ExtractedPartition, start: int, welcome: Welcome) -> Iterator[_Step]:
-        """What follows the announcement of a partition, of which the server has the bytes before `start`."""
+        """The chunks and the end of an announced partition, of which the server has the bytes before `start`."""
         model, gaps = partition.caffemodel, self._announced.get(index, _Announced()).gaps
         digest = hashlib.sha256()
         frames = {frame.offset: frame for frame in model.coded if self._may_code and takes(welcome, frame)}
@@ -377,7 +375,7 @@ class Upload:
                 digest.update(part)
             if offset < start:
                 continue
-            # Of a frame that is there in part, the rest goes raw.
+            # If the server has a part of a coded frame, the rest of it goes raw.
             frame = frames.get(offset)
             coded = frame.read() if frame else None
             if frame is not None and coded is not None:
@@ -389,8 +387,8 @@ class Upload:
         yield PartitionEnd(index, digest.hexdigest()), Ready(index), 0
 
     def take(self, message: Message) -> int:
-        """An answer of the server, or a sign of life; how many bytes that crossed the link are acknowledged by it. An
-        Error says that the server misses pieces which it was to have.
+        """Take an answer of the server, which may be a Pong; how many bytes on the wire it acknowledges. An Error says
+        that the server's store lacks pieces that it should have.
 
         Raises ProtocolError for any answer but the one that is due.
         """
@@ -409,14 +407,14 @@ class Upload:
                 self._announced[index].waiting = False
             self._under_way_bytes -= awaited.size
             self._wire_bytes[index] += awaited.size
-            # Beside a query a round trip takes longer, which says nothing about the link.
+            # Beside a query a round trip takes longer, whatever the link is.
             if self._yielding is not None and awaited.size and self._query is None:
                 self._yielding.acknowledged(awaited.under_way_bytes, now_s - awaited.sent_s)
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s
                 if index + 1 < len(self._partitions) and index + 1 not in self._whole:
-                    # Its first chunks may have been queued long before, but the link turns to it only now.
+                    # Its first chunks may have been sent long before, but the link carries them only now.
                     self._started_s[index + 1] = now_s
         elif isinstance(message, Ready):
             self._ready_s[message.partition] = now_s
@@ -425,7 +423,8 @@ class Upload:
         return awaited.size
 
     def _miss(self, due: Message, error: Error) -> None:
-        """The server's store has not all that a partition was to have from it: the partition is announced anew."""
+        """Have a partition announced again, as the server's store lacks pieces of it. Raises ProtocolError if the error
+        is not about pieces that the server was to take from its store."""
         announced = self._announced.get(error.partition, _Announced())
         of_it = isinstance(due, Ack) and due.partition == error.partition
         if not (of_it and announced.waiting and error.pieces and announced.stored.issuperset(error.pieces)):

@@ -1,5 +1,5 @@
-"""What a server's store has of a client's weight pieces, as far as the server says: when to ask, and what the answers
-mean. No sockets here."""
+"""Which of a client's weight pieces a server's store has, as the server says: when to ask, and what the answers mean.
+No sockets here."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from collections.abc import Iterable, Sequence
 from ionn.errors import ProtocolError
 from ionn.protocol.messages import DIGEST_BYTES, DIGESTS_MAX, Have, Holds, Welcome
 
-# While weights are under way, a question is asked again after so many of their bytes for each byte of the question, so
-# that it costs 0.5 % of the link, and so much time at least.
+# During the upload, the client asks again when it has sent so many bytes of weights for each byte of the question, so
+# that questions cost 0.5 % of the link, and not before so much time has passed.
 _BYTES_PER_BYTE = 200
 _AGAIN_S = 1.0
-# And so much at most when nothing comes from it.
+# After the upload, the longest time between two questions; the time grows while nothing more is stored.
 _AGAIN_MAX_S = 2.0
-# When all is uploaded: nobody asks any more when nothing more has been stored for so long.
+# After the upload, the client stops asking when nothing more has been stored for so long.
 _QUIET_S = 10.0
 
 
 class Stored:
     """Which of the weight pieces with these digests (SHA-256, hexadecimal) the server's store has.
 
-    `pieces` are those that the server said to have last, of which it has missed none since. What it has once missed is
-    not to be taken from its store any more in this session (`may_be_taken`), since it might say so for ever.
+    `pieces` are the digests of those that the server said it has, without those that it then missed. A piece that it
+    has missed once is not to be taken from its store again in this session (`may_be_taken`): it could claim to have the
+    piece, and miss it, for ever.
     """
 
     def __init__(self, digests: Iterable[str] = ()) -> None:
         self._digests = tuple(dict.fromkeys(digests))[:DIGESTS_MAX]
         self.pieces: frozenset[str] = frozenset()
-        self._session = ""  # whose server was asked for all pieces, and has answered
-        self._beginning = ""  # the one that it was asked in
+        self._session = ""  # the session in which the server was asked for all pieces, and has answered
+        self._beginning = ""  # the session in which it was asked last
         self._missed: set[str] = set()
-        self._asked: deque[Sequence[str]] = deque()  # what the answers that are due are about
+        self._asked: deque[Sequence[str]] = deque()  # the digests in each question without an answer
         self._asked_s = self._news_s = 0.0
         self._asked_bytes = 0
         self._wait_s = _AGAIN_S
         self._has_ended = self._is_quiet = False
-        self._at_once = 0  # so many digests may be in a question
+        self._at_once = 0  # the most digests in a question
 
     def begin(self, welcome: Welcome) -> Have | None:
-        """A connection was made; what is to be asked first, if anything: once in a session, where there is a store."""
+        """Note a new connection; the question to ask first, if there is one: once in a session, if it has a store."""
         self._asked.clear()
         if welcome.session == self._session and welcome.stores:
             return None
@@ -52,20 +53,20 @@ class Stored:
         return self._question(self._digests) if welcome.stores and self._digests else None
 
     def _question(self, digests: Sequence[str]) -> Have:
-        """A question after these, or as many of them as the server takes at once."""
+        """A question about these digests, or as many of them as the server takes at once."""
         digests = digests[: self._at_once]
         self._asked.append(digests)
         return Have((bytes.fromhex("".join(digests)),))
 
     @property
     def is_quiet(self) -> bool:
-        """Tell whether there is nothing more to be known: no store, all is stored, or nothing more was when the upload
-        had ended."""
+        """Tell whether the client asks no more: there is no store, all is stored, or nothing more was stored for long
+        after the upload."""
         return not self._session or len(self.pieces) == len(self._digests) or self._is_quiet
 
     def ask_again(self, now_s: float, sent_bytes: int, ended: bool) -> Have | None:
-        """What is to be asked now that so many bytes have been sent in all, or the upload has `ended`; None while it is
-        too early, and when there is no more to be known."""
+        """The question to ask now, when `sent_bytes` of weights have been sent in all, or the upload has `ended`; None
+        while it is too early, and when the client asks no more."""
         if not self._session or self._asked or len(self.pieces) == len(self._digests):
             return None
         if not ended:
@@ -84,7 +85,7 @@ class Stored:
         return self._question([digest for digest in self._digests if digest not in self.pieces])
 
     def take(self, holds: Holds, now_s: float) -> None:
-        """The answer to the first question that is not answered yet. Raises ProtocolError if it is none."""
+        """Take the answer to the earliest question without one. Raises ProtocolError if it does not answer that."""
         digests = self._asked.popleft() if self._asked else ()
         content = b"".join(map(bytes, holds.payload))
         if len(content) != len(digests) or not set(content) <= {0, 1}:
@@ -100,10 +101,10 @@ class Stored:
             self._wait_s = min(self._wait_s + _AGAIN_S, _AGAIN_MAX_S)
 
     def may_be_taken(self, digest: str) -> bool:
-        """Tell whether the server shall take a piece from its store, in place of being sent it."""
+        """Tell whether the server shall take a piece from its store instead of being sent it."""
         return digest in self.pieces and digest not in self._missed
 
     def miss(self, digests: Iterable[str]) -> None:
-        """The server does not have these after all."""
+        """Note that the server does not have these pieces after all."""
         self._missed.update(digests)
         self.pieces -= self._missed

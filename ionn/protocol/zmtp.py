@@ -1,7 +1,7 @@
 """ZMTP, the protocol of ZeroMQ's connections, as a server speaks it to DEALER sockets. Bytes in, events out; no I/O.
 
-Versions 3.0 and 3.1 (RFC 23 and 37) with the mechanisms NULL and CURVE (RFC 25 and 26). Written for strangers: nothing
-that arrives costs more memory than `Bounds` allow, and whatever is not of the protocol raises `ZmtpError`. The identity
+Versions 3.0 and 3.1 (RFC 23 and 37) with the mechanisms NULL and CURVE (RFC 25 and 26). Peers are not trusted: nothing
+that arrives costs more memory than `Bounds` allow, and whatever breaks the protocol raises `ZmtpError`. The identity
 that a peer gives itself has no meaning here.
 
 A connection goes through three states:
@@ -22,20 +22,20 @@ from typing import Any
 
 from nacl import bindings as nacl
 
-# What `nacl.bindings` is made of. Its functions copy a message twice more; these work where it is.
+# `nacl.bindings` is made of these. Its functions copy a message twice more; these work in place.
 from nacl._sodium import ffi, lib
 from nacl.exceptions import CryptoError
 
 from ionn.errors import ProtocolError
 from ionn.protocol.buffers import Incoming, untouched
 
-# What a frame weighs in memory beside its bytes: the objects that hold it on its way.
+# The memory that a frame takes beside its bytes, for the objects that hold it on its way.
 FRAME_COST = 512
 
 # A frame's flags. The others are reserved.
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SHORT_MAX = 255
-# Those of a sealed frame are inside it, where a command has another bit.
+# CURVE's MESSAGE has the flags inside, where a command has another bit. Such a frame is called sealed here.
 _TO_SEALED = {0: 0, _MORE: 1, _COMMAND: 2}
 _FROM_SEALED = {sealed: flags for flags, sealed in _TO_SEALED.items()}
 
@@ -58,15 +58,13 @@ _HELLO_BYTES = 200
 _INITIATE_BYTES_MIN = 257
 _MESSAGE = b"\x07MESSAGE"
 _BOX_AT = len(_MESSAGE) + _NONCE_BYTES
-# What CURVE adds to a frame: the name, the nonce, the MAC and the flags.
+# The bytes that CURVE adds to a frame: the name, the nonce, the MAC and the flags.
 _SEALED_EXTRA = _BOX_AT + _MAC_BYTES + 1
 
 
 class ZmtpError(ProtocolError):
-    """The peer does not speak ZMTP, or not as it should: the connection is of no more use.
-
-    `farewell` is to be sent before it is closed.
-    """
+    """The peer does not speak ZMTP, or breaks its rules: the connection has to be closed. `farewell` is to be sent
+    before."""
 
     def __init__(self, message: str, farewell: bytes = b"") -> None:
         super().__init__(message)
@@ -77,13 +75,13 @@ class KeyRefusedError(ZmtpError):
     """The peer has proved to have `key` (32 bytes), which is not allowed."""
 
     def __init__(self, key: bytes) -> None:
-        # A libzmq client takes a status code for what it is: HANDSHAKE_FAILED_AUTH.
+        # A client of libzmq reports an ERROR with a status code as HANDSHAKE_FAILED_AUTH.
         super().__init__("a key is not allowed", _command(b"\x05ERROR\x03400"))
         self.key = key
 
 
 class TooLargeError(ZmtpError):
-    """A message exceeds `bound`, the name of a field of `Bounds`: it has `found` of what that limits."""
+    """A message exceeds `bound`, the name of a field of `Bounds`: it has at least `found`."""
 
     def __init__(self, bound: str, found: int) -> None:
         super().__init__(f"{bound}: {found}")
@@ -93,7 +91,7 @@ class TooLargeError(ZmtpError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a message may have: frames, bytes of the first one, and bytes of all of them."""
+    """The most that a message may have: frames, bytes in the first one, and bytes in all of them."""
 
     frames: int
     first_frame_bytes: int
@@ -101,13 +99,13 @@ class Bounds:
 
     @property
     def cost(self) -> int:
-        """The most that a message may cost."""
+        """The most that a message may cost, in bytes of memory."""
         return self.message_bytes + self.frames * FRAME_COST
 
 
 @dataclass(frozen=True)
 class Send:
-    """Bytes of the protocol's own, to be sent to the peer."""
+    """Bytes of ZMTP itself that have to be sent to the peer."""
 
     data: bytes
 
@@ -121,7 +119,7 @@ class Established:
 
 @dataclass(frozen=True)
 class Received:
-    """A message. `cost` is what it weighs in memory, in bytes: its frames and what goes with them."""
+    """A message. `cost` is the memory that it takes, in bytes: its frames, and FRAME_COST for each."""
 
     frames: list[Any]
     cost: int
@@ -145,8 +143,9 @@ _NOTHING = Incoming(0)
 class ServerConnection:
     """One connection, at the server. `bounds` may be replaced at any time, and hold from the next frame on.
 
-    `room` is what may be taken now, in bytes of cost: a frame that has no room is not taken, though it may have begun
-    to arrive, until there is room. No message costs more than `bounds.cost`.
+    `room` is the cost that may be taken now, in bytes: a frame without room is not taken until there is room, even if
+    it has begun to arrive. `waits_for_room` tells whether there is such a frame. No message costs more than
+    `bounds.cost`.
     """
 
     def __init__(self, keys: Keys | None, bounds: Bounds) -> None:
@@ -175,13 +174,13 @@ class ServerConnection:
 
     @property
     def arriving_cost(self) -> int:
-        """Return what the message that is arriving costs so far, its frame that has begun included."""
+        """Return the cost so far of the message that is arriving, with the whole of the frame that has begun."""
         return self._cost + (0 if self._body is None else len(self._body) + FRAME_COST)
 
     @property
     def arriving(self) -> tuple[list[Any], int] | None:
-        """The frames of a message of which only the last frame is not all there, and how many of its bytes are; None
-        where nothing is arriving, more frames may follow, or they are sealed."""
+        """The frames of a message whose last frame is still arriving, and how many bytes of that one have arrived; None
+        if no message is arriving, if more frames may follow, or if frames are sealed."""
         if self._body is None or self._flags & (_MORE | _COMMAND) or self._curve is not None:
             return None
         return [*self._frames, self._body], self.incoming.filled
@@ -195,27 +194,27 @@ class ServerConnection:
     # --- What is sent -------------------------------------------------------------------------------------------------
 
     def frame(self, data: Any, more: bool) -> list[Any]:
-        """The buffers that send a frame (any object with a contiguous buffer)."""
+        """The buffers to send for a frame (any object with a contiguous buffer)."""
         if self._curve is not None:
             return self._curve.seal(_MORE if more else 0, data)
         return [_head(memoryview(data).nbytes, _MORE if more else 0), data]
 
     def frame_head(self, size: int, more: bool) -> bytes:
-        """Return what comes before the bytes of a frame that is sent piece by piece. Not if it `seals`."""
+        """Return what is sent before the bytes of a frame that is sent in pieces. Not for a connection that `seals`."""
         return _head(size, _MORE if more else 0)
 
     def message(self, frames: list[Any]) -> list[Any]:
-        """The buffers that send a message."""
+        """The buffers to send for a message."""
         last = len(frames) - 1
         return [buffer for at, data in enumerate(frames) for buffer in self.frame(data, at < last)]
 
     # --- What has arrived ---------------------------------------------------------------------------------------------
 
     def next_event(self) -> Event | None:
-        """Return what has arrived next; None while it has not all arrived, or has no room. Raises ZmtpError."""
+        """Return the next event; None while it has not arrived completely, or has no room. Raises ZmtpError."""
         while not self._events:
             if self._state == "new":
-                # Who says nothing is told nothing: a peer is as fast with its greeting.
+                # A peer that sends nothing is sent nothing. A peer greets at once, so this costs no time.
                 if not len(self.incoming):
                     return None
                 self._state = "greeting"
@@ -253,7 +252,7 @@ class ServerConnection:
             raise ZmtpError("a server where a client is wanted")
 
     def _next_frame(self) -> Any:
-        """The next frame's body, None while it has not arrived or has no room; `_flags` has its flags."""
+        """The next frame's body, whose flags are in `_flags` then; None while it has not arrived or has no room."""
         if self._body is None:
             head = self.incoming.peek(9)
             if not len(head):
@@ -289,7 +288,7 @@ class ServerConnection:
             if size > _COMMAND_MAX:
                 raise ZmtpError(f"a command of {size} bytes")
             return True
-        if self._curve is not None:  # whether it is a command shows when it is opened
+        if self._curve is not None:  # opening it will show whether it is a command
             if size < _SEALED_EXTRA:
                 raise ZmtpError("a frame too small to be sealed")
             size -= _SEALED_EXTRA
@@ -321,7 +320,7 @@ class ServerConnection:
         self._events.append(Established(key))
 
     def _take(self, body: Any) -> None:
-        """A frame of a message, or a command among them."""
+        """Take a frame of a message, or a command between frames."""
         flags = self._flags & (_MORE | _COMMAND)
         if self._curve is not None:
             flags, body = self._curve.open(body)
@@ -350,21 +349,21 @@ class ServerConnection:
 
 
 class _Curve:
-    """CURVE's secrets of one connection. Capital letters are long-term keys and a quote marks those of the connection,
-    as in RFC 26: the client has C and C', the server S and S'."""
+    """CURVE's keys and nonces of one connection. As in RFC 26, the client has the long-term key C and the connection's
+    key C', the server S and S'."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
         self._peer = b""  # C'
         self._public, self._secret = b"", b""  # S'
-        # The client gives it back. Here it need not hold anything, because the connection's state is kept.
+        # The client sends it back. It need not contain anything here, because the connection's state is kept.
         self._cookie = b""
         self._shared = b""
         self._sent_nonce = self._peer_nonce = 0
         self.welcomed = False
 
     def welcome(self, hello: bytes) -> bytes:
-        """The answer to HELLO: S' and the cookie for whoever knows S."""
+        """The WELCOME that answers a HELLO: S' and the cookie, for a client that knows S."""
         rest = _after(hello, b"\x05HELLO")
         if len(hello) != _HELLO_BYTES or rest[:2] != b"\x01\x00":
             raise ZmtpError("a malformed HELLO")
@@ -384,7 +383,7 @@ class _Curve:
         return b"\x07WELCOME" + nonce + box
 
     def admit(self, initiate: bytes) -> tuple[bytes, bytes]:
-        """The key of a client that has proved to have it, and the answer to its INITIATE: READY."""
+        """The key of a client that has proved with its INITIATE that it has it, and the READY that answers it."""
         rest = _after(initiate, b"\x08INITIATE")
         if len(initiate) < _INITIATE_BYTES_MIN or rest[:_COOKIE_BYTES] != self._cookie:
             raise ZmtpError("a malformed INITIATE")
@@ -409,7 +408,7 @@ class _Curve:
         return client, b"\x05READY" + nonce + box
 
     def seal(self, flags: int, data: Any) -> list[Any]:
-        """The buffers that send a frame and its flags, encrypted. The data is copied once, to where it is encrypted."""
+        """The buffers to send for a frame and its flags, encrypted. The data is copied once, and encrypted there."""
         view = memoryview(data).cast("B")
         nonce = self._next_nonce()
         name = _MESSAGE + nonce
@@ -422,7 +421,7 @@ class _Curve:
         return [_head(len(name) + len(sealed), 0) + name, sealed]
 
     def open(self, body: Any) -> tuple[int, memoryview]:
-        """The flags and the bytes of a sealed frame, decrypted where they are."""
+        """The flags and the bytes of a sealed frame, decrypted in place."""
         sealed = memoryview(bytearray(body) if isinstance(body, bytes) else body)
         if bytes(sealed[: len(_MESSAGE)]) != _MESSAGE:
             raise ZmtpError("a frame that is not sealed")
@@ -438,7 +437,7 @@ class _Curve:
         return _FROM_SEALED[flags], sealed[_SEALED_EXTRA:]
 
     def _advance(self, nonce: bytes) -> None:
-        """Go on to what follows, so that nothing is taken twice."""
+        """Remember the peer's nonce, which must be above the one before, so that nothing is taken twice."""
         number = int.from_bytes(nonce)
         if number <= self._peer_nonce:
             raise ZmtpError("a nonce that was used before")
@@ -460,7 +459,7 @@ def _command(body: bytes) -> bytes:
 
 
 def _after(command: Any, name: bytes) -> bytes:
-    """Return what follows the name of a command that must have it."""
+    """Return what follows the name of a command, which must be this one."""
     body = bytes(command)
     if not body.startswith(name):
         raise ZmtpError("another command than the one that is due")
@@ -475,7 +474,7 @@ _SOCKET_TYPE = _property(b"Socket-Type", b"ROUTER")
 
 
 def _check_metadata(metadata: bytes) -> None:
-    """Raise ZmtpError unless these are properties, and those of a DEALER. What they say beside that is ignored."""
+    """Raise ZmtpError unless these are properties, and those of a DEALER. Other properties are ignored."""
     found = {}
     at = 0
     while at < len(metadata):
