@@ -1,7 +1,7 @@
-"""What is checked of a stranger's partition before Caffe sees it: Caffe answers a bad net by aborting the process.
+"""The checks of a stranger's partition before Caffe sees it, since Caffe aborts the process for a bad net.
 
-Shapes, names and layer types are `Network`'s part. Here are the limits of a session, how the header's stages lie in
-the nets, and that the weights to come are those that the layers take.
+`Network` checks shapes, names and layer types. This module checks the limits of a session, where the header's stages
+lie in the nets, whether stages fit each other, and whether the announced weights are those that the layers take.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ionn.protocol.messages import PartitionHeader
 from ionn.server.limits import Limits, option
 
 _FLOAT_BYTES = 4
-# What a net that is read is called, and how many of them are remembered.
+# The name in messages of a net that is read, and how many nets are remembered.
 _NAME = "partition"
 _READ_MAX = 4
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What nets take of a session's limits."""
+    """How much nets use of a session's limits."""
 
     layers: int = 0
     weight_bytes: int = 0
@@ -46,22 +46,22 @@ class Usage:
 
 
 class Boundary(NamedTuple):
-    """The shape that a stage takes, and those that it hands on."""
+    """The shape of a stage's input, and those of its outputs."""
 
     input: Shape
     outputs: tuple[Shape, ...]
 
 
 class Read(NamedTuple):
-    """A net that was read, and its text for Caffe, which is written from that: only what was read has been checked."""
+    """A net that was read, and its text for Caffe. The text is written from the net, since only the net is checked."""
 
     network: Network
     prototxt: str
 
 
 class CheckedNet:
-    """A net that is safe to build and takes `usage`. `layers` names the layers of each stage, for messages. Of a slice,
-    `whole` is the net of its whole stage."""
+    """A net that is safe to build. `usage` is what it takes of the limits, `layers` the names of the layers of each of
+    its stages, for messages. For a slice, `whole` is the net of its whole stage."""
 
     def __init__(self, net: PartialNet, read: Read, usage: Usage, whole: CheckedNet | None = None) -> None:
         self.net = replace(net, prototxt=read.prototxt)
@@ -71,7 +71,7 @@ class CheckedNet:
 
     @property
     def stage(self) -> int:
-        """The first of its stages, of a slice the only one."""
+        """The first of its stages; a slice's only one."""
         return self.net.stages[0].index
 
     @cached_property
@@ -81,7 +81,7 @@ class CheckedNet:
 
     @property
     def boundaries(self) -> dict[int, Boundary]:
-        """Return what each of its stages takes and hands on; of a slice, what its whole stage does."""
+        """Return the boundary of each of its stages; for a slice, that of its whole stage."""
         if self.whole is not None:
             return self.whole.boundaries
         shapes = {
@@ -104,10 +104,10 @@ def check_partition(
     known: Mapping[int, Boundary],
     begun: Mapping[int, CheckedNet] | None = None,
 ) -> list[CheckedNet]:
-    """Check a partition's nets and weights against Caffe's rules, against the stages that the session has (`known`),
-    and against what it has left (`used` is in use).
+    """Check a partition's nets and weights against Caffe's rules, against the boundaries of the stages that the session
+    has (`known`), and against the limits, of which `used` is in use already.
 
-    The whole of a slice counts too, unless its stage has `begun` to arrive, which tells the whole. Raises
+    The whole of a slice counts too, unless its stage has `begun` to arrive: these are the wholes of such stages. Raises
     PartitionError, naming the layer, the stage or the limit.
     """
     begun = begun or {}
@@ -139,19 +139,19 @@ def check_partition(
 def _network_of(prototxt: str, name: str) -> Read:
     try:
         return _read(prototxt)
-    except InputError as error:  # the client's, not this server's user's
+    except InputError as error:  # it is the client's fault, not that of this server's user
         raise PartitionError(name + str(error).removeprefix(_NAME)) from error
 
 
 @lru_cache(_READ_MAX)
 def _read(prototxt: str) -> Read:
-    """Slices of a stage that have as many channels have the same text, which is read once."""
+    """Read a net. The last few are remembered, as slices of a stage with equally many channels have the same text."""
     network = Network.from_text(prototxt, _NAME)
     return Read(network, text_format.MessageToString(network.param))
 
 
 def _check_overlaps(checked: list[CheckedNet]) -> None:
-    """A stage may be in one net, or its slices, which do not overlap, in several."""
+    """Check that each stage is in one net only, or in several as slices that do not overlap."""
     nets: dict[int, list[CheckedNet]] = {}
     for each in checked:
         for stage in each.layers:
@@ -167,7 +167,7 @@ def _check_overlaps(checked: list[CheckedNet]) -> None:
 
 
 def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) -> None:
-    """Check that what a stage hands on is what the next one takes: numpy would broadcast it, or raise."""
+    """Check that a stage makes what the next one takes. If it did not, numpy would broadcast the blob, or raise."""
     boundaries = {**known}
     for each in checked:
         boundaries.update(each.boundaries)
@@ -182,7 +182,7 @@ def _check_boundaries(checked: list[CheckedNet], known: Mapping[int, Boundary]) 
 
 
 def _whole(net: PartialNet, network: Network, limits: Limits, name: str, begun: CheckedNet | None) -> CheckedNet:
-    """The net of the stage that `net` is a slice of: the one that has `begun` with another slice, if it is that."""
+    """The net of the stage of which `net` is a slice: `begun`, from an earlier slice, if that is the same."""
     assert net.channels is not None
     begin, end, of = net.channels
     stage, layers = net.stages[0], network.layers[1:]
@@ -215,9 +215,10 @@ def _bytes(shape: Shape) -> int:
 
 
 def _scratch_bytes(layer: Layer) -> int:
-    """Return the most that Caffe takes to compute a layer, where its parameters make that more than its blobs have."""
+    """Return the most bytes that Caffe takes beside a layer's blobs to compute it; 0 for types that need less than
+    their blobs."""
     if layer.type.endswith("onvolution"):
-        # It unrolls the input: an element per multiply-add of one output channel.
+        # Caffe unrolls the input: an element for each multiply-add of one output channel.
         group: int = layer.param.convolution_param.group
         return layer.operations * group // layer.weight_shapes[0][0] * _FLOAT_BYTES
     if layer.type == "LRN" and layer.param.lrn_param.norm_region == LRNParameter.ACROSS_CHANNELS:
@@ -241,7 +242,8 @@ def _check_limits(usage: Usage, limits: Limits) -> None:
 
 
 def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
-    """The layers of each stage, as text. The stages must cover the net, and each must make the blobs it hands on."""
+    """The layers of each stage, as text. Raises PartitionError unless the stages cover the net, and each makes its
+    outputs."""
     if network.input != net.input:
         raise PartitionError(f"the net's input is {network.input!r}, not {net.input!r}")
     begin, layers = 0, {}
@@ -256,7 +258,7 @@ def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
             raise PartitionError(
                 f"stage {stage.index} has {len(stage.outputs)} outputs; at most {OUTPUTS_MAX} are sent"
             )
-        first = network.layers[min(max(begin, 1), end)]  # not the Input layer, which every net starts with
+        first = network.layers[min(max(begin, 1), end)]  # not the Input layer, with which every net begins
         layers[stage.index] = f"layers {first.name!r} to {network.layers[end].name!r}"
         begin = end + 1
     if begin != len(network.layers):
@@ -265,10 +267,10 @@ def _check_stages(net: PartialNet, network: Network) -> dict[int, str]:
 
 
 def assign_blobs(header: PartitionHeader, checked: list[CheckedNet]) -> list[tuple[int, str, int]]:
-    """Return where each of the header's blobs goes: the net (its index), the layer and the blob's number.
+    """Return where each of the header's blobs goes: the index of its net, its layer and its number there.
 
-    Every blob of every layer must be announced once, in its size. Slices of one stage have layers of the same name:
-    their blobs come in the order of the nets.
+    Raises PartitionError unless every blob of every layer is announced once, in its size. Slices of one stage have
+    layers of the same name: their blobs come in the order of the nets.
     """
     wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for index, each in enumerate(checked):

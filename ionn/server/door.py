@@ -1,13 +1,14 @@
-"""The server's port: who may connect, and how much of what they send and do not read is held.
+"""The server's port: who may connect, and how much is held of what peers send, and of what they do not read.
 
-The front reads from a connection only while its answers are read, and only what its host has room for; all the rest
-waits in the system's buffers and at the peer. So what a connection can occupy is bounded:
+A connection is read from only while its peer reads its answers, and only as far as its host, the front, has room; all
+else waits in the system's buffers and at the peer. So what a connection can occupy is bounded:
 
-    without a session   a message of 1 kB, 10 kB of answers, and what `Incoming` has to receive them
-    with a session      what the host gives it room for, and `_UNREAD_BYTES_MAX` and a piece of answers
+    without a session   a message of 1 kB, 10 kB of answers, and the 16 KiB buffer of `Incoming`
+    with a session      what the host has room for, and `_UNREAD_BYTES_MAX` and a piece of answers
 
-Connections without a session are strangers: there are only so many, in all and of one address, and they are closed
-after `hello_s`. Where there is no room for another one, the oldest of the address that has most of them makes it.
+Connections without a session are called strangers. Their number is bounded, in all and of one address, and they are
+closed after `hello_s`. If there is no room for another one of an address, the oldest of that address is closed; if
+there is none at all, the oldest of the address that has most of them.
 """
 
 from __future__ import annotations
@@ -40,31 +41,31 @@ from ionn.server.metrics import Counts
 
 log = logging.getLogger(__name__)
 
-# A message without a session: a hello is a tenth of it, in one frame.
+# For messages without a session: a Hello has a tenth of this, in one frame.
 STRANGERS = Bounds(frames=4, first_frame_bytes=1024, message_bytes=1024)
-# Beyond that a connection is not read from, nor its session's process. It fills a fast link for 10 ms.
+# With so much unread, neither a connection nor its session's process is read from. It fills a fast link for 10 ms.
 _UNREAD_BYTES_MAX = 1_000_000
 _STRANGER_UNREAD_BYTES_MAX = 10_000
-# Messages of one connection in one turn, so that others have theirs.
+# The most messages of one connection in one turn of the loop, so that others have their turn.
 _MESSAGES_AT_ONCE = 16
 _ACCEPTED_AT_ONCE = 16
-# Who is told to go closes its connection. Closed here at once, libzmq would drop what it has not handed out yet, and
-# the system what was not read while more was being sent.
+# A peer that is dismissed has so long to close its connection. If it were closed here at once, libzmq would drop what
+# it has not handed out yet, and the system what the peer has not read.
 _FAREWELL_S = 2.0
-# The system has no descriptor or memory for another connection; it may soon.
+# Errors of a system that has no descriptor or memory for another connection now.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_S = 0.1
-# One that is refused is told so at once, but the log must not be for strangers to fill.
+# A warning that strangers can cause is logged only so often, so that they cannot fill the log.
 _WARN_EVERY_S = 10.0
-# As many as the system lets wait for being accepted: who comes beyond that comes back after a second.
+# The most connections that wait to be accepted: the system lets a peer beyond that try again after a second.
 _BACKLOG = 4096
-# After so many have gone, what they had is given back to the system.
+# When so many connections have been closed, their memory is returned to the system.
 _GONE_MANY = 256
 
 
 class Connection:
-    """A peer's connection. `key` is its public key, empty without keys. `session` and `role` are the host's; who has a
-    session is no stranger."""
+    """A peer's connection. `key` is its public key, empty without keys. `session` and `role` are the host's; a stranger
+    has no session."""
 
     def __init__(self, sock: socket.socket, address: str, zmtp: ServerConnection, closes_at: float) -> None:
         self.socket = sock
@@ -75,43 +76,43 @@ class Connection:
         self.role = ""
         self.closes_at = closes_at  # while it has no session
         self.outgoing = Outgoing()
-        self.heard = 0.0  # when something last came
-        self.sent_at = 0.0  # when some of it was last taken, or when it began to wait
-        self.answering = False  # an answer is under way piece by piece
-        self.after: list[Any] = []  # what the host says itself, until that answer has ended
-        self.waiting = False  # there may be more to take, but not now
+        self.heard = 0.0  # when something last arrived
+        self.sent_at = 0.0  # when the peer last took some of `outgoing`, or when that began to wait
+        self.answering = False  # an answer is being sent in pieces
+        self.after: list[Any] = []  # the host's own messages, which wait until that answer has ended
+        self.waiting = False  # more may have arrived, but cannot be taken now
         self.paused = False  # the host has not taken the last message yet
-        self.leaving = False  # nothing more is taken
+        self.leaving = False  # it was dismissed, and nothing more is taken
         self.closed = False
 
     @property
     def full(self) -> bool:
-        """Tell whether its peer does not read what it is sent."""
+        """Tell whether so much waits for its peer to read that nothing more may be added."""
         most_bytes = _STRANGER_UNREAD_BYTES_MAX if self.session is None else _UNREAD_BYTES_MAX
         return self.outgoing.cost >= most_bytes or bool(self.after)
 
 
 class Host(Protocol):
-    """Whom the connections lead to."""
+    """What takes the messages of connections: the front."""
 
     def room(self, connection: Connection) -> int:
-        """Return what may be taken of a connection now, in bytes of cost."""
+        """Return the cost, in bytes, of what may be taken from a connection now."""
 
     def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
-        """A message has come."""
+        """Take a message that has arrived."""
 
     def arriving(self, connection: Connection, frames: list[Any], arrived: int) -> None:
-        """A message is on its way, whose last frame has only `arrived` bytes yet."""
+        """Note a message that is arriving, of whose last frame only `arrived` bytes are there yet."""
 
     def too_large(self, connection: Connection, error: TooLargeError) -> None:
-        """A message exceeds the connection's bounds: it has to leave."""
+        """Dismiss a connection, since a message of it exceeds its bounds."""
 
     def drained(self, connection: Connection) -> None:
-        """A connection that was full is so no more, or is closed."""
+        """Note that a connection is no longer full, or that it is closed."""
 
 
 def listener_at(bind: str) -> socket.socket:
-    """A socket that listens at tcp://HOST:PORT. Raises InputError."""
+    """A socket that listens at tcp://HOST:PORT. Raises InputError if that is impossible."""
     host, port = parse_address(bind, listen=True)
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
@@ -135,9 +136,7 @@ def listener_at(bind: str) -> socket.socket:
 
 class Door:
     """Accepts connections, speaks ZMTP with them and keeps them within the limits. `address` is where it listens.
-
-    Raises InputError where it cannot listen.
-    """
+    Raises InputError if it cannot listen."""
 
     def __init__(
         self, bind: str, limits: Limits, keys: ServerKeys | None, counts: Counts, loop: Loop, host: Host
@@ -149,7 +148,7 @@ class Door:
         self._host = host
         self._listener = listener_at(bind)
         self.address = f"tcp://{format_address(self._listener.getsockname()[:2])}"
-        self._listens_from: float | None = None  # if it is paused
+        self._listens_from: float | None = None  # when it listens again, if it is paused
         self._connections: dict[Connection, None] = {}
         self._strangers: dict[str, dict[Connection, None]] = {}  # by address, the oldest first
         self._strangers_count = 0
@@ -159,7 +158,7 @@ class Door:
     # --- Connections come ---------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Take connections from now on."""
+        """Accept connections from now on."""
         self._loop.watch(self._listener.fileno(), IN, self._accept, self._pause, outer=False)
 
     def _accept(self, mask: int) -> None:
@@ -196,7 +195,7 @@ class Door:
         self._count_in(connection)
 
     def _count_in(self, stranger: Connection) -> None:
-        """There is one stranger more; another one makes room if there is none."""
+        """Count one more stranger. If there is no room for it, close another one."""
         limits, same = self._limits, self._strangers.get(stranger.address, {})
         if len(same) >= limits.pending_per_address:
             self._evict(same)
@@ -219,14 +218,14 @@ class Door:
     # --- What the host does with them ---------------------------------------------------------------------------------
 
     def attach(self, connection: Connection, session: Any, role: str, bounds: Bounds) -> None:
-        """A stranger has a session from now on."""
+        """Give a stranger a session."""
         self._count_out(connection)
         connection.session, connection.role = session, role
         connection.zmtp.bounds = bounds
         self._loop.move(connection.socket.fileno(), outer=False)
 
     def resume(self, connection: Connection) -> None:
-        """There may be room for what a connection has sent."""
+        """Take more from a connection, if it has sent more: the host may have room now."""
         connection.paused = False
         if connection.waiting:
             self._loop.later(connection.socket.fileno())
@@ -241,13 +240,13 @@ class Door:
         self._send(connection, connection.zmtp.message(message.frames()))
 
     def dismiss(self, connection: Connection, message: Message) -> None:
-        """Say something for the last time; the peer has two seconds to hear it and to close the connection."""
+        """Send a last message; the peer has two seconds to read it and to close the connection."""
         self.say(connection, message)
         self._leave(connection)
 
     def answer(self, connection: Connection, data: Any, frame_bytes: int, begins: bool, ends: bool, more: bool) -> None:
-        """Send a piece of an answer: of a frame of `frame_bytes`, which `begins` and `ends` with it, and after which
-        the message goes on or not. Only whole frames if the connection `seals`."""
+        """Send a piece of an answer: a part of a frame of `frame_bytes`. The frame `begins` or `ends` with it or not,
+        and after the frame there are `more` or not. Only whole frames if the connection `seals`."""
         if connection.closed or connection.leaving:
             return
         connection.answering = more or not ends
@@ -262,7 +261,7 @@ class Door:
             self._queue(connection, [buffer for frame in frames for buffer in zmtp.message([frame])])
 
     def flush(self, connection: Connection) -> None:
-        """Send what was answered."""
+        """Send as much of the answers as the peer takes."""
         if not connection.closed:
             self._flush(connection)
             self._settle(connection)
@@ -291,11 +290,12 @@ class Door:
             self.resume_if_waiting(connection)
 
     def resume_if_waiting(self, connection: Connection) -> None:
+        """Take more from a connection, unless the host has not taken its last message yet."""
         if connection.waiting and not connection.paused:
             self._loop.later(connection.socket.fileno())
 
     def _settle(self, connection: Connection) -> None:
-        """Have the system tell what a connection waits for now."""
+        """Watch a connection for what it waits for now."""
         if not connection.closed:
             mask = OUT if connection.outgoing.size else 0
             if connection.leaving:
@@ -317,7 +317,7 @@ class Door:
         self._settle(connection)
 
     def _receive(self, connection: Connection) -> None:
-        if connection.waiting:  # it has begun to since the system looked
+        if connection.waiting:  # it has begun to wait since the system reported it as readable
             return
         try:
             count = connection.socket.recv_into(connection.zmtp.incoming.buffer())
@@ -333,7 +333,7 @@ class Door:
             self._take(connection)
 
     def _take(self, connection: Connection) -> None:
-        """Take some of what has come."""
+        """Take some of what has arrived."""
         zmtp = connection.zmtp
         connection.waiting = True
         for _ in range(_MESSAGES_AT_ONCE):
@@ -375,7 +375,7 @@ class Door:
             self.close(connection)
 
     def _leave(self, connection: Connection) -> None:
-        """Take nothing more, and close when the peer has closed, or has had the time."""
+        """Take nothing more, and close when the peer has closed, or after _FAREWELL_S."""
         if connection.closed or connection.leaving:
             return
         if connection.answering:  # nothing can be said in the middle of an answer
@@ -406,14 +406,14 @@ class Door:
         self._loop.unwatch(connection.socket.fileno())
         connection.socket.close()
         connection.outgoing.clear()
-        connection.zmtp.stop()  # who waits for an answer still refers to it
+        connection.zmtp.stop()  # messages without an answer yet still refer to the connection
         if connection.session is not None:
             self._host.drained(connection)
 
     # --- Time passes --------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Close what has had its time. To be called several times a second."""
+        """Close connections whose time is over. To be called several times a second."""
         if self._listens_from is not None and now >= self._listens_from:
             self._listens_from = None
             self._loop.change(self._listener.fileno(), IN)
@@ -430,7 +430,7 @@ class Door:
 
     @property
     def leaving(self) -> bool:
-        """Tell whether somebody has been told to go and has not gone."""
+        """Tell whether a dismissed peer has not closed its connection yet."""
         return any(connection.leaving for connection in self._connections)
 
     def shut(self) -> None:
@@ -448,7 +448,7 @@ class Door:
 
 
 def _address(host: str) -> str:
-    """Return what counts as one address: of IPv6, the network that one subscriber gets."""
+    """Return what counts as one address. For IPv6 that is a /64 network, which one subscriber gets."""
     if ":" not in host:
         return host
     address = ipaddress.IPv6Address(host.partition("%")[0])

@@ -1,12 +1,12 @@
-"""The sandbox of a session's process: what the system keeps from it, should a client's net get hold of the process.
+"""The sandbox of a session's process: the rights that it gives up, in case a client's net takes control of it.
 
-It has two halves. Landlock takes every file, TCP port and other process's signals away from the process, and from the
-threads that it starts afterwards: so it comes before OpenBLAS starts any. The filter of system calls (seccomp) holds
-for all threads, those that run already too: so it comes last, when everything is open that will be needed.
+It has two halves. Landlock denies files, TCP ports and signals to other processes, for this thread and those that it
+starts afterwards. So it comes first, before OpenBLAS starts threads. The filter of system calls (seccomp) holds for all
+threads, also those that run already. So it comes last, when everything is open that will be needed.
 
 libseccomp knows the numbers of the calls on every processor, and how such a filter is written. It is called by ctypes,
-as is Landlock, which is three system calls. Of the packages for Python that wrap them, pyseccomp is of 2021, and
-landlock has had development releases only. Linux only, on x86-64 and arm64.
+as is Landlock, which is three system calls. (Of the packages for Python, pyseccomp is of 2021, and landlock has only
+development releases.) Linux only, on x86-64 and arm64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 
 def lacking() -> str:
-    """What this machine does not have for a sandbox, as the part of a sentence; empty where it has all."""
+    """What this machine lacks for a complete sandbox, as part of a sentence; empty if it lacks nothing."""
     lacks = []
     if not landlock_version():
         lacks.append("the kernel has no Landlock")
@@ -38,8 +38,8 @@ _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _RULESET_VERSION = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
-# What each version of Landlock can deny: rights to files and to TCP ports, and scopes (abstract sockets, signals), of
-# which there are that many; and the size of the struct that says so.
+# For each version of Landlock, how many rights to files, rights to TCP ports, and scopes (abstract sockets, signals) it
+# can deny; and the size of the struct that lists them.
 _LANDLOCK = {
     1: (13, 0, 0, 8),
     2: (14, 0, 0, 8),
@@ -54,7 +54,7 @@ class _Ruleset(ctypes.Structure):
     _fields_ = (("files", ctypes.c_uint64), ("ports", ctypes.c_uint64), ("scopes", ctypes.c_uint64))
 
 
-# capset's version with 64 capabilities, in two halves of effective, permitted and inheritable ones.
+# capset's version with 64 capabilities: effective, permitted and inheritable ones, in two halves of 32 bits each.
 _CAPABILITIES_3 = 0x20080522
 _NoCapabilities = ctypes.c_uint32 * 6
 
@@ -72,22 +72,20 @@ def _system_call(number: int, *arguments: object) -> int:
 
 
 def landlock_version() -> int:
-    """The version of the kernel's Landlock, 0 where it has none or does not use it."""
+    """The version of the kernel's Landlock; 0 if the kernel has none, or it is disabled."""
     return max(0, _system_call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_RULESET_VERSION)))
 
 
 def deny_files() -> None:
-    """Take files away from this thread and those that it will start, and all else that this kernel's Landlock can.
-
-    What is open stays open. Capabilities go too, which a server of root's has. Raises OSError where the system refuses.
-    """
+    """Deny files, and all else that this kernel's Landlock can deny, to this thread and those that it will start. Also
+    give up capabilities, which a server of root has. Open files stay open. Raises OSError if the system refuses."""
     if _libc.capset(ctypes.byref(_CapabilityHeader(_CAPABILITIES_3, 0)), ctypes.byref(_NoCapabilities())):
         raise OSError(ctypes.get_errno(), "capabilities cannot be given up")
     version = landlock_version()
     if not version:
         return
     files, ports, scopes, size = _LANDLOCK[min(version, max(_LANDLOCK))]
-    # It denies what it handles and no rule allows: there is no rule.
+    # A ruleset denies what it handles and no rule allows. There is no rule.
     everything = _Ruleset((1 << files) - 1, (1 << ports) - 1, (1 << scopes) - 1)
     ruleset = _system_call(_CREATE_RULESET, ctypes.byref(everything), ctypes.c_size_t(size), ctypes.c_uint(0))
     if ruleset < 0:
@@ -101,7 +99,7 @@ def deny_files() -> None:
 
 # --- System calls -----------------------------------------------------------------------------------------------------
 
-# What Python, numpy, Caffe and OpenBLAS's threads need to receive messages, build nets and compute.
+# The calls that Python, numpy, Caffe and OpenBLAS's threads need to receive messages, build nets and compute.
 ALLOWED = (
     "read", "readv", "recvfrom", "write", "writev", "close", "lseek", "memfd_create",
     "select", "pselect6", "poll", "ppoll",
@@ -112,7 +110,8 @@ ALLOWED = (
     "exit", "exit_group",
 )  # fmt: skip
 
-# What no session's process ever needs, and who is taken over may try: it is ended at once, which its client is told.
+# Calls that no session's process needs, but that one under a stranger's control may try. They end the process at once,
+# which its client is told.
 FATAL = (
     "execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise",
     "pidfd_open", "pidfd_getfd", "pidfd_send_signal", "kcmp",
@@ -126,7 +125,7 @@ _KILL_PROCESS, _ALLOW = 0x80000000, 0x7FFF0000
 _ERRNO = 0x00050000 | errno.EPERM
 _MASKED_EQUAL = 7
 _OTHER_CONVENTION, _TSYNC, _OPTIMIZE = 2, 4, 8
-# The level of libseccomp and the kernel that knows both that and to end a process.
+# The level of libseccomp's API at which library and kernel can filter all threads (_TSYNC) and end a process.
 _API = 3
 _BINARY_TREE = 2
 _MAP_TYPE, _MAP_GROWSDOWN = 0x0F, 0x100
@@ -134,7 +133,7 @@ _MAP_PRIVATE_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class Condition(NamedTuple):
-    """A call's argument number `argument`, looked at through `mask`, must be `value`."""
+    """A condition on a call: its argument number `argument`, masked with `mask`, is `value`."""
 
     argument: int
     value: int
@@ -142,16 +141,16 @@ class Condition(NamedTuple):
 
 
 def conditional(pid: int, receiving: int | None) -> tuple[tuple[str, tuple[Condition, ...]], ...]:
-    """The calls that process `pid` may make with such arguments only. It may receive descriptors by the socket
-    `receiving`, if there is one, which it can neither move to another number nor replace."""
+    """The calls that process `pid` may make only with arguments that meet all conditions. It may receive descriptors by
+    the socket `receiving`, if there is one, which it can neither move to another number nor replace."""
     not_executable = Condition(2, 0, mmap.PROT_EXEC)
     receives = () if receiving is None else (("recvmsg", (Condition(0, receiving),)),)
     return (
         *receives,
-        # To read what Landlock lets it: its own files in memory, which Caffe is given by their names in /proc/self/fd.
+        # To read what Landlock allows: its own files in memory, which Caffe is given by their names in /proc/self/fd.
         ("openat", (Condition(2, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
         ("open", (Condition(1, os.O_RDONLY, ~os.O_CLOEXEC & 0xFFFFFFFF),)),
-        # Memory that RLIMIT_DATA counts: private, of no file, no stack, and it counts what can be written.
+        # Only memory that RLIMIT_DATA counts: private, of no file, no stack, and (mprotect) writable.
         (
             "mmap",
             (not_executable, Condition(3, _MAP_PRIVATE_ANONYMOUS, _MAP_TYPE | mmap.MAP_ANONYMOUS | _MAP_GROWSDOWN)),
@@ -172,7 +171,7 @@ class _Comparison(ctypes.Structure):
 
 
 def _load_libseccomp() -> ctypes.CDLL | None:
-    """The library; None where it is not installed."""
+    """The library; None if it is not installed."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -188,7 +187,7 @@ def _load_libseccomp() -> ctypes.CDLL | None:
     return library
 
 
-# At once: where files are denied, it could not be loaded.
+# Loaded at once, because it could not be when files are denied.
 _libseccomp = _load_libseccomp()
 
 
@@ -202,9 +201,9 @@ def _rules(receiving: int | None) -> Iterator[tuple[int, str, tuple[Condition, .
 
 
 def filter_calls(receiving: int | None) -> None:
-    """Leave the calls of `ALLOWED` to all threads of this process, and those of `conditional` as it says. Any other
-    fails with EPERM, and one of `FATAL` ends the process by SIGSYS. Raises OSError where the system refuses.
-    """
+    """Allow all threads of this process the calls of `ALLOWED` only, and those of `conditional` on their conditions.
+    Any other fails with EPERM, and one of `FATAL` ends the process by SIGSYS. Does nothing without libseccomp, or where
+    the kernel has no filters. Raises OSError if the system refuses."""
     library = _libseccomp
     if library is None or library.seccomp_api_get() < _API:
         return
@@ -222,7 +221,7 @@ def filter_calls(receiving: int | None) -> None:
         checked(library.seccomp_attr_set(context, _OPTIMIZE, _BINARY_TREE))
         for action, name, conditions in _rules(receiving):
             number = library.seccomp_syscall_resolve_name(name.encode())
-            if number < 0:  # none of this processor's
+            if number < 0:  # this processor has no such call
                 continue
             comparisons = (_Comparison * len(conditions))(
                 *(_Comparison(each.argument, _MASKED_EQUAL, each.mask, each.value) for each in conditions)
