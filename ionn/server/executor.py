@@ -1,4 +1,4 @@
-"""The stages of a session that are at the server, whole or in part, and the queries that run on them."""
+"""The stages of a session that are at the server, whole or in slices, and the queries that run on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ionn.server.sliced_stage import Assembly
 
 
 class _Left(NamedTuple):
-    """What a message of a query left for the next: the output of a stage, or of its first channels only (`partial`)."""
+    """What a message of a query left for the next one: a stage's output, or only its first channels (`partial`)."""
 
     query: int
     stage: int
@@ -26,8 +26,8 @@ class _Left(NamedTuple):
 
 
 class Stages:
-    """`assemblies` are the stages that are uploaded in slices, complete or not. `codecs` are those that the client
-    takes in results. `note` is told what runs."""
+    """The stages of a session, and what runs them. `assemblies` are the stages that are uploaded in slices, complete or
+    not. `codecs` are those that the client takes in results. `note` is told what runs."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
@@ -38,16 +38,17 @@ class Stages:
         self.codecs: Sequence[str] = ()
 
     def __contains__(self, stage: int) -> bool:
-        """Tell whether it is there as a whole."""
+        """Tell whether the whole stage is ready."""
         return stage in self._nets
 
     def add(self, net: StageNet, layers: Mapping[int, str]) -> None:
-        """The stages of `layers`, which names their layers, run on `net` from now on."""
+        """Run the stages of `layers`, which has the names of their layers, on `net` from now on."""
         self._nets.update(dict.fromkeys(layers, net))
         self._notes.update({stage: f"running a query, {names}" for stage, names in layers.items()})
 
     def handle(self, message: Query | Part | Join) -> Result | Error:
-        """The reply to a message of a query. What it carries holds until the next one; an error leaves nothing."""
+        """The reply to a message of a query. Its payload is valid until the next call. After an error, nothing is left
+        for the next message."""
         try:
             match message:
                 case Query():
@@ -64,7 +65,7 @@ class Stages:
             return Error(ERROR_QUERY, "no memory for the query", query=message.query)
 
     def _input(self, message: Query | Part, stage: int, net: StageNet) -> Floats:
-        """Return what a message has a stage run on: its payload, or what the message before left."""
+        """Return the input of a stage: the message's payload, or what the message before left."""
         if message.payload:
             return _floats(message, net.input_shape(stage), f"the input of stage {stage}")
         if message.codecs:
@@ -93,7 +94,7 @@ class Stages:
             stage_ms += net.run(stage, last, self._note_stage)
             outputs = net.outputs(last)
             stage = last + 1
-        # Only a stage in slices goes on from here. A copy, as stages may be tried meanwhile.
+        # Only a stage in slices continues from here. A copy, because stages may be tried before the next message.
         self._left = _Left(query.query, query.last, outputs[0].copy()) if stage in self.assemblies else None
         return self._result(query, outputs, stage_ms)
 
@@ -125,7 +126,7 @@ class Stages:
 
 
 def _floats(message: Query | Part | Join, shape: tuple[int, ...], what: str) -> Floats:
-    """The one blob that a message carries."""
+    """The one blob that a message carries. Raises ProtocolError, which names it as `what`, unless it has this shape."""
     try:
         return read_payload(message.payload, message.codecs, (shape,))[0]
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The fork server: a process that has loaded Caffe, from which sessions' processes are forked in milliseconds.
 
-The front never waits for it: requests and news are packets over a pair of sockets. A fork server ends with its front
-and sessions' processes end with their fork server, however those end.
+The front never waits for it: requests and news are packets over a pair of sockets. The fork server ends with its front,
+and sessions' processes end with their fork server, however these end.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ionn.server.status import Note
 
 _PACKET_BYTES_MAX = 1024
 _STOP_S = 2.0
-# A session's pipe and its note, and its ends to the store where there is one.
+# A session's pipe and its note, and its two sockets to the store if there is one.
 _DESCRIPTORS_MAX = 4
 
 
 @dataclass(frozen=True)
 class News:
-    """News of the process that was wanted as `name`: its `pid`, and its exit code (negative: a signal) once it has
-    ended."""
+    """News of the process that was asked for as `name`: its `pid`, and its exit code (negative: a signal) when it has
+    ended, else None."""
 
     name: str
     pid: int
@@ -46,12 +46,12 @@ _LOADED = News("", 0, None)
 
 
 class ForkServer:
-    """The front's end. `costs`, `limits` and whether it is `sandboxed` are what every session's process gets; `stores`
-    tells whether some have a store.
+    """The front's end. Every session's process gets `costs` and `limits`, and is `sandboxed` or not; `stores` tells
+    whether sessions may have a store.
 
-    `loaded` tells whether it can fork, as far as `news` was asked, and `missing` why it cannot load Caffe. `stderr` is
-    where it and its processes write what is wrong; it does not block. Once `news` has told that it died, `bury` it, and
-    `start` it again when it is wanted.
+    As far as `news` was called, `loaded` tells whether it can fork, and `missing` why it cannot load Caffe. `stderr` is
+    a socket, which does not block, with the standard error of it and its processes. Once `news` has reported its death,
+    `bury` it, and `start` it again when it is needed.
     """
 
     def __init__(self, costs: dict[str, Any], limits: Limits, sandboxed: bool, stores: bool) -> None:
@@ -60,7 +60,7 @@ class ForkServer:
 
     def start(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Of a pipe, a session's process could open the end at which others' words come out.
+        # Not a pipe: a session's process could open its other end by /proc, and read what others write.
         self.stderr, their_stderr = socket.socketpair()
         for end in (self._socket, self.stderr):
             end.setblocking(False)
@@ -74,14 +74,13 @@ class ForkServer:
         return self._socket.fileno()
 
     def fork(self, name: str, pipe: socket.socket, note: int, store: Sequence[socket.socket] = ()) -> None:
-        """Ask for a process that serves a session over `pipe`, with its ends to the `store`; what becomes of it is in
-        the news. All descriptors may be closed then. Raises OSError if that cannot be asked now."""
+        """Ask for a process that serves a session over `pipe`, with its sockets to the `store`; `news` will report on
+        it. The descriptors may be closed afterwards. Raises OSError if the request cannot be sent now."""
         descriptors = [pipe.fileno(), note, *(each.fileno() for each in store)]
         socket.send_fds(self._socket, [name.encode()], descriptors)
 
     def news(self) -> News | None:
-        """The next news; None if there is none. Raises EOFError when the fork server has died, and its processes with
-        it."""
+        """The next news; None if there is none. Raises EOFError when the fork server has died, and so its processes."""
         packet = next_packet(self._socket, _PACKET_BYTES_MAX)
         if packet is None:
             return None
@@ -96,22 +95,23 @@ class ForkServer:
         return news
 
     def bury(self) -> None:
+        """Free what is left of a fork server that has died."""
         self.alive = False
         self._process.kill()
         self.close()
 
     def close(self) -> None:
-        """End it, when its processes have been ended, and with it what is left of them."""
+        """End it. Its processes must have been ended before; any that are left end with it."""
         self._socket.close()
         end_process(self._process, _STOP_S)
         self.stderr.close()
 
 
 def main(descriptor: int) -> None:
-    """The fork server's process. `descriptor` is its end of the pair of sockets."""
+    """Run the fork server's process. `descriptor` is its end of the pair of sockets."""
     parent, stores, *given = pickle.load(sys.stdin.buffer)
     end_with(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may be sent to the whole process group
         signal.signal(number, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
@@ -122,7 +122,7 @@ def main(descriptor: int) -> None:
     front = socket.socket(fileno=descriptor)
     try:
         engine.load_caffe()
-        engine.numerics()  # which sessions' processes, that may open no files, say to their clients
+        engine.numerics()  # remembered for sessions' processes, which may open no files
     except MissingLibraryError as error:
         _tell(front, str(error))
         return
@@ -155,7 +155,7 @@ def _fork(front: socket.socket, name: str, descriptors: list[int], names: dict[i
     parent = os.getpid()
     try:
         pid = os.fork()
-    except OSError:  # the pipe that is closed tells the front
+    except OSError:  # the news tells the front
         pid = -1
     if pid == 0:
         _be_session(parent, name, descriptors, given)
@@ -175,13 +175,13 @@ def _reap(front: socket.socket, names: dict[int, str]) -> None:
 
 
 def _tell(front: socket.socket, told: News | str) -> None:
-    """Tell the front the news, or why there will be none."""
-    with contextlib.suppress(OSError):  # the front is gone, which is noticed soon
+    """Send the front news, or the reason why no process can be forked."""
+    with contextlib.suppress(OSError):  # the front has ended, which will be noticed soon
         front.send(json.dumps(told if isinstance(told, str) else [told.name, told.pid, told.code]).encode())
 
 
 def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]) -> None:
-    """The process of one session, from its fork to its end."""
+    """Run the process of one session, from its fork to its end."""
     code = 1
     try:
         end_with(parent)

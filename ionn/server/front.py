@@ -1,19 +1,19 @@
-"""The edge server: one front process that every client talks to, and a worker process per session.
+"""The edge server: a front process that every client talks to, and a worker process for each session.
 
-The front never looks into a session's messages, it only passes frames on, so the weights are not copied there. Of a
-query that comes slowly it passes on what has come, so that its end is all that is left to do when it ends. Workers are
-forked from a process that has loaded Caffe already: a session starts in milliseconds.
+The front does not decode the messages of sessions, it only passes frames on, so weights are not copied here. It passes
+on the first parts of a query that arrives slowly, so that little is left to do when its last byte arrives. Workers are
+forked from a process that has loaded Caffe already, so a session starts in milliseconds.
 
-A message that computes waits for a turn: the front hands it over when a place is free and no client that waits has used
-less of the processors (`shares`). What computes is told from outside. On `control` it is all but a hello and what is
-too small to be a query. On `upload` it is nothing: chunks are cheap and should not wait, and queries are refused there.
-But what a process really uses is charged, for whatever, and who is far ahead has to wait with that too. New stages are
-tried in turns of their own, in moments without messages.
+A message that computes waits for a turn: the front hands it over when a place is free and no waiting client has used
+less processor time (`shares`). The front tells such messages without decoding them. On `control` all messages compute,
+except a Hello and those that are too small to be a query. On `upload` none do: chunks are cheap and should not wait,
+and queries are refused. But a client is charged all that its processes use, and if it is far ahead of the others, its
+uploads wait for turns too. New stages are tried, each in a turn of its own, while a session has no messages.
 
-A session outlives its connections: a client that comes back with the session's token within `idle_s` goes on with it.
+A session outlives its connections: a client that comes back with the session's token within `idle_s` continues it.
 
-The front waits for nobody. What a client sends beyond its session's credit stays in the client, what it does not read
-stays in its session's process, and processes are started and ended without waiting for them.
+The front never blocks. What a client sends beyond its session's credit stays in the client, what it does not read stays
+in its session's process, and the front does not wait for processes to start or end.
 """
 
 from __future__ import annotations
@@ -68,48 +68,50 @@ from ionn.server.store_process import StoreProcess
 
 log = logging.getLogger(__name__)
 
-# How often the front looks for sessions that are silent or stuck, and for connections that had their time.
+# How often the front looks for sessions that are silent or stuck, and for connections whose time is over.
 _TICK_S = 0.25
-# Of what sessions' processes say is wrong: a traceback, or what Caffe says when it aborts, has less.
+# Lines that sessions' processes write to standard error and that are logged, at once and in the long run: a traceback,
+# or what Caffe writes when it aborts, has fewer.
 _STDERR_LINES_MAX = 100
 _STDERR_LINES_PER_S = 1.0
 _STDERR_BYTES_AT_ONCE = 65536
-# Pieces of answers in one turn, so that other sessions have theirs.
+# Pieces of a session's answers in one turn of the loop, so that other sessions have their turn.
 _PIECES_AT_ONCE = 16
-# The end of a process shows in its pipe first, and then in the fork server's news; unless that is frozen.
+# How long after a process has closed its pipe the fork server may take to report its end. It may be frozen.
 _NEWS_S = 1.0
-# The first session waits for the fork server to load Caffe, which takes a slow board some seconds.
+# How long a session may take to start: a fork server that was started again first loads Caffe, which takes a slow board
+# some seconds.
 _START_S = 60.0
 # A message of one frame that is no larger computes nothing: a heartbeat is smaller, the smallest query larger.
 _LIGHT_BYTES = 30
-# Messages that compute and that a session's process has at once: one, and where nobody waits for its place a second
-# one, so that it does not wait for the front between the two.
+# How many messages that compute a session's process has at once: one, and a second one if nobody waits for its place,
+# so that it does not wait for the front between the two.
 _AT_ONCE = 2
-# A part of its turn counts as computing, even if the process sleeps. It is small, as one that has its turn may wait for
-# a processor that others use.
+# The share of its turn for which a process is charged even if it sleeps. It is small, because a process that has its
+# turn may have to wait for a processor that others use.
 _ASLEEP = 0.25
-# Uploads wait for turns too when their client has used so much of a turn more than those who have one.
+# Uploads wait for turns too if their client has used so much of a turn more than the clients that have a turn.
 _TURNS_AHEAD = 0.25
-# How much nicer a process is that has computed for longer than a turn: it has a third of the others' weight, which
-# starves none.
+# How much is added to the niceness of a process that has computed for longer than a turn, for the rest of its life: it
+# then gets a third of another process's processor time, so it does not starve.
 _NICER = 5
-# What tells it to stop.
+# The signals that tell the server to stop.
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-# A store process that has died so soon after its start is not started again before a session wants it, and a server
-# that starts waits for it so long.
+# A store process that dies so soon after its start is not started again at once. And so long a server that starts waits
+# for its store process.
 _STORE_LIVES_S = 1.0
 _STORE_STARTS_S = 10.0
-# When the server stops, its clients have this long to hear of it.
+# When the server stops, its clients have this long to read that and close their connections.
 _FAREWELL_S = 0.5
-# Descriptors of a session: two connections, its pipe, its note, and both of those at their other ends while it starts.
+# Descriptors of a session: two connections, its pipe and its note, and the other ends of these two while it starts.
 _DESCRIPTORS_PER_SESSION = 6
 # What else the front has open: standard streams, libraries, the loop, the fork server, the metrics and its scrapers,
-# the store process, and two pairs of sockets to that while a session starts.
+# the store process, and two pairs of sockets to the store process while a session starts.
 _DESCRIPTORS = 64
 
 
 class _Refusal(Exception):
-    """A client's message is not accepted; the client is told why."""
+    """A client's message that is not accepted. The client is told why."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -117,13 +119,15 @@ class _Refusal(Exception):
 
 
 class Server:
-    """`ionn serve`. Construct it, then `serve()` until SIGTERM or Ctrl-C.
+    """The server that `ionn serve` runs. Construct it, then `serve()` until SIGTERM or Ctrl-C.
 
     `bind` is tcp://HOST:PORT (port 0: any free one; `address` says which). `costs` is the server's cost model as JSON,
     sent to every client. Sessions' processes are `sandboxed` as far as this machine can. With a `store`, clients'
-    weights outlive their sessions. Raises InputError if the address cannot be bound, for a public one where there are
-    no `keys`, unless that is wanted (`insecure`), for a store that cannot be one or has neither keys nor is shared, and
-    where the system does not allow as many open files as the limits need.
+    weights outlive their sessions.
+
+    Raises InputError if the address cannot be bound; for a public address without `keys`, unless it is to be
+    `insecure`; for a store whose folder cannot be one, or that has no keys and is not shared; and if the system does
+    not allow as many open files as the limits need.
     """
 
     def __init__(
@@ -169,22 +173,22 @@ class Server:
         self.address = self._door.address
 
     def close(self) -> None:
-        """Listen no more. For a server that does not `serve`, which does it too."""
+        """Stop listening. `serve` does so too when it ends; this is for a server that never serves."""
         self._door.shut()
         self._loop.close()
 
     def serve(self, ready: Callable[[str], None] = lambda address: None) -> None:
         """Serve until told to stop; `ready` is called with the address as soon as clients may connect.
 
-        Raises KeyboardInterrupt when it has stopped because of Ctrl-C, and IonnError where sessions cannot be started,
-        because Caffe cannot be loaded: MissingLibraryError if it is known why.
+        Raises KeyboardInterrupt when it has stopped because of Ctrl-C, and IonnError if no session can be started
+        because Caffe cannot be loaded: MissingLibraryError if the reason is known.
         """
         wake = os.eventfd(0, os.EFD_NONBLOCK)
         interrupted = False
 
         def stop(number: int, frame: FrameType | None) -> None:
             nonlocal interrupted
-            _hear_no_more()  # handlers would interrupt each other for ever where it is told over and over
+            _hear_no_more()  # handlers would interrupt each other for ever if the signals came over and over
             now = time.monotonic()
             interrupted |= number == signal.SIGINT
             self._stop_at = now + self._limits.stop_s if self._stop_at is None else now
@@ -212,13 +216,13 @@ class Server:
             while self._stop_at is None:
                 self._loop.turn(_TICK_S)
                 self._tick()
-            listen()  # to be told again means at once
+            listen()  # a second signal means to stop at once
             while not self._stopped():
                 self._loop.turn(_TICK_S)
                 self._tick()
             self._say_farewell()
         finally:
-            # It is stopping: to be told so again changes nothing, not even when `wake` is closed.
+            # It is stopping: another signal changes nothing, and must not find `wake` closed.
             _hear_no_more()
             for session in list(self._sessions.values()):
                 self._end(session, ERROR_STOPPING, "the server stops")
@@ -232,7 +236,7 @@ class Server:
             raise KeyboardInterrupt
 
     def _stopped(self) -> bool:
-        """Tell whether it was told to stop, and what ran then has finished or had its time."""
+        """Tell whether it was told to stop, and running messages have finished or their time is over."""
         if self._stop_at is None:
             return False
         return time.monotonic() >= self._stop_at or not any(
@@ -275,7 +279,7 @@ class Server:
             self._door.say(connection, refusal.error)
 
     def arriving(self, connection: Connection, frames: list[Any], arrived: int) -> None:
-        """Pass on what has come of a query, so that its process has only the last bytes to wait for."""
+        """Pass on what has arrived of a query, so that its process has only the last bytes to wait for."""
         session = connection.session
         if session is None or connection.role != "control" or session.waiting["control"] or session.pid is None:
             return
@@ -284,7 +288,7 @@ class Server:
         self._settle(session)
 
     def _take_back(self, session: Session, role: str) -> None:
-        """A message will not go on that may have been passed on in part."""
+        """Take back what may have been passed on of a message that will not be completed."""
         with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
             session.pipe.take_back(role)
         self._settle(session)
@@ -310,7 +314,7 @@ class Server:
         return f"a message of {error.found} bytes or more; the server's {option(name)} is {getattr(limits, name):g}"
 
     def _greet(self, connection: Connection, frames: list[Any], cost: int) -> None:
-        """Answer a message without a session; a hello is answered by its session."""
+        """Answer a message of a stranger; for a Hello, have its session answer it."""
         try:
             message = decode(frames)
         except ProtocolError as error:
@@ -345,7 +349,7 @@ class Server:
         if former is not None:
             self._forget(session, former)
             self._door.dismiss(former, Error(ERROR_TAKEN, "the session went on over another connection"))
-        for taken, _ in session.waiting[role]:  # nobody is there for the answers, and the hello need not wait for them
+        for taken, _ in session.waiting[role]:  # nobody waits for their answers, and the Hello need not wait for them
             session.under_way[role] -= taken.cost
         session.waiting[role].clear()
         self._take_back(session, role)
@@ -356,13 +360,13 @@ class Server:
     def _take(
         self, session: Session, connection: Connection, frames: list[Any], cost: int, hello: bool = False
     ) -> None:
-        """A message for a session's process: it gets it now, in its turn, or when there is room for it."""
+        """Take a message for a session's process, which gets it now, in its turn, or when there is room for it."""
         session.heard = time.monotonic()
         self.counts.messages += 1
         self.counts.message_bytes += sum(map(len, frames))
         if not hello or cost <= self._bounds[connection.role].cost - session.under_way[connection.role]:
             self._keep(session, connection, frames, cost, hello)
-        else:  # what follows it waits before it is taken
+        else:  # what the client sends after it waits until it is taken
             session.held[connection.role] = frames, cost
             connection.paused = True
 
@@ -376,7 +380,7 @@ class Server:
     # --- Turns --------------------------------------------------------------------------------------------------------
 
     def _go_on(self, session: Session) -> None:
-        """Give a session's process what it may have now, and have the session wait for a turn if there is more."""
+        """Give a session's process what it may get now, and have the session wait for a turn if there is more."""
         share = session.client.share
         for role in ROLES:
             queue = session.waiting[role]
@@ -405,12 +409,12 @@ class Server:
             elif session.wants_trial:
                 session.turn_at = time.monotonic()
                 self._give(session, Taken(None, TRIAL, 0, light=False, at=session.turn_at), [])
-            else:  # its client has come back and does not wait any more, or does not read its answers any more
+            else:  # its client has come back and its messages were dropped, or it no longer reads its answers
                 self._end_turn(session)
 
     def _hand_over(self, session: Session, role: str, light: bool) -> None:
         taken, frames = session.waiting[role].popleft()
-        # A partition's header, or its end: its chunks have two frames.
+        # It may be a partition's header or end, whose stages have not run yet. (A chunk has two frames.)
         session.untried |= len(frames) == 1 and not taken.light
         self._give(session, taken._replace(light=light), frames)
 
@@ -424,11 +428,11 @@ class Server:
         self._settle(session)
 
     def _charge(self, session: Session) -> None:
-        """Charge a session's client with what its process has used since the last time, or has kept others from using:
-        it may have slept in its turn."""
+        """Charge a session's client for the processor time of its process since the last call, or for a part of its
+        turn if it has slept in it, which kept others from computing."""
         if session.pid is None:
             return
-        with contextlib.suppress(OSError):  # it is gone
+        with contextlib.suppress(OSError):  # the process has ended
             used_s, now = time.clock_gettime(_processor_clock(session.pid)), time.monotonic()
             held_s = 0.0 if session.turn_at is None else now - max(session.turn_at, session.charged_at)
             self._shares.charge(session.client.share, max(used_s - session.used_s, _ASLEEP * held_s))
@@ -446,11 +450,11 @@ class Server:
         self._loop.later(session.pipe.fileno())
 
     def _forget(self, session: Session, connection: Connection) -> None:
-        """A session's connection is gone, or will be: what it has not been told is for nobody."""
+        """Forget a session's connection that is closed, or will be. Answers for it are dropped."""
         if session.connections.get(connection.role) is connection:
             del session.connections[connection.role]
             session.held.pop(connection.role, None)
-            if not session.waiting[connection.role]:  # else it is all there, and is handed over
+            if not session.waiting[connection.role]:  # else its message is complete, and is handed over
                 self._take_back(session, connection.role)
             self._resume_short(session.client)
             self._loop.later(session.pipe.fileno())
@@ -458,7 +462,7 @@ class Server:
     # --- Sessions' processes ------------------------------------------------------------------------------------------
 
     def _full(self, name: bytes | str) -> str | None:
-        """Return why there is no place for another session of a client, None if there is."""
+        """Return why there is no place for another session of a client; None if there is one."""
         limits, client = self._limits, self._clients.get(name)
         if len(self._sessions) >= limits.sessions:
             return f"the server has {limits.sessions} sessions already"
@@ -468,7 +472,7 @@ class Server:
         return None
 
     def _start(self, connection: Connection) -> Session:
-        """A session with a process of its own, which starts meanwhile."""
+        """Begin a session. Its process starts meanwhile."""
         name = connection.key or connection.address
         if (full := self._full(name)) is not None:
             raise _Refusal(ERROR_BUSY, full)
@@ -505,12 +509,12 @@ class Server:
         return session
 
     def _frame_bytes_max(self) -> int:
-        """The most bytes of an answer's frame: an output is a blob, and a Welcome has the server's costs."""
+        """The most bytes of an answer's frame: of an output, or of the header of a Welcome with the server's costs."""
         return max(int(self._limits.blob_mb * 1e6), 1_000_000)
 
     def _from_worker(self, session: Session, mask: int) -> None:
         finished = False
-        with contextlib.suppress(OSError):  # the process has ended, which shows when all that it said is read
+        with contextlib.suppress(OSError):  # the process has ended, which shows when all its answers are read
             if mask & OUT:
                 session.pipe.flush()
         try:
@@ -521,13 +525,14 @@ class Server:
             finished = True
         reader = session.reader
         if finished or (mask & GONE and reader is not None and reader.full):
-            # The fork server's news will tell more.
+            # The fork server's news will say how it ended.
             session.finished_at = time.monotonic()
             self._loop.unwatch(session.pipe.fileno())
         self._settle(session)
 
     def _pass_back(self, session: Session, pieces: int) -> bool:
-        """Pass on what the process answers, as long as its reader reads; whether there may be more. Raises EOFError."""
+        """Pass on answers of the process, at most so many pieces and while they are read; whether there may be more.
+        Raises EOFError if the process has closed its pipe."""
         try:
             for _ in range(pieces):
                 reader = session.reader
@@ -536,7 +541,7 @@ class Server:
                     if reader.full:
                         self._end_turn(session)  # it waits for its client
                         return False
-                    continue  # it may be gone
+                    continue  # the reader may have been closed
                 piece = session.pipe.receive(whole=reader is not None and reader.zmtp.seals)
                 if piece is None:
                     return False
@@ -555,7 +560,7 @@ class Server:
                 self._door.flush(connection)
 
     def _answered(self, session: Session) -> None:
-        """The first of the messages under way is so no more."""
+        """Note that the first of the messages under way has been answered."""
         taken = session.sent.popleft()
         role = taken.role
         session.moved = time.monotonic()
@@ -570,7 +575,7 @@ class Server:
             return
         session.under_way[role] -= taken.cost
         self._resume_short(session.client)
-        session.heard = session.moved  # while it waited for an answer, a client was not silent
+        session.heard = session.moved  # a client that waited for an answer was not silent
         connection = session.connections.get(role)
         if connection is None:
             return
@@ -580,14 +585,14 @@ class Server:
             self._door.resume(connection)
 
     def _resume_short(self, client: Client) -> None:
-        """There may be room for what waits for its client's credit."""
+        """Take more of what waits for the client's credit: there may be room now."""
         short, client.short = client.short, {}
         for session in short:
             for connection in session.connections.values():
                 self._door.resume_if_waiting(connection)
 
     def _settle(self, session: Session) -> None:
-        """Have the system tell what a session's pipe waits for now."""
+        """Watch a session's pipe for what it waits for now."""
         reader = session.reader
         mask = OUT if session.pipe.pending else 0
         if reader is None or not reader.full:
@@ -601,7 +606,7 @@ class Server:
     # --- The store ----------------------------------------------------------------------------------------------------
 
     def _start_store(self) -> None:
-        """Start the store process, if there is to be one and it did not die just after it was started."""
+        """Start the store process, if there is to be one and it was not started just before."""
         now = time.monotonic()
         if self._store_settings is None or now - self._store_started < _STORE_LIVES_S:
             return
@@ -614,19 +619,19 @@ class Server:
         self._loop.watch(self._store.fileno(), IN, lambda mask: self._from_store(), lambda: None, outer=False)
 
     def _store_settled(self) -> bool:
-        """Tell whether the store answers, or need not be waited for any more."""
+        """Tell whether the store process answers, or the server waits for it no longer."""
         late = time.monotonic() - self._store_started > _STORE_STARTS_S
         return self._store is None or self._store.ready or late
 
     def _store_ends(self, key: bytes) -> tuple[socket.socket, ...]:
-        """Ends to the store for a session of the client with this key, none where there is no store that answers."""
+        """The sockets to the store for a session of the client with this key; none if no store process answers."""
         if self._store is None:
             self._start_store()
         if self._store is None or self._store_settings is None or not self._store.ready:
             return ()
         try:
             return self._store.session(SHARED if self._store_settings.shared else owner_of(key))
-        except OSError:  # it does not take it now
+        except OSError:  # the store process cannot take them now
             return ()
 
     def _from_store(self) -> None:
@@ -671,18 +676,18 @@ class Server:
     def _take_news(self, news: News) -> None:
         session = self._sessions.get(news.name)
         if session is None:
-            if news.code is None:  # it ended before its process began
+            if news.code is None:  # the session ended before its process began
                 _kill(news.pid)
             return
         if news.code is None:
             session.pid, session.moved = news.pid, time.monotonic()
             self._go_on(session)
             return
-        # What it said last is in its pipe. Nothing waits for those who do not read it.
+        # Its last answers are in its pipe. They are dropped if they are not read now.
         with contextlib.suppress(EOFError, ValueError):
             self._pass_back(session, sys.maxsize)
         code = news.code
-        if code and session.turn_at is not None:  # its clock is gone with it
+        if code and session.turn_at is not None:  # the clock of its processor time is gone
             self._shares.charge(session.client.share, time.monotonic() - session.charged_at)
         session.pid = None
         if code == 0:
@@ -701,7 +706,7 @@ class Server:
             self._loop.guard(functools.partial(self._look_after, session, now))
 
     def _look_after(self, session: Session, now: float) -> None:
-        """End a session whose client is silent or whose process is stuck or gone."""
+        """End a session whose client is silent, or whose process is stuck or has ended; end a turn that is too long."""
         limits, reader = self._limits, session.reader
         self._charge(session)
         if session.turn_at is not None and now - session.turn_at > limits.turn_s and session.pid is not None:
@@ -711,7 +716,7 @@ class Server:
             self._give_turns()
         if session.finished_at is not None and now - session.finished_at > _NEWS_S:
             self._end(session, ERROR_CRASHED, f"the session's process has ended{session.doing()}")
-        elif not session.sent:  # nor is it stuck or silent while it waits for a turn
+        elif not session.sent:  # a session that waits for a turn is neither stuck nor silent
             if session.idle and now - session.last_heard > limits.idle_s:
                 self._end(session, ERROR_SESSION, f"nothing was heard of the client for {limits.idle_s:g} s")
         elif session.pid is None:
@@ -742,7 +747,7 @@ class Server:
             del self._clients[client.name]
         for queue in session.waiting.values():
             queue.clear()
-        session.sent.clear()  # they refer to each other: their memory is free at once, not some time later
+        session.sent.clear()  # ends cycles of references, so that memory is freed at once
         connections, session.connections = session.connections, {}
         for connection in connections.values():
             self._door.dismiss(connection, Error(code, reason))
@@ -752,7 +757,7 @@ class Server:
 
 
 def _check_store(settings: StoreSettings, keys: ServerKeys | None) -> None:
-    """Raise InputError for a store that there cannot be."""
+    """Raise InputError for a store that this server cannot have."""
     if keys is None and not settings.shared:
         raise InputError(
             "--store: without keys anybody would learn what others have uploaded: give --key and --allow, or "
@@ -762,8 +767,8 @@ def _check_store(settings: StoreSettings, keys: ServerKeys | None) -> None:
 
 
 def _hear_no_more() -> None:
-    """Ignore the signals that tell it to stop. They are blocked first, as Python reports one that comes just when it is
-    told to ignore it."""
+    """Ignore the signals that tell the server to stop. They are blocked first, because Python reports a signal that
+    arrives just when it is set to be ignored."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
@@ -780,7 +785,7 @@ def _make_nice(pid: int) -> None:
 
 
 def _processor_clock(pid: int) -> int:
-    """Return the clock of the processor time of another process, as the C library's clock_getcpuclockid does."""
+    """Return the id of the clock that counts another process's processor time, as clock_getcpuclockid(3) does."""
     return ~pid << 3 | 2
 
 
@@ -790,7 +795,7 @@ def _drain(wake: int) -> None:
 
 
 def _reserve_descriptors(limits: Limits) -> None:
-    """Have the system allow as many open files as the limits need. Raises InputError where it does not."""
+    """Have the system allow as many open files as the limits need. Raises InputError if it does not."""
     needed = int(limits.pending + _DESCRIPTORS_PER_SESSION * limits.sessions) + _DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY != hard < needed:

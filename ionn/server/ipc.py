@@ -1,12 +1,13 @@
-"""The stream between a server's front and a session's process: messages of several frames, over a pair of sockets.
+"""The pipe between a server's front and a session's process: messages of several frames, over a pair of sockets.
 
-To the front: the number of frames and the bytes of all that follows, the length of every frame, and the frames.
+A message to the front is the number of its frames, the number of bytes that follow, the length of every frame, and the
+frames.
 
-To a session's process the same, but in parts: a message may begin before all of it has come from its client, and others
-pass it meanwhile. Each part says which stream it is of, whether its message ends with it, how many bytes that has, and
-how many of them follow. A stream is the role of the connection that the message came by; or it is TRIAL, of messages
-without frames, for a stage that has not run yet to be tried, and MORE is the answer if there was one. A part of a
-message that has no bytes takes back what came of the last one.
+A message to a session's process is the same, but in parts: it may begin before all of it has arrived from its client,
+and messages of other streams may pass between its parts. Each part begins with its stream, whether the message ends
+with it, how many bytes the message has, and how many bytes of it follow. The stream is the role of the connection by
+which the message came, or TRIAL. A message of TRIAL has no frames, and asks to run a stage that has not run yet; the
+answer is MORE if there was one. A part of a message of no bytes takes back the parts before it.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ _PART = struct.Struct("<B?QQ")
 _LENGTH_BYTES = 8
 # The front looks at the lengths of an answer's frames at once.
 _FRAMES_MAX = PEEK_BYTES_MAX // _LENGTH_BYTES
-# Something is sent ahead only of a message that takes so long to arrive, and so much at once at least: a part costs
-# both ends some time.
+# Parts are sent ahead only of a message that has been arriving for so long, and have at least so many bytes, because a
+# part costs both ends some time.
 _SLOW_S = 0.002
 _AHEAD_BYTES = 64 * 1024
-# The front passes a frame on in pieces of this size, so that it never holds much of an answer.
+# The front passes on answers' frames in pieces of this size, so that it never holds much of an answer.
 _PIECE_BYTES = 256 * 1024
 
 
 def _head(frames: Sequence[Any]) -> bytes:
-    """Return what comes before the frames of a message."""
+    """Return the head of a message, which comes before its frames."""
     sizes = [memoryview(frame).nbytes for frame in frames]
     lengths = struct.pack(f"<{len(sizes)}Q", *sizes)
     return _HEAD.pack(len(sizes), len(lengths) + sum(sizes)) + lengths
 
 
 class _Written:
-    """A socket that is written to like a file: whoever may send messages may send descriptors, too."""
+    """A socket that is written to like a file. The sandbox allows no sendmsg, by which descriptors could be sent."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -57,7 +58,7 @@ class _Written:
 
 
 class Pipe:
-    """The end of a session's process: it blocks. It uses one buffer for all messages of a stream that it receives."""
+    """The end of a session's process, which blocks. It receives all messages of a stream into one buffer."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
@@ -76,8 +77,8 @@ class Pipe:
         self._outgoing.send(_Written(self._socket))
 
     def receive(self) -> tuple[str, list[memoryview]]:
-        """The stream and the frames of the next message that ends; they hold until the next call. Raises EOFError when
-        the other end has closed."""
+        """The stream and the frames of the next message that is complete; the frames are valid until the next call.
+        Raises EOFError when the other end has closed."""
         while True:
             self._fill(memoryview(self._part))
             stream, ends, size, part = _PART.unpack(self._part)
@@ -109,8 +110,8 @@ def _frames(body: memoryview) -> list[memoryview]:
 
 
 class Piece(NamedTuple):
-    """Bytes of a frame of `frame_bytes`: whether it begins and ends with them, and whether the message goes on after
-    it."""
+    """A piece of a frame of `frame_bytes`: whether the frame `begins` and `ends` with it, and whether there are `more`
+    frames of its message."""
 
     data: Any
     frame_bytes: int
@@ -120,16 +121,15 @@ class Piece(NamedTuple):
 
 
 class FrontPipe:
-    """The front's end: it never blocks. `send` keeps what the socket does not take yet, and `flush` has to be called
-    again when it takes more, as long as something is `pending`. Frames of more than `frame_bytes_max` are not received.
-    """
+    """The front's end, which never blocks. `send` keeps what the socket does not take yet; as long as something is
+    `pending`, call `flush` when the socket takes more. A frame of more than `frame_bytes_max` is an error."""
 
     def __init__(self, sock: socket.socket, frame_bytes_max: int) -> None:
         sock.setblocking(False)
         self._socket = sock
         self._frame_bytes_max = frame_bytes_max
         self._outgoing = Outgoing()
-        # When the message that arrives began to, and how many bytes of it were sent ahead.
+        # By stream: when the message that is arriving began to arrive, and how many bytes of it were sent ahead.
         self._began: dict[str, float] = {}
         self._ahead = dict.fromkeys(STREAMS, 0)
         self._incoming = Incoming()
@@ -145,22 +145,18 @@ class FrontPipe:
         return self._outgoing.size > 0
 
     def send(self, stream: str, frames: Sequence[Any]) -> None:
-        """Send a message, or what has not been sent ahead of it: any objects with a contiguous buffer; they must not
-        change while it is pending.
-
-        Raises OSError if the other end is closed.
-        """
+        """Send a message, or what of it was not sent ahead. Frames are any objects with a contiguous buffer, and must
+        not change while something is pending. Raises OSError if the other end is closed."""
         head = _head(frames)
         size = len(head) + sum(memoryview(frame).nbytes for frame in frames)
         self._send_part(stream, [head, *frames], size, size)
         self._forget(stream)
 
     def send_ahead(self, stream: str, frames: Sequence[Any], arrived: int) -> None:
-        """Send what has come of a message, if it comes slowly: of its last frame only the first `arrived` bytes, which
-        are not all.
+        """Send what has arrived of a message, if it arrives slowly: of its last frame, only the first `arrived` bytes.
 
-        The process has the message when the same frames are sent, and forgets it when it is taken back. Raises OSError
-        if the other end is closed.
+        Afterwards, `send` the same frames to complete the message, or `take_back` to have the process forget it. Raises
+        OSError if the other end is closed.
         """
         now = time.monotonic()
         if now - self._began.setdefault(stream, now) < _SLOW_S:
@@ -173,7 +169,7 @@ class FrontPipe:
             self._ahead[stream] = come
 
     def take_back(self, stream: str) -> None:
-        """What was sent ahead of a message is for nothing. Raises OSError if the other end is closed."""
+        """Have the process forget what was sent ahead of a message. Raises OSError if the other end is closed."""
         if self._ahead[stream]:
             self._outgoing.add([_PART.pack(STREAMS.index(stream), False, 0, 0)])
         self._forget(stream)
@@ -184,7 +180,7 @@ class FrontPipe:
         self._ahead[stream] = 0
 
     def _send_part(self, stream: str, buffers: Sequence[Any], size: int, end: int) -> None:
-        """Send the bytes up to `end` of a message that has `size`."""
+        """Send the bytes up to `end` of a message of `size` bytes, without those that were sent ahead."""
         begin = self._ahead[stream]
         self._outgoing.add([_PART.pack(STREAMS.index(stream), end == size, size, end - begin)])
         at = 0
@@ -199,9 +195,9 @@ class FrontPipe:
         self._outgoing.send(self._socket)
 
     def receive(self, whole: bool) -> Piece | None:
-        """The next piece of a message, a `whole` frame if wanted; None while it has not arrived.
+        """The next piece of a message, or a `whole` frame of it; None while it has not arrived.
 
-        Raises EOFError when the other end has closed, ValueError for what no process of ours sends.
+        Raises EOFError when the other end has closed, and ValueError for what no process of ours sends.
         """
         while (piece := self._next(whole)) is None:
             try:
@@ -234,7 +230,7 @@ class FrontPipe:
         return Piece(data, size, begins, ends, len(self._lengths) > (not ends))
 
     def _begin(self) -> bool:
-        """Tell whether the lengths of the next message's frames are there."""
+        """Read the lengths of the next message's frames, if they have arrived; whether they have."""
         head = self._incoming.peek(_HEAD.size)
         if len(head) < _HEAD.size:
             return False

@@ -18,8 +18,8 @@ _LINE_BYTES_MAX = 500
 
 
 class Quoted:
-    """Lines that another process says, for the log. A stranger's net may have got hold of that process: what is not
-    printable is replaced, and `lines_max` lines are logged at once, `per_s` a second in the long run."""
+    """Logs lines that another process writes. A stranger's net may control that process. So characters that cannot be
+    printed are replaced, and at most `lines_max` lines are logged at once, and `per_s` per second in the long run."""
 
     def __init__(self, log: logging.Logger, speaker: str, lines_max: int, per_s: float) -> None:
         self._log = log
@@ -30,7 +30,7 @@ class Quoted:
         self._begun = b""
 
     def take(self, data: bytes) -> None:
-        """Log the lines that end in the data, or that are too long to be waited for."""
+        """Log the lines that end in the data, and a last one without end if it is long enough."""
         *lines, self._begun = (self._begun + data).split(b"\n")
         if len(self._begun) > _LINE_BYTES_MAX:
             lines.append(self._begun)
@@ -45,15 +45,16 @@ class Quoted:
 
 
 def log_to_stderr(verbose: bool, as_json: bool) -> None:
-    """Log sessions and the like if `verbose`, else only what needs attention. Records may carry `fields`, a dict."""
+    """Log to standard error: warnings and errors and, if `verbose`, what sessions do. Records may carry `fields`, a
+    dict."""
     handler = _Patient(sys.stderr.fileno())
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
 
 
 class _Patient(logging.Handler):
-    """Writes what its descriptor takes at once: a server does not stand still because nobody reads its log. Lines that
-    are lost are counted in the next one."""
+    """Writes a line only if its descriptor takes it at once, so that the server does not block if nobody reads its log.
+    The next line says how many were lost."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class _Formatter(logging.Formatter, abc.ABC):
-    """Lines no longer than what a pipe takes at once when it is ready; where one would be, its values are shortened."""
+    """Makes lines that are no longer than what a pipe takes at once, by shortening the values of longer ones."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {name: value if isinstance(value, int) else str(value) for name, value in _fields(record).items()}
@@ -100,7 +101,7 @@ def _encoded(line: str) -> bytes:
 
 
 def _shortened(values: dict[str, int | str], length: int) -> dict[str, int | str]:
-    """The beginning and the end of each text."""
+    """The values; a text of more than `length` characters is cut to its beginning and its end."""
     return {
         name: f"{value[: length // 2]}...{value[-length // 2 :]}"
         if isinstance(value, str) and len(value) > length

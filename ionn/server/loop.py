@@ -1,9 +1,9 @@
-"""The front's event loop: what may become readable or writable, and what to do then.
+"""The front's event loop: it waits for descriptors to become readable or writable, and calls their handlers.
 
-There are two circles. What sessions use is in the inner one; strangers are in the outer one, which gets a few
-milliseconds of each turn, however many they are, and goes on where it was in the next. A handler does a bounded piece
-of work and asks with `later` to be called again if there is more. Handlers are isolated: one that fails has its
-`failed` called, and is counted and logged.
+There are two circles. The inner one has what sessions use. The outer one has strangers (connections without a session);
+it gets three milliseconds of each turn, however many they are, and continues in the next turn where it was. A handler
+does a bounded piece of work, and asks with `later` to be called again if there is more. Handlers are isolated: if one
+fails, its source's `failed` is called, and the failure is counted and logged.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ionn.server.metrics import Counts
 log = logging.getLogger(__name__)
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
-# The other end says that it has closed; wanted or not, and only if wanted, whatever it has sent before.
+# The other end has closed. GONE is reported unasked; GOES only if it is watched for, even if something is unread.
 GONE, GOES = select.EPOLLHUP | select.EPOLLERR, select.EPOLLRDHUP
 
-# Of a turn, for strangers. A turn of sessions alone takes about as long.
+# The strangers' part of a turn. A turn of sessions alone takes about as long.
 _OUTER_S = 0.003
 _OUTER_EVENTS = 16
 
@@ -40,8 +40,8 @@ class _Source:
 
 
 class Loop:
-    """Sources are file descriptors. A handler is called with what the descriptor is ready for, and may be called
-    without cause."""
+    """The event loop. Sources are file descriptors. A handler is called with what its descriptor is ready for, which
+    may be nothing."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
@@ -49,11 +49,12 @@ class Loop:
         self._outer = select.epoll()
         self._inner.register(self._outer, IN)
         self._sources: dict[int, _Source] = {}
-        # What has more to do, in order.
+        # The descriptors in each circle that have more to do, in order.
         self._later: dict[bool, dict[int, None]] = {False: {}, True: {}}
         self._seen: set[object] = set()
 
     def watch(self, descriptor: int, mask: int, handler: Handler, failed: Callable[[], None], outer: bool) -> None:
+        """Watch a descriptor, in the outer circle or the inner one."""
         self._circle(outer).register(descriptor, mask)
         self._sources[descriptor] = _Source(handler, failed, outer, mask)
 
@@ -65,7 +66,7 @@ class Loop:
             self._circle(source.outer).modify(descriptor, mask)
 
     def move(self, descriptor: int, outer: bool) -> None:
-        """Move it to the other circle."""
+        """Move a descriptor to the outer or the inner circle."""
         source = self._sources[descriptor]
         if source.outer != outer:
             self._circle(source.outer).unregister(descriptor)
@@ -73,7 +74,7 @@ class Loop:
             self._circle(outer).register(descriptor, source.mask)
 
     def unwatch(self, descriptor: int) -> None:
-        """Before it is closed."""
+        """Stop watching a descriptor. To be called before it is closed."""
         source = self._sources.pop(descriptor, None)
         if source is not None:
             self._circle(source.outer).unregister(descriptor)
@@ -81,7 +82,7 @@ class Loop:
                 waiting.pop(descriptor, None)
 
     def later(self, descriptor: int) -> None:
-        """Call the handler again in this turn or the next one, with nothing that it is ready for."""
+        """Call the handler of a descriptor again in this turn or the next one, even if it is ready for nothing."""
         source = self._sources.get(descriptor)
         if source is not None:
             self._later[source.outer][descriptor] = None
@@ -108,7 +109,7 @@ class Loop:
             for descriptor in waiting:
                 self._later[True].pop(descriptor, None)
                 self._call(descriptor, 0)
-            # The system hands them out in turn.
+            # The system reports them in turn.
             ready = self._outer.poll(0, _OUTER_EVENTS)
             for descriptor, mask in ready:
                 self._call(descriptor, mask)
@@ -126,14 +127,14 @@ class Loop:
             self.guard(source.failed)
 
     def guard(self, function: Callable[[], None]) -> None:
-        """Call a function that is isolated like a handler."""
+        """Call a function, isolated as a handler is."""
         try:
             function()
         except Exception as error:
             self._report(error)
 
     def _report(self, error: Exception) -> None:
-        """Count what was not foreseen, and log each kind of it once."""
+        """Count an unforeseen error, and log each kind of it once."""
         self._counts.unforeseen += 1
         where = traceback.extract_tb(error.__traceback__)[-1]
         kind = type(error), where.filename, where.lineno

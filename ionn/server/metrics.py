@@ -1,4 +1,4 @@
-"""What a server counts, and how Prometheus reads it. Needs the extra: pip install 'ionn[metrics]'."""
+"""What a server counts, and its metrics for Prometheus. These need the extra: pip install 'ionn[metrics]'."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ionn.server.store import StoreCounts
 
 @dataclass
 class Counts:
-    """`ended` counts sessions by the reason of their end, `refused` messages and clients by the code of the error.
+    """What a server counts. `sessions` and `connections` are those now; all others are counted from its start.
 
-    `evicted` are connections without a session that made room for others, `unforeseen` the failures of handlers that
-    nobody thought of: each cost a peer its connection. `store` is what the store process counts.
+    `ended` counts sessions by the code of their end, and `refused` messages and clients by the code of the error.
+    `evicted` are connections without a session that were closed to make room, `unforeseen` failures of handlers, each
+    of which cost a peer its connection. `store` is what the store process counts.
     """
 
     sessions: int = 0
@@ -33,7 +34,7 @@ class Counts:
 
 
 class _Collector:
-    """Reads the counts when Prometheus asks, so that counting costs an addition."""
+    """Reads the counts when Prometheus asks, so that counting costs no more than an addition."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
@@ -67,10 +68,8 @@ class _Collector:
 
 
 def serve_metrics(address: Address, counts: Counts) -> Address:
-    """Answer Prometheus at an address, in a thread, for as long as the process lives; the address in use.
-
-    Raises InputError where prometheus-client is not installed or the address cannot be bound.
-    """
+    """Serve metrics to Prometheus at an address, in a thread, for as long as the process lives. Returns the address in
+    use. Raises InputError if prometheus-client is not installed or the address cannot be bound."""
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:

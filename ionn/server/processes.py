@@ -1,4 +1,4 @@
-"""The processes that a server's front starts by the side of it, as Python programs of their own."""
+"""The processes that a server's front starts beside itself, as Python programs of their own."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-# What such a process is told of the server's environment: what its libraries go by. The rest may be secret.
+# The variables of the server's environment that such a process gets: those that its libraries read. Others may be
+# secret.
 _ENVIRONMENT = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "GLOG_", "OPENBLAS_", "OMP_")
 
 
 def start_process(
     module: str, end: socket.socket, given: Sequence[Any], stderr: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Run `main(descriptor)` of a module in a process of its own. It has this `end` of a pair of sockets, and finds the
-    number of this process and what is `given` on its standard input, pickled. Raises OSError where that cannot be."""
+    """Run `main(descriptor)` of a module in a process of its own. It gets this `end` of a pair of sockets, and reads
+    the id of this process and what is `given`, pickled, from its standard input. Raises OSError if it cannot be
+    started."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main({end.fileno()})"
     environment = {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)}
     with open(os.memfd_create("arguments"), "w+b") as arguments:
@@ -32,7 +34,7 @@ def start_process(
 
 
 def next_packet(end: socket.socket, bytes_max: int) -> bytes | None:
-    """The next packet of such a process, by an end that does not block; None if there is none. Raises EOFError when the
+    """The next packet from such a process, by an end that does not block; None if there is none. Raises EOFError if the
     process has died."""
     try:
         packet = end.recv(bytes_max)
@@ -46,8 +48,8 @@ def next_packet(end: socket.socket, bytes_max: int) -> bytes | None:
 
 
 def end_process(process: subprocess.Popen[bytes], within_s: float) -> None:
-    """Wait for the end of a process that has been told to, kill it when it takes longer, and leave it when it takes as
-    long again: not even that ends one whose disk does not answer."""
+    """Wait `within_s` for a process to end, which has been told to. If it does not, kill it and wait as long again: a
+    process whose disk does not answer may not end even then, and is left alone."""
     for _ in range(2):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(within_s)

@@ -1,12 +1,12 @@
-"""Who computes next: clients share the processors equally, however many sessions each has. No clock, no I/O.
+"""Which session computes next: clients share the processors equally, however many sessions each has. No clock, no I/O.
 
-This is start-time fair queueing. What a client computes is added to its `used_s`, in processor time, and whoever has
-used least goes next. A client that comes begins where the others are. One that comes back has saved little of what it
-left unused, no more than it takes to make good the pauses between its messages; what it has used beyond its part is
-remembered, even when its sessions have ended.
+This is start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996). The processor time that a client uses is added to
+its `used_s`, and the waiting client that has used least goes next. A new client begins where the others are. A client
+that was idle has saved `saved_s` at most of the time that it left unused: enough to make up for the pauses between its
+messages. What a client has used beyond its part is remembered, even when its sessions have ended.
 
-An item is a session. It waits for a turn (`wait`), has one (`next`) and thereby one of the places, until it has
-computed (`done`). One that computes for too long gives its place to another and goes on without (`pass_on`).
+An item is a session. It waits for a turn (`wait`), and has a turn and thereby a place (`next`) until it has computed
+(`done`). An item that computes for too long gives up its place and continues without one (`pass_on`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 
-# Clients that are gone and have used more than their part, beyond which the ones that have used least are forgotten.
+# How many clients without sessions that have used more than their part are remembered. Beyond that, those that have
+# used least are forgotten.
 _GONE_MAX = 1000
 
 
 @dataclass(eq=False)
 class Share(Generic[Item]):
-    """What a client has used, the items of it that wait, the longest waiting first, and those that compute."""
+    """What a client has used, how many sessions it has (`members`), and its items that wait, the longest waiting first,
+    and that compute."""
 
     used_s: float = 0.0
     members: int = 0
@@ -36,8 +38,8 @@ class Share(Generic[Item]):
 
 
 class Shares(Generic[Item]):
-    """`places` items compute at once, and as many of one client, those that gave their place to another included. A
-    client saves `saved_s` at most."""
+    """At most `places` items have a place. At most as many items of one client compute, those without a place included.
+    A client saves `saved_s` at most."""
 
     def __init__(self, places: int, saved_s: float) -> None:
         self._places = places
@@ -45,16 +47,16 @@ class Shares(Generic[Item]):
         self._shares: dict[Hashable, Share[Item]] = {}
         self._active: dict[Share[Item], None] = {}
         self._holding: set[Item] = set()
-        self._now_s = 0.0  # what those have used who are served now
+        self._now_s = 0.0  # `used_s` of the clients that are served now (SFQ's virtual time)
 
     def join(self, client: Hashable) -> Share[Item]:
-        """One more member of a client, which has items from now on."""
+        """Add a session to a client."""
         share = self._shares.setdefault(client, Share(self._now_s))
         share.members += 1
         return share
 
     def leave(self, share: Share[Item], item: Item) -> None:
-        """A member is gone, and the item with it."""
+        """Remove a session, `item`, from its client."""
         share.waiting.pop(item, None)
         self.done(share, item)
         share.members -= 1
@@ -70,7 +72,7 @@ class Shares(Generic[Item]):
                 del self._shares[client]
 
     def wait(self, share: Share[Item], item: Item) -> None:
-        """An item waits for a turn; once is enough."""
+        """Have an item wait for a turn. Calling this again changes nothing."""
         self._catch_up(share)
         share.waiting[item] = None
         self._active[share] = None
@@ -80,7 +82,7 @@ class Shares(Generic[Item]):
             share.used_s = max(share.used_s, self._now_s - self._saved_s)
 
     def next(self) -> Item | None:
-        """Give the next item its turn; None if none waits, or none may compute now."""
+        """Give the next item its turn, and return it; None if no item waits, or none may compute now."""
         if len(self._holding) >= self._places:
             return None
         ready = [share for share in self._active if share.waiting and len(share.computing) < self._places]
@@ -95,7 +97,7 @@ class Shares(Generic[Item]):
         return item
 
     def again(self, share: Share[Item]) -> bool:
-        """Tell whether an item that computes may go on with another message: if nobody waits for its place."""
+        """Tell whether an item that computes may continue with another message: only if no item waits."""
         if any(each.waiting for each in self._active):
             return False
         self._serve(share)
@@ -105,21 +107,21 @@ class Shares(Generic[Item]):
         self._now_s = max(self._now_s, share.used_s)
 
     def pass_on(self, item: Item) -> None:
-        """An item goes on without a place."""
+        """Free the place of an item that goes on computing."""
         self._holding.discard(item)
 
     def done(self, share: Share[Item], item: Item) -> None:
-        """An item has computed, if it did."""
+        """End the turn of an item, if it has one."""
         self._holding.discard(item)
         share.computing.discard(item)
         if not share.active:
             self._active.pop(share, None)
 
     def charge(self, share: Share[Item], seconds: float) -> None:
-        """A client has used so much of a processor, in its turn or not."""
+        """Add processor time that a client has used, in its turns or not."""
         self._catch_up(share)
         share.used_s += seconds
 
     def ahead_s(self, share: Share[Item]) -> float:
-        """How much more a client has used than those who are served now."""
+        """How much more a client has used than those that are served now."""
         return max(share.used_s - self._now_s, 0.0)

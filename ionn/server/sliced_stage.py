@@ -1,7 +1,7 @@
 """A stage that arrives in slices: what queries can use of it so far, and the whole that it becomes.
 
 Every slice is a net of its own. As soon as it is complete, queries can use it, and its rows of the weights are copied
-into the net of the whole stage. When the last one is there the whole net is that of a stage which was uploaded as one,
+into the net of the whole stage. When all slices are complete, the whole net is as if the stage had been uploaded whole,
 and the slices' nets are freed. Until then the weights of such a stage take up to twice their memory.
 """
 
@@ -17,7 +17,8 @@ from ionn.server.admission import CheckedNet, Usage
 
 
 class Assembly:
-    """`net` is the whole stage's, `checked` before, to be used once it is `complete`. Slices may come in any order."""
+    """A stage in slices, which may come in any order. `net` is the net of the whole stage, to be used once the stage is
+    `complete`; `checked` is the same net as admission checked it."""
 
     def __init__(self, whole: CheckedNet) -> None:
         self.stage = whole.stage
@@ -31,12 +32,12 @@ class Assembly:
 
     @property
     def announced(self) -> bool:
-        """Tell whether any slice is there or on its way."""
+        """Tell whether any slice has arrived or is arriving."""
         return bool(self._announced)
 
     @property
     def usage(self) -> Usage:
-        """The usage of the whole and, until it is complete, of the slices."""
+        """The usage of the whole stage and, until it is complete, of its slices."""
         return self.checked.usage if self.complete else sum(self._announced.values(), self.checked.usage)
 
     @property
@@ -44,8 +45,8 @@ class Assembly:
         return self.net.outputs(self.stage)[0].shape
 
     def check(self, part: CheckedNet) -> Channels:
-        """The channels of a slice that may be announced next. Raises ProtocolError if it is none of this stage, or one
-        that was announced."""
+        """The channels of a slice that may be announced. Raises ProtocolError for a slice of another stage, and for
+        channels that were announced before."""
         channels, whole = part.net.channels, part.whole
         assert channels is not None
         assert whole is not None
@@ -57,15 +58,15 @@ class Assembly:
         return channels
 
     def announce(self, part: CheckedNet) -> None:
-        """A slice that `check` found right is on its way."""
+        """Note that a slice is arriving, which `check` accepts."""
         self._announced[self.check(part)] = part.usage
 
     def withdraw(self, channels: Channels) -> None:
-        """A slice that was announced does not come."""
+        """Forget a slice that was announced."""
         del self._announced[channels]
 
     def add(self, channels: Channels, net: StageNet) -> None:
-        """An announced slice has all its weights."""
+        """Add an announced slice, whose net has all its weights."""
         whole = self.rows(channels)
         for key, rows in net.blob_bytes().items():
             whole[key][:] = rows
@@ -75,7 +76,7 @@ class Assembly:
             self._slices.clear()
 
     def rows(self, channels: Channels) -> dict[tuple[str, int], memoryview]:
-        """Where a slice's weights are in the whole, once it is added: the bytes of every blob."""
+        """Where a slice's weights are in the whole net: the bytes of every blob, by layer and number of the blob."""
         found = {}
         for key, whole in self._bytes.items():
             row_bytes = len(whole) // channels.of
@@ -83,10 +84,10 @@ class Assembly:
         return found
 
     def run(self, channels: int, data: Floats) -> tuple[float, Floats]:
-        """Run the first `channels` channels: the time in ms, and their output.
+        """Run the first `channels` channels on `data`: the time in ms, and their output.
 
-        A client may not know yet that the stage is complete: then its whole runs, for any number. Raises ProtocolError
-        where that is not a number of channels that slices which are there make, beginning with the first.
+        A client may not know yet that the stage is complete; then the whole net runs, for any number of channels.
+        Otherwise, raises ProtocolError unless the first slices that have arrived make exactly so many channels.
         """
         nets = [self.net] if self.complete and 0 < channels < self.output_shape[1] else self._first(channels)
         stage_ms, outputs = 0.0, []

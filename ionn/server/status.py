@@ -1,4 +1,4 @@
-"""What a session's process says that it does, where the front reads it when that process has died."""
+"""What a session's process says that it is doing, in memory that the front reads when the process has died."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ _NOTE_BYTES = 512
 
 
 class Note:
-    """A line in memory that two processes share, of which both have the `descriptor`."""
+    """A line of text in memory that two processes share; both have its `descriptor`."""
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, _NOTE_BYTES)
 
     @staticmethod
     def allocate() -> int:
-        """A descriptor of the memory for a note. Raises OSError where there is none.
+        """A descriptor of memory for a note. Raises OSError if there is no memory.
 
-        Neither process can make it smaller: to read beyond its end would end the other one.
+        Neither process can shrink it, because reading beyond its end would kill the other one.
         """
         descriptor = os.memfd_create("note", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
