@@ -4,13 +4,13 @@
     DIR/unfinished/...                     pieces that are being written, each locked by its writer
     DIR/OWNER/FIRST 2 HEX DIGITS/SHA-256   a piece: its raw bytes, and the checksum of its digest and these
 
-A piece appears under its name when it is whole, and its name and content never change; so what is read or looked for
-needs no lock, and who is killed at any instant leaves each piece whole, or not there. Several processes may use one
-folder. Who changes something has `lock` locked meanwhile, and raises its number first; a process whose list of the
-pieces was made at that number need not list the folder again.
+A piece gets its name when it is whole, and name and content never change. So reading and looking for pieces needs no
+lock, and a process that is killed at any instant leaves each piece whole or not there. Several processes may use one
+folder. A process locks `lock` while it changes something, and first raises the number in it; a process that listed the
+pieces at the present number need not list the folder again.
 
-A piece is stored if its bytes have the SHA-256 that is its name, and are finite floats. Who reads it compares a fast
-checksum: that notices what a disk does to files, and not what somebody does on purpose who may write to the folder.
+A piece is stored only if its bytes have the SHA-256 that is its name, and are finite floats. Readers compare a fast
+checksum, which reveals damage by a disk, but not what somebody does on purpose who may write to the folder.
 """
 
 from __future__ import annotations
@@ -39,26 +39,27 @@ from ionn.protocol.messages import PIECE_BYTES_MAX
 
 SHARED = "shared"
 
-# The checksum, XXH3 of 128 bits, behind a piece's bytes.
+# The checksum behind a piece's bytes, XXH3 of 128 bits.
 _CHECKSUM_BYTES = 16
-# What is read and then summed up while it is in the processor's cache.
+# How much is read at once, so that it is still in the processor's cache when its checksum is computed.
 _BLOCK_BYTES = 256 * 1024
-# What a piece counts at least. A small one costs a file, and memory of each process that knows of it.
+# What a piece counts at least. A small one costs a file, and memory in each process that lists it.
 _COST_BYTES_MIN = 64 * 1024
 _LOCK, _UNFINISHED = "lock", "unfinished"
 _OWNER = re.compile(f"[0-9a-f]{{64}}|{SHARED}")
 _PREFIX, _NAME = re.compile("[0-9a-f]{2}"), re.compile("[0-9a-f]{64}")
 _UNFINISHED_NAME = re.compile("[0-9a-f]{32}")
 _NUMBER = struct.Struct("<Q")
-# Somebody who replaces the lock again and again is not waited for.
+# How often the lock is tried again when somebody has replaced it.
 _LOCK_TRIES = 10
-# The disk takes no more, or cannot be relied on.
+# Errors of a disk that takes no more, or cannot be relied on.
 _OFF = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """A store's folder, and how much it may have, in all and of each owner. If `shared`, all clients are one owner."""
+    """A store's folder, and how many bytes it may have, in all and of each owner. If `shared`, all clients are one
+    owner."""
 
     folder: Path
     total_bytes: int
@@ -68,7 +69,7 @@ class StoreSettings:
 
 @dataclass
 class StoreCounts:
-    """What a process knows of its store: what is in it, and what was done since it started."""
+    """What a process knows about its store: the pieces in it and what they count, and what the process has done."""
 
     pieces: int = 0
     bytes: int = 0
@@ -79,12 +80,12 @@ class StoreCounts:
 
 
 def owner_of(key: bytes) -> str:
-    """The name of the owner with this public key."""
+    """The name of the owner with this public key of 32 bytes."""
     return hashlib.sha256(key).hexdigest()
 
 
 def is_piece(digest: bytes, data: memoryview) -> bool:
-    """Tell whether bytes are a weight piece with this SHA-256."""
+    """Tell whether bytes are a weight piece with this SHA-256 (32 bytes)."""
     return (
         0 < len(data) <= PIECE_BYTES_MAX
         and len(data) % 4 == 0
@@ -94,7 +95,8 @@ def is_piece(digest: bytes, data: memoryview) -> bool:
 
 
 def read_piece(descriptor: int, digest: bytes, views: Iterable[memoryview]) -> bool:
-    """Fill `views` with the bytes of a piece, an open file at its beginning; whether these are right, and all."""
+    """Fill `views` with the bytes of a piece, whose file is open at its beginning; whether they are all its bytes, and
+    their checksum is right."""
     checksum = xxhash.xxh3_128(digest)
     try:
         for view in views:
@@ -116,20 +118,20 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def _raw_bytes(status: os.stat_result) -> int:
-    """The bytes of the piece in a file of this status; 0 where it cannot be one, or others may have changed it."""
+    """The size of the piece in a file of this status; 0 if it cannot be a piece, or others may have changed it."""
     size = status.st_size - _CHECKSUM_BYTES
     right = 0 < size <= PIECE_BYTES_MAX and size % 4 == 0
     return size if right and stat.S_ISREG(status.st_mode) and _is_private(status) else 0
 
 
 def _used_ns(status: os.stat_result) -> int:
-    """When a file was last used, in ns since 1970. A date to come, of a clock that was wrong, counts as long ago: else
-    whatever has one would stay, and what is stored now would go first."""
+    """When a file was last used, in ns since 1970. A date in the future, of a clock that was wrong, counts as long ago.
+    Otherwise its piece would stay, and pieces stored now would be evicted first."""
     return status.st_mtime_ns if status.st_mtime_ns <= time.time_ns() else 0
 
 
 class _Owned:
-    """The pieces of an owner, by name: what each counts, and when it was last used, in ns since 1970."""
+    """The pieces of an owner, by name: the bytes that each counts, and when it was last used, in ns since 1970."""
 
     def __init__(self) -> None:
         self.pieces: dict[str, tuple[int, int]] = {}
@@ -150,7 +152,7 @@ class _Owned:
         self.cost -= cost
 
     def oldest(self) -> tuple[int, str] | None:
-        """When the least recently used one was used, and its name."""
+        """When the least recently used piece was used, and its name; None if there is no piece."""
         while self._order:
             used_ns, name = self._order[0]
             if name in self.pieces and self.pieces[name][1] == used_ns:
@@ -160,11 +162,11 @@ class _Owned:
 
 
 class Store:
-    """A process's end of a store. Any thread may call its methods; those that change something wait for other
-    processes that do, those that do not change anything wait for nobody.
+    """A process's access to a store. Any thread may call its methods. Those that change something wait for other
+    processes that do so; the others do not wait.
 
-    `warn` is told what an operator should know. `off` says why nothing is stored any more, empty while it is. Raises
-    InputError where the folder cannot be a store.
+    `warn` is told what an operator should know. `off` says why nothing more is stored, and is empty while pieces are
+    stored. Raises InputError if the folder cannot be a store.
     """
 
     def __init__(self, settings: StoreSettings, warn: Callable[[str], None] = lambda text: None) -> None:
@@ -176,7 +178,7 @@ class Store:
             raise InputError(f"{settings.folder}: cannot be the store: {error.strerror}") from error
         self._mutex = threading.Lock()
         self._writing = threading.Lock()
-        self._number: int | None = None  # at which the list of pieces was made
+        self._number: int | None = None  # the lock's number when the pieces were listed
         self._owners: dict[str, _Owned] = {}
         self._warned: set[int | None] = set()
         self._counts = StoreCounts()
@@ -189,7 +191,7 @@ class Store:
         os.close(self._root)
 
     def counts(self) -> StoreCounts:
-        """What there is, as this process knows it, and what it has done."""
+        """What this process knows about the store, and what it has done."""
         owners = list(self._owners.values())
         counts = self._counts
         counts.pieces = sum(len(owned.pieces) for owned in owners)
@@ -199,7 +201,7 @@ class Store:
     # --- What changes nothing -----------------------------------------------------------------------------------------
 
     def has(self, owner: str, digests: Sequence[bytes]) -> bytes:
-        """A byte for each digest: 1 if that piece of the owner is stored."""
+        """A byte for each digest: 1 if that piece of the owner is stored, else 0."""
         found = bytearray(len(digests))
         by_prefix: dict[str, list[int]] = {}
         for number, digest in enumerate(digests):
@@ -212,8 +214,8 @@ class Store:
         return bytes(found)
 
     def open(self, owner: str, digest: bytes) -> tuple[int, int] | None:
-        """A descriptor of a piece's file, which can only be read, and the piece's bytes; None if it is not stored.
-        It has been used by that."""
+        """A read-only descriptor of a piece's file, and how many bytes the piece has; None if it is not stored. This
+        counts as a use of the piece."""
         with contextlib.ExitStack() as opened:
             try:
                 with self._place(owner, digest) as folder:
@@ -233,7 +235,7 @@ class Store:
     # --- What changes something ---------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """List the pieces, and make room where there are more than there may be."""
+        """List the pieces, and make room if there are more than there may be."""
         try:
             with self._locked():
                 if not self.off:
@@ -243,15 +245,15 @@ class Store:
             self._failed(error)
 
     def put(self, owner: str, digest: bytes, data: memoryview) -> bool:
-        """Store a piece; whether it is stored now. It is not where its bytes are not those, it is larger than the store
-        may be, or the disk fails."""
+        """Store a piece; whether it is stored now. It is not if its bytes have another digest or are no finite floats,
+        if it counts more than the store may have, or if the disk fails."""
         cost = max(len(data) + _CHECKSUM_BYTES, _COST_BYTES_MIN)
         if self.off or cost > min(self._settings.owner_bytes, self._settings.total_bytes):
             return False
         if not is_piece(digest, data):
             return False
         try:
-            with self._writing:  # one at a time: so what is unfinished is bounded, too
+            with self._writing:  # one piece at a time, so that what is unfinished is bounded, too
                 if self.off:
                     return False
                 if not self._is_whole(owner, digest, use=True):
@@ -268,7 +270,7 @@ class Store:
         checksum = xxhash.xxh3_128(digest)
         checksum.update(data)
         with contextlib.ExitStack() as opened:
-            with self._locked():  # who removes what the dead have left does not see it before its lock
+            with self._locked():  # so that nobody removes the file, as one of a dead process, before it is locked
                 at = opened.enter_context(_folder(_UNFINISHED, self._root, make=True))
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
                 descriptor = os.open(unfinished, flags, 0o600, dir_fd=at)
@@ -287,14 +289,14 @@ class Store:
             with self._locked():
                 self._make_room(owner, cost)
                 with self._place(owner, digest, make=True) as folder:
-                    with contextlib.suppress(OSError):  # a folder that somebody put in the way
+                    with contextlib.suppress(OSError):  # only a folder that somebody put in the way can be removed
                         os.rmdir(name, dir_fd=folder)
                     self._raise_number()
                     os.rename(unfinished, name, src_dir_fd=at, dst_dir_fd=folder)
                 self._owned(owner).put(name, len(data) + _CHECKSUM_BYTES, used_ns)
 
     def remove_damaged(self, owner: str, digest: bytes) -> bool:
-        """Look at a piece that is said to be damaged, and remove it if it is; whether it was."""
+        """Read a piece that is reported as damaged, and remove it if it is; whether it was."""
         name = digest.hex()
         try:
             with self._locked():
@@ -311,14 +313,14 @@ class Store:
         return True
 
     def _is_there(self, owner: str, digest: bytes) -> bool:
-        """Tell whether anything has a piece's name."""
+        """Tell whether anything in the folder has a piece's name."""
         with contextlib.suppress(OSError), self._place(owner, digest) as folder:
             os.stat(digest.hex(), dir_fd=folder, follow_symlinks=False)
             return True
         return False
 
     def _is_whole(self, owner: str, digest: bytes, use: bool = False) -> bool:
-        """Tell whether a piece is there, and all its bytes are right; it has been used by that if `use`."""
+        """Tell whether a piece is there and undamaged. With `use`, this counts as a use of it."""
         try:
             with self._place(owner, digest) as folder:
                 descriptor = _open_file(digest.hex(), folder)
@@ -334,7 +336,7 @@ class Store:
             os.close(descriptor)
 
     def _make_room(self, owner: str, cost: int) -> None:
-        """Remove what was used least recently, of the owner and then of all, until there is room for so much more."""
+        """Evict the least recently used pieces, of the owner and then of all, until there is room for `cost` more."""
         while self._owned(owner).cost + cost > self._settings.owner_bytes and self._evict([owner]):
             pass
         while self._total() + cost > self._settings.total_bytes and self._evict(self._owners):
@@ -344,8 +346,8 @@ class Store:
         return sum(owned.cost for owned in self._owners.values())
 
     def _evict(self, owners: Iterable[str]) -> bool:
-        """Remove the least recently used piece of these owners; whether there was one. The list may be of old, and the
-        file says when it was used."""
+        """Remove the least recently used piece of these owners; whether there was one. The file's date decides, as the
+        list may not have the latest use."""
         while oldest := [(*found, owner) for owner in owners if (found := self._owned(owner).oldest()) is not None]:
             used_ns, name, owner = min(oldest)
             try:
@@ -367,7 +369,8 @@ class Store:
         return self._owners.setdefault(owner, _Owned())
 
     def _failed(self, error: OSError) -> None:
-        """Something could not be stored. Where that is so for all, nothing more is; either is said once."""
+        """Warn, once for each kind, of a piece that could not be stored. If no other could be either, turn storing
+        off."""
         if self.off:
             return
         if error.errno in _OFF:
@@ -380,12 +383,12 @@ class Store:
     # --- The folder ---------------------------------------------------------------------------------------------------
 
     def _place(self, owner: str, digest: bytes, make: bool = False) -> contextlib.AbstractContextManager[int]:
-        """The folder of a piece, as a descriptor."""
+        """A descriptor of the folder of a piece."""
         return _nested((owner, digest[:1].hex()), self._root, make)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Nobody else changes anything meanwhile, and the list of pieces is right."""
+        """Hold the lock, so that nobody else changes anything, and have the right list of pieces."""
         with self._mutex:
             self._take_lock()
             try:
@@ -396,14 +399,14 @@ class Store:
                     self._number = number
                 yield
             except BaseException:
-                self._number = None  # who knows what was done
+                self._number = None  # the list may be wrong now
                 raise
             finally:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _take_lock(self) -> None:
-        """Take the lock that is in the folder now: others take that. Where somebody has removed it, or the folder, it
-        is made again."""
+        """Take the lock that is in the folder now, as others do. If somebody has removed it, or the folder, make it
+        again."""
         for _ in range(_LOCK_TRIES):
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             with contextlib.suppress(OSError):
@@ -415,8 +418,8 @@ class Store:
         raise OSError(errno.EBUSY, f"'{_LOCK}' in it is replaced again and again")
 
     def _open_again(self) -> None:
-        """Open the lock that is there now, and the folder if it was removed. The descriptors keep their numbers, as
-        other threads may be using them."""
+        """Open the lock that is there now, and the folder if it was removed. The descriptors keep their numbers,
+        because other threads may be using them."""
         self._number = None
         if os.fstat(self._root).st_nlink:
             lock = _open_lock(self._root)
@@ -434,7 +437,7 @@ class Store:
         self._number = number
 
     def _list(self) -> None:
-        """List the pieces, and remove what the dead have left unfinished."""
+        """List the pieces, and remove unfinished files of processes that have died."""
         owners: dict[str, _Owned] = {}
         for owner in _names(self._root, _OWNER):
             with contextlib.suppress(OSError), _folder(owner, self._root) as outer:
@@ -454,7 +457,8 @@ class Store:
 
 
 def _open_store(folder: Path) -> tuple[int, int]:
-    """The folder of a store, made where there is none, and its lock. Raises OSError, which says what to do."""
+    """Descriptors of a store's folder, which is made if there is none, and of its lock. Raises OSError with a text that
+    says what to do."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -474,8 +478,8 @@ def _open_store(folder: Path) -> tuple[int, int]:
 
 
 def _open_lock(root: int) -> int:
-    """The lock in a folder, made where there is none; open for reading only where the disk can only be read. Raises
-    OSError."""
+    """A descriptor of the lock in a folder, which is made if there is none. On a read-only disk it is open for reading
+    only. Raises OSError with a text that says what to do."""
     reason = f"'{_LOCK}' in it is not a regular file; remove that, or choose another folder"
     try:
         try:
@@ -496,8 +500,8 @@ def _open_lock(root: int) -> int:
 
 @contextlib.contextmanager
 def _folder(name: str, at: int, make: bool = False) -> Iterator[int]:
-    """A folder in another one, as a descriptor. Who makes it removes a file or link that is in its way. Raises OSError
-    where there is none, or a symbolic link, or one that others may write to."""
+    """A descriptor of a folder in folder `at`. With `make`, it is made if there is none, and a file or link in its way
+    is removed. Raises OSError for no folder, a symbolic link, and a folder that others own or may write to."""
     try:
         descriptor = _open_folder(name, at)
     except OSError as error:
@@ -529,7 +533,7 @@ def _nested(names: Sequence[str], at: int, make: bool) -> Iterator[int]:
 
 
 def _open_file(name: str, folder: int) -> int:
-    """Whatever it is: nothing is followed, and nobody is waited for."""
+    """Open whatever has this name for reading, without following links or waiting."""
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=folder)
 
 
@@ -545,7 +549,7 @@ def _names(folder: int, pattern: re.Pattern[str]) -> list[str]:
 
 
 def _remove(name: str, folder: int) -> None:
-    """Remove what has this name, if that is possible: a file or link, or a folder with nothing in it."""
+    """Remove what has this name, if possible: a file, a link, or an empty folder."""
     with contextlib.suppress(OSError):
         try:
             os.unlink(name, dir_fd=folder)

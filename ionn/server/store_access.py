@@ -1,12 +1,15 @@
-"""A session's way to its server's store: what its process asks the store process, and what it gives it to keep.
+"""A session's access to its server's store: what its process asks the store process, and what it gives it to keep.
 
-Over `ask`, a pair of SOCK_SEQPACKET, the session asks and waits, a packet each way: which pieces are stored (HAS and
-digests; a byte for each), and for open files of some (OPEN and digests; the bytes of each piece, 0 where it is not
-stored, and the descriptors of the others, in order). Over `keep`, a stream, it gives pieces (digest, bytes and these)
-and says which stored ones are damaged (digest, 0), without an answer and without waiting.
+Over `ask`, a pair of SOCK_SEQPACKET, the session asks and waits, a packet each way:
 
-Whose pieces they are is the store process's to know, by the sockets; nothing here says it. No file is opened here, and
-the only socket that descriptors come by is `ask`.
+    HAS, digests     which pieces are stored: a byte for each
+    OPEN, digests    their files: the size of each piece, 0 if it is not stored, and descriptors of the others, in order
+
+Over `keep`, a stream, it gives pieces (digest, size, bytes) and reports stored pieces as damaged (digest, 0), without
+an answer and without waiting.
+
+The store process knows by the sockets whose pieces they are; no message says it. No file is opened here, and `ask` is
+the only socket by which descriptors come.
 """
 
 from __future__ import annotations
@@ -27,21 +30,21 @@ from ionn.protocol.receiver import TargetRange
 from ionn.server.store import read_piece
 
 HAS, OPEN = b"h", b"o"
-# Digests in a packet. Without root, the system takes packets of 200 kB.
+# The most digests in a packet: the system takes packets of 200 kB from users other than root.
 HAS_MAX = 1000
-# So many files are open at once: another answer for each would cost as much as reading a small piece.
+# The most files asked for at once: a request for each file would take as long as reading a small piece.
 OPEN_MAX = 8
 SIZE = struct.Struct("<I")
 PIECE = struct.Struct(f"<{DIGEST_BYTES}sI")
 
-# The store answers in less than a millisecond, from a disk that sleeps in some more. Who waits for longer keeps its
-# client waiting, which gives a silent server up after some seconds.
+# How long the store process may take to answer. It takes less than a millisecond, and more if its disk sleeps. The
+# client waits meanwhile, and gives a silent server up after five seconds.
 _ANSWER_S = 3.0
-# What is given at once, so that a message that comes meanwhile waits for a tenth of a millisecond.
+# How much is given at once, so that a message that comes meanwhile waits for a tenth of a millisecond.
 _GIVEN_BYTES = 256 * 1024
-# More buffers than the system takes in one call are not offered to it.
+# Buffers offered to the system in one call, which takes only so many.
 _VIEWS_AT_ONCE = 64
-# A store that takes nothing for so long is not waited for.
+# How long `finish` waits for a store process that takes nothing.
 _STUCK_S = 1.0
 
 
@@ -54,19 +57,19 @@ class _Kept(NamedTuple):
 
 
 class StoreAccess:
-    """The session's end. Once the store process has not answered in time, or is gone, nothing is stored for this
-    session any more: it is not `alive`. `pending` tells whether something waits to be given, and `ms_per_mb` how long
-    it takes to read 10^6 bytes."""
+    """The session's end. If the store process has once not answered in time, or has ended, it is not `alive`: it is not
+    asked any more, and nothing more is stored for this session. `pending` tells whether something waits to be given,
+    and `ms_per_mb` how long it takes to read 10^6 bytes, in ms."""
 
     def __init__(self, ask: socket.socket, keep: socket.socket, ms_per_mb: float = 0.0) -> None:
         for end in (ask, keep):
             end.setblocking(False)
         self._ask, self._keep = ask, keep
         self._damaged: deque[bytes] = deque()
-        self._suspect: dict[bytes, int] = {}  # found damaged before, with the bytes that they should have
+        self._suspect: dict[bytes, int] = {}  # pieces that were found damaged, with the size that they should have
         self._kept: deque[_Kept] = deque()
-        self._left: deque[memoryview] = deque()  # of what is being given
-        self._left_of: list[memoryview] | None = None  # whose memory that is
+        self._left: deque[memoryview] = deque()  # what is left of the piece that is being given
+        self._left_of: list[memoryview] | None = None  # the blobs whose memory that is
         self.alive = True
         self.ms_per_mb = ms_per_mb
 
@@ -83,8 +86,8 @@ class StoreAccess:
     # --- Asking -------------------------------------------------------------------------------------------------------
 
     def has(self, digests: Sequence[bytes]) -> bytes:
-        """A byte for each digest: 1 if that piece is stored. One that was damaged is read again: the store may not have
-        heard of that yet, or not have the right one yet."""
+        """A byte for each digest: 1 if that piece is stored, else 0. A piece that was damaged is read again, because
+        the store process may not have removed or replaced it yet."""
         deadline = time.monotonic() + _ANSWER_S
         found = bytearray()
         for begin in range(0, len(digests), HAS_MAX):
@@ -110,12 +113,12 @@ class StoreAccess:
             )
 
     def read(self, pieces: Sequence[tuple[bytes, Sequence[memoryview]]]) -> list[int]:
-        """Fill the views of each piece, named by its digest, with its bytes; the numbers of those that are not stored,
-        or damaged."""
+        """Fill the views of each piece, which is named by its digest, with its bytes. Returns the numbers of those that
+        are not stored, or damaged."""
         try:
             return self._read(pieces)
         except BaseException:
-            self._lose()  # an answer may be on its way
+            self._lose()  # an answer may still come, and would be taken for another one
             raise
 
     def _read(self, pieces: Sequence[tuple[bytes, Sequence[memoryview]]]) -> list[int]:
@@ -124,7 +127,7 @@ class StoreAccess:
         for begin in range(0, len(pieces), OPEN_MAX):
             end = begin + OPEN_MAX
             with self._opened(len(pieces[begin:end])) as files:
-                # The next ones are opened while these are read.
+                # The store process opens the next ones while these are read.
                 self._ask_for(OPEN, [digest for digest, _ in pieces[end : end + OPEN_MAX]])
                 for number, ((digest, views), (size, descriptor)) in enumerate(
                     zip(pieces[begin:end], files, strict=True), begin
@@ -141,12 +144,12 @@ class StoreAccess:
 
     @contextlib.contextmanager
     def _opened(self, count: int) -> Iterator[list[tuple[int, int | None]]]:
-        """The bytes and the open file of each of so many pieces that were asked for."""
+        """The size and the open file of each of the `count` pieces that were asked for; no file if it is not stored."""
         answer, descriptors = self._hear(SIZE.size * count, time.monotonic() + _ANSWER_S)
         try:
             sizes = [size for (size,) in SIZE.iter_unpack(answer or bytes(SIZE.size * count))]
             left = deque(descriptors)
-            # There may be fewer, where the system has no room for another.
+            # There may be fewer descriptors than sizes, if this process may have no more.
             yield [(size, left.popleft() if size and left else None) for size in sizes]
         finally:
             for descriptor in descriptors:
@@ -154,11 +157,11 @@ class StoreAccess:
 
     def _ask_for(self, kind: bytes, digests: Sequence[bytes]) -> None:
         if self.alive and digests:
-            with contextlib.suppress(OSError):  # no answer tells
+            with contextlib.suppress(OSError):  # then no answer comes, which is noticed
                 os.write(self._ask.fileno(), kind + b"".join(digests))
 
     def _hear(self, size: int, deadline: float) -> tuple[bytes, list[int]]:
-        """An answer of so many bytes, with the descriptors that came with it; none at all where there is none."""
+        """An answer of `size` bytes, with the descriptors that came with it; empty if none comes before `deadline`."""
         answer, descriptors = b"", list[int]()
         if not self.alive:
             return answer, descriptors
@@ -183,17 +186,17 @@ class StoreAccess:
         return self._keeps and bool(self._left or self._damaged or self._kept)
 
     def keep(self, digest: bytes, blobs: list[memoryview], ranges: tuple[TargetRange, ...]) -> None:
-        """Give a piece to the store in some moment: these ranges of `blobs`, as they are then."""
+        """Have a piece given to the store later: these ranges of `blobs`, as they are then."""
         if self._keeps:
             self._kept.append(_Kept(digest, blobs, ranges))
 
     def forget(self, blobs: list[memoryview]) -> None:
-        """Give nothing of these blobs any more, and let their memory go."""
+        """Give no more pieces of these blobs, and no longer refer to their memory."""
         self._kept = deque(kept for kept in self._kept if kept.blobs is not blobs)
         self.release(blobs)
 
     def release(self, blobs: list[memoryview]) -> None:
-        """Let the memory go where these blobs have been: what is being given of it goes on as a copy."""
+        """No longer refer to the memory where these blobs have been: copy what is left of the piece being given."""
         if self._left_of is blobs:
             try:
                 self._left, self._left_of = deque([memoryview(b"".join(self._left))]), None
@@ -201,7 +204,7 @@ class StoreAccess:
                 self._stop_keeping()
 
     def give(self, other: int) -> None:
-        """Give what is pending, as the store takes it, until there is something to read from descriptor `other`."""
+        """Give what is pending, as fast as the store takes it, until descriptor `other` is readable."""
         poll = select.poll()
         poll.register(other, select.POLLIN)
         if self._keeps:
@@ -213,7 +216,7 @@ class StoreAccess:
             self._give()
 
     def finish(self, within_s: float) -> None:
-        """Give what is pending, for so long at most, and as long as the store takes some of it."""
+        """Give what is pending, for `within_s` at most, and only as long as the store takes some of it."""
         deadline = time.monotonic() + within_s
         poll = select.poll()
         if self._keeps:
@@ -222,7 +225,7 @@ class StoreAccess:
             self._give()
 
     def _give(self) -> None:
-        """Give some of it now."""
+        """Give some of what is pending now."""
         if not self._left:
             self._begin_next()
         some, size = [], 0
@@ -258,7 +261,7 @@ class StoreAccess:
         self._kept.clear()
 
 
-# What a copy of a piece that is given, and one of a piece that is read again, take of a session's memory.
+# The memory that a session needs for a copy of a piece that is given, and for one of a piece that is read again.
 ACCESS_BYTES = 2 * PIECE_BYTES_MAX
 
 

@@ -1,15 +1,15 @@
-"""The store process: it has the store's folder, for the sessions' processes, which have no files.
+"""The store process: it uses the store's folder for sessions' processes, which may open no files.
 
-For each session the front makes two pairs of sockets, and gives one end of each to the session's process, and the other
-to this one, with the name of the owner whose pieces they are for. So a session can ask for its owner's only, whatever
-has got hold of it. A thread answers what it asks, another one takes what it gives (`store_access` has what they say):
-so a question never waits for the disk to be written to.
+For each session the front makes two pairs of sockets. It gives one end of each to the session's process, and the other
+to this one, with the name of the owner whose pieces they are for. So a session can ask only for its owner's pieces,
+whoever controls its process. One thread answers what the session asks, and another one takes what it gives
+(`store_access` has their messages), so an answer never waits until the disk is written to.
 
-All that a session's process may make this one do is bounded: the size and number of what it asks at once, the bytes
-that it gives in all, of which each piece takes a least number, and what is wrong: false alarms, and bytes that do not
-have the digest that they should. What does not keep to that loses its sockets.
+All that a session's process may have this one do is bounded: the size and number of its questions, the bytes that it
+gives in all, and how often it is wrong, by reporting undamaged pieces as damaged or giving bytes with another digest. A
+session that exceeds these bounds loses its sockets.
 
-The front never waits for this process. It ends with its front, and the front goes on without it.
+The front never waits for this process, and continues without it. This process ends with its front.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ from ionn.server.store import Store, StoreCounts, StoreSettings
 from ionn.server.store_access import HAS, HAS_MAX, OPEN, OPEN_MAX, PIECE, SIZE
 
 _PACKET_BYTES_MAX = 4096
-# Characters, of which JSON makes six bytes at most.
+# Characters of a warning, of which JSON makes six bytes each at most.
 _WARNING_MAX = 600
 _ASKED_BYTES_MAX = 1 + HAS_MAX * DIGEST_BYTES
 _STOP_S = 2.0
-# How often the front is told what was counted.
+# How often the front is told the counts.
 _COUNT_S = 0.5
-# False alarms, and pieces that are not stored. Of a session that is right there are none while the disk works.
+# How often a session may report a piece wrongly as damaged, or give one that cannot be stored. A session that works
+# right never does while the disk works.
 _WRONG_MAX = 100
-# What a piece takes at least of the bytes that a session may give: its digest and its file cost as much.
+# How much a piece counts at least of the bytes that a session may give: its digest and its file cost as much.
 _GIVEN_BYTES_MIN = 4096
-# What is given is verified and written beside queries: it may take longer.
+# The niceness of threads that verify and write pieces, beside queries.
 _NICER = 10
 
 
 class StoreNews(NamedTuple):
-    """What the store process tells: what an operator should know, or what it has counted."""
+    """What the store process tells the front: what an operator should know, or its counts."""
 
     warning: str
     counts: StoreCounts | None
 
 
 class StoreProcess:
-    """The front's end. `session_bytes` is the most that a session may give in all. Once `news` has told that it died,
-    `bury` it. It is `ready` when it answers. Raises OSError where it cannot be started.
-    """
+    """The front's end. `session_bytes` is the most that a session may give in all. The process is `ready` once it has
+    sent its first news. When `news` has reported its death, `bury` it. Raises OSError if it cannot be started."""
 
     def __init__(self, settings: StoreSettings, session_bytes: int) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -79,7 +79,7 @@ class StoreProcess:
         return self._socket.fileno()
 
     def session(self, owner: str) -> tuple[socket.socket, socket.socket]:
-        """A session's ends of `ask` and `keep`, for an owner's pieces. Raises OSError where there can be none now."""
+        """A session's ends of `ask` and `keep`, for an owner's pieces. Raises OSError if none can be made now."""
         with contextlib.ExitStack() as made:
             ask, their_ask = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             made.callback(ask.close)
@@ -104,11 +104,12 @@ class StoreProcess:
         return StoreNews("", StoreCounts(**told))
 
     def bury(self) -> None:
+        """Free what is left of a process that has died."""
         self._process.kill()
         self.close()
 
     def close(self) -> None:
-        """End it. A piece that is being stored then is not."""
+        """End the process. A piece that is being stored may not be."""
         self._socket.close()
         end_process(self._process, _STOP_S)
 
@@ -117,15 +118,15 @@ class StoreProcess:
 
 
 def main(descriptor: int) -> None:
-    """The store process. `descriptor` is its end of the pair of sockets."""
+    """Run the store process. `descriptor` is its end of the pair of sockets."""
     parent, settings, session_bytes = pickle.load(sys.stdin.buffer)
     end_with(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may be sent to the whole process group
         signal.signal(number, signal.SIG_IGN)
     front = socket.socket(fileno=descriptor)
 
     def tell(told: str | StoreCounts) -> None:
-        with contextlib.suppress(OSError):  # the front is gone, or so busy that it need not know
+        with contextlib.suppress(OSError):  # the front has ended, or is too busy for this
             content = told[:_WARNING_MAX] if isinstance(told, str) else dataclasses.asdict(told)
             front.send(json.dumps(content).encode(), socket.MSG_DONTWAIT)
 
@@ -144,7 +145,7 @@ def main(descriptor: int) -> None:
         if not packet:
             break
         ends = [socket.socket(fileno=each) for each in descriptors]
-        if len(ends) == 2:  # else there is no room for them
+        if len(ends) == 2:  # else this process has no descriptors left for them
             ask, keep = ends
             owner = packet.decode()
             _begin(_answer, store, owner, ask)
@@ -154,7 +155,7 @@ def main(descriptor: int) -> None:
 
 
 def _count(store: Store, tell: Callable[[StoreCounts], None]) -> None:
-    """Tell what was counted, at first and when it has changed."""
+    """Send the counts to the front, at first and when they have changed."""
     before = None
     while True:
         counts = dataclasses.replace(store.counts())
@@ -165,8 +166,8 @@ def _count(store: Store, tell: Callable[[StoreCounts], None]) -> None:
 
 
 def _begin(serve: Callable[..., None], store: Store, owner: str, end: socket.socket, *more: int) -> None:
-    """Serve one end of a session in a thread, until it is closed at the other; there is nothing for it where there is
-    no room for a thread."""
+    """Serve one of a session's sockets in a thread, until its other end is closed. If no thread can be started, close
+    it."""
 
     def run() -> None:
         with end, contextlib.suppress(OSError):  # the session has ended
@@ -179,10 +180,10 @@ def _begin(serve: Callable[..., None], store: Store, owner: str, end: socket.soc
 
 
 def _answer(store: Store, owner: str, ask: socket.socket) -> None:
-    """Answer what a session asks, one question after the other."""
+    """Answer what a session asks, one question after the other, until it breaks the rules."""
     while packet := ask.recv(_ASKED_BYTES_MAX + 1):
         kind, asked = packet[:1], packet[1:]
-        # What is not read yet has descriptors in it, of which the system lets a user send only so many.
+        # Answers that are not read yet may have descriptors, of which a user may have only so many under way.
         unread = int.from_bytes(fcntl.ioctl(ask, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         if unread or len(packet) > _ASKED_BYTES_MAX or not asked or len(asked) % DIGEST_BYTES:
             return
@@ -210,8 +211,8 @@ def _send_files(store: Store, owner: str, ask: socket.socket, digests: list[byte
 
 
 def _take(store: Store, owner: str, keep: socket.socket, left_bytes: int) -> None:
-    """Store what a session gives, so many bytes in all, and look at what it says is damaged, until too much of that is
-    wrong."""
+    """Store the pieces that a session gives, `left_bytes` in all at most, and check those that it reports as damaged,
+    until it has been wrong too often."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICER)
     head = memoryview(bytearray(PIECE.size))
@@ -232,7 +233,7 @@ def _take(store: Store, owner: str, keep: socket.socket, left_bytes: int) -> Non
 
 
 def _receive(keep: socket.socket, target: memoryview) -> bool:
-    """Fill `target` with what comes; whether so much came."""
+    """Fill `target` with what arrives; whether it was filled before the other end was closed."""
     while target:
         count = keep.recv_into(target)
         if not count:

@@ -1,7 +1,7 @@
-"""One client's session at the server: the partial nets it uploaded, and the queries that run on them.
+"""A session at the server: the partial nets that a client uploaded, and the queries that run on them.
 
-Each session lives in a process of its own: a net that Caffe rejects after all aborts the process, and memory is limited
-per process. `SessionState` is the session without sockets; `run` connects it to the server's front process.
+Each session has a process of its own, since a net that Caffe rejects after all aborts the process, and memory is
+limited per process. `SessionState` is the session without sockets; `run` connects it to the server's front process.
 """
 
 from __future__ import annotations
@@ -70,22 +70,21 @@ _PRODUCT = PartialNet(
 )
 
 
-# A net's prototxt is written out in full, one field a line: not much more than ten times as long as the shortest form
-# in which it may come.
+# The most that a net's prototxt grows when it is written for Caffe, one field per line: not much more than ten times.
 _FILE_PER_HEADER = 32
-# Allocators reserve addresses that they may never use.
+# Addresses that allocators reserve and may never use.
 _RESERVED_BYTES = 10**9
-# Its standard streams, its pipe and its status; and one net's prototxt, which Caffe opens twice.
+# Standard streams, the pipe and the note; and one net's prototxt, which Caffe opens twice.
 _FILES = 16
-# The ends to its store, and pieces that are open.
+# The sockets to the store, and pieces that are open.
 _STORE_FILES = 2 + OPEN_MAX
-# A client that says goodbye waits for nothing, but its place is taken until its process has ended.
+# How long pieces are given to the store after a Bye. The session keeps its place until its process has ended.
 _FAREWELL_S = 5.0
 
 
 class _Arriving:
-    """A partition whose weights are on their way into its nets. `blobs` is where those of each of the header's blobs
-    are; the store may be given some of them when the nets are gone."""
+    """A partition whose weights are arriving. `blobs` is the memory of each of the header's blobs, in its nets or, for
+    a slice that is complete, in its stage's whole net; pieces may be given to the store from there even later."""
 
     def __init__(self, header: PartitionHeader, checked: list[CheckedNet]) -> None:
         self.nets = [(each, StageNet(each.net)) for each in checked]
@@ -100,7 +99,7 @@ class _Arriving:
 
     @property
     def layers(self) -> str:
-        """The layers' names for messages."""
+        """Return the layers' names, for messages."""
         return "; ".join(layers for each, _ in self.nets for layers in each.layers.values())
 
     @property
@@ -108,7 +107,7 @@ class _Arriving:
         return {stage for each, _ in self.nets if each.whole is None for stage in each.layers}
 
     def read_stored(self, store: StoreAccess | None) -> tuple[int, ...]:
-        """Read the stored pieces into their places; the numbers of those that are missing."""
+        """Read the stored pieces into the nets. Returns the numbers of those that are missing or damaged."""
         if store is None:
             return tuple(self.stored)
         wanted = [
@@ -119,24 +118,22 @@ class _Arriving:
         return tuple(numbers[at] for at in store.read(wanted))
 
     def keep_pieces(self, store: StoreAccess) -> None:
-        """Have the store given the pieces that have come whole since the last time."""
+        """Have the pieces given to the store that have become complete since the last call."""
         while self._coming and self._coming[0][0] <= self.receiver.received:
             _, sha256, ranges = self._coming.popleft()
             store.keep(bytes.fromhex(sha256), self.blobs, ranges)
 
     def move_slice(self, net: int, rows: dict[tuple[str, int], memoryview]) -> None:
-        """The weights of the net of this number are in its stage's whole from now on, and that net may be freed."""
+        """Use the `rows` in the stage's whole net as the weights of net number `net`, which may then be freed."""
         for at, (index, layer, blob) in enumerate(self._places):
             if index == net:
                 self.blobs[at] = rows[layer, blob]
 
 
 class SessionState:
-    """Answers a client's messages one by one; a message that fails leaves the session as it was.
-
-    `note` is told what goes on, in words, before anything that may end the process. Without a `store` nothing is
-    stored.
-    """
+    """Answers a client's messages one by one. A message that fails leaves the session as it was, or drops its
+    partition. `note` is told in words what happens, before anything that may end the process. Without a `store` nothing
+    is stored."""
 
     def __init__(
         self,
@@ -162,8 +159,8 @@ class SessionState:
         self._cold: deque[tuple[StageNet, int, str]] = deque()
 
     def handle(self, message: Message) -> Message:
-        """The reply to a message. What it carries must have been sent or copied before the next call of `handle` or
-        `warm_up`: the nets that run then may free its memory."""
+        """The reply to a message. Its payload must be sent or copied before the next call of `handle` or `warm_up`,
+        because the nets that run then may free its memory."""
         match message:
             case Hello():
                 if message.role == "control":
@@ -235,7 +232,7 @@ class SessionState:
                 del self._boundaries[stage]
 
     def _keep_cold(self, freed: StageNet) -> None:
-        """A net is of no more use, so it need not be tried."""
+        """Do not try a net that is no longer used."""
         self._cold = deque(cold for cold in self._cold if cold[0] is not freed)
 
     def _begin(self, header: PartitionHeader) -> Message:
@@ -267,7 +264,7 @@ class SessionState:
                 self._note_idle()
                 text = f"{len(missing)} pieces of partition {index} are not stored, or damaged"
                 return Error(ERROR_MISSING, text, partition=index, pieces=missing)
-        # All is built; nothing of what follows fails.
+        # All is built, and nothing below fails.
         self._assemblies.update(assemblies)
         self._cold.extend((new.net, new.stage, new.layers) for new in assemblies.values())
         for each, net in arriving.nets:
@@ -281,10 +278,10 @@ class SessionState:
         return Ack(index, arriving.receiver.received)
 
     def warm_up(self) -> bool:
-        """Run a stage that has not run yet, on whatever its blobs hold; whether there was one.
+        """Run a stage that has not run yet, on whatever its blobs contain; whether there was one.
 
-        Caffe maps memory when it is first used, which costs about as much as the layers do. In a moment without
-        messages, mostly while weights arrive, that costs nothing; the first query would wait for it.
+        Caffe maps memory when a stage first runs, which takes about as long as its layers do. While there are no
+        messages, mostly between chunks of weights, nobody waits for that; the first query would.
         """
         if not self._cold:
             return False
@@ -344,21 +341,22 @@ class SessionState:
 
 
 def _restrain(limits: Limits, sandboxed: bool, store: StoreAccess | None) -> None:
-    """Have the system hold this process to its limits, `sandboxed` or not, and leave it to the server to end it."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group
+    """Have the system hold this process to its limits and, if `sandboxed`, put it into its sandbox. Also ignore the
+    signals that tell the server to stop, which then ends this process."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may be sent to the whole process group
         signal.signal(number, signal.SIG_IGN)
     with open("/proc/self/statm", encoding="ascii") as statm:
         if sandboxed:
             sandbox.deny_files()
-        # Before its memory is limited, because OpenBLAS tries for ever to get its buffer.
+        # Before the memory is limited, because OpenBLAS tries for ever to get its buffer.
         StageNet(_PRODUCT).run(0, 0)
         pages = [int(count) for count in statm.read().split()]
     all_bytes, data_bytes = (pages[at] * resource.getpagesize() + int(limits.memory_mb * 1e6) for at in (0, 5))
     for limit, most in (
         (resource.RLIMIT_DATA, data_bytes if store is None else data_bytes + ACCESS_BYTES),
-        # Of memory that is not counted there, only addresses are needed.
+        # All addresses: RLIMIT_DATA does not count memory that is only reserved.
         (resource.RLIMIT_AS, all_bytes + _RESERVED_BYTES),
-        # Files in memory, which are not counted there: one for each net that is being built.
+        # Files in memory, which RLIMIT_DATA does not count either: one for each net that is being built.
         (resource.RLIMIT_FSIZE, _FILE_PER_HEADER * int(limits.header_kb * 1e3)),
         (resource.RLIMIT_NOFILE, _FILES if store is None else _FILES + _STORE_FILES),
         # A core file of a dying session would delay the news of its death.
@@ -373,7 +371,7 @@ def _restrain(limits: Limits, sandboxed: bool, store: StoreAccess | None) -> Non
 
 
 def _answer(state: SessionState, role: str, frames: Sequence[Any]) -> Message | None:
-    """The reply to a client's message by its connection of a role, None to its goodbye."""
+    """The reply to a client's message by its connection of this role; None to a Bye."""
     try:
         message = decode(frames)
     except ProtocolError as error:
@@ -392,16 +390,16 @@ def run(
     note: Note,
     store: StoreAccess | None = None,
 ) -> None:
-    """Serve one session: the body of a worker process. Ends with the client's Bye or when the server is gone.
+    """Serve one session: the body of a worker process. Ends with the client's Bye or when the server has ended.
 
-    `sock` leads to the server's front process. In the `note` that reads what the worker was doing when it died. Every
-    message has one answer, in order. The front has a trial made in moments without messages. In such moments the
-    `store` is given what has come, too.
+    `sock` leads to the server's front process, which reads the `note` if the worker dies. Every message has one answer,
+    in order. While there are no messages, the front has stages tried, and the `store` is given the pieces that have
+    arrived.
     """
     pipe = Pipe(sock)
     _restrain(limits, sandboxed, store)
     state = SessionState(token, costs, limits, note.write, store)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the server is gone
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the server has ended
         while True:
             if store is not None:
                 store.give(pipe.fileno())
