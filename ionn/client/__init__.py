@@ -1,1 +1,1 @@
-"""The client of a server: its session, its queries, and how it is paced to its device."""
+"""The client of a server: its session, its queries, and its pacing to a device."""

@@ -1,8 +1,9 @@
-"""Whether a server tells the truth: some of what it answered is computed again here, and compared.
+"""Audits: some of a server's answers are computed again at the client, and compared.
 
-Whether a query is audited is drawn when its answers are there, each time anew. The chance depends on how long queries
-and audits take, never on which queries were audited before: who knows all about the past knows nothing about the next
-draw. How much time audits take is bounded beside that: a query that was drawn when there was none left waits for some.
+When a query's answers have arrived, a draw decides whether it is audited. The probability depends on how long queries
+and audits take, never on which queries were audited before, so that the past reveals nothing about the next draw. The
+time of audits is also bounded: a query that is drawn when no time is left is audited later. docs/security.md has the
+formula, and what it achieves.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ from ionn.model.comparison import TOLERANCE, Numerics, bit_equal, difference, un
 from ionn.model.engine import StageNet, environment, numerics
 from ionn.model.network import Network
 
-# What of its share of the time a client plans to use. Draws come in clusters: with all of it, many had to wait.
+# The part of its share of the time that a client plans to use. Draws come in clusters, so with all of it, many queries
+# would have to wait.
 _PLANNED = 0.5
-# Over so many queries the time before them is averaged: a pause says little about the query after it.
+# How many queries the time between queries is averaged over: a pause says little about the query after it.
 _QUERIES = 100
-# Queries that were drawn and wait for their audit. More are not audited; it comes to that in a session of a hundred.
+# How many drawn queries may wait for their audit. Further ones are not audited, which happens in one session of a
+# hundred.
 _WAITING_MAX = 4
 
 
 @dataclass
 class Answered:
-    """What a server answered to `data`, the blob before stage `first`: the outputs of some stages from there on, in
-    their order, or the first channels of an output."""
+    """What a server answered to `data`, the blob before stage `first`: `outputs` of stages from there on, each with its
+    stage, in order. Of a stage at both sides, they are the first channels only."""
 
     first: int
     data: Floats
@@ -49,27 +52,25 @@ class Answered:
 
 
 class Sampler:
-    """Draws queries to be audited, so that audits take at most `share` of the time since it was made.
-
-    `now_s` is a clock.
-    """
+    """Draws queries to be audited, so that audits take at most `share` of the time since it was made. `now_s` is a
+    clock."""
 
     def __init__(self, share: float, now_s: Callable[[], float] = time.monotonic) -> None:
         self._share = share
         self._now_s = now_s
         self._start_s = self._counted_s = now_s()
-        self._saved_s = 0.0  # the time that no chance was made of yet
+        self._saved_s = 0.0  # the time that no draw has used yet
         self._spent_s = 0.0
 
     def draw(self, audit_s: float) -> bool:
-        """Whether the query that has just been answered is audited, which would take about `audit_s`."""
+        """Draw whether the query that has just been answered is audited, which would take about `audit_s`."""
         return secrets.randbits(53) < self._chance(audit_s) * 2**53
 
     def _chance(self, audit_s: float) -> float:
         now_s = self._now_s()
         self._saved_s += now_s - self._counted_s
         self._counted_s = now_s
-        # As no time is used twice, chances cannot promise more than there was, however unevenly queries come.
+        # No time is used twice, so audits are not planned for more time than there was, however unevenly queries come.
         query_s = self._saved_s / _QUERIES
         self._saved_s -= query_s
         if self._share == 1 or audit_s <= 0:
@@ -93,10 +94,11 @@ class Sampler:
 
 
 class Auditor:
-    """Audits what the server at `address` answers, with `net`, the client's own copy of the network.
+    """Audits the answers of the server at `address` with `net`, the client's own copy of the network, for at most
+    `share` of the time.
 
-    A result is right if all its bits are those computed here; with a `tolerance` above 0, also if no value is further
-    off than that times the largest that was computed here (`ionn.model.comparison.difference`).
+    A result is right if all its bits are those computed here; with a `tolerance` above 0, also if no value is off by
+    more than that times the largest value computed here (`ionn.model.comparison.difference`).
     """
 
     def __init__(
@@ -108,10 +110,8 @@ class Auditor:
         tolerance: float = 0.0,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Runs the net once, to know how long its stages take.
-
-        Raises InputError where only bits are compared, and an honest server's may differ.
-        """
+        """Run the net once, to know how long its stages take. Raises InputError without a tolerance if the network has
+        a layer whose last bits vary even between equal machines."""
         if not tolerance and (layer := unsteady_layer(network)) is not None:
             raise InputError(
                 f"audit: layer '{layer.name}' of type '{layer.type}' has other last bits from process to process; "
@@ -126,10 +126,10 @@ class Auditor:
         self._waiting: deque[list[Answered]] = deque()
 
     def check_server(self, there: Numerics | None) -> None:
-        """Raise OtherNumericsError for a server that, by what it says of itself, does not compute the same bits, where
-        only bits are compared: an honest one would be accused.
+        """Raise OtherNumericsError without a tolerance for a server whose numerics `there` are not the client's: its
+        bits may differ even if it is honest.
 
-        That is all that a server's word decides here. One that lies about it is not used, or is audited all the same.
+        A server that lies about its numerics gains nothing: it is not used, or it is audited like any other.
         """
         here = numerics()
         if not self._tolerance and there != here:
@@ -140,9 +140,10 @@ class Auditor:
             )
 
     def audit(self, answered: Sequence[Answered]) -> bool:
-        """Perhaps audit what the server answered in a query; whether that was done.
+        """Perhaps audit what the server answered in a query; whether this query was audited now.
 
-        Overwrites the blobs of the net. Raises WrongResultError where this or an earlier query's answer was wrong.
+        Overwrites the blobs of the net. Raises WrongResultError if an answer in this query or an earlier one, which
+        waited for its audit, was wrong.
         """
         query = [each for each in answered if each.outputs]
         if query and self._sampler.draw(self._audit_s(query)) and len(self._waiting) < _WAITING_MAX:
@@ -155,7 +156,7 @@ class Auditor:
                     for each in due:
                         self._check(each)
                 except WrongResultError:
-                    self._waiting.clear()  # the server is left, and one lie is enough
+                    self._waiting.clear()  # the server is not used any more
                     raise
             audited = due is query
         return audited
@@ -168,7 +169,7 @@ class Auditor:
         self._net.put(first, answered.data)
         for last, outputs in answered.outputs:
             self._stage_ms[first : last + 1] = self._net.run(first, last)
-            # Of a stage at both sides the server has the first channels.
+            # Of a stage at both sides, the server computed the first channels.
             pairs = zip(self._net.outputs(last), outputs, strict=True)
             computed = [output[:, : got.shape[1]] if output.shape != got.shape else output for output, got in pairs]
             if not all(map(self._right, outputs, computed)):
@@ -181,7 +182,7 @@ class Auditor:
     def _wrong(
         self, answered: Answered, last: int, outputs: Sequence[Floats], computed: Sequence[Floats]
     ) -> WrongResultError:
-        """The error to raise, when the evidence has been kept."""
+        """The error to raise. The evidence is kept before."""
         pairs = list(zip(outputs, computed, strict=True))
         wrong = sum(int((got.view(np.uint32) != own.view(np.uint32)).sum()) for got, own in pairs)
         off = max(difference(got, own) for got, own in pairs)
@@ -189,7 +190,7 @@ class Auditor:
         values = sum(output.size for output in outputs)
         try:
             kept = f"the evidence is {self._keep(answered, last, pairs, wrong, off)}"
-        except Exception as error:  # whatever it is, the server has to be left
+        except Exception as error:  # even then, the server must not be used any more
             kept = f"the evidence is lost ({printable(str(error))})"
         return WrongResultError(
             f"{self._address}: the server gave a wrong result for stages {answered.first}..{last} "
@@ -200,7 +201,7 @@ class Auditor:
     def _keep(
         self, answered: Answered, last: int, pairs: Sequence[tuple[Floats, Floats]], wrong: int, off: float
     ) -> Path:
-        """Keep the evidence; the file that has it."""
+        """Keep the evidence. Returns its file."""
         stages = self._network.stages[answered.first : last + 1]
         report = {
             "address": self._address,

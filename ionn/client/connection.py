@@ -1,4 +1,4 @@
-"""One connection of a client to a server: messages out and in, and what becomes of the connection."""
+"""One connection of a client to a server: it sends and receives messages, and tells why it broke."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from ionn.protocol.messages import (
     decode,
 )
 
-# What a server that cannot be trusted may make a client hold. The outputs of a stage are far smaller than a frame,
+# Bounds on what a server, which is not trusted, may have a client hold. A frame is an output, which is far smaller.
 FRAME_BYTES_MAX = 64 * 1024 * 1024
-# a network has fewer outputs than that,
+# A network has fewer outputs.
 FRAMES_MAX = 2000
-# and a cost model has less than this: JSON becomes up to thirty times as large when it is read.
+# A cost model is smaller. JSON takes up to thirty times as much memory when it is read.
 HEADER_BYTES_MAX = 1024 * 1024
-# Messages that wait to be received; those that follow wait in the system's buffers, which are small.
+# Messages that ZeroMQ holds; further ones wait in the system's buffers, which are small.
 _WAITING_MAX = 16
-# A day: nobody waits for that. Told not to reconnect at all, ZeroMQ drops what came before the connection broke.
+# A day, which stands for never. Told not to reconnect at all, ZeroMQ drops what came before the connection broke.
 _NEVER_MS = 86_400_000
 
 _EVENTS = (
@@ -55,20 +55,20 @@ _monitors = itertools.count()
 
 
 class Connection:
-    """A connection, which two threads must not use at once. It does not reconnect: once it is broken, every call says
-    why.
+    """A connection, which two threads must not use at once. It does not reconnect: once it is broken, every call raises
+    the reason.
 
-    A message is taken only if it may be the next answer, by its type, to what was sent: a server that says what it was
-    not asked breaks the connection, by ProtocolError.
+    A message is accepted only if it has the type of the next answer that is due. Any other raises ProtocolError, and
+    the connection cannot be used any more.
 
-    `greeted` tells whether there is a live server at the other end, even if it answers no message.
+    `greeted` tells whether a server has completed ZMTP's handshake, even if it answers no message.
     """
 
     def __init__(self, context: zmq.Context[Any], address: str, keys: ClientKeys | None = None) -> None:
         self._address = address
         self._keys = keys
         self.greeted = False
-        self._awaited: deque[str] = deque()  # the types of the answers to what was sent
+        self._awaited: deque[str] = deque()  # the types of the answers that are due
         self._inflow: Inflow | None = None
         self._expected_bytes = HEADER_BYTES_MAX
         self._broken: Exception | None = None
@@ -78,7 +78,7 @@ class Connection:
             raise self.unreachable(f"no connection can be made: {error.strerror}") from error
         try:
             self._socket.linger = 0
-            self._socket.sndhwm = 0  # what is under way is bounded by credit
+            self._socket.sndhwm = 0  # no limit: credit bounds what is under way
             self._socket.rcvhwm = _WAITING_MAX
             self._socket.maxmsgsize = FRAME_BYTES_MAX
             self._socket.reconnect_ivl = _NEVER_MS
@@ -99,14 +99,15 @@ class Connection:
         self._poller.register(descriptor, zmq.POLLIN)
 
     def expect(self, bytes_max: int) -> None:
-        """The answers to what is sent next have so many bytes at most, beside their headers."""
+        """Expect at most so many bytes of answers to what is sent next, beside their headers."""
         self._expected_bytes = bytes_max
         if (inflow := self._inflow) is not None:  # another thread may close this meanwhile
             inflow.expected_bytes = bytes_max
 
     def send(self, message: Message, copy: bool = False) -> None:
-        """Send a message, in its own time and from where its payload is, or a `copy` of it."""
-        # ZeroMQ goes on taking messages for a connection that is closed.
+        """Send a message. ZeroMQ sends it later, from the memory of its payload, which must not change, or from a
+        `copy`. Raises as `receive` does."""
+        # ZeroMQ accepts messages for a connection that is closed, too.
         self._hear_monitor()
         if self._broken is not None:
             raise self._why_broken(self._broken)
@@ -120,17 +121,17 @@ class Connection:
             self._awaited.append(message.answer)
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message; None if there is none in time, and perhaps before.
+        """The next message; None if none has come within `timeout_s`, or sometimes earlier.
 
-        Raises ServerUnreachableError when the connection breaks (NotAcceptedError if the server does not take the
-        keys), ServerError for an Error, but for one that says what a partition misses where an Ack is due; and
-        ProtocolError.
+        Raises ServerUnreachableError if the connection is broken (NotAcceptedError if the server does not accept the
+        keys), ServerError for an Error, and ProtocolError for a message that is not due or too large. The Error
+        `missing` is returned where an Ack is due.
         """
         ready = dict(self._poller.poll(0 if self._broken else max(0, math.ceil(timeout_s * 1e3))))
         if self._monitor in ready:
             self._hear_monitor()
         if (self._socket in ready or self._broken is not None) and not (self._inflow and self._inflow.flooded):
-            message = self._take()  # perhaps what was said before the connection broke
+            message = self._take()  # it may have come before the connection broke
             if message is not None:
                 return message
         if self._broken is not None:
@@ -144,7 +145,7 @@ class Connection:
                 if len(frames) == FRAMES_MAX:
                     raise self.violation(f"the server's message has more than {FRAMES_MAX} frames")
                 frames.append(self._socket.recv(zmq.NOBLOCK, copy=False))
-        except zmq.Again:  # it went with the connection
+        except zmq.Again:  # it was lost with the connection
             return None
         if self._inflow is not None:
             self._inflow.take(sum(map(len, frames)), len(frames))
@@ -153,7 +154,7 @@ class Connection:
         except ProtocolError as error:
             raise self.violation(str(error)) from error
         awaited = self._awaited.popleft() if self._awaited else ""
-        if isinstance(message, Error):  # also unasked, when the session ends
+        if isinstance(message, Error):  # it may come unasked, when the session ends
             if message.code == ERROR_MISSING and awaited == Ack.type:
                 return message
             raise ServerError(message.code, f"{self._address}: {message.message}", message.query)
@@ -164,7 +165,7 @@ class Connection:
         return message
 
     def _hear_monitor(self) -> None:
-        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:  # `poll` makes a poller each time
+        while self._monitor.get(zmq.EVENTS) & zmq.POLLIN:  # `poll` would make a poller each time
             event = recv_monitor_message(self._monitor)
             match event["event"]:
                 case zmq.Event.CONNECTED:
@@ -173,7 +174,7 @@ class Connection:
                     except OSError as error:
                         if error.errno in (errno.EMFILE, errno.ENFILE):
                             self._broken = self.unreachable(f"no connection can be made: {error.strerror}")
-                        # Else it was closed already, which the next event says.
+                        # Otherwise it was closed already, which the next event tells.
                 case zmq.Event.HANDSHAKE_SUCCEEDED:
                     self.greeted = True
                 case zmq.Event.HANDSHAKE_FAILED_AUTH:
@@ -183,7 +184,7 @@ class Connection:
                     self._broken = self._broken or self._closed()
 
     def _why_broken(self, reason: Exception) -> Exception:
-        """What the server said last, or else the `reason` why nothing can be sent any more."""
+        """The last Error of the server if it has sent one, else the `reason` why nothing can be sent any more."""
         try:
             while not (self._inflow and self._inflow.flooded) and self._take() is not None:
                 pass
@@ -207,15 +208,16 @@ class Connection:
         return NotAcceptedError(f"{self._address}: {reason}") if reason else self.unreachable("no ionn server there")
 
     def violation(self, what: str) -> ProtocolError:
-        """The error to raise when the server does what it must not."""
+        """The error to raise when the server breaks the protocol."""
         return ProtocolError(f"{self._address}: {what}")
 
     def unreachable(self, reason: str) -> ServerUnreachableError:
-        """The error to raise when this connection is of no more use."""
+        """The error to raise when this connection cannot be used any more."""
         return ServerUnreachableError(f"{self._address}: {reason}")
 
     def ask(self, message: Message, timeout_s: float, stopped: threading.Event | None = None) -> Message:
-        """Send a message and wait for the next. ServerUnreachableError if none comes in time or before `stopped`."""
+        """Send a message and return the next answer. Raises as `receive` does, and ServerUnreachableError if none comes
+        within `timeout_s`, or before `stopped` is set."""
         deadline = time.monotonic() + timeout_s
         self.send(message)
         while (left_s := deadline - time.monotonic()) > 0 and not (stopped and stopped.is_set()):
@@ -224,7 +226,7 @@ class Connection:
         raise self.unreachable(f"the server has not answered for {timeout_s:g} s")
 
     def hello(self, role: str, session: str, timeout_s: float, stopped: threading.Event | None = None) -> Welcome:
-        """Begin a session, or go on with one. Raises as `receive` and `ask` do, VersionError for another version of the
+        """Begin a session, or continue one. Raises as `ask` does, and VersionError for another version of the
         protocol."""
         try:
             answer = self.ask(Hello(PROTOCOL, role, session, CODECS), timeout_s, stopped)
@@ -250,10 +252,8 @@ class Connection:
 
 
 def ping(address: str, keys: ClientKeys | None = None, timeout_s: float = 2.0) -> Pong:
-    """Ask a server at tcp://HOST:PORT whether it lives and takes another session.
-
-    Raises as `Connection.receive` does.
-    """
+    """Ask a server at tcp://HOST:PORT whether it is alive and accepts another session. Raises as `Connection.ask`
+    does."""
     context: zmq.Context[Any] = zmq.Context()
     try:
         connection = Connection(context, address, keys)

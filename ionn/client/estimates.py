@@ -1,9 +1,10 @@
-"""What a client believes of its link, its server and itself, by what it has observed. No sockets and no clock here.
+"""A client's estimates of its link, its server and itself, from what it observes. No sockets and no clock here.
 
-Each belief is the quotient of two sums over what was observed lately, such as bytes and the time that they took. So it
-does not matter in which portions something is observed, and long observations count for more than short ones.
+Each number is the quotient of two sums over recent observations, such as bytes and the time that they took. So it does
+not matter in which portions something is observed, and long observations count for more than short ones.
 
-What is told of a belief stays until it has moved by more than a few percent: graphs and plans are made from it.
+The numbers in an Estimate stay until the quotients have moved by more than a few percent, because graphs and plans are
+made from them.
 """
 
 from __future__ import annotations
@@ -14,25 +15,24 @@ from typing import NamedTuple
 
 # How long a client waits for a server's first answers, by which it measures the link.
 ANSWER_S = 5.0
-# How long an observation counts, the last ones aside.
+# How long an observation counts. The last one counts until there is another.
 WINDOW_S = 2.0
-# What is observed within so long is one observation: of queries in a row, some thousands in WINDOW_S, each takes no
-# longer for that.
+# What is observed within so long is one observation, so that thousands of short queries in WINDOW_S do not make many.
 _TOGETHER_S = 0.05
-# By this factor a belief may move until another one is told.
+# The factor by which a quotient may move before the Estimate changes.
 TOLERANCE = 1.05
-# Where a link's rate, or what a time is measured to be a multiple of, cannot be told from nothing or from infinity.
+# The range of estimates. Beyond it, a link's rate or a factor is no different from none or from infinity.
 MBPS_MIN, MBPS_MAX = 0.01, 1e5
 FACTOR_MIN, FACTOR_MAX = 1e-3, 1e4
-# A shorter round trip is none.
+# A shorter round trip counts as none.
 RTT_MIN_MS = 0.1
-# Of the time that a query's transfers take, so much at least is for their bytes, whatever the round trip is.
+# The least share of the time of a query's transfers that counts for their bytes, however long the round trip is.
 _FOR_BYTES = 0.05
 
 
 class Estimate(NamedTuple):
-    """The rate of a link in each direction and its round-trip time; by which factors the server's and the client's
-    times are longer than their costs promise."""
+    """The rate of a link in each direction, its round-trip time, and the factors by which the times of the server and
+    of the client are longer than their costs predict."""
 
     mbps: float
     rtt_ms: float
@@ -41,13 +41,13 @@ class Estimate(NamedTuple):
 
 
 class _Quotient:
-    """The sum of the first numbers that were observed lately, divided by that of the second ones; `initial` before."""
+    """The sum of the dividends that were observed recently, divided by the sum of the divisors; at first `initial`."""
 
     def __init__(self, initial: float) -> None:
         self._initial = initial
-        # When each observation began, and the sums of its numbers.
+        # Of each observation: when it began, and the sums of its dividends and of its divisors.
         self._observed: deque[tuple[float, float, float]] = deque()
-        self._before = 0.0, 0.0  # the sums over all but the last one
+        self._before = 0.0, 0.0  # these two sums over all observations but the last
 
     def observe(self, now_s: float, dividend: float, divisor: float) -> None:
         if divisor <= 0:
@@ -70,16 +70,14 @@ class _Quotient:
         return (before + dividend) / (before_by + divisor)
 
     def _sum(self) -> None:
-        """Anew, so that no error of rounding stays."""
+        """Sum up again, so that no errors of rounding accumulate."""
         before = list(self._observed)[:-1]
         self._before = math.fsum(each[1] for each in before), math.fsum(each[2] for each in before)
 
 
 class Estimates:
-    """The beliefs of one session; `now_s` is when something was observed, on any clock that does not go back.
-
-    Before anything is observed, the link carries `mbps` without delay, and both sides are as their costs promise.
-    """
+    """The estimates of one session. `now_s` is when something was observed, by any clock that does not go back. Before
+    anything is observed, the link carries `mbps` without delay, and both sides take as long as their costs predict."""
 
     def __init__(self, mbps: float) -> None:
         self._mbps = _Quotient(mbps)
@@ -89,32 +87,32 @@ class Estimates:
         self._told = Estimate(mbps, 0.0)
 
     def observe_bytes(self, now_s: float, size_bytes: float, seconds: float) -> None:
-        """So many bytes crossed one way, which took all of the link for so long."""
+        """Observe bytes that crossed in one direction, and took all of the link for so many seconds."""
         self._mbps.observe(now_s, size_bytes * 8 / 1e6, seconds)
 
     def observe_transfers(self, now_s: float, size_bytes: float, seconds: float) -> None:
-        """So many bytes went up and came down, one after the other and alone, and were there after so long.
+        """Observe bytes that went up and then came down, alone on the link, within so many seconds.
 
-        The mean round trip is taken off: the least of several would not be misled by one that was measured late, but on
-        a link whose delay wanders it would make the rate look lower than it is.
+        The mean round trip is subtracted. The least one would not be misled by a round trip that was measured too long,
+        but on a link whose delay varies it would make the rate look lower than it is.
         """
         rtt_s = self._rtt_ms.value(now_s) / 1e3
         self.observe_bytes(now_s, size_bytes, max(seconds - rtt_s, _FOR_BYTES * seconds))
 
     def observe_round_trip(self, now_s: float, ms: float) -> None:
-        """A message without payload was answered at once."""
+        """Observe the time until a message without payload was answered."""
         self._rtt_ms.observe(now_s, ms, 1.0)
 
     def observe_server(self, now_s: float, measured_ms: float, promised_ms: float) -> None:
-        """The server took so long for what its costs promise to take so long."""
+        """Observe how long the server took for something, and how long it should take by its costs."""
         self._server.observe(now_s, measured_ms, promised_ms)
 
     def observe_client(self, now_s: float, measured_ms: float, promised_ms: float) -> None:
-        """As `observe_server`, of the client."""
+        """Observe the same for the client."""
         self._client.observe(now_s, measured_ms, promised_ms)
 
     def current(self, now_s: float) -> Estimate:
-        """What is believed now, within TOLERANCE."""
+        """The estimate that holds now, within TOLERANCE."""
         told, rtt_ms = self._told, self._rtt_ms.value(now_s)
         self._told = Estimate(
             _told(self._mbps.value(now_s), told.mbps, MBPS_MIN, MBPS_MAX),
@@ -126,6 +124,6 @@ class Estimates:
 
 
 def _told(value: float, told: float, least: float, most: float) -> float:
-    """What was told before while that is near enough, else the value, within its range."""
+    """The number that was told before if the value is within TOLERANCE of it, else the value, limited to its range."""
     value = min(max(value, least), most)
     return told if told / TOLERANCE <= value <= told * TOLERANCE else value

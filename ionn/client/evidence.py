@@ -1,4 +1,4 @@
-"""Evidence that a server gave a wrong result: files that only the user may read, and of which the oldest go first."""
+"""Evidence that a server gave a wrong result: files that only the user may read. New ones replace the oldest."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ionn.errors import InputError
 from ionn.files import locked, write_file
 from ionn.model.caffemodel import Floats
 
-# All evidence of a user together: no server fills a disk with it.
+# Bounds on all evidence of a user together, so that no server can fill a disk with it.
 FILES_MAX = 20
 BYTES_MAX = 200_000_000
-# A file's name begins with its time. One that was being written when its process was killed has a name that goes on.
+# A file's name begins with its time. A file whose writer was killed still ends with ".part".
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _NAME = re.compile(r"(\d{8}T\d{6}\.\d{6}Z)-[0-9a-f]{8}\.npz(\.part)?")
 
@@ -33,10 +33,10 @@ def evidence_folder() -> Path:
 
 
 def keep_evidence(report: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Path:
-    """Write what was sent, answered and computed, and a report on it; its path.
+    """Write a file of what was sent, answered and computed, with a report. Returns its path.
 
-    The file is numpy's .npz: `arrays` by their names, and `report`, the text of a JSON object, which gets the `time`.
-    Raises InputError where it cannot be written, or there is no home folder.
+    It is a .npz file of numpy. It has the `arrays` by their names, and `report` as the text of a JSON object, to which
+    the `time` is added. Raises InputError if it cannot be written, or if there is no home folder.
     """
     try:
         folder = evidence_folder()
@@ -58,7 +58,7 @@ def keep_evidence(report: Mapping[str, Any], arrays: Mapping[str, Floats]) -> Pa
 
 
 def _make_room(folder: Path, size: int, now: str) -> None:
-    """Remove the oldest files until one of so many bytes fits; before them those of a clock that was ahead."""
+    """Remove the oldest files until one of `size` bytes fits; before them, those with a time in the future."""
     found = ((_NAME.fullmatch(path.name), path, path.lstat()) for path in folder.iterdir())
     files = [
         (match[1], path, status.st_size) for match, path, status in found if match and stat.S_ISREG(status.st_mode)

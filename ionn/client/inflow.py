@@ -1,9 +1,9 @@
-"""What a server sends that nobody takes.
+"""A bound on what a server sends and nobody takes.
 
 ZeroMQ bounds a frame, and how many messages wait to be received, but not how many frames a message has: a server that
 never ends a message could have its client hold any number of bytes. The system knows how many bytes came by a
-connection, and the client how many of them it took. A connection by which more came than the client can be waiting for
-is cut. Linux only (TCP_INFO, epoll).
+connection, and the client knows how many of them it took. If more came than the client can be waiting for, the
+connection is shut down. Linux only (TCP_INFO, epoll).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import struct
 import threading
 import time
 
-# What a peer may send unasked for: a few small answers that are under way. Of empty frames, for which ZeroMQ needs
-# 32 times as much memory as they have bytes, this is 8 MB.
+# What may come beyond the expected bytes: a few small answers. Empty frames of so many bytes take 8 MB of memory, since
+# ZeroMQ needs 32 times as much for them.
 SLACK_BYTES = 256 * 1024
 
-# Between two looks at connections by which bytes come: loopback carries some 10 MB meanwhile.
+# The time between two checks of connections by which bytes come. Loopback carries some 10 MB in it.
 _INTERVAL_S = 0.005
 # More than what ZMTP and CURVE add to a frame (9 and 33 bytes).
 _FRAME_OVERHEAD_BYTES = 64
@@ -30,10 +30,10 @@ _TCP_INFO_BYTES = 136
 
 
 class Inflow:
-    """The bytes that came by one TCP connection, given by its `descriptor`, and were not taken yet.
+    """The bytes that came by the TCP connection of a `descriptor`, and have not been taken yet.
 
-    When they are more than `expected_bytes` and SLACK_BYTES, the connection is shut down, and `flooded` is set. Close
-    it with the connection. Raises OSError where the descriptor is no connection any more.
+    If they exceed `expected_bytes` + SLACK_BYTES, the connection is shut down, and `flooded` is set. Close it with the
+    connection. Raises OSError if the descriptor is no longer a connection.
     """
 
     def __init__(self, descriptor: int, expected_bytes: int) -> None:
@@ -41,7 +41,7 @@ class Inflow:
         self.flooded = False
         self._taken_bytes = 0
         self._lock = threading.Lock()
-        # ZeroMQ may close its own at any time, and the number may be another connection's then.
+        # A duplicate, because ZeroMQ may close its own descriptor, whose number may then be another connection's.
         self._connection = socket.socket(fileno=os.dup(descriptor))
         try:
             self._received_bytes()
@@ -54,7 +54,7 @@ class Inflow:
         return self._connection.fileno()
 
     def _received_bytes(self) -> int:
-        """How many bytes came by the connection; 0 where the system does not count them: in qemu's user mode."""
+        """How many bytes came by the connection; 0 if the system does not count them, as in qemu's user mode."""
         info = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         if len(info) < _TCP_INFO_BYTES:
             return 0
@@ -62,13 +62,13 @@ class Inflow:
         return int(received)
 
     def take(self, size: int, frames: int) -> None:
-        """A message of so many bytes and frames was received."""
+        """Note that a message of so many bytes and frames was received."""
         with self._lock:
             taken = self._taken_bytes + size + _FRAME_OVERHEAD_BYTES * frames
             self._taken_bytes = min(taken, self._received_bytes())
 
     def check(self) -> None:
-        """Cut the connection if too much came."""
+        """Shut the connection down if too much came."""
         with self._lock, contextlib.suppress(OSError):  # it may have been closed
             if self._received_bytes() - self._taken_bytes > self.expected_bytes + SLACK_BYTES:
                 self.flooded = True
@@ -80,7 +80,7 @@ class Inflow:
 
 
 class _Watch:
-    """A thread that sleeps until bytes come by one of the connections, and checks them then."""
+    """A thread that waits until bytes come by some of the connections, and then checks these."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

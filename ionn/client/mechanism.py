@@ -1,4 +1,4 @@
-"""Whether a server has keys, which ZeroMQ does not tell its clients."""
+"""Whether a server has keys, which ZeroMQ does not tell a client."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 
 from ionn.address import parse_address
 
-# The first bytes of every ZMTP 3 connection, and how many follow them; then the mechanism's name is known.
+# How every connection of ZMTP 3 begins, and the size of its whole greeting, in which the mechanism's name is.
 _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
 _GREETING_BYTES = 64
 
 
 def mechanism_of(address: str, timeout_s: float = 2.0) -> str:
-    """ "CURVE" if a live server at tcp://HOST:PORT has keys, "NULL" if it has none, empty if there is none within
-    `timeout_s`.
+    """ "CURVE" if a live server at tcp://HOST:PORT has keys, "NULL" if it has none, and empty if no server greets
+    within `timeout_s`.
 
-    ZeroMQ itself does not tell a wrong key from a dead server, because a server closes the connection of a client that
-    it does not understand without a word.
+    ZeroMQ itself does not tell a wrong key from a dead server: a server silently closes the connection of a client that
+    it does not understand.
     """
     deadline = time.monotonic() + timeout_s
     for mechanism in ("CURVE", "NULL"):
@@ -28,8 +28,7 @@ def mechanism_of(address: str, timeout_s: float = 2.0) -> str:
 
 
 def _greeting(address: tuple[str, int], mechanism: str, deadline: float) -> bytes:
-    """Return what a server greets a client of some mechanism with; less than _GREETING_BYTES if that is not there in
-    time."""
+    """Return a server's greeting for a client of some mechanism, or as much of it as comes in time."""
     greeting = b""
     with (
         contextlib.suppress(OSError, ValueError),  # ValueError: the time is over

@@ -354,7 +354,7 @@ def _restrain(limits: Limits, sandboxed: bool, store: StoreAccess | None) -> Non
     all_bytes, data_bytes = (pages[at] * resource.getpagesize() + int(limits.memory_mb * 1e6) for at in (0, 5))
     for limit, most in (
         (resource.RLIMIT_DATA, data_bytes if store is None else data_bytes + ACCESS_BYTES),
-        # All addresses: RLIMIT_DATA does not count memory that is only reserved.
+        # All addresses, with those that allocators reserve and RLIMIT_DATA does not count.
         (resource.RLIMIT_AS, all_bytes + _RESERVED_BYTES),
         # Files in memory, which RLIMIT_DATA does not count either: one for each net that is being built.
         (resource.RLIMIT_FSIZE, _FILE_PER_HEADER * int(limits.header_kb * 1e3)),
