@@ -1,4 +1,4 @@
-"""Queries over both sides: stages run here, at the server, or with some of their channels at each."""
+"""Queries over both sides: each stage runs at the client, at the server, or with some of its channels at each."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from ionn.planning.graph import ExecutionGraph, Leg
 from ionn.records import Segment
 
 _FLOAT_BYTES = 4
-# What passes between a query's begin and its route, if it waits for nothing.
+# A shorter time between a query's begin and its route is no wait.
 _WAITED_S_MIN = 0.01
 
 
 @dataclass(frozen=True)
 class Execution:
-    """The result of a query: the network's outputs, which nobody else writes to, and how they came about.
+    """The result of a query: copies of the network's outputs, and how they were computed.
 
-    `overruns` and `overrun_ms` are those of a paced client. `fallback`: the server was lost, or failed meanwhile, and
-    the client completed the query alone. `audited`: what the server answered was computed again here, too.
-    `feature_bytes` are what crossed the link for it, as it was before coding, and `feature_wire_bytes` as it was sent.
+    `overruns` and `overrun_ms` are those of a paced client. `fallback`: the server was lost, failed or was late, and
+    the client completed the query alone. `audited`: the server's answers were computed again at the client.
+    `feature_bytes` crossed the link for the query, counted before coding; `feature_wire_bytes` are counted as sent.
     """
 
     outputs: list[Floats]
@@ -51,8 +51,8 @@ class Execution:
 
 @dataclass
 class _Progress:
-    """How far a query has come, seen from the client: `outputs` of the stage before `position` are there, and of the
-    stage at `position` perhaps a `share` of the channels."""
+    """How far a query has come at the client: it has the `outputs` of the stage before `position`, and perhaps a
+    `share` of the channels of the stage at `position`."""
 
     outputs: list[Floats]
     position: int = 0
@@ -73,7 +73,7 @@ class _Progress:
         self.overrun_ms += paced.overrun_ms
 
     def count_crossed(self, exchange: Exchange) -> None:
-        """Add what crossed the link in an exchange, and how its coding kept its pace."""
+        """Add the bytes that crossed the link in an exchange, and the overruns of its coding."""
         self.feature_bytes += exchange.raw_bytes
         self.feature_wire_bytes += exchange.wire_bytes
         for paced in exchange.paced:
@@ -82,8 +82,8 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Trip:
-    """Legs of a query that belong together: one at the client, or those between which data stays at the server, which
-    take `expected_ms` and whose answers have `results_bytes` at most."""
+    """Adjacent legs of a query: one at the client, or several between which data stays at the server. Those at the
+    server take `expected_ms`, and their answers have `results_bytes` at most."""
 
     legs: Sequence[Leg]
     expected_ms: float
@@ -93,19 +93,19 @@ class _Trip:
 class QueryExecutor:
     """Runs queries of a network whose partitions are arriving at a server.
 
-    Each takes the fastest path through the stages of `graph` that are there when it starts. `pieces[i]` are what the
-    client uploads as its i-th partition, and `sliced` the stages that go in slices. `net` is the client's own copy of
-    the network. `layer_ms` (layers,) is the pace of its layers, or None to run them as fast as this machine does.
-    On the wall, times are `dilation` times as long as the graph's.
+    Each takes the fastest path of `graph` through the stages that are uploaded when it starts. `pieces[i]` are what the
+    client uploads as its i-th partition, and `sliced` the stages that are uploaded in slices. `net` is the client's own
+    copy of the network. `layer_ms` (layers,) is the pace of its layers, or None to run them as fast as this machine
+    does. By the wall clock, times are `dilation` times as long as the graph's.
 
-    With `measuring`, each takes the route that the `router` gives it by what is believed of link and server. It is
-    completed here where the server is late, and runs here until the late answer has come. `before_query` is called when
-    a query begins, with `computing` held; it must not take long.
+    With `measuring`, each query takes the route that the `router` finds by the estimates. If the server is late, the
+    client completes the query, and runs all queries until the late answer has come. `before_query` is called when a
+    query begins, with `computing` held; it must not take long.
 
-    All stages run here where there is no `client`, and while its server is lost. A query that the server fails is
-    completed here. A server that `auditor` finds to be wrong is left for good, and the query runs here as a whole. Any
-    number of threads may ask; their queries are computed one after another. Whoever else uses `net` holds `computing`
-    meanwhile.
+    Without a `client`, and while its server is lost, all stages run here. If the server fails a query, the client
+    completes it. If the `auditor` finds a wrong result, the server is never used again, and the whole query runs here.
+    Any number of threads may ask; their queries are computed one after another. Other users of `net` must hold
+    `computing` meanwhile.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class QueryExecutor:
         self.before_query: Callable[[], None] = lambda: None
         self.computing = net.lock
         first, *others = network.layers[network.stages[0].first_layer : network.stages[0].last_layer + 1]
-        self._only_takes = first.type == "Input" and not others  # the first stage
+        self._only_takes = first.type == "Input" and not others  # the first stage computes nothing
         # How often each stage ran at each side, and how long in all, for `measured_ms`.
         self._observed = {where: [(0, 0.0)] * len(network.stages) for where in ("client", "server")}
         self.silence_s = (client.timeouts if client else Timeouts()).query_s
@@ -145,8 +145,8 @@ class QueryExecutor:
         sliced: Mapping[int, SlicedStage],
         router: Router | None = None,
     ) -> None:
-        """Go by another plan, of which nothing is uploaded yet but what was there before. Called while holding
-        `computing`. With a `router`, the `graph` is that of the costs that are promised."""
+        """Use another plan, of which no more is uploaded yet than of the plan before. Called while holding `computing`.
+        With a `router`, the `graph` is that of the costs, without the estimates' factors."""
         self._graph = self._promised = graph
         self._pieces, self._sliced, self.router = pieces, sliced, router
         self._fastest: tuple[int, list[_Trip], dict[int, int]] | None = None
@@ -157,7 +157,7 @@ class QueryExecutor:
             lost = self._client is not None and self._client.fault is not None
             query = _Progress([data])
             self._execute(query)
-            # They may be the net's own memory, which an audit needs, and others do as soon as the lock is free.
+            # They may be the net's own memory, which an audit needs, and other threads when the lock is free.
             outputs = [output.copy() for output in query.outputs]
             audited = False
             if self._auditor is not None:
@@ -177,7 +177,7 @@ class QueryExecutor:
         )  # fmt: skip
 
     def measured_ms(self, where: str) -> dict[int, float]:
-        """The mean time in ms that each stage took at "client" or "server" in these queries, where it ran there."""
+        """The mean time in ms that each stage took at the "client" or the "server", for the stages that ran there."""
         observed = enumerate(self._observed[where])
         return {stage: total_ms / count for stage, (count, total_ms) in observed if count}
 
@@ -213,8 +213,8 @@ class QueryExecutor:
         return [piece for pieces in self._pieces[: self._ready()] for piece in pieces]
 
     def _fastest_trips(self) -> tuple[list[_Trip], dict[int, int]]:
-        """The fastest path through what is uploaded, and how many channels of each stage that is cut are. It is found
-        once for as many partitions: queries wait for it."""
+        """The fastest path through what is uploaded, and how many channels of each sliced stage are uploaded. It is
+        found once for each number of partitions, because queries wait for it."""
         ready = self._ready()
         if self._fastest is None or self._fastest[0] != ready:
             uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
@@ -237,7 +237,7 @@ class QueryExecutor:
         ]  # fmt: skip
 
     def _wait(self, measuring: Measuring, router: Router, client: Client) -> list[Piece]:
-        """Wait for partitions that come so soon that the query ends earlier; what it may use."""
+        """Wait for partitions that will be ready so soon that the query ends earlier. Returns what it may use then."""
         if client.is_late:
             return []
         upload, uploaded = client.upload, self._uploaded()
@@ -264,7 +264,8 @@ class QueryExecutor:
         channels: Mapping[int, int],
         late_s: Callable[[int], float | None] = lambda stage: None,
     ) -> None:
-        """Run legs one after another. `late_s` is when the data that went to the server before a stage is late."""
+        """Run legs one after another. `late_s` gives the time at which data that went to the server before a stage is
+        late."""
         for trip in trips:
             first = trip.legs[0]
             if first.where == "client":
@@ -280,7 +281,7 @@ class QueryExecutor:
         """Run the stages up to `last` at the client."""
         first = query.position
         began = time.perf_counter()
-        if last == 0 and self._only_takes and self._layer_ms is None:  # it hands on what it is given
+        if last == 0 and self._only_takes and self._layer_ms is None:  # its output is its input
             query.segments.append(self._segment("client", 0, 0, (0.0,), began))
             query.reach(0, query.outputs)
             return
@@ -302,14 +303,14 @@ class QueryExecutor:
     def _run_there(
         self, query: _Progress, trip: _Trip, channels: Mapping[int, int], late_s: float | None = None
     ) -> None:
-        """Run legs between which data is at the server, from the client's data and back to it.
+        """Run legs between which data stays at the server, from data at the client to data at the client.
 
-        What does not wait for the client's channels is sent ahead, so that the server need not wait for it.
+        Messages that do not depend on the client's channels are sent ahead, so that the server need not wait for them.
         """
         assert self._client is not None
         legs = trip.legs
         deadline_s = Timeouts(query_s=self.silence_s).deadline_s(trip.expected_ms * self._dilation)
-        if late_s is not None:  # which comes first
+        if late_s is not None:  # being late must come first
             deadline_s = max(deadline_s, late_s - time.monotonic() + self.silence_s)
         done = self._observer(legs, channels)
         try:
@@ -318,7 +319,7 @@ class QueryExecutor:
                     self._exchange(exchange, query, legs, channels)
                 finally:
                     query.count_crossed(exchange)
-        except LateError:  # whoever takes the answer says so
+        except LateError:  # whoever takes the late answer calls `done`
             raise
         except BaseException:
             done(None)
@@ -326,7 +327,7 @@ class QueryExecutor:
         done(exchange)
 
     def _observer(self, legs: Sequence[Leg], channels: Mapping[int, int]) -> Callable[[Exchange | None], None]:
-        """What is to be called when these legs' answers have come, or, with None, never will."""
+        """The function to call when the answers to these legs have come or, with None, when they never will."""
         measuring, began = self._measuring, time.monotonic()
         if measuring is None:
             return lambda exchange: None
@@ -338,7 +339,7 @@ class QueryExecutor:
             else:
                 promised_ms += float(promised.server_ms[leg.first : leg.last + 1].sum())
                 coding_ms += graph.transfer(leg.first, UP).decode_ms + graph.transfer(leg.last + 1, DOWN).encode_ms
-        # Beside a stage at both sides the client computes, so that its transfers are not all that takes time.
+        # Beside a stage at both sides the client computes, so its time is not that of transfers only.
         alone = measuring.asked() and all(leg.where == "server" for leg in legs)
 
         def done(exchange: Exchange | None) -> None:
@@ -369,7 +370,7 @@ class QueryExecutor:
         sent = send(legs[0], data)
         for leg, following in zip(legs, (*legs[1:], None), strict=True):
             share_ms, joined = 0.0, None
-            # The client's channels of a stage at both need its input, wherever it is needed too.
+            # If the next stage is at both sides, the client needs its input, even if the server has it.
             down = following is not None and following.where == "both"
             if leg.where == "both":
                 share_ms = self._run_share(query, channels[leg.first])
@@ -399,7 +400,7 @@ class QueryExecutor:
             began = time.perf_counter()
 
     def _coding(self, boundary: int, direction: str, share: float = 1.0) -> Coding | None:
-        """How a share of the blob at a boundary is coded on its way, None where it goes raw."""
+        """How a share of the blob at a boundary is coded in a direction; None if it goes raw."""
         if not self._graph.is_coded(boundary, direction):
             return None
         transfer = self._graph.transfer(boundary, direction).part(share)
@@ -410,7 +411,8 @@ class QueryExecutor:
         return Wanted(shapes, self._coding(leg.last + 1, DOWN, share))
 
     def _run_share(self, query: _Progress, begin: int, end: int | None = None) -> float:
-        """Run channels `begin`..`end` (by default the last) of the next stage at the client; how long that took."""
+        """Run channels `begin`..`end` (not included; by default all others) of the next stage at the client. Returns
+        how long that took, in ms."""
         stage = query.position
         sliced = self._sliced[stage]
         end = sliced.channels if end is None else end
@@ -428,7 +430,7 @@ class QueryExecutor:
         return sum(paced.layer_ms)
 
     def _complete(self, query: _Progress, channels: Mapping[int, int]) -> None:
-        """The server failed, or is late: complete the query at the client, from the last data that is here."""
+        """Complete a query at the client, from the last data here, because the server failed or is late."""
         query.failed = True
         if query.share:
             stage = query.position
@@ -448,14 +450,15 @@ class QueryExecutor:
         return float(expected_ms)
 
     def _results_bytes(self, legs: Sequence[Leg], channels: Mapping[int, int]) -> int:
-        """The most that their results can have: a stage at both may have its whole output joined too."""
+        """The most bytes that the results of legs can have. A stage at both sides may also have its whole output
+        joined."""
         stages = self._network.stages
         shapes = [shape for leg in legs for shape in self._shapes(leg, channels)]
         shapes += [shape for leg in legs if leg.where == "both" for shape in stages[leg.last].output_shapes]
         return _FLOAT_BYTES * sum(map(math.prod, shapes))
 
     def _shapes(self, leg: Leg, channels: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes of the outputs that a leg's message brings to the client."""
+        """Return the shapes of the outputs that the answer to a leg's message has."""
         shapes = self._network.stages[leg.last].output_shapes
         if leg.where == "server":
             return shapes

@@ -1,4 +1,4 @@
-"""What a client does for one network: plan what to upload to a server, upload it, and run queries meanwhile."""
+"""A network at a client with a server: plan what to upload, upload it, and run queries meanwhile."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from ionn.protocol.messages import DIGESTS_MAX, Welcome
 from ionn.protocol.sender import Upload, chunk_bytes_of, takes
 from ionn.records import PartitionRecord
 
-# How often whoever waits for a partition is told how far the upload is.
+# How often progress is reported to a caller that waits for a partition.
 PROGRESS_S = 0.2
-# The part of its time in which a client that measures makes plans again.
+# The share of its time in which a client that measures plans again.
 _PLANNING_SHARE = 1 / 50
 # How long a lost server may stay away before the upload counts as ended.
 GIVE_UP_S = 20.0
@@ -52,8 +52,9 @@ GIVE_UP_S = 20.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with what it uploads, and the client's nets for its slices. For a client that measures, `estimate` is what
-    was believed then, and the `router` has graphs of what is believed later; `graph` is that of what is promised."""
+    """A plan with the `partitions` that it uploads and the client's nets for its slices (`sliced`). For a client that
+    measures, `estimate` is what the plan was made for, the `router` makes graphs for later estimates, and `graph` is
+    that of the costs, without the estimates' factors."""
 
     graph: ExecutionGraph
     plan: Plan
@@ -64,18 +65,21 @@ class Prepared:
     router: Router | None = None
 
 
-# Prepares what follows the first pieces of a plan, for what is believed now; None where the plan has to stay.
+# Given the partitions (as pieces) that have begun and those that have not, prepares others in place of the latter, for
+# the present estimate; None if the plan has to stay.
 PrepareRest = Callable[[Sequence[Sequence[Piece]], Sequence[Sequence[Piece]]], Prepared | None]
 
 
 class Offloading:
-    """A network at this client, and perhaps a server that takes over its stages as they arrive there.
+    """A network at this client, and perhaps a server that runs stages of it as they arrive there. Close it when done.
 
-    `executor` runs its queries. `partitions` are uploaded in order, `pieces[i]` being what `partitions[i]` has; the
+    `executor` runs queries. `partitions` are uploaded in order, and `pieces[i]` are the pieces of `partitions[i]`; the
     other arguments are the executor's. Without partitions, `prepare` makes them when the server's costs are known.
-    `fault` is why there is no client. `plan` and `server`, the costs that it was made with, are known where
-    `open_offloading` made it. With `measuring`, what has not begun is prepared again by `prepare_rest` when another
-    estimate holds, in a thread of its own, and the plan is the order that is carried out. Close it when done.
+    `fault` is why there is no client. `plan`, and the costs `server` with which it was made, are known if
+    `open_offloading` made this.
+
+    With `measuring`, partitions that have not begun are prepared again by `prepare_rest` when another estimate holds,
+    in a thread of its own, and `plan` is the order that is carried out.
     """
 
     def __init__(
@@ -110,28 +114,28 @@ class Offloading:
         self._pieces = pieces
         self._prepare = prepare
         self._prepare_rest = prepare_rest
-        self._estimate: Estimate | None = None  # that the plan is made for
+        self._estimate: Estimate | None = None  # the one for which the plan was made
         self._estimate_changed, self._closed = threading.Event(), threading.Event()
         self._planning: threading.Thread | None = None
-        self._rest: tuple[int, Prepared] | None = None  # for what follows so many partitions
-        self._is_told = False  # that a planner fails
+        self._rest: tuple[int, Prepared] | None = None  # what is to follow the first so many partitions
+        self._is_told = False  # whether the user was told that a planner fails
         self._fault = fault
         layer = unsteady_layer(network)
         self._unsteady = "" if layer is None else layer.type
 
     @property
     def upload(self) -> Upload | None:
-        """The upload that is under way or has ended, if there is one."""
+        """Return the upload that is under way or has ended, if there is one."""
         return self._client.upload if self._client is not None else None
 
     @property
     def planned(self) -> bool:
-        """Tell whether there is a plan: not before a server's costs are known."""
+        """Tell whether there is a plan, which needs the server's costs."""
         return self._client is None or self._prepare is None or self.upload is not None
 
     @property
     def total_bytes(self) -> int:
-        """The bytes of all partitions."""
+        """Return the bytes of all partitions' caffemodels."""
         return sum(partition.caffemodel.size for partition in self._partitions)
 
     @property
@@ -140,18 +144,18 @@ class Offloading:
 
     @property
     def fault(self) -> Exception | None:
-        """Why the server is lost, or why it did not take the whole upload."""
+        """Return why the server is lost, or why the upload ended early; None if neither is the case."""
         if self._client is None:
             return self._fault
         return self._client.fault or (self.upload.error if self.upload else None)
 
     @property
     def output_check(self) -> OutputCheck:
-        """How outputs are compared with those of the client alone, by the servers that took part so far."""
+        """Return how outputs are compared with those of the client alone, given the servers so far."""
         return OutputCheck(numerics(), self._client.numerics if self._client is not None else (), self._unsteady)
 
     def start_upload(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        """Begin to upload, in the background; `now_s` is the clock of the records. Once."""
+        """Begin to upload, in the background; `now_s` is the clock of the records. To be called once."""
         if self._client is None:
             return
         if self.measuring is not None:
@@ -165,7 +169,7 @@ class Offloading:
             self._client.start_upload(self._partitions, now_s)
 
     def _plan_for(self, costs: dict[str, Any]) -> Sequence[ExtractedPartition]:
-        """The partitions for a server with these costs, which is now known."""
+        """The partitions for a server that has sent these costs."""
         assert self._prepare is not None
         prepared = self._prepare(costs)
         with self.executor.computing:
@@ -173,7 +177,7 @@ class Offloading:
         return self._partitions
 
     def adopt(self, prepared: Prepared) -> None:
-        """Go by another plan, of which nothing is uploaded yet. Called while nobody else uses the net."""
+        """Use another plan, of which nothing is uploaded yet. To be called while nobody else uses the net."""
         self.graph, self.plan, self.server = prepared.graph, prepared.plan, prepared.server
         self._partitions = prepared.partitions
         self._pieces = prepared.plan.uploads
@@ -183,17 +187,18 @@ class Offloading:
     # --- Planning again, in a thread of its own beside queries and upload ---------------------------------------------
 
     def _look(self) -> None:
-        """Have the thread plan again if another estimate holds by now."""
+        """Have the thread plan again if another estimate holds than that of the plan."""
         if self.measuring is not None and self.measuring.current() != self._estimate:
             self._estimate_changed.set()
 
     def _before_query(self) -> None:
-        """Called while holding `computing`, for which the thread might wait for ever beside queries in a row."""
+        """Adopt a new plan before a query, while holding `computing`. The thread itself may never get hold of that
+        beside queries without a pause."""
         self._adopt_rest()
         self._look()
 
     def _keep_planning(self) -> None:
-        """Plan again whenever another estimate holds, in _PLANNING_SHARE of the time at most."""
+        """Plan again whenever another estimate holds, for _PLANNING_SHARE of the time at most."""
         pause_s = 0.0
         while not self._closed.wait(pause_s):
             self._estimate_changed.wait()
@@ -205,16 +210,16 @@ class Offloading:
             pause_s = (time.monotonic() - began_s) / _PLANNING_SHARE
 
     def _plan_again(self) -> None:
-        """Prepare for what is believed now what has not begun yet."""
+        """Prepare the partitions that have not begun again, for the present estimate."""
         upload = self.upload
         if self._prepare_rest is None or self.measuring is None or upload is None or self._closed.is_set():
             return
         estimate, begun = self.measuring.current(), upload.begun
         try:
             rest = None
-            if self.plan is None or not self.plan.held:  # else it does not follow what is believed
+            if self.plan is None or not self.plan.held:  # else the plan depends on no estimate
                 rest = self._prepare_rest(self._pieces[:begun], self._pieces[begun:])
-        except InputError as error:  # of a planner of the user's own, which made the first plan
+        except InputError as error:  # a planner of the user's own fails, which made the first plan
             rest = None
             if not self._is_told:
                 print(f"ionn: {error}; what it planned before stays", file=sys.stderr)
@@ -225,7 +230,7 @@ class Offloading:
             self._rest = begun, rest
 
     def _adopt_rest(self) -> None:
-        """Upload what was prepared again, unless something else has begun meanwhile. Called while holding
+        """Upload what was prepared again, unless another partition has begun meanwhile. Called while holding
         `computing`."""
         upload = self.upload
         if self._rest is None or self._client is None or upload is None or self.plan is None:
@@ -243,15 +248,15 @@ class Offloading:
         self._estimate = rest.estimate
 
     def close(self) -> None:
-        """Plan no more. A planner that is at work ends first."""
+        """Stop planning. Waits for a planner that is at work."""
         self._closed.set()
         self._estimate_changed.set()
         if self._planning is not None:
             self._planning.join()
 
     def wait_for_first_partition(self, on_progress: Callable[[], None] = lambda: None) -> None:
-        """Return when the first partition is ready, or when nobody knows when it will be; at once if the client
-        measures, since each query itself waits if that pays."""
+        """Wait until the first partition is ready, or until the upload has ended or the server is lost. Returns at once
+        if the client measures, since each query then waits by itself if that makes it faster."""
         upload = None if self.measuring is not None else self.upload
         while upload is not None and not upload.ended and self.fault is None:
             if upload.wait_ready(1, timeout_s=PROGRESS_S):
@@ -259,8 +264,7 @@ class Offloading:
             on_progress()
 
     def uploaded(self, give_up_s: float = GIVE_UP_S) -> bool:
-        """Tell whether nothing more will arrive: all partitions are usable, or the server has been lost for
-        `give_up_s`."""
+        """Tell whether nothing more will arrive: the upload has ended, or the server has been lost for `give_up_s`."""
         if self._client is None:
             return True
         upload = self.upload
@@ -269,11 +273,11 @@ class Offloading:
         return self._client.fault is not None and time.monotonic() - self._client.lost_s > give_up_s
 
     def wait_stored(self, timeout_s: float) -> bool:
-        """Wait until a server that keeps weights has stored those that were uploaded; whether it has."""
+        """Wait until a server with a store has stored the weights that were uploaded; whether it has."""
         return self._client is not None and self._client.wait_stored(timeout_s)
 
     def records(self) -> list[PartitionRecord]:
-        """Return what was uploaded, in the order of the plan."""
+        """Return the records of what was uploaded, in the order of the plan."""
         if self.upload is None:
             return []
         stages = self.network.stages
@@ -300,17 +304,19 @@ def open_offloading(
     auditor: Auditor | None = None,
     yields: bool = False,
 ) -> Iterator[Offloading]:
-    """Connect to a server, and plan with the costs that it sends, or with those of `there`.
+    """Connect to a server, and plan with the costs that it sends, or with the costs `there`.
 
     `net` is the network at this client, which is a device with the costs `here`, or is `paced` to them. The link
-    carries `mbps`, or is measured if that is None, and plans and routes follow what is believed. `coding` says what may
-    be coded on it; client and link are slowed down by `dilation`. `auditor` checks what the server answers.
-    `weights_file` is the caffemodel of the net: if there is a sidecar beside it, weights are coded, and those that the
-    server's store has are not sent. An upload that `yields` waits while a query is at the server.
+    carries `mbps`; if that is None, it is measured, and plans and routes follow the estimates. `coding` says what may
+    be coded on the link. Client and link are slowed down by `dilation`. `auditor` checks the server's answers.
+    `weights_file` is the caffemodel of the net: if there is a sidecar beside it, weights are coded (with the coding
+    "lossless"), and those that the server's store has are not sent. An upload that `yields` holds weights back while a
+    query is at the server.
 
-    It works without a server too, and has nothing to upload then. If the server `may_be_lost` from the beginning, it is
-    looked for again, and planned for when it sends its costs. Raises InputError where the server sends none, and
-    NotAcceptedError where it does not take the keys, or the `auditor` does not take it.
+    If no server answers, the context works without one, and uploads nothing. If the server `may_be_lost` from the
+    beginning, the client looks for it again, and plans when it sends its costs. Raises InputError if the server sends
+    no costs and none are given, and NotAcceptedError if it does not accept the keys, or the `auditor` does not accept
+    it.
     """
     get_planner(algorithm)
     coded: CodedFrames = {}
@@ -318,13 +324,13 @@ def open_offloading(
     client: Client | None = None
 
     measuring = Measuring(dilation) if mbps is None else None
-    inexact: set[int] = set()  # stages whose slices are not bit for bit the whole here
-    exact: set[tuple[Piece, ...]] = set()  # all slices of a stage, which are
+    inexact: set[int] = set()  # stages whose slices do not make the same bits as the whole here
+    exact: set[tuple[Piece, ...]] = set()  # slices of a stage that do
     wire_bytes: dict[tuple[tuple[str, ...], int] | None, list[int]] = {}
 
     def coded_bytes(welcome: Welcome | None) -> list[int]:
-        """What the weights of each stage have on the way to a server that takes some frames. Counted once for a
-        server: graphs are made while queries wait."""
+        """The wire bytes of each stage's weights for a server that takes some coded frames. Counted once for a server,
+        because graphs are made while queries wait."""
         taken = None if welcome is None else (welcome.codecs, chunk_bytes_of(welcome))
         if taken not in wire_bytes:
             frames = {
@@ -357,8 +363,8 @@ def open_offloading(
         router: Router | None = None,
         former: Sequence[Sequence[Piece]] | None = None,
     ) -> Prepared | None:
-        """A plan of what follows the partitions that have `begun`; None where that is what the `former` one had, or
-        where a stage that has begun in slices would have to go on in some that are not exact."""
+        """A plan of what follows the partitions that have `begun`. None if the `former` plan had the same, or if a
+        stage that has begun in slices would need slices that are not exact."""
         estimate, held = believed(), [piece for pieces in begun for piece in pieces]
         while True:
             graph = graph_with(server, estimate).holding(held)
@@ -395,8 +401,8 @@ def open_offloading(
         return prepared(offloading.server, begun, offloading.executor.router, former)
 
     def prepare(sent: dict[str, Any]) -> Prepared:
-        """Prepare for a server that sends its costs. InputError if it sends none, ProtocolError if they are none, or
-        not of this network."""
+        """Prepare for a server that has sent these costs. Raises InputError if it sent none, and ProtocolError for
+        invalid costs, or costs of another network."""
         if not sent:
             raise InputError(
                 f"{address}: the server sends no cost model; start it with 'ionn serve --costs FILE' "
@@ -415,8 +421,8 @@ def open_offloading(
                 if sidecar := open_sidecar(weights_file, network, net.weights()):
                     stack.enter_context(sidecar)
                     coded = sidecar.frames if coding == LOSSLESS else {}
-                    weight_pieces = sidecar.pieces[:DIGESTS_MAX]  # servers are asked of no more
-            except InputError as error:  # of no harm: weights go raw
+                    weight_pieces = sidecar.pieces[:DIGESTS_MAX]  # a server may be asked for no more
+            except InputError as error:  # this does no harm: weights are sent raw
                 print(f"ionn: {error}", file=sys.stderr)
         fault: Exception | None = None
         ready: Prepared | None = None
@@ -431,13 +437,13 @@ def open_offloading(
                 ready = first(Scaled(there, dilation))
             elif client.fault is None:
                 ready = prepare(client.costs)
-        except NotAcceptedError:  # which waiting does not mend
+        except NotAcceptedError:  # waiting does not help
             raise
         except FAULTS as error:
             client, fault = None, error
         known = ready is not None
         if ready is None:
-            graph = graph_with(here, believed())  # of no effect: nothing is uploaded
+            graph = graph_with(here, believed())  # the server's costs have no effect: nothing is uploaded
             ready = Prepared(graph, empty_plan(network, graph, algorithm, believed().mbps), here, (), {})
         pace_ms = (here.layer_ms(network) * dilation).tolist() if paced else None
         offloading = Offloading(
@@ -451,7 +457,7 @@ def open_offloading(
 
 
 def _stored(pieces: Sequence[WeightPiece], digests: Set[str], cut: Set[int]) -> list[StoredPiece]:
-    """The weight pieces that a server's store has, by their digests; `cut` are the stages that can be cut."""
+    """The weight pieces that a server's store has, by their digests; `cut` are the stages that can be sliced."""
     return [
         StoredPiece(layout.stage, layout.channels if layout.stage in cut else None, layout.raw_bytes)
         for layout, digest in pieces
@@ -460,12 +466,12 @@ def _stored(pieces: Sequence[WeightPiece], digests: Set[str], cut: Set[int]) -> 
 
 
 def _slices(stage: int, partitions: Sequence[Sequence[Piece]]) -> tuple[Piece, ...]:
-    """How a stage is cut in partitions."""
+    """The pieces of a stage in partitions."""
     return tuple(piece for pieces in partitions for piece in pieces if stage_of(piece) == stage)
 
 
 def _inexact(network: Network, net: StageNet, sliced: Mapping[int, SlicedStage]) -> set[int]:
-    """The stages whose slices are not bit for bit the whole."""
+    """The stages whose slices do not make the same bits as the whole stage, on random data."""
     inexact = set()
     random = np.random.default_rng(0)
     for stage in sliced:

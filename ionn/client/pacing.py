@@ -1,7 +1,7 @@
 """Layers executed at the pace of a slower device.
 
-They have a schedule of their own, which is compared with a clock. What is late because this machine woke up late is
-made up for, so that long runs keep their exact rate; a layer that really took longer moves the schedule.
+They follow a schedule. A wait that ends late, because this machine woke up late, is made up for, so that long runs keep
+their exact rate; a layer whose computation takes longer than it should delays the schedule.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 OVERRUN_TOLERANCE_MS = 0.05
-"""Overruns up to this are not counted: calling a layer costs some 10 us, more than the smallest layers may take."""
+"""Overruns up to this are not counted, because calling a layer takes some 10 us, more than the smallest layers may."""
 
 SPIN_S = 0.0001
-"""The last part of a wait is polled: a sleep ends this much too late."""
+"""The last part of a wait, which is polled, because a sleep may end so much too late."""
 
 _Made = TypeVar("_Made")
 
@@ -26,7 +26,7 @@ class Clock(Protocol):
     def now_s(self) -> float: ...
 
     def wait_until(self, time_s: float) -> None:
-        """Return at `time_s` or, by mishap, later; at once if it has passed."""
+        """Return at `time_s`, or a little later; at once if it has passed."""
 
 
 class WallClock:
@@ -46,9 +46,9 @@ class WallClock:
 class PacedResult:
     """The times of a paced execution.
 
-    `overrun_ms` is by how much layers took longer than their targets, all of them; `overruns` counts those beyond
-    OVERRUN_TOLERANCE_MS. `layer_ms` is the time of each layer, waits included: their sum exceeds that of the targets by
-    `overrun_ms` and what the last wait was late.
+    `overrun_ms` is the sum of the times by which layers exceeded their targets; `overruns` counts those that exceeded
+    them by more than OVERRUN_TOLERANCE_MS. `layer_ms` is the time of each layer with its wait. Their sum exceeds that
+    of the targets by `overrun_ms` and by how late the last wait ended.
     """
 
     overruns: int
@@ -59,12 +59,11 @@ class PacedResult:
 def run_paced(
     run_layer: Callable[[int], None], layers: Sequence[int], target_ms: Sequence[float], clock: Clock | None = None
 ) -> PacedResult:
-    """Execute `layers` in order as a device would that takes `target_ms[i]` for `layers[i]`: compute, then wait out
-    the remainder.
+    """Execute `layers` in order, as a device would that takes `target_ms[i]` for `layers[i]`: compute each, then wait
+    for the rest of its target.
 
-    A wait that ends late shortens the next ones. A layer whose computation alone takes longer than its target is an
-    overrun, and delays all that follows: the device would not have been faster later.
-    Raises ValueError if there are not as many targets as layers.
+    A wait that ends late shortens the next ones. A layer whose computation takes longer than its target is an overrun,
+    and delays all that follow. Raises ValueError if there are not as many targets as layers.
     """
     clock = clock or WallClock()
     overruns, overrun_s = 0, 0.0
@@ -86,7 +85,7 @@ def run_paced(
 
 
 def work_paced(work: Callable[[], _Made], target_ms: float) -> tuple[_Made, PacedResult]:
-    """What `work` returns, as `run_paced` does a layer."""
+    """Do `work` as `run_paced` runs a layer. Returns what it returns, and the times."""
     made: list[_Made] = []
     paced = run_paced(lambda _: made.append(work()), (0,), (target_ms,))
     return made[0], paced

@@ -1,4 +1,4 @@
-"""The messages of one query at the server: sent ahead where they need not wait, and answered one by one."""
+"""The messages of one query at the server: they may be sent without waiting, and are answered one by one."""
 
 from __future__ import annotations
 
@@ -22,33 +22,32 @@ _Made = TypeVar("_Made")
 
 
 class Coding(NamedTuple):
-    """A blob shall be coded, which takes this client `pace_ms`, or None for as fast as it can."""
+    """Says that a blob is to be coded, at a pace of `pace_ms` or, with None, as fast as this client can."""
 
     pace_ms: float | None = None
 
 
 class Wanted(NamedTuple):
-    """The outputs that a message asks for have these shapes, and shall perhaps be coded."""
+    """The shapes of the outputs that a message asks for, and their coding, or None for raw ones."""
 
     shapes: Sequence[tuple[int, ...]]
     coding: Coding | None = None
 
 
 class Exchange:
-    """Stages of query number `query`, run by the server over a connection that nobody else uses meanwhile.
+    """Messages of query number `query` to the server, over a connection that nobody else uses meanwhile.
 
-    `run`, `run_part` and `join` send a message and return its ticket, for which `result` waits. Without `data`, the
-    stage runs on what the message before left at the server. Used in a `with` statement, which ends when every message
-    is answered, so that the connection is free for the next query. Its answers are waited for `timeout_s` in all.
+    `run`, `run_part` and `join` send a message and return its number, for which `result` waits. Without `data`, the
+    stage runs on what the message before left at the server. To be used in a `with` statement, which ends when every
+    message is answered, so that the connection is free for the next query. All answers together may take `timeout_s`.
 
-    With a `coding` the data goes coded, and outputs that are `wanted` with one come coded, where that makes them
-    smaller and the server takes the codec (`codecs`). Outputs that come raw need not be of shapes that are known.
-    `raw_bytes` and `wire_bytes` are what crossed the link so far, before and after coding, and `paced` how the coding
-    of a paced client went. `up_bytes` are those of the wire bytes that went up, `down_bytes` those that came down, and
-    `coding_s` is what coding took here.
+    Data with a `coding` is sent coded, and outputs that are `wanted` with one come coded, where that makes them smaller
+    and the server takes the codec (`codecs`). The shapes of raw outputs need not be known. `raw_bytes` and `wire_bytes`
+    are what crossed the link so far, before and after coding; `up_bytes` and `down_bytes` are the wire bytes in each
+    direction. `paced` has the times of a paced client's coding, and `coding_s` is the time of coding here.
 
-    Beyond `late_s` (time.monotonic()), if it is given, nobody waits for an answer: `result` raises LateError then, and
-    `drain` takes the answers when they come.
+    After `late_s` (time.monotonic()), if it is given, `result` raises LateError, and `drain` takes the answers when
+    they come.
     """
 
     def __init__(
@@ -116,8 +115,8 @@ class Exchange:
         return self._may_code and wanted is not None and wanted.coding is not None
 
     def _send(self, message: Query | Part | Join, wanted: Wanted | None) -> int:
-        # A copy: ZeroMQ sends it in its own time, and the server may answer before it has read all, so that the net
-        # which the data is of runs meanwhile.
+        # A copy: ZeroMQ sends the message later, and the server may answer before it has read all, so the net whose
+        # memory the data is may run before it is sent.
         self._control.send(message, copy=True)
         self._asked.append((message.coded, wanted))
         return len(self._asked) - 1
@@ -149,9 +148,9 @@ class Exchange:
         self.wire_bytes += sum(memoryview(frame).nbytes for frame in frames)
 
     def result(self, sent: int) -> tuple[list[Floats], Result]:
-        """The outputs that a message asked for, and what the server said of them. `sent` is what sending it returned.
+        """Wait for the outputs that a message asked for, and its Result. `sent` is the message's number.
 
-        Raises ServerError, ServerUnreachableError and ProtocolError.
+        Raises ServerError, ServerUnreachableError, ProtocolError and LateError.
         """
         while len(self._results) <= sent:
             self._receive()
@@ -172,7 +171,7 @@ class Exchange:
         return outputs, result
 
     def violation(self, what: str) -> ProtocolError:
-        """The error to raise for a result that cannot be one."""
+        """The error to raise for a result that breaks the protocol."""
         return self._control.violation(what)
 
     @property
@@ -182,7 +181,7 @@ class Exchange:
 
     @property
     def stage_ms(self) -> float:
-        """How long the server says that it computed so far."""
+        """Return how long the server says that it has computed so far, in ms."""
         return sum(sum(result.stage_ms) for result in self._results if result is not None)
 
     @property
@@ -191,7 +190,7 @@ class Exchange:
         return None in self._results
 
     def drain(self) -> bool:
-        """Take the answers that have come; whether those are all. Raises what `result` raises, but LateError."""
+        """Take the answers that have come; whether these are all. Raises what `result` raises, except LateError."""
         while len(self._results) < len(self._asked):
             try:
                 if not self._take(0):
@@ -202,7 +201,7 @@ class Exchange:
         return True
 
     def _receive(self) -> None:
-        """The next answer."""
+        """Wait for the next answer."""
         begun = time.monotonic()
         deadline = begun + self._left_s
         try:
@@ -216,8 +215,8 @@ class Exchange:
         raise self._control.unreachable("the server has not answered a query in time")
 
     def _take(self, timeout_s: float) -> bool:
-        """Take a message, if one comes in time; whether it is an answer. A sign of life that was asked for before this
-        query may come before it."""
+        """Take a message, if one comes in time; whether it is an answer. The Pong to a Ping that was sent before this
+        query may come before the answers."""
         try:
             message = self._control.receive(timeout_s)
         except ServerError as error:

@@ -1,17 +1,17 @@
-"""Which way a query goes while link and server are not known but believed, so that offloading never costs much.
+"""The routes of queries by estimates of link and server, which may be wrong, so that offloading never costs much.
 
-A query takes the path that is believed fastest, as long as the client has an *allowance* for it. The allowance is
-counted in local latencies, which a query takes at the client alone. It is 1 at most, and grows by ALLOWANCE_PER_QUERY
-with every query. A query that was offloaded and took longer than at the client takes the difference out; one that was
-faster puts it in. What a query waits for is bounded so that it cannot take out more than there is: when it has waited
-for so long, it is completed at the client.
+A query takes the path that the estimates say is fastest, as long as the client's *allowance* permits it. The allowance
+is counted in local latencies (the time of a query at the client alone). It is 1 at most, and grows by
+ALLOWANCE_PER_QUERY with every query. A query that was offloaded and took longer than at the client takes the difference
+out; one that was faster puts it in. No query waits so long that it could take out more than there is: it is completed
+at the client before.
 
 Therefore N queries in a row lose at most 1 + N x ALLOWANCE_PER_QUERY local latencies, whatever the link and the server
-do: 5 % of 30 queries, and less of more.
+do: 5 % of the time of 30 queries, and a smaller part of more.
 
-While all queries run at the client nothing is learnt of link and server. So the client *probes* the link beside them,
-and when it has a full allowance, one query *explores*: it takes the best path by the server although that is believed
-slower. As long as either is in vain, it happens less and less often.
+While all queries run at the client, nothing is learnt about link and server. So the client *probes* the link beside
+them. And when the allowance is full, one query *explores*: it takes the best path through the server although the
+estimates say that it is slower. Either happens less and less often while it brings no improvement.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from ionn.model.slices import Piece, channels_of
 from ionn.planning.graph import ExecutionGraph, Leg
 
 ALLOWANCE_PER_QUERY = 1 / 60
-# Queries between two that explore, and computing between two probes, at first and at most: the gap doubles each time
-# that it was in vain.
+# The gap between two queries that explore, in queries, and between two probes, in ms of queries, at first and at most.
+# It doubles each time that no improvement was found.
 EXPLORE_QUERIES_MIN, EXPLORE_QUERIES_MAX = 30, 240
 PROBE_MS_MIN, PROBE_MS_MAX = 1e3, 30e3
-# Graphs that are kept: beliefs come back.
+# How many graphs are kept, since estimates come back.
 _GRAPHS_MAX = 64
-# Of two connections that send, each has this part of a link.
+# The part of a link that each of two sending connections has.
 FAIR_SHARE = 0.5
-# What a query waits for may come so much later than was believed.
+# A query waits for partitions by this factor longer than they should take.
 _WAIT_MARGIN = 1.25
-# For the path to explore the client counts as so many times slower, at most.
+# The largest factor by which the client counts as slower, to find the path to explore.
 _SLOWER_MAX = 2**20
 
 
 class Route(NamedTuple):
-    """The path of a query, by the `graph` of what is believed, and what it may cost.
+    """The path of a query by the `graph` of an estimate, and what it may cost.
 
-    `local_ms` is a query's latency at the client alone, and `allowance` the part of that which it may lose; `waited_ms`
-    is how long it has waited already. Beside a query that `probes`, the link is to be probed.
+    `local_ms` is a query's latency at the client alone, `allowance` how much it may lose, in local latencies, and
+    `waited_ms` how long it has waited already. A query `explores` to learn about link and server. If it `probes`, the
+    link is to be probed beside it.
     """
 
     graph: ExecutionGraph
@@ -59,9 +60,8 @@ class Route(NamedTuple):
         return any(leg.where != "client" for leg in self.legs)
 
     def deadline_ms(self, stage: int) -> float:
-        """How long after the query began its data before a stage, which went to the server, may take to come back: as
-        long as the query takes at the client alone, and no longer than it can be completed there by what it may
-        lose."""
+        """How long after the query's begin data that went to the server before a stage may come back: the query's
+        latency at the client alone, or less if the client could not complete the query within the allowance then."""
         left_ms = float(self.graph.client_ms[stage:].sum())
         return min(self.local_ms, (1 + self.allowance) * self.local_ms - left_ms)
 
@@ -70,8 +70,8 @@ class Router:
     """Routes the queries of a session, one after another.
 
     `make_graph` makes the graph of an estimate. While weights are under way, a query has the part `share` of the link.
-    Raises InputError for a graph of queries that take no time at the client alone: there is nothing to gain, and no
-    local latency to count an allowance in.
+    Methods raise InputError for a graph whose queries take no time at the client alone, since an allowance cannot be
+    counted in local latencies of 0.
     """
 
     def __init__(self, make_graph: Callable[[Estimate], ExecutionGraph], share: float = FAIR_SHARE) -> None:
@@ -80,11 +80,12 @@ class Router:
         self._graphs: dict[Estimate, ExecutionGraph] = {}
         self._allowance = 1.0
         self._gap = EXPLORE_QUERIES_MIN
-        self._explored = 0  # queries since one explored
+        self._explored = 0  # how many queries ran at the client since one was offloaded or explored
         self._probe_gap_ms = PROBE_MS_MIN
-        self._unprobed_ms = 0.0  # of queries since anything was learnt of the link
+        self._unprobed_ms = 0.0  # how long these ran since the link was last used or probed
 
     def graph(self, estimate: Estimate) -> ExecutionGraph:
+        """The graph of an estimate."""
         if estimate not in self._graphs:
             while len(self._graphs) >= _GRAPHS_MAX:
                 del self._graphs[next(iter(self._graphs))]
@@ -97,8 +98,8 @@ class Router:
     def wait(
         self, estimate: Estimate, uploaded: Sequence[Piece], coming: Iterable[tuple[float, Sequence[Piece]]]
     ) -> tuple[int, float]:
-        """For how many of the partitions that are `coming`, each after so many ms, a query should wait so that it ends
-        the soonest, and for how many ms at most; (0, 0.0) for not at all."""
+        """For how many of the `coming` partitions, each with the time in ms until it is ready, a query should wait to
+        end as early as possible, and for how many ms at most; (0, 0.0) for no wait."""
         graph = self.graph(self._shared(estimate))
         best_ms, count, wait_ms = graph.latency_ms(uploaded), 0, 0.0
         there = list(uploaded)
@@ -113,8 +114,9 @@ class Router:
     def route(
         self, estimate: Estimate, uploaded: Sequence[Piece], occupied: bool = False, waited_ms: float = 0.0
     ) -> Route:
-        """The route of the next query, which has waited so long already. All of it is at the client where nothing is
-        `uploaded`. While the link is `occupied` by something of the client's, that tells how fast it is."""
+        """The route of the next query, which has waited for `waited_ms` already. If nothing is `uploaded`, all of it is
+        at the client. While the link is `occupied` by other data of the client, the query has its share of the link,
+        and the link is not probed."""
         if occupied:
             estimate = self._shared(estimate)
         graph = self.graph(estimate)
@@ -133,7 +135,7 @@ class Router:
         return estimate._replace(mbps=self._share * estimate.mbps)
 
     def _best_offloaded(self, estimate: Estimate, uploaded: Sequence[Piece], local: Route) -> Route:
-        """The path that a client would take which is as many times slower as it takes."""
+        """The fastest path for a client that is slower by the least power of two for which that path is offloaded."""
         slower, route = 2, local
         while not route.offloads and slower <= _SLOWER_MAX:
             legs = self.graph(estimate._replace(client_factor=estimate.client_factor * slower)).legs(uploaded)
@@ -141,8 +143,8 @@ class Router:
         return route
 
     def settle(self, route: Route, latency_ms: float) -> None:
-        """A query took its route, or was completed at the client, and took so long. One that was not offloaded lost
-        what it waited; what else it took is the client's own affair."""
+        """Settle the allowance and the gaps after a query that took `latency_ms`, by its route or completed at the
+        client. One that was not offloaded lost only the time that it waited."""
         lost = (latency_ms - route.local_ms if route.offloads else route.waited_ms) / route.local_ms
         self._allowance = min(max(self._allowance - lost, 0.0) + ALLOWANCE_PER_QUERY, 1.0)
         if route.offloads and lost <= 0:
@@ -156,12 +158,12 @@ class Router:
 
 
 def _first(route: Route) -> int:
-    """The stage before which the data goes to the server for the first time."""
+    """The stage before which data first goes to the server."""
     return next(leg.first for leg in route.legs if leg.where != "client")
 
 
 def _back_ms(route: Route, uploaded: Sequence[Piece]) -> float:
-    """When the data is expected back at the client, after it went to the server for the first time."""
+    """How long after the query's begin data is back at the client that has first gone to the server, by the graph."""
     graph, channels, ms = route.graph, channels_of(uploaded), 0.0
     for leg in route.legs:
         run = slice(leg.first, leg.last + 1)

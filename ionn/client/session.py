@@ -1,8 +1,8 @@
 """The client's half of a session: connect, upload partitions, have stages run at the server, and stay connected.
 
-One thread per client does all but the queries: it uploads, asks for signs of life, and when the server is lost it
-connects again and goes on where it was. A query never waits for it: it fails at once while there is no server, and
-after its time-out when there is none any more.
+One thread per client does all but the queries: it uploads, sends heartbeats, and when the server is lost it connects
+again and continues. A query never waits for this thread: it fails at once while the server is known to be lost, and
+after its time-out if the server is lost meanwhile.
 """
 
 from __future__ import annotations
@@ -59,38 +59,39 @@ from ionn.protocol.messages import (
 from ionn.protocol.sender import Upload
 from ionn.protocol.stored import Stored
 
-# What may become of a connection; none of it is the caller's fault, and a query can run at the client instead.
+# The errors by which a connection ends. None is the caller's fault, and a query can run at the client instead.
 FAULTS = (ServerUnreachableError, ServerError, ProtocolError)
-# After so many losses in a row the upload is given up: where the server, or the model at it, is to blame (it crashes,
-# takes the bytes for damaged, says what it must not), and no partition became ready meanwhile; and where it has no byte
-# more than before.
+# After so many losses in a row the upload is given up: losses by the fault of the server or of the model (the server
+# crashes, finds bytes damaged, or breaks the protocol) without another ready partition; and losses of any kind without
+# another byte at the server.
 _SETBACKS_MAX = 3
 _LOSSES_MAX = 12
-# How long a late answer may take: a blob of two megabytes takes half of that at 0.5 Mbps. Queries run here meanwhile.
+# How long a late answer is waited for: a blob of two megabytes takes half of that at 0.5 Mbps. Queries run here
+# meanwhile.
 _LATE_S = 60.0
-# The slowest link on which a server is asked what it has stored, and how long the bytes of that question may take at
-# most. Nothing can be planned meanwhile.
+# The slowest link for which time is allowed to ask a server what it has stored, and the most time. Nothing can be
+# planned meanwhile.
 _ASKING_MBPS, _ASKING_MAX_S = 0.01, 60.0
-# How often the thread looks for a late answer, and whether there is something else to upload by now.
+# How often the thread looks for a late answer, and calls `look`.
 _LATE_POLL_S, _LOOK_S = 0.01, 0.1
-# How long a goodbye may take: enough for a live server, short where it is gone.
+# How long sending a Bye may take: enough for a live server, and short if it is lost.
 _GOODBYE_MS = 200
 
-# Servers of other numerics that are remembered beside the first. More are never met, but for one that makes some up.
+# How many other numerics of servers are remembered beside the first. Only a server that makes them up has more.
 _NUMERICS_MAX = 4
 
-# What the partitions for a server are made from: its costs, as in its Welcome.
+# Makes the partitions for a server from its costs, as in its Welcome.
 MakePartitions = Callable[[dict[str, Any]], Sequence[ExtractedPartition]]
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long a client waits for what.
+    """How long a client waits.
 
-    A query that runs at the server has `query_s` and ten times the latency that was expected. A server that is silent
-    for `heartbeat_s` is asked for a sign of life, and lost if it gives none within `silence_s`. It has `connect_s` to
-    answer a hello, and so much and the time that the bytes take to answer what it has stored. After a loss the client
-    connects again, after `retry_s` at first and `retry_max_s` at most.
+    A query at the server may take `query_s` and ten times the expected latency. A server that is silent for
+    `heartbeat_s` is sent a Ping, and is lost if it does not answer within `silence_s`. It has `connect_s` to answer a
+    Hello; the same, and the time to send the question, to say what it has stored. After a loss, the client connects
+    again after `retry_s` at first, then less often, at last every `retry_max_s`.
     """
 
     query_s: float = 5.0
@@ -106,7 +107,7 @@ class Timeouts:
 
 @dataclass
 class _Heartbeat:
-    """Whether the other end of a connection lives. `asked_s` is when it was first asked in vain."""
+    """Whether the other end of a connection is alive. `asked_s` is when the first Ping without an answer was sent."""
 
     timeouts: Timeouts
     heard_s: float = field(default_factory=time.monotonic)
@@ -114,8 +115,8 @@ class _Heartbeat:
     sent_s: float = 0.0
 
     def beat(self, connection: Connection) -> bool:
-        """Ask for a sign of life if one is due; whether it was. Raises ServerUnreachableError if there was none for
-        too long."""
+        """Send a Ping if one is due; whether it was. Raises ServerUnreachableError if there was no answer for too
+        long."""
         now_s = time.monotonic()
         if self.asked_s is not None and now_s - self.asked_s > self.timeouts.silence_s:
             raise connection.unreachable(f"the server gave no sign of life for {self.timeouts.silence_s:g} s")
@@ -132,8 +133,8 @@ class _Heartbeat:
 
 @dataclass(frozen=True)
 class _Late:
-    """A query whose answers nobody waits for: they are taken as they come, `until_s` at most. `done` is told the
-    exchange when all have come, None if they never will."""
+    """A query that is late: its answers are taken as they come, until `until_s` at most. `done` is called with the
+    exchange when all have come, or with None if they never will."""
 
     exchange: Exchange
     done: Callable[[Exchange | None], None]
@@ -142,7 +143,7 @@ class _Late:
 
 @dataclass(frozen=True)
 class _Connections:
-    """`welcome` is the upload connection's."""
+    """The two connections of a client. `welcome` is the upload connection's."""
 
     control: Connection
     upload: Connection
@@ -157,26 +158,26 @@ class _Connections:
 class Client:
     """A session at a server.
 
-    Raises InputError for a malformed address, NotAcceptedError for a wrong key or a server of another protocol version
-    or one that `check` raises it for, ServerUnreachableError where no server answers, ServerError where it refuses,
-    ProtocolError where it is none of ionn's; the last three not if it `may_be_lost` from the beginning: it is looked
-    for again then, as after any loss. Close it when done.
+    Raises InputError for a malformed address; NotAcceptedError for a wrong key, another version of the protocol, or a
+    server that `check` rejects; ServerUnreachableError if no server answers; ServerError if it refuses; and
+    ProtocolError if it is no server of ionn. If it `may_be_lost` from the beginning, the last three are not raised, and
+    the client looks for the server again, as after any loss. Close it when done.
 
-    With `measuring`, the client observes its link: a probe at the start, and all that it sends later. An answer that is
-    late does not lose the server, then (`query`).
+    With `measuring`, the client observes its link: by a probe at the start, and by all that it sends later. A late
+    answer then does not mean that the server is lost (`query`).
 
     An upload that `yields` holds weights back while a query is at the server (`ionn.protocol.yielding`).
 
-    `digests` are the SHA-256 of the client's weight pieces, in hexadecimal. A server that keeps weights is asked which
-    of them it has: at the beginning of each session, before anything is planned or uploaded, and later again.
+    `digests` are the SHA-256 of the client's weight pieces, in hexadecimal. A server with a store is asked which of
+    them it has: at the beginning of each session, before anything is planned or uploaded, and again later.
 
-    `check` is called with the numerics of each server that is connected to, before it is used. It raises
-    OtherNumericsError for one that shall not be.
+    `check` is called with the numerics of each server on connecting, before it is used. It raises OtherNumericsError
+    for a server that must not be used.
 
-    `costs` is the server's cost model as JSON, `welcome` all that it said when it was connected to last, `timeouts` as
-    given. `numerics` are those of all servers so far, without repetitions and in order: the server may have started
-    again as another, or may have moved. `fault` tells why the server is not available, None while it is; `lost_s` is
-    since when (time.monotonic()). `upload` is what `start_upload` began, if it did.
+    `costs` is the server's cost model as JSON, `welcome` its latest Welcome, and `timeouts` as given. `numerics` are
+    those of all servers so far, in order and without repetitions: the server may have been replaced by another. `fault`
+    is why the server is lost, None while it is not, and `lost_s` since when (time.monotonic()). `upload` is what
+    `start_upload` began, if it was called.
     """
 
     def __init__(
@@ -197,10 +198,10 @@ class Client:
         self._measuring = measuring
         self._store = Stored(digests)
         self._probe_due = False
-        # On the upload connection: when those that are not answered yet were sent, and how many bytes they have.
+        # Pings on the upload connection without an answer yet: when each was sent, and the bytes of its payload.
         self._pings: deque[tuple[float, int]] = deque()
         self._late: _Late | None = None
-        # Called by the thread now and then, where the client measures.
+        # Called by the thread from time to time if the client measures.
         self.look: Callable[[], None] = lambda: None
         self.timeouts = timeouts or Timeouts()
         self.costs: dict[str, Any] = {}
@@ -212,8 +213,8 @@ class Client:
         self.upload: Upload | None = None
         self._session = ""
         self._queries = 0
-        # Losses in a row: of all kinds and of connections, since the server had more bytes than ever before; and by its
-        # fault, since it had more partitions.
+        # Losses in a row: attempts to connect and lost connections, since the server last had more bytes than ever
+        # before; and losses by the server's fault, since it last had more ready partitions.
         self._losses = self._breaks = self._setbacks = 0
         self._most_ready = self._most_bytes = 0
         self._make: tuple[MakePartitions, Callable[[], float]] | None = None
@@ -244,10 +245,10 @@ class Client:
         return upload
 
     def start_upload_when_known(self, make: MakePartitions, now_s: Callable[[], float]) -> None:
-        """Do as `start_upload` with the partitions that `make` makes when the server's costs are known.
+        """Do as `start_upload`, with the partitions that `make` makes when the server's costs are known.
 
-        The client's thread calls it once; where it raises an IonnError, that is the server's fault, and it is asked
-        again at the next connection.
+        The client's thread calls `make`. If it raises an IonnError, this counts as the server's fault, and `make` is
+        called again for the next connection.
         """
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
@@ -256,11 +257,11 @@ class Client:
 
     @property
     def stored_pieces(self) -> frozenset[str]:
-        """The digests of the weight pieces that the server's store has, as it said last; those are not sent to it."""
+        """Return the digests of the weight pieces that the server's store has, as it said last. They are not sent."""
         return self._store.pieces
 
     def wait_stored(self, timeout_s: float) -> bool:
-        """Wait until the server's store has what was uploaded, or will not have more of it; whether it has all."""
+        """Wait until the server's store has all that was uploaded, or seems not to get more; whether it has all."""
         deadline = time.monotonic() + timeout_s
         while (upload := self.upload) is not None and not upload.is_stored:
             if self._store.is_quiet or self.fault is not None or time.monotonic() > deadline:
@@ -284,14 +285,14 @@ class Client:
         late_s: float | None = None,
         when_done: Callable[[Exchange | None], None] = lambda exchange: None,
     ) -> Iterator[Exchange]:
-        """The messages of one query; its answers are waited for `timeout_s` in all, and have `results_bytes` at most.
+        """The messages of one query. Its answers may take `timeout_s` in all, and have `results_bytes` at most.
 
-        Beyond `late_s` (time.monotonic()), if it is given, LateError is raised. The server is not lost by that, but
-        there is no other query before all answers have come: `when_done` is told that then, or, with None, that they
-        never will.
+        After `late_s` (time.monotonic()), if it is given, LateError is raised. The server is not lost then, but other
+        queries raise LateError too until all answers have come. `when_done` is then called with the exchange, or with
+        None if they never will come.
 
-        Raises ServerUnreachableError, ServerError or ProtocolError. Unless the server just could not run this query
-        (ServerError with the code `query`), it is lost then, and is being connected to again.
+        Raises ServerUnreachableError, ServerError or ProtocolError. The server is then lost, and the client connects
+        again, unless the server only could not run this query (ServerError with the code `query`).
         """
         with self._querying:
             connections = None if self._stopped.is_set() else self._connections
@@ -317,33 +318,33 @@ class Client:
                 if not (isinstance(error, ServerError) and error.code == ERROR_QUERY):
                     self._lose(connections, error)
                 raise
-            except BaseException:  # the caller broke off, and the answers that are still to come are nobody's
+            except BaseException:  # the caller broke off, and nobody will take the answers that are still due
                 self._lose(connections, connections.control.unreachable("a query was broken off"))
                 raise
             finally:
                 if self._late is None:
                     connections.control.expect(0)
         self._query_begins_or_ends()
-        if self.upload is None or self.upload.ended:  # else what arrives says so
+        if self.upload is None or self.upload.ended:  # else only what arrives of the upload resets these
             self._breaks = self._setbacks = 0
 
     @property
     def is_late(self) -> bool:
-        """Tell whether the server still works on a query that it was late with."""
+        """Tell whether the server still works on a late query."""
         return self._late is not None
 
     def probe(self) -> None:
-        """Have the link measured, unless weights are under way, which tell as much."""
+        """Have the link probed, unless weights are under way, which tell its rate too."""
         self._probe_due = True
         self.wake()
 
     def wake(self) -> None:
-        """Have the thread look what there is to do now."""
+        """Have the thread look at once whether there is something to do."""
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
     def _drain(self, connections: _Connections) -> bool:
-        """Take what has come of a late answer; whether none is late any more. Called with the lock."""
+        """Take what has come of a late answer; whether no query is late any more. Called with the lock."""
         late = self._late
         if late is None:
             return True
@@ -361,12 +362,12 @@ class Client:
         return True
 
     def _query_begins_or_ends(self) -> None:
-        """Have the thread look whether it may send more now, or less."""
+        """Have the thread of an upload that yields look whether it may send more or less now."""
         if self._yields:
             self.wake()
 
     def leave(self, error: Exception) -> None:
-        """Have nothing more to do with the server, because of `error`: `fault` stays that."""
+        """Never use the server again, because of `error`, which `fault` is from now on."""
         self._stopped.set()
         with self._querying:
             self._lose(self._connections, error)
@@ -375,8 +376,8 @@ class Client:
                 self.upload.stop(error)
 
     def close(self) -> None:
-        """End the session; the server frees it. Another thread's query ends first, and its next one finds no server. A
-        client that is closed already stays so."""
+        """End the session, which the server then frees. A query of another thread ends first, and its next one finds no
+        server. Closing again does nothing."""
         self._stopped.set()
         with self._closing:
             if self._context.closed:
@@ -397,8 +398,8 @@ class Client:
                 self._wake = -1
 
     def _lose(self, connections: _Connections | None, error: Exception) -> None:
-        """A connection is of no more use, and the thread shall make another. Called with the lock."""
-        if self._left or self._connections is not connections:  # the other connection said so already
+        """Give up connections because of an error, and have the thread make others. Called with the lock."""
+        if self._left or self._connections is not connections:  # they were given up already
             return
         if self._late is not None:
             late, self._late = self._late, None
@@ -407,7 +408,7 @@ class Client:
             self._session = ""
         if connections is not None:
             self._breaks += 1
-            # What is lost at once each time is not made at once each time.
+            # The wait before the next connection grows while connections are lost soon after they were made.
             if time.monotonic() - connections.made_s > self.timeouts.retry_max_s:
                 self._losses = 0
         by_server = isinstance(error, ServerError) and error.code in (ERROR_CRASHED, ERROR_DAMAGED)
@@ -431,7 +432,7 @@ class Client:
         try:
             while not self._stopped.is_set():
                 self._keep_once()
-        except BaseException as error:  # a mistake of ours: say so, and let queries run without
+        except BaseException as error:  # a bug: report it, and let queries run at the client
             with self._querying:
                 self._lose(self._connections, error if isinstance(error, Exception) else RuntimeError(repr(error)))
                 if self.upload is not None:
@@ -439,10 +440,10 @@ class Client:
             raise
 
     def _keep_once(self) -> None:
-        """Make a connection if there is none, and tend it until it is lost."""
+        """Connect if there is no connection, and serve the connections until they are lost."""
         connections = self._connections
         if connections is None:
-            # Not all clients of a server that comes back shall meet it at once.
+            # A random part, so that not all clients of a server that was lost connect to it at the same time.
             wait_s = min(self.timeouts.retry_s * 2 ** min(self._losses, 16), self.timeouts.retry_max_s)
             self._losses += 1
             if self._stopped.wait(wait_s * random.uniform(0.5, 1.0)):
@@ -455,7 +456,7 @@ class Client:
                         self._connections, self.fault = connections, None
             self._tend(connections)
         except FAULTS as error:
-            if not self._stopped.is_set():  # else that is all that is wrong
+            if not self._stopped.is_set():  # else the client ended the connections itself
                 with self._querying:
                     self._lose(connections, error)
         if connections is not None and self._connections is not connections:
@@ -473,11 +474,11 @@ class Client:
         except (VersionError, OtherNumericsError):
             raise
         except NotAcceptedError:
-            # A wrong key shows as a handshake that breaks off, which may be the network's fault: it does not twice.
+            # With a wrong key the handshake breaks off, but that may be the network's fault once.
             return self._connect()
 
     def _connect(self) -> _Connections:
-        """Both connections, in the session so far if there is one and the server still has it."""
+        """Make both connections, in the present session if the server still has it, else in a new one."""
         self._pings.clear()
         with contextlib.ExitStack() as opened:
             control = Connection(self._context, self.address, self._keys)
@@ -490,7 +491,7 @@ class Client:
                 self._session = ""
                 welcome = self._hello(control, "control")
             except ServerUnreachableError:
-                if control.greeted:  # the server lives, so it is the session's process that does not answer
+                if control.greeted:  # the server is alive, so it is the session's process that does not answer
                     self._session = ""
                 raise
             self._session, self.costs = welcome.session, welcome.costs or self.costs
@@ -514,8 +515,8 @@ class Client:
         return _Connections(control, upload, welcome)
 
     def _measure(self, measuring: Measuring, upload: Connection, welcome: Welcome) -> None:
-        """Measure the round trip and, by a probe, the rate of the link. An answer that takes too long is taken when it
-        comes."""
+        """Measure the round trip and, by a probe, the rate of the link. If an answer takes too long, it is taken later,
+        when it comes."""
         for size_bytes in (0, _probe_bytes(welcome)):
             began_s = time.monotonic()
             upload.send(Ping((bytes(size_bytes),) if size_bytes else ()))
@@ -529,7 +530,7 @@ class Client:
                 measuring.round_trip(time.monotonic() - began_s)
 
     def _observe(self, measuring: Measuring, connections: _Connections, upload: Upload | None) -> None:
-        """See whether weights are under way; if nothing is, send a probe if one is due."""
+        """Tell `measuring` if no weights are under way; then send a probe if one is due."""
         if upload is None or not upload.weights_under_way:
             measuring.idle()
         if self._probe_due and not self._pings and (upload is None or not upload.under_way):
@@ -541,7 +542,7 @@ class Client:
     def _ponged(self, upload: Upload | None) -> None:
         sent_s, size_bytes = self._pings.popleft()
         if self._measuring is None or self.is_late or (upload is not None and upload.under_way):
-            return  # it waited for its turn
+            return  # it had to wait behind other messages
         took_s = time.monotonic() - sent_s
         if size_bytes:
             self._measuring.probed(size_bytes, took_s)
@@ -552,14 +553,14 @@ class Client:
         return connection.hello(role, self._session, self.timeouts.connect_s, self._stopped)
 
     def _tend(self, connections: _Connections) -> None:
-        """Upload, and see that both connections live; until told to stop or the connection is lost."""
+        """Upload, and send heartbeats on both connections, until told to stop or a connection is lost."""
         control, connection = _Heartbeat(self.timeouts), _Heartbeat(self.timeouts)
         upload: Upload | None = None
         looked_s, queries = 0.0, self._queries
         while self._connections is connections and not self._stopped.is_set():
             if upload is None:
                 upload = self._begin_upload(connections)
-            # If it is locked, there is a query: this thread itself has it for moments below only.
+            # If the lock is held, there is a query: this thread itself holds it only below.
             query = self._queries if self._querying.locked() else None
             outgoing = upload.next_message(query) if upload else None
             if outgoing is not None:
@@ -581,14 +582,14 @@ class Client:
                     self.look()
             if self._querying.acquire(blocking=False):
                 try:
-                    if not self._drain(connections):  # the server works
+                    if not self._drain(connections):  # the server works on a late query
                         control.heard()
                         connection.heard()
                         continue
-                    if queries != self._queries:  # it was answered, and may have taken a sign of life with its results
+                    if queries != self._queries:  # a query was answered, and may have taken a Pong with its results
                         queries = self._queries
                         control.heard()
-                    # There are no more than were asked for.
+                    # Pongs: there are no more than Pings were sent.
                     while connections.control.receive(0) is not None:
                         control.heard()
                     control.beat(connections.control)
@@ -601,7 +602,7 @@ class Client:
                 connection.heard()
 
     def _begin_upload(self, connections: _Connections) -> Upload | None:
-        """Return what is to be uploaded by this connection, if that is known by now."""
+        """Return the upload, begun on these connections, if its partitions are known by now."""
         if self.upload is None and self._make is not None:
             make, now_s = self._make
             try:
@@ -616,7 +617,7 @@ class Client:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the server in what an upload has against it."""
+        """Name the server in the messages of ProtocolErrors."""
         try:
             yield
         except ProtocolError as error:
@@ -635,7 +636,7 @@ class Client:
                 raise
             if error.code == ERROR_DAMAGED and upload.error is None:
                 raise
-            # The server will not have this partition; what was sent of it meanwhile is refused too.
+            # The server refuses this partition, and then what was sent of it meanwhile.
             upload.stop(upload.error or error)
             return None
         if message is None:
@@ -659,11 +660,11 @@ class Client:
 
 
 def _sending_s(message: Message) -> float:
-    """How long a message may take on the link, before it is the server that is slow."""
+    """How long sending a message may take on the slowest link; after that, the server is slow."""
     size_bytes = sum(memoryview(frame).nbytes for frame in message.frames())
     return min(size_bytes * 8 / (_ASKING_MBPS * 1e6), _ASKING_MAX_S)
 
 
 def _probe_bytes(welcome: Welcome) -> int:
-    """How large a probe the server takes."""
+    """How many bytes the payload of a probe to this server has."""
     return min(PROBE_BYTES, welcome.chunk_bytes, welcome.window_bytes)

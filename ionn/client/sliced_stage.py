@@ -1,4 +1,4 @@
-"""A stage in slices at the client: it computes any of them, as a whole stage would, at the pace of its device."""
+"""A stage in slices at the client: it computes any of them at the pace of its device, to the same bits as the whole."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ionn.model.slices import Slice
 
 
 class SlicedStage:
-    """The slices of a stage, all of them and in order, each a net of its own, whose weights are those of the `whole`
-    network's net: the same memory."""
+    """All slices of a stage, in order, each as a net of its own. Their weights are those of the `whole` network's net,
+    in the same memory."""
 
     def __init__(self, network: Network, slices: Sequence[Slice], whole: StageNet) -> None:
         self.stage = slices[0].stage
@@ -28,9 +28,9 @@ class SlicedStage:
             net.share(whole, piece.begin)
 
     def run(self, data: Floats, begin: int, end: int, layer_ms: Sequence[float] | None) -> tuple[Floats, PacedResult]:
-        """Run channels `begin`..`end`, which are those of whole slices: their output.
+        """Run channels `begin`..`end` (not included), which must be those of whole slices: their output, and the times.
 
-        `layer_ms` are the times that the stage's layers shall take for these channels, None for no pace.
+        `layer_ms` are the times that the stage's layers are to take for these channels, None for no pace.
         """
         chosen = {piece: net for piece, net in self._nets.items() if begin <= piece.begin < end}
         jobs: list[tuple[StageNet, int]] = []
@@ -50,7 +50,7 @@ class SlicedStage:
         return np.concatenate([net.outputs(self.stage)[0] for net in chosen.values()], axis=1), paced
 
     def exact(self, data: Floats, output: Floats) -> bool:
-        """Tell whether the slices make `output`, which is the whole stage's on `data`, bit for bit.
+        """Tell whether the slices make exactly the `output` that the whole stage makes on `data`, bit for bit.
 
         A BLAS may sum in another order for another shape; `ionn.model.slices` says which shapes avoid that.
         """
@@ -59,8 +59,8 @@ class SlicedStage:
 
 
 def slice_stages(network: Network, plan: Sequence[Sequence[object]], whole: StageNet) -> dict[int, SlicedStage]:
-    """The stages that a plan (its partitions' pieces) uploads in slices, by stage, with the weights of the `whole`
-    network's net. What the plan does not upload of such a stage is a slice too, which only the client has."""
+    """The stages that a plan (given by its partitions' pieces) uploads in slices, by stage, with the weights of the
+    `whole` network's net. The part of such a stage that the plan does not upload is one more slice."""
     slices: dict[int, list[Slice]] = {}
     for piece in (piece for pieces in plan for piece in pieces if isinstance(piece, Slice)):
         slices.setdefault(piece.stage, []).append(piece)
