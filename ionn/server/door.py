@@ -245,8 +245,8 @@ class Door:
         self._leave(connection)
 
     def answer(self, connection: Connection, data: Any, frame_bytes: int, begins: bool, ends: bool, more: bool) -> None:
-        """Send a piece of an answer: a part of a frame of `frame_bytes`. The frame `begins` or `ends` with it or not,
-        and after the frame there are `more` or not. Only whole frames if the connection `seals`."""
+        """Send a piece of an answer's frame, which has `frame_bytes`: whether the frame `begins` and `ends` with it,
+        and whether there are `more` frames. Only whole frames if the connection `seals`."""
         if connection.closed or connection.leaving:
             return
         connection.answering = more or not ends

@@ -5,7 +5,7 @@ on the first parts of a query that arrives slowly, so that little is left to do 
 forked from a process that has loaded Caffe already, so a session starts in milliseconds.
 
 A message that computes waits for a turn: the front hands it over when a place is free and no waiting client has used
-less processor time (`shares`). The front tells such messages without decoding them. On `control` all messages compute,
+less processor time (`shares`). The front recognises them without decoding them. On `control` all messages compute,
 except a Hello and those that are too small to be a query. On `upload` none do: chunks are cheap and should not wait,
 and queries are refused. But a client is charged all that its processes use, and if it is far ahead of the others, its
 uploads wait for turns too. New stages are tried, each in a turn of its own, while a session has no messages.

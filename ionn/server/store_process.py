@@ -61,8 +61,8 @@ class StoreNews(NamedTuple):
 
 
 class StoreProcess:
-    """The front's end. `session_bytes` is the most that a session may give in all. The process is `ready` once it has
-    sent its first news. When `news` has reported its death, `bury` it. Raises OSError if it cannot be started."""
+    """The front's end. `session_bytes` is the most that a session may give in all. The process is `ready` once `news`
+    has had its counts. When `news` has reported its death, `bury` it. Raises OSError if it cannot be started."""
 
     def __init__(self, settings: StoreSettings, session_bytes: int) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
