@@ -213,8 +213,8 @@ class Client:
         self.upload: Upload | None = None
         self._session = ""
         self._queries = 0
-        # Losses in a row: attempts to connect and lost connections, since the server last had more bytes than ever
-        # before; and losses by the server's fault, since it last had more ready partitions.
+        # Attempts to connect, and lost connections, since the server last had more bytes than ever before; and losses
+        # by the server's fault since it last had more ready partitions.
         self._losses = self._breaks = self._setbacks = 0
         self._most_ready = self._most_bytes = 0
         self._make: tuple[MakePartitions, Callable[[], float]] | None = None

@@ -47,7 +47,7 @@ class Shares(Generic[Item]):
         self._shares: dict[Hashable, Share[Item]] = {}
         self._active: dict[Share[Item], None] = {}
         self._holding: set[Item] = set()
-        self._now_s = 0.0  # `used_s` of the clients that are served now (SFQ's virtual time)
+        self._now_s = 0.0  # the largest `used_s` of the clients served so far: the virtual time
 
     def join(self, client: Hashable) -> Share[Item]:
         """Add a session to a client."""
