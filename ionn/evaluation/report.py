@@ -407,9 +407,9 @@ def response_validation(live: Sequence[Validation]) -> Section:
         )  # fmt: skip
     return Section(
         "Model validation: the virtual testbed predicts response times",
-        "Each live run whose queries arrive at times of their own, against the virtual testbed fed with these times and "
-        "with the costs measured in that run: percentiles of response times, medians over the runs. The error is that "
-        "of the 90th percentile.",
+        "Each live run whose queries arrive at times of their own, against the virtual testbed fed with these times "
+        "and with the costs measured in that run: percentiles of response times, medians over the runs. The error is "
+        "that of the 90th percentile.",
         (
             "testbed", "model", "algorithm", "runs", "50 % ms", "predicted", "90 % ms", "predicted", "99 % ms",
             "predicted", "error", "worst run",
