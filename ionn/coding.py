@@ -20,7 +20,7 @@ from ionn.errors import InputError, did_you_mean
 NONE = "none"
 FEATURES = "features"
 LOSSLESS = "lossless"
-# Nothing is coded; the inputs and feature maps of queries are; or these and the weights are.
+# What is coded: nothing; the inputs and feature maps of queries; these and the weights.
 CODINGS = (NONE, FEATURES, LOSSLESS)
 
 RAW = "raw"
@@ -74,8 +74,8 @@ def _encode_planes(planes: NDArray[np.uint8]) -> bytes:
 def decode(codec: str, data: Bytes, raw_bytes: int) -> Bytes:
     """Decode what `encode` returned for `raw_bytes` bytes.
 
-    The data may come from a stranger. Raises ValueError if `encode` cannot have made them from so many bytes. Whatever
-    the data claim, no more memory is allocated than 1.25 x `raw_bytes`, and zstd's window of at most `raw_bytes`.
+    The data may come from a stranger. Raises ValueError unless `encode` can have made them from so many bytes. Whatever
+    the data claim, at most 1.25 x `raw_bytes` of memory are allocated, and zstd's window of at most `raw_bytes`.
     """
     sent_bytes = memoryview(data).nbytes
     if codec == RAW:
