@@ -1,7 +1,8 @@
 """Calibration: how well the fitted model predicts five networks that took no part in the fit, and why loading is free.
 
-About 30 s: python bench/calibration.py. A server builds a partition's nets when its header arrives; that is to take
-less time than a 1 Gbit/s link needs for the weights. What is left after the last byte: bench/install_latency.py.
+About 30 s: python bench/calibration.py. A server builds a partition's nets when its header arrives; this should take
+less time than a 1 Gbit/s link needs for the weights. bench/install_latency.py measures what is left after the last
+byte.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Features coded on the wire: what coding takes, what it leaves, and whether it gains what the graph says. 1.5 minutes.
+"""Coded features: what coding takes, by how much they shrink, and whether it gains what the graph says. 1.5 minutes.
 
-The time to code is that of the one thread that computes, on photographs as AlexNet's inputs and on its feature maps.
-The overhead is that of bench/query_overhead.py: what a query takes beyond its wire bytes, its layers, and that time;
-coded and raw queries take turns. Both ends code after a sleep, which makes their processors slow for a while.
+The time to code is the CPU time of the one thread that computes, for a photograph as AlexNet's input and for its
+feature maps. The overhead is that of bench/query_overhead.py: the latency of a query less the times of its wire bytes,
+its layers and its coding; coded and raw queries take turns. Both ends code after a sleep, which makes their processors
+slow for a while.
 
-The gain is that of AlexNet's last queries, live, with all of its model at the server, raw and coded in turns: their
-latency raw less their latency coded, beside the same difference of what the graph predicts.
+The gain is that of AlexNet's last queries, live, with the whole model at the server, raw and coded in turns: their raw
+latency less their coded latency, compared with the same difference of the latencies that the graph predicts.
 """
 
 from __future__ import annotations

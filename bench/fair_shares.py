@@ -1,11 +1,11 @@
-"""A polite client beside eight greedy ones: its part of what the server computes. About a minute.
+"""A polite client beside eight greedy ones: its share of what the server computes. About a minute.
 
 A greedy client has as many sessions as it may have. Each raises queries without waiting for their answers, and one of
 them uploads the same partition again and again. The polite client has one session, and one query at a time. No client
-computes: they send bytes that were prepared, each from an address of its own. A part is the processor time of a
-client's session at the server, of that of all sessions; an equal part is a ninth. For comparison, the same without
-turns, which has no limit: the system shares the processors between processes, and the clients' own process, which all
-greedy ones share, may be too slow to keep all of their sessions busy.
+computes: they send bytes that were prepared, each from an address of its own. The share is the processor time of the
+polite client's session at the server, of that of all sessions; an equal share is a ninth. For comparison, the same is
+measured without turns, and not limited: the system then divides the processors between processes, and the one process
+of all greedy clients may be too slow to keep all of their sessions busy.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SETTLE_S = 2.0
 SECONDS = 10.0
 PART = 0.7
 WAIT_MS = 120_000
-# What the server is given: turns, or as many places as there could be sessions.
+# The server's options: turns, or as many places for computing as there could be sessions.
 WAYS: dict[str, tuple[str, ...]] = {"in turns": (), "without turns": ("--computing", "10000")}
 
 Frames = list[bytes]

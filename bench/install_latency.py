@@ -1,13 +1,14 @@
 """Install latency: from the last byte of a partition at the server to READY and to the first query on it. About 40 s.
 
-Every partition of the five models' plans and of one with fc6 (151 MB) cut by itself, two ways: a session alone, fed in
-this process with the bytes of the real messages, and a real server over an unthrottled connection, timed at the client
-from sending the last chunk; raw and coded each. Before that all other chunks are acknowledged and the session is idle,
-as it is most of the time when a link brings them. A partition's time is the median over ROUNDS sessions.
+Every partition of the five models' plans (AlexNet's fc6, 151 MB, is one by itself) is measured two ways, raw and coded:
+in a session alone, fed in this process with the bytes of the real messages, and at a real server over an unthrottled
+connection, timed at the client from sending the last chunk. Before that chunk, all others are acknowledged and the
+session is idle, as it is most of the time when a link brings them. A partition's time is the median over ROUNDS
+sessions.
 
-Memory: the anonymous resident memory of the server's two processes (front and session) at its peak, looked at after
-every chunk, less what they had before the upload. The limit is 1.15 x the weights, and what the same nets take in bare
-Caffe beyond their weights (feature maps and convolution buffers) when every stage has run.
+Memory: the peak of the anonymous resident memory of the server's two processes (front and session), read after every
+chunk, less what they had before the upload. The limit is 1.15 x the weights, plus what the same nets take in bare Caffe
+besides their weights (feature maps and convolution buffers) when every stage has run.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     python bench/kernels.py --save nehalem.npz --kernels Nehalem
     python bench/kernels.py --compare here.npz there.npz      the same between two machines
 
-Each kernel computes in a process of its own, which OPENBLAS_CORETYPE tells which to use. Per model, the largest
-`ionn.model.comparison.difference` of its output, and of any blob between two stages, over INPUTS photographs. A softmax
-at the end makes of what its input is off, in absolute numbers, a part of its output.
+Each kernel computes in a process of its own, which is told by OPENBLAS_CORETYPE which one to use. The table has, for
+each model, the largest `ionn.model.comparison.difference` of its output, and of any blob between two stages, over
+INPUTS photographs. A softmax at the end turns the absolute error of its input into a relative error of its output.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How much of the link's 80 Mbps an upload uses, alone, coded, and while queries run, and of a bandwidth that changes,
-behind a delay. About 70 s.
+"""How much of the link an upload uses: of 80 Mbps, alone, coded and beside queries; and of a bandwidth that changes,
+with a delay. About 70 s.
 
-Bytes are counted behind the link by bench/tap.py; an upload's time is from its start to the READY of the last
-partition, as the client sees it, and the link is charged for all of it. Features are the inputs of the queries' server
-segments that ended in that time. The client is not paced: Caffe never rests, which
-is the hardest case for the upload thread beside it.
+Bytes are counted behind the link by bench/tap.py. An upload's time is from its start to the READY of the last
+partition, as the client sees it, and the link could have carried bytes in all of it. Features are the inputs of server
+segments, of the queries that ended in that time. The client is not paced: Caffe computes all the time, which is the
+hardest case for the upload thread beside it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Many clients at one server against as many bare pycaffe loops on the same cores. About 50 s.
+"""Many clients at one server compared with as many bare pycaffe loops on the same cores. About 50 s.
 
 N sessions over unthrottled connections, each with weights of its own, raise queries as fast as they are answered; the
-server runs all of MobileNet but its input and output layers. The limit are N processes that do nothing but set the
-input and call pycaffe's `forward` of the same layers. Both take turns; a rate is the sum of the processes' own rates.
+server runs all of MobileNet but its input and output layers. They are compared with N processes that only set the input
+and call pycaffe's `forward` of the same layers. Both take turns; a rate is the sum of the processes' own rates.
 """
 
 from __future__ import annotations

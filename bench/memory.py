@@ -1,8 +1,8 @@
 """What memory a client needs while it uploads AlexNet and answers queries, with each of two planners. About 45 s.
 
 A client is a process of its own, either `ionn run` or a program with `ionn.connect`; its server is another process, and
-loopback is not throttled. What counts is the most that the client ever had resident (VmHWM). Then `ionn run` again in a
-cgroup that is limited to what little a board may have left, without swap, where this machine allows cgroups.
+loopback is not throttled. Its peak resident memory (VmHWM) counts. Then, if this machine allows cgroups, `ionn run` is
+repeated in a cgroup with 700 MB and without swap, as a small board may have left.
 """
 
 from __future__ import annotations

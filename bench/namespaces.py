@@ -16,7 +16,7 @@ FRAME_BYTES = 1514
 PAYLOAD_BYTES = 1448
 """Of a full frame: 14 bytes are Ethernet's, 20 IPv4's, 20 TCP's, and 12 the timestamps that Linux adds."""
 
-# Ten frames may leave at once; a frame that finds 50 ms of others before it is dropped.
+# Ten frames may leave at once; a frame that would wait for more than 50 ms is dropped.
 BURST_BYTES = 16 * 1024
 QUEUE_MS = 50
 

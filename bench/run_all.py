@@ -59,7 +59,7 @@ def measure(name: str) -> tuple[list[support.Row], list[dict[str, Any]]]:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on. Runs in a process of its own too: it loads Caffe."""
+    """What the numbers depend on. Runs in a process of its own too, as it loads Caffe."""
     return {**engine.environment(), "commit": commit(), "load_average": os.getloadavg()[0]}
 
 

@@ -1,10 +1,11 @@
-"""What is left of slices when all are there: AlexNet's largest stages, uploaded whole and in the slices of its plan.
+"""What slices cost: after they have all arrived, and when each of them arrives. About 15 s.
 
-Two sessions at a server, without sockets, in turns; the fastest run counts.
+A stage that has arrived in slices should run as fast as one that was uploaded whole. AlexNet's sliced stages run in two
+sessions at a server, without sockets, in turns; the fastest run counts.
 
-And what a slice takes at the server beyond its bytes: checking and building its net, and copying its rows to the whole.
-Stock pycaffe takes turns with it, slice by slice: it builds the same net from a file and copies the same rows, as
-whoever receives slices with Caffe must, and checks nothing. The median of the ratios counts. About 15 s.
+When a slice arrives, the server checks and builds its net, and copies its rows into the whole stage's net. Stock
+pycaffe takes turns with it, slice by slice: it builds the same net from a file and copies the same rows, as anybody who
+receives slices with Caffe must, and checks nothing. The median of the ratios counts.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from ionn.server.worker import SessionState
 
 MODEL = "alexnet"
 RUNS = 40
-# Two sessions with the same nets differ by that much, from where their memory happens to lie.
+# Two sessions with the same nets differ by so much, depending on where their memory happens to lie.
 MOST_RATIO = 1.05
-# Times stock pycaffe.
+# The limit of a slice beyond its bytes, in times of stock pycaffe's.
 SLICE_RATIO = 1.5
 
 

@@ -1,13 +1,13 @@
 """Many clients at one server for a long time, while processes are killed and frozen at random. Ten minutes.
 
 Each client has a link of its own to the server. It begins a session, uploads a model in the order of its plan, raises
-queries all the while, ends the session, begins another. Session processes, links, clients and the server are killed or
-frozen every other second. The server itself is killed within the first quarter only: what it leaks shows in one that
-lives on. Two clients are frozen but never killed, for the same reason. Strangers (bench/strangers.py) come to the port
-all the while, with one attack after another.
+queries meanwhile, ends the session, and begins another. Every two seconds on average, a session's process, a link, a
+client or the server is killed or frozen. The server itself is killed within the first quarter only, as leaks show only
+in a process that lives on. Two clients are frozen but never killed, for the same reason. Strangers
+(bench/strangers.py) come to the port all the time, with one attack after another.
 
-The table says whether every query was answered with the bits that a local forward gives, whether memory grew between
-the second quarter and the last, and what was left over. It goes to results/soak/, with the raw numbers.
+The table says whether every query was answered with the bits of a local forward pass, whether memory grew between the
+second quarter and the last, and what was left over. It is written to results/soak/, with the raw numbers.
 """
 
 from __future__ import annotations

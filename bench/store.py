@@ -1,9 +1,9 @@
-"""What a server's store costs: to read stored weights, to ask for them, and what is as before beside it. About 30 s.
+"""What a server's store costs: reading stored weights, asking for them, and what must not get slower by it. About 30 s.
 
 Stored weights of AlexNet's size are read into the blobs of its net as a session does, file by file from the store
-process, with their checksums; and the same files are read into a buffer, by read alone, from the system's memory in
-both cases. The two take turns. Two servers, one of them with a store, take turns for the rest: a session's start, and
-an upload's last answer, which comes while the pieces before it are being given to the store.
+process, with their checksums; in turns with that, the same files are read into a buffer by read alone. Both come from
+the system's memory. Two servers, one of them with a store, take turns for the rest: a session's start, and the last
+answer of an upload, during which the pieces before it are given to the store.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODEL = "alexnet"
 MBPS = 80.0
 READS, STARTS, UPLOADS, QUESTIONS = 9, 40, 30, 20
 READ_RATIO = 2.0
-# "Nothing more": what two servers that are the same differ by.
+# They should take no longer with a store; two equal servers differ by so much.
 START_RATIO, READY_RATIO = 1.2, 1.2
 ASK_PERCENT = 1.0
 SERVERS = ("store", "no store")

@@ -1,8 +1,8 @@
-"""Strangers at the port: the worst ping beside them against the quiet one of the same run. About 40 s.
+"""Strangers at the port: the worst ping beside them, and the worst one of the same run without them. About 40 s.
 
-An honest session pings a server, one ping after another, while a process of its own does to the port what no client
-does; so does a newcomer, who connects for each ping. Each row is the worst ping of a few seconds, beside strangers or
-alone. `--attack NAME ADDRESS SECONDS` is one of them by itself; bench/soak.py has them all in its weather.
+An honest session pings a server, one ping after another, and so does a newcomer, who connects for each ping, while
+another process attacks the port. Each row is the worst ping of a few seconds, beside one attack or without any.
+`--attack NAME ADDRESS SECONDS` is one attack by itself; bench/soak.py has all of them, in random order.
 """
 
 from __future__ import annotations
