@@ -180,7 +180,7 @@ class Grid:
         )  # fmt: skip
 
     def tasks(self, cells: Sequence[Cell]) -> list[Task]:
-        """Divide cells into tasks. All algorithms at a bandwidth are together, as they share its graph."""
+        """Divide cells into tasks of neighbouring bandwidths, so that algorithms share the graph of a bandwidth."""
 
         def parts(cell: Cell) -> tuple[Any, ...]:
             return cell.model, cell.client, cell.server, cell.coding
