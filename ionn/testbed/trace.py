@@ -3,8 +3,8 @@
 A trace is one file of JSON lines: a `run` line (the `RunInfo`), an `estimate` line for each new estimate of a client
 that measures, a `partition` line per uploaded partition, a `query` line per query, a `drops` line if queries were not
 answered, a `load` line per second of a live run, and an `end` line. A file without its `end` line is an interrupted
-run. Times are seconds since the upload began, on the clock of the testbed; `Trace.load` divides them by the run's
-dilation, so that readers see the undilated experiment, unless the `run` line says `undilated`.
+run. Times are seconds since the upload began, on the clock of the testbed. `Trace.load` divides them by the run's
+dilation, so that readers see the undilated experiment; `undilated` in the `run` line says that this was done before.
 """
 
 from __future__ import annotations
