@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 
 
 def constant(folder: Path, mbps: float) -> Path:
-    """A link of this rate, as a file."""
+    """The file of a link with this rate."""
     return _link(folder, f"{mbps:g}mbps", f"0,{mbps}\n")
 
 
@@ -64,7 +64,7 @@ def run(model: str, mbps: float | None, link: Path, window_s: float | None = Non
 
 
 def cells(folder: Path) -> list[Cell]:
-    """The table."""
+    """The mean latencies of all models over all links."""
     made = []
     for model in MODELS:
         for mbps in RATES_MBPS:
@@ -77,7 +77,7 @@ def cells(folder: Path) -> list[Cell]:
 
 
 def run_changes(folder: Path, results: Path) -> list[Trace]:
-    """Runs over a link that is slow for a while, of each model."""
+    """Runs of each model over a link that is slow for a while."""
     return [
         trace
         for model in MODELS

@@ -38,7 +38,7 @@ RESULTS = Path("results") / "beyond"
 
 
 def run_virtual(results: Path) -> list[Trace]:
-    """The same on the paper's testbed, computed."""
+    """The same runs on the virtual testbed, with the paper's server."""
     return [
         trace
         for model in MODELS
@@ -66,7 +66,7 @@ def finished(results: Path) -> list[Trace]:
 
 
 def measure(model: str, algorithms: Sequence[str], runs: int, results: Path) -> list[support.Row]:
-    """A row for each way to arrive and each algorithm."""
+    """A row for each of ARRIVALS and each algorithm."""
     subject = runner.prepare_live(model)
     rows: list[support.Row] = []
     for arrivals, busy in ARRIVALS:

@@ -83,7 +83,7 @@ def run_live(results: Path) -> list[Trace]:
 
 
 def claims(title: str, text: str, rows: Sequence[support.Row]) -> Section:
-    """What is said, and whether it is so."""
+    """A section with the rows of a benchmark, and whether each keeps its limit."""
     lines = []
     for row in rows:
         measure, limit, ours, unit = row

@@ -70,7 +70,7 @@ def load_rows() -> list[support.Row]:
 
 
 def link_ms(builds: list[Build]) -> float:
-    """How long their weights take on a fast link."""
+    """How long the weights of these stages take on a fast link."""
     return sum(build.bytes for build in builds) * 8 / FAST_MBPS / 1e3
 
 

@@ -63,7 +63,7 @@ def speeds(subject: Subject) -> list[support.Row]:
 
 
 def overhead() -> list[support.Row]:
-    """What a coded query takes beyond a raw one, but for the bytes on the link and the coding itself."""
+    """How much longer a coded query takes than a raw one, apart from the bytes on the link and the coding itself."""
     network = query_overhead.chain()
     ends = (1, UP), (query_overhead.SERVER_STAGES + 1, DOWN)
     coded = [CodedTransfer(boundary, direction, 0.0, 1.0, 0.0, 1) for boundary, direction in ends]
@@ -100,8 +100,8 @@ def without_coding(graph: ExecutionGraph) -> ExecutionGraph:
 
 
 def gain(subject: Subject) -> list[support.Row]:
-    """AlexNet, live, raw and coded. The server is planned for with a profile of this machine, with the ratios of a
-    photograph. The layers' own times are left out: on a machine that is not idle they vary by more than coding does."""
+    """The gain for AlexNet, live. Plans are made with a profile of this machine as the server's costs, with the ratios
+    of a photograph. The layers' own times are left out, as on a busy machine they vary by more than coding gains."""
     network, server_costs = subject.network, profiling.profile_network(subject.network, subject.net, PROFILE_RUNS)
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(processes.start_testbed(Settings("live", MBPS))).address

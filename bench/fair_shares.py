@@ -61,7 +61,8 @@ Frames = list[bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """All that clients send: an upload, the same one over and over with an end that is wrong, and a query."""
+    """All messages that clients send: those of an upload, those of another upload of the same weights, whose end is
+    wrong so that it can be sent over and over, and a query."""
 
     upload: list[Frames]
     again: list[Frames]
@@ -106,7 +107,7 @@ def prepare(model: str) -> Prepared:
 
 
 class Session:
-    """A session from an address of its own, whose connections are polled by whoever has it."""
+    """A session from an address of its own. Its user polls its connections."""
 
     def __init__(self, context: zmq.Context[Any], address: str, number: int) -> None:
         self._context = context
@@ -141,7 +142,7 @@ class Session:
 
 
 def be_greedy(prepared: Prepared, address: str, channel: Connection) -> None:
-    """All greedy clients. Says when they have begun, and at the end how many messages of theirs were answered."""
+    """Be all greedy clients. Tells the channel when they have begun, and at the end how many messages were answered."""
     context: zmq.Context[Any] = zmq.Context()
     poller = zmq.Poller()
     sending: dict[zmq.Socket[Any], Iterator[Frames]] = {}
@@ -188,7 +189,7 @@ def greedy(prepared: Prepared, address: str) -> Iterator[None]:
 
 
 def session_processes() -> dict[int, float]:
-    """The processor time of every session's process at the server, by process."""
+    """The processor time of each session's process at the server in s, by process."""
     return {
         process.pid: sum(process.cpu_times()[:2])
         for server in psutil.Process().children()
@@ -198,7 +199,7 @@ def session_processes() -> dict[int, float]:
 
 
 def measure(prepared: Prepared, options: Sequence[str]) -> tuple[float, list[float]]:
-    """The polite client's part of the computing, and the times of its queries."""
+    """The polite client's share of the computing, and the times of its queries in ms."""
     limits = ("--sessions", str(GREEDY * SESSIONS + 1), "--sessions-per-client", str(SESSIONS), "--memory-mb", "500")
     with ExitStack() as stack:
         address = stack.enter_context(processes.process("serve", "--bind", "tcp://127.0.0.1:0", *limits, *options))

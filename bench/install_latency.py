@@ -88,7 +88,7 @@ def messages(index: int, partition: ExtractedPartition) -> tuple[PartitionHeader
 
 
 class Alone:
-    """A session without sockets. Messages come in as the bytes that the socket would deliver."""
+    """A session without sockets. It gets messages as the bytes that a socket would deliver."""
 
     peak_bytes = 0
     watch_memory = False
@@ -219,7 +219,7 @@ def command(pid: int) -> str:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Resident memory of a process that is not a file's (RssAnon)."""
+    """The resident memory of a process that is not that of a file (RssAnon)."""
     (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
@@ -236,7 +236,7 @@ class Measured:
 
 
 def measure(model: str, connect: Callable[[], Alone | Connected], coded: bool = False) -> tuple[list[Measured], int]:
-    """Every partition of a model's plan, and the server's peak memory in bytes. Weights come raw, or coded."""
+    """Measure every partition of a model's plan, sent raw or coded, and the server's peak memory in bytes."""
     network, _, plan = support.paper_plan(model)
     path = weights_path(model, None)
     weights = read_weights(path, network)
@@ -301,7 +301,7 @@ def memory_row(model: str, weight_bytes: int, peak_bytes: int) -> support.Row:
 
 
 def bare_bytes(model: str) -> int:
-    """What Caffe occupies for the nets of a model's partitions when each of their stages has run."""
+    """The memory that Caffe takes for the nets of a model's partitions when each of their stages has run."""
     network, _, plan = support.paper_plan(model)
     runs = [run for part in plan.partitions for run in runs_of(part.stages)]
     weights = read_weights(weights_path(model, None), network)

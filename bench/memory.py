@@ -53,7 +53,7 @@ def commands(address: str, algorithm: str) -> dict[str, list[str]]:
 
 
 def peak_bytes(command: Sequence[str]) -> int:
-    """The most that a process ever had resident, but for its last moments. Raises CalledProcessError if it fails."""
+    """The peak resident memory of a process, except for its last moments. Raises CalledProcessError if it fails."""
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -68,7 +68,7 @@ def peak_bytes(command: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def limited(memory_bytes: int) -> Iterator[Path]:
-    """A cgroup, of version 2 or 1, whose processes have so much memory together and no swap. Raises OSError where this
+    """A cgroup, of version 2 or 1, whose processes have so much memory together and no swap. Raises OSError if this
     machine does not allow that."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     of_version_1 = [Path(mount[1]) for mount in mounts if mount[2] == "cgroup" and "memory" in mount[3].split(",")]

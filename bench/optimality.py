@@ -46,7 +46,7 @@ NONE = 1e-9
 
 @dataclass(frozen=True)
 class Result:
-    """A virtual run of one algorithm. `area` and `excess` in ms x s."""
+    """A virtual run of one algorithm. `area` and `excess` are in ms x s."""
 
     trace: Trace
     area: float
@@ -139,7 +139,7 @@ def random_chain(random: np.random.Generator) -> ExecutionGraph:
 
 
 def excess_on_chains() -> dict[str, list[float]]:
-    """The excess of each algorithm over the least of any order, on the random chains where there is an order."""
+    """The excess area of each algorithm over the least of any order, on the random chains where that is not 0."""
     random = np.random.default_rng(SEED)
     ratios: dict[str, list[float]] = {algorithm: [] for algorithm in ON_CHAINS}
     for graph in (random_chain(random) for _ in range(CHAINS)):

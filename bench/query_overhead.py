@@ -68,8 +68,9 @@ def session(
     audit: float = 0.0,
     coded: Sequence[CodedTransfer] = (),
 ) -> LiveSession:
-    """A session with stages 1..40 uploaded, whose fastest route runs them there and the last stage here; a share of the
-    time is for an `audit` of the server. Transfers that are `coded` take a ms in the graph, as all do."""
+    """A session with stages 1..40 uploaded, whose fastest route runs them at the server and the last stage here.
+    `audit` is the share of the time for audits of the server. In the graph, all transfers take a ms, and those in
+    `coded` are coded."""
     rng = np.random.default_rng(0)
     weights = {
         layer.name: tuple(0.1 * rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
@@ -98,7 +99,7 @@ def session(
 
 
 class Bare:
-    """Round trips of bare pyzmq, of messages of so many bytes, to what listens at an address."""
+    """Round trips of bare pyzmq to an address, with messages of so many bytes."""
 
     def __init__(self, address: str, size_bytes: int, stack: contextlib.ExitStack) -> None:
         context = stack.enter_context(zmq.Context())

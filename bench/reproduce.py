@@ -34,7 +34,7 @@ REPETITIONS = 5
 
 
 def write_plans(results: Path) -> None:
-    """results/plans.json: the plan of every model and algorithm for the paper's testbed, with its planning time."""
+    """Write results/plans.json: the plans of all models and planners for the paper's testbed, with planning times."""
     client, server = load_costs(paper.CLIENT), load_costs(paper.SERVER)
     plans = []
     for model in paper.MODELS:

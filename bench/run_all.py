@@ -64,7 +64,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is measured, "+" where files of it have changed since; empty outside a repository."""
+    """The commit that is measured, followed by "+" if its files have changed since; "" outside a repository."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
     with contextlib.suppress(OSError):
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()

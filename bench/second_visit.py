@@ -58,7 +58,7 @@ for _ in sys.stdin:
 
 
 class _Timed(Client):
-    """Remembers when it began to connect."""
+    """A client that remembers when it began to connect."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.began_s = time.perf_counter()
@@ -67,7 +67,7 @@ class _Timed(Client):
 
 @contextmanager
 def visit(network: Network, net: StageNet, address: str) -> Iterator[tuple[Offloading, _Timed, float]]:
-    """A session that has uploaded all: with its client, and the seconds since its first Hello."""
+    """A session that has uploaded everything, its client, and the seconds since its first Hello."""
     vars(offloading)["Client"] = _Timed  # which it makes
     here, there = load_costs(paper.CLIENT), load_costs(paper.SERVER)
     file = weights_path(network.name, None)
@@ -135,8 +135,8 @@ def open_pieces(network: Network, net: StageNet) -> set[str]:
 
 
 def asking(network: Network, net: StageNet, link: str) -> support.Row:
-    """What asking a server that has nothing adds to an upload: the question and its answer, and the addresses that
-    partitions are announced with, in seconds of the link."""
+    """By how much asking a server that has nothing makes an upload longer: by the question and its answer, and by the
+    digests with which partitions are announced."""
     sidecar = open_sidecar(weights_path(network.name, None), network, net.weights())
     assert sidecar is not None
     with sidecar:

@@ -37,7 +37,7 @@ SLICE_RATIO = 1.5
 
 
 def upload(session: SessionState, number: int, sent: ExtractedPartition) -> tuple[float, float]:
-    """Have a session take a partition; the time in ms for its header, and for its end."""
+    """Have a session take a partition. Returns the times in ms for its header and for its end."""
     model = sent.caffemodel
     chunks = [messages.make_chunk(number, offset, parts) for offset, parts in model.chunks(messages.CHUNK_BYTES)]
     digest = hashlib.sha256()  # not of a copy of all, whose memory would be the net's next
@@ -60,7 +60,7 @@ def upload(session: SessionState, number: int, sent: ExtractedPartition) -> tupl
 
 
 def build(prototxt: str) -> tuple[Any, float]:
-    """A net of stock pycaffe, which reads a file, and the time in s to build it."""
+    """A net that stock pycaffe builds from a file, and the time in s to build it."""
     caffe = load_caffe()
     with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:
         file.write(prototxt)
@@ -70,7 +70,7 @@ def build(prototxt: str) -> tuple[Any, float]:
 
 
 def stock_upload(whole: Any, piece: Slice, sent: ExtractedPartition) -> tuple[float, Any]:
-    """What stock pycaffe takes for a slice beyond its bytes, in ms, and the slice's net."""
+    """The time in ms that stock pycaffe takes for a slice beyond its bytes, and the slice's net."""
     net, taken_s = build(sent.nets[0].prototxt)
     blobs = [
         (weights.data, rows.data[piece.begin : piece.end])

@@ -41,7 +41,7 @@ SERVERS = ("store", "no store")
 
 
 def reading(folder: Path) -> support.Row:
-    """Reading a stored model, against reading its files."""
+    """Compare reading a stored model with reading its files."""
     settings = StoreSettings(folder, 10**10, 10**10)
     network = Network.load(MODEL)
     blobs = list(engine.new_network(network).blob_bytes().values())
@@ -105,7 +105,7 @@ class Uploader:
         return answer
 
     def ready_ms(self, seed: int) -> float:
-        """From the end of a partition to its being ready."""
+        """The time from the end of a partition until it is ready."""
         weights = np.random.default_rng(seed).standard_normal((1000, 1000), np.float32)
         partition = extract(self._network, [1], {"f": (weights, np.zeros(1000, np.float32))})
         model = partition.caffemodel
@@ -135,7 +135,7 @@ class Uploader:
 
 
 def asking_ms(address: str, context: zmq.Context[Any], digests: int) -> float:
-    """How long a server that has none of them takes to say so, a session's start not included."""
+    """How long a server takes to answer that it has none of so many pieces, without a session's start."""
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
     socket.connect(address)

@@ -266,7 +266,7 @@ class Trace:
 
     @property
     def mean_ms_in_upload(self) -> float:
-        """The mean latency of these queries, NaN where there is none."""
+        """The mean latency of the queries `in_upload`; NaN if there are none."""
         latencies_ms = [query.latency_ms for query in self.in_upload]
         return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
 
@@ -278,7 +278,7 @@ class Trace:
 
     @property
     def mean_ms_in_window(self) -> float:
-        """The mean latency of these queries, NaN where there is none."""
+        """The mean latency of the queries `in_window`; NaN if there are none."""
         latencies_ms = [query.latency_ms for query in self.in_window]
         return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
 
