@@ -1,9 +1,10 @@
-"""What a client gains that measures its link: mean latencies of the five models over links of 0.5 to 1,000 Mbps, on the
-virtual testbed. A minute. `--live`: MobileNet over five such links, live, in four minutes more.
+"""What a client gains by measuring its link: mean latencies of the five models over links of 0.5 to 1,000 Mbps, on the
+virtual testbed. A minute. With `--live`, also MobileNet over five such links, live, in four minutes more.
 
-Four clients: one without a server, one that plans and routes for 80 Mbps whatever the link is, one that measures, and
-one that is told the truth. The time is what the last one's upload takes, and ten seconds more. The one that measures is
-to be within 10 % of the one that is told; and, live, never 5 % slower than a client without a server.
+Four clients are compared: one without a server, one that plans and routes for 80 Mbps whatever the link is, one that
+measures, and one that knows the rate. Queries count until ten seconds after the end of the last one's upload. The mean
+latency of the client that measures should be within 10 % of that of the client that knows, and, live, at most 5 % above
+that without a server (besides one local latency in all).
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ RATES_MBPS = (0.5, 2.0, 10.0, 80.0, 300.0, 1000.0)
 AFTER_S = 10.0
 WORSE = 1.1
 LIVE_MODEL, LIVE_RATES_MBPS, LIVE_S = "mobilenet", (0.5, 2.0, 10.0, 80.0, 300.0), 40.0
-# Of the client alone; and one local latency that it costs to find out.
+# Live, over the latency of the client alone. In addition, all queries together may lose one local latency.
 SLOWER = 1.05
 # A link that is slow for a while.
 CHANGES, CHANGES_S = "0,80\n10,2\n40,80\n", 80.0
 
 
 class Cell(NamedTuple):
-    """Mean latencies in ms over a link. That of the plan for 80 Mbps is NaN where no query ended."""
+    """Mean latencies in ms over a link. That of the plan for 80 Mbps is NaN if no query ended in the time."""
 
     model: str
     mbps: float
@@ -43,7 +44,7 @@ class Cell(NamedTuple):
 
 
 def constant(folder: Path, mbps: float) -> Path:
-    """A link of this rate, as a file."""
+    """The file of a link with this rate."""
     return _link(folder, f"{mbps:g}mbps", f"0,{mbps}\n")
 
 
@@ -63,7 +64,7 @@ def run(model: str, mbps: float | None, link: Path, window_s: float | None = Non
 
 
 def cells(folder: Path) -> list[Cell]:
-    """The table."""
+    """The mean latencies of all models over all links."""
     made = []
     for model in MODELS:
         for mbps in RATES_MBPS:
@@ -76,7 +77,7 @@ def cells(folder: Path) -> list[Cell]:
 
 
 def run_changes(folder: Path, results: Path) -> list[Trace]:
-    """Runs over a link that is slow for a while, of each model."""
+    """Runs of each model over a link that is slow for a while."""
     return [
         trace
         for model in MODELS

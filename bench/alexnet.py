@@ -1,4 +1,4 @@
-"""python bench/alexnet.py --runs 3"""
+"""The paper's experiment on AlexNet, live: python bench/alexnet.py --runs 3"""
 
 from per_model import main
 

@@ -1,9 +1,9 @@
-"""Queries that arrive by themselves, live: does the virtual testbed predict their response times? 85 minutes.
+"""Queries that arrive at times of their own, live: does the virtual testbed predict their response times? 85 minutes.
 
 Poisson arrivals that wait for a busy client, and a camera whose pictures are dropped then, on AlexNet and MobileNet
-under all algorithms: over 200 queries in each run. The 90th percentile of response times is compared with that of the
-virtual testbed, which is given the costs that were measured in the run; the median of the runs counts. Traces are kept
-in results/beyond, and finished runs are not run again; `make beyond` shows what is there.
+with the paper's algorithms and slices: over 200 queries in each run. The 90th percentile of response times is compared
+with that of the virtual testbed, which is given the costs that were measured in the run; the median of the runs counts.
+Traces are kept in results/beyond, and finished runs are not made again; `make beyond` shows them.
 
 python bench/arrivals.py --runs 1 --models mobilenet --algorithms original: two minutes.
 """
@@ -28,7 +28,7 @@ from ionn.testbed.settings import Settings
 from ionn.testbed.trace import Trace, trace_path
 
 MODELS = ("alexnet", "mobilenet")
-# How queries arrive, and what becomes of those that meet a busy client.
+# The arrivals, and whether queries that meet a busy client wait or are dropped.
 ARRIVALS = ((Arrivals("poisson:4"), WAIT), (Arrivals("fps:5"), DROP))
 WINDOW_S = 60.0
 DEADLINE_MS = 200.0
@@ -38,7 +38,7 @@ RESULTS = Path("results") / "beyond"
 
 
 def run_virtual(results: Path) -> list[Trace]:
-    """The same on the paper's testbed, computed."""
+    """The same runs on the virtual testbed, with the paper's server."""
     return [
         trace
         for model in MODELS
@@ -66,7 +66,7 @@ def finished(results: Path) -> list[Trace]:
 
 
 def measure(model: str, algorithms: Sequence[str], runs: int, results: Path) -> list[support.Row]:
-    """A row for each way to arrive and each algorithm."""
+    """A row for each of ARRIVALS and each algorithm."""
     subject = runner.prepare_live(model)
     rows: list[support.Row] = []
     for arrivals, busy in ARRIVALS:

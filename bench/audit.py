@@ -1,8 +1,8 @@
-"""Audits: what they take of a client's time, and what they cost queries that are not audited. About 25 s.
+"""Audits: how much of a client's time they take, and what they cost queries that are not audited. About 25 s.
 
-The chain of bench/query_overhead.py, of which 40 of 41 convolutions run at a server on loopback. A session with audits
-and one without take turns, query by query. The time of an audit is what an audited query takes beyond the median of
-those that are not.
+Of the chain of bench/query_overhead.py, 40 of 41 convolutions run at a server on loopback. A session with audits and
+one without take turns, query by query. The time of an audit is the latency of an audited query less the median of the
+others.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""What goes past the paper, into results of its own: `make beyond`. Four minutes.
+"""What goes beyond the paper, with results of its own: `make beyond`. Four minutes.
 
-Coding: runs of every model on the virtual testbed, the paper's devices at both ends, with nothing, with features, and
-with weights too coded, for as long as original needs to upload the model raw; Figure 7 with and without coding; and
-what is left of it where the ends code slower or faster than is assumed. The same live for AlexNet, but for its weights:
-those that come along are synthetic, and shrink more than trained ones.
+Coding: runs of every model on the virtual testbed, with the paper's devices, where nothing is coded, features are, and
+weights too, compared in the time that original needs to upload the model raw. Figure 7 with and without coding, and the
+gains if both ends code slower or faster than is assumed. AlexNet live, raw and with features coded, but without coded
+weights: the bundled ones are synthetic, and shrink more than trained ones.
 
-Arrivals: runs of AlexNet and MobileNet whose queries arrive by themselves, at random and from a camera, under all
-algorithms, with a figure of their response times. Live runs, if bench/arrivals.py has made some, stand beside them.
+Arrivals: runs of AlexNet and MobileNet whose queries arrive at random or from a camera, with the paper's algorithms and
+slices, and figures of their response times. Live runs, if bench/arrivals.py has made some, are shown, too.
 
-Adapting: what clients gain that measure their links, over constant ones, and over one that goes from 80 to 2 Mbps and
-back, with AlexNet live.
+Adapting: what clients gain by measuring their links: constant ones, and one that goes from 80 to 2 Mbps and back, with
+AlexNet live.
 
-Stores: AlexNet's second visit at a server that keeps weights, live, and what asking costs.
+Stores: AlexNet's second visit at a server that keeps weights, live, and what asking such a server costs.
 
-Walks: the one of examples/walk.toml, with and without stores and weights that are sent ahead.
+Walks: that of examples/walk.toml, with and without stores and weights that are sent ahead.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run_virtual(results: Path) -> list[Trace]:
 
 
 def run_live(results: Path) -> list[Trace]:
-    """Those that are finished are not run again."""
+    """AlexNet live, raw and with features coded. Finished runs are not made again."""
     subject = runner.prepare_live(LIVE_MODEL)
     window_s = coding_gains.window_of(LIVE_MODEL)
     return [
@@ -83,7 +83,7 @@ def run_live(results: Path) -> list[Trace]:
 
 
 def claims(title: str, text: str, rows: Sequence[support.Row]) -> Section:
-    """What is said, and whether it is so."""
+    """A section with the rows of a benchmark, and whether each keeps its limit."""
     lines = []
     for row in rows:
         measure, limit, ours, unit = row
@@ -92,7 +92,7 @@ def claims(title: str, text: str, rows: Sequence[support.Row]) -> Section:
 
 
 def adaptation(cells: list[adapting.Cell]) -> Section:
-    """What a client gains that measures its link."""
+    """What a client gains by measuring its link."""
     return Section(
         "Clients that measure their links",
         "Mean latency in ms over links of constant rates, computed, in the time of the upload that is planned for the "
@@ -111,7 +111,7 @@ def adaptation(cells: list[adapting.Cell]) -> Section:
 
 
 def walked(variants: Sequence[Walked]) -> Section:
-    """What a walk is worth with stores, and with weights sent ahead."""
+    """What stores and sending weights ahead gain on a walk."""
     return Section(
         "A walk over several servers",
         f"Computed, {WALK.name}: the mean latency is over time, at the client alone {variants[0].local_ms:.0f} ms.",

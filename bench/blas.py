@@ -1,11 +1,12 @@
 """Which OpenBLAS kernels compute the five models fastest on this CPU, and what a second thread gains. About 40 s.
 
-The limit is the fastest of all kernels that this CPU supports, with one thread; ours are what `ionn.model.engine`
-chooses. Each candidate is a process of its own that holds all five models; they take turns forward by forward, and the
-fastest turn counts: other work on this machine only adds. Results with other kernels or another number of threads
-differ in the last bits (the raw results have digests), which is why both ends of a session must use the same.
+The limit is 5 % above the fastest of all kernels that this CPU supports, with one thread; ours are those that
+`ionn.model.engine` chooses. Each candidate is a process of its own with all five models. They take turns after each
+forward pass, and the fastest pass counts, as other work on this machine only adds time. Results with other kernels or
+another number of threads differ in the last bits (the raw results have digests), so that the outputs of two ends are
+then compared within a tolerance only.
 
-OPENBLAS_CORETYPE=X and OPENBLAS_NUM_THREADS=N overrule the engine, here and always.
+OPENBLAS_CORETYPE=X and OPENBLAS_NUM_THREADS=N overrule the engine, here and everywhere.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from ionn.model.caffemodel import weights_path
 from ionn.model.network import Network
 
 TURNS = 6
-# Within so much of the fastest, a choice is as good: the same kernels differ by this from process to process.
+# A choice within this of the fastest is as good: the same kernels differ by so much from process to process.
 TOLERANCE = 1.05
-# OpenBLAS's threads go on spinning for a while after a product, at the cost of whoever computes next.
+# OpenBLAS's threads spin for a while after a product, which would slow down the candidate whose turn is next.
 SPIN_S = 0.1
 # Kernels of x86-64 and the CPU flags they need. Zen's are Haswell's.
 KERNELS = {

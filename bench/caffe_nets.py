@@ -1,10 +1,10 @@
-"""What ionn makes of the networks that come with Caffe: a table, a line per deploy prototxt below a folder.
+"""How ionn does with the networks that come with Caffe: a table with a line per deploy prototxt below a folder. 15 s.
 
     pip download --no-deps --no-binary brocolli-caffe brocolli-caffe==9.0.2 && tar xf brocolli-caffe-9.0.2.tar.gz
     python bench/caffe_nets.py brocolli-caffe-9.0.2
 
-The batch is set to 1. Each network is planned for the paper's testbed and computed by Caffe
-with random weights, whole and in the partitions of the plan: the outputs must be equal bit for bit. Takes 15 s.
+The batch is set to 1. Each network is planned for the paper's testbed and computed by Caffe with random weights, whole
+and in the partitions of the plan: the outputs must be equal bit for bit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def single(text: str) -> str:
 
 
 def equal_in_parts(network: Network, partitions: list[tuple[int, ...]]) -> bool:
-    """Whether partial nets, run one after another, compute what the whole network does."""
+    """Tell whether partial nets, run one after another, compute the same bits as the whole network."""
     rng = np.random.default_rng(1)
     weights = {
         layer.name: tuple(0.05 * rng.standard_normal(shape, np.float32) for shape in layer.weight_shapes)

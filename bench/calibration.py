@@ -1,7 +1,8 @@
 """Calibration: how well the fitted model predicts five networks that took no part in the fit, and why loading is free.
 
-About 30 s: python bench/calibration.py. A server builds a partition's nets when its header arrives; that is to take
-less time than a 1 Gbit/s link needs for the weights. What is left after the last byte: bench/install_latency.py.
+About 30 s: python bench/calibration.py. A server builds a partition's nets when its header arrives; this should take
+less time than a 1 Gbit/s link needs for the weights. bench/install_latency.py measures what is left after the last
+byte.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def load_rows() -> list[support.Row]:
 
 
 def link_ms(builds: list[Build]) -> float:
-    """How long their weights take on a fast link."""
+    """How long the weights of these stages take on a fast link."""
     return sum(build.bytes for build in builds) * 8 / FAST_MBPS / 1e3
 
 

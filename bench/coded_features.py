@@ -1,11 +1,12 @@
-"""Features coded on the wire: what coding takes, what it leaves, and whether it gains what the graph says. 1.5 minutes.
+"""Coded features: what coding takes, by how much they shrink, and whether it gains what the graph says. 1.5 minutes.
 
-The time to code is that of the one thread that computes, on photographs as AlexNet's inputs and on its feature maps.
-The overhead is that of bench/query_overhead.py: what a query takes beyond its wire bytes, its layers, and that time;
-coded and raw queries take turns. Both ends code after a sleep, which makes their processors slow for a while.
+The time to code is the CPU time of the one thread that computes, for a photograph as AlexNet's input and for its
+feature maps. The overhead is that of bench/query_overhead.py: the latency of a query less the times of its wire bytes,
+its layers and its coding; coded and raw queries take turns. Both ends code after a sleep, which makes their processors
+slow for a while.
 
-The gain is that of AlexNet's last queries, live, with all of its model at the server, raw and coded in turns: their
-latency raw less their latency coded, beside the same difference of what the graph predicts.
+The gain is that of AlexNet's last queries, live, with the whole model at the server, raw and coded in turns: their raw
+latency less their coded latency, compared with the same difference of the latencies that the graph predicts.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def speeds(subject: Subject) -> list[support.Row]:
 
 
 def overhead() -> list[support.Row]:
-    """What a coded query takes beyond a raw one, but for the bytes on the link and the coding itself."""
+    """How much longer a coded query takes than a raw one, apart from the bytes on the link and the coding itself."""
     network = query_overhead.chain()
     ends = (1, UP), (query_overhead.SERVER_STAGES + 1, DOWN)
     coded = [CodedTransfer(boundary, direction, 0.0, 1.0, 0.0, 1) for boundary, direction in ends]
@@ -99,8 +100,8 @@ def without_coding(graph: ExecutionGraph) -> ExecutionGraph:
 
 
 def gain(subject: Subject) -> list[support.Row]:
-    """AlexNet, live, raw and coded. The server is planned for with a profile of this machine, with the ratios of a
-    photograph. The layers' own times are left out: on a machine that is not idle they vary by more than coding does."""
+    """The gain for AlexNet, live. Plans are made with a profile of this machine as the server's costs, with the ratios
+    of a photograph. The layers' own times are left out, as on a busy machine they vary by more than coding gains."""
     network, server_costs = subject.network, profiling.profile_network(subject.network, subject.net, PROFILE_RUNS)
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(processes.start_testbed(Settings("live", MBPS))).address

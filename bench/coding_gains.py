@@ -31,7 +31,7 @@ SPEEDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 @functools.cache
 def window_of(model: str) -> float:
-    """The window in which a model's runs are compared: the upload time that original is predicted to need for it, raw,
+    """The window in which a model's runs are compared: the time in which original uploads the model raw, computed, and
     rounded so that folders have short names."""
     return round(computed(model, paper.ORIGINAL, coding.NONE).upload_s, 2)
 

@@ -1,10 +1,11 @@
-"""Why ionn codes with zstd over byte planes: libraries by what they leave of real data, and how fast. A minute.
+"""Why ionn codes with zstd over byte planes: how much and how fast libraries compress real data. A minute.
 
     python -m venv /tmp/codecs && /tmp/codecs/bin/pip install blosc2 lz4 zstandard
     PYTHONPATH=/tmp/codecs/lib/python3.11/site-packages python bench/coding_libraries.py
 
-Inputs are the bundled photographs, feature maps what GoogLeNet's stages make of them, weights AlexNet's synthetic ones.
-A library that is not installed is left out. One thread; the fastest of five passes counts.
+Inputs are the bundled photographs, feature maps are what GoogLeNet's stages make of two of them, and weights are the
+synthetic ones of AlexNet's fc8. A library that is not installed is left out. One thread; the fastest of five passes
+counts.
 """
 
 from __future__ import annotations

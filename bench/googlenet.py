@@ -1,4 +1,4 @@
-"""python bench/googlenet.py --runs 3"""
+"""The paper's experiment on GoogLeNet, live: python bench/googlenet.py --runs 3"""
 
 from per_model import main
 

@@ -1,13 +1,14 @@
 """Install latency: from the last byte of a partition at the server to READY and to the first query on it. About 40 s.
 
-Every partition of the five models' plans and of one with fc6 (151 MB) cut by itself, two ways: a session alone, fed in
-this process with the bytes of the real messages, and a real server over an unthrottled connection, timed at the client
-from sending the last chunk; raw and coded each. Before that all other chunks are acknowledged and the session is idle,
-as it is most of the time when a link brings them. A partition's time is the median over ROUNDS sessions.
+Every partition of the five models' plans (AlexNet's fc6, 151 MB, is one by itself) is measured two ways, raw and coded:
+in a session alone, fed in this process with the bytes of the real messages, and at a real server over an unthrottled
+connection, timed at the client from sending the last chunk. Before that chunk, all others are acknowledged and the
+session is idle, as it is most of the time when a link brings them. A partition's time is the median over ROUNDS
+sessions.
 
-Memory: the anonymous resident memory of the server's two processes (front and session) at its peak, looked at after
-every chunk, less what they had before the upload. The limit is 1.15 x the weights, and what the same nets take in bare
-Caffe beyond their weights (feature maps and convolution buffers) when every stage has run.
+Memory: the peak of the anonymous resident memory of the server's two processes (front and session), read after every
+chunk, less what they had before the upload. The limit is 1.15 x the weights, plus what the same nets take in bare Caffe
+besides their weights (feature maps and convolution buffers) when every stage has run.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def messages(index: int, partition: ExtractedPartition) -> tuple[PartitionHeader
 
 
 class Alone:
-    """A session without sockets. Messages come in as the bytes that the socket would deliver."""
+    """A session without sockets. It gets messages as the bytes that a socket would deliver."""
 
     peak_bytes = 0
     watch_memory = False
@@ -218,7 +219,7 @@ def command(pid: int) -> str:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Resident memory of a process that is not a file's (RssAnon)."""
+    """The resident memory of a process that is not that of a file (RssAnon)."""
     (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
@@ -235,7 +236,7 @@ class Measured:
 
 
 def measure(model: str, connect: Callable[[], Alone | Connected], coded: bool = False) -> tuple[list[Measured], int]:
-    """Every partition of a model's plan, and the server's peak memory in bytes. Weights come raw, or coded."""
+    """Measure every partition of a model's plan, sent raw or coded, and the server's peak memory in bytes."""
     network, _, plan = support.paper_plan(model)
     path = weights_path(model, None)
     weights = read_weights(path, network)
@@ -300,7 +301,7 @@ def memory_row(model: str, weight_bytes: int, peak_bytes: int) -> support.Row:
 
 
 def bare_bytes(model: str) -> int:
-    """What Caffe occupies for the nets of a model's partitions when each of their stages has run."""
+    """The memory that Caffe takes for the nets of a model's partitions when each of their stages has run."""
     network, _, plan = support.paper_plan(model)
     runs = [run for part in plan.partitions for run in runs_of(part.stages)]
     weights = read_weights(weights_path(model, None), network)

@@ -1,9 +1,9 @@
-"""Runs through our link against runs between two machines whose cable the kernel shapes (tc tbf). About 4 minutes.
+"""Runs through our link, and between two machines whose cable the kernel shapes (tc tbf), compared. About 4 minutes.
 
 Each run is `ionn run --connect` with the same plan and the same costs at both ends: AlexNet, recursive-efficiency,
 80 Mbps. Our link carries 80,000,000 bits of TCP payload per second; tc counts Ethernet frames, and is given 4.6 % more
-for their headers. The machines are network namespaces (bench/namespaces.py). A run through the one and a run through
-the other go on at the same time: what else happens here, and what they take from each other, meets both alike.
+for their headers. The machines are network namespaces (bench/namespaces.py). A run through each link is made at the
+same time, so that whatever else happens on this machine affects both alike.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     python bench/kernels.py --save nehalem.npz --kernels Nehalem
     python bench/kernels.py --compare here.npz there.npz      the same between two machines
 
-Each kernel computes in a process of its own, which OPENBLAS_CORETYPE tells which to use. Per model, the largest
-`ionn.model.comparison.difference` of its output, and of any blob between two stages, over INPUTS photographs. A softmax
-at the end makes of what its input is off, in absolute numbers, a part of its output.
+Each kernel computes in a process of its own, which is told by OPENBLAS_CORETYPE which one to use. The table has, for
+each model, the largest `ionn.model.comparison.difference` of its output, and of any blob between two stages, over
+INPUTS photographs. A softmax at the end turns the absolute error of its input into a relative error of its output.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ NUMERICS = "numerics"
 
 
 class Apart(NamedTuple):
-    """How far two results are apart: at the output; and of the boundaries before it, which are what crosses a link, at
-    the one where they are furthest, which is behind a stage of that name."""
+    """How far two results are apart: at the output, and at the boundary between two stages where they are furthest
+    apart, which follows the stage named `behind`."""
 
     output: float
     boundary: float
@@ -71,7 +71,7 @@ class Apart(NamedTuple):
 
 
 def cpu_flags() -> set[str]:
-    """What /proc/cpuinfo says that the CPU can do: its "flags" on x86-64, its "Features" on arm64."""
+    """The features of the CPU by /proc/cpuinfo: its "flags" on x86-64, its "Features" on arm64."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, values = line.partition(":")
         if name.strip() in ("flags", "Features"):
@@ -86,8 +86,8 @@ def supported() -> list[str]:
 
 
 def worker(out: Path) -> None:
-    """Compute the models, and write every blob behind a stage to a file; those of a model's last stage are its output.
-    The names of its arrays are MODEL/STAGE/INPUT/BLOB, all but the last as numbers."""
+    """Compute the models, and write the output blobs of every stage to a file. The names of its arrays are
+    MODEL/STAGE/INPUT/BLOB, where STAGE and INPUT are numbers."""
     arrays: dict[str, np.ndarray] = {NUMERICS: np.array(str(engine.numerics()))}
     for model in paper.MODELS:
         network = Network.load(model)
@@ -102,7 +102,7 @@ def worker(out: Path) -> None:
 
 
 def compute(out: Path, kernels: str | None) -> str:
-    """Have a process compute with kernels, by default those that OpenBLAS chooses; its numerics."""
+    """Have a process compute with these kernels, by default those that OpenBLAS chooses. Returns its numerics."""
     environment = {**os.environ, **({} if kernels is None else {"OPENBLAS_CORETYPE": kernels})}
     subprocess.run([sys.executable, __file__, "--worker", out], env=environment, check=True)
     with np.load(out) as results:
@@ -127,7 +127,7 @@ def apart(results: Mapping[str, Floats], others: Mapping[str, Floats]) -> dict[s
 
 @contextmanager
 def computed(names: list[str]) -> Iterator[dict[str, Path]]:
-    """The results of each kernel that computes what no other does, by what its process says of itself."""
+    """The files with the results of the kernels, by the numerics of their processes; those that are equal come once."""
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
         for name in names:
@@ -141,7 +141,7 @@ def computed(names: list[str]) -> Iterator[dict[str, Path]]:
 
 
 def table(pairs: Mapping[tuple[str, str], dict[str, Apart]]) -> Iterator[str]:
-    """Per model, the pair that is furthest apart at the output, and the one at a boundary."""
+    """Lines that name, for each model, the pair that is furthest apart at the output, and the one at a boundary."""
     yield f"{'model':<10} {'output':>8}  {'boundary':>8}  which two at the output; behind which stage, which two there"
     for model in paper.MODELS:
         first = max(pairs, key=lambda pair: pairs[pair][model].output)
@@ -154,12 +154,12 @@ def table(pairs: Mapping[tuple[str, str], dict[str, Apart]]) -> Iterator[str]:
 
 
 def short(numerics: str) -> str:
-    """The kernels' name in what a process says of itself."""
+    """The kernels' name in the numerics of a process."""
     return numerics.partition(" (")[0].rpartition(" ")[2]
 
 
 def measure(names: list[str]) -> dict[tuple[str, str], dict[str, Apart]]:
-    """All pairs of kernels, by their short names."""
+    """How far all pairs of kernels are apart, by their short names."""
     found = {}
     with computed(names) as files:
         for one, other in itertools.combinations(files, 2):

@@ -1,10 +1,10 @@
-"""How much of the link's 80 Mbps an upload uses, alone, coded, and while queries run, and of a bandwidth that changes,
-behind a delay. About 70 s.
+"""How much of the link an upload uses: of 80 Mbps, alone, coded and beside queries; and of a bandwidth that changes,
+with a delay. About 70 s.
 
-Bytes are counted behind the link by bench/tap.py; an upload's time is from its start to the READY of the last
-partition, as the client sees it, and the link is charged for all of it. Features are the inputs of the queries' server
-segments that ended in that time. The client is not paced: Caffe never rests, which
-is the hardest case for the upload thread beside it.
+Bytes are counted behind the link by bench/tap.py. An upload's time is from its start to the READY of the last
+partition, as the client sees it, and the link could have carried bytes in all of it. Features are the inputs of server
+segments, of the queries that ended in that time. The client is not paced: Caffe computes all the time, which is the
+hardest case for the upload thread beside it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ STEP_S = 0.05
 def idle_upload_s(
     subject: Subject, address: str, frames: CodedFrames, begin: Callable[[], None] = lambda: None
 ) -> tuple[float, int]:
-    """Upload a model while nothing else happens: the time, and the bytes of weights as they are sent. `begin` is called
-    when it begins."""
+    """Upload a model while nothing else happens. Returns the time in s and the wire bytes of the weights. `begin` is
+    called when the upload begins."""
     _, _, plan = support.paper_plan(subject.network.name)
     parts = [extract(subject.network, part.stages, subject.weights, frames) for part in plan.partitions]
     client = Client(address)
@@ -76,7 +76,7 @@ def querying_upload(subject: Subject, address: str) -> Trace:
 
 
 def feature_bytes(subject: Subject, trace: Trace) -> int:
-    """What the queries that ended during the upload sent to the server."""
+    """The bytes that the queries that ended during the upload sent to the server."""
     stages = subject.network.stages
     return sum(
         4 * math.prod(stages[segment.first].input_shape)
@@ -88,7 +88,7 @@ def feature_bytes(subject: Subject, trace: Trace) -> int:
 
 
 def rates_mbps(times_s: np.ndarray, bytes_up: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
-    """The rate in every window of WINDOW_S between two times, in steps of STEP_S."""
+    """The rates in all windows of WINDOW_S between two times, which begin every STEP_S."""
     begins = np.arange(start_s, end_s - WINDOW_S, STEP_S)
     crossed: np.ndarray = np.interp(begins + WINDOW_S, times_s, bytes_up) - np.interp(begins, times_s, bytes_up)
     return crossed * 8 / 1e6 / WINDOW_S

@@ -1,8 +1,8 @@
-"""Many clients at one server against as many bare pycaffe loops on the same cores. About 50 s.
+"""Many clients at one server compared with as many bare pycaffe loops on the same cores. About 50 s.
 
 N sessions over unthrottled connections, each with weights of its own, raise queries as fast as they are answered; the
-server runs all of MobileNet but its input and output layers. The limit are N processes that do nothing but set the
-input and call pycaffe's `forward` of the same layers. Both take turns; a rate is the sum of the processes' own rates.
+server runs all of MobileNet but its input and output layers. They are compared with N processes that only set the input
+and call pycaffe's `forward` of the same layers. Both take turns; a rate is the sum of the processes' own rates.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAIRNESS = 0.7
 
 
 def subject(index: int) -> tuple[Network, dict[str, tuple[Floats, ...]], range, Floats]:
-    """The network, the weights of process `index`, the stages that are computed and their input."""
+    """The network, the weights of process `index`, the stages that are computed, and their input."""
     network = Network.load(MODEL)
     stored = read_weights(weights_path(MODEL, None), network)
     weights = {name: tuple(blob * np.float32(1 + index / 100) for blob in blobs) for name, blobs in stored.items()}
@@ -43,7 +43,7 @@ def subject(index: int) -> tuple[Network, dict[str, tuple[Floats, ...]], range, 
 
 
 def turns(channel: Connection, query: Callable[[], Any]) -> None:
-    """For every number of seconds that comes: query for so long, and answer with the queries per second."""
+    """For every number of seconds from the channel: query for so long, and answer with the queries per second."""
     query()
     channel.send(None)
     while (duration_s := channel.recv()) is not None:
@@ -82,7 +82,7 @@ def served(index: int, channel: Connection, address: str) -> None:
 
 
 def start(body: Callable[[int, Connection, str], None], address: str, stack: ExitStack) -> list[Connection]:
-    """As many processes as ever run at once, ready for their turns."""
+    """Start as many processes as ever run at once. Returns their channels when all are ready for their turns."""
     context = multiprocessing.get_context("spawn")
     channels = []
     for index in range(max(COUNTS)):

@@ -1,8 +1,8 @@
 """What memory a client needs while it uploads AlexNet and answers queries, with each of two planners. About 45 s.
 
 A client is a process of its own, either `ionn run` or a program with `ionn.connect`; its server is another process, and
-loopback is not throttled. What counts is the most that the client ever had resident (VmHWM). Then `ionn run` again in a
-cgroup that is limited to what little a board may have left, without swap, where this machine allows cgroups.
+loopback is not throttled. Its peak resident memory (VmHWM) counts. Then, if this machine allows cgroups, `ionn run` is
+repeated in a cgroup with 700 MB and without swap, as a small board may have left.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def commands(address: str, algorithm: str) -> dict[str, list[str]]:
 
 
 def peak_bytes(command: Sequence[str]) -> int:
-    """The most that a process ever had resident, but for its last moments. Raises CalledProcessError if it fails."""
+    """The peak resident memory of a process, except for its last moments. Raises CalledProcessError if it fails."""
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -68,7 +68,7 @@ def peak_bytes(command: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def limited(memory_bytes: int) -> Iterator[Path]:
-    """A cgroup, of version 2 or 1, whose processes have so much memory together and no swap. Raises OSError where this
+    """A cgroup, of version 2 or 1, whose processes have so much memory together and no swap. Raises OSError if this
     machine does not allow that."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     of_version_1 = [Path(mount[1]) for mount in mounts if mount[2] == "cgroup" and "memory" in mount[3].split(",")]

@@ -1,4 +1,4 @@
-"""python bench/mobilenet.py --runs 3"""
+"""The paper's experiment on MobileNet, live: python bench/mobilenet.py --runs 3"""
 
 from per_model import main
 

@@ -16,7 +16,7 @@ FRAME_BYTES = 1514
 PAYLOAD_BYTES = 1448
 """Of a full frame: 14 bytes are Ethernet's, 20 IPv4's, 20 TCP's, and 12 the timestamps that Linux adds."""
 
-# Ten frames may leave at once; a frame that finds 50 ms of others before it is dropped.
+# Ten frames may leave at once; a frame that would wait for more than 50 ms is dropped.
 BURST_BYTES = 16 * 1024
 QUEUE_MS = 50
 
@@ -24,7 +24,7 @@ _TOOLS = ("ip", "nsenter", "tc", "unshare")
 
 
 class Unavailable(Exception):
-    """This machine has no namespaces for us: why."""
+    """This machine does not allow these namespaces; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Machine:
     enter: tuple[str, ...]
 
     def run(self, *command: str) -> str:
-        """Run a command there until it ends: its output. Raises Unavailable if it fails."""
+        """Run a command there until it ends, and return its output. Raises Unavailable if it fails."""
         done = subprocess.run([*self.enter, *command], capture_output=True, text=True, timeout=10, check=False)
         if done.returncode:
             raise Unavailable(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -70,7 +70,7 @@ def two_machines(frame_mbps: float, congestion: str = "") -> Iterator[tuple[Mach
 
 @contextlib.contextmanager
 def _namespace(*unshare: str) -> Iterator[int]:
-    """A process in the namespaces that a command makes, which ends when this one does: its pid."""
+    """Start a process in the namespaces that a command makes; it ends with this one. Yields its pid."""
     command = [*unshare, "sh", "-c", "echo; exec cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
         assert holder.stdin is not None

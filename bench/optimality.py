@@ -1,12 +1,12 @@
 """How far each algorithm is from the best order, and what slices below the layer add: the paper's testbed, virtual.
 
 Area: latency integrated over the time of the upload, as planned. Of best: relative to the least area of all orders of
-whole stages; for MobileNet, whose stages are too many, to a bound that no order can be below. Excess: the same of the
-area above the least latency, the only part that an order can do anything about. Queries are counted until the
-algorithm's own upload ended, as in the paper, and until the longest upload of the model's did.
+whole stages; for MobileNet, which has too many stages, relative to a lower bound. Excess: the same for the excess area,
+which is the area above the least latency, and the only part that depends on the order. Queries are counted until the
+algorithm's own upload ended, as in the paper, and until the longest upload of the model did.
 
-Then the excess of orders of random chains over the least: 3 to 9 stages whose times at the client, transfers and
-uploads are lognormal (sigma of the logarithm: 1, 1 and 1.5), and that take 0 to 30 % of their time at the server.
+Then the excess areas on random chains over the least: 3 to 9 stages whose times at the client, transfers and uploads
+are lognormal (sigma of the logarithm: 1, 1 and 1.5), and which take 0 to 30 % of their client times at the server.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from ionn.testbed.virtual import run_virtual
 
 DENSEST, OPTIMAL = "densest", "optimal"
 ALGORITHMS = (ALL_AT_ONCE, FRONT_TO_BACK, *paper.ALGORITHMS, paper.FINE, SLICED, DENSEST, OPTIMAL)
-# Planning is timed over as many repetitions, and the fastest counts.
+# Planning is timed so many times, and the fastest counts.
 REPETITIONS = 5
 EXCESS = 2.0  # of densest over the least of any order: docs/optimality.md
 
 CHAINS, SEED = 2000, 16
 ON_CHAINS = (ALL_AT_ONCE, FRONT_TO_BACK, *paper.ALGORITHMS, DENSEST)
-# Whose excess counts as none, in ms x s.
+# A smaller excess area, in ms x s, counts as none.
 NONE = 1e-9
 
 
 @dataclass(frozen=True)
 class Result:
-    """A virtual run of one algorithm. `area` and `excess` in ms x s."""
+    """A virtual run of one algorithm. `area` and `excess` are in ms x s."""
 
     trace: Trace
     area: float
@@ -70,8 +70,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Best:
-    """What to compare with, in ms x s: the least area of all orders of whole stages and its excess, or bounds of them
-    where no order with that area is known."""
+    """The least area of all orders of whole stages and its excess area, in ms x s; lower bounds of both if the best
+    order is not known."""
 
     area: float
     excess: float
@@ -79,7 +79,7 @@ class Best:
 
 
 def measure(model: str) -> tuple[dict[str, Result], Best]:
-    """What each algorithm makes of a model."""
+    """The result of each algorithm on a model, and the best possible one."""
     network = Network.load(model)
     graph = ExecutionGraph.from_network(network, load_costs(paper.CLIENT), load_costs(paper.SERVER), paper.MBPS)
     results = {}
@@ -139,7 +139,7 @@ def random_chain(random: np.random.Generator) -> ExecutionGraph:
 
 
 def excess_on_chains() -> dict[str, list[float]]:
-    """The excess of each algorithm over the least of any order, on the random chains where there is an order."""
+    """The excess area of each algorithm over the least of any order, on the random chains where that is not 0."""
     random = np.random.default_rng(SEED)
     ratios: dict[str, list[float]] = {algorithm: [] for algorithm in ON_CHAINS}
     for graph in (random_chain(random) for _ in range(CHAINS)):

@@ -1,4 +1,4 @@
-"""The live experiment on one model, all algorithms: what bench/alexnet.py and its siblings run."""
+"""The live experiment on one model, with the paper's algorithms and with slices: bench/alexnet.py and its siblings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def at_least_1(text: str) -> int:
 
 
 def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
-    """`runs` live runs of each of the paper's algorithms and with slices; finished ones in `results` are kept."""
+    """Make `runs` live runs of each of the paper's algorithms and with slices; finished ones in `results` are kept."""
     runner.calibrate_server(results)
     subject = runner.prepare_live(model)
     return runner.run_live_all(
@@ -34,7 +34,7 @@ def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
 
 
 def to_run_again(traces: Iterable[Trace], results: Path) -> str:
-    """Which runs other load disturbed, and how to run them again; nothing where none was."""
+    """A text on the runs that other load disturbed, and how to make them again; "" if none was disturbed."""
     found = disturbed(traces)
     if not found:
         return ""

@@ -1,7 +1,7 @@
-"""What planning and the virtual testbed cost. Takes about 20 s: python bench/planner_speed.py
+"""The times of planning and of the virtual testbed. About 20 s: python bench/planner_speed.py
 
-Times are CPU times: all that is measured here is one thread that waits for nothing. A planner is timed on a graph that
-none has seen before; the fastest of a few times counts. The limit of `original-0.0001` is the time that the paper
+Times are CPU times, as everything here is one thread that never waits. A planner is timed on a fresh graph, which has
+nothing computed yet; the fastest of a few times counts. The limit of `original-0.0001` is the time that the paper
 reports for it (section 4.4).
 """
 

@@ -1,4 +1,4 @@
-"""The plans of all five models and three algorithms for the latencies that IONN's authors published, layer by layer.
+"""The plans of all five models and three algorithms for the per-layer latencies that IONN's authors published. 1 s.
 
     python bench/published_plans.py [PROFILES]
 

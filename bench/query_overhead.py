@@ -1,14 +1,14 @@
-"""Query overhead: what an offloaded query takes beyond its bytes on the link and its layers. About a minute.
+"""Query overhead: the time of an offloaded query besides its bytes on the link and its layers. About a minute.
 
-A chain of 41 convolutions whose input is an image (602 KB): 40 run at a server, uploaded as 1 partition or as 40, and
-the last one at the client. The overhead is the query's latency less payload bytes / link rate and the times of the
-layers at both ends. It is compared with what a message of as many bytes and its answer take in bare pyzmq, through as
-many processes and the same kind of link, beyond their bytes. Bare pyzmq looks at none of the bytes, computes nothing
-meanwhile and copies nothing outside of the system; an input has to be copied into Caffe's. The two sessions and pyzmq
-take turns, query by query, so that whatever drifts on this machine meets all.
+The network is a chain of 41 convolutions whose input is an image (602 KB): 40 run at a server, uploaded as 1 partition
+or as 40, and the last one at the client. The overhead is the query's latency less payload bytes / link rate and the
+times of the layers at both ends. It is compared with what a message of as many bytes and its answer take in bare pyzmq,
+through as many processes and the same kind of link, less their bytes / link rate. Bare pyzmq reads none of the bytes,
+computes nothing meanwhile and copies nothing outside of the system, while an input must be copied into Caffe's blob.
+The two sessions and pyzmq take turns, query by query, so that whatever changes on this machine affects all alike.
 
-On the link both ends sleep while the bytes are under way, and a processor that has slept for long does everything at
-half its speed for a while. How much that is can be seen where there is no link, but the same pause before each query.
+On the link, both ends sleep while the bytes are under way, and a processor that has slept for long is half as fast for
+a while. The measurement without a link, but with the same pause before each query, shows how much that is.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ SERVER_STAGES = 40
 PARTITIONS = (1, 40)
 CHANNELS = 8
 WARM_UP = 5
-# Times a bare round trip.
+# Limits, in bare round trips.
 MEDIAN_RATIO = 1.5
 P99_RATIO = 1.5
-# What is between the two processes, its rate in Mbps, a pause before each query, and their number in each session.
+# The connection's name, its rate in Mbps, the pause before each query in s, and the queries in each session.
 LINKS = (("loopback", None, 0.0, 500), ("loopback after 60 ms", None, 0.06, 120), ("80 Mbps", 80.0, 0.0, 200))
 
 
@@ -68,8 +68,9 @@ def session(
     audit: float = 0.0,
     coded: Sequence[CodedTransfer] = (),
 ) -> LiveSession:
-    """A session with stages 1..40 uploaded, whose fastest route runs them there and the last stage here; a share of the
-    time is for an `audit` of the server. Transfers that are `coded` take a ms in the graph, as all do."""
+    """A session with stages 1..40 uploaded, whose fastest route runs them at the server and the last stage here.
+    `audit` is the share of the time for audits of the server. In the graph, all transfers take a ms, and those in
+    `coded` are coded."""
     rng = np.random.default_rng(0)
     weights = {
         layer.name: tuple(0.1 * rng.standard_normal(shape).astype(np.float32) for shape in layer.weight_shapes)
@@ -98,7 +99,7 @@ def session(
 
 
 class Bare:
-    """Round trips of bare pyzmq, of messages of so many bytes, to what listens at an address."""
+    """Round trips of bare pyzmq to an address, with messages of so many bytes."""
 
     def __init__(self, address: str, size_bytes: int, stack: contextlib.ExitStack) -> None:
         context = stack.enter_context(zmq.Context())

@@ -1,7 +1,7 @@
-"""The paper's section 4, whole: the virtual set, live runs of every model, Figures 5-7 and the report; and how its
-claims do where the costs are a little off.
+"""The whole section 4 of the paper: virtual and live runs of every model, Figures 5-7, the report, and the share of
+random draws of the costs in which each claim holds.
 
-Finished live runs in the results folder are kept: interrupt it and run it again, it continues.
+Finished live runs in the results folder are kept, so an interrupted command continues when it is repeated.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
 from ionn.testbed import runner
 
-# Section 4.4 compares these; a plan is timed over as many repetitions, and the fastest counts.
+# The planners that section 4.4 compares, and slices. Each plan is made so many times, and the fastest counts.
 PLANNERS = (*paper.SHOWN, paper.FINE)
 REPETITIONS = 5
 
 
 def write_plans(results: Path) -> None:
-    """results/plans.json: the plan of every model and algorithm for the paper's testbed, with its planning time."""
+    """Write results/plans.json: the plans of all models and planners for the paper's testbed, with planning times."""
     client, server = load_costs(paper.CLIENT), load_costs(paper.SERVER)
     plans = []
     for model in paper.MODELS:

@@ -1,4 +1,4 @@
-"""python bench/resnet.py --runs 3"""
+"""The paper's experiment on ResNet, live: python bench/resnet.py --runs 3"""
 
 from per_model import main
 

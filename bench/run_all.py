@@ -59,12 +59,12 @@ def measure(name: str) -> tuple[list[support.Row], list[dict[str, Any]]]:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on. Runs in a process of its own too: it loads Caffe."""
+    """What the numbers depend on. Runs in a process of its own too, as it loads Caffe."""
     return {**engine.environment(), "commit": commit(), "load_average": os.getloadavg()[0]}
 
 
 def commit() -> str:
-    """The commit that is measured, "+" where files of it have changed since; empty outside a repository."""
+    """The commit that is measured, followed by "+" if its files have changed since; "" outside a repository."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+"]
     with contextlib.suppress(OSError):
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()

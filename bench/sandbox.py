@@ -1,6 +1,6 @@
-"""What the sandbox of a session's process costs: a session's start and a query, beside a server without. About 20 s.
+"""What the sandbox of a session's process costs: a session's start and a query, with it and without. About 20 s.
 
-Two servers on this machine take turns, session by session and query by query, so that whatever drifts meets both. A
+Two servers on this machine take turns, session by session and query by query, so that whatever changes affects both. A
 start is from a client's hello to its welcome. A query runs the 40 convolutions of bench/query_overhead.py's chain.
 """
 
@@ -17,7 +17,7 @@ from ionn.testbed import processes
 STARTS = 60
 WARM_UP, QUERIES = 20, 600
 START_RATIO = 1.2
-# "Nothing more": what two servers that are the same differ by.
+# A query should take no longer; two equal servers differ by so much.
 QUERY_RATIO = 1.02
 SERVERS = {"sandbox": "--sandbox", "no sandbox": "--no-sandbox"}
 

@@ -1,10 +1,10 @@
-"""What a client's second visit takes at a server that keeps weights, and what asking a server costs that has none. Half
-a minute.
+"""How long a client's second visit takes at a server that keeps weights, and what it costs to ask a server that has
+none of them. Half a minute.
 
 Server and link are processes of their own, as in `ionn run`. A first visit uploads the model; each later one is a new
-client with a new session, over an 80 Mbps link. Its time is from the first Hello, before any connection is made, until
-the last partition is ready; the plan is made in it. In turns with the visits, stock Caffe loads the model,
-`caffe.Net(prototxt, caffemodel)`, in a process that has done so before, so that the files are in memory in both cases.
+client with a new session, over an 80 Mbps link. Its time is from before the first connection is made until the last
+partition is ready, planning included. In turns with the visits, stock Caffe loads the model, `caffe.Net(prototxt,
+caffemodel)`, in a process that has done so before, so that the files are in memory in both cases.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from ionn.testbed.processes import process
 
 MODEL = "alexnet"
 VISITS = 7
-# Of what loading takes in stock Caffe.
+# The limit of a second visit, in times of stock Caffe's loading.
 TIMES = 2.0
-# Of an upload, asking a server that has nothing of it.
+# The limit of asking a server that has nothing of a model, as a share of the model's upload.
 ASKING = 0.01
 _WAIT_S = 120.0
 
@@ -58,7 +58,7 @@ for _ in sys.stdin:
 
 
 class _Timed(Client):
-    """Remembers when it began to connect."""
+    """A client that remembers when it began to connect."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self.began_s = time.perf_counter()
@@ -67,7 +67,7 @@ class _Timed(Client):
 
 @contextmanager
 def visit(network: Network, net: StageNet, address: str) -> Iterator[tuple[Offloading, _Timed, float]]:
-    """A session that has uploaded all: with its client, and the seconds since its first Hello."""
+    """A session that has uploaded everything, its client, and the seconds since its first Hello."""
     vars(offloading)["Client"] = _Timed  # which it makes
     here, there = load_costs(paper.CLIENT), load_costs(paper.SERVER)
     file = weights_path(network.name, None)
@@ -135,8 +135,8 @@ def open_pieces(network: Network, net: StageNet) -> set[str]:
 
 
 def asking(network: Network, net: StageNet, link: str) -> support.Row:
-    """What asking a server that has nothing adds to an upload: the question and its answer, and the addresses that
-    partitions are announced with, in seconds of the link."""
+    """By how much asking a server that has nothing makes an upload longer: by the question and its answer, and by the
+    digests with which partitions are announced."""
     sidecar = open_sidecar(weights_path(network.name, None), network, net.weights())
     assert sidecar is not None
     with sidecar:

@@ -1,10 +1,11 @@
-"""What is left of slices when all are there: AlexNet's largest stages, uploaded whole and in the slices of its plan.
+"""What slices cost: after they have all arrived, and when each of them arrives. About 15 s.
 
-Two sessions at a server, without sockets, in turns; the fastest run counts.
+A stage that has arrived in slices should run as fast as one that was uploaded whole. AlexNet's sliced stages run in two
+sessions at a server, without sockets, in turns; the fastest run counts.
 
-And what a slice takes at the server beyond its bytes: checking and building its net, and copying its rows to the whole.
-Stock pycaffe takes turns with it, slice by slice: it builds the same net from a file and copies the same rows, as
-whoever receives slices with Caffe must, and checks nothing. The median of the ratios counts. About 15 s.
+When a slice arrives, the server checks and builds its net, and copies its rows into the whole stage's net. Stock
+pycaffe takes turns with it, slice by slice: it builds the same net from a file and copies the same rows, as anybody who
+receives slices with Caffe must, and checks nothing. The median of the ratios counts.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from ionn.server.worker import SessionState
 
 MODEL = "alexnet"
 RUNS = 40
-# Two sessions with the same nets differ by that much, from where their memory happens to lie.
+# Two sessions with the same nets differ by so much, depending on where their memory happens to lie.
 MOST_RATIO = 1.05
-# Times stock pycaffe.
+# The limit of a slice beyond its bytes, in times of stock pycaffe's.
 SLICE_RATIO = 1.5
 
 
 def upload(session: SessionState, number: int, sent: ExtractedPartition) -> tuple[float, float]:
-    """Have a session take a partition; the time in ms for its header, and for its end."""
+    """Have a session take a partition. Returns the times in ms for its header and for its end."""
     model = sent.caffemodel
     chunks = [messages.make_chunk(number, offset, parts) for offset, parts in model.chunks(messages.CHUNK_BYTES)]
     digest = hashlib.sha256()  # not of a copy of all, whose memory would be the net's next
@@ -59,7 +60,7 @@ def upload(session: SessionState, number: int, sent: ExtractedPartition) -> tupl
 
 
 def build(prototxt: str) -> tuple[Any, float]:
-    """A net of stock pycaffe, which reads a file, and the time in s to build it."""
+    """A net that stock pycaffe builds from a file, and the time in s to build it."""
     caffe = load_caffe()
     with tempfile.NamedTemporaryFile("w", suffix=".prototxt") as file:
         file.write(prototxt)
@@ -69,7 +70,7 @@ def build(prototxt: str) -> tuple[Any, float]:
 
 
 def stock_upload(whole: Any, piece: Slice, sent: ExtractedPartition) -> tuple[float, Any]:
-    """What stock pycaffe takes for a slice beyond its bytes, in ms, and the slice's net."""
+    """The time in ms that stock pycaffe takes for a slice beyond its bytes, and the slice's net."""
     net, taken_s = build(sent.nets[0].prototxt)
     blobs = [
         (weights.data, rows.data[piece.begin : piece.end])

@@ -1,13 +1,13 @@
 """Many clients at one server for a long time, while processes are killed and frozen at random. Ten minutes.
 
 Each client has a link of its own to the server. It begins a session, uploads a model in the order of its plan, raises
-queries all the while, ends the session, begins another. Session processes, links, clients and the server are killed or
-frozen every other second. The server itself is killed within the first quarter only: what it leaks shows in one that
-lives on. Two clients are frozen but never killed, for the same reason. Strangers (bench/strangers.py) come to the port
-all the while, with one attack after another.
+queries meanwhile, ends the session, and begins another. Every two seconds on average, a session's process, a link, a
+client or the server is killed or frozen. The server itself is killed within the first quarter only, as leaks show only
+in a process that lives on. Two clients are frozen but never killed, for the same reason. Strangers
+(bench/strangers.py) come to the port all the time, with one attack after another.
 
-The table says whether every query was answered with the bits that a local forward gives, whether memory grew between
-the second quarter and the last, and what was left over. It goes to results/soak/, with the raw numbers.
+The table says whether every query was answered with the bits of a local forward pass, whether memory grew between the
+second quarter and the last, and what was left over. It is written to results/soak/, with the raw numbers.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ MARK = "IONN_SOAK"
 
 
 def be_client(address: str, model: str, path: str) -> None:
-    """Sessions one after another, until SIGTERM or as long as the process lives that started this one. A line in the
-    file before each query, and one after it."""
+    """Hold sessions one after another, until SIGTERM, or until the process that started this one has ended. Writes a
+    line to the file before each query, and one after it."""
     stopped = False
     parent = os.getppid()
 
@@ -123,7 +123,7 @@ def be_client(address: str, model: str, path: str) -> None:
 
 
 class Process:
-    """A process that can be struck. `announces`: its first line is its address."""
+    """A process that can be killed and frozen. If it `announces`, its first line is its address."""
 
     def __init__(self, command: list[str], environment: dict[str, str], errors: Path, announces: bool = True) -> None:
         self.command = command
@@ -157,7 +157,7 @@ class Process:
         return self._child.poll() is None
 
     def stop(self) -> int:
-        """Its exit code after SIGTERM."""
+        """End the process by SIGTERM, and return its exit code."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self.process.resume()
         self._child.terminate()
@@ -169,7 +169,7 @@ class Process:
 
 
 class ClientProcess(Process):
-    """Every process of a client writes a file of its own. `killed` are the files of those that were killed."""
+    """A client, whose processes write a file each. `killed` are the files of those that were killed."""
 
     def __init__(self, number: int, link: str, environment: dict[str, str], folder: Path) -> None:
         self._log = folder / f"client-{number}"
@@ -190,7 +190,7 @@ class ClientProcess(Process):
         super().kill()
 
     def at_server(self) -> bool:
-        """Whether its latest answer came from the server."""
+        """Tell whether its latest answer came from the server."""
         answers = [line for line in _lines(self.logs[-1]) if line != "raised"]
         return bool(answers) and json.loads(answers[-1])[1:] == [True, False]
 
@@ -202,7 +202,7 @@ def _lines(path: Path) -> list[str]:
 
 @dataclasses.dataclass
 class Queries:
-    """What became of all queries. `killed` are those that a killed client had no time to see answered."""
+    """The queries of a run, counted. `killed` are those that were under way when their client was killed."""
 
     raised: int = 0
     answered: int = 0
@@ -262,14 +262,14 @@ class Soak:
         return Process(command, self._environment, self._logs / f"{arguments[0]}.err")
 
     def _files_without_clients(self) -> Counter[str]:
-        """What the server's front process has open when its first client has come and gone."""
+        """The files that the server's front process has open when its first client has come and gone."""
         Client(self.server.address, timeouts=Timeouts(connect_s=SETTLE_S)).close()
         self.wait(lambda: ping(self.server.address, timeout_s=SETTLE_S).sessions == 0, SETTLE_S)
         time.sleep(1.0)
         return self.open_files()
 
     def open_files(self) -> Counter[str]:
-        """Of the server's front process, by kind."""
+        """The number of files that the server's front process has open, by kind."""
         found: Counter[str] = Counter()
         for descriptor in Path(f"/proc/{self.server.process.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
@@ -277,7 +277,7 @@ class Soak:
         return found
 
     def sessions(self) -> list[psutil.Process]:
-        """The sessions' processes: what the fork server, the parent of them all, has for children."""
+        """The sessions' processes, which are the children of the server's fork server."""
         found = []
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in self.server.process.children():
@@ -393,7 +393,7 @@ class Soak:
         return [self.server.process, *self.server.process.children(recursive=True)]
 
     def left_processes(self) -> list[psutil.Process]:
-        """All that this run started, wherever they are now."""
+        """All processes that this run has started and that are still there, by their environment."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -402,7 +402,7 @@ class Soak:
         return found
 
     def connections(self) -> int:
-        """Connections of the server and the links."""
+        """The number of connections of the server and the links."""
         processes = [self.server.process, *(link.process for link in self.links)]
         return sum(
             connection.status != psutil.CONN_LISTEN
@@ -429,8 +429,8 @@ def none_of(what: str, found: int) -> Line:
 
 
 def flat(what: str, samples: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any], share: float = 0.5) -> Line:
-    """Whether the median of the last quarter is at most FLAT above the second's: not the mean, because what a session
-    holds depends on how much of its upload has arrived, and faults decide that. Or another `share` of the samples."""
+    """Whether the median of the last quarter (or the quantile `share`) is at most FLAT above that of the second. It is
+    not the mean, as what a session holds depends on how much of its upload has arrived, and so on the faults."""
 
     def typical(quarter: int) -> float:
         return float(np.quantile([value(sample) for sample in samples if sample["quarter"] == quarter], share))

@@ -1,4 +1,4 @@
-"""Start-up: from the start of a command's process to its exit, the median of RUNS. About 5 s."""
+"""The times of two short commands, from the start of the process to its exit: the median of RUNS. About 5 s."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a server's store costs: to read stored weights, to ask for them, and what is as before beside it. About 30 s.
+"""What a server's store costs: reading stored weights, asking for them, and what must not get slower by it. About 30 s.
 
 Stored weights of AlexNet's size are read into the blobs of its net as a session does, file by file from the store
-process, with their checksums; and the same files are read into a buffer, by read alone, from the system's memory in
-both cases. The two take turns. Two servers, one of them with a store, take turns for the rest: a session's start, and
-an upload's last answer, which comes while the pieces before it are being given to the store.
+process, with their checksums; in turns with that, the same files are read into a buffer by read alone. Both come from
+the system's memory. Two servers, one of them with a store, take turns for the rest: a session's start, and the last
+answer of an upload, during which the pieces before it are given to the store.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ MODEL = "alexnet"
 MBPS = 80.0
 READS, STARTS, UPLOADS, QUESTIONS = 9, 40, 30, 20
 READ_RATIO = 2.0
-# "Nothing more": what two servers that are the same differ by.
+# They should take no longer with a store; two equal servers differ by so much.
 START_RATIO, READY_RATIO = 1.2, 1.2
 ASK_PERCENT = 1.0
 SERVERS = ("store", "no store")
 
 
 def reading(folder: Path) -> support.Row:
-    """Reading a stored model, against reading its files."""
+    """Compare reading a stored model with reading its files."""
     settings = StoreSettings(folder, 10**10, 10**10)
     network = Network.load(MODEL)
     blobs = list(engine.new_network(network).blob_bytes().values())
@@ -105,7 +105,7 @@ class Uploader:
         return answer
 
     def ready_ms(self, seed: int) -> float:
-        """From the end of a partition to its being ready."""
+        """The time from the end of a partition until it is ready."""
         weights = np.random.default_rng(seed).standard_normal((1000, 1000), np.float32)
         partition = extract(self._network, [1], {"f": (weights, np.zeros(1000, np.float32))})
         model = partition.caffemodel
@@ -135,7 +135,7 @@ class Uploader:
 
 
 def asking_ms(address: str, context: zmq.Context[Any], digests: int) -> float:
-    """How long a server that has none of them takes to say so, a session's start not included."""
+    """How long a server takes to answer that it has none of so many pieces, without a session's start."""
     socket = context.socket(zmq.DEALER)
     socket.linger = 0
     socket.connect(address)

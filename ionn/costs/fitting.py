@@ -23,14 +23,15 @@ from ionn.model.network import Layer, Network
 # The types that make up most of any network's time. A device's model is judged by them.
 HEAVY_TYPES = ("Convolution", "InnerProduct")
 
-# With fewer samples per coefficient, the last features are left out: few samples make a proportional model.
+# If there are fewer samples per coefficient, the last features are left out; few samples leave only the first one.
 _SAMPLES_PER_COEFFICIENT = 2
-# A feature of fewer different values cannot be told from the others; its coefficient would be noise.
+# A feature with fewer different values is left out, as its coefficient would be noise.
 _DISTINCT_VALUES = 3
-# Below this time the relative error of a measurement says nothing.
+# Times below this count as this much in relative errors, as their measurement is too inexact.
 _FLOOR_MS = 1e-3
 _REWEIGHTINGS = 20
-# A coefficient that adds less than a picosecond to every sample is a rounding error, which differs between processors.
+# A coefficient that adds less than this, a picosecond, to every sample is a rounding error, which differs between
+# processors.
 _NOTHING_MS = 1e-9
 
 Sample = tuple[Layer, float]
@@ -45,8 +46,8 @@ def fit(
 ) -> CostModel:
     """Fit a device's cost model to measured layers: pairs of a layer and the ms of its forward pass.
 
-    Each type in the samples gets coefficients; all samples of types without features of their own also give the
-    default for types that were not measured. Raises InputError if there are no samples, or a time is negative or not
+    Each type in the samples gets coefficients. The default, for types that were not measured, is fitted to all samples
+    of types without features of their own. Raises InputError if there are no samples, or if a time is negative or not
     finite.
     """
     if not samples or not all(0 <= ms < np.inf for _, ms in samples):
@@ -83,7 +84,7 @@ def _fit_type(names: Sequence[str], samples: Sequence[Sample]) -> Coefficients:
 
 @dataclass(frozen=True)
 class TypeQuality:
-    """Relative errors |predicted / measured - 1| of a layer type: median and 90th percentile."""
+    """The median and 90th percentile of the relative errors |predicted / measured - 1| of a layer type."""
 
     type: str
     samples: int
@@ -93,7 +94,7 @@ class TypeQuality:
 
 @dataclass(frozen=True)
 class NetworkQuality:
-    """The sum of a network's layer times, predicted and measured."""
+    """The sum of a network's layer times, as predicted and as measured."""
 
     network: str
     predicted_ms: float
@@ -101,7 +102,7 @@ class NetworkQuality:
 
     @property
     def error(self) -> float:
-        """predicted / measured - 1"""
+        """The relative error: predicted / measured - 1."""
         return self.predicted_ms / self.measured_ms - 1
 
 

@@ -20,7 +20,7 @@ from ionn.files import read_text
 from ionn.paper import CLIENT
 from ionn.schema import read_json
 
-# Texts in costs are cut to so many characters.
+# Texts in files of costs are cut to so many characters.
 _TEXT_MAX = 200
 
 # A layer's index, name and time in ms. Names in Caffe may contain spaces, or be empty.
@@ -44,8 +44,8 @@ def load_costs(spec: str | Path, folder: Path | None = None) -> CostModel | Prof
     - a file that `ionn profile`, `ionn calibrate`, `Profile.save` or `CostModel.save` wrote;
     - a text file with a line `index name ms` for each layer;
     - `FILE.csv:COLUMN`: a CSV file with the columns `layer`, COLUMN (in ms) and perhaps `type`;
-    - `N*COSTS`: one of the above, N times as fast, with N from SPEEDUP_MIN (0.001) to SPEEDUP_MAX (1000). If there is a
-      file with this name, it is that file.
+    - `N*COSTS`: one of the above, N times as fast, with N from SPEEDUP_MIN (0.001) to SPEEDUP_MAX (1000). A file with
+      this name takes precedence.
 
     Files are relative to `folder`, if given. Raises InputError, which names the file and the line or layer, for
     anything else.
@@ -93,8 +93,8 @@ def _load(spec: str, folder: Path | None) -> CostModel | Profile:
 
 
 def costs_of(given: str | Path | Costs, what: str) -> Costs:
-    """Return costs as they are, and load others with `load_costs`. Raises InputError, which says for `what` they were
-    given, for anything else."""
+    """Return costs as they are, and load anything else with `load_costs`. Raises InputError, which names the argument
+    `what`, if that is not possible."""
     if isinstance(given, Costs) and not isinstance(given, type):
         return given
     return load_costs(path_of(given, what))

@@ -19,8 +19,9 @@ RATIOS = Path(__file__).with_name("ratios")
 
 
 class ModelRatios(msgspec.Struct, frozen=True):
-    """Wire bytes per raw byte, by a layer's name: `outputs` of the last layer of each stage, and `weights` of each
-    layer. `network` is the digest of the measured network.
+    """Wire bytes per raw byte, by the layer's name: `outputs` for the last layer of each stage, `weights` for each
+    layer with weights; `weight_ratio` for all weights. `network` is the digest of the measured network; `inputs` and
+    `weights_are` describe the inputs and weights.
 
     `weight_entropy_bits` are the entropies of the four bytes of a weight, the lowest byte first. They bound the ratio
     of any coder that looks at single bytes. The ratios of synthetic and trained weights differ (docs/coding.md).

@@ -35,7 +35,7 @@ SCHEMA = 1
 Milliseconds = NDArray[np.float64]
 Coefficients = Mapping[str, float]
 
-# Features that stay the same when only some output channels are computed: those of the input, unrolled or not.
+# Features that stay the same when only some output channels are computed, as they are those of the input.
 _FIXED = {"Convolution": ("constant", "column_bytes", "im2col_bytes", "packed_bytes", "depth", "depth_3x3")}
 _DEFAULT_FIXED = ("constant",)
 
@@ -64,7 +64,7 @@ class Costs(Protocol):
         """The time of each layer's forward pass. Raises InputError if the costs are not for this network."""
 
     def load_ms(self, network: Network) -> Milliseconds:
-        """The time in which a server loads each layer once its weights have arrived; 0 if that is not known."""
+        """The time in which a server loads each layer when its weights have arrived; 0 if that is not known."""
 
     def fixed_ms(self, network: Network) -> Milliseconds:
         """The part of `layer_ms` that does not shrink when a layer computes only some of its output channels; 0 if that
@@ -334,8 +334,8 @@ def _save(costs: Costs, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Scaled:
-    """Costs divided by a factor: those of a machine that is not paced, in a dilated run, and those that a client that
-    measures estimates."""
+    """Costs divided by a factor: those of a machine that is not paced, in a dilated run, and those that a measuring
+    client estimates."""
 
     costs: Costs
     factor: float

@@ -17,7 +17,7 @@ from ionn.model.engine import StageNet
 from ionn.model.inputs import natural_images, query_inputs
 from ionn.model.network import Network
 
-# Of the blobs that `time_coding` codes: as many numbers as a large feature map has.
+# The shape of the blobs that `time_coding` codes, which have as many numbers as a large feature map.
 _SAMPLE_SHAPE = (1, 3, 320, 320)
 _CODING_PASSES = 5
 
@@ -50,7 +50,7 @@ class Coded:
 
 
 def code(blobs: Iterable[Floats]) -> Coded:
-    """Code blobs one by one in this thread, and decode them again. Times are CPU times."""
+    """Code blobs one by one in this thread, and decode them. The times are CPU times."""
     given = [blob.tobytes() for blob in blobs]
     began_s = time.thread_time()
     coded = [coding.encode(data) for data in given]
@@ -80,8 +80,8 @@ def time_coding() -> Coded:
 
 
 def profile_network(network: Network, net: StageNet, runs: int, progress: Callable[[], None] = lambda: None) -> Profile:
-    """Time every layer of a network in this process, and code the output of each stage: its last layer gets the
-    ratio."""
+    """Time every layer of a network in this process, over `runs` forward passes, and code the output of each stage; the
+    ratio is that of the stage's last layer."""
     data = query_inputs(network, seed=0, count=1)[0]
     layer_ms = engine.time_layers(net, runs, data, progress)
     coded = [code(outputs) for outputs in stage_outputs(net, data)]

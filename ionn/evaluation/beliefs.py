@@ -1,4 +1,4 @@
-"""How well a client that measures estimated the bandwidth of its link."""
+"""By how much a measuring client's estimates of its link's rate were off."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPAN_S = 0.1
 
 
 def true_mbps(trace: Trace, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean rate of a trace's link from each of the times (n,) until the next, (n - 1,), in Mbps. The trace must
+    """The mean rate of a trace's link from each of `times_s` (n,) until the next, in Mbps, (n - 1,). The trace must
     have the link's bandwidth."""
     bandwidth = trace.info.bandwidth
     assert bandwidth is not None
@@ -24,7 +24,7 @@ def true_mbps(trace: Trace, times_s: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def rate_errors(trace: Trace) -> NDArray[np.float64]:
-    """The relative error of the client's estimate of the link's rate, in spans of SPAN_S from its first estimate on.
+    """The relative error of the client's estimate of the link's rate in each span of SPAN_S since its first estimate.
     Spans in which nothing could cross are left out."""
     times_s = np.arange(trace.estimates[0].time_s, trace.queries[-1].end_s, SPAN_S)
     mbps = true_mbps(trace, times_s)
@@ -35,6 +35,6 @@ def rate_errors(trace: Trace) -> NDArray[np.float64]:
 
 def rate_error_percentile(trace: Trace, share: float) -> float:
     """The value that `share` % of the `rate_errors` do not exceed; NaN if there are none, because the run is shorter
-    than a span, or nothing could cross in any."""
+    than a span, or because nothing could cross."""
     errors = rate_errors(trace)
     return float(np.percentile(errors, share)) if errors.size else math.nan

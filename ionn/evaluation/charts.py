@@ -24,7 +24,7 @@ TEXT_COLOR = "#1f2933"
 _NAME_MAX = 24
 _GRID_COLOR = "#e4e7eb"
 _DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
-# Colours of the figures of which a line would hardly stand out from the page (WCAG 2: 3 to 1), and what they are there.
+# Colours of the figures that are too light for a line on the page (WCAG 2 wants a contrast of 3 to 1), and darker ones.
 _DARKER = {"#E69F00": "#B87F00", "#56B4E9": "#3A8FC0", "#F0E442": "#8F8600"}
 _PATTERNS = {"///": "/", "xxx": "x", "...": ".", "\\\\\\": "\\", "+++": "+"}
 
@@ -35,8 +35,7 @@ def escaped(text: str) -> str:
 
 
 def _shortened(names: Iterable[str]) -> dict[str, str]:
-    """Short forms of names, escaped: the beginning and the end of each, with a number if another name has the same
-    ones."""
+    """Short forms of names, escaped: the beginning and the end of each, and a number if names would be equal then."""
     half = _NAME_MAX // 2
     texts = {name: name if len(name) <= _NAME_MAX else f"{name[:half]}…{name[1 - half :]}" for name in names}
     seen: Counter[str] = Counter()
@@ -53,7 +52,8 @@ def bars(
     y_title: str,
     unit: str = "",
 ) -> Chart:
-    """Models side by side, each by its title, a bar per algorithm, with the spread over the runs."""
+    """A bar chart of rows: models side by side, by their titles, and a bar per algorithm with its spread over the
+    runs."""
     values = [(titles[row.model], row.algorithm, value(row)) for row in rows]
     return grouped_bars(values, y_title, unit, 0, "model")
 
@@ -61,9 +61,9 @@ def bars(
 def grouped_bars(
     values: Sequence[tuple[str, str, Stat]], y_title: str, unit: str, digits: int, group: str, log: bool = False
 ) -> Chart:
-    """Bars of `values`, each (group, series, value): the groups side by side, in each a bar per series."""
+    """A bar chart of `values`, each (group, series, value): the groups side by side, and in each a bar per series."""
     groups = distinct(name for name, _, _ in values)
-    # Plotly knows a group by its number: it keeps them in a JavaScript object, in which a name like "constructor" is.
+    # Plotly gets numbers instead of names: it keeps them in a JavaScript object, which has "constructor" already.
     categories = {name: str(number) for number, name in enumerate(groups)}
     names = _shortened(distinct(series for _, series, _ in values))
     traces = []
@@ -152,9 +152,10 @@ def latencies(rows: Sequence[SummaryRow], points_max: int) -> Chart:
 
 
 def steps(times: Grid, values: Grid, points_max: int) -> tuple[Grid, Grid]:
-    """k step lines with at most about `points_max` points: `values` (k, m) hold from each of `times` (m + 1,) until the
-    next. Equal neighbours become one step; if that is not enough, only the highest and lowest values of each stretch of
-    time are kept. Returns times (n,) and values (k, n); the last value is repeated at the end."""
+    """Reduce k step lines to about `points_max` points at most: `values` (k, m) hold from each of `times` (m,) until
+    the next; `times` may have one more, the end. Equal neighbours become one step; if that is not enough, only the
+    highest and lowest values of each stretch of time are kept. Returns times (n,) and values (k, n), with the last
+    values repeated at the end."""
     changes = np.flatnonzero(np.r_[True, (np.diff(values, axis=1) != 0).any(axis=0)])
     if len(changes) > points_max:
         chosen: set[int] = {0}
@@ -166,7 +167,7 @@ def steps(times: Grid, values: Grid, points_max: int) -> tuple[Grid, Grid]:
 
 
 def predictions(live: Sequence[Validation], titles: Mapping[str, str]) -> Chart:
-    """Completed queries of live runs over the predicted ones, one point per run, and a line where they are equal."""
+    """Predicted queries of live runs over measured ones, one point per run, and a line on which they are equal."""
     styles = _looks([each.measured.info.algorithm for each in live])
     names = _shortened(styles)
     traces: list[dict[str, Any]] = []

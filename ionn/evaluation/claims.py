@@ -1,8 +1,8 @@
 """What the paper states about its results, and whether runs of ours support it.
 
-`CLAIMS` is the one place where the paper's numbers are typed. Each claim reads what was found from runs of the
-paper's settings. Verdicts come from those in which the server is far faster than the client: on the virtual testbed,
-and live with a dilation above 1. Other live runs have a CPU as server; their values only inform.
+`CLAIMS` is the one place where the paper's results are typed. Each claim is checked on runs with the paper's settings.
+Verdicts come from those in which the server is far faster than the client: on the virtual testbed, and live with a
+dilation above 1. Other live runs have a CPU as server; their values are shown, but decide nothing.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ OTHER_MACHINE = "the paper's planner ran on its Odroid XU4; the planning table h
 
 
 class MissingRuns(LookupError):
-    """The runs that a claim is about are not there; the message names them."""
+    """There are no runs that a claim could be checked on; the message names them."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All rows of the same settings, and how long planning took: (model, algorithm) -> ms."""
+    """All rows of the same settings, and the planning times in ms, both by model and algorithm."""
 
     settings: Settings
     rows: Mapping[tuple[str, str], SummaryRow]
@@ -48,7 +48,7 @@ class Evidence:
 
     @classmethod
     def of(cls, rows: Sequence[SummaryRow], planning_ms: Mapping[tuple[str, str], float]) -> list[Evidence]:
-        """The evidence of the paper's settings, undilated and dilated; what other runs show is no evidence."""
+        """The evidence for the paper's settings, one for each testbed and dilation; other runs are left out."""
         return [
             cls(settings, {(row.model, row.algorithm): row for row in rows if row.settings == settings}, planning_ms)
             for settings in distinct(row.settings for row in rows)
@@ -61,6 +61,7 @@ class Evidence:
         return self.settings.testbed == "virtual" or self.settings.dilation > 1
 
     def row(self, model: str, algorithm: str) -> SummaryRow:
+        """The row of a model and algorithm. Raises MissingRuns if there is none."""
         if (model, algorithm) not in self.rows:
             raise MissingRuns(f"no {self.settings.testbed} run of {model_title(model)} with {algorithm}")
         return self.rows[model, algorithm]
@@ -71,8 +72,12 @@ Finding = tuple[str, bool]  # what was found, and whether it is within the claim
 
 @dataclass(frozen=True)
 class Claim:
-    """`check` raises MissingRuns where it has no runs. `unchecked` is why the claim cannot be judged here, if so.
-    `everywhere`: it is judged in live runs without dilation too."""
+    """A statement, with its place and its tolerance.
+
+    - `check`: what was found, and whether that is within the tolerance. It raises MissingRuns without suitable runs.
+    - `unchecked`: why the claim cannot be judged here; "" if it can.
+    - `everywhere`: live runs without dilation decide about it too.
+    """
 
     text: str
     paper: str
@@ -85,8 +90,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`share` is in what share of random draws of the costs the claim holds (`ionn.evaluation.uncertainty`); None where
-    that was not computed."""
+    """What was found of a claim on both testbeds, and what follows. `share` is the share of random draws of the costs
+    in which the claim holds (`ionn.evaluation.uncertainty`); None if that was not computed."""
 
     claim: Claim
     virtual: str
@@ -100,7 +105,7 @@ class Verdict:
 
 
 class _Asked(UserDict[tuple[str, str], SummaryRow]):
-    """Rows, and the `traces` of those that were looked at."""
+    """Rows that note in `traces` which of them a claim has looked at."""
 
     def __init__(self, rows: Mapping[tuple[str, str], SummaryRow]) -> None:
         super().__init__(rows)
@@ -112,7 +117,7 @@ class _Asked(UserDict[tuple[str, str], SummaryRow]):
 
 
 def _noted(settings: Settings, asked: _Asked) -> str:
-    """What is said behind what was found: the dilation, and how many of the runs other load disturbed."""
+    """The note behind a finding: the dilation, and how many of the runs were disturbed by other load."""
     traces = [trace for each in asked.traces.values() for trace in each]
     notes = [f"dilation {settings.dilation:g}"] if settings.dilation != 1 else []
     notes.append(disturbed_text(traces))
@@ -121,6 +126,7 @@ def _noted(settings: Settings, asked: _Asked) -> str:
 
 
 def judge(claim: Claim, evidence: Sequence[Evidence]) -> Verdict:
+    """Check a claim on all evidence. It is supported if it holds in all settings that decide, and in at least one."""
     found: dict[str, list[str]] = {"virtual": [], "live": []}
     holds: dict[str, bool] = {}
     missing = f"no virtual run of {CLIENT} and {SERVER} at {MBPS:g} Mbps"
@@ -181,10 +187,8 @@ def _largest_difference(paper_from_s: float, paper_to_s: float) -> Claim:
 
 
 def interval_of_largest_difference(old: SummaryRow, new: SummaryRow) -> tuple[float, float]:
-    """Return when `new` is faster than `old` by the largest difference, and by at least half of it all around; seconds.
-
-    (NaN, NaN) where `new` is never faster, or they execute no queries at the same time.
-    """
+    """Return the time (from, to), in seconds, around the largest lead of `new` over `old`, in which its lead is at
+    least half as large; (NaN, NaN) if `new` is never faster, or if they never execute queries at the same time."""
     times = common_times([*old.traces, *new.traces])
     difference = mean_latency(old.traces, times[:-1])[0] - mean_latency(new.traces, times[:-1])[0]
     if not (difference > 0).any():

@@ -1,9 +1,9 @@
 """Figures 5, 6 and 7 of the paper, drawn from traces on disk.
 
-`draw_figures` draws all figures; `fig5`, `fig6` and `fig7` draw one of them. All have one style, are readable in gray,
-and are written as PNG and PDF; the same traces give the same bytes. Each combination of settings (testbed, bandwidth,
-dilation and so on) gets figures of its own. Runs with slices, which the paper does not have, get further figures, whose
-names end in "-sliced". Runs whose queries arrive at times of their own get a figure of response times instead
+`draw_figures` draws all figures; `fig5`, `fig6` and `fig7` draw one kind. All have one style, are readable in gray, and
+are written as PNG and PDF; the same traces give the same bytes. Each combination of settings (testbed, bandwidth,
+dilation and so on) gets figures of its own. Runs with slices, which the paper does not have, are in further figures,
+whose names end in "-sliced". Runs whose queries arrive at times of their own get a figure of response times instead
 (`ionn.evaluation.response_figures`).
 """
 
@@ -40,7 +40,7 @@ _Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
 def draw_figures(results: Path, out: Path, algorithms: Collection[str] = ()) -> list[Path]:
     """Draw Figures 5, 6 and 7, response times, and queries over links that change, from the traces in `results` into
-    the folder `out`. Returns the files, PNG and PDF. Drawn are the given `algorithms`, or by default all but baselines.
+    the folder `out`. Returns the files, PNG and PDF. They show the `algorithms`, by default all but baselines.
 
     Raises InputError if there are no traces, or none of a given algorithm, and if `out` cannot be written.
     """
@@ -87,8 +87,8 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
 
 
 def _groups(rows: Sequence[SummaryRow], key: Callable[[SummaryRow], tuple[Any, ...]]) -> Iterator[_Group]:
-    """Group the rows of closed loops by figure: first the paper's algorithms, then, with "-sliced" at the end of the
-    key, all algorithms of the models that ran with slices."""
+    """Group the rows of closed loops by figure, with a suffix at the end of each key: first "", with all algorithms but
+    the sliced one, then "-sliced", with all algorithms of the models that ran with slices."""
     rows = [row for row in rows if row.settings.arrivals.closed]
     subjects = {(row.settings, row.model) for row in rows if row.algorithm == SLICED}
     paper = [row for row in rows if row.algorithm != SLICED]
@@ -147,7 +147,7 @@ def _spread_and_value(axes: Axes, x: float, stat: Stat, label: str) -> None:
 
 
 def _latency_line(axes: Axes, row: SummaryRow, style: Look) -> None:
-    """The latency of the query in execution, as a step function of time; over several runs its mean and spread.
+    """Draw the latency of the query in execution as a step function of time; for several runs, the mean with a band.
 
     The line begins when the first query starts, after its wait for the first partition.
     """
@@ -167,7 +167,7 @@ def _latency_line(axes: Axes, row: SummaryRow, style: Look) -> None:
 
 
 def _styles(rows: Sequence[SummaryRow]) -> dict[str, Look]:
-    """Per algorithm, in drawing order: its look, the same in every figure that has the same algorithms."""
+    """The look of each algorithm, in drawing order: the same in all figures that have the same algorithms."""
     return looks([row.algorithm for row in rows])
 
 

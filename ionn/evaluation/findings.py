@@ -41,8 +41,8 @@ def findings(report: Report) -> list[Finding]:
 
 
 def _main_rows(report: Report) -> list[SummaryRow]:
-    """The runs that most is said about: those of the paper's settings, else of the first settings, rather without
-    coding. They have uploads, and queries that follow each other."""
+    """The runs that most findings are about: those with the paper's settings, or else with the first ones, preferably
+    without coding. All upload something, and raise queries in a closed loop."""
     rows = [row for row in report.rows if row.settings.arrivals.closed and row.upload_s.mean > 0]
     order = sorted((row.settings for row in rows), key=lambda each: (not each.are_papers, each.coding != NONE))
     return [row for row in rows if row.settings == order[0]]
@@ -55,7 +55,7 @@ def _by_model(rows: Sequence[SummaryRow]) -> list[tuple[SummaryRow, ...]]:
 
 
 def _gain(members: Sequence[SummaryRow], value: Callable[[SummaryRow], float]) -> float:
-    """How many times as much as original (the first) the best of the others has; 0 where that cannot be said."""
+    """How many times original's value (the first member's) the best of the others has; 0 if that is not defined."""
     first, *others = map(value, members)
     if members[0].algorithm != ORIGINAL or not others or not first > 0:
         return 0.0
@@ -78,7 +78,7 @@ def queries(report: Report) -> Finding | None:
 
 
 def course(report: Report) -> Finding | None:
-    """How fast queries are, on average over time."""
+    """How the latency of queries falls over time."""
     rows = _main_rows(report)
     candidates = [group for group in _by_model(rows) if not math.isnan(_mean_over_time(group)[0])]
     if not candidates:
@@ -100,8 +100,8 @@ def course(report: Report) -> Finding | None:
 
 
 def _mean_over_time(members: Sequence[SummaryRow]) -> list[float]:
-    """From when and until when all of these runs execute queries, in seconds, and the mean latency over that time of
-    each row, in ms; NaN where there is no such time."""
+    """The time (from, to), in seconds, in which all of these runs execute queries, followed by the mean latency of each
+    row over that time, in ms; NaN alone if there is no such time."""
     times = common_times([trace for row in members for trace in row.traces])
     if not times.size:
         return [math.nan]
@@ -125,7 +125,7 @@ def largest(report: Report) -> Finding | None:
 
 
 def change(report: Report) -> Finding | None:
-    """What is gained in latency over original, model by model."""
+    """The change in mean latency against original, model by model."""
     groups = [group for group in _by_model(_main_rows(report)) if group[0].algorithm == ORIGINAL and len(group) > 1]
     groups = [
         group
@@ -147,7 +147,7 @@ def change(report: Report) -> Finding | None:
 
 
 def prediction(report: Report) -> Finding | None:
-    """Whether the virtual testbed predicts live runs."""
+    """How well the virtual testbed predicts live runs."""
     live = [each for each in report.live if not math.isnan(each.query_error)]
     if not live:
         return None
@@ -200,7 +200,7 @@ def _not_coded(settings: Settings) -> Settings:
 
 
 def response_times(report: Report) -> Finding | None:
-    """How long queries that arrive by themselves wait for their answers."""
+    """How long queries that arrive at times of their own take until they are answered."""
     rows = [row for row in report.rows if not row.settings.arrivals.closed and not math.isnan(row.p90_ms.mean)]
     rows = [row for row in rows if row.settings == rows[0].settings]
     if not rows:
@@ -210,8 +210,8 @@ def response_times(report: Report) -> Finding | None:
     ordered = sorted(members, key=lambda row: row.p90_ms.mean)
     times = _listed_by_value((_short_ms(row.p90_ms.mean), row.algorithm) for row in ordered)
     sentence = (
-        f"{report.titles[members[0].model]}'s queries arrive by themselves ({rows[0].settings.arrivals.name}). Of "
-        f"those that are answered, 90 % are answered within: {times}."
+        f"{report.titles[members[0].model]}'s queries arrive at times of their own ({rows[0].settings.arrivals.name}). "
+        f"Of those that are answered, 90 % are answered within: {times}."
     )
     chart = bars(rows, lambda row: row.p90_ms, report.titles, "90th percentile of response time (ms)", " ms")
     return Finding("Response times", sentence, chart, _where(rows[0].settings))
@@ -250,7 +250,7 @@ def _short_ms(value_ms: float) -> str:
 
 
 def _listed_by_value(pairs: Iterable[tuple[str, str]]) -> str:
-    """(value, algorithm), in order: "9 with A, 5 with B and C". Neighbours of equal values are said together."""
+    """A text of pairs (value, algorithm), in order: "9 with A, 5 with B and C". Equal neighbours share a value."""
     groups = groupby(pairs, key=lambda pair: pair[0])
     return ", ".join(f"{value} with {_listed(name for _, name in group)}" for value, group in groups)
 

@@ -23,14 +23,13 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must sta
 # The ways in which a query ran, and their markers.
 _SERVER, _CLIENT, _LATE = "with the server", "at the client", "late, and completed at the client"
 _MARKERS = {_SERVER: ("o", COLORS[0]), _CLIENT: ("s", COLORS[1]), _LATE: ("X", COLORS[5])}
-# A bandwidth is drawn as its mean over so many parts of a run.
+# A bandwidth is drawn as its means over so many equal parts of a run.
 _PARTS = 400
 
 
 def fig_links(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
-    """Latencies over time and where queries ran, above the link's bandwidth and what the client believed of it: a
-    figure per settings, model and algorithm, link-SETTINGS-MODEL-ALGORITHM, of the first run over a link that changes.
-    """
+    """Draw latencies over time and where queries ran, above the link's bandwidth and the client's estimate of it. For
+    each settings, model and algorithm with a link that changes, the first run is in link-SETTINGS-MODEL-ALGORITHM."""
     paths = []
     for row in rows:
         trace = row.traces[0]

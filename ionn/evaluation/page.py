@@ -34,17 +34,15 @@ from ionn.testbed.trace import Trace
 
 HOW_TO_GET_IT = "report.html is not written{older}: its charts need plotly; install it: pip install 'ionn[report]'"
 
-# What keeps the page small, however many runs there are and however long: points of all latency charts together and of
-# one line, runs that can be replayed, queries of one of these and of all together, and parts of partitions of all
-# together. Figures fill what is then left of the page.
+# These keep the page small, however many runs there are and however long. Figures fill what is then left of BYTES_MAX.
 BYTES_MAX = 8_000_000
-POINTS_MAX = 150_000
-LINE_POINTS_MAX = 3_000
-REPLAYS_MAX = 200
-REPLAY_QUERIES_MAX = 1_500
-QUERIES_MAX = 40_000
-PARTS_MAX = 30_000
-LINES_MAX = POINTS_MAX // 100
+POINTS_MAX = 150_000  # of all latency charts together
+LINE_POINTS_MAX = 3_000  # of one line
+LINES_MAX = POINTS_MAX // 100  # so each line can have a hundred points
+REPLAYS_MAX = 200  # runs that can be replayed
+REPLAY_QUERIES_MAX = 1_500  # of one replay
+QUERIES_MAX = 40_000  # of all replays together
+PARTS_MAX = 30_000  # partitions, and parts of them, of all replays together
 
 _WORDS = {"supported": "yes", "not supported": "no", "not checked": "open"}  # verdict -> class in the style sheet
 
@@ -61,10 +59,12 @@ def is_available() -> bool:
 def html_page(
     report: Report, images: Sequence[Path] = (), folder: Path = Path(), algorithms: Collection[str] = ()
 ) -> str:
-    """The page of a report. Its charts have these algorithms, or where none is given, all but baselines; its replays
-    and tables have all. It shows these PNG files too; links lead to those that would make it too large, from the
-    folder in which it will be. Raises ImportError where Plotly is not installed, and InputError where an image cannot
-    be read."""
+    """The page of a report.
+
+    Its charts show the given `algorithms`, by default all but baselines; its replays and tables have all. `images` are
+    PNG files that it shows too, or links to if it would become too large; `folder` is where the page will be. Raises
+    ImportError if Plotly is not installed, and InputError if an image cannot be read.
+    """
     present = [*(row.algorithm for row in report.rows), *(name for _, name in report.planning_ms)]
     drawn = report.of(are_drawn(present, algorithms))
     found = findings(drawn)
@@ -140,7 +140,7 @@ def _compressed(text: str) -> str:
 
 
 def _policy(scripts: Iterable[str]) -> str:
-    """Nothing is fetched, and no scripts run but these. Plotly styles what it draws."""
+    """A policy by which only these scripts run, and nothing is fetched. Plotly needs inline styles."""
     digests = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
     )
@@ -148,12 +148,12 @@ def _policy(scripts: Iterable[str]) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON within a script element: no "<" ends it or opens a comment."""
+    """JSON for a script element. It has no "<", which could end the element or open a comment."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _subject(report: Report) -> str:
-    """Which runs it is about."""
+    """The line under the title: which runs the report is about, their outputs, and how many were disturbed."""
     runs = [trace for row in report.rows for trace in row.traces]
     if not runs:
         return "Tables and figures"
@@ -178,7 +178,7 @@ def _verdict_lines(report: Report) -> str:
 
 
 def _disturbed(runs: Sequence[Trace]) -> str:
-    """How many live runs other load disturbed, where that was recorded of any."""
+    """A sentence on how many live runs other load disturbed; "" if no run has recorded it."""
     watched = [trace for trace in runs if trace.loads]
     if not watched:
         return ""
@@ -186,7 +186,7 @@ def _disturbed(runs: Sequence[Trace]) -> str:
 
 
 def _outputs(rows: Sequence[SummaryRow]) -> str:
-    """A sentence on whether the computed outputs were right."""
+    """A sentence on whether the computed outputs were right; "" if none was computed."""
     found = Outputs.of(query for row in rows for trace in row.traces for query in trace.queries)
     if not found.computed:
         return ""
@@ -218,9 +218,9 @@ zoom, double-click to zoom out.</p>
 """
 
 _REPLAY = """
-<p>The chain of the model twice: as the client has it, and what of it is at the server. Its stages fill while
-partitions arrive, which are numbered, and are dark when queries may use them. The line is the path of the query under
-way, up to now in dark.</p>
+<p>The model's chain of stages, at the client and at the server. At the server, stages fill while their partitions, with
+the numbers shown, arrive, and turn dark when queries may use them. The line is the path of the current query, dark as
+far as it has come.</p>
 <div class="choosers" id="replay-choosers"></div>
 <figure class="replay" aria-label="Replay of a run">
 <p class="subject" id="replay-subject"></p>
@@ -256,7 +256,7 @@ def _about(chart: Chart) -> str:
 
 
 def _kind(verdict: Verdict) -> str:
-    """ "supported", "not supported" or "not checked"."""
+    """The kind of a verdict: "supported", "not supported" or "not checked"."""
     return next(word for word in ("not supported", "not checked", "supported") if verdict.verdict.startswith(word))
 
 
@@ -314,14 +314,14 @@ def _table(section: Section) -> str:
 
 
 def _left_out(shown: int, all_of_them: int) -> str:
-    """A note where the page has not all models and algorithms of all settings."""
+    """A note if some models and algorithms are left out; "" if none is."""
     if shown >= all_of_them:
         return ""
     return f'<p class="note">Here are {shown} of {all_of_them}: with all, the page would be too large.</p>'
 
 
 def _images(paths: Sequence[Path], folder: Path, room: int) -> str:
-    """The images, in at most `room` bytes; links to the rest."""
+    """The images in at most `room` bytes, and links to those that do not fit."""
     shown, links = [], []
     for path in paths:
         name, content = html.escape(path.stem), base64.b64encode(read_bytes(path, "the figure")).decode()
@@ -345,7 +345,7 @@ _Choices = dict[str, dict[Any, str]]
 
 
 def _choices(report: Report) -> _Choices:
-    """What the choosers offer: per chooser and value, its text."""
+    """The texts that each chooser of the page offers, by the values that they stand for."""
     return {
         "testbed": {row.settings: f"{row.settings.name}, {row.settings.rate}" for row in report.rows},
         "model": {row.model: report.titles[row.model] for row in report.rows},
@@ -354,7 +354,7 @@ def _choices(report: Report) -> _Choices:
 
 
 def _keys(row: SummaryRow, choices: _Choices) -> dict[str, int]:
-    """Which of the choices a row is, by their numbers."""
+    """The number of a row's value in each chooser."""
     values = {"testbed": row.settings, "model": row.model, "algorithm": row.algorithm}
     return {key: list(choices[key]).index(value) for key, value in values.items()}
 
@@ -369,7 +369,7 @@ def _latency_charts(rows: Sequence[SummaryRow], choices: _Choices) -> Iterator[d
 
 
 def _replays(rows: Sequence[SummaryRow], choices: _Choices) -> Iterator[dict[str, Any]]:
-    """The first run of each settings, model and algorithm, until there are too many; none with too many partitions."""
+    """The first run of each row, until there are too many; runs whose partitions have too many parts are left out."""
     chosen, room = rows[:REPLAYS_MAX], PARTS_MAX
     queries_max = min(REPLAY_QUERIES_MAX, QUERIES_MAX // max(len(chosen), 1))
     for row in chosen:

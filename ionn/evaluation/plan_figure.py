@@ -46,6 +46,6 @@ def draw_plans(plans: Sequence[Plan], path: Path) -> Path:
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=2)
         axes.set_title(f"{model_title(plans[0].model)}: what each plan promises\n", loc="left", fontweight="bold")
-        subtitle = f"expected of the costs, {plans[0].mbps:g} Mbps, the link for the upload alone"
+        subtitle = f"predicted from the costs, {plans[0].mbps:g} Mbps, the upload alone on the link"
         axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
         return save_figure(figure, path)

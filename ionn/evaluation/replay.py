@@ -18,13 +18,18 @@ _PLACES = ("client", "server", "both")
 
 
 def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
-    """A run as JSON: `stages` by name, with `uploadMs` and `clientMs`, whether they are `pinned`, and the numbers of
-    those that the server `held` before; `partitions` with start, end, when they are ready and how many megabytes they
-    have, and their parts: [stage, begin, end], begin and end being shares of its channels; `routes`, each a list of
-    [place, first stage, last stage, from server, to server], place being 0 (client), 1 (server) or 2 (both), and the
-    last two whether its data is at the server before and after it; `queries`, each [start, end, route, durations],
-    durations being [up, compute, down] for each step of the route. Of a run of more than `queries_max` queries, only
-    every k-th is there, and `every` is k; `total` is how many there were, and `end` when the run or its upload did."""
+    """A run as JSON.
+
+    - `stages`: their names. `uploadMs`, `clientMs`, `pinned`: a value for each stage. `held`: the numbers of the stages
+      that the server held before the run.
+    - `partitions`: `start`, `end`, `ready`, `megabytes`, and `parts`, each [stage, begin, end], where begin and end are
+      shares of the stage's channels.
+    - `routes`: lists of legs, each [place, first stage, last stage, from server, to server]. The place is 0 (client), 1
+      (server) or 2 (both); the last two say whether the data is at the server before and after the leg.
+    - `queries`: each [start, end, number of its route, durations], with [up, compute, down] for each leg. If the run
+      has more than `queries_max` queries, only every k-th is there; `every` is k, and `total` the number of all.
+    - `end`: when the run and its upload are over.
+    """
     graph, held = trace.info.graph, trace.info.plan.held
     every = -(-len(trace.queries) // queries_max)
     planned = {partition.index: partition.pieces for partition in trace.info.plan.partitions}
@@ -70,8 +75,8 @@ def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
 
 
 def _route(segments: Sequence[Segment], planned: Sequence[Leg]) -> tuple[Leg, ...]:
-    """The legs that were recorded. Where the data was between them is that of the route by the costs, if the query took
-    that one; else it came back to the client after each leg."""
+    """The legs that were recorded. Between them the data was where the planned route has it, if the query took that
+    route; otherwise it is taken to have come back to the client after each leg."""
     recorded = [(each.where, each.first, each.last) for each in segments]
     if recorded == [leg[:3] for leg in planned]:
         return tuple(planned)
@@ -79,13 +84,13 @@ def _route(segments: Sequence[Segment], planned: Sequence[Leg]) -> tuple[Leg, ..
 
 
 def _within(query: QueryRecord, stages: int) -> list[Segment]:
-    """The segments that are of this chain: what is drawn must be there."""
+    """The segments whose stages this chain has: a stranger's trace may have others, which cannot be drawn."""
     return [each for each in query.segments if each.first <= each.last < stages]
 
 
 def _pieces(graph: ExecutionGraph, planned: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
-    """What a partition that arrived consists of: as it was planned. A client that measures plans again meanwhile, and
-    then only the names of the stages are known."""
+    """The pieces of a partition that arrived: those that the plan has for it. If a client that measures has planned
+    again meanwhile, only the names of its stages are known, which are then taken to be whole."""
     if [graph.stages[stage_of(piece)] for piece in planned] == list(names):
         return list(planned)
     return [graph.stages.index(name) for name in names if name in graph.stages]
@@ -99,8 +104,8 @@ def _part(graph: ExecutionGraph, piece: Piece) -> list[float]:
 
 
 def _durations(segment: Segment, leg: Leg, graph: ExecutionGraph) -> list[float]:
-    """How long the input went up, the stages computed, and the output came down. What is recorded is the sum of both
-    transfers: it is divided as the costs say."""
+    """How long the input went up, the stages computed, and the output came down. Only the sum of both transfers is
+    recorded; it is divided as the costs predict."""
     if segment.where != "server":
         return [0, round(segment.total_ms, 2), 0]
     moved_ms = max(segment.total_ms - segment.compute_ms, 0.0)

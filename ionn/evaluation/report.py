@@ -1,4 +1,4 @@
-"""The report: tables and verdicts from the traces of a results folder, as Markdown, as a page, and as text."""
+"""The report on a results folder: tables and verdicts, as Markdown, as a page, and as text."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ _YES_NO = {True: "yes", False: "NO", None: "-"}
 
 
 class _PlanList(msgspec.Struct):
-    """results/plans.json."""
+    """The file results/plans.json."""
 
     plans: tuple[PlanDocument, ...]
 
 
 def write_report(results: Path, figures: Iterable[Path] | None = None, algorithms: Collection[str] = ()) -> Path:
-    """Write report.md and report.html of a results folder; the path of report.md.
+    """Write report.md and report.html of a results folder. Returns the path of report.md.
 
-    `figures` are those that the report shows, by default what is in results/figures; charts of the page have the
-    `algorithms`, by default all but baselines. Raises InputError where there are no traces, and where something cannot
-    be read or written.
+    It is made of the folder's traces, and of its plans.json and uncertainty.json if there are any. `figures` are those
+    that the report shows, by default those in results/figures; charts of the page show the `algorithms`, by default all
+    but baselines. Raises InputError if there are no traces, and if something cannot be read or written.
     """
     shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
     traces, plans = load_results(results), _load_plans(results / "plans.json")
@@ -77,10 +77,10 @@ def write_report(results: Path, figures: Iterable[Path] | None = None, algorithm
 
 
 def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algorithms: Collection[str] = ()) -> Path:
-    """Write report.md into the folder, and report.html where the library of its charts is installed; the path of
-    report.md. Of `figures`, the PNGs are shown; charts have the `algorithms`, by default all but baselines.
+    """Write report.md into the folder, and report.html if Plotly is installed. Returns the path of report.md. Of
+    `figures`, the PNG files are shown; charts of the page show the `algorithms`, by default all but baselines.
 
-    Raises InputError where that is not possible.
+    Raises InputError if an image cannot be read, or a report cannot be written.
     """
     images = [figure for figure in figures if figure.suffix == ".png"]
     links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
@@ -91,15 +91,15 @@ def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algo
 
 
 def terminal_summary(traces: Sequence[Trace], uncertainty: Uncertainty | None = None) -> str:
-    """The report's tables, without details, as text."""
+    """The tables of the report for the terminal."""
     return make_report(traces, uncertainty=uncertainty).text()
 
 
 def make_report(
     traces: Sequence[Trace], plans: Sequence[PlanDocument] = (), uncertainty: Uncertainty | None = None
 ) -> Report:
-    """All that the traces say; `plans` are further ones, made for the comparison of planners (section 4.4), and
-    `uncertainty` is in what share of random draws of the costs each claim holds."""
+    """The report on these traces. `plans` are further plans, made to compare planning times (paper, section 4.4);
+    `uncertainty` has the share of random draws of the costs in which each claim holds."""
     rows = summary(traces)
     planning_ms = _planning_ms([trace.info.plan for row in rows for trace in row.traces], plans)
     stages = {
@@ -107,7 +107,7 @@ def make_report(
         for row in rows
         if row.settings.testbed == "virtual"
     } | {(plan.model, plan.algorithm): [part.stages for part in plan.partitions] for plan in plans}
-    # Where the client measured, what it did follows from more than its plan.
+    # If the client measured, its run does not follow from its last plan and the costs.
     fixed = [row for row in rows if row.settings.testbed == "live" and row.settings.mbps is not None]
     live = [validate(trace) for row in fixed for trace in row.traces]
     evidence = Evidence.of(rows, planning_ms)
@@ -153,7 +153,7 @@ def _judge(claims: Iterable[Claim], evidence: Sequence[Evidence], uncertainty: U
 
 
 def _of_draws(uncertainty: Uncertainty | None) -> str:
-    """What the column "of draws" is, where something is in it."""
+    """What the column "of draws" has; "" if it is empty."""
     if uncertainty is None:
         return ""
     return (
@@ -250,15 +250,15 @@ def _gains(rows: Sequence[SummaryRow]) -> Section:
             lines.append((row.settings.slug, model_title(row.model), row.algorithm, *changes))
     return Section(
         f"Change against {ORIGINAL}",
-        "Means over the runs, of those that uploaded something. Their ± follows from those of both algorithms, were "
-        "any run of the one compared with any of the other.",
+        "Means over the runs, without algorithms that upload nothing. The ± is that of the change between single runs "
+        "of both algorithms, paired at random.",
         ("testbed", "model", "algorithm", "queries", "queries/s", "mean latency"),
         tuple(lines),
     )
 
 
 def equal_time(rows: Sequence[SummaryRow]) -> Section:
-    """What runs with a window did in it, and what they had on the link."""
+    """The queries of runs with a window, and the bytes that crossed the link in the whole run."""
     with_window = [row for row in rows if row.settings.window_s is not None and row.settings.arrivals.closed]
     originals = {(row.model, row.settings): row.queries_in_window for row in with_window if row.algorithm == ORIGINAL}
     lines = []
@@ -287,12 +287,12 @@ def equal_time(rows: Sequence[SummaryRow]) -> Section:
 
 
 def response_times(rows: Sequence[SummaryRow]) -> Section:
-    """What became of queries that arrived by themselves."""
+    """The response times of runs with arrivals other than a closed loop."""
     return Section(
         "Response times",
-        "Runs whose queries arrive by themselves. Response time: from the arrival of a query to its answer, of those "
-        "that were answered. Dropped: queries that met a busy client (busy drop), or still waited when the run ended "
-        "(busy wait). Within the deadline: of all that were raised.",
+        "Runs whose queries arrive at times of their own. Response time: from the arrival of a query to its answer, of "
+        "the queries that were answered. Dropped: queries that met a busy client (busy drop), or still waited when the "
+        "run ended (busy wait). Within the deadline: the share of all queries that were raised.",
         (
             "model", "algorithm", "testbed", "bandwidth", "runs", "raised", "dropped", "50 % ms", "90 % ms", "99 % ms",
             "within the deadline",
@@ -310,14 +310,14 @@ def response_times(rows: Sequence[SummaryRow]) -> Section:
 
 
 def estimates(rows: Sequence[SummaryRow]) -> Section:
-    """How near what clients believed was to what their links had."""
+    """By how much the estimates of clients that measure were off."""
     measured = [
         (row, trace) for row in rows for trace in row.traces if trace.estimates and trace.info.bandwidth is not None
     ]
     return Section(
-        "What clients believed of their links",
-        "Runs whose clients measured. Off: by how much the rate that was believed is off the link's, over time, in "
-        f"spans of {SPAN_S:g} s; where a rate changes, it is off until that is observed. Late: queries that were "
+        "Clients' estimates of their links",
+        "Runs whose clients measured. Off: by how much the estimated rate is off the link's, over time, in spans of "
+        f"{SPAN_S:g} s; when a rate changes, the estimate is off until the client observes it. Late: queries that were "
         "completed at the client because the server's answer was late.",
         (
             "model", "algorithm", "testbed", "run", "estimates", "off, median", "off, 90 % of the time", "late",
@@ -349,7 +349,7 @@ def _coding(settings: Settings) -> str:
 
 
 def _mega(raw_bytes: Stat, wire_bytes: Stat) -> str:
-    """MB before coding and on the wire: one number where they are the same, or only one is known."""
+    """MB before coding and on the wire: one number if they are the same, or if only one is known."""
     known = [each for each in (raw_bytes, wire_bytes) if not math.isnan(each.mean)]
     return " → ".join(distinct(f"{each.mean / 1e6:.2f}" for each in known)) or "-"
 
@@ -376,9 +376,9 @@ def validation(live: Sequence[Validation]) -> Section:
         )  # fmt: skip
     return Section(
         "Model validation: the virtual testbed predicts the live runs",
-        "Each live run against the virtual testbed fed with the costs measured in that run. Queries: those before the "
-        "upload ended, and the part that was over of the one under way then. Latency error: |predicted - measured| "
-        "over time, relative to the mean measured latency, until the upload ends.",
+        "Each live run against the virtual testbed fed with the costs measured in that run. Queries: those that ended "
+        "before the upload did, and the completed part of the query that was running then. Latency error: "
+        "|predicted - measured| over time, relative to the mean measured latency, until the upload ends.",
         (
             "testbed", "model", "algorithm", "runs", "measured queries", "predicted", "error", "worst run",
             "latency error", "worst run",
@@ -388,7 +388,7 @@ def validation(live: Sequence[Validation]) -> Section:
 
 
 def response_validation(live: Sequence[Validation]) -> Section:
-    """How far the virtual testbed is off the response times of live runs."""
+    """How well the virtual testbed predicts the response times of live runs."""
     lines = []
     arrived = (each for each in live if not each.measured.info.settings.arrivals.closed)
     for (where, model, algorithm), group in groupby(arrived, key=_subject):
@@ -407,9 +407,9 @@ def response_validation(live: Sequence[Validation]) -> Section:
         )  # fmt: skip
     return Section(
         "Model validation: the virtual testbed predicts response times",
-        "Each live run whose queries arrive by themselves against the virtual testbed fed with the costs measured in "
-        "that run, and with the times at which they arrived: percentiles of response times, medians over the runs. The "
-        "error is that of the 90th percentile.",
+        "Each live run whose queries arrive at times of their own, against the virtual testbed fed with these times "
+        "and with the costs measured in that run: percentiles of response times, medians over the runs. The error is "
+        "that of the 90th percentile.",
         (
             "testbed", "model", "algorithm", "runs", "50 % ms", "predicted", "90 % ms", "predicted", "99 % ms",
             "predicted", "error", "worst run",
@@ -444,8 +444,8 @@ def _planning(planning_ms: PlanningTimes, stages: PlannedStages) -> Section:
 
     return Section(
         "Planning time in ms (section 4.4)",
-        "Of the planners, on this machine: the fastest of those in plans.json, else the median over all runs. Last "
-        f"column: whether {FINE} has the plan of efficiency.",
+        "Of the planners, on this machine: the time in plans.json, else the median over all runs. Last column: whether "
+        f"{FINE} has the plan of efficiency.",
         ("model", *algorithms, "same plan"),
         tuple(
             (
@@ -465,7 +465,7 @@ def _faults(traces: Iterable[Trace]) -> Section:
         wrong = trace.outputs.wrong
         for text, applies in (
             (f"left out of all tables and figures: {trace.info.fault}", lost_server(trace)),
-            (f"{fallbacks} queries completed by the client alone, the server having failed", fallbacks),
+            (f"{fallbacks} queries completed at the client, because the server failed or was late", fallbacks),
             (f"{wrong} queries with an output that is wrong: further from the local one than it may be", wrong),
             (f"disturbed: {trace.disturbance}", trace.disturbance is not None),
         ):
@@ -506,7 +506,7 @@ def _planning_ms(run: Iterable[Plan], listed: Iterable[PlanDocument]) -> Plannin
 
 
 def _load_plans(path: Path) -> tuple[PlanDocument, ...]:
-    """The plans of {"plans": [...]}, each `Plan.to_json()`; none where there is no such file."""
+    """The plans of a file {"plans": [...]}, each as `Plan.to_json` writes it; none if there is no such file."""
     if not path.exists():
         return ()
     try:

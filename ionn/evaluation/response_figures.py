@@ -22,9 +22,9 @@ Of = Callable[[Responses], float]
 
 
 def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
-    """The 90th percentile of response times by when queries were raised, a line per algorithm, a figure per settings
-    and model: responses-SETTINGS-MODEL. Below it, where there are such: the share within the deadline, and the share
-    that was dropped."""
+    """Draw the 90th percentile of response times by when queries were raised, a line per algorithm, a figure per
+    settings and model: responses-SETTINGS-MODEL. With a deadline, the share within it is below; with dropping, the
+    share that was dropped."""
     paths = []
     arrived = [row for row in rows if not row.settings.arrivals.closed]
     for (settings, model), group in groupby(arrived, lambda row: (row.settings, row.model)):
@@ -63,7 +63,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
 
 
 def _line(axes: Axes, row: SummaryRow, common: Sequence[tuple[float, float]], of: Of, style: Look) -> None:
-    """What `of` says of the queries of each span, the mean over the runs, at the middle of the span."""
+    """Draw the value `of` each span's queries, as the mean over the runs, at the middle of the span."""
     values = [Stat.of(of(trace.responses_between(*span)) for trace in row.traces).mean for span in common]
     look = {"color": style["color"], "linestyle": style["line"]}
     axes.plot(

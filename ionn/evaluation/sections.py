@@ -16,7 +16,8 @@ from ionn.paper import model_title
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a text on what the table shows, and the table. A `detail` is not shown in the terminal."""
+    """A title, a text on what the table shows, and the table. A section that is a `detail` is not shown in the
+    terminal."""
 
     title: str
     text: str
@@ -36,8 +37,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Report:
-    """Tables, and what the page of a report draws beside them: the runs (`rows`), verdicts, live runs with their
-    predictions, and planning times in ms by model and algorithm."""
+    """The tables of a report (`sections`), and what its page shows beside them: the runs (`rows`), the verdicts
+    (`judged`), `live` runs with their predictions, and planning times in ms by model and algorithm."""
 
     sections: tuple[Section, ...]
     rows: tuple[SummaryRow, ...] = ()
@@ -47,7 +48,7 @@ class Report:
 
     @cached_property
     def titles(self) -> dict[str, str]:
-        """Per model how it is written: by its own name where the titles of two are equal."""
+        """The title of each model; its name if another model has the same title."""
         models = distinct([*(row.model for row in self.rows), *(model for model, _ in self.planning_ms)])
         written = [model_title(model) for model in models]
         return {
@@ -73,7 +74,7 @@ class Report:
         return "\n".join(parts)
 
     def markdown(self, figures: Sequence[str] = ()) -> str:
-        """`figures`: paths of images, relative to the report."""
+        """Return the report as Markdown. `figures` are paths of images, relative to the report."""
         parts = ["# Report\n"]
         for section in self.sections:
             lines = [section.header, ("---",) * len(section.header), *section.rows]

@@ -1,8 +1,8 @@
 """This project's own claims about slices, and whether runs support them.
 
-As for the paper's claims, the virtual testbed decides about gains: on the live testbed, much of a query's latency is
-the time of the server's processor. Live runs also decide about what must hold anywhere: the order of the algorithms,
-and exact outputs.
+As for the paper's claims, the virtual testbed decides about gains, and so do live runs with a dilation: in other live
+runs, much of a query's latency is the time of the server's processor. Those also decide about what must hold anywhere:
+the order of the algorithms, and exact outputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ALEXNET_GAIN = 2.0  # queries over original's
 INCEPTION_GAIN = 1.35  # over recursive-efficiency's
 LARGEST_SHARE = 0.1
 PLANNING_MS = 3.0
-# What two live runs of the same plan differ by: a query that ends just before the upload does or just after, and this.
+# Live, the queries of two runs may differ by one, which ends just before the upload or just after, and by this share.
 NOISE = 0.1
 _WHERE = "docs/slicing.md"
 

@@ -22,7 +22,7 @@ Look = dict[str, Any]
 # Okabe and Ito's colour-blind safe palette, in an order whose neighbours also differ in gray.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 HATCHES = ("", "///", "xxx", "...", "\\\\\\", "+++", "ooo")
-# Later lines are thinner, so that lines which coincide show as layers; what is on top of each other differs in dashes.
+# Later lines are thinner and have other dashes, so that lines which coincide can be told apart.
 LINES = ("-", "--", "-", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 WIDTHS = (4.0, 2.6, 1.3)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -44,10 +44,10 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
     "svg.hashsalt": "ionn",
-    "text.parse_math": False,  # names of models and devices may have a $ in them
+    "text.parse_math": False,  # names of models and devices may contain a $
 }
 
-# Without these fields the files carry no time and no version, so that equal data gives equal bytes.
+# These fields are left out of the files. They have times and versions, with which equal data would give other bytes.
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -56,14 +56,14 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Per algorithm, in drawing order: its look, the same in every figure that has the same algorithms."""
+    """The look of each algorithm, in drawing order: the same in all figures that have the same algorithms."""
     present = set(names)
     known = [*SHOWN, *(name for name in sorted(present) if name not in SHOWN)]
     return {name: look(number) for number, name in enumerate(known) if name in present}
 
 
 def look(number: int) -> Look:
-    """The look of what is drawn as the first (0), second (1), and so on."""
+    """The look of the line or bar that is drawn first (0), second (1), and so on."""
     return {
         "color": COLORS[number % len(COLORS)],
         "hatch": HATCHES[number % len(HATCHES)],
@@ -114,7 +114,7 @@ def plain_log_axis(axis: YAxis) -> None:
 
 
 def figure_kind(path: Path) -> str:
-    """ "png", "pdf" or "svg". Raises InputError if the file's name ends in something else."""
+    """The kind of a figure's file: "png", "pdf" or "svg". Raises InputError if its name ends in something else."""
     kind = path.suffix.removeprefix(".").lower()
     if kind not in _METADATA:
         raise InputError(f"{path}: cannot draw into such a file; its name must end in .png, .pdf or .svg")
@@ -122,7 +122,7 @@ def figure_kind(path: Path) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure in the format that its file's name ends in. Raises InputError where that is not possible."""
+    """Write a figure in the format that its file's name ends in. Raises InputError if that is not possible."""
     kind = figure_kind(path)
     drawn = io.BytesIO()
     figure.savefig(drawn, format=kind, metadata=_METADATA[kind])
@@ -131,6 +131,6 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def save_png_and_pdf(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure into stem.png and stem.pdf, a stem cut where it is too long for a name. Raises InputError where
-    that is not possible."""
+    """Write a figure into stem.png and stem.pdf; a stem that is too long for a file's name is cut. Raises InputError if
+    a file cannot be written."""
     return [save_figure(figure, stem.with_name(file_name(stem.name, f".{kind}"))) for kind in ("png", "pdf")]

@@ -55,8 +55,8 @@ class Stat:
 
 
 def ratio(new: Stat, old: Stat) -> Stat:
-    """Return how many times as much the mean is, and the spread that this has where any run of the one is compared with
-    any of the other; NaN over nothing."""
+    """Return the quotient of two means, with the spread of the quotient of single runs, paired at random; NaN if the
+    old mean is 0."""
     if not old.mean:
         return Stat(math.nan, 0.0)
     times = new.mean / old.mean
@@ -64,14 +64,14 @@ def ratio(new: Stat, old: Stat) -> Stat:
 
 
 def gain_percent(new: Stat, old: Stat) -> Stat:
-    """Return how much larger the mean is, in percent, with its spread as `ratio` has it; NaN over nothing."""
+    """Return by how many percent the new mean is larger, with the spread as in `ratio`; NaN if the old mean is 0."""
     times = ratio(new, old)
     return Stat((times.mean - 1) * 100, times.std * 100)
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One model and algorithm with the same settings, over its runs (paper, sections 4.2-4.4)."""
+    """The runs of one model and algorithm with the same settings, averaged (paper, sections 4.2-4.4)."""
 
     settings: Settings
     model: str
@@ -84,26 +84,26 @@ class SummaryRow:
     queries: Stat  # that ended before the upload did
     upload_s: Stat
     queries_per_s: Stat  # during the upload
-    mean_ms: Stat  # of the queries that started before the upload ended
-    energy_j: Stat  # the client's per query, over the same; over all queries where nothing is uploaded
-    first_ms: Stat
+    mean_ms: Stat  # latency of the queries that started before the upload ended
+    energy_j: Stat  # the client's per query, over the same queries; over all if nothing is uploaded
+    first_ms: Stat  # latency of the first query
     last_ms: Stat
     overruns: Stat  # layers slower than the pace, per run
     outputs: Outputs  # of all queries
     planning_ms: Stat
-    queries_in_window: Stat  # that ended within the run's window; not defined without one, as the next
-    mean_ms_in_window: Stat  # of these
+    queries_in_window: Stat  # that ended within the run's window; undefined without one
+    mean_ms_in_window: Stat  # their mean latency
     weight_bytes: Stat  # of all partitions
-    weight_wire_bytes: Stat  # what crossed the link for them; as the features', not defined for earlier traces
-    weight_bytes_held: Stat  # what of them was in the server's store
-    feature_bytes: Stat  # inputs and feature maps, per query
+    weight_wire_bytes: Stat  # that crossed the link for them; undefined for traces of earlier versions
+    weight_bytes_held: Stat  # of them, those that the server's store had
+    feature_bytes: Stat  # inputs and feature maps, per query; undefined for traces of earlier versions
     feature_wire_bytes: Stat
     raised: Stat  # queries, answered or not
-    dropped: Stat  # that were not
-    p50_ms: Stat  # response time, from the arrival of a query to its answer
+    dropped: Stat  # queries that were not answered
+    p50_ms: Stat  # percentiles of the response time
     p90_ms: Stat
     p99_ms: Stat
-    within_deadline: Stat  # share of those raised; not defined without a deadline
+    within_deadline: Stat  # share of the queries raised; undefined without a deadline
 
     @classmethod
     def of(cls, settings: Settings, model: str, algorithm: str, traces: list[Trace]) -> SummaryRow:
@@ -151,10 +151,7 @@ def _defined(size: int | None) -> float:
 
 
 def load_results(results: Path) -> list[Trace]:
-    """The complete traces of a results folder.
-
-    Raises InputError where none has kept its server to the end, and where one is no complete trace.
-    """
+    """The traces of a results folder. Raises InputError if one is not complete, and unless one has kept its server."""
     traces = load_traces(results)
     if all(map(lost_server, traces)):
         what = "every run lost its server" if traces else "no traces here"
@@ -190,7 +187,7 @@ def summary(traces: Iterable[Trace]) -> list[SummaryRow]:
 
 
 def disturbed(traces: Iterable[Trace]) -> list[Trace]:
-    """Those of the runs that other load disturbed."""
+    """The runs that other load disturbed."""
     return [trace for trace in traces if trace.disturbance is not None]
 
 
@@ -201,13 +198,13 @@ def runs_text(traces: Sequence[Trace]) -> str:
 
 
 def disturbed_text(traces: Sequence[Trace]) -> str:
-    """How many of these runs were disturbed; nothing where none was."""
+    """How many of these runs were disturbed; "" if none was."""
     count = len(disturbed(traces))
     return f"{count} of {len(traces)} runs disturbed" if count else ""
 
 
 def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
-    """What sorts names: the known ones come first, in their order."""
+    """A key by which names are sorted: the known ones first, in their order."""
     return (known.index(name) if name in known else len(known)), name
 
 
@@ -217,7 +214,7 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def are_drawn(present: Iterable[str], asked: Collection[str]) -> list[str]:
-    """Of the algorithms that are present, those that charts show: those asked for, else all but baselines."""
+    """The algorithms that charts show, of those present: the ones `asked` for, by default all but baselines."""
     return [name for name in distinct(present) if (name in asked if asked else name not in BASELINES)]
 
 
@@ -230,11 +227,11 @@ def largest_share(trace: Trace) -> float:
 def common_times(
     traces: Sequence[Trace], end_s: float = math.inf, last: Callable[[Iterable[float]], float] = min
 ) -> Grid:
-    """Return when a latency changes: (m,) seconds since the upload began, ascending, the last one an end.
+    """The times at which the latency of a trace changes, and the end: (m,) seconds since the upload began, ascending.
 
-    The starts of all queries, from when every trace executes queries until the first of them (or the `last`: max) ends,
-    and before `end_s`; empty if there is no such time. Between two neighbouring times, `latency_at` of each trace is
-    constant.
+    They are the starts of all queries from when every trace executes queries until the first trace ends (with `last` =
+    max, the last trace), but not after `end_s`; empty if there is no such time. Between two neighbouring times,
+    `latency_at` of each trace is constant.
     """
     start_s = max(trace.queries[0].start_s for trace in traces)
     end_s = min(end_s, last(trace.queries[-1].end_s for trace in traces))
@@ -243,8 +240,8 @@ def common_times(
 
 
 def latency_at(trace: Trace, times_s: Grid) -> Grid:
-    """Latency in ms of the query that is being executed at each of `times_s` (m,), none before the first query; NaN
-    after the last one."""
+    """The latency in ms of the query that is executed at each of `times_s`, (m,), which must not be before the first
+    query; NaN after the last query."""
     starts = np.array([query.start_s for query in trace.queries])
     latencies = np.array([query.latency_ms for query in trace.queries])
     over = np.asarray(times_s) > trace.queries[-1].end_s

@@ -1,4 +1,4 @@
-"""Evaluating the table of a sweep: from where on each algorithm gains, as figures and as a few lines of text.
+"""Evaluating the table of a sweep: at which bandwidths each algorithm gains, as figures and as a few lines of text.
 
 The gain of an algorithm is the number of queries that end before the upload does, in percent above that of the paper's
 original algorithm at the same bandwidth and between the same devices. It is infinite if no query ends with the original
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must sta
 Grid = NDArray[np.float64]
 Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as fast the server is
 
-# A gain from which on an algorithm is said to matter.
+# An algorithm matters from this gain on.
 MATTERS_PERCENT = 10.0
 # The largest gain with a colour of its own; larger gains have the same colour.
 _COLOUR_PERCENT = 100.0
@@ -40,7 +40,8 @@ _NOTHING = (
 
 
 def more_queries(rows: Sequence[SweepRow], originals: Sequence[SweepRow]) -> float:
-    """By how many percent more queries ended before the upload did; NaN where neither has any."""
+    """By how many percent `rows` have more queries that ended before the upload did than `originals`; infinite if only
+    `originals` have none, NaN if neither has any."""
     new, old = (sum(row.queries for row in each) for each in (rows, originals))
     if not old:
         return math.inf if new else math.nan
@@ -48,13 +49,12 @@ def more_queries(rows: Sequence[SweepRow], originals: Sequence[SweepRow]) -> flo
 
 
 def draw_sweep(rows: Sequence[SweepRow], out: Path) -> list[Path]:
-    """Figures of a sweep, for each client, coding, arrivals and device at the server: the gain over the original
-    algorithm by bandwidth (sweep-lines), where the server is closest to one time as fast as its device; and by
-    bandwidth and speed of the server (sweep-map), where the table has several speeds. Where nothing can be compared,
-    nothing is drawn.
+    """Draw the gains over the original algorithm, for each client, coding, arrivals and device at the server: by
+    bandwidth (sweep-lines), for the server that is closest to the device's own speed; and by bandwidth and speed of the
+    server (sweep-map), if the table has several speeds. What cannot be compared is left out.
 
-    Raises InputError where that is so of the whole table: it has no original algorithm to compare with, no other, or
-    one bandwidth only.
+    Raises InputError if nothing can be compared: the table has no original algorithm, no other one, or one bandwidth
+    only.
     """
     settings = {_setting(row) for row in rows}
     paths = []
@@ -69,9 +69,10 @@ def draw_sweep(rows: Sequence[SweepRow], out: Path) -> list[Path]:
 
 
 def gains_text(rows: Sequence[SweepRow]) -> str:
-    """For each client, coding, arrivals and device at the server, a block of lines: for each model and algorithm, at
-    the server that is closest to one time as fast as its device, the most that it gains over the original one, where,
-    and between which bandwidths it gains MATTERS_PERCENT or more. Raises InputError as `draw_sweep` does."""
+    """A block of lines for each client, coding, arrivals and device at the server, of the server that is closest to the
+    device's own speed. A line has, for a model and algorithm, the largest gain over the original algorithm, the
+    bandwidth where it is, and the bandwidths between which the gain is MATTERS_PERCENT or more. Raises InputError as
+    `draw_sweep` does."""
     return "\n\n".join(_text(_closest(group)) for group in _comparable(rows))
 
 
@@ -92,12 +93,12 @@ def _text(rows: Sequence[SweepRow]) -> str:
 
 
 def can_compare(rows: Iterable[SweepRow]) -> bool:
-    """Tell whether a table has something to say about gains over bandwidths."""
+    """Tell whether a table has gains at several bandwidths, so that `draw_sweep` does not raise InputError."""
     return any(map(_has_gains, _groups(rows)))
 
 
 def check_comparable(algorithms: Collection[str], mbps: Collection[float]) -> None:
-    """Raise InputError unless a sweep of these algorithms and bandwidths has something to compare."""
+    """Raise InputError unless a sweep has the original algorithm, another one, and several bandwidths."""
     if ORIGINAL not in algorithms or len(algorithms) == 1 or len(mbps) == 1:
         raise InputError(_NOTHING)
 
@@ -119,7 +120,7 @@ def _groups(rows: Iterable[SweepRow]) -> list[list[SweepRow]]:
 
 
 def _has_gains(group: Sequence[SweepRow]) -> bool:
-    """Whether there are gains of several bandwidths where figures show them."""
+    """Tell whether the rows that figures show have gains at several bandwidths."""
     return len({mbps for _, _, mbps, _ in _gains(_closest(group))}) > 1
 
 
@@ -133,7 +134,7 @@ def _server(row: SweepRow) -> tuple[float, str]:
 
 
 def _closest(rows: Sequence[SweepRow]) -> list[SweepRow]:
-    """The rows whose server is closest to one time as fast as its device."""
+    """The rows of the server that is closest to the device's own speed."""
     closest = min((abs(math.log(_server(row)[0])), row.server) for row in rows)[1]
     return [row for row in rows if row.server == closest]
 
@@ -159,7 +160,7 @@ def _lines(rows: Sequence[SweepRow]) -> dict[tuple[str, str], dict[float, float]
 
 
 def _title(row: SweepRow, server: str) -> str:
-    """What the rows of a figure have in common."""
+    """The title of a figure: what its rows have in common."""
     parts = [f"client {row.client}", f"server {server}"]
     parts += [] if row.coding == "none" else [f"coding {row.coding}"]
     parts += [] if row.arrivals == "closed" else [f"arrivals {row.arrivals}"]
@@ -171,7 +172,7 @@ def _is_papers(row: SweepRow) -> bool:
 
 
 def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
-    """A panel per model, a line per algorithm; a triangle on top where its gain is infinite."""
+    """Draw a panel per model and a line per algorithm, with triangles on top where a gain is infinite."""
     lines = _lines(rows)
     models = distinct(model for model, _ in lines)
     styles = looks([ORIGINAL, *(algorithm for _, algorithm in lines)])
@@ -207,7 +208,7 @@ def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
 
 
 def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
-    """Gains over bandwidth and speed of the server: models below each other, algorithms side by side."""
+    """Draw gains over bandwidth and speed of the server: models below each other, algorithms side by side."""
     gains = _gains(rows)
     models, algorithms = (distinct(key[part] for key in gains) for part in (0, 1))
     mbps, speeds = sorted({key[2] for key in gains}), sorted({key[3] for key in gains})
@@ -251,8 +252,8 @@ def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
 def _values(
     gains: Mapping[Key, float], model: str, algorithm: str, mbps: Sequence[float], speeds: Sequence[float]
 ) -> Grid:
-    """The gains of a map, (speeds, bandwidths), infinite ones beyond what a colour can tell; NaN where there are
-    none."""
+    """The gains of a map, (speeds, bandwidths). Infinite ones become finite ones that have the same colour; NaN where
+    there is none."""
     values = [[gains.get((model, algorithm, x, y), math.nan) for x in mbps] for y in speeds]
     return np.minimum(values, 2 * _COLOUR_PERCENT)
 

@@ -2,8 +2,8 @@
 
 A draw multiplies the cost of each layer at each side by a random factor: lognormal, with mean 1, and with `sigma` as
 the standard deviation of its logarithm. All algorithms plan and run with the draw's costs, on the virtual testbed in
-the paper's settings, and each claim is checked on these runs by its `Claim.check`. The share of draws in which a claim
-holds is near 0 or 1 if the costs clearly decide it, and in between if small errors of the costs can change the verdict.
+the paper's settings, and `Claim.check` checks each claim on these runs. The share of draws in which a claim holds is
+near 0 or 1 if the costs clearly decide it, and in between if small errors of the costs can change the verdict.
 
 Claims about planning times, and those that no virtual run can decide, are left out.
 """
@@ -43,18 +43,18 @@ from ionn.testbed.workers import as_they_end, local_workers
 SCHEMA = 1
 DRAWS = 1000
 SIGMA = 0.05
-# What a results folder has of it.
+# The file of the draws in a results folder.
 FILE = "uncertainty.json"
-# A verdict that this share of draws agrees with, or more, follows from the costs.
+# If at least this share of draws agrees on a verdict, it follows from the costs.
 ROBUST_SHARE = 0.95
-# Draws that a process takes at once: half a second.
+# Draws that a process takes at once: they take it less than a second.
 _BATCH = 10
 
 Progress = Callable[[int], object]
 
 
 class ClaimDraws(msgspec.Struct, frozen=True):
-    """A claim and its draws: what is `found` with the costs as they are, whether it `holds` there, and in how many
+    """A claim and its draws: what is `found` with the unchanged costs, whether it `holds` with them, and in how many
     draws it `held`."""
 
     claim: str
@@ -66,8 +66,8 @@ class ClaimDraws(msgspec.Struct, frozen=True):
 
 
 class Uncertainty(msgspec.Struct, frozen=True):
-    """What became of the claims in `draws` draws. `digests` tell the costs and networks, by their names, from others of
-    the same names."""
+    """In how many of `draws` draws each claim held. `digests` are those of the costs and networks, by name, which tell
+    them from others of the same names."""
 
     sigma: Real
     draws: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)]
@@ -77,7 +77,7 @@ class Uncertainty(msgspec.Struct, frozen=True):
     schema: Natural = SCHEMA
 
     def share(self, claim: Claim, found: str) -> float | None:
-        """In what share of the draws a claim holds; None where the draws are not around runs in which this was
+        """The share of the draws in which a claim holds; None unless the draws were made of costs with which this was
         `found`."""
         subject = claim.text, claim.paper, claim.tolerance, found
         for each in self.claims:
@@ -86,6 +86,7 @@ class Uncertainty(msgspec.Struct, frozen=True):
         return None
 
     def share_of(self, claim: ClaimDraws) -> float:
+        """The share of the draws in which a claim holds."""
         return claim.held / self.draws
 
     def is_robust(self, claim: ClaimDraws) -> bool:
@@ -118,8 +119,8 @@ def draw_claims(
     jobs: int | None = None,
     progress: Progress = lambda draws: None,
 ) -> Uncertainty:
-    """Check the claims in so many draws, in `jobs` processes, by default one per core; `progress` is told how many
-    draws have been added. The result depends on the first three arguments alone.
+    """Check the claims in so many draws, in `jobs` processes, by default one per core. `progress` is called with the
+    number of draws that were made since the last call. The result depends on the first three arguments alone.
 
     Raises InputError for numbers out of their ranges.
     """
@@ -135,10 +136,10 @@ def keep_uncertainty(
     jobs: int | None = None,
     progress: Progress = lambda draws: None,
 ) -> Uncertainty:
-    """As `draw_claims`, and keep the result in a results folder, for its report. What is there of the same draws,
-    costs, networks, claims and findings is not computed again.
+    """Do as `draw_claims`, and keep the result in a results folder, for its report. If the folder has the result for
+    the same arguments, costs, networks, claims and findings, nothing is computed.
 
-    Raises InputError also where the file there is something else, and where it cannot be written.
+    Raises InputError also if the file there is something else, and if it cannot be written.
     """
     path = results / FILE
     undrawn = _undrawn(draws, sigma, seed)
@@ -154,21 +155,21 @@ def keep_uncertainty(
 
 
 def load_uncertainty(results: Path) -> Uncertainty | None:
-    """What a results folder has of it, or None. Raises InputError where the file is something else."""
+    """The draws that a results folder has, or None. Raises InputError if the file is something else."""
     path = results / FILE
     return Uncertainty.load(path) if path.exists() else None
 
 
 def draw_graphs(sigma: float, seed: int, draw: int) -> list[ExecutionGraph]:
-    """Each model's graph with one draw of the costs of its layers at both sides."""
+    """Each model's graph, with the costs that its layers have in one draw."""
     return [
         subject.graph(sigma, np.random.default_rng([seed, draw, index])) for index, subject in enumerate(_subjects())
     ]
 
 
 def draw_evidence(sigma: float = 0.0, seed: int = 0, draw: int = 0) -> Evidence:
-    """All virtual runs on one draw of the costs; with a `sigma` of 0, on the costs as they are. How long planning took
-    is left out: that is no matter of costs."""
+    """The virtual runs of all models and algorithms in one draw; with a `sigma` of 0, with the unchanged costs.
+    Planning times are left out, as they do not depend on the costs."""
     traces: list[Trace] = []
     for subject, graph in zip(_subjects(), draw_graphs(sigma, seed, draw), strict=True):
         for algorithm in SHOWN:
@@ -179,7 +180,7 @@ def draw_evidence(sigma: float = 0.0, seed: int = 0, draw: int = 0) -> Evidence:
 
 
 def _undrawn(draws: int, sigma: float, seed: int) -> Uncertainty:
-    """What is known before the first draw."""
+    """The claims with what is found of them without a draw, and no draw in which they held."""
     if not 1 <= draws <= COUNT_MAX:
         raise InputError(f"draws {draws}: give a whole number from 1 to {COUNT_MAX}")
     if not 0 <= sigma <= NOISE_MAX:
@@ -199,6 +200,7 @@ def _undrawn(draws: int, sigma: float, seed: int) -> Uncertainty:
 
 
 def _drawn(undrawn: Uncertainty, jobs: int | None, progress: Progress) -> Uncertainty:
+    """The same, with the number of draws in which each claim held."""
     from joblib import delayed
 
     draws, sigma, seed = undrawn.draws, undrawn.sigma, undrawn.seed
@@ -215,7 +217,7 @@ def _drawn(undrawn: Uncertainty, jobs: int | None, progress: Progress) -> Uncert
 
 
 def _count_held(draws: range, sigma: float, seed: int, texts: Sequence[str]) -> tuple[int, NDArray[np.int64]]:
-    """How many draws these are, and in how many of them the claims of these texts hold."""
+    """How many draws these are, and in how many of them each of the claims with these texts holds."""
     claims = {claim.text: claim for claim in _claims()}
     held = np.zeros(len(texts), dtype=np.int64)
     for draw in draws:
@@ -229,7 +231,7 @@ def _claims() -> list[Claim]:
 
 
 def _finding(claim: Claim, evidence: Evidence) -> Finding | None:
-    """None where no virtual run can say."""
+    """Check a claim; None if no virtual run can decide it."""
     try:
         text, holds = claim.check(evidence)
     except MissingRuns:
@@ -260,11 +262,11 @@ def _subjects() -> tuple[_Subject, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _LayerCosts:
-    """Costs (`ionn.costs.models.Costs`) of the layers of one network, as numbers: what they predict is asked for once,
-    and not in each draw. Nothing is coded in the paper's settings, so of coding nothing is known."""
+    """The `Costs` of the layers of one network as an array, so that a cost model predicts them once and not in each
+    draw. Nothing is coded in the paper's settings, so the speed of coding and the ratios are left unknown."""
 
     name: str
-    times_ms: NDArray[np.float64]  # (3, len(network.layers)): to execute, to load, and what of executing is fixed
+    times_ms: NDArray[np.float64]  # (3, len(network.layers)): layer_ms, load_ms, fixed_ms
     encode_ms_per_mb: None = None
     decode_ms_per_mb: None = None
 
@@ -274,7 +276,7 @@ class _LayerCosts:
         return cls(device, np.array([costs.layer_ms(network), costs.load_ms(network), costs.fixed_ms(network)]))
 
     def drawn(self, sigma: float, random: np.random.Generator) -> _LayerCosts:
-        """One factor for each layer, for all of its times."""
+        """The costs in a draw: all times of a layer are multiplied by the same random factor."""
         factors = random.lognormal(-(sigma**2) / 2, sigma, self.times_ms.shape[1])
         return _LayerCosts(self.name, self.times_ms * factors)
 

@@ -1,7 +1,7 @@
 """Validating the virtual testbed: it predicts a live run from the costs measured in that run, and both are compared.
 
-The measured costs are the time of each stage, and the time that an exchange with the server takes in addition to stages
-and bytes: messages pass through several processes, which the execution graph does not include.
+The measured costs are the time of each stage, and the overhead of an exchange with the server: messages pass through
+several processes, which the execution graph does not include.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ionn.testbed.virtual import run_virtual
 class Validation:
     """A live run and its prediction.
 
-    `latency_error`: mean over time of |predicted - measured latency|, relative to the mean measured latency, while both
-    upload and both execute queries; NaN if there is no such time.
+    `latency_error` is the mean over time of |predicted - measured latency|, relative to the mean measured latency,
+    while both runs upload and execute queries; NaN if there is no such time.
     """
 
     measured: Trace
@@ -34,24 +34,22 @@ class Validation:
 
     @property
     def query_error(self) -> float:
-        """(predicted - measured) / measured queries, as `Trace.queries_in_upload` counts; NaN if none was measured.
-
-        Whole queries would not do: of ten queries, the last may end just before the upload or just after.
-        """
+        """(predicted - measured) / measured queries; NaN if none was measured. They are `Trace.queries_in_upload`, not
+        whole queries: of ten queries, the last may end just before the upload or just after."""
         measured = self.measured.queries_in_upload
         return (self.predicted.queries_in_upload - measured) / measured if measured else math.nan
 
     @property
     def p90_error(self) -> float:
-        """(predicted - measured) / measured 90th percentile of the response times."""
+        """(predicted - measured) / measured 90th percentile of the response times; NaN if no query was answered."""
         measured_ms, predicted_ms = self.measured.responses.p90_ms, self.predicted.responses.p90_ms
         return (predicted_ms - measured_ms) / measured_ms if measured_ms else math.nan
 
 
 def exchange_ms(trace: Trace) -> float:
-    """What an exchange with the server took in a live run beside its stages and transfers, undilated: the median of the
-    queries that began after the upload, by which the link was theirs. 0 where there are none, and where the link's rate
-    was not always that of the graph."""
+    """The overhead of an exchange with the server in a live run: its time besides stages and transfers, undilated. It
+    is the median over the queries that began after the upload, as these have the link for themselves; 0 if there are
+    none, and if the link's rate was not always that of the graph."""
     graph, settings = trace.info.graph, trace.info.settings
     if settings.mbps is None or settings.link:
         return 0.0
@@ -66,8 +64,8 @@ def exchange_ms(trace: Trace) -> float:
 
 
 def predict(trace: Trace) -> Trace:
-    """The run as the virtual testbed computes it from the trace's plan and measured costs; queries that arrived by
-    themselves arrive when they did. Raises InputError where the costs cannot be a run's."""
+    """The run as the virtual testbed computes it from the trace's plan and measured costs. Queries with arrivals of
+    their own arrive when they did in the trace. Raises InputError if the costs cannot be those of a run."""
     settings = trace.info.settings
     virtual = Settings(
         "virtual", settings.mbps, client=settings.client, server=trace.info.server, seed=settings.seed,

@@ -31,10 +31,10 @@ from ionn.schema import Natural
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
-# The system dates changes of files by a clock with steps of at most 10 ms.
+# The system dates changes of files by a clock with steps of at most 10 ms; twice that is certainly a step.
 _FILE_CLOCK_S = 0.02
 
-_FILE_BYTES_MAX = 2**31 - 1  # of protobuf
+_FILE_BYTES_MAX = 2**31 - 1  # the limit of protobuf
 
 # How many of the bytes between the floats are read at once.
 _WINDOW_BYTES = 4096
@@ -57,7 +57,7 @@ class _OldestFormat(Exception):
 
 
 class _NotIndexable(Exception):
-    """The floats of a blob are not in one packed run, though the file may be valid protobuf."""
+    """The floats of a blob are not in one packed run; the file may be valid protobuf all the same."""
 
 
 class _File:
@@ -83,7 +83,7 @@ class _File:
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """A context for reading the file. What was read is valid only if the context ends without an error. Raises
-        InputError, one line, if the file has changed since it was opened, is damaged, or cannot be read."""
+        InputError if the file has changed since it was opened, is damaged, or cannot be read."""
         try:
             try:
                 yield
@@ -237,7 +237,7 @@ def _blob(data: _Span) -> _StoredBlob:
         elif 1 <= number <= 4 and isinstance(value, int):
             legacy = legacy or [0, 0, 0, 0]
             legacy[number - 1] = value
-    dimensions = tuple(shape if legacy is None else legacy)  # Caffe goes by the old fields wherever there is one
+    dimensions = tuple(shape if legacy is None else legacy)  # Caffe uses the old fields if there is one of them
     if 4 * math.prod(dimensions) != len(floats or ()):
         raise IndexError("a blob's floats do not fill its shape")
     return _StoredBlob(dimensions, floats)
@@ -412,8 +412,9 @@ CodedFrames = Mapping[str, Sequence[Sequence[CodedFrame]]]
 
 @dataclass(frozen=True)
 class Serialised:
-    """A caffemodel as a sequence of pieces: headers, and the floats of the arrays that it was made from. `coded` are
-    the parts of it, ascending, that exist in coded form too."""
+    """A caffemodel of `size` bytes as the sequence `pieces`: headers, and the floats of the arrays that it was made
+    from, which are not copied. `blobs` are the places of the floats; `coded` are the parts, ascending, that exist in
+    coded form too."""
 
     pieces: tuple[memoryview, ...]
     blobs: tuple[BlobSpan, ...]
@@ -487,7 +488,7 @@ def serialise(name: str, layers: Iterable[Layer], weights: Mapping[str, Sequence
 def serialise_blobs(
     name: str, layers: Iterable[tuple[Layer, Sequence[Floats], Sequence[Sequence[CodedFrame]]]]
 ) -> Serialised:
-    """Make a caffemodel of layers, each with its weights and, for each blob, the coded frames if there are any. A layer
+    """Make a caffemodel of layers, each with its weights and, if there are any, the coded frames of each blob. A layer
     may come several times, each time with some of its channels. The floats are not copied."""
     pieces: list[memoryview] = []
     blobs: list[BlobSpan] = []

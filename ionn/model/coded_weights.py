@@ -5,11 +5,10 @@ can be decoded by itself and occupies the link no longer than a chunk. A sidecar
 
     MAGIC, the coded frames in order, the index (JSON, `Index`), the size of the index, the SHA-256 of the index
 
-and names every piece by the SHA-256 of its raw bytes. So it fits no other weights, and a client need not compute the
-digests by which it asks a server's store. The index comes last, because frames are written as they are coded. Making or
-checking a sidecar decodes every frame and compares it with the weights; opening one compares the digests of all pieces
-with the weights. An upload only compares each frame's checksum, which takes next to no time; a damaged frame is sent
-raw.
+and names every piece by the SHA-256 of its raw bytes. So it fits no other weights, and has the digests by which a
+client asks a server's store. The index comes last, because frames are written as they are coded. Making or checking a
+sidecar decodes every frame and compares it with the weights; opening one compares the digests of all pieces with the
+weights. An upload only compares each frame's checksum, which takes next to no time; a damaged frame is sent raw.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ from ionn.model.weight_pieces import PIECE_BYTES, BlobRange, Layout, WeightPiece
 from ionn.schema import Natural, Word, read_json
 
 MAGIC = b"ionn coded weights 2\n"
-# The beginning of sidecars in former formats, which tells them from damaged ones.
+# The beginning of sidecars in the former format, by which they are told from damaged ones.
 _MAGIC_FORMER = b"ionn coded weights 1\n"
-# As large as a chunk, so that a query does not wait long for the link.
+# The most raw bytes of a frame: a chunk's, so that a query does not wait long for the link.
 FRAME_BYTES = 128 * 1024
-# Less than this is sent raw, in one chunk with its neighbours: a message of its own costs more than coding gains.
+# Less than this is sent raw, in one chunk with its neighbours: a message of its own costs more than coding saves.
 _LEAST_BYTES = 8 * 1024
 # The size of the index and its SHA-256.
 _TAIL = struct.Struct("<Q32s")
@@ -319,7 +318,7 @@ def sidecar_paths(weights: Path) -> tuple[Path, Path]:
 def open_sidecar(weights_file: Path, network: Network, weights: Weights) -> Sidecar | None:
     """Open the sidecar of a caffemodel; None if there is none. `weights` were loaded from the caffemodel.
 
-    Raises SidecarError if all files that there are are damaged or of other weights.
+    Raises SidecarError if there are files, but none that can be used.
     """
     errors = []
     for path in sidecar_paths(weights_file):
@@ -367,7 +366,8 @@ class Found:
 
 
 def check(weights_file: Path, network: Network, weights: Weights | None = None) -> Found:
-    """Check the sidecar of a caffemodel: VERIFIED, MISSING, DAMAGED or OUTDATED. Every frame is decoded and compared.
+    """Check the sidecar of a caffemodel: VERIFIED, MISSING, DAMAGED, OUTDATED or FORMER. Every frame is decoded and
+    compared.
 
     Raises InputError if the caffemodel cannot be read.
     """
@@ -397,7 +397,7 @@ def update(weights_file: Path, network: Network) -> Found:
             return found
         write(path, network, weights)
         if path == beside:
-            with contextlib.suppress(OSError):  # an old one there would be opened in its place
+            with contextlib.suppress(OSError):  # an old one there would be opened instead
                 of_user.unlink()
         made = check(weights_file, network, weights)
     if made.state != VERIFIED:

@@ -15,11 +15,11 @@ from ionn.schema import Natural, Word
 if TYPE_CHECKING:
     from ionn.model.network import Layer, Network
 
-# How much a network's outputs may differ from those of another end whose numerics differ, relative to the largest value
-# (`difference`). Kernels for other processors add the same products in another order. In the bundled models, this
-# changes the values before the last layer by at most 6e-5 (bench/kernels.py, docs/two-machines.md). A softmax then
-# turns the absolute error of a logit into a relative error of a probability: 2e-4, as logits are ten and more. Five
-# times as much leaves room for other models. For the same reason, small mistakes before a softmax show larger after it.
+# How much outputs may differ if the numerics of both ends differ, relative to the largest value (`difference`). Kernels
+# for other processors add the same products in another order. In the bundled models, this changes the values before the
+# last layer by at most 6e-5 (bench/kernels.py, docs/two-machines.md). A softmax then turns the absolute error of a
+# logit into a relative error of a probability: 2e-4, as logits are ten and more. Five times as much leaves room for
+# other models. For the same reason, a small mistake before a softmax is larger after it.
 TOLERANCE = 1e-3
 
 
@@ -27,8 +27,9 @@ TOLERANCE = 1e-3
 class Numerics:
     """What decides the last bits of the results of one end. Two ends with equal numerics compute the same bits.
 
-    `blas` is Caffe's BLAS with its version; `kernels` names its kernels in use, which depend on the processor; `libm`
-    is the library that computes exponentials and powers.
+    `blas` is Caffe's BLAS with its version, `kernels` the name of the kernels that it uses, which depend on the
+    processor, and `threads` the number of its threads; `caffe` is Caffe's version, and `libm` the library that computes
+    exponentials and powers.
     """
 
     architecture: Word
@@ -48,8 +49,8 @@ class OutputCheck:
     """How the outputs of both ends together are compared with those of the client alone, and why.
 
     `client` is the client's numerics; `servers` are those of the servers that it used, in order and without
-    repetitions, None for a server that did not say. `unsteady` is the type of the network's `unsteady_layer`, "" if it
-    has none. `tolerance` is 0 if all bits must be equal.
+    repetitions, None for a server that did not tell. `unsteady` is the type of the network's `unsteady_layer`, "" if it
+    has none. `tolerance` is the largest `difference` that is right; 0 if all bits must be equal.
     """
 
     client: Numerics
@@ -105,8 +106,8 @@ def largest_difference(got: Sequence[Floats], wanted: Sequence[Floats]) -> float
 
 
 def unsteady_layer(network: Network) -> Layer | None:
-    """The first layer whose last bits vary from process to process on one machine, if there is one: OpenBLAS sums
-    absolute values in an order that depends on where in memory they lie."""
+    """The first layer whose last bits vary from process to process on one machine; None if there is none. OpenBLAS sums
+    absolute values in an order that depends on their place in memory."""
     for layer in network.layers:
         if layer.type == "Normalize" or "ASUM" in str(layer.param.reduction_param):
             return layer

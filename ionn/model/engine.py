@@ -35,8 +35,8 @@ _ZEN4_KERNELS = "Haswell"
 
 
 def set_environment() -> None:
-    """Set the environment variables that Caffe's libraries read when they load, except those that the user has set.
-    `load_caffe` does so too."""
+    """Set the environment variables that Caffe's libraries read when they are loaded, except those that the user has
+    set. `load_caffe` does so, too."""
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(BLAS_THREADS))
     if _is_zen4():
@@ -77,7 +77,7 @@ def load_caffe() -> Any:
 
 
 def blas() -> str:
-    """Return the version of Caffe's OpenBLAS and the kernels that it uses. With others, the last bits may differ."""
+    """Return the configuration of Caffe's OpenBLAS: its version, options and kernels."""
     library = ctypes.CDLL(load_caffe()._caffe.__file__)  # finds the symbols of the libraries it is linked to
     library.openblas_get_config.restype = ctypes.c_char_p
     return str(library.openblas_get_config().decode())
@@ -104,7 +104,7 @@ def blas_threads() -> str:
 class StageNet:
     """A `caffe.Net` of the stages `first`..`last`, both included, that can execute any run of them.
 
-    If several threads use it, the one that runs it holds `lock`.
+    If several threads use it, the one that executes something must hold `lock`.
     """
 
     def __init__(self, partial: PartialNet) -> None:
@@ -144,7 +144,7 @@ class StageNet:
         }
 
     def weights(self) -> dict[str, tuple[Floats, ...]]:
-        """The weights of every layer that has some, as views of the net's own memory, which stays while a view does."""
+        """The weights of every layer that has some, as views of the net's own memory, which stays as long as a view."""
         return {name: tuple(blob.data for blob in blobs) for name, blobs in self._net.params.items()}
 
     def blob(self, name: str) -> Floats:
@@ -167,7 +167,7 @@ class StageNet:
 
     def input_shape(self, stage: int) -> tuple[int, ...]:
         """The shape of the blob before a stage."""
-        if stage not in self._input_shapes:  # Caffe's answer takes longer than a query has for it
+        if stage not in self._input_shapes:  # kept, because asking Caffe for each query would take too long
             self._input_shapes[stage] = tuple(self._inputs[stage].shape)
         return self._input_shapes[stage]
 
@@ -183,6 +183,7 @@ class StageNet:
         return range(self._layers[first].start, self._layers[last].stop)
 
     def run_layer(self, layer: int) -> None:
+        """Run one layer, by its index in this net."""
         self._net._forward(layer, layer)
 
     def run(self, first: int, last: int, before: Callable[[int], None] = lambda stage: None) -> tuple[float, ...]:
@@ -217,7 +218,7 @@ def load_network(network: Network, weights: Mapping[str, Sequence[Floats]]) -> S
 
 def read_network(network: Network, path: Path) -> StageNet:
     """The whole network with its weights from a caffemodel, which are read straight into the net's own memory. Raises
-    InputError as `open_weights` does; if the file does not fit, before anything is built."""
+    InputError as `open_weights` does, before anything is built if the file does not fit."""
     with open_weights(path, network) as read_into:
         net = new_network(network)
         read_into(net.weights())

@@ -20,9 +20,9 @@ from ionn.model.caffemodel import Floats
 from ionn.model.layers.rule import MAX_COUNT
 from ionn.model.network import Network
 
-# Different pictures, so that an output cannot be right by being the previous one.
+# Queries take so many different inputs in turn, so that no output is right by being the previous one.
 INPUTS = 8
-# No photograph has more. Reading one of this size takes a second.
+# Larger than any photograph. Reading one of this size takes a second.
 _IMAGE_BYTES_MAX = 100_000_000
 # The ImageNet mean that Caffe's reference models subtract, in their channel order: blue, green, red.
 MEAN_BGR = (104.0, 117.0, 123.0)
@@ -50,7 +50,7 @@ def _window(photograph: NDArray[np.uint8], aspect: float, index: int) -> NDArray
 
 
 def _resize(photograph: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float64]:
-    """Each new pixel is the mean of the old ones that it covers, at least one, rounded to a whole number."""
+    """The photograph at another size: each pixel is the mean of the old ones that it covers, rounded."""
     pixels = photograph.astype(np.float64)
     for axis, size in enumerate((height, width)):
         starts = np.arange(size) * pixels.shape[axis] // size

@@ -269,7 +269,7 @@ class _Listed(NamedTuple):
 
 
 def _insert_splits(params: Sequence[Any]) -> list[_Listed]:
-    """Add a Split layer after every top that is consumed more than once, with Caffe's names and order."""
+    """Add a Split layer after every top that is consumed more than once, with the names and the order of Caffe."""
     producer: dict[str, tuple[int, int]] = {}  # blob -> the (layer, top) that wrote it last
     sources: list[list[tuple[int, int]]] = []  # per layer and bottom
     for index, param in enumerate(params):

@@ -20,7 +20,7 @@ from ionn.schema import Natural
 @dataclass(frozen=True)
 class NetStage:
     """The place of a stage in a net: its index in the chain, the index of its last layer in the net as Caffe lists it,
-    and its output blobs. (Layers are not found by name, as Caffe's layers may share one, or have none.)"""
+    and its output blobs. (Layers are found by index, because Caffe's layers may share a name, or have none.)"""
 
     index: Natural
     last_layer: Natural
@@ -144,8 +144,8 @@ def extract(
     weight_pieces: Iterable[WeightPiece] = (),
 ) -> ExtractedPartition:
     """Extract the partition of the given stages (by index) and slices. Its caffemodel is in the order of its nets.
-    `frames` are the coded frames of the network's weights, and `weight_pieces` the pieces with a digest; the partition
-    gets those of them that lie wholly in it."""
+    `frames` are the coded frames of the network's weights, and `weight_pieces` the weight pieces with a digest; the
+    partition gets those that lie wholly in it."""
     frames = frames or {}
     slices = [piece for piece in pieces if isinstance(piece, Slice) and not _is_whole(network, piece)]
     runs = runs_of(stage_of(piece) for piece in pieces if piece not in slices)
@@ -184,8 +184,8 @@ def _addressed(
     weights: Mapping[str, Sequence[Floats]],
     weight_pieces: Iterable[WeightPiece],
 ) -> tuple[AddressedSpans, ...]:
-    """Where weight pieces lie in a caffemodel of layers, of each of which it has all blobs, whole or a slice's rows."""
-    # By layer and blob: which of its bytes there are, from one on and before another, and where the first of them is.
+    """The places of weight pieces in a caffemodel whose layers have all their blobs, whole or a slice's rows."""
+    # By layer and blob: the bytes (begin, end) of it that are in the caffemodel, and the place of the first of them.
     places: dict[tuple[str, int], list[tuple[int, int, int]]] = defaultdict(list)
     entries = iter(rows)
     for span in caffemodel.blobs:
@@ -209,7 +209,7 @@ def _addressed(
 def _slice_frames(
     frames: Sequence[Sequence[CodedFrame]], blobs: Sequence[Floats], piece: Slice
 ) -> list[list[CodedFrame]]:
-    """The frames of each blob that are all in a slice, where they are in the slice's blob; nothing without frames."""
+    """The frames of each blob that lie wholly in a slice, with their places in the slice's blob."""
     found = []
     for of_blob, blob in zip(frames, blobs, strict=False):
         begin, end = (channel * blob[:1].nbytes for channel in (piece.begin, piece.end))

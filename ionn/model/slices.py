@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ionn.model.network import Layer, Network, Stage
 
 # On some processors, OpenBLAS has kernels that do not pack their operands, for products of up to this many
-# multiply-adds. They round differently. Slices are kept larger, so that their channels are bit for bit the stage's.
+# multiply-adds. They round differently. Slices are larger, so that their channels equal the stage's bit for bit.
 SMALL_PRODUCT = 100**3
 # Slices begin at multiples of this, which is a multiple of the channels that OpenBLAS's kernels for x86 compute at once
 # (12 or 16): other code computes the channels that are left over, and may round differently. The kernels for arm64

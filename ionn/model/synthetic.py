@@ -1,11 +1,11 @@
 """Synthetic weights for the bundled models, built at their first use.
 
 Every weight is drawn from a random generator that is seeded by the names of model and layer. Then the layers are
-calibrated in order, on a batch of photographs that Caffe runs through the network: weights are scaled and biases
-shifted, so that each layer's outputs have unit deviation around a mean near zero; a BatchNorm layer gets the statistics
-of its input. The weights are coarse during calibration, so that its sums are exact on every machine; their low bits are
-drawn afterwards. Beside each file, MODEL.json records the digests of the file and of its recipe. A file that fits its
-record is kept.
+calibrated in order, on a batch of photographs that Caffe runs through the network: weights are scaled by a power of two
+and biases shifted, so that each layer's outputs have a deviation near one (logits: near four) and a mean near zero; a
+BatchNorm layer gets the statistics of its input. The weights are coarse during calibration, so that its sums are exact
+on every machine; their low bits are drawn afterwards. Beside each file, MODEL.json records the digests of the file and
+of its recipe. A file that fits its record is kept.
 """
 
 from __future__ import annotations
@@ -134,14 +134,14 @@ def build(network: Network) -> Serialised:
 
 
 def _coarse(values: Any) -> Any:
-    """Rounded to 1/64. Sums of products of such numbers are exact in float32 (below 2**12), so every BLAS, in any order
-    and with any number of threads, computes the same statistics from them, and so the same weights."""
+    """The values rounded to 1/64. Sums of products of such numbers are exact in float32 (below 2**12), so every BLAS,
+    in any order and with any number of threads, computes the same statistics from them, and so the same weights."""
     return np.rint(values * 64) / 64
 
 
 def _low_bits(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    """Numbers within 1/16 of zero, to 24 bits: too small to matter to what was calibrated, but no sum of products is
-    exact with them, so that it shows when one is computed in another order."""
+    """Multiples of 2^-24 within 1/16 of zero: too small to affect the calibration, but with them sums of products are
+    not exact, so that tests notice when one is computed in another order."""
     return rng.integers(-(2**20), 2**20, shape, np.int32).astype(np.float32) / np.float32(2**24)
 
 

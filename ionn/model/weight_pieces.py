@@ -1,8 +1,9 @@
 """Weight pieces: the units in which a network's weights are coded, named by their digests, and stored.
 
 The weights of each stage are divided into pieces of at most PIECE_BYTES, along output channels at multiples of TILE. In
-a stage that can be cut into slices, each tile is a piece, so that a slice is a set of pieces. Small layers of a stage
-share a piece. No piece has weights of two stages, so a stage or slice need not be sent if the server has its pieces.
+a stage that can be cut into slices, each tile of TILE channels is a piece, so that a slice is a set of pieces. Small
+layers of a stage share a piece. No piece has weights of two stages, so a stage or slice need not be sent if the server
+has its pieces.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class BlobRange(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where a weight piece is in a network: `ranges` of blobs of its stage. `channels` are the output channels, begin
-    and end (not included), that it belongs to, if the stage can be cut."""
+    """The place of a weight piece in a network: `ranges` of the blobs of its stage. `channels` are the output channels,
+    begin and end (not included), that it belongs to; None if the stage cannot be cut, or if it belongs to all."""
 
     stage: int
     channels: tuple[int, int] | None
@@ -63,7 +64,7 @@ def weight_pieces(network: Network) -> Iterator[Layout]:
 
 
 def _packed(layers: Sequence[Layer]) -> Iterator[tuple[BlobRange, ...]]:
-    """The layers of a stage that cannot be cut: small ones share a piece."""
+    """The pieces of the layers of a stage that cannot be cut; small layers share a piece."""
     packed: list[BlobRange] = []
     for layer in layers:
         large = layer.weight_bytes > PIECE_BYTES
@@ -84,9 +85,9 @@ def _whole_blobs(layer: Layer) -> list[BlobRange]:
 
 
 def _tiles(layer: Layer, step: int | None = None) -> Iterator[tuple[tuple[int, int] | None, tuple[BlobRange, ...]]]:
-    """The pieces of a layer of so many output channels each, by default of as many tiles as fit, with these channels;
-    what does not belong to channels is by itself."""
-    count = layer.weight_shapes[0][0]  # what is cut, and what is so large, has channels
+    """The pieces of a layer, with their output channels: `step` channels each, by default as many tiles as fit. Blobs
+    that are not divided by channels are in pieces of their own."""
+    count = layer.weight_shapes[0][0]  # a layer that is cut, or is so large, has channels
     row_bytes = {
         blob: 4 * math.prod(shape[1:]) for blob, shape in enumerate(layer.weight_shapes) if shape[:1] == (count,)
     }
@@ -103,7 +104,7 @@ def _tiles(layer: Layer, step: int | None = None) -> Iterator[tuple[tuple[int, i
 
 
 def _bounded(ranges: Sequence[BlobRange]) -> Iterator[tuple[BlobRange, ...]]:
-    """These ranges as one piece, or where that is too large, each as pieces of its own."""
+    """These ranges as one piece, or, if that is too large, each in pieces of its own."""
     if sum(each.size for each in ranges) <= PIECE_BYTES:
         yield tuple(ranges)
         return

@@ -1,9 +1,9 @@
 """The costs of coding, and where coding is faster.
 
 A blob is coded by its sender, crosses the link in fewer bytes, and is decoded by its receiver; these steps follow one
-another, as the receiver needs the whole blob. A blob is coded where this takes less time than sending it raw. The speed
-of coding is in the costs of both devices, and the number of bytes follows from the blob's ratio. If one of these is not
-known, the blob is sent raw.
+another, as the receiver needs the whole blob. A blob is coded where this takes less time than sending it raw. The
+speeds of coding are in the costs of the devices, and the wire bytes follow from the blob's ratio. If one of these is
+not known, the blob is sent raw.
 
 Weights are coded once, before any upload, and the server decodes them while more of them arrive. So they take either
 their time on the link or the time of decoding, whichever is longer.
@@ -133,7 +133,7 @@ def coded_weights(
     coded_bytes: Sequence[int] | None,
 ) -> Iterator[CodedWeights]:
     """The stages whose weights arrive faster if coded. `coded_bytes` are the wire bytes of each stage's weights, or
-    `weight_ratio` is the ratio of all weights; with neither, the ratios that were measured of the model count."""
+    `weight_ratio` is the ratio of all weights; with neither, the measured ratios of a bundled model are used."""
     if server.decode_ms_per_mb is None:
         return
     if coded_bytes is None:

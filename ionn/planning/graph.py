@@ -106,8 +106,8 @@ class GraphDocument(msgspec.Struct):
 
 @dataclass(frozen=True, eq=False)
 class ExecutionGraph:
-    """The costs of a chain of n stages between one client and one server. Arrays have the shape (n,), or (n + 1,) where
-    noted; times are ms.
+    """The costs of a chain of n stages between one client and one server. Arrays have the shape (n,) unless noted;
+    times are ms.
 
     - `stages`: the names of the stages.
     - `client_ms`, `server_ms`: the execution time of each stage at the client and at the server.
@@ -118,9 +118,9 @@ class ExecutionGraph:
     - `offloadable`: whether a stage may run at the server.
     - `cuts`: the stages that can be uploaded in slices.
     - `boundary_bytes`, (n + 1,): the raw bytes of each blob; empty if they are not known.
-    - `coded`, `coded_weights`: the transfers of blobs, and the stages' weights, that are coded. The times above are
-      those of the coded ones.
-    - `stored`: the stages of whose weights the server's store has some (`storing`).
+    - `coded`, `coded_weights`: the transfers of blobs, and the weights of stages, that are coded. The times above are
+      then those of the coded transfers.
+    - `stored`: for each stage of which the server's store has some weights, what is missing (`storing`).
     - `held`: the pieces that the server holds already (`holding`); not part of the JSON.
 
     Raises InputError for times that are negative, not finite or above STAGE_MAX_MS, and for arrays of another shape.
@@ -192,8 +192,8 @@ class ExecutionGraph:
         - `mbps`: the bandwidth of the link in each direction.
         - `coding`: "none", or "features" or "lossless" (`ionn.coding`): blobs, and with "lossless" weights too, are
           coded where that is faster.
-        - `weight_ratio`: wire bytes per raw byte of all weights. `coded_bytes`: the wire bytes of each stage's weights,
-          (n,). By default the ratios that were measured of the model count.
+        - `weight_ratio`: wire bytes per raw byte of all weights. `coded_bytes`: instead, the wire bytes of each stage's
+          weights, (n,). By default the ratios that were measured for a bundled model are used.
         - `rtt_ms`: the round-trip time; each transfer of a blob takes half of it on top of the time of its bytes.
 
         Raises InputError for a bandwidth that is not positive, for an unknown coding or an impossible ratio, and for
@@ -240,8 +240,8 @@ class ExecutionGraph:
     def holding(self, pieces: Iterable[Piece]) -> ExecutionGraph:
         """The same graph for a server that also holds these pieces. Slices must be of a stage's first channels.
 
-        Held pieces count as uploaded in every latency, and have no upload overhead. So a planner that orders all stages
-        orders the remaining ones with regard to them; `ionn.planning.plan.make_plan` leaves the held ones out.
+        Held pieces count as uploaded in every latency, and have no upload overhead. So a planner may order all stages
+        as usual; `ionn.planning.plan.make_plan` leaves the held ones out.
         """
         whole: set[int] = set()
         held = dict.fromkeys(range(len(self.stages)), 0)
@@ -327,12 +327,12 @@ class ExecutionGraph:
         """The stages that run at the server on the fastest path if executing a stage there takes `overhead_ms` (n,)
         longer (paper, section 2.2).
 
-        Of equally fast paths it is the one with the fewest stages at the server, whose set is part of all others' sets.
+        Of equally fast paths, it is the one with the fewest stages at the server; all others have these stages there.
         """
         return frozenset(self._fastest((self._server_ms + on_grid(overhead_ms)).tolist())[1])
 
     def latency_ms(self, uploaded: Iterable[Piece]) -> float:
-        """The latency of the fastest path on which the server executes nothing but what is `uploaded`, in ms."""
+        """The latency of the fastest path on which the server executes only what is `uploaded` or held, in ms."""
         return self._fastest(*self._only(uploaded))[0]
 
     def legs(self, uploaded: Iterable[Piece]) -> tuple[Leg, ...]:
@@ -392,7 +392,7 @@ class ExecutionGraph:
         return (piece.end - piece.begin) / self._cut[piece.stage].channels if isinstance(piece, Slice) else 1.0
 
     def held_channels(self, stage: int) -> int:
-        """How many channels of a stage the server holds, if it does not hold the whole stage."""
+        """How many channels of a stage the server holds as slices; 0 if it holds the whole stage."""
         return self._held_channels.get(stage, 0)
 
     def _channels(self, stage: int) -> int:
@@ -407,7 +407,7 @@ class ExecutionGraph:
         return max(0, piece.end - max(piece.begin, held)) / (self._channels(piece.stage) - held)
 
     def _sent_share(self, piece: Piece) -> float:
-        """The share of a piece in those bytes of its stage that must be sent."""
+        """The share of a piece in the bytes of its stage that must be sent."""
         stored = self._stored.get(stage_of(piece))
         if not isinstance(piece, Slice) or stored is None:
             return self._missing_share(piece)
@@ -491,7 +491,7 @@ class ExecutionGraph:
 
     @cached_property
     def has_weights(self) -> NDArray[np.bool_]:
-        """Whether each stage has weights that the server does not hold, (n,), be they sent or read from its store."""
+        """Whether each stage has weights that the server does not hold, (n,), whether they are sent or stored there."""
         sends: NDArray[np.bool_] = self.upload_ms > self.load_ms
         sends[list(self._stored)] = True
         return sends
@@ -552,12 +552,13 @@ class ExecutionGraph:
     def _fastest(
         self, server_ms: list[float], splits: Mapping[int, Split] | None = None
     ) -> tuple[float, list[int], dict[int, tuple[bool, bool]]]:
-        """The fastest path: its latency, its stages at the server (last first), and its stages at both, with the places
-        of their input and output (True: the server). Of equally fast ways, the one from the client is taken."""
+        """The fastest path: its latency, its stages at the server (last first), and its stages at both sides, with the
+        places of their input and output (True: the server). Of equally fast ways to a node, the one from the client is
+        taken."""
         at_client, at_server = 0.0, math.inf  # the earliest times to have the data there
         came_down: list[bool] = []
         stayed_up: list[bool] = []
-        joined: set[tuple[int, bool]] = set()  # stages that run at both if the data is wanted at the server, or not
+        joined: set[tuple[int, bool]] = set()  # stages that run at both sides, and whether the output is at the server
         for (client_ms, up_ms, down_ms), executed_ms in zip(self._client_side, server_ms, strict=True):
             down, up = at_server + down_ms, at_client + up_ms
             comes_down, stays_up = down < at_client, at_server < up

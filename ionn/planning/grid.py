@@ -16,10 +16,11 @@ _PER_MS = 2.0**24
 
 @np.errstate(over="ignore")  # numbers that are not finite raise InputError later
 def on_grid(ms: ArrayLike) -> NDArray[np.float64]:
+    """Round times to the grid."""
     return np.rint(np.asarray(ms, dtype=np.float64) * _PER_MS) / _PER_MS
 
 
 def time_on_grid(ms: float) -> float:
-    """Do as `on_grid` for a single time, ten times as fast."""
+    """Do as `on_grid` for a single time, which is ten times as fast."""
     count = ms * _PER_MS
     return round(count) / _PER_MS if math.isfinite(count) else count

@@ -25,9 +25,9 @@ class Partition:
     """One step of a plan, uploaded as a whole.
 
     - `index`: its place in the upload order, from 0.
-    - `pieces`: the stages that it consists of, by index, or slices of them, sorted by stage; they need not be adjacent.
+    - `pieces`: the indices of its stages, or slices of these, sorted by stage; they need not be adjacent.
     - `stage_names`, `layers`: the names of these stages and of their layers.
-    - `bytes`: the size of its weights before coding, of which `stored_bytes` are in the server's store.
+    - `bytes`: the raw bytes of its weights, of which `stored_bytes` are in the server's store.
     - `wire_bytes`: the bytes that cross the link for it.
     - `upload_ms`: its upload overhead: the time on the link and, where known, the server's time to load it.
     - `latency_ms`: the latency of a query once this partition and all before it have arrived.
@@ -104,7 +104,7 @@ class Plan:
     """An uploading plan: `partitions` in upload order.
 
     - `model`, `algorithm`: the names of the network and the planner.
-    - `mbps`: the bandwidth that the plan was made for; for a client that plans again, the last one.
+    - `mbps`: the bandwidth that the plan was made for; if the client planned again, the last one.
     - `model_bytes`: the size of all weights of the network, uploaded or not.
     - `local_ms`, `best_ms`: the latency of a query with nothing and with everything uploaded.
     - `planning_ms`: how long the planner took; NaN if unknown.
@@ -123,8 +123,8 @@ class Plan:
 
     @property
     def mean_ms(self) -> float:
-        """The expected latency, averaged over the time of an upload that has the link for itself; NaN if nothing is
-        uploaded. Multiplied by the time of the upload, it is the area under the latency curve."""
+        """The expected latency in ms, averaged over the time of an upload that has the link for itself; NaN if nothing
+        is uploaded. Multiplied by the time of the upload, it is the area under the latency curve."""
         upload_ms = sum(partition.upload_ms for partition in self.partitions)
         latencies_ms = [self.local_ms, *(partition.latency_ms for partition in self.partitions)]
         areas = (part.upload_ms * ms for part, ms in zip(self.partitions, latencies_ms, strict=False))
@@ -153,7 +153,7 @@ class Plan:
 
     @classmethod
     def from_document(cls, document: PlanDocument, graph: ExecutionGraph) -> Plan:
-        """The plan that `to_json` wrote, for the chain of `graph`. Raises InputError if it is for another chain."""
+        """The plan that `to_json` wrote, for the chain of `graph`. Raises InputError if it is of another chain."""
         index = {name: stage for stage, name in enumerate(graph.stages)}
         channels = {cut.stage: cut.channels for cut in graph.cuts}
         partitions = []
@@ -189,11 +189,8 @@ class Plan:
 
 
 def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: float) -> Plan:
-    """A plan without partitions, for a client that does not know a server's costs. Of `graph`, only the client's side
-    counts.
-
-    Raises InputError as `make_plan` does.
-    """
+    """A plan without partitions, for a client that does not know a server's costs: of `graph`, only the client's costs
+    are used. Raises InputError as `make_plan` does."""
     checked_mbps(mbps)
     get_planner(algorithm)
     model_bytes, local_ms = sum(stage.weight_bytes for stage in network.stages), graph.latency_ms(())
@@ -205,10 +202,10 @@ def make_plan(
 ) -> Plan:
     """Plan the upload of a network whose costs over a link of `mbps` are `graph`, and time the planner.
 
-    What the server holds according to the graph is left out. The stages that the baseline `preinstalled` returns become
-    `Plan.held` and no partition. `planner` is by default the one that has the name `algorithm` in this process.
+    What the server holds by the graph is left out. The stages that the baseline `preinstalled` returns become
+    `Plan.held`, and no partition. `planner` is by default the one with the name `algorithm` in this process.
 
-    Raises InputError for an unknown algorithm, and for a bandwidth that is not positive.
+    Raises InputError for an unknown algorithm, for a bandwidth that is not positive, and if the planner fails.
     """
     checked_mbps(mbps)
     planner = planner or get_planner(algorithm)

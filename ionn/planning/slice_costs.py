@@ -1,14 +1,14 @@
-"""The costs of a stage while only some of its channels are at the server.
+"""The costs of a stage while only some of its channels are at the server (docs/slicing.md).
 
-Then a query may compute these channels at the server and the others at the client, at the same time and from the same
+A query may then compute these channels at the server and the others at the client, at the same time and from the same
 input. In the execution graph (paper, Fig. 1; `ionn.planning.graph` has the node numbers) such a stage has four more
-edges, depending on where its input is (1: the client, 2: the server) and where its output is wanted (4: the client,
-3: the server):
+edges, by where its input is (1: the client, 2: the server) and where its output is wanted (4: the client, 3: the
+server):
 
-    1 --> 4   The input goes up, and the server's channels come down. The client computes all the while.
+    1 --> 4   The input goes up, and the server's channels come down. The client computes meanwhile.
     1 --> 3   The input goes up. The client's channels follow when they are computed and the uplink is free.
     2 --> 4   The input comes down. The server's channels follow when they are computed and the downlink is free.
-    2 --> 3   The input comes down, and the client's channels go up. The server computes all the while.
+    2 --> 3   The input comes down, and the client's channels go up. The server computes meanwhile.
 
 An edge ends when all channels are where they are wanted. Each side starts when it has the input. A direction of the
 link carries one transfer at a time, the input first. Each side codes and decodes in the thread that computes: it codes
@@ -30,9 +30,9 @@ from ionn.planning.coding_costs import Transfer
 if TYPE_CHECKING:
     from ionn.model.network import Network
 
-# The time of a slice beyond its share of the upload: for the message that announces it, and for one more layer that the
-# server loads. Live, one more partition for the same bytes took 0.6 to 1 ms; the constant part of the load times of the
-# paper's server is 0.7 to 1.3 ms. On any server, it is the time that Caffe takes for a small net (bench/slices.py).
+# The time of a slice beyond its share of the upload: for the message that announces it, and for one more net that the
+# server builds (bench/slices.py). Live, one more partition for the same bytes took 0.6 to 1 ms; the constant part of
+# the load times of the paper's server is 0.7 to 1.3 ms.
 SLICE_MS = 2.0
 
 
@@ -74,8 +74,8 @@ class SlicePlan:
         return [*(begin + tile * TILE for tile in tiles), self.channels]
 
 
-# One direction of the link, as a function of when a transfer may begin and how many ms it takes if it has the link for
-# itself. Returns when the transfer has left the sender, and when it has arrived.
+# One direction of the link: a function from the time at which a transfer may begin, and its ms if it has the link for
+# itself, to the times at which it has left the sender and has arrived.
 Send = Callable[[float, float], tuple[float, float]]
 
 
@@ -138,7 +138,7 @@ class Split:
 def slice_plans(
     network: Network, client_fixed_ms: Sequence[float], server_fixed_ms: Sequence[float]
 ) -> tuple[SlicePlan, ...]:
-    """Return the slice plan of each stage that can be cut. `SlicePlan` explains the fixed times, one per stage."""
+    """Return the slice plan of each stage that can be cut. The fixed times of `SlicePlan` are given for each stage."""
     sizes = {stage.index: size for stage in network.stages if (size := slice_sizes(network, stage))}
     return tuple(
         SlicePlan(stage, channels, least, client_fixed_ms[stage], server_fixed_ms[stage], SLICE_MS)

@@ -1,9 +1,9 @@
 """Which weights of a network a server's store has, and which remain to be sent of a stage or a slice.
 
-A store keeps weights after a session's end, in pieces of a few megabytes (`ionn.model.weight_pieces`), so it may have
-only a part of a stage. The server reads stored weights instead of receiving them: they take no time on the link, and
-the time to read them is part of the time to load the stage. In a stage that can be cut, each piece belongs to some
-output channels, so the costs of a slice are those of its own channels.
+A store keeps weights after a session's end, in weight pieces of at most 4 MB (`ionn.model.weight_pieces`), so it may
+have only a part of a stage. The server reads stored weights instead of receiving them: they take no time on the link,
+and the time to read them is part of the time to load the stage. In a stage that can be cut, each weight piece belongs
+to some output channels, so the costs of a slice are those of its own channels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ionn.schema import Natural, Real
 
 
 class StoredPiece(NamedTuple):
-    """A piece of a stage's weights that a server's store has, of `raw_bytes` bytes.
+    """A weight piece of a stage that a server's store has, of `raw_bytes` bytes.
 
     `channels` are the output channels (begin, end) that it belongs to; None if the stage cannot be cut, and for weights
     that belong to all channels.
@@ -71,8 +71,8 @@ class StoredWeights:
         return _between(self.ends, self.read_ms, begin, end)
 
     def with_pieces(self, pieces: Iterable[StoredPiece], ms_per_mb: float) -> StoredWeights:
-        """The value if these pieces, none of which was stored before, are stored too. Reading 10^6 bytes of them takes
-        `ms_per_mb`."""
+        """The same when these pieces, none of which was stored before, are stored too. The server reads 10^6 bytes of
+        them in `ms_per_mb`."""
         spread = [(*(piece.channels or (0, self.channels)), piece.raw_bytes) for piece in pieces]
         inner = {channel for begin, end, _ in spread for channel in (begin, end) if 0 < channel < self.channels}
         ends = sorted({*self.ends, *inner})

@@ -1,5 +1,5 @@
-"""Arrivals: when queries are raised. In the paper, each is raised when the one before it was answered (a closed loop);
-otherwise they are raised at times of their own, whether the client is busy or not (docs/arrivals.md)."""
+"""Arrivals: when queries are raised. In the paper, each is raised when the one before it is answered (a closed loop).
+Other arrivals are at times of their own, whether the client is busy or not (docs/arrivals.md)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CLOSED, FPS, POISSON, BURST = "closed", "fps", "poisson", "burst"
 WAIT, DROP = "wait", "drop"
 BUSY = (WAIT, DROP)
 FORMS = "closed, fps:N, poisson:N, burst:N,PERIOD, or a file with a timestamp in seconds on each line"
-# The range of rates: from a query every quarter of an hour to more queries than any client answers.
+# The range of rates in queries per second: from one every quarter of an hour to more than any client answers.
 PER_SECOND = (0.001, 1000.0)
 BURST_MAX = 1000
-# At most a day, like a window.
+# Periods and timestamps are at most a day, as windows are.
 PERIOD_S = (0.001, 86_400.0)
 TIME_MAX_S = 86_400.0
 # The most arrivals of one run. So many queries fit into memory, and into a trace that can be read again.
@@ -58,8 +58,8 @@ class Arrivals:
 
     @classmethod
     def parse(cls, text: str) -> Arrivals:
-        """The arrivals that a text names, in one of the forms above, or as the path of a file of timestamps in seconds,
-        one on each line. Raises InputError for any other text."""
+        """The arrivals that a text names in one of the forms above, or, if it is the path of a file, those of the file.
+        Raises InputError for any other text."""
         kind, colon, _ = text.partition(":")
         if text == CLOSED or (colon and kind in (FPS, POISSON, BURST)):
             _, numbers = cls(text)._parts()
@@ -71,7 +71,8 @@ class Arrivals:
 
     @classmethod
     def load(cls, path: Path) -> Arrivals:
-        """The arrivals of a file of timestamps. Raises InputError, which names the line, if the file is not one."""
+        """The arrivals of a file with a timestamp in seconds on each line. Raises InputError, which names the line, for
+        any other file."""
         times_s: list[float] = []
         for number, line in enumerate(read_text(path, "the arrivals").split("\n"), 1):
             if not line.strip():
@@ -104,11 +105,10 @@ class Arrivals:
         return numbers[0] if numbers else 0.0
 
     def times(self, seed: int, run: int) -> Iterator[float]:
-        """The times at which queries are raised, in seconds, ascending, and without end unless they are a file's. Those
-        of "poisson" are drawn from the seed and the number of the run.
+        """The times in seconds at which queries are raised, ascending, and without end unless they are a file's. Those
+        of "poisson" are drawn from the seed and the number of the run. A closed loop has none.
 
-        Not for a closed loop. Raises InputError if a file's timestamps are not known, because a trace does not keep
-        them.
+        Raises InputError if a file's timestamps are not known, because a trace does not keep them.
         """
         kind, numbers = self._parts()
         if self.times_s is not None:

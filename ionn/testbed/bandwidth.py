@@ -61,7 +61,7 @@ class Steps:
             return begin + amount / self._rates[0]
         lap, step = self._step(begin)
         rate, next_begin = self._rates[step], self._start(lap, step + 1)
-        # Sums are not exact: an amount that has passed but for a billionth by the end of a step counts as passed then.
+        # Sums are not exact: an amount of which less than a billionth is left at the end of a step counts as passed.
         # Otherwise it would pass only after an outage that follows.
         spare = 1e-9 * amount
         if rate and begin + (amount - spare) / rate <= next_begin:

@@ -9,10 +9,10 @@ client draws the power of the first of these activities that applies:
 - it waits: for the server to compute, or for anything that is not in the trace.
 
 Nothing is measured. The powers are those of the authors' board and its Wi-Fi, so energies can be compared with each
-other, but mean little for another device. Two things that a trace does not say are simplified. If weights are under way
-for a part of a leg at the server, they count as under way for the same part of the server's computing. A stage at both
-sides counts as computing at the client for as long as the slower side takes, which is the client but for the last
-channels. Power between queries counts for no query.
+other, but mean little for another device. Two things that a trace does not tell are simplified. If weights are under
+way during a part of a segment at the server, they count as under way during the same part of the server's computing. At
+a stage that both sides compute, the client counts as computing for as long as the slower side takes; that is the
+client, except for the last channels. Power between queries is not counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The experiment of the paper's section 4.1, and with queries that arrive by themselves, once for both testbeds."""
+"""The experiment of the paper's section 4.1, also with other arrivals: one implementation for both testbeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Session(Protocol):
     """
 
     def now_s(self) -> float:
-        """The time on that clock."""
+        """The time on this clock."""
 
     def start_upload(self) -> None:
         """Begin to upload the plan's partitions, in order, in the background."""
@@ -35,7 +35,7 @@ class Session(Protocol):
         """Return at that time on the clock; at once if it has passed."""
 
     def wait_for_upload(self) -> None:
-        """Return when every partition is usable, or nobody knows when it will be."""
+        """Return when every partition is usable, or when it is unknown whether it ever will be."""
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
         """Raise a query and wait for its end; `raised_s` if it was raised earlier than now."""
@@ -45,11 +45,11 @@ class Session(Protocol):
 
 
 def run_experiment(session: Session, info: RunInfo) -> Trace:
-    """Upload the plan and raise queries meanwhile, as the settings' arrivals say; five more follow when the whole plan
-    is uploaded, and in a run with a window, more until it ends. Where a client that measures plans more meanwhile, five
-    follow that again.
+    """Upload the plan, and meanwhile raise queries as the settings' arrivals say. When the whole plan is uploaded, five
+    queries follow (paper, section 4.1), and more until the run's window ends. If a client that measures plans further
+    uploads meanwhile, five queries follow these.
 
-    Raises InputError where more than ARRIVALS_MAX queries arrive in that time.
+    Raises InputError if more than ARRIVALS_MAX queries arrive in that time.
     """
     session.start_upload()
     loop = _closed_loop if info.settings.arrivals.closed else _open_loop
@@ -64,23 +64,23 @@ def _closed_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], li
     after_upload = 0
     while after_upload < QUERIES_AFTER_UPLOAD or session.now_s() < _window_s(info):
         after_upload = after_upload + 1 if session.uploaded() else 0
-        # The first one was raised with the upload, whenever it could start.
+        # The first query is raised when the upload begins, and starts later.
         queries.append(session.query(raised_s=None if queries else 0.0))
     return queries, []
 
 
 def _open_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], list[float]]:
-    """Raise queries when they arrive, whether the client is busy or not. It answers one at a time, in their order, and
-    waits for no partition. What arrives while it is busy waits, or is dropped; what still waits at the end is, too.
-    The end is that of the fifth query after the upload, or of the window, whichever is later.
+    """Raise queries when they arrive, whether the client is busy or not. The client answers one at a time, in their
+    order, and waits for no partition. A query that arrives while it is busy waits, or is dropped. The run ends with the
+    fifth query after the upload, or with the window, whichever is later; queries that wait then are dropped.
 
-    Returns the queries that were answered, and when the others were raised.
+    Returns the queries that were answered, and when the dropped ones were raised.
     """
     settings = info.settings
     queries: list[QueryRecord] = []
     dropped_s: list[float] = []
     after_upload, end_s = 0, math.inf
-    free_s = 0.0  # when the client has answered the last one
+    free_s = 0.0  # when the client answered the last query
     for undilated_s in settings.arrivals.times(settings.seed, info.run):
         arrival_s = undilated_s * settings.dilation
         if arrival_s >= end_s:
@@ -98,12 +98,12 @@ def _open_loop(session: Session, info: RunInfo) -> tuple[list[QueryRecord], list
             after_upload += 1
         else:
             after_upload, end_s = 0, math.inf
-        # A clock that counts ms may be off by the last bit.
+        # Rounding of a clock that counts ms must not have a query start before it is raised.
         queries.append(session.query(raised_s=min(arrival_s, session.now_s())))
         free_s = queries[-1].end_s
         if after_upload == QUERIES_AFTER_UPLOAD:
             end_s = max(free_s, _window_s(info))
-    session.wait_for_upload()  # a file may have ended before
+    session.wait_for_upload()  # a file's arrivals may end before it
     return queries, dropped_s
 
 

@@ -30,10 +30,11 @@ class Crossing(NamedTuple):
 class FluidLink:
     """A link whose rate is `rate`, in ms of work per ms, and its clock, which stands at `now_ms`.
 
-    `left_ms` is when each partition that was uploaded so far had left the client. The upload goes on until its
-    `allowance_ms`, in ms of work, is used up. The client is in reach until `reach_ms`: nothing leaves it later.
-    `sent_ms` is the work of the upload so far, and `features_left_ms` when the features that were sent last had left,
-    None while they are on their way.
+    - `left_ms`: when each partition that was uploaded so far had left the client.
+    - `allowance_ms`: the work that the upload may still do.
+    - `reach_ms`: the client is in reach until then, and nothing leaves it later.
+    - `sent_ms`: the work of the upload so far.
+    - `features_left_ms`: when the features that were sent last had left; None while they are being sent.
     """
 
     def __init__(self, rate: Steps, up: Delay = NO_DELAY, down: Delay = NO_DELAY) -> None:

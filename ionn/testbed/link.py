@@ -118,33 +118,34 @@ class _Flight(NamedTuple):
     arrival_s: float
     flow: _Flow
     data: bytes
-    last: bool  # of its message, it seems: there was no more to read
+    last: bool  # it is probably the last of a message, as there was no more to read
 
 
 class _Direction:
-    """One direction of the link: the flows that wait for their turn, the quantum that is crossing, and all that is in
-    flight behind it."""
+    """One direction of the link: the flows that wait for their turn, the quantum that is crossing, and what has crossed
+    and is in flight."""
 
     def __init__(self, bandwidth: Bandwidth, delay: Delay) -> None:
         self.pacer = LinkPacer(bandwidth)
         self.turns: deque[_Flow] = deque()
         self.crossing: tuple[_Flow, bytes] | None = None
-        self.crossed_s = math.inf  # when the quantum that is crossing has
-        self.last = False  # as a _Flight has it
+        self.crossed_s = math.inf  # when the quantum that is crossing will have crossed
+        self.last = False  # whether that quantum is the last of a message, as in _Flight
         self.in_flight: deque[_Flight] = deque()
         self.in_flight_bytes = 0
         self._delay = delay
         self._begin_s = 0.0
 
     def begin(self, now_s: float) -> None:
-        """Have bandwidth and delay begin anew, and what is crossing cross by them."""
+        """Have bandwidth and delay begin anew, also for the quantum that is crossing."""
         self._begin_s = now_s
         self.pacer.begin(now_s)
         if self.crossing:
             self.crossed_s = self.pacer.transmit(len(self.crossing[1]), now_s, waited=False)
 
     def next(self) -> tuple[float, bool]:
-        """When it has something to do next, and whether somebody may be waiting for just that."""
+        """When something arrives or has crossed next, and whether it is the last of a message, for which somebody may
+        be waiting."""
         if self.in_flight and self.in_flight[0].arrival_s <= self.crossed_s:
             return self.in_flight[0].arrival_s, self.in_flight[0].last
         return self.crossed_s, self.last
@@ -172,12 +173,12 @@ class _Flow:
         self.reverse: _Flow
         self.readable = False
         self.writable = False
-        self.unsent = bytearray()  # has arrived, and the sink did not take it yet
-        self.busy = False  # waits for its turn, or is crossing
-        self.ended = False  # there is no more to read,
-        self.broken = False  # because the connection was reset
-        self.ending = False  # its end has arrived,
-        self.over = False  # and the sink was told
+        self.unsent = bytearray()  # bytes that have arrived, but that the sink has not taken yet
+        self.busy = False  # it waits for its turn, or has a quantum that is crossing
+        self.ended = False  # there is no more to read
+        self.broken = False  # the same, because the connection was reset
+        self.ending = False  # its end has arrived at the other end of the link
+        self.over = False  # the sink has been told of the end
 
     def join(self) -> None:
         """Wait for a turn, if there may be something to read and someone who takes it."""
@@ -187,7 +188,8 @@ class _Flow:
 
 
 class _Link:
-    """The event loop. `target` is address family and socket address, `name` what messages call it."""
+    """The event loop. `target` is the address family and the socket address of the server, `name` its name in
+    messages."""
 
     def __init__(
         self,
@@ -207,7 +209,7 @@ class _Link:
         self._epoll.register(self._anew, select.EPOLLIN)
         self._flows: dict[int, _Flow] = {}  # by the file descriptor of their source
         self._accepting = False  # whether connections may be waiting
-        self._reported = False  # that the target cannot be reached; once, not for every attempt of a patient client
+        self._reported = False  # that the target cannot be reached, which is reported once, not for every attempt
 
     def begin_anew(self) -> None:
         """Let bandwidth and delays begin again. May be called from any thread, and from a signal's handler."""
@@ -242,8 +244,8 @@ class _Link:
             os.close(self._anew)
 
     def _wait(self) -> list[tuple[int, int]]:
-        """Wait for events or the next arrival, whichever is first. Somebody may wait for the last of a message: it is
-        not delivered a moment late, as sleeping until its arrival would."""
+        """Wait for events or the next arrival, whichever is first. For the last of a message, for which somebody may be
+        waiting, the last moments are spent without sleep: waking up would make it late."""
         next_s, last = min(self._up.next(), self._down.next())
         if next_s == math.inf:
             return self._epoll.poll()
@@ -265,7 +267,8 @@ class _Link:
 
     def _accept_one(self) -> None:
         family, address = self._target
-        server = socket.socket(family, socket.SOCK_STREAM)  # first: out of files, the client stays in the queue
+        # This socket is made first: if there are too many open files, the client stays in the queue.
+        server = socket.socket(family, socket.SOCK_STREAM)
         try:
             client, _ = self._listener.accept()
         except OSError:
@@ -305,7 +308,7 @@ class _Link:
             self._hand_over(flow.reverse)
 
     def _serve(self, direction: _Direction, now_s: float) -> None:
-        """Deliver what has arrived, and send the next quantum on its way when the one before has crossed."""
+        """Deliver what has arrived, and put the next quantum on the link when the one before has crossed."""
         waited, crossed = direction.crossing is not None, None
         if direction.crossing and direction.crossed_s <= now_s:
             crossed, data = direction.crossing
@@ -315,7 +318,7 @@ class _Link:
         for flight in direction.land(now_s):
             self._deliver(flight.flow, flight.data)
         if crossed is not None:
-            crossed.join()  # last: without a delay, its sink may have had enough
+            crossed.join()  # after the delivery, which without a delay may have filled its sink
         while direction.turns and not direction.crossing and direction.in_flight_bytes < IN_FLIGHT_BYTES_MAX:
             flow = direction.turns.popleft()
             limit = direction.pacer.quantum_bytes(alone=not direction.turns, now_s=now_s)
@@ -340,8 +343,8 @@ class _Link:
         return b""
 
     def _end(self, flow: _Flow, broken: bool) -> None:
-        """Nothing more comes from the source. The sink shall know it when all before has arrived, or, where the
-        connection is `broken`, just as late."""
+        """Nothing more comes from the source. The sink learns it after the link's delay, as if it was a last byte; if
+        the connection is `broken`, it is reset then."""
         if flow.broken or (flow.ended and not broken):
             return
         flow.ended, flow.broken = True, broken
@@ -377,10 +380,10 @@ class _Link:
             self._close(flow, reset=False)
 
     def _close(self, flow: _Flow, reset: bool) -> None:
-        """Close both sockets of a connection; a `reset` reaches the end that did not cause it."""
+        """Close both sockets of a connection, with a `reset` for the end that did not cause it, or in good order."""
         for sock in (flow.source, flow.sink):
             if self._flows.pop(sock.fileno(), None):
                 if reset:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 sock.close()
-        self._accepting = True  # those that came while there were too many open files
+        self._accepting = True  # connections may be waiting, because there were too many open files

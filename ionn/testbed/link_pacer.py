@@ -11,16 +11,16 @@ import math
 from ionn.testbed.bandwidth import Bandwidth
 
 QUANTUM_S = 0.0004
-"""Link time of a quantum, at the bandwidth when it is sent: what a connection waits for each of the others."""
+"""The time of a quantum on the link when it is sent: so long a connection waits for each of the others."""
 
 ALONE_QUANTA = 2
-"""Where nobody else waits a connection sends so many quanta at once, which costs the link less CPU."""
+"""If no other connection waits, one sends so many quanta at once, which costs the link less CPU."""
 
 MIN_QUANTUM_BYTES = 1_500
 """Slow links take turns packet by packet, as an Ethernet would, rather than in a few bytes."""
 
 MAX_QUANTUM_BYTES = 256 * 1024
-"""Bounds the memory of links that are faster than this machine."""
+"""This bounds the memory for links that are faster than this machine."""
 
 MAX_CATCH_UP_S = 0.01
 """How far a link that was held up may fall behind and still make up for it: 1 % of the bytes of any one second."""
@@ -50,9 +50,8 @@ class LinkPacer:
     def transmit(self, size_bytes: int, now_s: float, waited: bool) -> float:
         """Put a quantum on the link. Returns the time at which its last byte has crossed.
 
-        If the quantum `waited`, it was there when the link became free. Its transmission then began at that time, even
-        if this call comes late (by MAX_CATCH_UP_S at most). Otherwise the link was idle, and the transmission begins
-        now.
+        If the quantum `waited` for the link, its transmission began when the link became free, even if this call comes
+        late (by MAX_CATCH_UP_S at most). Otherwise the link was idle, and the transmission begins now.
         """
         earliest_s = now_s - MAX_CATCH_UP_S if waited else now_s
         start_s = max(self._free_s, earliest_s, self._begin_s)

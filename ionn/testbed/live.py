@@ -22,7 +22,7 @@ from ionn.testbed.other_load import recorded_load
 from ionn.testbed.settings import YIELD, Settings
 from ionn.testbed.trace import RunInfo, Trace, run_digests
 
-# At its end, a run waits at most so long until the server has stored what it was sent, so that the next run finds it.
+# At its end, a run waits at most so long until the server has stored the weights, so that the next run finds them.
 _STORED_S = 10.0
 
 
@@ -30,8 +30,8 @@ _STORED_S = 10.0
 class Subject:
     """The subject of live runs: a network with its weights, loaded at the client, and the costs of the client's device.
 
-    A `paced` client is slowed down to these costs; otherwise they are its own. `weights_file` is the file that the
-    weights were read from.
+    A `paced` client is slowed down to these costs; otherwise they are those of this machine. `weights_file` is the file
+    that the weights were read from.
     """
 
     network: Network
@@ -42,7 +42,7 @@ class Subject:
 
     @property
     def weights(self) -> Mapping[str, Sequence[Floats]]:
-        """The loaded weights, not those of the file, which may have changed: both ends must have the same weights."""
+        """The loaded weights. The file may have changed meanwhile, and both ends must have the same weights."""
         return self.net.weights()
 
 
@@ -58,12 +58,14 @@ def run_live(
     bandwidth: Bandwidth | None = None,
     begin: Callable[[], None] = lambda: None,
 ) -> Trace:
-    """One run of the experiment with the server at `address`: connect, plan, upload, query.
+    """Make one run of the experiment with the server at `address`: connect, plan, upload, query.
 
-    It is planned with the costs `server`, by default with those that the server sends; `keys` are for a server that has
-    keys. Where the settings have no bandwidth, the client measures. `bandwidth` is that of the link which the settings
-    name, and `begin` has it begin anew: for connecting, and when the upload begins. What the server holds by the plan
-    is uploaded before that. Without a server the queries run at the client, and the trace says so under `fault`.
+    - `server`: the server's costs to plan with, by default those that the server sends. `keys`: for a server with keys.
+    - `bandwidth`: that of the link which the settings name. `begin` is called to have it begin anew: before the client
+      connects, and when the upload begins.
+
+    If the settings have no bandwidth, the client measures. What the server holds by the plan is uploaded before the run
+    begins. If the server is lost, queries run at the client, and the trace's `RunInfo.fault` says so.
     """
     begin()
     with open_offloading(
@@ -92,14 +94,14 @@ def run_live(
     )
     if (measuring := offloading.measuring) is None:
         return dataclasses.replace(trace, info=info)
-    # The order that was carried out.
+    # A client that measures plans again: the trace has the partitions that were uploaded, in their order.
     plan = dataclasses.replace(offloading.plan, partitions=offloading.plan.partitions[: len(trace.partitions)])
     info = dataclasses.replace(info, plan=plan)
     return dataclasses.replace(trace, info=info, estimates=tuple(measuring.records))
 
 
 def _measured(offloading: Offloading, dilation: float) -> ExecutionGraph:
-    """The graph with the times that the stages took in a session, undilated."""
+    """The graph with the times that stages took in the session, undilated."""
     graph = offloading.graph
     costs = {"client": graph.client_ms.copy(), "server": graph.server_ms.copy()}
     for where, stage_ms in costs.items():

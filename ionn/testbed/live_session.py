@@ -13,16 +13,16 @@ from ionn.model.comparison import bit_equal, largest_difference
 from ionn.model.engine import StageNet
 from ionn.records import PartitionRecord, QueryRecord
 
-# What the difference of two outputs is called when it is larger, or is none because one of them is no number.
+# The recorded difference of two outputs if it is larger, or is infinite because one of them is no number.
 DIFFERENCE_MAX = 1e9
 
 
 class LiveSession:
-    """Implements `experiment.Session` with an `Offloading`, whose network's copy at the client is `net`.
+    """Implements `experiment.Session` with an `Offloading`; `net` is the whole network at the client.
 
-    `inputs` are taken in turn, and every output is compared with `net`'s own forward: bit for bit if no server took
-    part in it, or one that computes the same bits, else within a tolerance. A query that the server failed says so, as
-    those that follow do until the server is back. `give_up_s` is how long the experiment waits for that.
+    Queries take the `inputs` in turn, and each output is compared with that of `net` alone: bit for bit if no server
+    took part, or one with the same numerics, and otherwise within a tolerance. A query that the server failed is a
+    `fallback`. `give_up_s` is how long the experiment waits for a lost server.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class LiveSession:
         return 0.0 if self._start_s is None else time.monotonic() - self._start_s
 
     def preinstall(self) -> None:
-        """Upload what the server holds by the plan before the run begins, and wait until it is usable there, or nobody
-        knows when it will be. The clock stands at 0 meanwhile."""
+        """Before the run begins, upload what the server holds by the plan, and wait until it is usable, or until it is
+        unknown whether it ever will be. The clock stands at 0 meanwhile."""
         if self.offloading.plan is not None and self.offloading.plan.held:
             self._is_preinstalled = True
             self.offloading.start_upload(self.now_s)

@@ -1,4 +1,4 @@
-"""Made-up bandwidths of mobile networks while their users walk or drive.
+"""Synthetic bandwidths of mobile networks while their users walk or drive.
 
 The quality of the reception is a Markov chain of a few states: in every second the state stays, or changes to the next
 better or next worse one. The bandwidth is drawn each second, lognormally around the median of the state. The medians
@@ -31,10 +31,10 @@ MOBILITIES = {
 
 
 def mobile_bandwidth(mobility: str, seconds: int, seed: int) -> Bandwidth:
-    """Make up a bandwidth of so many seconds, which then stays at its mean rate. The same arguments give the same
-    bandwidth.
+    """Generate a bandwidth of so many seconds, which begins in the best state, and then stays at its mean rate. The
+    same arguments give the same bandwidth.
 
-    It begins in the best state. Raises InputError for an unknown mobility, and for a time out of range.
+    Raises InputError for an unknown mobility, and for a time out of range.
     """
     if mobility not in MOBILITIES:
         raise InputError(f"mobility {mobility!r}: there are {', '.join(map(repr, MOBILITIES))}")

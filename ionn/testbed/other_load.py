@@ -1,8 +1,9 @@
-"""What the processors of this machine do during a live run: how long they are busy, and how much of that is the run's
-own: the time of this process and of all that it has started, such as a server and a link.
+"""The load of this machine's processors during a live run: how long they are busy, and how long with the run itself,
+that is with this process and all that it has started, such as a server and a link.
 
-The rest is other load, whoever causes it: other users' processes, those of a low priority too, the kernel, and other
-virtual machines on the same processors (steal). So is a server that the run did not start, if it is on this machine.
+The difference is other load, whoever causes it: other users' processes, also those of a low priority, the kernel, and
+other virtual machines on the same processors (steal). A server on this machine that the run did not start is other
+load, too.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from ionn.records import LoadRecord
 
 # A run is disturbed where other load has more than this share of the processors on average over the run.
 DISTURBED_SHARE = 0.1
-# A shorter run has too few ticks to tell that.
+# A shorter run has too few ticks to judge by.
 _JUDGED_S = 1.0
-# The system counts processors' time in ticks of 10 ms, so that shorter steps would be coarse.
+# The system counts processors' time in ticks of 10 ms, so shorter steps would be inaccurate.
 _STEP_S = 1.0
 _STAT = "/proc/stat"
-# Of a processor's line there: user with guests, nice, system, irq, softirq, steal; not idle and iowait.
+# The fields of a processor's line there in which it is busy: user (with guests), nice, system, irq, softirq, steal.
 _BUSY = (1, 2, 3, 6, 7, 8)
-# Of a process's line, behind its name: its time in user and kernel mode, and that of its children that ended.
+# The fields behind the name in a process's stat: its time in user and kernel mode, and that of children that ended.
 _TIMES = slice(11, 15)
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Other load that disturbed a run: its mean share of the processors between the first and the last second in which
-    that was above DISTURBED_SHARE."""
+    """Other load that disturbed a run: its mean share of the processors from the first to the last second in which its
+    share was above DISTURBED_SHARE."""
 
     share: float
     start_s: float
@@ -45,10 +46,10 @@ class Disturbance:
 
 
 def mean_other(loads: Sequence[LoadRecord]) -> float:
-    """The mean share of other load over time, NaN where nothing is recorded.
+    """The mean share of other load over time; NaN if nothing is recorded.
 
-    The system counts the ticks of processors and of processes differently: in a second the one may be 5 % above or
-    below the other, and over a run that evens out.
+    The system counts the ticks of processors and of processes differently: they may differ by 5 % in a second, which
+    evens out over a run.
     """
     seconds = [max(each.end_s - each.start_s, 0.0) for each in loads]
     over = sum((each.busy - each.own) * length_s for each, length_s in zip(loads, seconds, strict=True))
@@ -56,7 +57,7 @@ def mean_other(loads: Sequence[LoadRecord]) -> float:
 
 
 def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
-    """What disturbed a run; None where nothing did, that was not recorded, or the run took less than a second."""
+    """The other load that disturbed a run; None if none did, or none was recorded, or the run took under a second."""
     if not loads or loads[-1].end_s - loads[0].start_s < _JUDGED_S:
         return None
     above = [number for number, each in enumerate(loads) if each.other > DISTURBED_SHARE]
@@ -68,8 +69,8 @@ def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
 
 @dataclass(frozen=True)
 class _Sample:
-    """How long each processor that this process may use had been busy at `time_s`, and how much of that was the run's
-    own, in ticks. Without processors where the system did not tell."""
+    """How many ticks each processor that this process may use had been busy until `time_s`, and how many ticks the run
+    itself had computed. `busy` is empty if the system does not tell."""
 
     time_s: float
     busy: Mapping[str, int]
@@ -82,11 +83,8 @@ class _Sample:
 
 @contextlib.contextmanager
 def recorded_load(now_s: Callable[[], float]) -> Iterator[list[LoadRecord]]:
-    """What the processors do while the context lasts, second by second on this clock; it is there when the context
-    ends. Empty where the system does not tell.
-
-    A thread looks once a second: queries do not wait for it.
-    """
+    """Record the load while the context lasts, second by second on this clock. The list is filled when the context
+    ends; it stays empty if the system does not tell. A thread looks once a second, so that no query waits for it."""
     records: list[LoadRecord] = []
     samples = [_Sample.at(now_s())]
     if not samples[0].busy or not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
@@ -109,7 +107,7 @@ def recorded_load(now_s: Callable[[], float]) -> Iterator[list[LoadRecord]]:
 
 
 def _records(samples: list[_Sample]) -> list[LoadRecord]:
-    """What happened between samples; the last step may be up to half as long again, instead of a very short one."""
+    """The load between samples. A last step of less than half a second is joined to the one before."""
     *earlier, last = samples
     if len(earlier) > 1 and last.time_s - earlier[-1].time_s < _STEP_S / 2:
         earlier.pop()
@@ -118,7 +116,7 @@ def _records(samples: list[_Sample]) -> list[LoadRecord]:
 
 
 def _processors(start: _Sample, end: _Sample) -> set[str]:
-    """Those that were counted both times: which ones this process may use can change."""
+    """The processors in both samples: those that this process may use can change meanwhile."""
     return start.busy.keys() & end.busy.keys()
 
 
@@ -130,8 +128,8 @@ def _between(start: _Sample, end: _Sample) -> LoadRecord:
 
 
 def _busy() -> dict[str, int]:
-    """How long each processor that this process may use has been busy since the system started, in ticks. Nothing where
-    the system does not tell that of all of them: in some containers, processors have other numbers there."""
+    """How many ticks each processor that this process may use has been busy since the system started. Empty unless the
+    system tells that of all of them: in some containers, the processors have other numbers."""
     names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     lines = (line.split() for line in _read(_STAT).splitlines())
     found = {
@@ -141,7 +139,7 @@ def _busy() -> dict[str, int]:
 
 
 def _own() -> int:
-    """The time of this process and of those it has started, theirs and so on, in ticks."""
+    """The ticks of this process, of those that it has started, of those that these have started, and so on."""
     ticks, processes = 0, [str(os.getpid())]
     while processes:
         folder = f"/proc/{processes.pop()}"
@@ -153,7 +151,7 @@ def _own() -> int:
 
 
 def _read(path: str) -> str:
-    """A file of /proc; nothing where its process or thread has ended. Its parent has its time then."""
+    """A file of /proc; "" if its process or thread has ended, whose time its parent has then."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read()

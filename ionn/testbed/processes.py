@@ -15,18 +15,18 @@ from pathlib import Path
 from ionn.errors import IonnError
 from ionn.testbed.settings import Settings
 
-# A process says where it listens within this time, Caffe's start included, also where the machine is busy or small. One
-# that ends before is noticed at once.
+# A process announces its address within this time, which includes loading Caffe, also on a machine that is busy or
+# small. One that ends before is noticed at once.
 _START_S = 120.0
 _STOP_S = 5.0
 
 
 @contextlib.contextmanager
 def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
-    """Run `ionn ARGUMENTS` (serve or link) beside this process, and no longer than it, however it ends; the address
-    that it announces on its standard output.
+    """Run `ionn ARGUMENTS` (serve or link) while the context lasts, and yield the address that it announces on its
+    standard output. It ends with this process, however this one ends.
 
-    `within` is what its command line begins with, for example the command that enters another network.
+    `within` is the beginning of its command line, for example a command that enters another network namespace.
     """
     with _process(arguments, within) as (address, _):
         yield address
@@ -34,13 +34,13 @@ def process(*arguments: str, within: Sequence[str] = ()) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _process(arguments: Sequence[str], within: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Do as `process`; the address, and the process."""
+    """Do as `process`, and yield the process too."""
     command = [*within, sys.executable, "-m", "ionn", *arguments, "--stop-at-eof"]
     pipe = subprocess.PIPE
     child: subprocess.Popen[str] | None = None
     try:
         with uninterrupted():
-            # In a group of its own: a Ctrl-C is for this process, which then ends the other.
+            # In a group of its own, so that Ctrl-C reaches only this process, which then ends the other.
             child = subprocess.Popen(command, stdout=pipe, stdin=pipe, text=True, process_group=0)
         assert child.stdout is not None
         readable, _, _ = select.select([child.stdout], [], [], _START_S)
@@ -62,7 +62,8 @@ def _process(arguments: Sequence[str], within: Sequence[str] = ()) -> Iterator[t
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals whose handlers may raise come when the block has ended. Threads but the main one have none."""
+    """Put off the signals whose handlers may raise an exception until the context ends. Only the main thread gets
+    signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -91,11 +92,8 @@ class Testbed:
 
 @contextlib.contextmanager
 def start_testbed(settings: Settings, costs: Path | None = None, link: Path | None = None) -> Iterator[Testbed]:
-    """A testbed for live runs with these settings, for as long as the context lasts.
-
-    `costs` is the file of the cost model or profile that the server sends to its clients, and `link` that of the link's
-    bandwidth.
-    """
+    """A testbed for live runs with these settings, for as long as the context lasts. `costs` is the file with the costs
+    that the server sends to its clients, and `link` the file with the link's bandwidth over time."""
     told = [] if costs is None else ["--costs", str(costs)]
     rate = ["--mbps", str(settings.mbps)] if link is None else ["--trace", str(link)]
     options = {

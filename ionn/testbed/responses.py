@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ionn.records import QueryRecord
 
-# A run is divided into at most so many spans of equal length, so that figures and JSON of long runs stay small.
+# A run is divided into at most so many spans of equal length, so that figures and the JSON of long runs stay small.
 SPANS_MAX = 60
 
 
@@ -19,10 +19,10 @@ class Responses:
     """The queries that were raised from `start_s` on, and before `end_s` (seconds since the upload began).
 
     - `raised`: their number. `dropped`: how many of them were never answered.
-    - `p50_ms`, `p90_ms`, `p99_ms`: the 50th, 90th and 99th percentile of the others' response times, from arrival to
-      answer; NaN if there are none.
-    - `within_deadline`: the share of all that were raised, dropped ones included, that were answered within the
-      deadline; NaN without a deadline, and without queries.
+    - `p50_ms`, `p90_ms`, `p99_ms`: the 50th, 90th and 99th percentile of the response times of those that were
+      answered; NaN if none was.
+    - `within_deadline`: the share of the raised queries, dropped ones included, that were answered within the deadline;
+      NaN without a deadline, and without queries.
     """
 
     start_s: float

@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from ionn.testbed.live import Subject
     from ionn.testbed.live_session import LiveSession
 
-# Forward passes that this machine is timed over.
+# A profile of this machine is measured over so many forward passes.
 PROFILE_RUNS = 20
-# The costs that a server started for a results folder sends: what `ionn calibrate` wrote there.
+# The files of `calibrate_server` in a results folder: the costs that a server started for it sends, and how well they
+# predict what was measured.
 SERVER_COSTS = "server.json"
-# And how well they predict what was measured.
 CALIBRATION = "calibration.txt"
 
 
 def check_weights(model: str | Path, weights: str | Path | None) -> None:
-    """Raise InputError unless `weights`, where they are given, are the model's: a virtual run needs none."""
+    """Raise InputError if `weights` are given, and are not the model's. A virtual run needs none."""
     if weights is not None:
         from ionn.model.caffemodel import read_weights
 
@@ -52,7 +52,8 @@ def check_weights(model: str | Path, weights: str | Path | None) -> None:
 def prepare_live(
     model: str | Path, weights: str | Path | None = None, client: str | Path | Costs = CLIENT, paced: bool = True
 ) -> Subject:
-    """Load a model and the device, or costs, that its client is paced to, or is. Raises InputError."""
+    """Load a model, and the costs of its client: those that a `paced` client is slowed down to, or this machine's own.
+    Raises InputError for files that cannot be read, and for costs that do not fit the network."""
     from ionn.model.caffemodel import weights_path
     from ionn.model.synthetic import load_net
     from ionn.testbed import live
@@ -82,8 +83,8 @@ def live_settings(
     busy: str = WAIT,
     deadline_ms: float | None = None,
 ) -> Settings:
-    """The settings of live runs of a subject that are planned with the costs `server`, or with what the server sends,
-    over a link whose bandwidth is in the file `link`, if not `mbps`.
+    """The settings of live runs of a subject. Plans are made with the costs `server`, by default those that the server
+    sends. `link` is a file with the link's bandwidth over time. The other arguments are those of `Settings`.
 
     Raises InputError as `Settings` does.
     """
@@ -97,13 +98,13 @@ def live_settings(
 
 
 def link_name(link: Path | None) -> str:
-    """What the settings call a link whose bandwidth is in a file: the file's name, and what tells its content from
-    others. Raises InputError as `Bandwidth.load` does."""
+    """The name in the settings of a link whose bandwidth is in a file: the file's name and a digest of the bandwidth,
+    or "" without a file. Raises InputError as `Bandwidth.load` does."""
     return "" if link is None else f"{printable(link.name)[:60]} ({Bandwidth.load(link).digest})"
 
 
 def _another_of_its_name(network: Network) -> str:
-    """The digest of a network that has the name of one that comes along, and is another; else nothing."""
+    """The digest of a network that has the name of a bundled model but is another network; else ""."""
     known = network.name in zoo.definitions() and Network.load(network.name).digest != network.digest
     return network.digest if known else ""
 
@@ -119,12 +120,12 @@ def run_live_all(
     keys: ClientKeys | None = None,
     link: Path | None = None,
 ) -> list[Trace]:
-    """`runs` live runs of each algorithm, in turns, so that whatever drifts on this machine meets all alike.
+    """Make `runs` live runs of each algorithm, in turns, so that whatever changes on this machine affects all alike.
 
-    `settings` are those that `live_settings` makes of the subject, `server` and `link`. With `results`, a run's trace
-    is kept there, and it is not made again, unless it lost its server or has wrong outputs. `keys` are those for the
-    server to which the settings say that it is connected; else a server and a link are started here. A server started
-    here sends what `results` holds as server.json, else a profile of this machine.
+    `settings` are what `live_settings` returns for the subject, `server` and `link`. With `results`, traces are kept
+    there, and a run that is there is not made again, unless it lost its server or has wrong outputs. If the settings
+    name a server to connect to, `keys` are for that server. Otherwise a server and a link are started here; without
+    `server`, that server sends the costs in the results' server.json, or else a profile of this machine.
     """
     from ionn.testbed import live, processes
 
@@ -168,12 +169,12 @@ def run_live_all(
 
 
 def _is_finished(trace: Trace) -> bool:
-    """Tell whether a live run need not be made again: it has kept its server, which gave right results."""
+    """Tell whether a live run need not be made again: it kept its server, and its outputs are right."""
     return trace.info.fault is None and not trace.outputs.wrong
 
 
 def check_outputs(traces: Sequence[Trace]) -> None:
-    """Raise WrongResultError if an output of these runs is not what it has to be."""
+    """Raise WrongResultError if an output of these runs is wrong."""
     for trace in traces:
         if (outputs := trace.outputs).wrong:
             at = f"{trace.info.settings.connect}: " if trace.info.settings.connect else ""
@@ -184,9 +185,9 @@ def check_outputs(traces: Sequence[Trace]) -> None:
 
 
 def _former_runs(folder: Path) -> set[Path]:
-    try:  # glob hides from Python 3.13 on what is wrong with a folder
+    try:  # from Python 3.13 on, glob would hide errors
         names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):  # to write there makes the one, and tells of the other
+    except (FileNotFoundError, NotADirectoryError):  # writing there will make the folder, or raise an error
         return set()
     except OSError as error:
         raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
@@ -213,7 +214,7 @@ def _check_same(
 
 
 def calibrate_server(results: Path) -> None:
-    """Calibrate this machine for the servers that are started for `results`, unless that was done before."""
+    """Calibrate this machine for the servers that are started for `results`, unless the folder has its costs."""
     if (results / SERVER_COSTS).exists():
         return
     from ionn.costs import calibration
@@ -269,11 +270,9 @@ def run_virtual_all(
     busy: str = WAIT,
     deadline_ms: float | None = None,
 ) -> list[Trace]:
-    """Runs on the virtual testbed. They take milliseconds, so they are never resumed. Without `mbps`, the client
-    measures its link.
-
-    `weights` must be the model's where they are given; what they shrink to is that of their sidecar, if there is one.
-    """
+    """Make runs on the virtual testbed. They take milliseconds, so they are never resumed. Without `mbps`, the client
+    measures its link. If `weights` are given, they must be the model's; coded, they have the size that is in their
+    sidecar, if there is one."""
     from ionn.testbed.virtual import run_virtual
     from ionn.testbed.virtual_adaptive import run_adaptive
 
@@ -316,7 +315,7 @@ def run_virtual_all(
             for path, trace in zip(paths, made, strict=True):
                 trace.save(path)
             for path in former.difference(paths):
-                path.unlink()  # not to be averaged with these
+                path.unlink()  # it would be averaged with these
         traces += made
     return traces
 

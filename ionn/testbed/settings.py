@@ -17,7 +17,7 @@ from ionn.testbed.delay import check_delay
 TESTBEDS = ("virtual", "live")
 # Slowed down a thousand times, a run of half a minute takes eight hours.
 DILATION_MAX = 1000.0
-# The largest standard deviation of a latency's logarithm: beyond this, latencies vary by more than a factor of seven.
+# The largest standard deviation of a latency's logarithm: with it, latencies vary by a factor of seven.
 NOISE_MAX = 1.0
 # A day: nobody waits longer.
 WINDOW_MAX_S = 86_400.0
@@ -50,9 +50,10 @@ class Settings:
     - `server`: the name of the costs that plans are made with; "" for the testbed's own: the paper's server (virtual),
       or the costs that the server sends (live). `ionn.costs.loading.costs_label` makes these names.
     - `connect`: the address of a running server that a live run used, over whatever link; else "".
-    - `seed`: the seed of everything random. `noise`: the standard deviation of the logarithm of virtual latencies.
+    - `seed`: the seed of everything random. `noise`: the standard deviation of the logarithm of virtual compute times.
     - `network`: the digest of a network that has the name of one of the paper's, but is another; else "".
-    - `coding`: what is coded on the link (`ionn.coding`). `weight_ratio`: the ratio of all weights, if given.
+    - `coding`: what is coded on the link (`ionn.coding`). `weight_ratio`: wire bytes per raw byte of all weights; None
+      for the ratios that are known of the model.
     - `window_s`: queries are raised for at least so long, so that plans can be compared in equal time.
     - `arrivals`, `busy`: when queries are raised, and whether those that meet a busy client "wait" or are dropped
       ("drop"). `deadline_ms`: queries that are answered within this time are counted.
@@ -162,7 +163,7 @@ class Settings:
 
     @property
     def slug(self) -> str:
-        """The settings as part of the names of files and folders, in at most 120 bytes. Other settings have another
+        """The settings as part of the names of files and folders, in at most 120 bytes. No two settings have the same
         slug: one that is cut, or lacks characters of a user's name, ends in a digest."""
         parts = [re.sub(r" (?=\d)", "", part) for part in self._differences()]
         if self.mbps is None:

@@ -1,9 +1,9 @@
 """Sweeps: runs of the virtual testbed for all combinations of models, algorithms, bandwidths, devices and so on, with a
 row in a table (`ionn.testbed.sweep_table`) for each run.
 
-joblib distributes the runs, to processes of this machine or, through Dask, to a cluster. A task is some runs of one
-model and pair of devices at neighbouring bandwidths, long enough that sending it costs little. It contains everything
-that it needs, a user's own planner too, so a worker reads no file and computes the same bits.
+joblib distributes the runs, to processes of this machine or, through Dask, to a cluster. A task consists of runs of one
+model and pair of devices at neighbouring bandwidths, so many that sending it costs little. It contains everything that
+it needs, also a user's own planner, so a worker reads no files and computes the same bits.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import run_virtual
 from ionn.testbed.workers import as_they_end, local_workers
 
-# The most rows of a table that can still be looked at.
+# The most rows of a table that can still be handled.
 CELLS_MAX = 1_000_000
 # The runs of a task: together they take a fifth of a second or more, and a process that is killed loses no more.
 RUNS_PER_TASK = 120
@@ -80,19 +80,19 @@ def expand(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of models, algorithms and so on, each under the name that its column has; in the order of the
-    columns, the last of which changes fastest."""
+    """All combinations of models, algorithms and so on. Keys are the names in the table's columns. The combinations are
+    in the order of the columns, the last of which changes fastest."""
 
     models: Mapping[str, Network]
-    algorithms: Mapping[str, str]  # and their planners' names
-    planners: Mapping[str, Planner]  # by their names, those that are a user's own
+    algorithms: Mapping[str, str]  # to the planners' names
+    planners: Mapping[str, Planner]  # the user's own, by their names
     mbps: Sequence[float]
     clients: Mapping[str, Costs]
     servers: Mapping[str, Costs]
     codings: Sequence[str]
     arrivals: Mapping[str, Arrivals]
     seeds: Sequence[int]
-    coded_bytes: Mapping[str, Sequence[int] | None]  # of each model's stages, where a sidecar tells them
+    coded_bytes: Mapping[str, Sequence[int] | None]  # wire bytes of each model's stages, if a sidecar has them
 
     @classmethod
     def of(
@@ -150,7 +150,7 @@ class Grid:
         return grid
 
     def _axes(self) -> tuple[Sequence[Any], ...]:
-        """The values of each column."""
+        """The values in each column."""
         return (
             list(self.models), list(self.algorithms), self.mbps, list(self.clients), list(self.servers), self.codings,
             list(self.arrivals), self.seeds,
@@ -163,7 +163,7 @@ class Grid:
         return (Cell(*values) for values in itertools.product(*self._axes()))
 
     def settings(self, cell: Cell) -> Settings:
-        """How a cell's run is made. Raises InputError as `Settings` does."""
+        """The settings of a cell's run. Raises InputError as `Settings` does."""
         server = "" if cell.server == SERVER else cell.server
         return Settings(
             "virtual", cell.mbps, client=cell.client, server=server, seed=cell.seed, coding=cell.coding,
@@ -171,7 +171,7 @@ class Grid:
         )  # fmt: skip
 
     def task(self, cells: Sequence[Cell]) -> Task:
-        """The task of cells that differ in algorithms, bandwidths, arrivals and seeds only."""
+        """The task for cells that differ in algorithms, bandwidths, arrivals and seeds only."""
         first, names = cells[0], {cell.algorithm: self.algorithms[cell.algorithm] for cell in cells}
         return Task(
             self.models[first.model], self.clients[first.client], self.servers[first.server], first.coding,
@@ -180,7 +180,7 @@ class Grid:
         )  # fmt: skip
 
     def tasks(self, cells: Sequence[Cell]) -> list[Task]:
-        """Cells as tasks: neighbouring bandwidths together, whose graphs serve all algorithms."""
+        """Divide cells into tasks of neighbouring bandwidths, so that algorithms share the graph of a bandwidth."""
 
         def parts(cell: Cell) -> tuple[Any, ...]:
             return cell.model, cell.client, cell.server, cell.coding
@@ -196,7 +196,7 @@ class Grid:
 
 
 def _model_label(network: Network) -> str:
-    """A model's name, and a digest where it does not come along."""
+    """A model's name, followed by a digest unless it is a bundled model."""
     known = zoo.definitions()
     if network.name in known and Network.load(network.name).digest == network.digest:
         return network.name
@@ -204,7 +204,7 @@ def _model_label(network: Network) -> str:
 
 
 def _algorithm_label(name: str) -> str:
-    """A planner's name, and a digest of its source where it is a user's own."""
+    """A planner's name, followed by a digest of its source if it is a user's own."""
     digest = planner_digest(name)
     return f"{name} ({digest[:8]})" if digest else name
 
@@ -217,7 +217,7 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Some runs of a model between two devices, sorted by bandwidth, and all that they are made with."""
+    """Some runs of a model between two devices, sorted by bandwidth, and everything that they need."""
 
     network: Network
     client: Costs
@@ -226,7 +226,7 @@ class Task:
     coded_bytes: Sequence[int] | None
     planners: Mapping[str, Planner]
     runs: Sequence[_Run]
-    ionn: str  # the `own_digest` of who made it
+    ionn: str  # the `own_digest` of the process that made the task
 
 
 class Failure(NamedTuple):
@@ -237,7 +237,7 @@ class Failure(NamedTuple):
 
 
 def failed(failures: Sequence[Failure], total: int, out: Path) -> InputError:
-    """The error for users of a sweep some of whose runs could not be made: the first reason, and how many there are."""
+    """The error about runs of a sweep that could not be made: how many there are, and the first one's reason."""
     first = failures[0]
     return InputError(
         f"{len(failures)} of {total} runs cannot be made, such as {first.cell.model}, {first.cell.algorithm} at "
@@ -304,13 +304,14 @@ def run_sweep(
     cluster: str | None = None,
     begin: Callable[[int], Callable[[int], object]] = lambda total: lambda done: None,
 ) -> tuple[list[SweepRow], list[Failure]]:
-    """Make the runs of a grid that the table in `out` does not have yet, and add them to it: the rows of the grid, in
-    its order, and what could not be run.
+    """Make the runs of a grid that the table in `out` does not have yet, and add them to it. Returns the rows of the
+    grid, in its order, and the runs that cannot be made.
 
-    `jobs` processes of this machine do it, by default as many as it has cores, or, with `cluster`, the workers of the
-    Dask scheduler at that address. `begin` is told how many runs there are to make, and returns what is told, now and
-    then, how many more are made. Raises InputError where the table cannot be written or is none, or there is no such
-    cluster, and IonnError where processes or cluster are lost; what was made until then is in the table.
+    `jobs` processes of this machine make the runs, by default one per core, or, with `cluster`, the workers of the Dask
+    scheduler at that address. `begin` is called with the number of runs to make; the function that it returns is called
+    now and then with the number of runs that were made since. Raises InputError if `out` is no such table or cannot be
+    written, and if there is no such cluster; raises IonnError if processes or the cluster are lost. The runs that were
+    made until then are in the table.
     """
     cells = list(grid.cells())
     failures: list[Failure] = []
@@ -328,7 +329,7 @@ def run_sweep(
 
 
 def _made(tasks: Sequence[Task], jobs: int, cluster: str | None) -> Iterator[list[SweepRow | Failure]]:
-    """What comes of tasks, as they end."""
+    """The results of tasks, in the order in which they end."""
     if not tasks:
         return
     if cluster is not None:
@@ -340,7 +341,7 @@ def _made(tasks: Sequence[Task], jobs: int, cluster: str | None) -> Iterator[lis
 
 
 def _check_sent(planners: Mapping[str, Planner]) -> None:
-    """Raise InputError for a planner that other processes cannot be given."""
+    """Raise InputError for a planner that cannot be sent to other processes."""
     from joblib.externals.loky.backend.reduction import dumps
 
     for name, planner in planners.items():
@@ -373,7 +374,7 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
     _check_sent(tasks[0].planners)
     for name in logging.root.manager.loggerDict:
         if name.partition(".")[0] == "distributed":
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what is wrong is said here, in a line
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # the errors raised below say it in one line
     connect: Any = distributed.Client
     try:
         client = connect(address, timeout=CLUSTER_S, set_as_default=False)
@@ -386,7 +387,7 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
             raise InputError(f"{address}: this Dask scheduler has no workers; start some") from error
         try:
             with _closed_without_workers(client):
-                # By itself: joblib would wait for ever for what a worker cannot load.
+                # The first one is not sent by joblib, which would wait for ever for a task that a worker cannot load.
                 yield client.submit(run_task, tasks[0], pure=False).result()
                 with joblib.parallel_config("dask", n_jobs=-1, client=client):
                     yield from _by_joblib(tasks[1:])
@@ -402,13 +403,13 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
 
 @contextmanager
 def _closed_without_workers(client: Any) -> Iterator[None]:
-    """Close a client when its scheduler has had no workers for CLUSTER_S: who waits for results would wait for ever,
-    and gets an OSError."""
+    """Close the client if its scheduler has had no workers for CLUSTER_S. Whoever waits for results then gets an
+    OSError instead of waiting for ever."""
     ended, lost = threading.Event(), threading.Event()
 
     def watch() -> None:
         seen_s = time.monotonic()
-        with suppress(OSError):  # a scheduler that is lost is told without this
+        with suppress(OSError):  # a lost scheduler is noticed elsewhere
             while not ended.wait(1):
                 if client.scheduler_info().get("workers"):  # there is no such key while the scheduler is lost
                     seen_s = time.monotonic()
@@ -431,7 +432,7 @@ def _closed_without_workers(client: Any) -> Iterator[None]:
 
 
 def _by_joblib(tasks: Sequence[Task]) -> Iterator[list[SweepRow | Failure]]:
-    """What comes of tasks, as they end, by the backend that joblib is configured to."""
+    """The results of tasks, in the order in which they end, by joblib's current backend."""
     from joblib import delayed
 
     with closing(as_they_end(delayed(run_task)(task) for task in tasks)) as found:

@@ -79,7 +79,7 @@ _WHOLE = {"seed", "partitions", "queries"}
 _REAL = {"mbps", "upload_s", "mean_ms", "p90_ms", "first_ms", "last_ms", "energy_j", "local_ms", "best_ms"}
 # Columns that may be empty.
 _UNDEFINED = {"mean_ms", "p90_ms", "energy_j"}
-# A million rows are smaller than this.
+# A table of a million rows is smaller than this.
 _BYTES_MAX = 1_000_000_000
 
 
@@ -109,7 +109,7 @@ def read_table(table: str | Path) -> list[SweepRow]:
 
 
 class Table:
-    """A table that is open for adding rows: `rows` are those of the file, with the added ones."""
+    """A table that is open for adding rows. `rows` are all rows of the file, including the added ones."""
 
     def __init__(self, path: Path, file: io.FileIO, rows: Sequence[SweepRow]) -> None:
         self.path = path
@@ -117,7 +117,7 @@ class Table:
         self._file = file
 
     def add(self, rows: Sequence[SweepRow]) -> None:
-        """Add rows to the file. Raises InputError if they cannot be written, because the disk is full for example."""
+        """Add rows to the file. Raises InputError if they cannot be written, for example because the disk is full."""
         left = csv_lines(rows).encode()
         try:
             while left:

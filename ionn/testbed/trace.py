@@ -1,11 +1,10 @@
 """Traces: what one run of the experiment recorded, as plain data on disk.
 
-A trace is one file of JSON lines: a `run` line (who, what, with which settings), an `estimate` line per change of what
-a client that measures believes, a `partition` line per upload, a `query` line per query, a `drops` line where queries
-were raised and not answered, a `load` line per second of a live run, and an `end` line. A file without its `end` line
-is an interrupted run. Times are seconds since the upload began, on the clock of the testbed; `Trace.load` divides them
-by the run's dilation, so that readers see the undilated experiment. The `run` line says whether they were divided
-before (`undilated`).
+A trace is one file of JSON lines: a `run` line (the `RunInfo`), an `estimate` line for each new estimate of a client
+that measures, a `partition` line per uploaded partition, a `query` line per query, a `drops` line if queries were not
+answered, a `load` line per second of a live run, and an `end` line. A file without its `end` line is an interrupted
+run. Times are seconds since the upload began, on the clock of the testbed. `Trace.load` divides them by the run's
+dilation, so that readers see the undilated experiment; `undilated` in the `run` line says that this was done before.
 """
 
 from __future__ import annotations
@@ -45,14 +44,17 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run was: its settings, its number `run` among runs of these settings, and what it was made with.
+    """What a run was made with.
 
-    `graph` are the costs that predict the run, undilated: those measured during a live run, those given to a virtual
-    one. `sent` names the costs that a live run's server sent. `environment` describes the machine and its software.
-    `fault` is why the run had to go on without its server, None where it had not. `digests` tell its "network" and its
-    "planner" from others of the same names; they are not in the traces of earlier versions. `bandwidth` is that of the
-    link that the settings name, undilated, None where they name none. `output_check` says how outputs were compared,
-    and why so; None where none were.
+    - `settings`: its settings. `run`: its number among the runs with these settings.
+    - `graph`: the costs that predict the run, undilated: those measured during a live run, or given to a virtual one.
+    - `sent`: the name of the costs that a live run's server sent.
+    - `environment`: a description of the machine and its software.
+    - `fault`: why the run went on without its server; None if it kept it.
+    - `digests`: those of the "network" and the "planner", which tell them from others of the same names; not in the
+      traces of earlier versions.
+    - `bandwidth`: that of the link that the settings name, undilated; None if they name none.
+    - `output_check`: how outputs were compared, and why so; None if none were.
     """
 
     settings: Settings
@@ -78,7 +80,7 @@ class RunInfo:
 
     @property
     def server(self) -> str:
-        """The name of the costs that it was planned with."""
+        """The name of the server's costs with which the run was planned."""
         return self.settings.server or (SERVER if self.settings.testbed == "virtual" else self.sent)
 
 
@@ -89,8 +91,8 @@ def run_digests(network: Network, algorithm: str) -> dict[str, str]:
 
 class _RunDocument(msgspec.Struct):
     """A `RunInfo` as JSON. `server_given` is whether a live run was planned with costs that the user named. The noise
-    of a virtual run and the fault of a live one are in `environment`. `arrivals` and what follows them are not in the
-    trace of a closed loop."""
+    of a virtual run and the fault of a live one are in `environment`. A closed loop has no `arrivals`, `busy` and
+    `deadline_ms`."""
 
     schema: Natural
     testbed: str
@@ -124,7 +126,7 @@ class _RunDocument(msgspec.Struct):
     output_check: OutputCheck | None = None
 
     def info(self) -> RunInfo:
-        """Raises InputError for what cannot be."""
+        """The `RunInfo` itself. Raises InputError for values that cannot be those of a run."""
         if self.schema != SCHEMA:
             raise InputError("written by another version")
         environment = {printable(name): _shown(value) for name, value in self.environment.items()}
@@ -155,13 +157,13 @@ def _shown(value: Any) -> Any:
 
 
 def _check_name(name: str) -> None:
-    """Raise InputError for what cannot name a folder and be shown."""
+    """Raise InputError for a name that cannot be that of a folder, or cannot be shown."""
     if not name or name in (".", "..") or "/" in name or len(name.encode()) > 200 or printable(name) != name:
         raise InputError(f"{printable(name[:60])!r} cannot be the name of a model or planner in a trace; rename it")
 
 
 def _run_json(info: RunInfo) -> dict[str, Any]:
-    """Return what `_RunDocument` reads, beside the schema."""
+    """Return the fields of `_RunDocument`, except the schema."""
     settings = info.settings
     noise = {"noise": settings.noise} if settings.testbed == "virtual" else {}
     fault = {} if info.fault is None else {"fault": info.fault}
@@ -222,11 +224,14 @@ _LINES = Tagged(
 
 @dataclass(frozen=True)
 class Trace:
-    """A run. `is_undilated`: its times were divided by its dilation, which is above 1.
+    """The record of a run.
 
-    `dropped_s` is when the queries were raised that were never answered: they met a busy client and were dropped, or
-    they still waited for it when the run ended. `estimates` are what a client that measures believed when. `loads` say
-    how busy a live run's machine was, second by second; traces of earlier versions have none.
+    - `partitions`, `queries`: what was uploaded, and the queries that were answered.
+    - `is_undilated`: whether the times of a run with a dilation have been divided by it.
+    - `dropped_s`: when the queries were raised that were never answered. They met a busy client and were dropped, or
+      still waited for it when the run ended.
+    - `estimates`: those of a client that measures.
+    - `loads`: how busy a live run's machine was, second by second; traces of earlier versions have none.
     """
 
     info: RunInfo
@@ -249,19 +254,19 @@ class Trace:
 
     @property
     def queries_in_upload(self) -> float:
-        """The number of queries as in `queries_before_upload`, and the part of the query under way when the upload
-        ended that was over."""
+        """The number of queries as in `queries_before_upload`, plus the completed part of the query that was under way
+        when the upload ended."""
         parts = ((self.upload_s - q.start_s) / (q.end_s - q.start_s) for q in self.queries if q.end_s > q.start_s)
         return sum(min(max(part, 0.0), 1.0) for part in parts)
 
     @property
     def in_upload(self) -> tuple[QueryRecord, ...]:
-        """The queries that started before the whole plan was uploaded: those that an order of it makes faster."""
+        """The queries that started before the whole plan was uploaded, whose latencies depend on the upload order."""
         return tuple(q for q in self.queries if q.start_s < self.upload_s)
 
     @property
     def mean_ms_in_upload(self) -> float:
-        """The mean latency of these queries, NaN where there is none."""
+        """The mean latency of the queries `in_upload`; NaN if there are none."""
         latencies_ms = [query.latency_ms for query in self.in_upload]
         return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
 
@@ -273,7 +278,7 @@ class Trace:
 
     @property
     def mean_ms_in_window(self) -> float:
-        """The mean latency of these queries, NaN where there is none."""
+        """The mean latency of the queries `in_window`; NaN if there are none."""
         latencies_ms = [query.latency_ms for query in self.in_window]
         return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
 
@@ -284,42 +289,41 @@ class Trace:
 
     @property
     def responses(self) -> Responses:
-        """What became of all queries."""
+        """The response times of all queries."""
         return self.responses_between(0.0, math.inf)
 
     @property
     def responses_over_time(self) -> tuple[Responses, ...]:
-        """What became of the queries that were raised in each span of the run; at most `responses.SPANS_MAX` spans."""
+        """The response times of the queries that were raised in each span of the run; at most `responses.SPANS_MAX`."""
         return tuple(self.responses_between(start_s, end_s) for start_s, end_s in spans(self.last_raised_s))
 
     def responses_between(self, start_s: float, end_s: float) -> Responses:
-        """What became of the queries that were raised from `start_s` on, and before `end_s`."""
+        """The response times of the queries that were raised from `start_s` on, and before `end_s`."""
         return responses_of(self.queries, self.dropped_s, self.info.settings.deadline_ms, start_s, end_s)
 
     @property
     def outputs(self) -> Outputs:
-        """What the outputs of all queries were."""
+        """The outputs of all queries, counted."""
         return Outputs.of(self.queries)
 
     @property
     def disturbance(self) -> Disturbance | None:
-        """The other load that disturbed the run; None where none did, or that was not recorded."""
+        """The other load that disturbed the run; None if none did, or none was recorded."""
         return disturbance(self.loads)
 
     @property
     def weight_bytes(self) -> tuple[int | None, int | None]:
-        """The weights of all partitions, as they are decoded and on the wire; None where that was not counted."""
+        """The raw bytes and the wire bytes of all partitions' weights; None if they were not counted."""
         return _sum(p.bytes for p in self.partitions), _sum(p.wire_bytes for p in self.partitions)
 
     @property
     def weight_bytes_held(self) -> int:
-        """The weights of all partitions that the server had in its store, as they are decoded; the others were sent."""
+        """The raw bytes of all partitions' weights that the server had in its store; the others were sent."""
         return sum(p.stored_bytes for p in self.partitions)
 
     @property
     def feature_bytes(self) -> tuple[int | None, int | None]:
-        """Inputs and feature maps of all queries, as they are decoded and on the wire; None where that was not
-        counted."""
+        """The raw bytes and the wire bytes of all queries' inputs and feature maps; None if they were not counted."""
         return _sum(q.feature_bytes for q in self.queries), _sum(q.feature_wire_bytes for q in self.queries)
 
     def partitions_per_half(self) -> tuple[int, int]:
@@ -328,10 +332,8 @@ class Trace:
         return first, len(self.partitions) - first
 
     def save(self, path: Path) -> None:
-        """Write the trace; the file appears under its name only when complete.
-
-        Raises InputError where it cannot be written (disk full, no permission); nothing half-written stays behind.
-        """
+        """Write the trace; the file appears under its name only when complete. Raises InputError if it cannot be
+        written, and leaves nothing half-written then."""
         lines = (json.dumps(record, allow_nan=False) + "\n" for record in self._records())
         write_file(path, "".join(lines).encode())
 
@@ -373,7 +375,7 @@ class Trace:
         return cls(info, partitions, queries, runs[-1].undilated, dropped_s, estimates, loads).undilated()
 
     def undilated(self) -> Trace:
-        """The trace with all times divided by its dilation, as `load` returns it; itself if they are."""
+        """The trace with all times divided by its dilation, as `load` returns it; the trace itself if they are."""
         k = self.info.settings.dilation
         if k == 1 or self.is_undilated:
             return self
@@ -401,27 +403,27 @@ class Trace:
             for q in self.queries
         )
         dropped_s = tuple(time_s / k for time_s in self.dropped_s)
-        # What is believed is told undilated by the client itself.
+        # The client itself records its estimates undilated, all but their times.
         estimates = tuple(dataclasses.replace(each, time_s=each.time_s / k) for each in self.estimates)
         loads = tuple(dataclasses.replace(each, start_s=each.start_s / k, end_s=each.end_s / k) for each in self.loads)
         return Trace(self.info, partitions, queries, True, dropped_s, estimates, loads)
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:
-    """None where one of them is."""
+    """The sum; None if a size is None."""
     given = list(sizes)
     counted = [size for size in given if size is not None]
     return sum(counted) if len(counted) == len(given) else None
 
 
 def trace_path(results: Path, settings: Settings, model: str, algorithm: str, run: int) -> Path:
-    """Return where a run's trace lives: results/traces/SETTINGS/MODEL/ALGORITHM/run-NN.jsonl. Raises InputError for
-    names that cannot be folders'."""
+    """Return the path of a run's trace: results/traces/SETTINGS/MODEL/ALGORITHM/run-NN.jsonl. Raises InputError for
+    names that cannot be those of folders."""
     _check_name(model)
     _check_name(algorithm)
     return results / "traces" / settings.slug / model / algorithm / f"run-{run:02d}.jsonl"
 
 
 def load_traces(results: Path) -> list[Trace]:
-    """All complete traces below results/traces, in path order."""
+    """All traces below results/traces, in the order of their paths. Raises InputError if one is not complete."""
     return [Trace.load(path) for path in sorted((results / "traces").glob("*/*/*/run-*.jsonl"))]

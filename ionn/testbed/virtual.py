@@ -6,8 +6,6 @@ both sides at once (`ionn.planning.slice_costs`).
 
 Of coded data (`ionn.planning.coding_costs`), only the wire bytes are on the link. A query's features are coded before
 that and decoded after it. Weights are decoded while they arrive, one partition at a time.
-
-Work on the link is measured in ms at its full rate, so the bandwidth itself does not occur here.
 """
 
 from __future__ import annotations
@@ -34,25 +32,25 @@ from ionn.testbed.fluid_link import FluidLink
 from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 
-# Before upload and window end. So many take a minute, of a client that measures some minutes, and are more than any
-# link that somebody waits for allows.
+# The most queries before upload and window end. It takes a minute to compute them, or minutes if the client measures;
+# more would only be raised over a link so slow that nobody would wait for the upload.
 QUERIES_MAX = 1_000_000
 
 
 def run_virtual(info: RunInfo, exchange_ms: float = 0.0) -> Trace:
-    """Compute the trace of a run from `info.plan` and `info.graph` alone. Equal arguments give equal traces. Each
-    exchange with the server takes `exchange_ms` longer than the graph and the link's delay say.
+    """Compute the trace of a run from `info` alone. Equal arguments give equal traces. Each exchange with the server
+    takes `exchange_ms` longer than the graph and the link's delay say.
 
     The settings' noise multiplies the compute time of each segment by a lognormal factor of mean 1, drawn from the
     settings' seed and `info.run`; the noise is the standard deviation of its logarithm. Raises InputError for a run
-    that would never end: if queries take no time, or if there are more than QUERIES_MAX before upload and window end.
+    that would not end: if queries take no time, or if there are more than QUERIES_MAX before upload and window end.
     """
     return run_experiment(VirtualSession(info, exchange_ms), info)
 
 
 class _TimedLeg(NamedTuple):
-    """A leg of a route and its times: features go up, it computes, results come down (neither for a leg at the client).
-    A stage at both sides is a `split`."""
+    """A leg of a route and its times: features go `up`, the leg computes, results come `down` (a leg at the client has
+    neither). A stage that both sides compute has a `split`."""
 
     leg: Leg
     up: Transfer
@@ -62,14 +60,14 @@ class _TimedLeg(NamedTuple):
 
     @property
     def transfers(self) -> tuple[Transfer, Transfer]:
-        """All that cross the link."""
+        """The transfers of this leg over the link."""
         if self.split is None:
             return self.up, self.down
         return self.split.transfers(self.leg.from_server, self.leg.to_server)
 
 
 class _Route(NamedTuple):
-    """The way of a query, and the bytes of all that crosses the link on it: the same for every query that takes it."""
+    """The route of a query, and the bytes that cross the link on it."""
 
     legs: Sequence[_TimedLeg]
     raw_bytes: int
@@ -82,8 +80,8 @@ class _Route(NamedTuple):
 
 
 class _Uploaded(NamedTuple):
-    """A partition that has left the client: when it has arrived at the server, is decoded and is loaded there, and when
-    the client hears that it has arrived and that it is ready."""
+    """A partition that has left the client. The server has all of it at `arrived_ms`, and has decoded and loaded it at
+    `decoded_ms` and `loaded_ms`. The client learns at `end_ms` that it arrived, and at `ready_ms` that it is ready."""
 
     arrived_ms: float
     decoded_ms: float
@@ -96,8 +94,8 @@ NOTHING = Transfer(0.0, 0.0, 0.0, 0, 0)
 
 
 def make_link(info: RunInfo, exchange_ms: float = 0.0) -> FluidLink:
-    """The link of a run, at its beginning; there and back takes `exchange_ms` longer than its delay. A link that is
-    measured has work in ms at the paper's rate."""
+    """The link of a run, at its beginning. There and back, it takes `exchange_ms` longer than its delay. Work on the
+    link is in ms at the rate of the plan, or at the paper's rate if the client measures."""
     settings = info.settings
     mbps = settings.mbps or MBPS
     bandwidth = info.bandwidth or Bandwidth.constant(mbps)
@@ -106,7 +104,7 @@ def make_link(info: RunInfo, exchange_ms: float = 0.0) -> FluidLink:
 
 
 class VirtualSession:
-    """A `Session` of the experiment on a simulated clock, in ms."""
+    """Implements `experiment.Session` on a simulated clock, which counts ms."""
 
     def __init__(self, info: RunInfo, exchange_ms: float = 0.0) -> None:
         held = info.plan.held
@@ -182,7 +180,7 @@ class VirtualSession:
         fallback: bool = False,
     ) -> QueryRecord:
         """The record of a query that ends now, for which so many bytes of features crossed the link. Raises InputError
-        where queries are so fast, or a link so slow, that the run would never end."""
+        if queries are so fast, or the link so slow, that the run would not end."""
         start_s = start_ms / 1e3
         self._queries += 1
         goes_on = not self.uploaded() or self._now_ms < self._window_ms
@@ -217,7 +215,7 @@ class VirtualSession:
         return compute_ms
 
     def _run_split(self, split: Split, leg: Leg) -> float:
-        """Run a stage at both sides; the time of the one that computes longer."""
+        """Run a stage at both sides. Returns the compute time of the slower side."""
         if self._noise:
             split = dataclasses.replace(
                 split, client_ms=split.client_ms * self._factor(), server_ms=split.server_ms * self._factor()
@@ -252,12 +250,12 @@ class VirtualSession:
         return bisect_right(self._uploaded, self._now_ms, key=lambda uploaded: uploaded.ready_ms)
 
     def _follow_upload(self) -> None:
-        """Work out what the server does with the partitions that have left the client meanwhile."""
+        """Compute what the server does with the partitions that have left the client meanwhile."""
         link = self._link
         for index in range(len(self._uploaded), len(link.left_ms)):
             before = self._uploaded[-1:]
             arrived_ms = link.arrived_up_ms(link.left_ms[index])
-            # Its first bytes arrived when the one before had.
+            # Its first bytes arrive when the partition before it has arrived.
             began_ms = max([link.arrived_up_ms(0.0), *(each.decoded_ms for each in before)])
             decoded_ms = max(arrived_ms, began_ms + self._decode_ms[index])
             loaded_ms = max([decoded_ms, *(each.loaded_ms for each in before)]) + self._load_ms[index]

@@ -1,11 +1,11 @@
 """The virtual testbed with a client that measures: like the live one, it plans and routes by what it has observed.
 
-The events of a run follow from the costs and from the link's bandwidth over time; the server may be slower than its
+What happens in a run follows from the costs and from the link's bandwidth over time; the server may be slower than its
 costs predict. The client's estimates are made by `ionn.client.estimates`, and its routes by `ionn.client.routing`.
 
-A query that is late is completed at the client, and so is one that is at the server when the client goes out of its
-reach. The data that were sent for a late query stay on the link and at the server. When the answer has come, the client
-has observed that too, and the next query may use the server again.
+A late query is completed at the client, and so is one that is at the server when the client goes out of its reach. The
+data of a late query stay on the link and at the server. Its answer, when it comes, is one more observation, and from
+then on queries may use the server again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from ionn.testbed.settings import YIELD
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import NOTHING, VirtualSession, make_link
 
-# Where the rate is measured, work on the link is in ms at the paper's.
+# For a client that measures, work on the link is in ms at the paper's rate.
 BYTES_PER_MS = MBPS * 1e6 / 8 / 1e3
 _PROBE_MS = PROBE_BYTES / BYTES_PER_MS
-# An upload is observed for so long at least.
+# An observation of an upload lasts at least so long.
 _OBSERVED_MS_MIN = 20.0
 
 
@@ -53,12 +53,15 @@ def run_adaptive(
     stored: Sequence[StoredPiece] = (),
     store_ms_per_mb: float = 0.0,
 ) -> Trace:
-    """The trace of a run over a link that the client measures. Deterministic, and noisy as `run_virtual`.
+    """Compute the trace of a run over a link that the client measures. Equal arguments give equal traces; noise is that
+    of `run_virtual`.
 
-    `info` has the planner's name in a plan of nothing, and the graph of the costs that are promised, over any link. The
-    server takes `server_slowness` times as long as they say. `coded_bytes` are what the weights of each stage have when
-    they are coded, if that is known. The server's store has what is `stored`, and reads 10^6 bytes in
-    `store_ms_per_mb`. In the trace, the plan is the order that was carried out.
+    - `info.plan`: an empty plan, with the planner's name. `info.graph`: a graph of the costs `client` and `server`.
+    - `server_slowness`: the server takes so many times as long as its costs predict.
+    - `coded_bytes`: the wire bytes of each stage's coded weights, if they are known.
+    - `stored`: the pieces in the server's store, which reads 10^6 bytes in `store_ms_per_mb`.
+
+    The trace's plan has the partitions that were uploaded, in their order. Raises InputError as `run_virtual` does.
     """
     session = AdaptiveSession(
         info, network, client, server, server_slowness, coded_bytes, stored=stored, store_ms_per_mb=store_ms_per_mb
@@ -69,8 +72,9 @@ def run_adaptive(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A leg that the server runs: what goes up for it and comes down, how long it computes and was promised to, and
-    when the answer is back, None while its features are on their way. `alone`: no weights went up beside them."""
+    """A leg that the server runs: its transfers up and down, the time that it computes (`compute_ms`) and would compute
+    by the costs (`promised_ms`), and when the answer is back; None while its features are on their way. `alone` is
+    whether no weights were uploaded meanwhile."""
 
     began_ms: float
     up: Transfer
@@ -82,10 +86,11 @@ class _Asked:
 
 
 class AdaptiveSession(VirtualSession):
-    """A `Session` of the experiment, on a simulated clock in ms, whose client measures.
+    """Implements `experiment.Session` on a simulated clock, which counts ms, with a client that measures.
 
-    It ends at `reach_ms`: a query that is at the server then is completed at the client. `estimates` are what it
-    believed when. What its first plan has the server hold is there from the beginning; then nothing is planned again.
+    The client is in reach of the server until `reach_ms`; a query that is at the server then is completed at the
+    client. `estimates` are the client's so far. With the baseline `preinstalled`, the server holds the first plan's
+    stages from the beginning, and nothing is planned again.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class AdaptiveSession(VirtualSession):
         self.estimates: list[EstimateRecord] = []
 
     def info(self) -> RunInfo:
-        """What the run was: its plan is the order that was carried out."""
+        """The `RunInfo` of the run: its plan has the partitions that were uploaded, in their order."""
         graph = self._router.graph(self._believed)
         plan = dataclasses.replace(
             self._info.plan,
@@ -143,9 +148,9 @@ class AdaptiveSession(VirtualSession):
         return dataclasses.replace(self._info, plan=plan, graph=graph)
 
     def start_upload(self) -> None:
-        """Begin to upload a plan for what the client measured of the link when it connected: a round trip, and a probe.
-        That was before the clock began to run, over the same link. An answer that takes longer than a client waits for
-        it tells nothing."""
+        """Plan by what the client measured when it connected, a round trip and a probe, and begin to upload. That was
+        before the clock began to run, over the same link. The client learns nothing from an answer for which it would
+        have to wait longer than ANSWER_S."""
         link, answer_ms = make_link(self._info), ANSWER_S * 1e3
         rtt_ms = link.arrived_down_ms(link.arrived_up_ms(0.0))
         if rtt_ms <= answer_ms:
@@ -156,14 +161,14 @@ class AdaptiveSession(VirtualSession):
         self._look_around()
 
     def _probe(self, until_ms: float) -> _Asked:
-        """Send a probe of the link, and wait until a time for it to leave."""
+        """Send a probe over the link, and wait for it to leave the client, but not longer than `until_ms`."""
         up = Transfer(0.0, _PROBE_MS, 0.0, PROBE_BYTES, PROBE_BYTES)
         answer = Transfer(0.0, 0.0, 0.0, 0, 0)  # without payload
         probe = _Asked(self._now_ms, up, 0.0, answer, 0.0, not self._link.uploading)
         return self._answered(probe, self._link.send_up(self._now_ms, _PROBE_MS, until_ms).arrived_ms)
 
     def wait_for_first_partition(self) -> None:
-        """Queries run at the client meanwhile, or wait if that pays."""
+        """Return at once: queries run at the client meanwhile, or wait if that is faster."""
 
     def query(self, raised_s: float | None = None) -> QueryRecord:
         link, start_ms = self._link, self._now_ms
@@ -222,7 +227,7 @@ class AdaptiveSession(VirtualSession):
         return Segment("client", first, last, compute_ms, compute_ms)
 
     def _ask(self, leg: Leg, graph: ExecutionGraph, uploaded: Sequence[Piece], deadline_ms: float) -> _Asked:
-        """Send what a leg needs, for whose answer the client waits until the deadline."""
+        """Send what a leg at the server needs. The client waits for its answer until the deadline."""
         link, began_ms, alone = self._link, self._now_ms, not self._link.uploading
 
         def send_up(at_ms: float, work_ms: float) -> Crossing:
@@ -246,14 +251,14 @@ class AdaptiveSession(VirtualSession):
         return asked
 
     def _answered(self, asked: _Asked, arrived_ms: float) -> _Asked:
-        """The same with the time when the answer is back, if its features arrive at a time."""
+        """The same with the time when the answer is back, if the features arrive at `arrived_ms`."""
         down, back_ms = asked.down, arrived_ms + asked.up.decode_ms + asked.compute_ms
         if down is not NOTHING:
             back_ms = self._link.send_down(back_ms + down.encode_ms, down.link_ms).arrived_ms + down.decode_ms
         return dataclasses.replace(asked, back_ms=_if_finite(back_ms))
 
     def _true_transfer(self, believed: Transfer, direction: str) -> Transfer:
-        """What a transfer takes, by the coding that the client chose for what it believes."""
+        """The actual times of a transfer, coded or not as the client chose by its estimates."""
         here, there = 1 / self._believed.client_factor, self._slowness / self._believed.server_factor
         sender, receiver = (here, there) if direction == UP else (there, here)
         return believed._replace(
@@ -263,6 +268,7 @@ class AdaptiveSession(VirtualSession):
         )
 
     def _true_split(self, stage: int, channels: int, graph: ExecutionGraph) -> Split:
+        """The actual costs of a stage of which some channels are at the server."""
         times, believed = self._graph.split(stage, channels), graph.split(stage, channels)
         return Split(
             times.client_ms * self._factor(),
@@ -274,11 +280,11 @@ class AdaptiveSession(VirtualSession):
         )
 
     def _there(self) -> list[Piece]:
-        """What queries may use now."""
+        """The pieces at the server that queries may use now."""
         return [*self._preinstalled, *(piece for pieces in self._pieces[: self._usable()] for piece in pieces)]
 
     def _coming(self) -> Iterator[tuple[float, Sequence[Piece]]]:
-        """In how many ms each of the following partitions is believed to be usable."""
+        """The partitions that are not usable yet, in order, each with the ms after which the client expects it."""
         arrived_ms = loaded_ms = 0.0
         unsent_ms = [0.0] * (len(self._link.left_ms) - self._usable()) + self._link.unsent_ms()
         for pieces, work_ms in zip(self._pieces[self._usable() :], unsent_ms, strict=True):
@@ -290,7 +296,7 @@ class AdaptiveSession(VirtualSession):
     # --- What the client observes -------------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
-        """Take what has come since the last query, and plan again if it changes what is believed."""
+        """Observe what has come since the last query, and plan again if it changes the estimate."""
         late, link = self._late, self._link
         if late is not None:
             if late.back_ms is None and link.features_left_ms is not None:
@@ -312,13 +318,13 @@ class AdaptiveSession(VirtualSession):
             self._observed.observe_transfers(now_s, up.wire_bytes + down.wire_bytes, link_ms / 1e3)
 
     def _observe_upload(self) -> None:
-        """While weights are under way the uplink is never idle: all that crossed it meanwhile tells its rate."""
+        """Observe the rate: the uplink is never idle during an upload, so all bytes that crossed it meanwhile count."""
         link = self._link
         until_ms = self._now_ms if link.uploading else max(link.left_ms, default=0.0)
         took_ms = until_ms - self._since_ms
         if link.uploading and took_ms < _OBSERVED_MS_MIN:
             return
-        # Of features that went up while the upload ended nobody knows how many bytes went before.
+        # If features went up when the upload ended, it is not known how many of their bytes crossed before its end.
         if took_ms > 0 and (link.uploading or not self._feature_bytes):
             size_bytes = (link.sent_ms - self._since_work_ms) * BYTES_PER_MS + self._feature_bytes
             self._observed.observe_bytes(self.now_s(), size_bytes, took_ms / 1e3)
@@ -328,14 +334,14 @@ class AdaptiveSession(VirtualSession):
         self._since_ms, self._since_work_ms, self._feature_bytes = self._now_ms, self._link.sent_ms, 0
 
     def _replan(self) -> None:
-        """If another estimate holds now, plan what has not begun for that."""
+        """If the estimate has changed, plan again what has not begun to be uploaded."""
         estimate = self._observed.current(self.now_s())
         if estimate == self._believed and self.estimates:
             return
         self._believed = estimate
         self.estimates.append(EstimateRecord(self.now_s(), *estimate))
         if self._info.algorithm == PREINSTALLED and len(self.estimates) > 1:
-            return  # what the server holds does not follow what is believed
+            return  # what the server holds does not change with the estimate
         begun = self._link.begun
         held = [piece for pieces in self._pieces[:begun] for piece in pieces]
         graph = self._router.graph(estimate).holding(held)
@@ -344,18 +350,18 @@ class AdaptiveSession(VirtualSession):
         except InputError:
             if len(self.estimates) == 1:
                 raise
-            return  # a planner of the user's own, which made the first plan: that stays
+            return  # a user's planner may fail later: then its former plan stays
         self._preinstalled = plan.held
         rest = [*plan.partitions, *self._after_plan()]
         if [part.pieces for part in rest] != self._pieces[begun:]:
             self._upload_rest(rest, graph)
 
     def _after_plan(self) -> Sequence[Partition]:
-        """What is to be sent when the plan is uploaded, and has not begun."""
+        """The partitions to upload after the plan, which have not begun."""
         return ()
 
     def _upload_rest(self, rest: Sequence[Partition], graph: ExecutionGraph) -> None:
-        """Upload these in place of what has not begun, planned by a graph of what is believed."""
+        """Upload these partitions, which were planned on this graph, in place of those that have not begun."""
         begun, link = self._link.begun, self._link
         if not link.uploading:
             self._begin_to_observe()

@@ -1,12 +1,12 @@
 """Walks on the virtual testbed: a client that goes from server to server.
 
 At each server, the client has a session of `ionn.testbed.virtual_adaptive`: it connects, asks what the server's store
-has, plans, and uploads while it raises one query after another. Queries run at the client while it is out of reach of
-any server, and while it connects. A query that is at a server when the client leaves is completed at the client.
+has, plans, and uploads while it raises queries. Queries run at the client while it is out of reach of any server, and
+while it connects. A query that is at a server when the client leaves is completed at the client.
 
-When the client leaves a server that has a store, all weights that it has sent are in that store. When the client is
-told of the next server, it sends ahead the weights that are missing in that server's store, in the order of a plan for
-it, after what it still uploads to the present server.
+When the client leaves a server that has a store, the weight pieces that it has sent as a whole are in that store. When
+the client is told of the next server, it sends ahead the weight pieces that are missing in that server's store, in the
+order of a plan for that server, after what it still uploads to the present one.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class _WalkSession(AdaptiveSession):
     _ahead: Sequence[Partition] = ()
 
     def start_upload(self) -> None:
-        """Connect, which takes its time: a round trip and a probe. If the server goes out of reach before, nothing is
-        planned."""
+        """Connect, which takes a round trip and a probe, then plan and begin to upload. If the server goes out of reach
+        before, nothing is planned."""
         link = self._link
         link.advance(link.arrived_down_ms(link.arrived_up_ms(0.0)))
         self._observed.observe_round_trip(self.now_s(), self._now_ms)
@@ -175,7 +175,7 @@ class _WalkSession(AdaptiveSession):
         self._look_around()
 
     def send_ahead(self, sizes_bytes: Iterable[int]) -> None:
-        """Send pieces of so many bytes each ahead."""
+        """Send weight pieces of these sizes ahead, after everything else."""
         new = [Partition(0, (), (), (), size, size, 0.0, 0.0) for size in sizes_bytes]
         self._ahead = [*self._ahead, *new]
         rest = [*self._partitions[self._link.begun :], *new]
@@ -195,7 +195,7 @@ class _WalkSession(AdaptiveSession):
 
     @property
     def uploaded_s(self) -> float | None:
-        """When all of the plan was usable; None if it never was."""
+        """The time at which the whole plan was usable; None if it never was."""
         planned = sum(bool(part.pieces) for part in self._partitions)
         if not self.connected or len(self._uploaded) < planned:
             return None
@@ -203,7 +203,8 @@ class _WalkSession(AdaptiveSession):
         return last_ms / 1e3 if last_ms <= self._link.reach_ms else None
 
     def begun(self) -> Iterator[tuple[Partition, float]]:
-        """The partitions that have begun, those without stages sent ahead, and how many bytes of each have left."""
+        """The partitions that have begun, and how many bytes of each have left the client. Those without stages are the
+        weight pieces that are sent ahead."""
         link = self._link
         for part, unsent_ms in zip(self._partitions, [0.0] * len(link.left_ms) + link.unsent_ms(), strict=True):
             if link.begun == part.index:
@@ -255,7 +256,7 @@ class _Walking:
             self._keep(QueryRecord(0, self._now_s, self._now_s, end_s, (everything,)))
 
     def _keep(self, query: QueryRecord) -> None:
-        """Keep a query; now is when the next one is raised."""
+        """Keep a query, and set the clock to the time at which the next one is raised."""
         if len(self._queries) == QUERIES_MAX:
             raise InputError(f"the walk has more than {QUERIES_MAX} queries; give it fewer seconds")
         self._queries.append(dataclasses.replace(query, index=len(self._queries)))
@@ -278,7 +279,7 @@ class _Walking:
             times = {name: begin_s + getattr(query, name) for name in ("raised_s", "start_s", "end_s")}
             self._keep(dataclasses.replace(query, **times))
             session.wait_until(self._now_s - begin_s)
-        session.uploaded()  # what came with the last query
+        session.uploaded()  # has the session follow the upload up to now
         return self._settled(session, stretch, had, sent)
 
     def _session(self, server: int, had: Iterable[int], length_s: float) -> _WalkSession:
@@ -295,8 +296,8 @@ class _Walking:
         return [StoredPiece(layout.stage, layout.channels, layout.raw_bytes) for layout in layouts]
 
     def _send_ahead(self, session: _WalkSession, stretch: Stretch, sent: list[tuple[int, list[int]]]) -> None:
-        """Send ahead to the servers that the client has been told of since, but for what is `sent` to them already in
-        this stretch; it is added to that."""
+        """Send weights ahead to the servers that the client has been told of since the last query, except for those
+        that are `sent` to them already in this stretch. What is sent is added to `sent`."""
         for visit in self._walk.visits:
             told = visit.told_s is not None and visit.told_s <= self._now_s < visit.from_s
             if told and visit not in self._told and visit.server != stretch.server:
@@ -307,8 +308,8 @@ class _Walking:
                 sent.append((visit.server, numbers))
 
     def _most_valuable(self, server: int, mbps: float, queued: Set[int]) -> list[int]:
-        """The pieces that a server's store has not, and that are not `queued` to be sent there, in the order in which
-        they would be uploaded at that rate, as many as may be sent ahead."""
+        """The weight pieces to send ahead to a server: those that its store lacks and that are not `queued` already, in
+        the order of a plan for that server at that rate, as many as may be sent ahead."""
         store, walk, there = self._stores[server], self._walk, self._walk.servers[server]
         if store is None:
             return []
@@ -336,7 +337,7 @@ class _Walking:
     def _settled(
         self, session: _WalkSession, stretch: Stretch, had: frozenset[int], sent: list[tuple[int, list[int]]]
     ) -> Stay:
-        """Have in the stores what has left the client."""
+        """Put the weight pieces that have left the client into the stores, and sum up the stay."""
         assert stretch.server is not None
         store = self._stores[stretch.server]
         to_others = iter([(server, number) for server, numbers in sent for number in numbers])

@@ -70,9 +70,9 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Server:
-    """A server and the link to it. Its store has room for `store_bytes`, None where it has none, and reads 10^6 bytes
-    in `store_ms_per_mb`; when the walk begins, it has the whole model or nothing. The bandwidth begins anew whenever
-    the client comes to it."""
+    """A server and the link to it, whose bandwidth begins anew at each visit. Its store has room for `store_bytes`
+    (None: it has no store), and reads 10^6 bytes in `store_ms_per_mb`; when the walk begins, it has the whole model or
+    nothing."""
 
     name: str
     costs: Costs
@@ -84,7 +84,8 @@ class Server:
 
 
 class Visit(NamedTuple):
-    """The client is in reach of a server, by its number, and is told of that at `told_s`, None if not before."""
+    """A time in which the client is in reach of a server, given by its number. The client is told of it at `told_s`;
+    None if it is not told before."""
 
     server: int
     from_s: float
@@ -93,7 +94,7 @@ class Visit(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A part of a walk which the client spends at one server, by its number, or at none."""
+    """A part of a walk that the client spends at one server, given by its number, or at none."""
 
     server: int | None
     begin_s: float
@@ -161,7 +162,7 @@ class Walk:
         )
 
     def stretches(self) -> Iterator[Stretch]:
-        """The whole walk, in order. A visit that another one interrupts makes two of them."""
+        """The stretches of the whole walk, in order. A visit that another one interrupts becomes two of them."""
         times = sorted({0.0, self.seconds, *(at for visit in self.visits for at in (visit.from_s, visit.until_s))})
         visit: Visit | None = None
         begin_s = 0.0
@@ -178,13 +179,13 @@ class Walk:
 
 
 def _reason(message: str) -> str:
-    """What msgspec found, with the key first."""
+    """A message of msgspec, with the key first."""
     found = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     return printable(f"{found[2]}: {found[1]}" if found else message)
 
 
 def _keyed(key: str, make: Callable[[], T]) -> T:
-    """What `make` returns; what is wrong with it is of this key."""
+    """What `make` returns. Its InputError is raised again with the key of the file in front."""
     try:
         return make()
     except InputError as error:
@@ -192,7 +193,8 @@ def _keyed(key: str, make: Callable[[], T]) -> T:
 
 
 def _costs(spec: str, folder: Path, network: Network) -> Costs:
-    """Costs that fit the network: a device's, or those of a file, from the folder of the walk's on."""
+    """The costs of a device or file. Paths are relative to the walk's folder. Raises InputError if they do not fit the
+    network."""
     costs = load_costs(spec, folder)
     costs.layer_ms(network)
     return costs

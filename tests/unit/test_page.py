@@ -199,7 +199,7 @@ def test_queries_in_equal_time_and_by_themselves() -> None:
         for name, latencies in (("original", (500.0,) * 9), ("efficiency", (400.0,) * 9))
     ]
     found = found_in(arrived, "Response times")
-    assert found.sentence.startswith("AlexNet's queries arrive by themselves (poisson:4). Of those that are answered, ")
+    assert found.sentence.startswith("AlexNet's queries arrive at times of their own (poisson:4). Of those that are ")
 
 
 @pytest.mark.parametrize(

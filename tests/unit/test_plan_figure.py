@@ -70,7 +70,7 @@ def test_each_plan_is_a_line_from_the_start_to_beyond_the_longest_upload(axes: l
     (legend,) = plot.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [line.get_label() for line in plot.lines]
     assert plot.get_title(loc="left").strip() == "AlexNet: what each plan promises"
-    assert plot.texts[0].get_text() == "expected of the costs, 80 Mbps, the link for the upload alone"
+    assert plot.texts[0].get_text() == "predicted from the costs, 80 Mbps, the upload alone on the link"
 
 
 def test_a_plan_of_nothing_is_a_line_too(axes: list[Any], tmp_path: Path) -> None:

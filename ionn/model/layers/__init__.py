@@ -9,9 +9,9 @@ The table is an allow-list. Its layers compute from their bottoms and weights al
 code, no randomness, no state, and no memory access that depends on the values of a blob.
 
 Operations count the multiply-adds of Convolution, Deconvolution and InnerProduct. For other layers they count the
-elements read: output elements times window (Pooling, LRN) or times bottoms (Eltwise), input elements of reductions,
-and output elements of the rest. Layers that only share their bottom's memory (Split, Flatten, Reshape), Input and
-Silence have none. The batch is included everywhere.
+elements read: output elements times window (Pooling, LRN) or times bottoms (Eltwise), input elements times levels
+(SPP), input elements of reductions, and output elements of the rest. Layers that only share their bottom's memory
+(Split, Flatten, Reshape), Input and Silence have none. The batch is included everywhere.
 
 The rows are in `windows`, `arithmetic` and `shaping`; `rule` is what they are made of.
 """
@@ -69,10 +69,10 @@ FOREIGN = "Caffe has no such layer type"
 
 
 def infer(layer: Any, bottom_shapes: Sequence[Shape]) -> Inferred:
-    """Shapes of the tops and weights of a `LayerParameter` and its operations, for the shapes of its bottoms.
+    """The shapes of a `LayerParameter`'s tops and weights, and its operations, for the shapes of its bottoms.
 
-    Raises InputError, naming the layer, its type and the reason, if the type is not in the table or if Caffe could not
-    run the layer.
+    Raises InputError, which names the layer, its type and the reason, if the type is not in the table or if Caffe could
+    not run the layer.
     """
     try:
         rule = LAYER_TYPES.get(layer.type)

@@ -23,7 +23,7 @@ def _inner_product(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
 def _batch_norm(p: Any, bottoms: Sequence[Shape], tops: int) -> Inferred:
     shape = bottoms[0]
     need(len(shape) >= 2, f"takes an input of at least 2 axes, not {shape_text(shape)}")
-    # It would add the input's mean and variance to its weights.
+    # Otherwise it would change its weights, by the mean and variance of each input.
     need(
         not p.HasField("use_global_stats") or p.use_global_stats,
         f"{STATEFUL}; remove use_global_stats or set it to true",

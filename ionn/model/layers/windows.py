@@ -85,8 +85,8 @@ class _Windows:
         return tuple(size - 2 * pad for size, pad in zip(spread, self.pad, strict=True))
 
     def _check_indices(self, positions: Shape, padded: Sequence[int], channels: int) -> None:
-        """Check that Caffe's ints hold what it computes of the padded image: it goes on by a stride once more after the
-        last window, and numbers the elements of the padding too."""
+        """Check that Caffe's ints hold the indices that it computes in the padded image: it adds a stride once more
+        after the last window, and also numbers the elements of the padding."""
         for count, stride, extent in zip(positions, self.stride, self.extent, strict=True):
             need(count * stride + extent - 1 <= MAX_COUNT, "its windows end farther out than Caffe can count")
         check_shape((channels, *map(max, padded, self.extent)))

@@ -8,8 +8,8 @@ tests/support/algorithm_1.py has the paper's Algorithm 1 as it is printed. Read 
 faster.
 
 Every planner uploads exactly the stages that the fastest path uses when uploading costs nothing (the paper's optimal
-state, section 2.2). If nothing is worth offloading, the plan is empty. Every partition has weights, unless no stage
-has any. Users' own planners may do otherwise, and so may `BASELINES`, which planners are compared with.
+state, section 2.2). If offloading saves nothing, the plan is empty. Every partition has weights, unless no stage has
+any. Users' own planners may do otherwise, and so may `BASELINES`, with which planners are compared.
 """
 
 from __future__ import annotations

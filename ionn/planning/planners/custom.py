@@ -1,7 +1,5 @@
-"""Users' own planners: functions, perhaps in a file, that are loaded into this process.
-
-The plans that they return are checked, because testbeds and servers use them like those of ionn's own planners.
-"""
+"""Users' own planners: functions, perhaps in a file, that are loaded into this process. The plans that they return are
+checked, because testbeds and servers use them like those of ionn's own planners."""
 
 from __future__ import annotations
 
@@ -53,8 +51,8 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
 
 
 def _import_file(path: Path, content: bytes) -> Any:
-    """The module of a file with this content. Bytecode is neither kept nor used: Python would take that of an earlier
-    content with the same size and second for this one's, and would leave a folder beside the user's file."""
+    """The module of a file with this content. Bytecode is neither kept nor used: Python would mistake that of an
+    earlier content of the same size and second for this one's, and would leave a folder beside the user's file."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert isinstance(spec.loader, SourceLoader)
@@ -124,7 +122,7 @@ def _check(graph: ExecutionGraph, plan: Sequence[Sequence[Piece]]) -> None:
     """Raise ValueError unless every piece can be uploaded, none comes twice, and the rest of a stage could be a
     slice."""
     cuts = {cut.stage: cut for cut in graph.cuts}
-    ends: dict[int, int] = {}  # of the slices so far
+    ends: dict[int, int] = {}  # by stage, the end of its slices so far
     whole: set[int] = set()
     for number, pieces in enumerate(plan, start=1):
         if not pieces:

@@ -1,6 +1,6 @@
 """The paper's algorithms: efficiency-based partitioning (section 3.2), and recursive partitioning (section 3.3,
-Algorithm 1). Also `densest`, the order that is proven to be good (docs/optimality.md), which differs only in its
-beginning.
+Algorithm 1). Also `densest`, which differs only in its beginning, and whose order is within a proven bound
+(docs/optimality.md).
 
 A candidate is a run of adjacent stages that are not uploaded yet. Its efficiency is the latency that it saves, divided
 by the time to upload it. The saving depends on the neighbours: beside an uploaded stage, no transfer is needed. A
@@ -8,9 +8,9 @@ candidate without upload overhead has the efficiency inf, 0 or -inf, by the sign
 efficiency, the one with the earlier first stage is chosen, then the one with fewer stages.
 
 Few of the O(n^2) candidates are evaluated again after a step. A gap is a maximal run of stages that are not uploaded.
-What is uploaded outside it only matters to the O(n) candidates at its ends, which are evaluated each time. For the
-candidates inside, every stage remembers the best one that begins with it, and the best one that ends with it. When a
-gap has become too short for such a candidate, its efficiency is still an upper bound for the shorter ones, and they are
+What is uploaded outside it matters only to the O(n) candidates at its ends, which are evaluated each time. Of the
+candidates inside, the best one that begins with each stage and the best one that ends with it are kept. When the gap
+has become too short for such a candidate, its efficiency is still an upper bound for the shorter ones, which are
 evaluated again only if this bound is the highest. Memory is O(n).
 """
 
@@ -56,7 +56,7 @@ class Candidate(NamedTuple):
 
 
 class Candidates:
-    """The best candidates in the gaps, which become smaller as stages are uploaded."""
+    """Finds the best candidates in the gaps, which become smaller as stages are uploaded."""
 
     def __init__(self, graph: ExecutionGraph, uploaded: list[int]) -> None:
         self._graph = graph
@@ -65,8 +65,9 @@ class Candidates:
         upload_ms = np.concatenate([[0.0], np.cumsum(graph.upload_ms)])
         self._gain_from, self._gain_to = gain_ms[:-1] + graph.up_ms[:-1], gain_ms[1:] - graph.down_ms[1:]
         self._upload_from, self._upload_to = upload_ms[:-1], upload_ms[1:]
-        # Of the candidates inside a gap that begin (end) with a stage: a bound on their efficiencies, and where the one
-        # that had that efficiency ends (begins). If it is inside the gap too, it is the best, at a tie the shortest.
+        # For each stage, of the candidates inside its gap that begin (end) with it: a bound on their efficiencies, and
+        # the end (begin) of the one that had this efficiency. If that one is still inside, it is the best, and of equal
+        # ones the shortest.
         n = len(graph.stages)
         self._beginning = np.array([np.full(n, np.inf), np.full(n, n)])
         self._ending = np.array([np.full(n, np.inf), np.full(n, -1)])
@@ -95,8 +96,8 @@ class Candidates:
         beginning, ending = (bounds[:, first : last + 1].copy() for bounds in (self._beginning, self._ending))
         while (part := self._best_part(chosen.first, chosen.last)) is not None:
             chosen = part
-        # The new bounds are those inside ever smaller parts. They hold in the gaps that `chosen` leaves only for what
-        # begins before it and what ends after it.
+        # The search has replaced bounds by those inside ever smaller parts. In the gaps that remain beside `chosen`,
+        # these hold only for candidates that begin before it, and for those that end after it.
         self._beginning[:, chosen.last + 1 : last + 1] = beginning[:, chosen.last + 1 - first :]
         self._ending[:, first : chosen.first] = ending[:, : chosen.first - first]
         return chosen

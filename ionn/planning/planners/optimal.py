@@ -20,9 +20,9 @@ from ionn.planning.graph import ExecutionGraph
 Times = NDArray[np.float64]
 
 MOST_STAGES = 20
-"""That `optimal` orders: it weighs all of their subsets."""
+"""The most stages that `optimal` orders, as it evaluates all of their subsets."""
 
-# The number of steps into which `least_area` divides the time of the upload.
+# `least_area` divides the time of the upload into so many steps.
 _STEPS = 20_000
 
 
@@ -77,7 +77,7 @@ def optimal(graph: ExecutionGraph) -> list[list[int]]:
 def least_area(graph: ExecutionGraph) -> float:
     """A lower bound of the area of any order, in ms x s, for any number of stages.
 
-    For each instant by itself, it takes the least latency of any set of stages that can be uploaded until then.
+    For each moment of the upload, it takes the least latency of all sets of stages that can be uploaded until then.
     """
     weighted, free = _stages(graph)
     total_ms = float(graph.upload_ms[weighted].sum())

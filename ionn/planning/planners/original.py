@@ -26,10 +26,11 @@ def original_fine(graph: ExecutionGraph) -> list[list[int]]:
 
 
 def _plan(graph: ExecutionGraph, factors: Sequence[float]) -> list[list[int]]:
-    """One partition for each factor whose shortest path has new stages at the server; the last factor is 0."""
+    """One partition for each factor whose shortest path has new stages at the server. The last factor, 0, is not among
+    `factors`."""
 
-    # Uploaded stages have no overhead any more, but counting it changes nothing: as the factor falls, the path keeps
-    # every stage that it has at the server, so all paths pay that overhead. For the same reason, if two factors have
+    # Uploaded stages have no overhead any more, but it may be counted: as the factor falls, every stage at the server
+    # stays there, so all paths that could be the shortest have that overhead. For the same reason, if two factors have
     # the same path, so have all factors between them.
     def partitions(before: int, until: int, uploaded: Stages, in_the_end: Stages) -> list[list[int]]:
         """Return the partitions of the factors after index `before`, up to and including index `until`."""

@@ -2,8 +2,8 @@
 
 The paper's recursion (section 3.3) ends at single stages. Here, it continues with the slices of a stage that can be
 cut: its first slice is uploaded first, and the rest of it next, as after every recursion of the paper. So the bytes
-are uploaded in the order of `recursive_efficiency`, only in smaller partitions, and a plan gets worse at most by what
-the slices cost.
+are uploaded in the order of `recursive_efficiency`, only in smaller partitions, and a plan can be worse only by the
+fixed time of its slices.
 
 The number of slices balances gain and cost. Let a stage save `gain` of latency after an upload of the time `upload`.
 In k equal slices, it saves a k-th of the gain after every k-th of the time. Compared with a saving that grows evenly,
@@ -13,8 +13,9 @@ of both is least for
 
     k = sqrt(gain x upload / (slice_ms x (2 rest + gain)))
 
-and for k below two, no slices are better. Also, a slice has at least `least` channels (`ionn.model.slices`), and with
-it queries must be faster than without it, but slower than with the whole stage; otherwise it is joined with the next.
+and for k below two, the stage is better not sliced. Also, a slice has at least `least` channels (`ionn.model.slices`),
+and with it queries must be faster than without it, but slower than with the whole stage; otherwise it is joined with
+the next.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ionn.planning.slice_costs import SlicePlan
 
 
 def sliced_efficiency(graph: ExecutionGraph) -> list[list[Piece]]:
-    """The partitions of `recursive_efficiency`, those that can be cut as several slices."""
+    """The partitions of `recursive_efficiency`, in which stages that can be cut are divided into slices."""
     best_ms = graph.latency_ms(range(len(graph.stages)))
     plan: list[list[Piece]] = []
     uploaded: list[Piece] = []
@@ -39,7 +40,7 @@ def sliced_efficiency(graph: ExecutionGraph) -> list[list[Piece]]:
 
 
 def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_ms: float) -> list[list[Piece]]:
-    """Divide a partition into several: the one stage with the largest upload that can be cut is cut into slices."""
+    """Divide a partition into several: of its stages that can be cut, the one with the longest upload is."""
     cuts = [cut for cut in graph.cuts if cut.stage in stages and graph.has_weights[cut.stage]]
     if not cuts:
         return [list(stages)]
@@ -65,6 +66,7 @@ def _cut(graph: ExecutionGraph, uploaded: list[Piece], stages: list[int], best_m
 
 
 def _number_of_slices(graph: ExecutionGraph, cut: SlicePlan, gain_ms: float, rest_ms: float) -> int:
+    """The k of the formula above, as a whole number that the stage allows."""
     if gain_ms <= 0:  # queries are as fast without what is missing of the stage
         return 1
     wait_ms = cut.slice_ms * (2 * rest_ms + gain_ms)

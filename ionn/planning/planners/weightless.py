@@ -1,8 +1,7 @@
 """Partitions without weights, such as that of a pooling layer, are merged with a neighbour.
 
-A partition without weights is complete as soon as the one before it is, so it becomes part of that one: queries are as
-fast as before at any time. The first partition has none before it, and becomes part of the next one, for which queries
-then wait.
+A partition without weights is complete as soon as the one before it is, so it becomes part of that one, which changes
+no latency. If it is the first, it becomes part of the next one, so queries can use it only when that one has arrived.
 """
 
 from __future__ import annotations
