@@ -202,7 +202,7 @@ def _store_settings(
 )
 @json_option
 def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: float, as_json: bool) -> None:
-    """Ask the server at ADDRESS whether it accepts another client. The exit code is 0 if it does.
+    """Ask the server at ADDRESS whether it accepts another session. The exit code is 0 if it does.
 
     Example: ionn ping tcp://127.0.0.1:7675
     """
