@@ -1,5 +1,5 @@
 # Debian builds Boost.Python, which Caffe needs, for its own interpreter only: .venv is made with that one. For another
-# that has a libboost_pythonXY, say PYTHON=/path/to/python3 with every make command.
+# one with a libboost_pythonXY, give PYTHON=/path/to/python3 with every make command.
 PYTHON = /usr/bin/python3
 RUNS ?= 1
 MINUTES ?= 10
@@ -9,7 +9,7 @@ SANITIZE_NETS ?= 10000
 SANITIZE_S ?= 600
 MUTANTS ?= 300
 SEED ?= 0
-# Half of the tests' time is waiting for processes and timeouts: twice as many test processes as cores keep two busy.
+# Half of the tests' time is waiting for processes and timeouts, so twice as many processes as cores keep the cores busy.
 TEST_PROCESSES ?= 4
 PYTEST := .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
@@ -23,9 +23,9 @@ REFERENCE := ionn.api ionn.errors ionn.records ionn.model.network ionn.model.sli
   ionn.testbed.trace ionn.testbed.settings ionn.testbed.arrivals ionn.testbed.bandwidth ionn.testbed.responses \
   ionn.testbed.sweep_table ionn.protocol.curve
 
-# These make another Debian, which takes root's rights. In a checkout of another user's, root would leave files that this
-# user cannot remove. ARCH is make's own, for `wheels`: an environment may have one for others. Of it, nothing but the name
-# of an architecture gets to a shell.
+# These make another Debian, which takes root's rights. In another user's checkout, root would leave files that this user
+# cannot remove. ARCH, for `wheels`, counts only on make's command line: the environment's may be for other programs. No
+# other text than the name of an architecture gets from it to a shell.
 ASKED := $(if $(filter command,$(firstword $(origin ARCH))),$(value ARCH))
 AS_ROOT := $(filter test-container test-service test-debian13 test-arm64 $(if $(ASKED),wheels),$(MAKECMDGOALS))
 override ARCHITECTURE :=
@@ -39,14 +39,14 @@ endif
 endif
 endif
 
-# .venv is complete when it holds the stamp of what it is made from. It has absolute paths in it, so where it lies counts.
+# .venv is complete when it has the stamp, a digest of what it is made from and of its place, as it has absolute paths.
 RECIPE := $(addprefix caffe-build/,CMakeLists.txt build_wheel.py pyproject.toml sdist.txt)
 STAMP := .venv/set-up-$(shell { pwd; echo '$(PYTHON)'; cat setup.py $(RECIPE) /etc/os-release; } | sha256sum | cut -c 1-16)
 
-# A caffe of the user's own must not come before ours.
+# A Caffe of the user's must not come before ours.
 unexport PYTHONPATH PYTHONHOME
 
-# Targets share .venv, dist/ and results/. What takes long uses several processors by itself.
+# Targets share .venv, dist/ and results/, and those that take long use several processors by themselves.
 .NOTPARALLEL:
 .PHONY: help setup system-packages models wheels test test-long test-container test-service test-debian13 test-arm64 \
   lint docs reproduce beyond figures bench soak fuzz sanitize mutants clean
@@ -54,9 +54,9 @@ unexport PYTHONPATH PYTHONHOME
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
-setup: $(STAMP) ## make .venv with ionn and Caffe in it (Caffe is compiled once per user)
+setup: $(STAMP) ## install Debian packages, and make .venv with ionn and Caffe (compiled once per user): 2 to 4 minutes
 
-# Runs every time: dpkg-query takes milliseconds, and apt-get is called only for what is missing.
+# This runs every time: dpkg-query takes milliseconds, and apt-get is called only if packages are missing.
 system-packages:
 	@installed=$$(dpkg-query --show --showformat '$${db:Status-Status}:$${Package} ' $(SYSTEM_PACKAGES) 2>/dev/null); \
 	missing=; \
@@ -80,10 +80,10 @@ $(STAMP): | system-packages
 	@.venv/bin/python -c 'import caffe'
 	@touch $@
 
-models: setup ## build the weights in models/ (seeded, always the same), and code them
+models: setup ## build the weights in models/ (seeded, always the same), and code them: 25 s
 	@.venv/bin/python models/build_models.py
 
-wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere; ARCH=arm64 for that processor, as root
+wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsewhere; as root with ARCH=arm64, for arm64
 	@wheel=$$($(if $(ARCHITECTURE),PYTHONPATH=. .venv/bin/python caffe-build/build_cross.py $(ARCHITECTURE),\
 	  .venv/bin/python caffe-build/build_wheel.py)) && \
 	  rm -rf build dist && \
@@ -94,23 +94,23 @@ wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsew
 test: models ## run the tests: 15 minutes on two cores
 	$(PYTEST)
 
-test-long: models ## run what takes too long for that, and 1,000 generated nets: 4 minutes
+test-long: models ## run the tests that take too long for that, and 1,000 generated nets: 4 minutes
 	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
 
-test-container: setup ## execute deploy/Dockerfile without a container engine, and run its image; as root: 10 minutes
+test-container: setup ## execute deploy/Dockerfile without a container engine, and run the image; as root: 10 minutes
 	.venv/bin/python -m tests.systems.container
 
 test-service: wheels ## start deploy/ionn.service with systemd in a Debian of its own; as root: 3 minutes
 	.venv/bin/python -m tests.systems.service
 
-test-debian13: setup ## set-up, lint, tests and wheels in a Debian 13 of its own; as root: half an hour
+test-debian13: setup ## run set-up, lint, tests and wheels in a Debian 13 of its own; as root: half an hour
 	.venv/bin/python -m tests.systems.debian trixie
 
-test-arm64: models ## ionn on arm64, in a Debian of its own in qemu, and its client at a server here; as root, minutes
+test-arm64: models ## run ionn on arm64, in a Debian in qemu, and its client with a server here; as root
 	@$(MAKE) --no-print-directory wheels ARCH=arm64
 	.venv/bin/python -m tests.systems.arm64
 
-lint: setup ## ruff and mypy
+lint: setup ## check style and types with ruff and mypy
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy
@@ -118,22 +118,22 @@ lint: setup ## ruff and mypy
 docs: setup ## write the reference of the library into docs/reference/
 	.venv/bin/python -m pdoc --no-show-source --output-directory docs/reference $(REFERENCE)
 
-reproduce: models ## run the paper's experiment into results/; RUNS=10 for as many runs as the paper
+reproduce: models ## run the paper's experiment into results/: 7 minutes; RUNS=10 for as many runs as the paper
 	.venv/bin/python bench/reproduce.py --runs $(RUNS)
 
-beyond: models ## what goes past the paper, into results/beyond/: 4 minutes
+beyond: models ## run what goes beyond the paper, into results/beyond/: 4 minutes
 	.venv/bin/python bench/beyond.py
 
-figures: setup ## draw the figures again from the traces in results/
+figures: setup ## draw the figures and write the report again, from the traces in results/
 	.venv/bin/ionn figures
 
-bench: models ## run the benchmarks of this project's own claims
+bench: models ## run the benchmarks of this project's own claims: 10 minutes
 	.venv/bin/python bench/run_all.py
 
-soak: models ## clients at a server for MINUTES=10, while processes are killed and frozen at random
+soak: models ## run clients at a server for MINUTES=10, while processes are killed and frozen at random
 	.venv/bin/python bench/soak.py --minutes $(MINUTES)
 
-fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand generated nets, and atheris for FUZZ_S=120 s on each decoder
+fuzz: setup ## run fuzz tests with FUZZ_TIMES=10 times the cases, that many thousand nets, atheris FUZZ_S=120 s a decoder
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	FUZZ_TIMES=$(FUZZ_TIMES) .venv/bin/python -m pytest --timeout 0 tests/fuzz
 	IONN_NETS=$$(($(FUZZ_TIMES) * 1000)) $(PYTEST) -m nets --timeout 0
@@ -143,11 +143,11 @@ fuzz: setup ## the fuzz tests with FUZZ_TIMES=10 as many cases, as many thousand
 	    || exit 1; \
 	done
 
-sanitize: setup ## Caffe with AddressSanitizer and UBSan, built in minutes, on SANITIZE_NETS=10000 strangers' nets, SANITIZE_S=600 s at most
+sanitize: setup ## run a Caffe with AddressSanitizer and UBSan on SANITIZE_NETS=10000 nets, SANITIZE_S=600 s at most
 	caffe=$$(.venv/bin/python caffe-build/build_sanitized.py) && .venv/bin/python -m tests.sanitize.run \
 	  --caffe "$$caffe" --nets $(SANITIZE_NETS) --limit-s $(SANITIZE_S) --seed $(SEED)
 
-mutants: models ## put MUTANTS=300 small faults into the code, one at a time: do the tests notice? 20 minutes
+mutants: models ## put MUTANTS=300 small faults into the code, one at a time, and count what tests notice: 20 minutes
 	.venv/bin/python -m tests.mutants.mutate --mutants $(MUTANTS) --seed $(SEED)
 
 clean: ## remove what make built here; results/ and the wheel in the user's cache stay

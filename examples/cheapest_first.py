@@ -1,4 +1,4 @@
-"""A planner of your own, which uploads the stages in the order of their upload times, the shortest first.
+"""A planner of your own, which uploads the stages in the order of their upload times, shortest first.
 
     ionn plan alexnet --planner examples/cheapest_first.py:cheapest_first --plot cheapest.svg
     ionn run alexnet --planner examples/cheapest_first.py:cheapest_first --testbed virtual

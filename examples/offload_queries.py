@@ -1,6 +1,6 @@
 """Answer queries while the model is uploaded, and print where each query ran and how long it took.
 
-Start a server first, on this machine or another, then give its address. This takes as long as the upload.
+Start a server first, on this machine or another, then give its address. The program ends with the upload.
 
     ionn profile googlenet --save server.json
     ionn serve --bind tcp://127.0.0.1:7675 --costs server.json
@@ -16,7 +16,7 @@ import ionn
 
 
 def main(address: str, model: str = "googlenet", client: str = "odroid-xu4") -> None:
-    # The plan is made as if this machine were as slow as an Odroid, so that there is more to gain.
+    # The first plan is made as if this machine were as slow as an Odroid, so that there is more to gain.
     with ionn.connect(model, address, client=client) as session:
         image = ionn.image_input("chelsea", session.network.input_shape)
         while True:

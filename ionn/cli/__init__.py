@@ -1,6 +1,6 @@
 """The command line. Results go to standard output, progress and logs to standard error.
 
-Exit codes: 0 done; 1 failed; 2 the input cannot be used, a library is missing or no server answers (one line says what
+Exit codes: 0 done; 1 failed; 2 the input cannot be used, a library is missing or there is no server (one line says what
 is wrong and what to do); 130 interrupted.
 """
 
@@ -57,9 +57,9 @@ def main() -> None:
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    failed: a server refused, disconnected or gave a wrong result, or a process died
-  2    the input cannot be used, a library is missing, or no server answers;
-       one line says what is wrong and what to do
+  1    failed: a result was wrong, weights are damaged, or a process died
+  2    the input cannot be used, a library is missing, or a server is not there,
+       refuses or was lost; one line says what is wrong and what to do
   130  interrupted
 """
 

@@ -12,6 +12,7 @@ import click
 from ionn.arguments import COUNT_MAX
 from ionn.cli.options import (
     COSTS_HELP,
+    MBPS_RANGE,
     SECONDS_MAX,
     Number,
     algorithm_option,
@@ -21,7 +22,6 @@ from ionn.cli.options import (
     complete_model,
     json_option,
     key_option,
-    measured_mbps_option,
     options,
     planner_option,
     server_key_option,
@@ -45,14 +45,17 @@ if TYPE_CHECKING:
 @click.option("--connect", metavar="ADDRESS", help="Offload to the server at tcp://HOST:PORT.")
 @options(key_option, server_key_option)
 @click.option(
-    "--wait-s", type=Number(0, SECONDS_MAX), help="Upload for at most this time before the query; by default all."
+    "--wait-s",
+    type=Number(0, SECONDS_MAX),
+    help="With --connect: upload for at most this time before the query; by default until everything is uploaded.",
 )
 @click.option(
     "--audit",
     type=Number(0, 1),
     default=0.0,
     show_default=True,
-    help="The largest share of the time that may go into computing again what the server answered; 1: always.",
+    help="With --connect: the largest share of the time that may go into checks of the server's answers, which are "
+    "computed again; 1: every answer.",
 )
 @click.option(
     "--audit-tolerance",
@@ -61,7 +64,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="With --audit: how far a value may be off, as a share of the output's largest; 0: no bit may differ.",
 )
-@options(algorithm_option, planner_option, measured_mbps_option)
+@options(algorithm_option, planner_option)
+@click.option(
+    "--mbps",
+    type=MBPS_RANGE,
+    help="With --connect: bandwidth of the link, 10^6 bit/s each way; by default measured.",
+)
 @click.option(
     "--coding",
     metavar="none|features|lossless",

@@ -73,7 +73,10 @@ if TYPE_CHECKING:
 @options(key_option, server_key_option)
 @click.option("--unpaced", is_flag=True, help="Live: do not slow the client down to --client COSTS.")
 @click.option(
-    "--noise", default=0.0, show_default=True, help="Virtual: standard deviation of the logarithm of random latencies."
+    "--noise",
+    default=0.0,
+    show_default=True,
+    help="Virtual: standard deviation of the logarithm of the random factor on computing times.",
 )
 @options(coding_option, weight_ratio_option)
 @click.option(
@@ -135,8 +138,7 @@ def run(
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the paper's experiment: upload MODEL while queries run. Queries follow each other, or arrive as --arrivals
-    says.
+    """Run the paper's experiment: upload MODEL while queries run, one after another or as --arrivals says.
 
     The live testbed starts a server and a link on this machine, or uses the server at --connect, and takes as long as
     the upload. The virtual testbed computes the run in milliseconds.
@@ -342,7 +344,7 @@ def _responses_text(trace: Trace) -> str:
 )
 @json_option
 def figures(results: Path, out: Path | None, algorithms: tuple[str, ...], as_json: bool) -> None:
-    """Draw Figures 5-7 and write the report from recorded traces. Everything comes from the traces in --results.
+    """Draw Figures 5-7 and write the report, from the traces in --results alone.
 
     Example: ionn figures --results results
     """

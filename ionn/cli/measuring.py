@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--save",
     type=click.Path(path_type=Path),
-    help="Save the profile in this file, to be given as --client or --server.",
+    help="Save the profile in this file, which other commands take as COSTS.",
 )
 @json_option
 def profile(model: str, weights: str | None, runs: int, save: Path | None, as_json: bool) -> None:

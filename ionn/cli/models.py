@@ -21,12 +21,12 @@ def models(names: tuple[str, ...], build: bool, weights: str | None, as_json: bo
     default all bundled models are listed.
 
     For each model this prints the size of the weights, whether their file is as it was built, and whether the weights
-    exist in coded form too, which --coding lossless sends.
+    exist in coded form too, which 'ionn run --coding lossless' sends.
 
     The weights of bundled models are synthetic. They are built here, or by the first command that needs them. A
-    caffemodel of your own is used and never changed: in the folder of weights, if it has no record (NAME.json) beside
-    it, or beside a .prototxt of your own. The coded weights are NAME.coded, in the same folder if it is writable, else
-    in your user data folder.
+    caffemodel of your own is used and never changed, whether it is beside your .prototxt, or in the folder of weights
+    without a record (NAME.json). The coded weights are NAME.coded in the same folder, or if that is not writable, in
+    your user data folder.
 
     Example: ionn models --build alexnet
     """

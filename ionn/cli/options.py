@@ -111,7 +111,7 @@ algorithm_option = click.option(
     default=RECURSIVE,
     show_default=True,
     shell_complete=complete_algorithm,
-    help="The planner, such as original, efficiency, recursive-efficiency or sliced-efficiency.",
+    help="The planner or baseline, such as original, efficiency, recursive-efficiency or sliced-efficiency.",
 )
 planner_option = click.option(
     "--planner", metavar="FILE.py:FUNCTION", help="A planner of your own, in place of --algorithm."
@@ -128,7 +128,8 @@ coding_option = click.option(
 weight_ratio_option = click.option(
     "--weight-ratio",
     type=Number(0.001, 1),
-    help="With --coding lossless: bytes of weights after coding per byte before; by default as measured of the model.",
+    help="With --coding lossless, not live: bytes of weights after coding per byte before; by default as measured for "
+    "the model.",
 )
 
 
@@ -176,7 +177,7 @@ results_option = click.option(
     default="results",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Folder of traces and figures.",
+    help="Folder of the traces, which also gets the report.",
 )
 
 
@@ -186,7 +187,7 @@ delay_option = click.option(
     type=Number(0, DELAY_MAX_MS),
     default=0.0,
     show_default=True,
-    help="The time of a byte from one end of the link to the other, each way.",
+    help="How long a byte takes from one end of the link to the other, in either direction.",
 )
 jitter_option = click.option(
     "--jitter-ms",

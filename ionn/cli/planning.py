@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "--plot",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Draw the latency over the time of the upload, for every algorithm, into a .png, .pdf or .svg.",
+    help="Draw the latency over the time of the upload, for every planner, into a .png, .pdf or .svg.",
 )
 @json_option
 def plan(
@@ -69,7 +69,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Plan the upload of MODEL. Prints the chain of stages with their costs, then the partitions in upload order with
-    the latency that is expected after each. If WEIGHTS is given, it is checked that it fits the model.
+    the latency that is expected after each. If WEIGHTS are given, they must fit the model.
 
     Example: ionn plan alexnet --algorithm recursive-efficiency --mbps 80 --client odroid-xu4 --server gtx1080ti
     """

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from ionn.arguments import path_of
 from ionn.cli.options import (
     BANDWIDTH_HELP,
+    COSTS_HELP,
     SECONDS_MAX,
     Choice,
     Number,
@@ -84,14 +85,12 @@ def _stop_at_eof() -> None:
     metavar="ADDRESS",
     help="Listen at tcp://HOST:PORT; port 0: any free one.",
 )
-@click.option(
-    "--costs", metavar="FILE", help="Send these costs to clients: a file that ionn calibrate or ionn profile saved."
-)
+@click.option("--costs", metavar="COSTS", help=f"The costs of this machine, which are sent to clients: {COSTS_HELP}.")
 @key_option
 @click.option(
     "--allow", type=click.Path(path_type=Path), help="File of the clients' public keys, one per line; with --key."
 )
-@click.option("--insecure", is_flag=True, help="Serve anybody at a public address, without encryption.")
+@click.option("--insecure", is_flag=True, help="Serve anybody at a public address, without keys and encryption.")
 @click.option(
     "--sandbox/--no-sandbox",
     "sandboxed",
@@ -203,7 +202,7 @@ def _store_settings(
 )
 @json_option
 def ping(address: str, key: Path | None, server_key: Path | None, timeout_s: float, as_json: bool) -> None:
-    """Ask the server at ADDRESS whether it accepts another client. The exit code is 0 if it does.
+    """Ask the server at ADDRESS whether it accepts another session. The exit code is 0 if it does.
 
     Example: ionn ping tcp://127.0.0.1:7675
     """
@@ -321,8 +320,8 @@ def link(
 )
 @click.option("--out", type=click.Path(path_type=Path), help="File to write; by default walking.csv or driving.csv.")
 def bandwidth(mobility: str, seconds: int, seed: int, out: Path | None) -> None:
-    """Make up the bandwidth of a phone's network over time. Its owner is walking or driving. The file is for ionn run
-    --link and ionn link --trace; its lines are seconds,mbps. The same seed gives the same file.
+    """Generate the bandwidth of a phone's network over time, while its owner walks or drives. The file is for 'ionn run
+    --link' and 'ionn link --trace'; its lines are seconds,mbps. The same seed gives the same file.
 
     Example: ionn bandwidth driving --seconds 60 --seed 1 --out driving.csv
     """

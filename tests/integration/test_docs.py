@@ -35,9 +35,6 @@ LONG = {
     "python bench/alexnet.py --dilation 8 --runs": "two hours",
     "ionn calibrate": "up to a minute; make test-long runs it",
     "ionn run googlenet --algorithm original": "a live run, 8 s; make test-long runs it",
-    "ionn run googlenet --connect": "needs two machines; tests/integration/test_namespaces.py has two",
-    "ionn ping tcp://BOX": "likewise",
-    "ionn serve --bind tcp://0.0.0.0": "likewise",
 }
 COMMANDS = ionn.cli.cli.commands
 FILE = re.compile(r"(ionn|tests|bench|deploy|docs|examples|prototxt|plots|caffe-build|\.ci)/[\w./-]*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,16 @@ def test_a_number_out_of_its_range_is_refused(name: str) -> None:
             taken[text] = value[0] if parameter.multiple else value
     assert taken.keys() >= {str(kind.min), str(kind.max)}
     assert all(kind.min <= number <= kind.max for number in taken.values())
+
+
+@pytest.mark.parametrize("command", cli.commands.values(), ids=lambda command: command.name)
+def test_the_help_of_a_command_names_its_own_options(command: click.Command) -> None:
+    """Or says whose they are, as in 'ionn run --link'."""
+    texts = [command.help, *(parameter.help for parameter in command.params if isinstance(parameter, click.Option))]
+    text = " ".join(" ".join(filter(None, texts)).split())
+    for of, name in re.findall(r"(?:ionn (\w+) (?:[^\s-]\S* )?)?(--[a-z-]+)", text):
+        known = cli.commands[of] if of else command
+        assert name in {each for parameter in known.params for each in (*parameter.opts, *parameter.secondary_opts)}
 
 
 CHOICES = [
