@@ -153,8 +153,9 @@ def prediction(report: Report) -> Finding | None:
         return None
     errors = [abs(each.query_error) * 100 for each in live]
     sentence = (
-        f"{_counted(len(live), 'live run')}, each computed again from the costs that were measured in it: the number "
-        f"of queries is off by {statistics.median(errors):.1f} % in the median, and {max(errors):.1f} % at most."
+        f"{len(live)} live run{'s' * (len(live) != 1)}, each computed again from the costs that were measured in it: "
+        f"the number of queries is off by {statistics.median(errors):.1f} % in the median, and {max(errors):.1f} % at "
+        "most."
     )
     return Finding("Live runs and their predictions", sentence, predictions(live, report.titles), "live testbed")
 
@@ -258,7 +259,3 @@ def _listed_by_value(pairs: Iterable[tuple[str, str]]) -> str:
 def _listed(parts: Iterable[str]) -> str:
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _counted(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -64,16 +64,14 @@ class _PlanList(msgspec.Struct):
     plans: tuple[PlanDocument, ...]
 
 
-def write_report(results: Path, figures: Iterable[Path] | None = None, algorithms: Collection[str] = ()) -> Path:
+def write_report(results: Path, figures: Iterable[Path], algorithms: Collection[str] = ()) -> Path:
     """Write report.md and report.html of a results folder; the path of report.md.
 
-    `figures` are those that the report shows, by default what is in results/figures; charts of the page have the
-    `algorithms`, by default all but baselines. Raises InputError where there are no traces, and where something cannot
-    be read or written.
+    `figures` are those that the report shows; charts of the page have the `algorithms`, by default all but baselines.
+    Raises InputError where there are no traces, and where something cannot be read or written.
     """
-    shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
     traces, plans = load_results(results), _load_plans(results / "plans.json")
-    return save_report(make_report(traces, plans, load_uncertainty(results)), results, shown, algorithms)
+    return save_report(make_report(traces, plans, load_uncertainty(results)), results, figures, algorithms)
 
 
 def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algorithms: Collection[str] = ()) -> Path:
@@ -88,11 +86,6 @@ def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algo
     if page.is_available():
         write_file(folder / "report.html", page.html_page(report, images, folder, algorithms).encode())
     return folder / "report.md"
-
-
-def terminal_summary(traces: Sequence[Trace], uncertainty: Uncertainty | None = None) -> str:
-    """The report's tables, without details, as text."""
-    return make_report(traces, uncertainty=uncertainty).text()
 
 
 def make_report(

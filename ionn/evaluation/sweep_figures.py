@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ionn.costs.loading import split_times
 from ionn.errors import InputError
 from ionn.evaluation.style import looks, new_grid, new_panels, save_png_and_pdf
-from ionn.evaluation.summary import distinct, rank
+from ionn.evaluation.summary import Grid, distinct, rank
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, SERVER, SHOWN, model_title
 from ionn.testbed.sweep_table import SweepRow
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
 
-Grid = NDArray[np.float64]
 Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as fast the server is
 
 # A gain from which on an algorithm is said to matter.

@@ -21,9 +21,8 @@ class Quoted:
     """Lines that another process says, for the log. A stranger's net may have got hold of that process: what is not
     printable is replaced, and `lines_max` lines are logged at once, `per_s` a second in the long run."""
 
-    def __init__(self, log: logging.Logger, speaker: str, lines_max: int, per_s: float) -> None:
+    def __init__(self, log: logging.Logger, lines_max: int, per_s: float) -> None:
         self._log = log
-        self._speaker = speaker
         self._lines_max, self._per_s = lines_max, per_s
         self._left = float(lines_max)
         self._counted_s = time.monotonic()
@@ -40,7 +39,7 @@ class Quoted:
         self._counted_s = now_s
         for line in lines[: int(self._left)]:
             text = printable(line[:_LINE_BYTES_MAX].decode(errors="replace"))
-            self._log.warning("%s says", self._speaker, extra={"fields": {"line": text}})
+            self._log.warning("a session's process says", extra={"fields": {"line": text}})
             self._left -= 1
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 # What such a process is told of the server's environment: what its libraries go by. The rest may be secret.
 _ENVIRONMENT = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "GLOG_", "OPENBLAS_", "OMP_")
+_STOP_S = 2.0
 
 
 def start_process(
@@ -45,11 +46,11 @@ def next_packet(end: socket.socket, bytes_max: int) -> bytes | None:
     return packet
 
 
-def end_process(process: subprocess.Popen[bytes], within_s: float) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
     """Wait for the end of a process that has been told to, kill it when it takes longer, and leave it when it takes as
     long again: not even that ends one whose disk does not answer."""
     for _ in range(2):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(within_s)
+            process.wait(_STOP_S)
             return
         process.kill()

@@ -41,7 +41,6 @@ _PACKET_BYTES_MAX = 4096
 # Characters, of which JSON makes six bytes at most.
 _WARNING_MAX = 600
 _ASKED_BYTES_MAX = 1 + HAS_MAX * DIGEST_BYTES
-_STOP_S = 2.0
 # How often the front is told what was counted.
 _COUNT_S = 0.5
 # False alarms, and pieces that are not stored. Of a session that is right there are none while the disk works.
@@ -110,7 +109,7 @@ class StoreProcess:
     def close(self) -> None:
         """End it. A piece that is being stored then is not."""
         self._socket.close()
-        end_process(self._process, _STOP_S)
+        end_process(self._process)
 
 
 # --- The process ------------------------------------------------------------------------------------------------------

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 PROFILE_RUNS = 20
 # The costs that a server started for a results folder sends: what `ionn calibrate` wrote there.
 SERVER_COSTS = "server.json"
-# And how well they predict what was measured.
-CALIBRATION = "calibration.txt"
 
 
 def check_weights(model: str | Path, weights: str | Path | None) -> None:
@@ -210,19 +208,6 @@ def _check_same(
             f"{path}: a run with other settings, or of another network or planner; choose another results folder, or "
             "remove it"
         )
-
-
-def calibrate_server(results: Path) -> None:
-    """Calibrate this machine for the servers that are started for `results`, unless that was done before."""
-    if (results / SERVER_COSTS).exists():
-        return
-    from ionn.costs import calibration
-    from ionn.files import write_file
-
-    with bar(calibration.PASSES + 1, "pass", "calibrating this machine") as progress:
-        fitted = calibration.calibrate(progress=progress.update)
-    fitted.model.save(results / SERVER_COSTS)
-    write_file(results / CALIBRATION, fitted.quality.table().encode() + b"\n")
 
 
 def _server_costs(subject: Subject, results: Path | None, stack: contextlib.ExitStack) -> Path:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from per_model import calibrate_server
 
 from ionn.costs import calibration
 from ionn.costs.loading import load_costs
@@ -438,7 +439,7 @@ def test_this_machine_is_calibrated_once_for_a_folder(tmp_path: Path, monkeypatc
     monkeypatch.setattr(calibration, "calibrate", no_calibration)
     monkeypatch.setattr(runner, "bar", bar)
     for _ in range(2):
-        runner.calibrate_server(tmp_path)
+        calibrate_server(tmp_path)
     assert (calls, totals) == (["progress"], [(calibration.PASSES + 1, "pass")])
     assert load_costs(str(tmp_path / "server.json")).name == "odroid-xu4"
     assert (tmp_path / "calibration.txt").read_text() == "how well\n"
