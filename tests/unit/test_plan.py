@@ -171,8 +171,3 @@ def test_bandwidth_too_small_to_count_with(tiny: Network) -> None:
     costs = Profile.of(tiny, np.ones(len(tiny.layers)))
     with pytest.raises(InputError, match="not finite"):
         ExecutionGraph.from_network(tiny, costs, costs, 1e-310)
-
-
-def test_unknown_algorithm(tiny: Network, tiny_graph: ExecutionGraph) -> None:
-    with pytest.raises(InputError, match="unknown algorithm"):
-        make_plan(tiny, tiny_graph, "orginal", MBPS)
