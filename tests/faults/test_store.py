@@ -322,7 +322,7 @@ def test_a_key_finds_what_it_has_brought_and_nothing_else(tmp_path: Path, model:
 # --- Deaths -----------------------------------------------------------------------------------------------------------
 
 
-def test_kills_of_the_store_process(folder: Path, steady: Server, tiny: Network) -> None:
+def test_kills_of_the_store_process(steady: Server, tiny: Network) -> None:
     """At any moment of an upload: it ends well, what was said to be stored is there, and the next session finds it."""
     chosen = random.Random(3)
     told: set[str] = set()
@@ -443,7 +443,7 @@ def test_nobody_waits_for_a_store_that_is_frozen(steady: Server, model: Model, t
     assert model.visit(steady) == model.least_bytes
 
 
-def test_a_server_whose_store_is_frozen_stops(tmp_path: Path, model: Model) -> None:
+def test_a_server_whose_store_is_frozen_stops(tmp_path: Path) -> None:
     server = Server("--store", str(tmp_path / "store"), *SHARED_STORE)
     freeze(server.store_process())
     server.end_well()
@@ -506,7 +506,7 @@ def swap(path: Path) -> None:
 
 @pytest.mark.parametrize("poison", [flip, lambda p: os.truncate(p, 1000), link, pipe, folder_there, swap, os.unlink])
 def test_a_poisoned_folder_is_noticed_and_its_pieces_sent_again(
-    poison: object, tmp_path: Path, steady: Server, folder: Path, model: Model
+    poison: object, steady: Server, folder: Path, model: Model
 ) -> None:
     """Between the question and the upload, which is the worst moment."""
     assert callable(poison)

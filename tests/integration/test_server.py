@@ -187,7 +187,7 @@ def raw(server: str) -> Iterator[Raw]:
         yield raw
 
 
-def test_another_protocol_version_is_told(server: str, raw: Raw) -> None:
+def test_another_protocol_version_is_told(raw: Raw) -> None:
     answer = raw.ask(raw.connect(), messages.Hello(PROTOCOL + 1, "control"))
     assert isinstance(answer, messages.Error)
     assert answer.code == messages.ERROR_VERSION

@@ -419,7 +419,7 @@ layer { name: "out" type: "ReLU" bottom: "pool" top: "out" }
 """
 
 
-def test_nothing_outlives_a_front_that_is_killed_while_a_session_computes(world: World) -> None:
+def test_nothing_outlives_a_front_that_is_killed_while_a_session_computes() -> None:
     """On the landed state the session's process and the fork server burnt a processor until they were found."""
     server = Server("--stall-s", "600")
     header, chunks, end = upload_messages(extract(Network.from_text(LONG_QUERY, "long"), [1], {}))

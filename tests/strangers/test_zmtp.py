@@ -216,7 +216,7 @@ class Curve:
     server: ServerConnection
     client: CurveClient
     key: bytes
-    steps: list[bytes]  # what the client has sent
+    steps: list[bytes] = field(default_factory=list)  # what the client has sent
 
     def step(self, data: bytes) -> list[Event]:
         self.steps.append(data)
@@ -227,7 +227,7 @@ def curve(allowed: bool = True) -> Curve:
     public, secret = nacl.crypto_box_keypair()
     key, own = nacl.crypto_box_keypair()
     keys = Keys(secret, public, frozenset([key] if allowed else []))
-    return Curve(ServerConnection(keys, BOUNDS), CurveClient(own, public), key, [])
+    return Curve(ServerConnection(keys, BOUNDS), CurveClient(own, public), key)
 
 
 def body(event: Event) -> bytes:
@@ -235,12 +235,12 @@ def body(event: Event) -> bytes:
     return event.data[2:] if not event.data[0] & LONG else event.data[9:]
 
 
-def shaken(metadata: bytes = DEALER) -> Curve:
+def shaken() -> Curve:
     both = curve()
     (said,) = both.step(greeting(b"CURVE"))
     assert said == Send(greeting(b"CURVE", b"\x03\x01")[:32] + b"\x01" + bytes(31))
     (welcome,) = both.step(both.client.hello())
-    said, established = both.step(both.client.initiate(body(welcome), metadata))
+    said, established = both.step(both.client.initiate(body(welcome), DEALER))
     assert body(said).startswith(READY)
     assert established == Established(both.key)
     return both

@@ -26,7 +26,7 @@ def tiny_graph(tiny: Network) -> ExecutionGraph:
     return ExecutionGraph.from_network(tiny, client, server, MBPS)
 
 
-def test_graph_of_a_network(tiny: Network, tiny_graph: ExecutionGraph) -> None:
+def test_graph_of_a_network(tiny_graph: ExecutionGraph) -> None:
     # data | conv1 relu1 split left right join | pool | fc1 relu2 | fc2 | prob
     assert tiny_graph.stages == ("data", "conv1", "join", "pool", "fc1", "fc2", "prob")
     layer_numbers = [(1,), (2, 3), (4, 5, 6, 7), (8,), (9, 10), (11,), (12,)]
