@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-
 _TOP = Path(__file__).resolve().parents[2]
 _TOLD_WHILE_IT_IMPORTS = """
 import os, runpy, sys
