@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ionn.coding import CODINGS, NONE
+from ionn.coding import CODINGS
 from ionn.errors import InputError
 from ionn.evaluation import page
 from ionn.evaluation.beliefs import SPAN_S, rate_error_percentile
@@ -105,7 +105,8 @@ def make_report(
     live = [validate(trace) for row in fixed for trace in row.traces]
     evidence = Evidence.of(rows, planning_ms)
     verdicts = _judge(CLAIMS, evidence, uncertainty)
-    slice_verdicts = _judge(SLICE_CLAIMS, evidence, uncertainty) if _ran(SLICED, rows) else []
+    sliced = any(row.algorithm == SLICED for row in rows)
+    slice_verdicts = _judge(SLICE_CLAIMS, evidence, uncertainty) if sliced else []
     sections = [
         *_claims(verdicts, uncertainty),
         _slice_claims(slice_verdicts, uncertainty),
@@ -201,10 +202,6 @@ def _slice_claims(found: Sequence[Verdict], uncertainty: Uncertainty | None) -> 
     )
 
 
-def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
-    return any(row.algorithm == algorithm for row in rows)
-
-
 def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
     return Section(
         f"Summary: {settings.name}, {settings.rate}",
@@ -221,7 +218,7 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
         tuple(
             (
                 model_title(row.model), row.algorithm, runs_text(row.traces),
-                f"{row.first_half.count()} + {row.second_half.count()}", _share_text(row.largest_share, 0),
+                f"{row.first_half.count()} + {row.second_half.count()}", row.largest_share.times(100).text(0, unit="%"),
                 row.queries.count(), row.upload_s.text(2), row.queries_per_s.text(2),
                 row.mean_ms.text(), row.energy_j.text(2), row.first_ms.text(), row.last_ms.text(), row.overruns.count(),
                 str(row.outputs) if row.outputs.computed else "-", row.planning_ms.text(2),
@@ -257,11 +254,12 @@ def equal_time(rows: Sequence[SummaryRow]) -> Section:
     lines = []
     for row in sorted(with_window, key=_by_coding):
         settings = row.settings
-        raw = originals.get((row.model, replace(settings, coding=NONE, weight_ratio=None)))
+        raw = originals.get((row.model, settings.not_coded))
+        times = "-" if raw is None else ratio(row.queries_in_window, raw).text()
         lines.append(
             (
                 model_title(row.model), row.algorithm, settings.testbed, _coding(settings), f"{settings.window_s:g}",
-                row.queries_in_window.count(), _times(row.queries_in_window, raw), row.mean_ms_in_window.text(),
+                row.queries_in_window.count(), times, row.mean_ms_in_window.text(),
                 row.last_ms.text(), row.upload_s.text(2),
                 _mega(row.weight_bytes, row.weight_wire_bytes) + _held(row.weight_bytes_held),
                 _mega(row.feature_bytes, row.feature_wire_bytes),
@@ -294,7 +292,7 @@ def response_times(rows: Sequence[SummaryRow]) -> Section:
             (
                 model_title(row.model), row.algorithm, row.settings.name, row.settings.rate,
                 runs_text(row.traces), row.raised.count(), row.dropped.count(), row.p50_ms.text(), row.p90_ms.text(),
-                row.p99_ms.text(), _share_text(row.within_deadline, 1),
+                row.p99_ms.text(), row.within_deadline.times(100).text(unit="%"),
             )
             for row in rows
             if not row.settings.arrivals.closed
@@ -330,10 +328,6 @@ def estimates(rows: Sequence[SummaryRow]) -> Section:
 
 def _by_coding(row: SummaryRow) -> tuple[Any, ...]:
     return rank(row.model, list(MODELS)), rank(row.algorithm, SHOWN), CODINGS.index(row.settings.coding)
-
-
-def _times(queries: Stat, of: Stat | None) -> str:
-    return "-" if of is None else ratio(queries, of).text()
 
 
 def _coding(settings: Settings) -> str:
@@ -516,12 +510,6 @@ def _subject(validation: Validation) -> tuple[str, str, str]:
 
 def _runs(members: Sequence[Validation]) -> str:
     return runs_text([each.measured for each in members])
-
-
-def _share_text(share: Stat, digits: int) -> str:
-    """A share in percent."""
-    text = Stat(share.mean * 100, share.std * 100).text(digits)
-    return text if text == "-" else f"{text}%"
 
 
 def _mean(values: Iterable[float]) -> float:

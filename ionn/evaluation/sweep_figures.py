@@ -211,7 +211,8 @@ def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
     mbps, speeds = sorted({key[2] for key in gains}), sorted({key[3] for key in gains})
     device = _server(rows[0])[1]
     papers = _is_papers(rows[0]._replace(server=device))
-    with new_grid(2.5 + 2.5 * len(algorithms), 2.0 + 1.5 * len(models), len(models), len(algorithms)) as (figure, grid):
+    size = 2.5 + 2.5 * len(algorithms), 2.0 + 1.5 * len(models)
+    with new_grid(*size, len(models), len(algorithms), sharey=True) as (figure, grid):
         for model, line in zip(models, grid, strict=True):
             for algorithm, axes in zip(algorithms, line, strict=True):
                 values = _values(gains, model, algorithm, mbps, speeds)

@@ -109,8 +109,8 @@ def _another_of_its_name(network: Network) -> str:
 def run_live_all(
     subject: Subject,
     algorithms: Sequence[str],
-    runs: int = 1,
-    settings: Settings | None = None,
+    runs: int,
+    settings: Settings,
     *,
     server: Costs | None = None,
     results: Path | None = None,
@@ -126,7 +126,6 @@ def run_live_all(
     """
     from ionn.testbed import live, processes
 
-    settings = settings or live_settings(subject, server, link=link)
     bandwidth = None if link is None else Bandwidth.load(link)
     name = subject.network.name
     traces: dict[tuple[int, str], Trace] = {}

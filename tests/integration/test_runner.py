@@ -179,12 +179,6 @@ def test_runs_take_turns_and_finished_ones_are_kept(testbed: StandIn, subject: l
     assert testbed.running == 0
 
 
-def test_one_run_is_made_unless_more_are_asked_for(testbed: StandIn, subject: live.Subject) -> None:
-    (trace,) = runner.run_live_all(subject, ["original"])
-    assert trace.info.run == 1
-    assert trace.info.settings == Settings("live")
-
-
 def test_a_run_that_lost_its_server_is_run_again(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
     testbed.fault = "no answer"
     run_live(subject, ["original"], 1, results=tmp_path)
