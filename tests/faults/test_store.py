@@ -30,6 +30,7 @@ from ionn.protocol import messages
 from ionn.protocol.curve import client_keys, make_keys
 from ionn.server.store import SHARED, owner_of
 from tests.support.forward import Weights, boundary_blobs, random_weights
+from tests.support.machine import small_disk
 from tests.support.nets import network_of
 from tests.support.raw import Raw
 from tests.support.stored import addressed, digests_of, held_by, upload, upload_messages, wait_held
@@ -542,13 +543,8 @@ def test_a_folder_that_is_removed(tmp_path: Path, model: Model, tiny: Network) -
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    with small_disk(tmp_path / "disk", "1m") as path:
+        yield path
 
 
 def test_a_full_disk_turns_the_store_off_and_nothing_else(small_disk: Path, model: Model) -> None:

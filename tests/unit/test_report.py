@@ -33,10 +33,8 @@ from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace, trace_path
 from ionn.testbed.virtual import run_virtual
 from tests.support.chains import chain
+from tests.support.machine import PROFILES, REFERENCE, needs_reference
 from tests.support.runs import FIVE_FAST, make_trace, runs_with_queries
-
-REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.exists(), reason=f"{REFERENCE} is not here")
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +295,7 @@ def test_the_report_has_claims_about_slices_where_there_are_some(alexnet: list[T
 
 @needs_reference
 def test_published_latencies_support_the_main_claims() -> None:
-    profile = REFERENCE / "profiles" / "alexnet.csv"
+    profile = PROFILES / "alexnet.csv"
     alexnet = alexnet_runs(f"{profile}:odroid_xu4_ms", f"{profile}:gtx1080ti_ms")
     for text in ("AlexNet, original: queries", "AlexNet, recursive-efficiency: queries", MORE, "queries per second"):
         assert verdict(alexnet, text).verdict == "supported"

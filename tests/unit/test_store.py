@@ -25,6 +25,7 @@ from ionn.errors import InputError
 from ionn.protocol.messages import PIECE_BYTES_MAX
 from ionn.server.store import SHARED, Store, StoreSettings, owner_of, read_piece
 from tests.support import store_storm
+from tests.support.machine import small_disk
 from tests.support.stored import piece
 
 A, B = owner_of(b"a"), owner_of(b"b")
@@ -627,12 +628,8 @@ def test_a_disk_that_fails(number: int, call: str, folder: Path, monkeypatch: py
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True).returncode:
-        pytest.skip("only root can mount a disk")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    with small_disk(tmp_path / "disk", "4m") as path:
+        yield path
 
 
 def test_a_disk_that_can_only_be_read(disk: Path) -> None:

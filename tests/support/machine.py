@@ -1,0 +1,38 @@
+"""What a machine may lack, without which tests are skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ionn.model.caffemodel import weights_path
+
+# What the paper's authors published, beside this checkout.
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
+PROFILES = REFERENCE / "profiles"
+needs_reference = pytest.mark.skipif(not PROFILES.is_dir(), reason=f"{REFERENCE} is not here")
+
+
+def weights_of(model: str) -> Path:
+    """The weights of a bundled model."""
+    path = weights_path(model, None)
+    if not path.exists():
+        pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
+    return path
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, of that size, in a new folder."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a disk")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
