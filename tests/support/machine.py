@@ -1,8 +1,9 @@
-"""What a machine may lack, without which tests are skipped."""
+"""What there is on a machine or not: where it is not, tests are skipped that need it."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,15 @@ def weights_of(model: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
     return path
+
+
+@contextlib.contextmanager
+def vacant() -> Iterator[tuple[str, int]]:
+    """An address where nobody listens, and nobody will who does not mean to."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        yield place.getsockname()
 
 
 @contextlib.contextmanager
