@@ -61,8 +61,8 @@ def paper_plan(model: str) -> tuple[Network, ExecutionGraph, Plan]:
 
 
 def with_and_without(name: str, what: str, times_ms: dict[str, list[float]], limit: float) -> Row:
-    """How many times as long something takes with a part of the server, NAME, as without: medians of the times of `NAME`
-    and of `no NAME`, which are kept."""
+    """How many times as long something takes with a part of the server, NAME, as without: by medians of the times of
+    `NAME` and of `no NAME`, which are kept."""
     keep(f"{name}, {what}", **{side.replace(" ", "_"): times for side, times in times_ms.items()})
     with_ms, without_ms = (statistics.median(times_ms[side]) for side in (name, f"no {name}"))
     note = f"{with_ms:.2f} / {without_ms:.2f} ms"
