@@ -98,17 +98,17 @@ test-long: models ## run the tests that take too long for that, and 1,000 genera
 	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
 
 test-container: setup ## execute deploy/Dockerfile without a container engine, and run the image; as root: 10 minutes
-	.venv/bin/python -m tests.systems.container
+	.venv/bin/python -m tests.systems container
 
 test-service: wheels ## start deploy/ionn.service with systemd in a Debian of its own; as root: 3 minutes
-	.venv/bin/python -m tests.systems.service
+	.venv/bin/python -m tests.systems service
 
 test-debian13: setup ## run set-up, lint, tests and wheels in a Debian 13 of its own; as root: half an hour
-	.venv/bin/python -m tests.systems.debian trixie
+	.venv/bin/python -m tests.systems debian trixie
 
 test-arm64: models ## run ionn on arm64, in a Debian in qemu, and its client with a server here; as root
 	@$(MAKE) --no-print-directory wheels ARCH=arm64
-	.venv/bin/python -m tests.systems.arm64
+	.venv/bin/python -m tests.systems arm64
 
 lint: setup ## check style and types with ruff and mypy
 	.venv/bin/python -m ruff check

@@ -29,10 +29,10 @@ import arrivals
 import coding_gains
 import second_visit
 import support
+from coding_figures import draw_speeds, fig7_coded
 
 from ionn import coding, paper
 from ionn.errors import IonnError
-from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
 from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.report import (
     equal_time,

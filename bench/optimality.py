@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import support
+from planner_speed import execution_graph
 
 from ionn import paper
 from ionn.costs.loading import load_costs
@@ -126,16 +127,8 @@ def print_table(model: str, results: dict[str, Result], best: Best) -> None:
 def random_chain(random: np.random.Generator) -> ExecutionGraph:
     n = int(random.integers(3, 10))
     client_ms, transfer_ms = random.lognormal(2, 1, n), random.lognormal(1, 1, n + 1)
-    return ExecutionGraph(
-        stages=tuple(map(str, range(n))),
-        client_ms=client_ms,
-        server_ms=client_ms * random.uniform(0, 0.3, n),
-        upload_ms=random.lognormal(2, 1.5, n),
-        load_ms=np.zeros(n),
-        up_ms=transfer_ms,
-        down_ms=transfer_ms,
-        offloadable=np.ones(n, dtype=bool),
-    )
+    server_ms, upload_ms = client_ms * random.uniform(0, 0.3, n), random.lognormal(2, 1.5, n)
+    return execution_graph(client_ms, server_ms, upload_ms, transfer_ms)
 
 
 def excess_on_chains() -> dict[str, list[float]]:

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ionn import paper
+from ionn.costs import calibration
 from ionn.errors import IonnError
 from ionn.evaluation.figures import draw_figures
-from ionn.evaluation.report import terminal_summary
+from ionn.evaluation.report import make_report
 from ionn.evaluation.summary import disturbed
+from ionn.files import write_file
 from ionn.testbed import runner
 from ionn.testbed.trace import Trace, trace_path
 
@@ -24,9 +26,21 @@ def at_least_1(text: str) -> int:
     return number
 
 
+def calibrate_server(results: Path) -> None:
+    """Calibrate this machine for the servers that are started for `results`, unless that was done before; beside the
+    costs stands how well they predict what was measured."""
+    costs = results / runner.SERVER_COSTS
+    if costs.exists():
+        return
+    with runner.bar(calibration.PASSES + 1, "pass", "calibrating this machine") as progress:
+        fitted = calibration.calibrate(progress=progress.update)
+    fitted.model.save(costs)
+    write_file(results / "calibration.txt", fitted.quality.table().encode() + b"\n")
+
+
 def live(model: str, runs: int, dilation: float, results: Path) -> list[Trace]:
     """Make `runs` live runs of each of the paper's algorithms and with slices; finished ones in `results` are kept."""
-    runner.calibrate_server(results)
+    calibrate_server(results)
     subject = runner.prepare_live(model)
     return runner.run_live_all(
         subject, paper.SHOWN, runs, runner.live_settings(subject, dilation=dilation), results=results
@@ -58,7 +72,7 @@ def main(model: str) -> None:
     arguments = parser.parse_args()
     try:
         traces = live(model, arguments.runs, arguments.dilation, arguments.results)
-        print(terminal_summary(traces))
+        print(make_report(traces).text())
         for path in draw_figures(arguments.results, arguments.results / "figures"):
             print(path)
         if again := to_run_again(traces, arguments.results):

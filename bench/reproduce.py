@@ -19,7 +19,7 @@ from ionn import paper
 from ionn.costs.loading import load_costs
 from ionn.errors import IonnError
 from ionn.evaluation.figures import draw_figures
-from ionn.evaluation.report import terminal_summary, write_report
+from ionn.evaluation.report import make_report, write_report
 from ionn.evaluation.summary import load_results
 from ionn.evaluation.uncertainty import DRAWS, keep_uncertainty
 from ionn.files import write_file
@@ -58,7 +58,7 @@ def reproduce(runs: int, results: Path, models: Collection[str] = paper.MODELS) 
     figures = draw_figures(results, results / "figures")
     report = write_report(results, figures)
     traces = load_results(results)
-    print(terminal_summary(traces, uncertainty))
+    print(make_report(traces, uncertainty=uncertainty).text())
     print(f"{len(figures)} figure files in {results / 'figures'}, report in {report}")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     if again := to_run_again(traces, results):

@@ -7,7 +7,6 @@ start is from a client's hello to its welcome. A query runs the 40 convolutions 
 from __future__ import annotations
 
 import contextlib
-import statistics
 
 import query_overhead
 import support
@@ -38,14 +37,10 @@ def rows() -> list[support.Row]:
         for _ in range(WARM_UP + QUERIES):
             for name, session in sessions.items():
                 queries_ms[name].append(session.query().latency_ms)
-    result: list[support.Row] = []
-    for what, times_ms, limit in (("a session's start", starts_ms, START_RATIO), ("a query", queries_ms, QUERY_RATIO)):
-        medians_ms = {name: statistics.median(times) for name, times in times_ms.items()}
-        support.keep(f"sandbox, {what}", **{name.replace(" ", "_"): times for name, times in times_ms.items()})
-        ratio = medians_ms["sandbox"] / medians_ms["no sandbox"]
-        note = f"{medians_ms['sandbox']:.2f} / {medians_ms['no sandbox']:.2f} ms"
-        result.append((f"sandbox: {what}, with / without ({note})", limit, ratio, "x"))
-    return result
+    return [
+        support.with_and_without("sandbox", "a session's start", starts_ms, START_RATIO),
+        support.with_and_without("sandbox", "a query", queries_ms, QUERY_RATIO),
+    ]
 
 
 if __name__ == "__main__":

@@ -79,12 +79,8 @@ def reading(folder: Path) -> support.Row:
     support.keep("reading stored weights", bytes=total_bytes, pieces=len(pieces), **times_ms)
     medians_ms = {name: statistics.median(times) for name, times in times_ms.items()}
     note = f"{total_bytes / 1e6:.0f} MB, {medians_ms['store']:.0f} / {medians_ms['files']:.0f} ms"
-    return f"store: reading {MODEL}, with store / read alone ({note})", READ_RATIO, _ratio(medians_ms), "x"
-
-
-def _ratio(medians_ms: dict[str, float]) -> float:
-    with_store, without = medians_ms.values()
-    return with_store / without
+    ratio = medians_ms["store"] / medians_ms["files"]
+    return f"store: reading {MODEL}, with store / read alone ({note})", READ_RATIO, ratio, "x"
 
 
 class Uploader:
@@ -178,12 +174,10 @@ def rows() -> list[support.Row]:
         weight_bytes = sum(layer.weight_bytes for layer in network.layers)
         digests = weight_bytes // messages.PIECE_BYTES_MAX + len(network.layers)
         asked_ms = [asking_ms(addresses["store"], context, digests) for _ in range(QUESTIONS)]
-    measured = (("a session's start", starts_ms, START_RATIO), ("a partition's end", ready_ms, READY_RATIO))
-    for what, times_ms, limit in measured:
-        medians_ms = {name: statistics.median(times) for name, times in times_ms.items()}
-        support.keep(f"store, {what}", **{name.replace(" ", "_"): times for name, times in times_ms.items()})
-        note = f"{medians_ms['store']:.2f} / {medians_ms['no store']:.2f} ms"
-        result.append((f"store: {what}, with / without ({note})", limit, _ratio(medians_ms), "x"))
+    result += [
+        support.with_and_without("store", "a session's start", starts_ms, START_RATIO),
+        support.with_and_without("store", "a partition's end", ready_ms, READY_RATIO),
+    ]
     support.keep("store, asking a server that has nothing", digests=digests, ms=asked_ms)
     upload_ms = weight_bytes * 8 / (MBPS * 1e3)
     percent = statistics.median(asked_ms) / upload_ms * 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import subprocess
 import sys
 import time
@@ -57,6 +58,15 @@ def paper_plan(model: str) -> tuple[Network, ExecutionGraph, Plan]:
     network = Network.load(model)
     graph = ExecutionGraph.from_network(network, load_costs(paper.CLIENT), load_costs(paper.SERVER), paper.MBPS)
     return network, graph, make_plan(network, graph, paper.RECURSIVE, paper.MBPS)
+
+
+def with_and_without(name: str, what: str, times_ms: dict[str, list[float]], limit: float) -> Row:
+    """How many times as long something takes with a part of the server, NAME, as without: by medians of the times of
+    `NAME` and of `no NAME`, which are kept."""
+    keep(f"{name}, {what}", **{side.replace(" ", "_"): times for side, times in times_ms.items()})
+    with_ms, without_ms = (statistics.median(times_ms[side]) for side in (name, f"no {name}"))
+    note = f"{with_ms:.2f} / {without_ms:.2f} ms"
+    return f"{name}: {what}, with / without ({note})", limit, with_ms / without_ms, "x"
 
 
 def start_ms(address: str) -> float:

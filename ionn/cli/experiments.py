@@ -270,21 +270,13 @@ def _check_json(check: OutputCheck) -> dict[str, Any]:
 
 
 def _all_responses_json(trace: Trace) -> dict[str, Any]:
-    spans = [
-        {"start_s": span.start_s, "end_s": span.end_s, **_responses_json(span)} for span in trace.responses_over_time
-    ]
-    return {**_responses_json(trace.responses), "over_time": spans}
+    all_of_them = _responses_json(trace.responses)
+    del all_of_them["start_s"], all_of_them["end_s"]
+    return {**all_of_them, "over_time": list(map(_responses_json, trace.responses_over_time))}
 
 
 def _responses_json(responses: Responses) -> dict[str, Any]:
-    values = {
-        "raised": responses.raised,
-        "dropped": responses.dropped,
-        "p50_ms": responses.p50_ms,
-        "p90_ms": responses.p90_ms,
-        "p99_ms": responses.p99_ms,
-        "within_deadline": responses.within_deadline,
-    }
+    values = dataclasses.asdict(responses)
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 

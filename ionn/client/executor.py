@@ -14,7 +14,7 @@ from ionn.client.measuring import Measuring
 from ionn.client.pacing import PacedResult, run_paced
 from ionn.client.query import Coding, Exchange, Wanted
 from ionn.client.routing import Router
-from ionn.client.session import FAULTS, Client, Timeouts
+from ionn.client.session import FAULTS, Client
 from ionn.client.sliced_stage import SlicedStage
 from ionn.errors import LateError, WrongResultError
 from ionn.model.caffemodel import Floats
@@ -113,13 +113,13 @@ class QueryExecutor:
         network: Network,
         net: StageNet,
         graph: ExecutionGraph,
-        client: Client | None = None,
-        pieces: Sequence[Sequence[Piece]] = (),
-        sliced: Mapping[int, SlicedStage] | None = None,
-        layer_ms: Sequence[float] | None = None,
-        dilation: float = 1.0,
-        auditor: Auditor | None = None,
-        measuring: Measuring | None = None,
+        client: Client | None,
+        pieces: Sequence[Sequence[Piece]],
+        sliced: Mapping[int, SlicedStage],
+        layer_ms: Sequence[float] | None,
+        dilation: float,
+        auditor: Auditor | None,
+        measuring: Measuring | None,
     ) -> None:
         self._network = network
         self._net = net
@@ -135,8 +135,7 @@ class QueryExecutor:
         self._only_takes = first.type == "Input" and not others  # the first stage computes nothing
         # How often each stage ran at each side, and how long in all, for `measured_ms`.
         self._observed = {where: [(0, 0.0)] * len(network.stages) for where in ("client", "server")}
-        self.silence_s = (client.timeouts if client else Timeouts()).query_s
-        self.adopt(graph, pieces, sliced or {})
+        self.adopt(graph, pieces, sliced)
 
     def adopt(
         self,
@@ -208,16 +207,16 @@ class QueryExecutor:
         upload = self._client.upload if self._client is not None else None
         return upload.ready if upload else 0
 
-    def _uploaded(self) -> list[Piece]:
-        """What queries may use now."""
-        return [piece for pieces in self._pieces[: self._ready()] for piece in pieces]
+    def _uploaded(self, ready: int) -> list[Piece]:
+        """What queries may use when so many partitions are ready."""
+        return [piece for pieces in self._pieces[:ready] for piece in pieces]
 
     def _fastest_trips(self) -> tuple[list[_Trip], dict[int, int]]:
         """The fastest path through what is uploaded, and how many channels of each sliced stage are uploaded. It is
         found once for each number of partitions, because queries wait for it."""
         ready = self._ready()
         if self._fastest is None or self._fastest[0] != ready:
-            uploaded = [piece for pieces in self._pieces[:ready] for piece in pieces]
+            uploaded = self._uploaded(ready)
             channels = channels_of(uploaded)
             self._fastest = ready, self._trips(self._graph.legs(uploaded), channels), channels
         return self._fastest[1:]
@@ -229,18 +228,17 @@ class QueryExecutor:
                 groups[-1].append(leg)
             else:
                 groups.append([leg])
-        here = [group[0].where == "client" for group in groups]
         return [
-            _Trip(group, 0.0, 0) if at_client
+            _Trip(group, 0.0, 0) if group[0].where == "client"
             else _Trip(group, self._expected_ms(group), self._results_bytes(group, channels))
-            for group, at_client in zip(groups, here, strict=True)
+            for group in groups
         ]  # fmt: skip
 
     def _wait(self, measuring: Measuring, router: Router, client: Client) -> list[Piece]:
         """Wait for partitions that will be ready so soon that the query ends earlier. Returns what it may use then."""
         if client.is_late:
             return []
-        upload, uploaded = client.upload, self._uploaded()
+        upload, uploaded = client.upload, self._uploaded(self._ready())
         if upload is None or upload.ended or client.fault is not None:
             return uploaded
         estimate, (ready, shares) = measuring.current(), upload.unsent()
@@ -255,7 +253,7 @@ class QueryExecutor:
         count, wait_ms = router.wait(estimate, uploaded, coming())
         if count:
             upload.wait_ready(ready + count, wait_ms * self._dilation / 1e3)
-        return self._uploaded()
+        return self._uploaded(self._ready())
 
     def _follow(
         self,
@@ -300,18 +298,16 @@ class QueryExecutor:
         query.segments.append(self._segment("client", first, last, stage_ms, began))
         query.reach(last, self._net.outputs(last))
 
-    def _run_there(
-        self, query: _Progress, trip: _Trip, channels: Mapping[int, int], late_s: float | None = None
-    ) -> None:
+    def _run_there(self, query: _Progress, trip: _Trip, channels: Mapping[int, int], late_s: float | None) -> None:
         """Run legs between which data stays at the server, from data at the client to data at the client.
 
         Messages that do not depend on the client's channels are sent ahead, so that the server need not wait for them.
         """
         assert self._client is not None
-        legs = trip.legs
-        deadline_s = Timeouts(query_s=self.silence_s).deadline_s(trip.expected_ms * self._dilation)
+        legs, timeouts = trip.legs, self._client.timeouts
+        deadline_s = timeouts.deadline_s(trip.expected_ms * self._dilation)
         if late_s is not None:  # being late must come first
-            deadline_s = max(deadline_s, late_s - time.monotonic() + self.silence_s)
+            deadline_s = max(deadline_s, late_s - time.monotonic() + timeouts.query_s)
         done = self._observer(legs, channels)
         try:
             with self._client.query(deadline_s, trip.results_bytes, late_s, done) as exchange:

@@ -101,7 +101,7 @@ class Offloading:
         prepare_rest: PrepareRest | None = None,
     ) -> None:
         self.executor = QueryExecutor(
-            network, net, graph, client, pieces, sliced, layer_ms, dilation, auditor, measuring
+            network, net, graph, client, pieces, sliced or {}, layer_ms, dilation, auditor, measuring
         )
         self.executor.before_query = self._before_query
         self.measuring = measuring
@@ -374,7 +374,7 @@ def open_offloading(
             pieces = [*begun, *plan.uploads]
             sliced = slice_stages(network, pieces, net)
             unchecked = {stage: each for stage, each in sliced.items() if _slices(stage, pieces) not in exact}
-            if not (found := _inexact(network, net, unchecked) - inexact):
+            if not (found := _inexact(net, unchecked) - inexact):
                 exact.update(_slices(stage, pieces) for stage in unchecked)
                 break
             if found & channels_of(held).keys():
@@ -470,7 +470,7 @@ def _slices(stage: int, partitions: Sequence[Sequence[Piece]]) -> tuple[Piece, .
     return tuple(piece for pieces in partitions for piece in pieces if stage_of(piece) == stage)
 
 
-def _inexact(network: Network, net: StageNet, sliced: Mapping[int, SlicedStage]) -> set[int]:
+def _inexact(net: StageNet, sliced: Mapping[int, SlicedStage]) -> set[int]:
     """The stages whose slices do not make the same bits as the whole stage, on random data."""
     inexact = set()
     random = np.random.default_rng(0)

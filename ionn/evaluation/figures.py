@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ionn.errors import InputError, did_you_mean
 from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.response_figures import fig_responses
-from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_png_and_pdf
+from ionn.evaluation.style import EDGE, Look, looks, new_figure, save_png_and_pdf, set_titles
 from ionn.evaluation.summary import (
     Stat,
     SummaryRow,
@@ -72,7 +72,7 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """Latency of the queries over time, a figure per model: fig7-SETTINGS-MODEL."""
     paths = []
     for (settings, model, suffix), members in _groups(rows, lambda row: (row.settings, row.model)):
-        styles = _styles(members)
+        styles = looks(row.algorithm for row in members)
         with new_figure(6.8, 4.4) as (figure, axes):
             for row in members:
                 _latency_line(axes, row, styles[row.algorithm])
@@ -105,7 +105,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
     paths = []
     for (settings, suffix), members in _groups(rows, lambda row: (row.settings,)):
         models = distinct(row.model for row in members)
-        styles = _styles(members)
+        styles = looks(row.algorithm for row in members)
         width = 0.84 / len(styles)
         with new_figure(max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles))), 3.4) as (figure, axes):
             for row in members:
@@ -133,7 +133,7 @@ def _halves_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: Look
 
 
 def _share_bar(axes: Axes, x: float, width: float, row: SummaryRow, style: Look) -> None:
-    share = Stat(row.largest_share.mean * 100, row.largest_share.std * 100)
+    share = row.largest_share.times(100)
     axes.bar(x, share.mean, width * 0.9, facecolor=style["color"], hatch=style["hatch"], **EDGE)
     _spread_and_value(axes, x, share, f"{share.mean:.0f}")
 
@@ -166,11 +166,6 @@ def _latency_line(axes: Axes, row: SummaryRow, style: Look) -> None:
         axes.axvline(row.upload_s.mean, linewidth=0.7, **look)
 
 
-def _styles(rows: Sequence[SummaryRow]) -> dict[str, Look]:
-    """The look of each algorithm, in drawing order: the same in all figures that have the same algorithms."""
-    return looks([row.algorithm for row in rows])
-
-
 def _light(color: str) -> tuple[float, float, float]:
     from matplotlib.colors import to_rgb
 
@@ -193,6 +188,5 @@ def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     how = f"{'computed' if settings.testbed == 'virtual' else 'measured'} on the {settings.name}"
     runs = distinct(sorted(len(row.traces) for row in rows))
     count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
-    axes.set_title(f"{title}\n", loc="left", fontweight="bold")
     said = [how, settings.rate, count, disturbed_text([trace for row in rows for trace in row.traces])]
-    axes.text(0, 1.03, ", ".join(filter(None, said)), transform=axes.transAxes, color="#444444")
+    set_titles(axes, title, ", ".join(filter(None, said)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -120,7 +120,7 @@ def largest(report: Report) -> Finding | None:
     ordered = sorted(members, key=lambda row: row.largest_share.mean, reverse=True)
     shares = _listed_by_value((f"{row.largest_share.mean * 100:.0f} %", row.algorithm) for row in ordered)
     sentence = f"The share of {report.titles[members[0].model]}'s weights that the largest partition has: {shares}."
-    chart = bars(rows, lambda row: _times(row.largest_share, 100), report.titles, "% of the model's weights", " %")
+    chart = bars(rows, lambda row: row.largest_share.times(100), report.titles, "% of the model's weights", " %")
     return Finding("The largest partition", sentence, chart, _where(rows[0].settings))
 
 
@@ -153,8 +153,9 @@ def prediction(report: Report) -> Finding | None:
         return None
     errors = [abs(each.query_error) * 100 for each in live]
     sentence = (
-        f"{_counted(len(live), 'live run')}, each computed again from the costs that were measured in it: the number "
-        f"of queries is off by {statistics.median(errors):.1f} % in the median, and {max(errors):.1f} % at most."
+        f"{len(live)} live run{'s' * (len(live) != 1)}, each computed again from the costs that were measured in it: "
+        f"the number of queries is off by {statistics.median(errors):.1f} % in the median, and {max(errors):.1f} % at "
+        "most."
     )
     return Finding("Live runs and their predictions", sentence, predictions(live, report.titles), "live testbed")
 
@@ -170,7 +171,7 @@ def equal_time(report: Report) -> Finding | None:
     found = [
         (ratio(row.queries_in_window, originals[row.model, base]), row)
         for row in rows
-        if (row.model, base := _not_coded(row.settings)) in originals
+        if (row.model, base := row.settings.not_coded) in originals
     ]
     if not found or max(times.mean for times, _ in found) <= 1:
         return None
@@ -182,21 +183,17 @@ def equal_time(report: Report) -> Finding | None:
     compared = [
         (factor, each)
         for factor, each in found
-        if (each.model, _not_coded(each.settings)) == (row.model, _not_coded(row.settings))
+        if (each.model, each.settings.not_coded) == (row.model, row.settings.not_coded)
     ]
     compared.sort(key=lambda pair: (CODINGS.index(pair[1].settings.coding), pair[1].settings.weight_ratio or 1))
     values = [(_coding(each.settings), each.algorithm, factor) for factor, each in compared]
     chart = grouped_bars(values, "queries, times original's", " x", 1, "coding")
-    return Finding("Queries in equal time", sentence, chart, _where(_not_coded(row.settings)))
+    return Finding("Queries in equal time", sentence, chart, _where(row.settings.not_coded))
 
 
 def _coding(settings: Settings) -> str:
     ratio = "" if settings.weight_ratio is None else f", weight ratio {settings.weight_ratio}"
     return f"coding {settings.coding}{ratio}"
-
-
-def _not_coded(settings: Settings) -> Settings:
-    return replace(settings, coding=NONE, weight_ratio=None)
 
 
 def response_times(report: Report) -> Finding | None:
@@ -239,10 +236,6 @@ def _where(settings: Settings) -> str:
     return f"{settings.name}, {settings.rate}"
 
 
-def _times(stat: Stat, factor: float) -> Stat:
-    return Stat(stat.mean * factor, stat.std * factor)
-
-
 def _short_ms(value_ms: float) -> str:
     if value_ms >= 10:
         return f"{value_ms:.0f} ms"
@@ -258,7 +251,3 @@ def _listed_by_value(pairs: Iterable[tuple[str, str]]) -> str:
 def _listed(parts: Iterable[str]) -> str:
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _counted(number: int, what: str) -> str:
-    return f"1 {what}" if number == 1 else f"{number} {what}s"

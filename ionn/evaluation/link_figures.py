@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ionn.evaluation.beliefs import true_mbps
-from ionn.evaluation.style import COLORS, new_panels, plain_log_axis, save_png_and_pdf
+from ionn.evaluation.style import COLORS, new_panels, plain_log_axis, save_png_and_pdf, set_titles
 from ionn.evaluation.summary import SummaryRow
 from ionn.paper import model_title
 from ionn.records import QueryRecord
@@ -43,8 +43,7 @@ def fig_links(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             figure.legend(handles, labels, loc="outside lower center", ncols=2, title="thin line: the upload ends")
             subtitle = textwrap.fill(f"{row.settings.name}, {row.settings.rate}", 85)
             title = f"{model_title(row.model)}, {row.algorithm}: queries over a link that changes"
-            latencies.set_title(title + "\n" * len(subtitle.splitlines()), loc="left", weight="bold")
-            latencies.text(0, 1.03, subtitle, transform=latencies.transAxes, color="#444444")
+            set_titles(latencies, title, subtitle)
             paths += save_png_and_pdf(figure, out / f"link-{row.settings.slug}-{row.model}-{row.algorithm}")
     return paths
 

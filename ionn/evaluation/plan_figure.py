@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
-from ionn.evaluation.style import looks, new_figure, save_figure
+from ionn.evaluation.style import looks, new_figure, save_figure, set_titles
 from ionn.paper import model_title
 from ionn.planning.plan import Plan
 
@@ -45,7 +45,6 @@ def draw_plans(plans: Sequence[Plan], path: Path) -> Path:
         axes.set_xlim(0, end_s * 1.04)
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=2)
-        axes.set_title(f"{model_title(plans[0].model)}: what each plan promises\n", loc="left", fontweight="bold")
         subtitle = f"predicted from the costs, {plans[0].mbps:g} Mbps, the upload alone on the link"
-        axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
+        set_titles(axes, f"{model_title(plans[0].model)}: what each plan promises", subtitle)
         return save_figure(figure, path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ionn.coding import CODINGS, NONE
+from ionn.coding import CODINGS
 from ionn.errors import InputError
 from ionn.evaluation import page
 from ionn.evaluation.beliefs import SPAN_S, rate_error_percentile
@@ -64,16 +64,15 @@ class _PlanList(msgspec.Struct):
     plans: tuple[PlanDocument, ...]
 
 
-def write_report(results: Path, figures: Iterable[Path] | None = None, algorithms: Collection[str] = ()) -> Path:
+def write_report(results: Path, figures: Iterable[Path], algorithms: Collection[str] = ()) -> Path:
     """Write report.md and report.html of a results folder. Returns the path of report.md.
 
     It is made of the folder's traces, and of its plans.json and uncertainty.json if there are any. `figures` are those
-    that the report shows, by default those in results/figures; charts of the page show the `algorithms`, by default all
-    but baselines. Raises InputError if there are no traces, and if something cannot be read or written.
+    that the report shows; charts of the page show the `algorithms`, by default all but baselines. Raises InputError if
+    there are no traces, and if something cannot be read or written.
     """
-    shown = sorted((results / "figures").glob("*.png")) if figures is None else figures
     traces, plans = load_results(results), _load_plans(results / "plans.json")
-    return save_report(make_report(traces, plans, load_uncertainty(results)), results, shown, algorithms)
+    return save_report(make_report(traces, plans, load_uncertainty(results)), results, figures, algorithms)
 
 
 def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algorithms: Collection[str] = ()) -> Path:
@@ -88,11 +87,6 @@ def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algo
     if page.is_available():
         write_file(folder / "report.html", page.html_page(report, images, folder, algorithms).encode())
     return folder / "report.md"
-
-
-def terminal_summary(traces: Sequence[Trace], uncertainty: Uncertainty | None = None) -> str:
-    """The tables of the report for the terminal."""
-    return make_report(traces, uncertainty=uncertainty).text()
 
 
 def make_report(
@@ -112,7 +106,8 @@ def make_report(
     live = [validate(trace) for row in fixed for trace in row.traces]
     evidence = Evidence.of(rows, planning_ms)
     verdicts = _judge(CLAIMS, evidence, uncertainty)
-    slice_verdicts = _judge(SLICE_CLAIMS, evidence, uncertainty) if _ran(SLICED, rows) else []
+    sliced = any(row.algorithm == SLICED for row in rows)
+    slice_verdicts = _judge(SLICE_CLAIMS, evidence, uncertainty) if sliced else []
     sections = [
         *_claims(verdicts, uncertainty),
         _slice_claims(slice_verdicts, uncertainty),
@@ -208,10 +203,6 @@ def _slice_claims(found: Sequence[Verdict], uncertainty: Uncertainty | None) -> 
     )
 
 
-def _ran(algorithm: str, rows: Sequence[SummaryRow]) -> bool:
-    return any(row.algorithm == algorithm for row in rows)
-
-
 def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
     return Section(
         f"Summary: {settings.name}, {settings.rate}",
@@ -228,7 +219,7 @@ def _summary(settings: Settings, rows: Sequence[SummaryRow]) -> Section:
         tuple(
             (
                 model_title(row.model), row.algorithm, runs_text(row.traces),
-                f"{row.first_half.count()} + {row.second_half.count()}", _share_text(row.largest_share, 0),
+                f"{row.first_half.count()} + {row.second_half.count()}", row.largest_share.times(100).text(0, unit="%"),
                 row.queries.count(), row.upload_s.text(2), row.queries_per_s.text(2),
                 row.mean_ms.text(), row.energy_j.text(2), row.first_ms.text(), row.last_ms.text(), row.overruns.count(),
                 str(row.outputs) if row.outputs.computed else "-", row.planning_ms.text(2),
@@ -264,11 +255,12 @@ def equal_time(rows: Sequence[SummaryRow]) -> Section:
     lines = []
     for row in sorted(with_window, key=_by_coding):
         settings = row.settings
-        raw = originals.get((row.model, replace(settings, coding=NONE, weight_ratio=None)))
+        raw = originals.get((row.model, settings.not_coded))
+        times = "-" if raw is None else ratio(row.queries_in_window, raw).text()
         lines.append(
             (
                 model_title(row.model), row.algorithm, settings.testbed, _coding(settings), f"{settings.window_s:g}",
-                row.queries_in_window.count(), _times(row.queries_in_window, raw), row.mean_ms_in_window.text(),
+                row.queries_in_window.count(), times, row.mean_ms_in_window.text(),
                 row.last_ms.text(), row.upload_s.text(2),
                 _mega(row.weight_bytes, row.weight_wire_bytes) + _held(row.weight_bytes_held),
                 _mega(row.feature_bytes, row.feature_wire_bytes),
@@ -301,7 +293,7 @@ def response_times(rows: Sequence[SummaryRow]) -> Section:
             (
                 model_title(row.model), row.algorithm, row.settings.name, row.settings.rate,
                 runs_text(row.traces), row.raised.count(), row.dropped.count(), row.p50_ms.text(), row.p90_ms.text(),
-                row.p99_ms.text(), _share_text(row.within_deadline, 1),
+                row.p99_ms.text(), row.within_deadline.times(100).text(unit="%"),
             )
             for row in rows
             if not row.settings.arrivals.closed
@@ -337,10 +329,6 @@ def estimates(rows: Sequence[SummaryRow]) -> Section:
 
 def _by_coding(row: SummaryRow) -> tuple[Any, ...]:
     return rank(row.model, list(MODELS)), rank(row.algorithm, SHOWN), CODINGS.index(row.settings.coding)
-
-
-def _times(queries: Stat, of: Stat | None) -> str:
-    return "-" if of is None else ratio(queries, of).text()
 
 
 def _coding(settings: Settings) -> str:
@@ -523,12 +511,6 @@ def _subject(validation: Validation) -> tuple[str, str, str]:
 
 def _runs(members: Sequence[Validation]) -> str:
     return runs_text([each.measured for each in members])
-
-
-def _share_text(share: Stat, digits: int) -> str:
-    """A share in percent."""
-    text = Stat(share.mean * 100, share.std * 100).text(digits)
-    return text if text == "-" else f"{text}%"
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ionn.evaluation.style import Look, looks, new_panels, plain_log_axis, save_png_and_pdf
+from ionn.evaluation.style import Look, looks, new_panels, plain_log_axis, save_png_and_pdf, set_titles
 from ionn.evaluation.summary import Stat, SummaryRow, disturbed_text
 from ionn.paper import model_title
 from ionn.testbed.arrivals import DROP
@@ -55,9 +55,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             runs = "1 run" if count == 1 else f"{count} runs, mean ± std"
             marked = disturbed_text([trace for row in members for trace in row.traces])
             subtitle = textwrap.fill(", ".join(filter(None, (settings.name, settings.rate, runs, marked))), 85)
-            title = f"{model_title(model)}: response times" + "\n" * len(subtitle.splitlines())
-            plots[0].set_title(title, loc="left", fontweight="bold")
-            plots[0].text(0, 1.03, subtitle, transform=plots[0].transAxes, color="#444444")
+            set_titles(plots[0], f"{model_title(model)}: response times", subtitle)
             paths += save_png_and_pdf(figure, out / f"responses-{settings.slug}-{model}")
     return paths
 

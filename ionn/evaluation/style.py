@@ -83,25 +83,28 @@ def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 @contextmanager
 def new_panels(width: float, height: float, parts: Sequence[float]) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of that size in inches with plots below each other, of heights in these proportions, over one x axis."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        panels = figure.subplots(len(parts), sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(parts)})
-        yield figure, list(panels[:, 0])
+    with new_grid(width, height, len(parts), 1, gridspec_kw={"height_ratios": list(parts)}) as (figure, grid):
+        yield figure, [axes for (axes,) in grid]
 
 
 @contextmanager
-def new_grid(width: float, height: float, rows: int, columns: int) -> Iterator[tuple[Figure, list[list[Axes]]]]:
-    """A figure of that size in inches with rows of plots, over the same axes."""
+def new_grid(
+    width: float, height: float, rows: int, columns: int, **options: Any
+) -> Iterator[tuple[Figure, list[list[Axes]]]]:
+    """A figure of that size in inches with rows of plots, over the same x axes; `options` are those of `subplots`."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        grid = figure.subplots(rows, columns, sharex=True, squeeze=False, **options)
         yield figure, [list(line) for line in grid]
+
+
+def set_titles(axes: Axes, title: str, subtitle: str) -> None:
+    """Write a bold title above a plot, and below it a subtitle, which may have several lines."""
+    axes.set_title(title + "\n" * len(subtitle.splitlines()), loc="left", fontweight="bold")
+    axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
 
 
 def plain_log_axis(axis: YAxis) -> None:

@@ -36,11 +36,15 @@ class Stat:
             return cls(math.nan, 0.0)
         return cls(float(np.mean(defined)), float(np.std(defined, ddof=1)) if len(defined) > 1 else 0.0)
 
-    def text(self, digits: int = 1) -> str:
+    def times(self, factor: float) -> Stat:
+        return Stat(self.mean * factor, self.std * factor)
+
+    def text(self, digits: int = 1, sign: str = "", unit: str = "") -> str:
+        """Return the text: with the `sign` "+" for a change, and with the unit behind it where it is defined."""
         if math.isnan(self.mean):
             return "-"
         spread = f"{self.std:.{digits}f}"
-        return f"{self.mean:.{digits}f}" + (f" ± {spread}" if float(spread) else "")
+        return f"{self.mean:{sign}.{digits}f}" + (f" ± {spread}" if float(spread) else "") + unit
 
     def count(self) -> str:
         """Return the text for a quantity that is a whole number in each run."""
@@ -48,10 +52,7 @@ class Stat:
 
     def percent(self, digits: int = 0) -> str:
         """Return the text for a change in percent."""
-        if math.isnan(self.mean):
-            return "-"
-        spread = f"{self.std:.{digits}f}"
-        return f"{self.mean:+.{digits}f}" + (f" ± {spread}" if float(spread) else "") + "%"
+        return self.text(digits, "+", "%")
 
 
 def ratio(new: Stat, old: Stat) -> Stat:

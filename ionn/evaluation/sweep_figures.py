@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ionn.costs.loading import split_times
 from ionn.errors import InputError
 from ionn.evaluation.style import looks, new_grid, new_panels, save_png_and_pdf
-from ionn.evaluation.summary import distinct, rank
+from ionn.evaluation.summary import Grid, distinct, rank
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, SERVER, SHOWN, model_title
 from ionn.testbed.sweep_table import SweepRow
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
 
-Grid = NDArray[np.float64]
 Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as fast the server is
 
 # An algorithm matters from this gain on.
@@ -214,7 +212,8 @@ def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
     mbps, speeds = sorted({key[2] for key in gains}), sorted({key[3] for key in gains})
     device = _server(rows[0])[1]
     papers = _is_papers(rows[0]._replace(server=device))
-    with new_grid(2.5 + 2.5 * len(algorithms), 2.0 + 1.5 * len(models), len(models), len(algorithms)) as (figure, grid):
+    size = 2.5 + 2.5 * len(algorithms), 2.0 + 1.5 * len(models)
+    with new_grid(*size, len(models), len(algorithms), sharey=True) as (figure, grid):
         for model, line in zip(models, grid, strict=True):
             for algorithm, axes in zip(algorithms, line, strict=True):
                 values = _values(gains, model, algorithm, mbps, speeds)

@@ -296,18 +296,6 @@ def _layers(file: _File) -> dict[str, tuple[_StoredBlob, ...]]:
     return layers
 
 
-def read(path: Path) -> dict[str, tuple[Floats, ...]]:
-    """Read the blobs of every layer in a caffemodel into float32 arrays.
-
-    Raises InputError if the file cannot be read, changes while it is read, or is not a caffemodel.
-    """
-    with _opened(path) as file, file.reading():
-        stored = _layers(file)
-        layers = {name: tuple(np.empty(blob.shape, np.float32) for blob in blobs) for name, blobs in stored.items()}
-        _fill(layers, stored)
-    return layers
-
-
 def _fill(arrays: Mapping[str, Sequence[Floats]], stored: Mapping[str, Sequence[_StoredBlob]]) -> None:
     for name, blobs in stored.items():
         for blob, array in zip(blobs, arrays[name], strict=True):

@@ -128,14 +128,6 @@ def _net(network: Network, first: int, last: int) -> Any:
     return net
 
 
-def slice_weights(
-    network: Network, piece: Slice, weights: Mapping[str, Sequence[Floats]]
-) -> dict[str, tuple[Floats, ...]]:
-    """The weights of a slice: rows of those of its stage, not copied."""
-    names = network.stages[piece.stage].layers
-    return {name: tuple(blob[piece.begin : piece.end] for blob in weights[name]) for name in names if name in weights}
-
-
 def extract(
     network: Network,
     pieces: Sequence[Piece],
@@ -153,28 +145,20 @@ def extract(
         *(extract_net(network, first, last) for first, last in runs),
         *(extract_slice(network, piece) for piece in slices),
     )
-    blobs = [
-        *(
-            (layer, weights[layer.name], frames.get(layer.name, ()))
-            for first, last in runs
-            for layer in _weighted(network, first, last)
-        ),
-        *(
-            (
-                layer,
-                slice_weights(network, piece, weights)[layer.name],
-                _slice_frames(frames.get(layer.name, ()), weights[layer.name], piece),
-            )
-            for piece in slices
-            for layer in _weighted(network, piece.stage, piece.stage)
-        ),
+    # Each with the slice whose rows of its blobs are taken, not copied; None for all.
+    layers: list[tuple[Layer, Slice | None]] = [
+        *((layer, None) for first, last in runs for layer in _weighted(network, first, last)),
+        *((layer, piece) for piece in slices for layer in _weighted(network, piece.stage, piece.stage)),
     ]
-    caffemodel = serialise_blobs(network.name, blobs)
-    # Which rows of its blobs each of these entries has: all, or those of a slice.
-    rows = [
-        *(None for first, last in runs for _ in _weighted(network, first, last)),
-        *(piece for piece in slices for _ in _weighted(network, piece.stage, piece.stage)),
-    ]
+    entries: list[tuple[Layer, Sequence[Floats], Sequence[Sequence[CodedFrame]]]] = []
+    for layer, piece in layers:
+        blobs, coded = weights[layer.name], frames.get(layer.name, ())
+        if piece is not None:
+            coded = _slice_frames(coded, blobs, piece)
+            blobs = [blob[piece.begin : piece.end] for blob in blobs]
+        entries.append((layer, blobs, coded))
+    caffemodel = serialise_blobs(network.name, entries)
+    rows = [piece for _, piece in layers]
     return ExtractedPartition(nets, caffemodel, _addressed(caffemodel, rows, weights, weight_pieces))
 
 

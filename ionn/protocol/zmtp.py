@@ -466,11 +466,8 @@ def _after(command: Any, name: bytes) -> bytes:
     return body[len(name) :]
 
 
-def _property(name: bytes, value: bytes) -> bytes:
-    return bytes([len(name)]) + name + len(value).to_bytes(4) + value
-
-
-_SOCKET_TYPE = _property(b"Socket-Type", b"ROUTER")
+# A property: its name and its value, each behind its length.
+_SOCKET_TYPE = b"\x0bSocket-Type\0\0\0\x06ROUTER"
 
 
 def _check_metadata(metadata: bytes) -> None:

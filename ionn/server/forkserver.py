@@ -26,7 +26,6 @@ from ionn.server.processes import end_process, next_packet, start_process
 from ionn.server.status import Note
 
 _PACKET_BYTES_MAX = 1024
-_STOP_S = 2.0
 # A session's pipe and its note, and its two sockets to the store if there is one.
 _DESCRIPTORS_MAX = 4
 
@@ -103,7 +102,7 @@ class ForkServer:
     def close(self) -> None:
         """End it. Its processes must have been ended before; any that are left end with it."""
         self._socket.close()
-        end_process(self._process, _STOP_S)
+        end_process(self._process)
         self.stderr.close()
 
 

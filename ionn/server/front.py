@@ -159,7 +159,7 @@ class Server:
         if self._lacks:
             log.warning("sessions are not sandboxed as they could be: %s", self._lacks)
         _reserve_descriptors(self._limits)
-        self._stderr = Quoted(log, "a session's process", _STDERR_LINES_MAX, _STDERR_LINES_PER_S)
+        self._stderr = Quoted(log, _STDERR_LINES_MAX, _STDERR_LINES_PER_S)
         self.counts = Counts()
         self._bounds = {role: bounds(role, self._limits) for role in ROLES}
         self._credits = {role: client_credit(role, self._limits) for role in ROLES}

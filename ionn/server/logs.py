@@ -21,9 +21,8 @@ class Quoted:
     """Logs lines that another process writes. A stranger's net may control that process. So characters that cannot be
     printed are replaced, and at most `lines_max` lines are logged at once, and `per_s` per second in the long run."""
 
-    def __init__(self, log: logging.Logger, speaker: str, lines_max: int, per_s: float) -> None:
+    def __init__(self, log: logging.Logger, lines_max: int, per_s: float) -> None:
         self._log = log
-        self._speaker = speaker
         self._lines_max, self._per_s = lines_max, per_s
         self._left = float(lines_max)
         self._counted_s = time.monotonic()
@@ -40,7 +39,7 @@ class Quoted:
         self._counted_s = now_s
         for line in lines[: int(self._left)]:
             text = printable(line[:_LINE_BYTES_MAX].decode(errors="replace"))
-            self._log.warning("%s says", self._speaker, extra={"fields": {"line": text}})
+            self._log.warning("a session's process says", extra={"fields": {"line": text}})
             self._left -= 1
 
 

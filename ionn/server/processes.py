@@ -14,6 +14,7 @@ from typing import Any
 # The variables of the server's environment that such a process gets: those that its libraries read. Others may be
 # secret.
 _ENVIRONMENT = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "GLOG_", "OPENBLAS_", "OMP_")
+_STOP_S = 2.0
 
 
 def start_process(
@@ -47,11 +48,11 @@ def next_packet(end: socket.socket, bytes_max: int) -> bytes | None:
     return packet
 
 
-def end_process(process: subprocess.Popen[bytes], within_s: float) -> None:
-    """Wait `within_s` for a process to end, which has been told to. If it does not, kill it and wait as long again: a
-    process whose disk does not answer may not end even then, and is left alone."""
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process to end, which has been told to. If it takes too long, kill it and wait as long again: a process
+    whose disk does not answer may not end even then, and is left alone."""
     for _ in range(2):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(within_s)
+            process.wait(_STOP_S)
             return
         process.kill()

@@ -41,7 +41,6 @@ _PACKET_BYTES_MAX = 4096
 # Characters of a warning, of which JSON makes six bytes each at most.
 _WARNING_MAX = 600
 _ASKED_BYTES_MAX = 1 + HAS_MAX * DIGEST_BYTES
-_STOP_S = 2.0
 # How often the front is told the counts.
 _COUNT_S = 0.5
 # How often a session may report a piece wrongly as damaged, or give one that cannot be stored. A session that works
@@ -111,7 +110,7 @@ class StoreProcess:
     def close(self) -> None:
         """End the process. A piece that is being stored may not be."""
         self._socket.close()
-        end_process(self._process, _STOP_S)
+        end_process(self._process)
 
 
 # --- The process ------------------------------------------------------------------------------------------------------

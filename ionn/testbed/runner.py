@@ -35,10 +35,8 @@ if TYPE_CHECKING:
 
 # A profile of this machine is measured over so many forward passes.
 PROFILE_RUNS = 20
-# The files of `calibrate_server` in a results folder: the costs that a server started for it sends, and how well they
-# predict what was measured.
+# The file in a results folder with the costs that a server started for it sends.
 SERVER_COSTS = "server.json"
-CALIBRATION = "calibration.txt"
 
 
 def check_weights(model: str | Path, weights: str | Path | None) -> None:
@@ -112,8 +110,8 @@ def _another_of_its_name(network: Network) -> str:
 def run_live_all(
     subject: Subject,
     algorithms: Sequence[str],
-    runs: int = 1,
-    settings: Settings | None = None,
+    runs: int,
+    settings: Settings,
     *,
     server: Costs | None = None,
     results: Path | None = None,
@@ -129,7 +127,6 @@ def run_live_all(
     """
     from ionn.testbed import live, processes
 
-    settings = settings or live_settings(subject, server, link=link)
     bandwidth = None if link is None else Bandwidth.load(link)
     name = subject.network.name
     traces: dict[tuple[int, str], Trace] = {}
@@ -211,19 +208,6 @@ def _check_same(
             f"{path}: a run with other settings, or of another network or planner; choose another results folder, or "
             "remove it"
         )
-
-
-def calibrate_server(results: Path) -> None:
-    """Calibrate this machine for the servers that are started for `results`, unless the folder has its costs."""
-    if (results / SERVER_COSTS).exists():
-        return
-    from ionn.costs import calibration
-    from ionn.files import write_file
-
-    with bar(calibration.PASSES + 1, "pass", "calibrating this machine") as progress:
-        fitted = calibration.calibrate(progress=progress.update)
-    fitted.model.save(results / SERVER_COSTS)
-    write_file(results / CALIBRATION, fitted.quality.table().encode() + b"\n")
 
 
 def _server_costs(subject: Subject, results: Path | None, stack: contextlib.ExitStack) -> Path:

@@ -152,6 +152,11 @@ class Settings:
         return replace(self, dilation=1.0) == Settings(self.testbed)
 
     @property
+    def not_coded(self) -> Settings:
+        """The same without coding."""
+        return replace(self, coding=NONE, weight_ratio=None)
+
+    @property
     def rate(self) -> str:
         """The bandwidth, as it is shown to people."""
         return "bandwidth measured" if self.mbps is None else f"{_exact(self.mbps)} Mbps"

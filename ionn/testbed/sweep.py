@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import logging
 import math
+import operator
 import os
 import re
 import threading
@@ -269,7 +270,8 @@ def run_task(task: Task) -> list[SweepRow | Failure]:
         except InputError as error:
             found += [Failure(run.cell, str(error)) for run in group]
             continue
-        for algorithm, planned in itertools.groupby(sorted(group, key=_algorithm), key=_algorithm):
+        by_algorithm = operator.attrgetter("algorithm")
+        for algorithm, planned in itertools.groupby(sorted(group, key=by_algorithm), key=by_algorithm):
             cells = list(planned)
             try:
                 plan = make_plan(task.network, graph, algorithm, mbps, task.planners.get(algorithm))
@@ -282,10 +284,6 @@ def run_task(task: Task) -> list[SweepRow | Failure]:
                 except InputError as error:
                     found.append(Failure(run.cell, str(error)))
     return found
-
-
-def _algorithm(run: _Run) -> str:
-    return run.algorithm
 
 
 def _row(cell: Cell, trace: Trace) -> SweepRow:

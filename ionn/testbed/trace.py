@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,8 +267,7 @@ class Trace:
     @property
     def mean_ms_in_upload(self) -> float:
         """The mean latency of the queries `in_upload`; NaN if there are none."""
-        latencies_ms = [query.latency_ms for query in self.in_upload]
-        return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
+        return _mean_ms(self.in_upload)
 
     @property
     def in_window(self) -> tuple[QueryRecord, ...]:
@@ -279,8 +278,7 @@ class Trace:
     @property
     def mean_ms_in_window(self) -> float:
         """The mean latency of the queries `in_window`; NaN if there are none."""
-        latencies_ms = [query.latency_ms for query in self.in_window]
-        return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
+        return _mean_ms(self.in_window)
 
     @property
     def last_raised_s(self) -> float:
@@ -407,6 +405,11 @@ class Trace:
         estimates = tuple(dataclasses.replace(each, time_s=each.time_s / k) for each in self.estimates)
         loads = tuple(dataclasses.replace(each, start_s=each.start_s / k, end_s=each.end_s / k) for each in self.loads)
         return Trace(self.info, partitions, queries, True, dropped_s, estimates, loads)
+
+
+def _mean_ms(queries: Sequence[QueryRecord]) -> float:
+    latencies_ms = [query.latency_ms for query in queries]
+    return sum(latencies_ms) / len(latencies_ms) if latencies_ms else math.nan
 
 
 def _sum(sizes: Iterable[int | None]) -> int | None:

@@ -13,9 +13,20 @@ import pytest
 from ionn.client.session import FAULTS
 from ionn.records import QueryRecord
 from ionn.testbed.live_session import LiveSession
-from tests.support.world import PATIENT, Link, Process, Server, World, at_server, bit_equal, recover, wait_for
+from tests.support.world import (
+    PATIENT,
+    PHASES,
+    Link,
+    Process,
+    Server,
+    World,
+    at_server,
+    begin,
+    bit_equal,
+    recover,
+    wait_for,
+)
 
-PHASES = ("first partition", "mid-partition", "mid-query", "between")
 STRIKES = {"kill -9": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
 MBPS = 16.0  # the upload takes 0.6 s, so that there is a middle to strike in
 
@@ -38,15 +49,7 @@ def revive(struck: Process) -> None:
 
 def queries_through(session: LiveSession, phase: str, strike: Strike, number: int) -> list[QueryRecord]:
     """Queries before, while and after something is struck at a phase."""
-    records = []
-    session.start_upload()
-    if phase == "mid-partition":
-        wait_for(
-            lambda: session.offloading.uploaded_bytes > session.offloading.total_bytes / 3, "a third of the upload"
-        )
-    elif phase != "first partition":
-        wait_for(session.uploaded, "the upload")
-        records.append(session.query())
+    records = begin(session, phase)
     if phase == "mid-query":
         # Whoever is frozen already cannot answer the query; killed or not, this is its middle.
         strike(signal.SIGSTOP)

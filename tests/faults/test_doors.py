@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import signal
-import stat
 import subprocess
 import sys
 import urllib.request
@@ -24,7 +23,7 @@ from ionn.client.connection import Connection
 from ionn.client.session import Client, Timeouts
 from ionn.errors import InputError, NotAcceptedError, ServerError, ServerUnreachableError
 from ionn.protocol import messages
-from ionn.protocol.curve import ClientKeys, client_keys, make_keys, read_key, server_keys
+from ionn.protocol.curve import ClientKeys, client_keys, make_keys
 from ionn.server.front import Server as Listener
 from ionn.server.limits import Limits, option
 from tests.support.raw import Raw
@@ -128,22 +127,9 @@ def test_what_a_server_said_before_it_closed_is_the_reason() -> None:
         context.destroy(linger=0)
 
 
-def test_a_key_and_a_lock_that_are_half_given(keys: Path) -> None:
-    with pytest.raises(InputError, match="give both --key, the client's secret key, and --server-key"):
-        client_keys(keys / "phone.secret", None)
-    with pytest.raises(InputError, match="give both --key, the server's secret key, and --allow"):
-        server_keys(None, keys / "allowed")
-
-
 def test_keygen(tmp_path: Path) -> None:
     name = str(tmp_path / "phone")
     assert CliRunner().invoke(cli, ["keygen", name]).output.split() == [f"{name}.secret", f"{name}.public"]
-    assert stat.S_IMODE((tmp_path / "phone.secret").stat().st_mode) == 0o600
-    assert read_key(tmp_path / "phone.secret") != read_key(tmp_path / "phone.public")
-    assert isinstance(CliRunner().invoke(cli, ["keygen", name]).exception, InputError)  # never overwritten
-    (tmp_path / "junk").write_text("not a key\n")
-    with pytest.raises(InputError, match="junk:1: not a key"):
-        read_key(tmp_path / "junk")
 
 
 def test_what_only_this_machine_reaches() -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from ionn.client.session import FAULTS
-from tests.support.world import Server, Wire, World, at_server, bit_equal, recover, wait_for
+from tests.support.world import PHASES, Server, Wire, World, at_server, begin, bit_equal, recover, wait_for
 
 
 @pytest.fixture
@@ -28,19 +28,11 @@ def test_a_blocked_way_while_connecting(wire: Wire, any_world: World) -> None:
 
 
 @pytest.mark.parametrize("fault", ["blocked", "reset"])
-@pytest.mark.parametrize("phase", ["first partition", "mid-partition", "mid-query", "between"])
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_way_that_fails(fault: str, phase: str, wire: Wire, any_world: World) -> None:
-    records = []
     with any_world.client(wire.address) as (client, session):
         wire.delay_s = 0.02 if "partition" in phase else 0.0
-        session.start_upload()
-        if phase == "mid-partition":
-            wait_for(
-                lambda: session.offloading.uploaded_bytes > session.offloading.total_bytes / 3, "a third of the upload"
-            )
-        elif phase != "first partition":
-            wait_for(session.uploaded, "the upload")
-            records.append(session.query())
+        records = begin(session, phase)
         if fault == "blocked":
             wire.blocked = True
         elif phase == "mid-query":

@@ -222,9 +222,7 @@ def test_the_limits_are_the_sessions_not_the_partitions(raw: Raw) -> None:
     ],
     ids=["header", "frames", "bytes"],
 )
-def test_what_a_message_may_be_is_limited(
-    frames: list[bytes], reason: str, raw: Raw, steady: Server, world: World
-) -> None:
+def test_what_a_message_may_be_is_limited(frames: list[bytes], reason: str, raw: Raw, world: World) -> None:
     """Beyond that the connection ends, and not the session."""
     header, chunks, _ = upload_messages(world.partitions[1])
     assert raw.ask(raw.control, header) == messages.Ack(0, 0)

@@ -30,6 +30,7 @@ from ionn.protocol import messages
 from ionn.protocol.curve import client_keys, make_keys
 from ionn.server.store import SHARED, owner_of
 from tests.support.forward import Weights, boundary_blobs, random_weights
+from tests.support.machine import small_disk
 from tests.support.nets import network_of
 from tests.support.raw import Raw
 from tests.support.stored import addressed, digests_of, held_by, upload, upload_messages, wait_held
@@ -322,7 +323,7 @@ def test_a_key_finds_what_it_has_brought_and_nothing_else(tmp_path: Path, model:
 # --- Deaths -----------------------------------------------------------------------------------------------------------
 
 
-def test_kills_of_the_store_process(folder: Path, steady: Server, tiny: Network) -> None:
+def test_kills_of_the_store_process(steady: Server, tiny: Network) -> None:
     """At any moment of an upload: it ends well, what was said to be stored is there, and the next session finds it."""
     chosen = random.Random(3)
     told: set[str] = set()
@@ -443,7 +444,7 @@ def test_nobody_waits_for_a_store_that_is_frozen(steady: Server, model: Model, t
     assert model.visit(steady) == model.least_bytes
 
 
-def test_a_server_whose_store_is_frozen_stops(tmp_path: Path, model: Model) -> None:
+def test_a_server_whose_store_is_frozen_stops(tmp_path: Path) -> None:
     server = Server("--store", str(tmp_path / "store"), *SHARED_STORE)
     freeze(server.store_process())
     server.end_well()
@@ -506,7 +507,7 @@ def swap(path: Path) -> None:
 
 @pytest.mark.parametrize("poison", [flip, lambda p: os.truncate(p, 1000), link, pipe, folder_there, swap, os.unlink])
 def test_a_poisoned_folder_is_noticed_and_its_pieces_sent_again(
-    poison: object, tmp_path: Path, steady: Server, folder: Path, model: Model
+    poison: object, steady: Server, folder: Path, model: Model
 ) -> None:
     """Between the question and the upload, which is the worst moment."""
     assert callable(poison)
@@ -542,13 +543,8 @@ def test_a_folder_that_is_removed(tmp_path: Path, model: Model, tiny: Network) -
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    with small_disk(tmp_path / "disk", "1m") as path:
+        yield path
 
 
 def test_a_full_disk_turns_the_store_off_and_nothing_else(small_disk: Path, model: Model) -> None:

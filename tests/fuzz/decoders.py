@@ -18,7 +18,6 @@ from backports import zstd
 
 from ionn import coding
 from ionn.errors import InputError, PartitionError, ProtocolError
-from ionn.model import caffemodel
 from ionn.model.coded_weights import Sidecar, SidecarError, write
 from ionn.model.network import Network
 from ionn.model.partial_net import extract_net
@@ -26,6 +25,7 @@ from ionn.model.proto import NetParameter
 from ionn.protocol import messages
 from ionn.server.admission import Usage, check_partition
 from ionn.server.limits import Limits
+from tests.support import caffemodels
 from tests.support.bombs import bombs
 
 # Where the frames of a message are parted in a fuzzer's input.
@@ -67,7 +67,7 @@ def read_caffemodel(data: bytes) -> None:
         file.write(data)
         file.flush()
         try:
-            layers = caffemodel.read(Path(f"/proc/self/fd/{file.fileno()}"))
+            layers = caffemodels.read(Path(f"/proc/self/fd/{file.fileno()}"))
         except InputError as error:
             one_line(error)
             return

@@ -25,6 +25,7 @@ from tests.fuzz.peer import SMALL, Peer, whole_net
 from tests.fuzz.strategies import cases, damaged_messages, json_values, prototxts
 from tests.support import stored
 from tests.support.forward import Weights, boundary_blobs
+from tests.support.raw import upload_messages
 
 # A net that passes the checks is built and run, if that takes no time.
 OPERATIONS_MAX = 10**7
@@ -185,7 +186,7 @@ def test_any_pieces(
 def test_any_coded_chunk(peer: Peer, partitions: list[ExtractedPartition], data: st.DataObject) -> None:
     """A chunk is coded, and then changed. What is not exactly right changes nothing, and the upload goes on."""
     peer.case(fresh=True)
-    header, _, end = _messages(0, partitions[2])
+    header, _, end = upload_messages(partitions[2])
     content = partitions[2].caffemodel.tobytes()
     floats = partitions[2].caffemodel.blobs[0]
     assert isinstance(peer.ask(header), messages.Ack)
@@ -270,7 +271,7 @@ def test_any_order_of_slices(
 
 def _live_through(peer: Peer, partitions: list[ExtractedPartition], story: list[tuple[str, int, int]]) -> None:
     """Send what the story says, and then what the server has not."""
-    upload = [_messages(index, partition) for index, partition in enumerate(partitions)]
+    upload = [upload_messages(each, index, each.caffemodel.size // 2) for index, each in enumerate(partitions)]
     for what, index, number in story:
         header, chunks, end = upload[index]
         chunk = chunks[number % len(chunks)]
@@ -307,12 +308,3 @@ def _live_through(peer: Peer, partitions: list[ExtractedPartition], story: list[
             if index not in held or chunk.offset >= held[index].received:
                 assert isinstance(peer.ask(chunk), messages.Ack)
         assert peer.ask(end) == messages.Ready(index)
-
-
-def _messages(index: int, partition: ExtractedPartition) -> tuple[PartitionHeader, list[messages.Chunk], PartitionEnd]:
-    model = partition.caffemodel
-    return (
-        PartitionHeader(index, partition.nets, model.blobs, model.size),
-        [make_chunk(index, offset, parts) for offset, parts in model.chunks(model.size // 2)],
-        PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest()),
-    )

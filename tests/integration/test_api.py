@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -26,11 +25,13 @@ from skimage import data as photographs
 
 import ionn
 from ionn import api
+from ionn.address import format_address
 from ionn.model import engine
 from ionn.model.caffemodel import serialise
 from ionn.model.inputs import PHOTOGRAPHS, image_input, natural_images
 from ionn.model.network import Network
 from ionn.testbed import processes
+from tests.support import machine
 from tests.support.command import ionn as command
 from tests.support.forward import Weights, random_weights
 from tests.support.world import wait_for
@@ -181,11 +182,8 @@ def test_a_session_whose_server_is_not_there(tiny_files: Path, slow_client: str)
 
 @pytest.fixture
 def vacant() -> Iterator[str]:
-    """An address where nobody listens, and nobody else will."""
-    with socket.socket() as place:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(("127.0.0.1", 0))
-        yield f"tcp://127.0.0.1:{place.getsockname()[1]}"
+    with machine.vacant() as address:
+        yield f"tcp://{format_address(address)}"
 
 
 @pytest.mark.parametrize("costs", ["those that it sends", "given"])

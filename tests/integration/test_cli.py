@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.command import ionn
+from tests.support.command import ionn, told_while_it_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -495,34 +495,12 @@ def test_ctrl_c_leaves_nothing(case: str, tiny_files: Path) -> None:
     assert set(tiny_files.parent.iterdir()) == before
 
 
-INTERRUPTED_IMPORT = """
-import os, runpy, signal, sys
-
-number = int(sys.argv.pop(1))
-module = sys.argv.pop(1)
-
-class Interrupter:
-    def find_spec(name, path=None, target=None):
-        if name == module:
-            os.kill(os.getpid(), number)
-
-sys.meta_path.insert(0, Interrupter)
-runpy.run_module("ionn", run_name="__main__", alter_sys=True)
-"""
-
-
 @pytest.mark.parametrize(
     "module", ["click", "ionn.cli.options", "ionn.testbed.experiment", "numpy", "google.protobuf", "zmq"]
 )
 def test_ctrl_c_while_it_starts(module: str) -> None:
-    assert told_while_it_imports(module, signal.SIGINT, "run", "alexnet") == (130, "", "ionn: interrupted")
-
-
-def told_while_it_imports(module: str, number: int, *arguments: str) -> tuple[int, str, str]:
-    """The exit code of a command that gets a signal then, and what it said."""
-    command = [sys.executable, "-c", INTERRUPTED_IMPORT, str(int(number)), module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr.strip()
+    done = told_while_it_imports(module, signal.SIGINT, "ionn", "run", "alexnet")
+    assert done == (130, "", "ionn: interrupted")
 
 
 # What a command that runs until it is told to stop ends with, and what it says.
@@ -541,7 +519,7 @@ UNTIL_TOLD = {"serve": ["serve", "--bind", "tcp://127.0.0.1:0"], "link": ["link"
 )
 def test_what_serves_is_told_to_stop_while_it_starts(name: str, module: str, number: signal.Signals) -> None:
     code, said = TOLD[number]
-    assert told_while_it_imports(module, number, *UNTIL_TOLD[name]) == (code, "", said)
+    assert told_while_it_imports(module, number, "ionn", *UNTIL_TOLD[name]) == (code, "", said)
 
 
 @pytest.mark.parametrize("number", TOLD)

@@ -16,13 +16,14 @@ import pytest
 
 from ionn.errors import MissingLibraryError
 from ionn.model import engine, zoo
-from ionn.model.caffemodel import serialise, weights_path
+from ionn.model.caffemodel import serialise
 from ionn.model.network import Network
 from ionn.model.partial_net import extract_slice
 from ionn.model.slices import Slice
 from ionn.testbed import runner
 from tests.support.command import Serving, serving
 from tests.support.forward import Weights, random_weights
+from tests.support.machine import weights_of
 from tests.support.runs import run_live
 
 ALGORITHMS = ["recursive-efficiency", "sliced-efficiency"]
@@ -120,10 +121,8 @@ def test_weights_are_in_a_client_once(algorithm: str, way: str, models: tuple[Pa
 @pytest.mark.parametrize("way", ["run", "connect"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_alexnet_fits_on_a_board(algorithm: str, way: str, server: Serving) -> None:
-    path = weights_path("alexnet", None)
+    path = weights_of("alexnet")
     assert path.parent == zoo.weights_folder()
-    if not path.exists():
-        pytest.skip("needs models/alexnet.caffemodel: run 'make models'")
     peak = peak_bytes(way, "alexnet", server.address, algorithm)
     assert peak <= CAFFEMODELS * path.stat().st_size + BESIDE_BYTES
 

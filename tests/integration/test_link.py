@@ -30,6 +30,7 @@ from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.delay import Delay
 from ionn.testbed.link import _EDGES, IN_FLIGHT_BYTES_MAX, SOCKET_BUFFER_BYTES, _Direction, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
+from tests.support.machine import vacant
 from tests.support.world import WAIT_S, wait_for
 
 FAST_MBPS = 2_000.0
@@ -548,10 +549,7 @@ def test_a_target_without_a_route_closes_the_connection_and_says_so(start: Calla
 
 
 def test_unreachable_target_closes_the_connection_and_says_so_once_each_time(start: Callable[..., Link]) -> None:
-    with socket.socket() as place:  # where nobody listens, and nobody else will
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(("127.0.0.1", 0))
-        target: Address = place.getsockname()
+    with vacant() as target:
         link = start(FAST_MBPS, to=target)
         for _ in range(2):
             for _ in range(3):

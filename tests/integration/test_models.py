@@ -21,9 +21,9 @@ from ionn.errors import InputError
 from ionn.model import synthetic
 from ionn.model.inputs import natural_images
 from ionn.model.network import Network
+from tests.support.machine import PROFILES, needs_reference, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = ROOT.parent / "shared" / "reference" / "profiles"
 FINGERPRINTS = {
     "alexnet": "1f48d2d0d3459c74d21c6f26d8c38ec39bcdec51aea87e4ee9504d4238355478",
     "inception": "23302335a2efa9028331c1a72f8e0baf3a50d5beb8b1a3774269d41e12bb5498",
@@ -73,12 +73,10 @@ def test_definition(model: str) -> None:
     assert hashlib.sha256(json.dumps(layers).encode()).hexdigest() == FINGERPRINTS[model]
 
 
+@needs_reference
 @pytest.mark.parametrize("model", FINGERPRINTS)
 def test_definition_lists_the_published_layers(model: str) -> None:
-    profile = PROFILES / f"{model}.csv"
-    if not profile.exists():
-        pytest.skip(f"needs the published profile ../shared/reference/profiles/{model}.csv")
-    with profile.open(newline="") as file:
+    with (PROFILES / f"{model}.csv").open(newline="") as file:
         published = [
             [row["layer"], row["type"], row["bottoms"].split(), row["tops"].split(), row["output_shape"],
              int(row["weight_bytes"])]
@@ -90,10 +88,7 @@ def test_definition_lists_the_published_layers(model: str) -> None:
 
 @pytest.mark.parametrize("model", FINGERPRINTS)
 def test_weights_give_lively_activations_and_distinct_answers(model: str) -> None:
-    weights = ROOT / "models" / f"{model}.caffemodel"
-    if not weights.exists():
-        pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
-    net = caffe.Net(str(ROOT / "prototxt" / f"{model}.prototxt"), str(weights), caffe.TEST)
+    net = caffe.Net(str(ROOT / "prototxt" / f"{model}.prototxt"), str(weights_of(model)), caffe.TEST)
     assert_full_mantissas(net)
     unseen = natural_images(net.blobs["data"].data.shape, 12)[8:]  # the weights are calibrated on the first eight
     net.blobs["data"].reshape(*unseen.shape)

@@ -19,7 +19,7 @@ from ionn.client.audit import Auditor
 from ionn.client.sliced_stage import slice_stages
 from ionn.errors import OtherNumericsError, WrongResultError
 from ionn.model import engine
-from ionn.model.caffemodel import serialise, weights_path
+from ionn.model.caffemodel import serialise
 from ionn.model.comparison import TOLERANCE, Numerics, OutputCheck
 from ionn.model.network import Network
 from ionn.model.slices import Piece, Slice
@@ -30,6 +30,7 @@ from tests.malicious.hostile import QUICK, Hostile
 from tests.support.command import ionn as command
 from tests.support.forward import random_weights
 from tests.support.liar import Liar, Lie, an_ulp, honest
+from tests.support.machine import weights_of
 from tests.support.nets import network_of
 from tests.support.other_kernels import elsewhere
 from tests.support.world import SHORT, Server, World, at_server, connected, recover, wait_for
@@ -206,8 +207,7 @@ def test_the_library_raises_for_a_wrong_output(
 
 def test_two_machines_are_compared_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`bench/kernels.py --save` and `--compare`, on one model."""
-    if not weights_path("mobilenet", None).exists():
-        pytest.skip("needs models/mobilenet.caffemodel: run 'make models'")
+    weights_of("mobilenet")
     monkeypatch.setattr(paper, "MODELS", ("mobilenet",))
     monkeypatch.setattr(kernels, "INPUTS", 1)
     kernels.worker(tmp_path / "here.npz")

@@ -11,7 +11,7 @@ import pytest
 
 from ionn.costs.loading import load_costs
 from ionn.model import engine, inputs
-from ionn.model.caffemodel import read_weights, weights_path
+from ionn.model.caffemodel import read_weights
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
 from ionn.model.partial_net import ExtractedPartition, PartialNet, extract
@@ -19,6 +19,7 @@ from ionn.model.slices import Piece, stage_of
 from ionn.paper import CLIENT, MBPS, SERVER
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
+from tests.support.machine import weights_of
 
 MODELS = ("alexnet", "inception", "resnet", "googlenet", "mobilenet")
 # Of the largest magnitude in a blob: the two sum in different orders.
@@ -37,11 +38,8 @@ class Model:
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> Model:
-    path = weights_path(request.param, None)
-    if not path.exists():
-        pytest.skip(f"needs models/{request.param}.caffemodel: run 'make models'")
     network = Network.load(request.param)
-    weights = read_weights(path, network)
+    weights = read_weights(weights_of(request.param), network)
     net = engine.load_network(network, weights)
     engine.forward(net, inputs.query_inputs(network, seed=0, count=1)[0])
     costs = load_costs(CLIENT), load_costs(SERVER)

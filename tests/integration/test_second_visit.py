@@ -33,6 +33,7 @@ from ionn.testbed.live_session import LiveSession
 from tests.support.command import ionn as command
 from tests.support.command import serving
 from tests.support.forward import random_weights
+from tests.support.machine import weights_of
 from tests.support.nets import network_of
 from tests.support.world import WAIT_S, Link, Server, Wire, wait_for
 
@@ -466,9 +467,7 @@ def stock_output(prototxt: Path, caffemodel: Path, data: np.ndarray, folder: Pat
 
 
 def zoo_model(name: str) -> Path:
-    path = weights_path(name, None)
-    if not path.exists():
-        pytest.skip(f"needs models/{name}.caffemodel: run 'make models'")
+    path = weights_of(name)
     update(path, Network.load(name))
     return path
 

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import signal
-import socket as sockets
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from ionn.protocol.messages import PROTOCOL, PartitionEnd, PartitionHeader
 from ionn.server.limits import Limits, option
 from tests.support.command import Serving, serving
 from tests.support.forward import boundary_blobs
+from tests.support.machine import vacant
 from tests.support.raw import Raw, upload_messages
 from tests.support.world import WAIT_S
 
@@ -187,7 +187,7 @@ def raw(server: str) -> Iterator[Raw]:
         yield raw
 
 
-def test_another_protocol_version_is_told(server: str, raw: Raw) -> None:
+def test_another_protocol_version_is_told(raw: Raw) -> None:
     answer = raw.ask(raw.connect(), messages.Hello(PROTOCOL + 1, "control"))
     assert isinstance(answer, messages.Error)
     assert answer.code == messages.ERROR_VERSION
@@ -334,11 +334,8 @@ def test_a_server_whose_fork_server_dies_as_it_starts_gives_no_address(tmp_path:
 
 
 def test_nobody_listens() -> None:
-    with sockets.socket() as place:  # nobody else will, while it is bound
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-        with pytest.raises(ServerUnreachableError, match=f"tcp://127.0.0.1:{port}: no server there"):
-            Client(f"tcp://127.0.0.1:{port}")
+    with vacant() as (_, port), pytest.raises(ServerUnreachableError, match=f":{port}: no server there"):
+        Client(f"tcp://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "tcp://", "tcp://x:99999", "tcp://127.0.0.1:0"])

@@ -358,9 +358,8 @@ def test_a_server_that_dies_during_the_clients_share_costs_no_query(
         return run(self, data, begin, end, layer_ms)
 
     # A slow answer of a busy machine is not to be taken for the loss.
-    patient = dataclasses.replace(SHORT, silence_s=WAIT_S)
+    patient = dataclasses.replace(SHORT, query_s=WAIT_S, silence_s=WAIT_S)
     with session_of(server.address, net, inputs, sliced, pieces, patient) as session:
-        session.offloading.executor.silence_s = WAIT_S
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         monkeypatch.setattr(SlicedStage, "run", run_and_kill)

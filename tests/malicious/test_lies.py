@@ -342,7 +342,7 @@ def test_a_lie_ends_the_upload(
 
 
 def test_a_lie_before_the_server_breaks_off_is_caught_too(
-    server: str, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes], tmp_path: Path
+    server: str, tiny_files: Path, slow_client: str, data: list[np.ndarray], truth: list[bytes]
 ) -> None:
     """Two groups of stages: the server lies in the first, and is gone when it is asked for the second."""
 

@@ -169,22 +169,22 @@ class Mutator(ast.NodeVisitor):
             new = f"{old} * 2" if isinstance(node.value, float) and node.value >= 1000 else f"{old} + 1"
             self._change(self._begin(node), self._end(node), f"({new})", f"{old} -> {new}")
 
-    def _negate(self, test: ast.expr, what: str) -> None:
+    def _negate(self, test: ast.expr) -> None:
         text = self._source[self._begin(test) : self._end(test)]
-        self._change(self._begin(test), self._end(test), f"(not ({text}))", f"{what} -> {what} not")
+        self._change(self._begin(test), self._end(test), f"(not ({text}))", "if -> if not")
 
     def visit_If(self, node: ast.If) -> None:
         if "TYPE_CHECKING" not in ast.unparse(node.test):
-            self._negate(node.test, "if")
+            self._negate(node.test)
             self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
-        self._negate(node.test, "if")
+        self._negate(node.test)
         self.generic_visit(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
         for test in node.ifs:
-            self._negate(test, "if")
+            self._negate(test)
         self.generic_visit(node)
 
     def _delete(self, node: ast.stmt) -> None:
@@ -313,7 +313,7 @@ class Copy:
         self._time_s += 1
         os.utime(path, (self._time_s, self._time_s))
 
-    def test(self, module: str, tests: list[str], limit_s: float | None) -> tuple[bool, float, str]:
+    def test(self, tests: list[str], limit_s: float | None) -> tuple[bool, float, str]:
         """Whether the tests passed, how long they took, and the end of what they said."""
         command = [
             sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "mutants",
@@ -341,7 +341,7 @@ class Copy:
         ast.parse(changed)  # what is no program would be killed by any test
         self._write(mutant.module, changed)
         try:
-            return self.test(mutant.module, tests_of(mutant.module), limit_s)[0]
+            return self.test(tests_of(mutant.module), limit_s)[0]
         finally:
             self._write(mutant.module, source)
 
@@ -388,7 +388,7 @@ def main() -> None:
 
         def baseline(tests: tuple[str, ...]) -> None:
             copy = copies.get()
-            passed, took_s, said = copy.test("", list(tests), None)
+            passed, took_s, said = copy.test(list(tests), None)
             copies.put(copy)
             if not passed:
                 sys.exit(f"without a mutant, {' '.join(tests)} fail:\n{said}")

@@ -167,7 +167,6 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "evaluation/validation": REPORT,
         "evaluation/report": REPORT,
         "evaluation/figures": ["unit/test_figures.py", "unit/test_report.py"],
-        "evaluation/coding_figures": ["unit/test_figures.py"],
         "evaluation/beliefs": ["unit/test_link_figures.py"],
         "evaluation/link_figures": ["unit/test_link_figures.py"],
         "evaluation/walk_figures": ["unit/test_walk_figures.py"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,18 +30,17 @@ UNREAD_BYTES = 1_300_000
 PENDING_BYTES = 30_000
 
 
-def limits_bytes(sessions: int, limits: Limits | None = None, pending: bool = True) -> int:
+def limits_bytes(sessions: int) -> int:
     """What the front may hold for so many sessions and all connections without one."""
-    limits = limits or Limits()
+    limits = Limits()
     cost = limits.blob_mb * 1e6 + limits.window_kb * 1e3 + 2 * (limits.header_kb * 1e3 + limits.frames * FRAME_COST)
-    return int(sessions * (cost + 2 * UNREAD_BYTES) + pending * limits.pending * PENDING_BYTES)
+    return int(sessions * (cost + 2 * UNREAD_BYTES) + limits.pending * PENDING_BYTES)
 
 
 class Honest:
     """A session by a stock DEALER that never loses its connection, and whose every answer is right."""
 
     def __init__(self, address: str, world: World, keys: Any = None) -> None:
-        self._world = world
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
@@ -170,8 +168,3 @@ class Watched:
 
 def random_bytes(seed: int, count: int) -> bytes:
     return np.random.default_rng(seed).bytes(count)
-
-
-def pause() -> None:
-    """Between two looks."""
-    time.sleep(0.01)

@@ -41,6 +41,7 @@ from tests.strangers.peers import (
     send_partition,
     welcome,
 )
+from tests.support.machine import small_disk
 from tests.support.raw import upload_messages
 from tests.support.world import WAIT_S, Server, World, wait_for
 
@@ -346,18 +347,11 @@ def test_no_memory(own: Callable[..., Watched]) -> None:
 @pytest.fixture
 def full_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder for temporary files on a file system without space."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs root, to mount a small file system")
-    try:
+    with small_disk(tmp_path / "full", "64k") as folder:
         with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_no_space_for_temporary_files(full_folder: Path, own: Callable[..., Watched]) -> None:
@@ -419,7 +413,7 @@ layer { name: "out" type: "ReLU" bottom: "pool" top: "out" }
 """
 
 
-def test_nothing_outlives_a_front_that_is_killed_while_a_session_computes(world: World) -> None:
+def test_nothing_outlives_a_front_that_is_killed_while_a_session_computes() -> None:
     """On the landed state the session's process and the fork server burnt a processor until they were found."""
     server = Server("--stall-s", "600")
     header, chunks, end = upload_messages(extract(Network.from_text(LONG_QUERY, "long"), [1], {}))

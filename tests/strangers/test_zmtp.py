@@ -216,7 +216,7 @@ class Curve:
     server: ServerConnection
     client: CurveClient
     key: bytes
-    steps: list[bytes]  # what the client has sent
+    steps: list[bytes] = field(default_factory=list)  # what the client has sent
 
     def step(self, data: bytes) -> list[Event]:
         self.steps.append(data)
@@ -227,7 +227,7 @@ def curve(allowed: bool = True) -> Curve:
     public, secret = nacl.crypto_box_keypair()
     key, own = nacl.crypto_box_keypair()
     keys = Keys(secret, public, frozenset([key] if allowed else []))
-    return Curve(ServerConnection(keys, BOUNDS), CurveClient(own, public), key, [])
+    return Curve(ServerConnection(keys, BOUNDS), CurveClient(own, public), key)
 
 
 def body(event: Event) -> bytes:
@@ -235,12 +235,18 @@ def body(event: Event) -> bytes:
     return event.data[2:] if not event.data[0] & LONG else event.data[9:]
 
 
-def shaken(metadata: bytes = DEALER) -> Curve:
-    both = curve()
+def welcomed(allowed: bool = True) -> tuple[Curve, bytes]:
+    """A handshake as far as the WELCOME, which this is."""
+    both = curve(allowed)
     (said,) = both.step(greeting(b"CURVE"))
     assert said == Send(greeting(b"CURVE", b"\x03\x01")[:32] + b"\x01" + bytes(31))
     (welcome,) = both.step(both.client.hello())
-    said, established = both.step(both.client.initiate(body(welcome), metadata))
+    return both, body(welcome)
+
+
+def shaken() -> Curve:
+    both, welcome = welcomed()
+    said, established = both.step(both.client.initiate(welcome, DEALER))
     assert body(said).startswith(READY)
     assert established == Established(both.key)
     return both
@@ -257,11 +263,9 @@ def test_curve_carries_messages_both_ways() -> None:
 
 
 def test_a_key_that_is_not_allowed_is_told_so() -> None:
-    both = curve(allowed=False)
-    both.step(greeting(b"CURVE"))
-    (welcome,) = both.step(both.client.hello())
+    both, welcome = welcomed(allowed=False)
     with pytest.raises(KeyRefusedError) as refused:
-        both.step(both.client.initiate(body(welcome)))
+        both.step(both.client.initiate(welcome))
     assert refused.value.key == both.key
     assert refused.value.farewell == frame(b"\x05ERROR\x03400", COMMAND)
 
@@ -294,11 +298,9 @@ def test_a_curve_handshake_cut_and_corrupted_at_every_byte(step: int) -> None:
 
 @pytest.mark.parametrize("metadata", [b"", prop(b"Socket-Type", b"ROUTER"), DEALER[:-1], b"\xff"])
 def test_curve_wants_a_dealer_too(metadata: bytes) -> None:
-    both = curve()
-    both.step(greeting(b"CURVE"))
-    (welcome,) = both.step(both.client.hello())
+    both, welcome = welcomed()
     with pytest.raises(ZmtpError):
-        both.step(both.client.initiate(body(welcome), metadata))
+        both.step(both.client.initiate(welcome, metadata))
 
 
 def test_curve_refuses_what_is_said_twice_or_out_of_turn() -> None:
@@ -310,9 +312,7 @@ def test_curve_refuses_what_is_said_twice_or_out_of_turn() -> None:
     both.step(sealed)
     with pytest.raises(ZmtpError, match="nonce"):
         both.step(sealed)
-    both = curve()
-    both.step(greeting(b"CURVE"))
-    both.step(both.client.hello())
+    both, _ = welcomed()
     with pytest.raises(ZmtpError):
         both.step(both.steps[1])  # HELLO
     for unsealed in (frame(b"a"), frame(b"\x04PING\0\0", COMMAND), frame(b"\x07MESSAGE" + bytes(40))):
@@ -322,11 +322,9 @@ def test_curve_refuses_what_is_said_twice_or_out_of_turn() -> None:
 
 def test_a_vouch_for_another_connection() -> None:
     for vouched in (bytes(64), bytes(32) + nacl.crypto_box_keypair()[0]):
-        both = curve()
-        both.step(greeting(b"CURVE"))
-        (welcome,) = both.step(both.client.hello())
+        both, welcome = welcomed()
         with pytest.raises(ZmtpError, match="vouches"):
-            both.step(both.client.initiate(body(welcome), vouched=vouched))
+            both.step(both.client.initiate(welcome, vouched=vouched))
 
 
 @pytest.mark.parametrize("point", [bytes(32), b"\x01" + bytes(31)])

@@ -75,10 +75,12 @@ class Raw:
         return decode(socket.recv_multipart())
 
 
-def upload_messages(partition: ExtractedPartition, index: int = 0) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
+def upload_messages(
+    partition: ExtractedPartition, index: int = 0, chunk_bytes: int = 200_000
+) -> tuple[PartitionHeader, list[Chunk], PartitionEnd]:
     model = partition.caffemodel
     return (
         PartitionHeader(index, partition.nets, model.blobs, model.size),
-        [make_chunk(index, offset, parts) for offset, parts in model.chunks(200_000)],
+        [make_chunk(index, offset, parts) for offset, parts in model.chunks(chunk_bytes)],
         PartitionEnd(index, hashlib.sha256(model.tobytes()).hexdigest()),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,14 @@ def make_trace(
         now_s += ms / 1e3
     info = RunInfo(Settings(testbed, **settings), run, plan, graph, "", environment or {}, fault)
     return Trace(info, partitions, tuple(queries))
+
+
+def runs_with_queries(counts: Mapping[str, int], **info: Any) -> list[Trace]:
+    """Runs that complete so many queries before the upload ends, 3 s after the first arrival."""
+    return [
+        make_trace(name, (*[3000.0 / (count + 0.5)] * (count + 1), *FIVE_FAST), **info)
+        for name, count in counts.items()
+    ]
 
 
 def run_live(

@@ -72,7 +72,6 @@ class StoreServer:
         self.partitions: dict[int, Arriving] = {}
         self.wire_bytes = [0] * len(partitions)
         self.weight_bytes = [0] * len(partitions)
-        self.misses = self.taken_bytes = 0
 
     def restart(self) -> None:
         """Be killed, and come back with the store."""

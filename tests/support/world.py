@@ -43,6 +43,8 @@ SHORT = Timeouts(query_s=0.7, heartbeat_s=0.1, silence_s=0.7, connect_s=1.0, ret
 PATIENT = dataclasses.replace(SHORT, query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
 # The partitions of the tiny network; the second has nearly all of its 1.2 MB.
 STAGES = ([1], [2, 3, 4], [5])
+# When something goes wrong.
+PHASES = ("first partition", "mid-partition", "mid-query", "between")
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -289,3 +291,15 @@ def recover(session: LiveSession) -> list[QueryRecord]:
 
 def bit_equal(records: Sequence[QueryRecord]) -> bool:
     return all(record.bit_equal for record in records)
+
+
+def begin(session: LiveSession, phase: str) -> list[QueryRecord]:
+    """Begin an upload, as far as a phase; the queries until then."""
+    session.start_upload()
+    if phase == "mid-partition":
+        offloading = session.offloading
+        wait_for(lambda: offloading.uploaded_bytes > offloading.total_bytes / 3, "a third of the upload")
+    if phase not in ("mid-query", "between"):
+        return []
+    wait_for(session.uploaded, "the upload")
+    return [session.query()]

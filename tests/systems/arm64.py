@@ -1,4 +1,4 @@
-"""ionn on arm64: `python -m tests.systems.arm64`, as root, after `make wheels ARCH=arm64`.
+"""ionn on arm64: `python -m tests.systems arm64`, as root, after `make wheels ARCH=arm64`.
 
 A fresh Debian 12 for arm64 gets the packages of the README's "Installing it elsewhere"; everything else there is an
 ordinary user's: the wheels of dist/, `ionn plan` and `ionn profile`, the tests of planning, partitions and slices, and
@@ -35,7 +35,7 @@ from ionn.paper import MODELS
 from ionn.testbed.trace import Trace
 from tests.support.command import ionn, serving
 from tests.systems.root import MACHINES, Root, cache_folder, check_machine, debian
-from tests.systems.script import SetupError, StepError, run_script
+from tests.systems.script import SetupError, StepError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "arm64"
@@ -272,7 +272,3 @@ def main() -> None:
         if rows:
             (RESULTS / "summary.txt").write_text("".join(f"{row}\n" for row in rows))
     print("\nAll steps:", *rows, sep="\n")
-
-
-if __name__ == "__main__":
-    run_script("arm64", main)

@@ -1,4 +1,4 @@
-"""The steps of deploy/Dockerfile without a container engine: `python -m tests.systems.container`, as root.
+"""The steps of deploy/Dockerfile without a container engine: `python -m tests.systems container`, as root.
 
 Each stage is executed in a Debian of its own, debootstrap's smallest; Debian's slim image is made of the same packages
 without their documentation, and has the sources of security updates, which these roots lack. The files that COPY takes
@@ -31,7 +31,7 @@ from pathlib import Path
 from tests.systems import dockerfile
 from tests.systems.dockerfile import DockerfileError, Instruction, command, context, options, words
 from tests.systems.root import Root, check_machine, debian
-from tests.systems.script import SetupError, StepError, run_script, scratch_folder
+from tests.systems.script import SetupError, StepError, scratch_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASE = "bookworm"
@@ -50,6 +50,9 @@ NOT_EXECUTED = {
     "VOLUME": "there is no engine to make a volume: the runs are given folders of their own",
     "HEALTHCHECK": "its command ran once; there is no engine to repeat it by its times",
 }
+# A time is in one unit, as in 30s.
+_TIME = r"[1-9]\d*(ms|s|m|h)"
+_HEALTH_OPTIONS = {"interval": _TIME, "timeout": _TIME, "start-period": _TIME, "retries": r"[1-9]\d*"}
 # They say how the image is run, and hold for the runs here.
 NOTED = ("CMD", "STOPSIGNAL")
 
@@ -160,13 +163,25 @@ def execute(instruction: Instruction, stage: Stage, stages: Mapping[str, Stage],
         case "WORKDIR":
             stage.folder = os.path.join(stage.folder, dockerfile.word(instruction, stage.variables))
             stage.inside(".").mkdir(parents=True, exist_ok=True)
+        case "EXPOSE":
+            for port in words(instruction, stage.variables):
+                if not re.fullmatch(r"[1-9]\d{,4}(/(tcp|udp))?", port) or int(port.partition("/")[0]) > 65535:
+                    raise instruction.refusal(f"'{port}' is no port")
+        case "VOLUME":
+            words(instruction, stage.variables)
         case keyword:
+            {"CMD": command, "HEALTHCHECK": health_command, "STOPSIGNAL": stop_signal}[keyword](instruction)
             stage.settings[keyword] = instruction
 
 
 def health_command(instruction: Instruction) -> list[str]:
     """What a HEALTHCHECK executes."""
-    _, rest = options(instruction)
+    chosen, rest = options(instruction)
+    for name, value in chosen.items():
+        if name not in _HEALTH_OPTIONS:
+            raise instruction.refusal(f"--{name} is not known here")
+        if not re.fullmatch(_HEALTH_OPTIONS[name], value):
+            raise instruction.refusal(f"--{name}={value} is not read here")
     keyword, _, told = rest.rest.partition(" ")
     if keyword != "CMD":
         raise instruction.refusal("only CMD is known here")
@@ -368,7 +383,3 @@ def main() -> None:
         image = Image(stage, scratch, steps)
         serve(image, scratch, steps)
         reproduce(image, scratch, steps, () if arguments.full else ("mobilenet",))
-
-
-if __name__ == "__main__":
-    run_script("container", main)

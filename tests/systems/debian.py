@@ -1,4 +1,4 @@
-"""ionn in a Debian of its own: `python -m tests.systems.debian RELEASE` (bookworm, trixie), as root.
+"""ionn in a Debian of its own: `python -m tests.systems debian RELEASE` (bookworm, trixie), as root.
 
 A fresh root gets git and make, a clone of this checkout's last commit, and the packages that `make system-packages`
 installs. Everything else is an ordinary user's: the set-up, lint, and the tests, or the targets of make that are named
@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from tests.systems.root import Root, check_machine, debian
-from tests.systems.script import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = "tester"
@@ -55,7 +54,3 @@ def main() -> None:
     finally:
         for what, seconds in took:
             print(f"{seconds:7.0f} s  {what}", flush=True)
-
-
-if __name__ == "__main__":
-    run_script("debian", main)

@@ -22,7 +22,6 @@ from typing import NoReturn
 
 from ionn.__main__ import open_standard_streams
 from ionn.errors import InputError
-from ionn.testbed.processes import uninterrupted
 
 # What the command line of a process begins with that the kernel is to kill when this process has ended.
 WITH_THIS_PROCESS = ("setpriv", "--pdeathsig", "KILL")
@@ -85,6 +84,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def scratch_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
     """A new folder. In the end, all processes that this one has started are ended, and then it is removed."""
+    from ionn.testbed.processes import uninterrupted  # not above: it takes long enough for a signal to come
+
     folder: Path | None = None
     try:
         with uninterrupted():

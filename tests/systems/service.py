@@ -1,4 +1,4 @@
-"""deploy/ionn.service under systemd itself: `python -m tests.systems.service`, as root, after `make wheels`.
+"""deploy/ionn.service under systemd itself: `python -m tests.systems service`, as root, after `make wheels`.
 
 A Debian of this machine's release gets the wheels in dist/ as docs/deploying.md says, and systemd is started in it as
 process 1: in namespaces of its own for mounts, processes, cgroups and the network, which only has a loopback. The unit
@@ -26,7 +26,7 @@ from pathlib import Path
 from ionn.libraries import caffe_packages
 from ionn.testbed.processes import uninterrupted
 from tests.systems.root import Root, check_machine, debian
-from tests.systems.script import WITH_THIS_PROCESS, SetupError, StepError, run_script, scratch_folder
+from tests.systems.script import WITH_THIS_PROCESS, SetupError, StepError, scratch_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "deploy" / "ionn.service"
@@ -327,7 +327,3 @@ def main() -> None:
             for line in (scratch / "log").read_text().splitlines():
                 if UNIT.name in line:
                     print("systemd says:", line)
-
-
-if __name__ == "__main__":
-    run_script("service", main)

@@ -59,6 +59,9 @@ def test_words() -> None:
         "COPY ../a b/", "COPY <<EOF b/", "COPY a a b", "COPY a folder", "COPY a", "COPY 'a' b/",
         "RUN --mount=type=cache,target=/x true", "RUN <<EOF", "RUN [ -e x ]", "RUN [1]", "RUN []",
         "HEALTHCHECK NONE", "HEALTHCHECK --interval CMD true", "HEALTHCHECK CMD [1]", "STOPSIGNAL 15", "STOPSIGNAL $A",
+        "HEALTHCHECK --interval=banana CMD true", "HEALTHCHECK --timeout=5 CMD true", "HEALTHCHECK --retries=3s CMD true",
+        "HEALTHCHECK --interval=0s CMD true", "HEALTHCHECK --intervall=5s CMD true", "CMD [1]", "VOLUME '/a'",
+        "EXPOSE banana", "EXPOSE 0", "EXPOSE 65536", "EXPOSE 7675/icmp", "EXPOSE 7675 banana", "EXPOSE 7675-7680",
     ],
 )  # fmt: skip
 def test_what_is_not_read_as_docker_reads_it_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
@@ -68,18 +71,17 @@ def test_what_is_not_read_as_docker_reads_it_is_refused_with_its_line(tmp_path: 
     steps = Steps(tmp_path / "log")
     stage = Stage(Root(tmp_path))
 
-    def read() -> None:
-        instruction = only(f"\n{line}\n")
-        if instruction.keyword == "HEALTHCHECK":
-            health_command(instruction)
-        elif instruction.keyword == "STOPSIGNAL":
-            stop_signal(instruction)
-        else:
-            execute(instruction, stage, {"build": stage}, tmp_path, steps)
-
     with pytest.raises(DockerfileError, match="line 2: "):
-        read()
+        execute(only(f"\n{line}\n"), stage, {"build": stage}, tmp_path, steps)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "folder"}
+
+
+def test_what_ours_says_about_its_runs_is_read(tmp_path: Path) -> None:
+    stage = Stage(Root(tmp_path))
+    for instruction in parse(DOCKERFILE.read_text()):
+        if instruction.keyword in ("CMD", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "VOLUME"):
+            execute(instruction, stage, {}, tmp_path, Steps(tmp_path / "log"))
+    assert set(stage.settings) == {"CMD", "HEALTHCHECK", "STOPSIGNAL"}
 
 
 @pytest.mark.parametrize("pattern", ["[ab]", "a\\b", "a//b", "../a", "./a", "!", "! a"])

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import told_while_it_imports
+from tests.systems.__main__ import SCRIPTS
 from tests.systems.script import SetupError
 
 TOP = Path(__file__).resolve().parents[2]
@@ -48,6 +50,22 @@ def test_told_to_end_it_ends_its_processes_and_removes_its_folder(tmp_path: Path
         script.send_signal(number)
         _, said = script.communicate()  # which waits until no process has its output any more
     assert (script.returncode, said, list(tmp_path.iterdir())) == (128 + number, "it: interrupted\n", [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_told_to_end_while_it_imports(name: str, number: signal.Signals) -> None:
+    for module in (f"tests.systems.{name}", "ionn.files"):
+        done = told_while_it_imports(module, number, "tests.systems", name)
+        assert done == (128 + number, "", f"{name}: interrupted")
+
+
+@pytest.mark.parametrize(("arguments", "name"), [([], "tests.systems"), (["script"], "script"), (["--full"], "--full")])
+def test_a_script_that_there_is_not(arguments: list[str], name: str) -> None:
+    command = [sys.executable, "-m", "tests.systems", *arguments]
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
+    line = f"{name}: the first argument is one of arm64, container, debian, service\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
 def test_killed_its_processes_end_with_it(tmp_path: Path) -> None:
@@ -89,7 +107,7 @@ def test_what_fails_is_one_line(tmp_path: Path, body: str, code: int, line: str)
     assert (script.returncode, said.strip(), list(tmp_path.iterdir())) == (code, line, [])
 
 
-@pytest.mark.parametrize("name", ["arm64", "container", "debian", "service"])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_what_the_machine_lacks_is_said_first(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     main = importlib.import_module(f"tests.systems.{name}").main
     monkeypatch.setattr(sys, "argv", [name, *(["bookworm"] if name == "debian" else [])])

@@ -10,9 +10,10 @@ import pytest
 
 from ionn.errors import InputError
 from ionn.model import caffemodel, engine
-from ionn.model.caffemodel import open_weights, read, read_weights, serialise, serialise_blobs, weights_path
+from ionn.model.caffemodel import open_weights, read_weights, serialise, serialise_blobs, weights_path
 from ionn.model.network import Network
 from ionn.model.proto import BlobShape, LayerParameter, NetParameter, V1LayerParameter
+from tests.support.caffemodels import read
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 

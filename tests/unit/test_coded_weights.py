@@ -234,7 +234,7 @@ def test_a_file_that_is_cut_off_or_goes_on(small: Path) -> None:
         Sidecar(path, SMALL, SMALL_WEIGHTS)
 
 
-def test_the_sidecar_of_other_weights(small: Path, tmp_path: Path) -> None:
+def test_the_sidecar_of_other_weights(small: Path) -> None:
     """Of one number that is another, of another network, and of the same numbers in another order."""
     _, path = sidecar_paths(small)
     other = {"fc": (SMALL_WEIGHTS["fc"][0].copy(), SMALL_WEIGHTS["fc"][1])}

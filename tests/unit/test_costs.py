@@ -19,9 +19,7 @@ from ionn.costs.loading import costs_from_json, costs_label, device_names, load_
 from ionn.costs.models import CostModel, LayerTime, Profile, Scaled
 from ionn.errors import InputError
 from ionn.model.network import Network
-
-PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profiles"
-needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published profiles are not on this machine")
+from tests.support.machine import PROFILES, needs_reference
 
 TINY = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 4 dim: 8 dim: 8 } } }
@@ -481,12 +479,12 @@ def test_csv_without_layers_is_refused(tmp_path: Path) -> None:
     assert "no layers" in refusal(save(tmp_path / "c.csv", "layer,ms\n") + ":ms")
 
 
-@needs_published
+@needs_reference
 def test_published_profiles() -> None:
     alexnet = Network.load("alexnet")
-    assert load_costs(f"{PUBLISHED}/alexnet.csv:odroid_xu4_ms").layer_ms(alexnet).sum() == pytest.approx(821.7, abs=0.1)
-    assert "layer 0 is 'data' (Input)" in refusal(f"{PUBLISHED}/alexnet.csv:odroid_xu4_ms", Network.load("googlenet"))
-    assert "gtx1080ti_ms of layer 'input' is empty" in refusal(f"{PUBLISHED}/mobilenet.csv:gtx1080ti_ms")
+    assert load_costs(f"{PROFILES}/alexnet.csv:odroid_xu4_ms").layer_ms(alexnet).sum() == pytest.approx(821.7, abs=0.1)
+    assert "layer 0 is 'data' (Input)" in refusal(f"{PROFILES}/alexnet.csv:odroid_xu4_ms", Network.load("googlenet"))
+    assert "gtx1080ti_ms of layer 'input' is empty" in refusal(f"{PROFILES}/mobilenet.csv:gtx1080ti_ms")
 
 
 def test_layers_without_a_name_or_with_spaces_in_it(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_good_plans_are_sorted_within_partitions_and_joined() -> None:
         ([[(1, 0, 48)]], "has at least 96"),
         ([[(1, 0, 100)]], "ends at a multiple of 48"),
         ([[(1, 0, 528)]], "of the 480 channels"),
+        ([[(1, 0, LAST)], [(1, LAST, LAST + 96)]], "the next slice begins at 480"),
+        ([[(1, 0, LAST), 1]], r"stage 1 \(B\) is uploaded twice"),
         ([[(1, 0, 432)], [(1, 432, 480)]], "has at least 96"),
         ([[(1, 0, 432)]], r"stage 1 \(B\): what is left of it has 48 channels; upload them too, or leave at least 96"),
     ],

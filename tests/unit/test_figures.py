@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from coding_figures import draw_speeds, fig7_coded
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
@@ -20,7 +21,6 @@ from matplotlib.patches import Rectangle
 
 import ionn.evaluation.figures
 from ionn.errors import InputError
-from ionn.evaluation.coding_figures import draw_speeds, fig7_coded
 from ionn.evaluation.figures import draw_figures, fig5, fig6, fig7
 from ionn.evaluation.style import WIDTHS, looks
 from ionn.evaluation.summary import summary

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from fit_devices import DEVICES, fit_device, read_profiles
@@ -13,12 +11,7 @@ from ionn.costs.loading import load_costs
 from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError
 from ionn.model.network import Layer, Network
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-PUBLISHED = ROOT.parent / "shared" / "reference" / "profiles"
-needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published profiles are not on this machine")
+from tests.support.machine import PROFILES, needs_reference
 
 DEVICE = CostModel(
     "truth",
@@ -169,27 +162,27 @@ def test_quality_counts_relative_errors_by_type_and_totals_by_network(networks: 
 # --- The devices that ship with ionn --------------------------------------------------------------------------------
 
 
-@needs_published
+@needs_reference
 @pytest.mark.parametrize("name", DEVICES)
 def test_shipped_coefficients_are_what_the_fit_gives(name: str) -> None:
-    measured = read_profiles(PUBLISHED, DEVICES[name])
+    measured = read_profiles(PROFILES, DEVICES[name])
     fitted, shipped = fit_device(name, measured), load_costs(name)
     for network, _ in measured:
         np.testing.assert_allclose(shipped.layer_ms(network), fitted.layer_ms(network), rtol=1e-3)
         np.testing.assert_allclose(shipped.load_ms(network), fitted.load_ms(network))
 
 
-@needs_published
+@needs_reference
 def test_odroid_fits_the_published_latencies() -> None:
-    quality = fit_quality(load_costs("odroid-xu4"), read_profiles(PUBLISHED, DEVICES["odroid-xu4"]))
+    quality = fit_quality(load_costs("odroid-xu4"), read_profiles(PROFILES, DEVICES["odroid-xu4"]))
     assert quality.heavy.samples == 218
     assert quality.heavy.median_error < 0.05
     assert all(abs(network.error) < 0.05 for network in quality.networks)
 
 
-@needs_published
+@needs_reference
 def test_gtx1080ti_fits_the_published_latencies() -> None:
-    quality = fit_quality(load_costs("gtx1080ti"), read_profiles(PUBLISHED, DEVICES["gtx1080ti"]))
+    quality = fit_quality(load_costs("gtx1080ti"), read_profiles(PROFILES, DEVICES["gtx1080ti"]))
     assert quality.heavy.median_error < 0.10
     assert all(abs(network.error) < 0.05 for network in quality.networks)
 

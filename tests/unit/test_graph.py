@@ -126,15 +126,15 @@ def test_route_uses_uploaded_stages_and_takes_the_latency(graph: ExecutionGraph,
 # --- Stages uploaded in part ----------------------------------------------------------------------------------------
 
 
-def halved(client: list[float], server: list[float], up: list[float], stage: int) -> ExecutionGraph:
-    return chain(client, server, [8] * len(client), up, cuts=[cut(stage, tiles=4)])
+def halved(client: list[float], up: list[float]) -> ExecutionGraph:
+    return chain(client, [2, 2, 2], [8, 8, 8], up, cuts=[cut(1, tiles=4)])
 
 
 HALF = 2 * TILE
 
 
 def test_a_stage_uploaded_in_part_runs_at_both_sides() -> None:
-    graph = halved([20, 20, 20], [2, 2, 2], [3, 4, 6, 4], stage=1)
+    graph = halved([20, 20, 20], [3, 4, 6, 4])
     slice_ = Slice(1, 0, HALF)
     # From and to the client: its half takes 10; 4 up + 1 + 3 down beside it.
     assert graph.latency_ms([slice_]) == 20 + 10 + 20
@@ -157,7 +157,7 @@ def test_a_stage_uploaded_in_part_runs_at_both_sides() -> None:
 
 
 def test_slices_that_do_not_pay_stay_unused() -> None:
-    graph = halved([20, 4, 20], [2, 2, 2], [30, 9, 9, 30], stage=1)
+    graph = halved([20, 4, 20], [30, 9, 9, 30])
     assert graph.latency_ms([Slice(1, 0, HALF)]) == 44
     assert graph.legs([Slice(1, 0, HALF)]) == (Leg("client", 0, 2, False, False),)
 

@@ -16,11 +16,11 @@ from ionn.client.connection import FRAMES_MAX
 from ionn.errors import InputError
 from ionn.model.network import OUTPUTS_MAX, Layer, Network
 from ionn.paper import MODELS
+from tests.support.machine import PROFILES, needs_reference
 from tests.support.nets import DATA, ONE, conv, layer, random_nets, relu
 
 caffe = pytest.importorskip("caffe")
 
-PROFILES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profiles"
 
 
 ALEXNET_LIKE = (
@@ -175,12 +175,10 @@ def test_layers_are_those_of_caffe(name: str, tmp_path: Path) -> None:
     assert_as_caffe(network, text_format.MessageToString(network.param), tmp_path)
 
 
+@needs_reference
 @pytest.mark.parametrize("model", MODELS)
 def test_paper_models_are_those_of_the_published_profiles(model: str) -> None:
-    profile = PROFILES / f"{model}.csv"
-    if not profile.exists():
-        pytest.skip("the published profiles are not beside this checkout")
-    with profile.open(newline="") as file:
+    with (PROFILES / f"{model}.csv").open(newline="") as file:
         published = [
             (row["layer"], row["type"], row["output_shape"], row["weight_bytes"]) for row in csv.DictReader(file)
         ]

@@ -36,7 +36,7 @@ from ionn.paper import SHOWN, model_title
 from ionn.testbed import runner
 from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.trace import Trace, trace_path
-from tests.support.runs import FIVE_FAST, make_trace
+from tests.support.runs import FIVE_FAST, make_trace, runs_with_queries
 
 MB = 1_000_000
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -67,14 +67,6 @@ def found_in(traces: Sequence[Trace], title: str) -> Finding:
 
 
 # --- Findings -------------------------------------------------------------------------------------------------------
-
-
-def runs_with_queries(counts: dict[str, int], **info: Any) -> list[Trace]:
-    """Runs that complete so many queries before the upload ends, 3 s after the first arrival."""
-    return [
-        make_trace(name, (*[3000.0 / (count + 0.5)] * (count + 1), *FIVE_FAST), **info)
-        for name, count in counts.items()
-    ]
 
 
 def test_what_is_found_is_said_with_the_numbers_of_the_rows() -> None:

@@ -26,7 +26,7 @@ def tiny_graph(tiny: Network) -> ExecutionGraph:
     return ExecutionGraph.from_network(tiny, client, server, MBPS)
 
 
-def test_graph_of_a_network(tiny: Network, tiny_graph: ExecutionGraph) -> None:
+def test_graph_of_a_network(tiny_graph: ExecutionGraph) -> None:
     # data | conv1 relu1 split left right join | pool | fc1 relu2 | fc2 | prob
     assert tiny_graph.stages == ("data", "conv1", "join", "pool", "fc1", "fc2", "prob")
     layer_numbers = [(1,), (2, 3), (4, 5, 6, 7), (8,), (9, 10), (11,), (12,)]
@@ -171,8 +171,3 @@ def test_bandwidth_too_small_to_count_with(tiny: Network) -> None:
     costs = Profile.of(tiny, np.ones(len(tiny.layers)))
     with pytest.raises(InputError, match="not finite"):
         ExecutionGraph.from_network(tiny, costs, costs, 1e-310)
-
-
-def test_unknown_algorithm(tiny: Network, tiny_graph: ExecutionGraph) -> None:
-    with pytest.raises(InputError, match="unknown algorithm"):
-        make_plan(tiny, tiny_graph, "orginal", MBPS)

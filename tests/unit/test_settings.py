@@ -104,8 +104,10 @@ def test_which_are_the_papers() -> None:
         ({"mbps": 0.0}, "bandwidth 0"),
         ({"mbps": math.inf}, "bandwidth inf"),
         ({"testbed": "live", "dilation": 0.99}, "give a number from 1 to 1000"),
+        ({"testbed": "live", "dilation": 1000.1}, "give a number from 1 to 1000"),
         ({"testbed": "live", "dilation": math.nan}, "give a number from 1 to 1000"),
-        ({"noise": 1.01}, "give a number from 0 to 1"),
+        ({"noise": 1.001}, "give a number from 0 to 1"),
+        ({"noise": -0.001}, "give a number from 0 to 1"),
         ({"noise": math.nan}, "give a number from 0 to 1"),
         ({"seed": -1}, "give a natural number"),
         ({"seed": 2**63}, "give a natural number"),
@@ -130,3 +132,8 @@ def test_which_are_the_papers() -> None:
 def test_settings_that_cannot_be_are_refused(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         Settings(**{"testbed": "virtual", **given})
+
+
+def test_what_ends_a_range_is_in_it() -> None:
+    Settings("virtual", noise=1.0, seed=2**63 - 1, window_s=86_400.0)
+    Settings("live", dilation=1000.0, delay_ms=500.0, jitter_ms=500.0)

@@ -20,7 +20,6 @@ from ionn.costs.loading import load_costs
 from ionn.costs.models import CostModel, Profile
 from ionn.errors import InputError
 from ionn.model import engine
-from ionn.model.caffemodel import weights_path
 from ionn.model.inputs import natural_images
 from ionn.model.network import Network
 from ionn.model.slices import MOST_ROWS, SMALL_PRODUCT, TILE, Slice
@@ -30,6 +29,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SLICE_MS, SlicePlan, Split, slice_plans
 from ionn.testbed import runner
 from tests.support.chains import raw
+from tests.support.machine import weights_of
 from tests.support.nets import network_of
 
 
@@ -337,9 +337,7 @@ def test_slices_are_exact_with_other_kernels(kernels: str) -> None:
 @pytest.mark.parametrize("model", ["alexnet", "inception", "googlenet"])
 def test_slices_of_the_models_are_exact(model: str) -> None:
     network = Network.load(model)
-    if not weights_path(model, None).exists():
-        pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
-    whole = engine.read_network(network, weights_path(model, None))
+    whole = engine.read_network(network, weights_of(model))
     whole.put(0, natural_images(network.input_shape, 1))
     cuts = {cut.stage: cut for cut in slice_plans(network, *[[0.0] * len(network.stages)] * 2)}
     assert cuts

@@ -25,6 +25,7 @@ from ionn.errors import InputError
 from ionn.protocol.messages import PIECE_BYTES_MAX
 from ionn.server.store import SHARED, Store, StoreSettings, owner_of, read_piece
 from tests.support import store_storm
+from tests.support.machine import small_disk
 from tests.support.stored import piece
 
 A, B = owner_of(b"a"), owner_of(b"b")
@@ -627,12 +628,8 @@ def test_a_disk_that_fails(number: int, call: str, folder: Path, monkeypatch: py
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True).returncode:
-        pytest.skip("only root can mount a disk")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
+    with small_disk(tmp_path / "disk", "4m") as path:
+        yield path
 
 
 def test_a_disk_that_can_only_be_read(disk: Path) -> None:
@@ -663,10 +660,10 @@ def test_a_disk_that_can_only_be_read(disk: Path) -> None:
             Store(StoreSettings(disk / name, 1, 1))
 
 
-def storm(folder: Path, total_bytes: int, processes: int, kills: int, seed: int) -> set[int]:
-    """What was said to be stored."""
+def storm(folder: Path, total_bytes: int, processes: int, seed: int) -> set[int]:
+    """What was said to be stored, of processes of which 60 were killed."""
     command = [sys.executable, "-m", "tests.support.store_storm", str(folder)]
-    numbers = map(str, (total_bytes, processes, kills, seed))
+    numbers = map(str, (total_bytes, processes, 60, seed))
     done = subprocess.run([*command, *numbers], capture_output=True, text=True, check=True, timeout=240)
     assert done.stderr == ""
     told = json.loads(done.stdout)
@@ -676,7 +673,7 @@ def storm(folder: Path, total_bytes: int, processes: int, kills: int, seed: int)
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_kills_lose_nothing_that_was_stored(processes: int, folder: Path) -> None:
-    told = storm(folder, 10**9, processes, 60, processes)
+    told = storm(folder, 10**9, processes, processes)
     assert len(told) > 20
     store = Store(StoreSettings(folder, 10**9, 10**9))
     found = {number: store_storm.is_right(store, number) for number in range(store_storm.PIECES)}
@@ -689,7 +686,7 @@ def test_kills_lose_nothing_that_was_stored(processes: int, folder: Path) -> Non
 
 def test_kills_of_processes_that_evict_leave_no_more_than_there_may_be(folder: Path) -> None:
     total = 12 * COST
-    told = storm(folder, total, 4, 60, 7)
+    told = storm(folder, total, 4, 7)
     assert len(told) > 20
     store = Store(StoreSettings(folder, total, total))
     store.refresh()

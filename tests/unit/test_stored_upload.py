@@ -292,7 +292,7 @@ def test_channels_that_are_not_those_of_pieces_have_no_address(subject: Subject)
     assert weights_in(rest, partition) == partition.weight_bytes
 
 
-def test_the_same_piece_twice_in_a_partition(subject: Subject) -> None:
+def test_the_same_piece_twice_in_a_partition() -> None:
     """Two layers with the same numbers: both are taken from the one piece that is stored."""
     network = network_of(
         "InnerProduct inner_product_param { num_output: 5 bias_term: false }",
@@ -487,7 +487,7 @@ def test_a_server_that_holds_a_part_of_what_is_stored(subject: Subject, received
 DIGESTS = [f"{number:064x}" for number in range(50)]
 
 
-def test_a_session_begins_with_one_question(subject: Subject) -> None:
+def test_a_session_begins_with_one_question() -> None:
     store = Stored([*DIGESTS, DIGESTS[3]])
     assert store.begin(welcome("a")) == Have((b"".join(map(bytes.fromhex, DIGESTS)),))
     store.take(Holds((b"\1" + bytes(48) + b"\1",)), 0.0)

@@ -16,7 +16,7 @@ import pytest
 
 from ionn.costs.models import CostModel
 from ionn.errors import InputError
-from ionn.evaluation.report import terminal_summary
+from ionn.evaluation.report import make_report
 from ionn.evaluation.validation import validate
 from ionn.planning.coding_costs import CodedTransfer, CodedWeights
 from ionn.planning.graph import GraphDocument
@@ -144,7 +144,7 @@ def test_a_trace_whose_fields_are_not_what_they_should_be_is_refused_or_harmless
         holder[last] = json.loads(value)
         path.write_text("".join(json.dumps(record) + "\n" for record in changed))
         try:
-            terminal_summary(load_traces(tmp_path))
+            make_report(load_traces(tmp_path)).text()
         except InputError as error:
             refusals.append(str(error))
     assert len(refusals) >= 5
@@ -195,7 +195,7 @@ def test_traces_of_earlier_versions_are_read(name: str, tmp_path: Path) -> None:
     assert (len(old.partitions), len(old.queries), old.queries_before_upload) == (partitions, queries, before_upload)
     assert [part.stage_names for part in old.info.plan.partitions] == [part.stages for part in old.partitions]
     assert old.info.plan.model_bytes in (17_015_564, 243_860_896)
-    assert terminal_summary([old])
+    assert make_report([old]).text()
     assert (old.weight_bytes[1], old.feature_bytes) == (None, (None, None))
     assert (old.info.graph.boundary_bytes, old.info.graph.coded) == ((), ())
     if settings.testbed == "virtual":

@@ -19,7 +19,7 @@ from ionn.costs.loading import load_costs
 from ionn.errors import InputError
 from ionn.evaluation import uncertainty
 from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Finding, MissingRuns, judge
-from ionn.evaluation.report import make_report, terminal_summary, write_report
+from ionn.evaluation.report import make_report, write_report
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import summary
 from ionn.evaluation.uncertainty import (
@@ -266,13 +266,13 @@ def test_the_report_has_the_shares(papers: list[Trace], drawn: Uncertainty, tmp_
     assert {row[0]: row[-1] for row in (*checked.rows, *slices.rows) if row[-1] != "-"} == shares
     assert {row[-1] for row in checked.rows} == {shares[row[0]] for row in checked.rows}
     assert {row[-1] for row in sections["Claims that are not checked"].rows} == {"-"}
-    assert "of draws" in terminal_summary(papers, drawn)
+    assert "of draws" in make_report(papers, uncertainty=drawn).text()
 
     for trace in papers:
         trace.save(trace_path(tmp_path, trace.info.settings, trace.info.model, trace.info.algorithm, 1))
-    assert "Of draws" not in write_report(tmp_path).read_text()
+    assert "Of draws" not in write_report(tmp_path, ()).read_text()
     (tmp_path / FILE).write_text(json.dumps(drawn.to_json()))
-    text = write_report(tmp_path).read_text()
+    text = write_report(tmp_path, ()).read_text()
     assert all(f"| {share} |" in text for share in shares.values())
 
 

@@ -31,6 +31,7 @@ from ionn.testbed.settings import Settings
 from ionn.testbed.trace import RunInfo, Trace
 from ionn.testbed.virtual import VirtualSession, run_virtual
 from tests.support.chains import WORKED_EXAMPLE, chain, chains, cut
+from tests.support.machine import PROFILES, needs_reference
 from tests.support.runs import plan_of
 
 
@@ -579,10 +580,7 @@ def test_whoever_waits_for_the_upload_has_it() -> None:
     assert session.now_s() == 0.07
 
 
-PROFILES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "profiles"
-
-
-@pytest.mark.skipif(not PROFILES.is_dir(), reason=f"no published profiles in {PROFILES}")
+@needs_reference
 def test_alexnet_completes_more_queries_as_in_the_paper() -> None:
     network = Network.load("alexnet")
     columns = ("odroid_xu4_ms", "gtx1080ti_ms")

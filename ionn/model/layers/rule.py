@@ -33,8 +33,7 @@ class Rule:
     """One row of the table. `infer(param, bottom_shapes, number_of_tops)` raises `Refused` with the reason.
 
     `param` is the field of LayerParameter that holds the type's own parameters ("" for none); `bottoms` and `tops` are
-    the least and the greatest number allowed; `in_place` says whether the first top may be the first bottom; `upstream`
-    says whether BVLC's Caffe has the type, too (docs/caffe.md).
+    the least and the greatest number allowed; `in_place` says whether the first top may be the first bottom.
     """
 
     infer: Callable[[Any, Sequence[Shape], int], Inferred]
@@ -42,7 +41,6 @@ class Rule:
     bottoms: tuple[int, float] = (1, 1)
     tops: tuple[int, float] = (1, 1)
     in_place: bool = False
-    upstream: bool = True
 
 
 class Refused(Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ionn.coding import CODINGS
-from ionn.evaluation.style import look, new_figure, save_png_and_pdf
+from ionn.evaluation.style import look, new_figure, save_png_and_pdf, set_titles
 from ionn.evaluation.summary import SummaryRow, common_times, distinct, mean_latency
 from ionn.paper import model_title
 
@@ -34,9 +34,8 @@ def fig7_coded(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             axes.set_ylim(bottom=0)
             figure.legend(loc="outside lower center", title=f"queries in {window_s:g} s; thin line: the upload ends")
             testbed, model, algorithm = group
-            axes.set_title(f"{model_title(model)}, {algorithm}: what is coded on the link\n", loc="left", weight="bold")
             subtitle = f"{testbed} testbed, {members[0].settings.rate}"
-            axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
+            set_titles(axes, f"{model_title(model)}, {algorithm}: what is coded on the link", subtitle)
             paths += save_png_and_pdf(figure, out / f"fig7-coded-{testbed}-{model}-{algorithm}")
     return paths
 

@@ -1,0 +1,48 @@
+"""What there is on a machine or not: where it is not, tests are skipped that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ionn.model.caffemodel import weights_path
+
+# What the paper's authors published, beside this checkout.
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
+PROFILES = REFERENCE / "profiles"
+needs_reference = pytest.mark.skipif(not PROFILES.is_dir(), reason=f"{REFERENCE} is not here")
+
+
+def weights_of(model: str) -> Path:
+    """The weights of a bundled model."""
+    path = weights_path(model, None)
+    if not path.exists():
+        pytest.skip(f"needs models/{model}.caffemodel: run 'make models'")
+    return path
+
+
+@contextlib.contextmanager
+def vacant() -> Iterator[tuple[str, int]]:
+    """An address where nobody listens, and nobody will who does not mean to."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        yield place.getsockname()
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, of that size, in a new folder."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a disk")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
