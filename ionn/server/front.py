@@ -676,6 +676,10 @@ class Server:
 
     def _take_news(self, news: News) -> None:
         session = self._sessions.get(news.name)
+        if news.pid is None:
+            if session is not None:
+                self._end(session, ERROR_BUSY, f"the server cannot start a session: {news.failure}")
+            return
         if session is None:
             if news.code is None:  # the session ended before its process began
                 _kill(news.pid)
