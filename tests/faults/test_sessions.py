@@ -23,6 +23,7 @@ from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionHeader
+from ionn.server.limits import Limits
 from tests.support.raw import Raw, upload_messages
 from tests.support.world import PATIENT, SHORT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
 
@@ -236,6 +237,14 @@ def test_what_a_message_may_be_is_limited(
     welcome = raw.ask(again, messages.Hello(PROTOCOL, "control", raw.session))
     assert isinstance(welcome, messages.Welcome)
     assert raw.ask(again, chunks[0]) == messages.Ack(0, 200_000)
+
+
+def test_a_header_may_be_as_large_as_the_limit_can_be() -> None:
+    most_kb = Limits.__dataclass_fields__["header_kb"].metadata["most"]
+    server = Server("--header-kb", str(most_kb))
+    with Raw(server.address) as raw:
+        assert raw.ask(raw.control, [b'{"type": "ping"}'.ljust(int(most_kb * 1e3))]) == messages.Pong()
+    server.end_well()
 
 
 def test_how_much_a_chunk_may_be_is_limited(raw: Raw, world: World) -> None:
