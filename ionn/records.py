@@ -8,7 +8,12 @@ from typing import Annotated
 
 import msgspec
 
-from ionn.schema import Natural, Real
+from ionn.schema import TIME_MAX_MS, Natural, Real
+
+# A time in a live run, in seconds: eleven days at most.
+_LiveS = Annotated[float, msgspec.Meta(ge=0, le=TIME_MAX_MS / 1e3)]
+# A share of the processors' time. It may be more than 1, as the system counts some ticks late, but never so much.
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1000)]
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,10 @@ class LoadRecord:
     """How busy the machine's processors were from `start_s` to `end_s`, as shares of their time: `busy` with anything,
     and busy with the run's `own` processes."""
 
-    start_s: Real
-    end_s: Real
-    busy: Real
-    own: Real
+    start_s: _LiveS
+    end_s: _LiveS
+    busy: _Share
+    own: _Share
 
     @property
     def other(self) -> float:

@@ -82,11 +82,11 @@ def _text(rows: Sequence[SweepRow]) -> str:
     ]
     for (model, algorithm), gains in _lines(rows).items():
         known = {mbps: gain for mbps, gain in gains.items() if math.isfinite(gain)}
-        most = max(known, key=lambda mbps: known[mbps], default=math.nan)
+        most = max(known, key=lambda mbps: known[mbps], default=None)
+        gain, at = ("-", "-") if most is None else (f"{known[most]:+.0f} %", f"{most:.4g}")
         enough = [mbps for mbps, gain in gains.items() if gain >= MATTERS_PERCENT]
         where = f"{min(enough):.4g} to {max(enough):.4g}" if enough else "-"
-        gain = f"{known[most]:+.0f} %" if known else "-"
-        lines.append(f"{model_title(model):<12} {algorithm:<24} {gain:>7} {most:>8.4g}  {where}")
+        lines.append(f"{model_title(model):<12} {algorithm:<24} {gain:>7} {at:>8}  {where}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -107,7 +107,7 @@ class Plan:
     - `mbps`: the bandwidth that the plan was made for; if the client planned again, the last one.
     - `model_bytes`: the size of all weights of the network, uploaded or not.
     - `local_ms`, `best_ms`: the latency of a query with nothing and with everything uploaded.
-    - `planning_ms`: how long the planner took; NaN if unknown.
+    - `planning_ms`: how long the planner took, in which equal plans may differ; NaN if unknown.
     - `held`: the indices of the stages that the server holds before the upload begins (`ExecutionGraph.holding`).
     """
 
@@ -118,7 +118,7 @@ class Plan:
     local_ms: float
     best_ms: float
     partitions: tuple[Partition, ...]
-    planning_ms: float
+    planning_ms: float = field(compare=False)  # a NaN equals no other one
     held: tuple[int, ...] = ()
 
     @property
@@ -194,7 +194,7 @@ def empty_plan(network: Network, graph: ExecutionGraph, algorithm: str, mbps: fl
     checked_mbps(mbps)
     get_planner(algorithm)
     model_bytes, local_ms = sum(stage.weight_bytes for stage in network.stages), graph.latency_ms(())
-    return Plan(network.name, algorithm, mbps, model_bytes, local_ms, local_ms, (), 0.0)
+    return Plan(network.name, algorithm, mbps, model_bytes, local_ms, local_ms, (), math.nan)
 
 
 def make_plan(

@@ -108,7 +108,7 @@ class Host(Protocol):
         """Dismiss a connection, since a message of it exceeds its bounds."""
 
     def drained(self, connection: Connection) -> None:
-        """Note that a connection is no longer full, or that it is closed."""
+        """Note that a session's connection is no longer full, or that it is closed."""
 
 
 def listener_at(bind: str) -> socket.socket:
@@ -286,7 +286,8 @@ class Door:
             self.close(connection)
             return
         if was_full and not connection.full:
-            self._host.drained(connection)
+            if connection.session is not None:
+                self._host.drained(connection)
             self.resume_if_waiting(connection)
 
     def resume_if_waiting(self, connection: Connection) -> None:

@@ -16,7 +16,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from ionn.errors import MissingLibraryError
@@ -33,15 +33,16 @@ _DESCRIPTORS_MAX = 4
 @dataclass(frozen=True)
 class News:
     """News of the process that was asked for as `name`: its `pid`, and its exit code (negative: a signal) when it has
-    ended, else None."""
+    ended, else None. If the system refused to make a process, there is no `pid`, and `failure` says why."""
 
     name: str
-    pid: int
-    code: int | None
+    pid: int | None
+    code: int | None = None
+    failure: str = ""
 
 
 # The first news: Caffe is loaded, and sessions start at once from now on.
-_LOADED = News("", 0, None)
+_LOADED = News("", None)
 
 
 class ForkServer:
@@ -154,15 +155,16 @@ def _fork(front: socket.socket, name: str, descriptors: list[int], names: dict[i
     parent = os.getpid()
     try:
         pid = os.fork()
-    except OSError:  # the news tells the front
-        pid = -1
-    if pid == 0:
-        _be_session(parent, name, descriptors, given)
+    except OSError as error:
+        news = News(name, None, failure=error.strerror or str(error))
+    else:
+        if pid == 0:
+            _be_session(parent, name, descriptors, given)
+        names[pid] = name
+        news = News(name, pid)
     for each in descriptors:
         os.close(each)
-    if pid > 0:
-        names[pid] = name
-    _tell(front, News(name, pid, None if pid > 0 else 1))
+    _tell(front, news)
 
 
 def _reap(front: socket.socket, names: dict[int, str]) -> None:
@@ -176,7 +178,7 @@ def _reap(front: socket.socket, names: dict[int, str]) -> None:
 def _tell(front: socket.socket, told: News | str) -> None:
     """Send the front news, or the reason why no process can be forked."""
     with contextlib.suppress(OSError):  # the front has ended, which will be noticed soon
-        front.send(json.dumps(told if isinstance(told, str) else [told.name, told.pid, told.code]).encode())
+        front.send(json.dumps(told if isinstance(told, str) else astuple(told)).encode())
 
 
 def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]) -> None:

@@ -348,7 +348,6 @@ class Server:
         former = session.connections.get(role)
         if former is not None:
             self._forget(session, former)
-            self._door.dismiss(former, Error(ERROR_TAKEN, "the session went on over another connection"))
         for taken, _ in session.waiting[role]:  # nobody waits for their answers, and the Hello need not wait for them
             session.under_way[role] -= taken.cost
         session.waiting[role].clear()
@@ -356,6 +355,8 @@ class Server:
         self._resume_short(session.client)
         self._door.attach(connection, session, role, self._bounds[role])
         session.connections[role] = connection
+        if former is not None:  # only now that the new one is no stranger, who might have to make room for it
+            self._door.dismiss(former, Error(ERROR_TAKEN, "the session went on over another connection"))
 
     def _take(
         self, session: Session, connection: Connection, frames: list[Any], cost: int, hello: bool = False
@@ -675,6 +676,10 @@ class Server:
 
     def _take_news(self, news: News) -> None:
         session = self._sessions.get(news.name)
+        if news.pid is None:
+            if session is not None:
+                self._end(session, ERROR_BUSY, f"the server cannot start a session: {news.failure}")
+            return
         if session is None:
             if news.code is None:  # the session ended before its process began
                 _kill(news.pid)

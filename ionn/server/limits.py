@@ -55,8 +55,8 @@ class Limits:
     blobs_per_client_mb: float = _limit(
         128.0, 0.001, 1e6, "Queries under way to all sessions of a client: four of the largest."
     )
-    header_kb: float = _limit(
-        1000.0, 1.0, 1e5, "A message's first frame. A partition of a thousand layers has a prototxt of 300 kB in it."
+    header_kb: float = _limit(  # at most HEADER_BYTES_MAX of ionn.protocol.messages: nobody decodes a larger one
+        1000.0, 1.0, 4000.0, "A message's first frame. A partition of a thousand layers has a prototxt of 300 kB in it."
     )
     frames: int = _limit(2000, 2, 100_000, "Frames of a message. A client may send a chunk in many.")
     pending: int = _limit(

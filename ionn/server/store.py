@@ -358,10 +358,10 @@ class Store:
                         continue
                     self._raise_number()
                     os.unlink(name, dir_fd=folder)
-            except FileNotFoundError:
+                self._counts.evicted += 1
+            except FileNotFoundError:  # somebody else has removed it
                 pass
             self._owned(owner).remove(name)
-            self._counts.evicted += 1
             return True
         return False
 

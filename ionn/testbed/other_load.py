@@ -46,14 +46,14 @@ class Disturbance:
 
 
 def mean_other(loads: Sequence[LoadRecord]) -> float:
-    """The mean share of other load over time; NaN if nothing is recorded.
+    """The mean share of other load over time, from 0 to 1; NaN if nothing is recorded.
 
     The system counts the ticks of processors and of processes differently: they may differ by 5 % in a second, which
     evens out over a run.
     """
-    seconds = [max(each.end_s - each.start_s, 0.0) for each in loads]
+    seconds = [each.end_s - each.start_s for each in loads]
     over = sum((each.busy - each.own) * length_s for each, length_s in zip(loads, seconds, strict=True))
-    return max(over / sum(seconds), 0.0) if any(seconds) else math.nan
+    return min(max(over / sum(seconds), 0.0), 1.0) if any(seconds) else math.nan
 
 
 def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
@@ -64,7 +64,7 @@ def disturbance(loads: Sequence[LoadRecord]) -> Disturbance | None:
     if not above or not mean_other(loads) > DISTURBED_SHARE:
         return None
     during = loads[above[0] : above[-1] + 1]
-    return Disturbance(min(mean_other(during), 1.0), during[0].start_s, during[-1].end_s)
+    return Disturbance(mean_other(during), during[0].start_s, during[-1].end_s)
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,13 @@ def _check_name(name: str) -> None:
         raise InputError(f"{printable(name[:60])!r} cannot be the name of a model or planner in a trace; rename it")
 
 
+def _check_order(loads: Sequence[LoadRecord]) -> None:
+    """Raise InputError unless each of these ends after it begins, and no later than the next one begins."""
+    times_s = [time_s for each in loads for time_s in (each.start_s, each.end_s)]
+    if times_s != sorted(times_s) or any(each.start_s == each.end_s for each in loads):
+        raise InputError("its loads are not in the order of time")
+
+
 def _run_json(info: RunInfo) -> dict[str, Any]:
     """Return the fields of `_RunDocument`, except the schema."""
     settings = info.settings
@@ -359,6 +366,8 @@ class Trace:
                 records = [_LINES.read(line) for line in lines]
             runs = [record for record in records if isinstance(record, _RunDocument)]
             info = runs[-1].info() if runs else None
+            loads = tuple(record for record in records if isinstance(record, LoadRecord))
+            _check_order(loads)
         except OSError as error:
             raise InputError(f"{path}: cannot read the trace: {error.strerror}") from error
         except (ValueError, InputError) as error:
@@ -369,7 +378,6 @@ class Trace:
             raise InputError(f"{path}: an interrupted run; delete it and run again")
         dropped_s = next((record.raised_s for record in records if isinstance(record, _Drops)), ())
         estimates = tuple(record for record in records if isinstance(record, EstimateRecord))
-        loads = tuple(record for record in records if isinstance(record, LoadRecord))
         return cls(info, partitions, queries, runs[-1].undilated, dropped_s, estimates, loads).undilated()
 
     def undilated(self) -> Trace:

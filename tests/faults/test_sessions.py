@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionHeader
+from ionn.server.limits import Limits
 from tests.support.raw import Raw, upload_messages
 from tests.support.world import PATIENT, SHORT, WAIT_S, Server, World, at_server, bit_equal, recover, wait_for
 
@@ -233,6 +235,14 @@ def test_what_a_message_may_be_is_limited(frames: list[bytes], reason: str, raw:
     welcome = raw.ask(again, messages.Hello(PROTOCOL, "control", raw.session))
     assert isinstance(welcome, messages.Welcome)
     assert raw.ask(again, chunks[0]) == messages.Ack(0, 200_000)
+
+
+def test_a_header_may_be_as_large_as_the_limit_can_be() -> None:
+    most_kb = Limits.__dataclass_fields__["header_kb"].metadata["most"]
+    server = Server("--header-kb", str(most_kb))
+    with Raw(server.address) as raw:
+        assert raw.ask(raw.control, [b'{"type": "ping"}'.ljust(int(most_kb * 1e3))]) == messages.Pong()
+    server.end_well()
 
 
 def test_how_much_a_chunk_may_be_is_limited(raw: Raw, world: World) -> None:
@@ -453,6 +463,46 @@ def test_the_fork_server_dies_while_a_session_starts(world: World) -> None:
         assert isinstance(ended, messages.Error)
         assert "ended with the fork server" in ended.message
     assert server.stop()[0] == 0
+
+
+# Python runs this at its start. As long as `path` is there, the system has no memory for another process.
+NO_FORKS = """
+import errno, os, pathlib
+
+fork, refused = os.fork, pathlib.Path({path!r})
+
+def fork_or_fail():
+    if not refused.exists():
+        return fork()
+    with refused.open("a") as file:
+        file.write(".")
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+os.fork = fork_or_fail
+"""
+
+
+def test_a_client_waits_for_a_system_that_makes_no_process(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upload is not ended, however often it tries in vain."""
+    refused = tmp_path / "refused"
+    (tmp_path / "sitecustomize.py").write_text(NO_FORKS.format(path=str(refused)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = Server()
+    wait_for(lambda: ping(server.address, timeout_s=WAIT_S).sessions == 0, "the first session to end")
+    with world.client(server.address, dataclasses.replace(SHORT, connect_s=WAIT_S)) as (client, session):
+        session.start_upload()
+        refused.touch()
+        (mine,) = server.session_processes()
+        os.kill(mine, signal.SIGKILL)
+        wait_for(lambda: refused.stat().st_size > 5, "the client to try again and again")
+        assert isinstance(client.fault, ServerError)
+        assert client.fault.code == messages.ERROR_BUSY
+        assert "cannot start a session: Cannot allocate memory" in str(client.fault)
+        refused.unlink()
+        assert bit_equal(recover(session))
+    server.end_well()
 
 
 def _exists(pid: int) -> bool:

@@ -276,6 +276,22 @@ def test_a_flood_of_one_address_evicts_nobody_else(own: Callable[..., Watched]) 
     watched.end(limits_bytes(0))
 
 
+@pytest.mark.parametrize("option", ["--pending", "--pending-per-address"])
+def test_a_client_comes_back_where_only_one_stranger_may_connect(own: Callable[..., Watched], option: str) -> None:
+    """Its former connection has that place then."""
+    watched = own(option, "1")
+    with Stranger(watched.address) as former:
+        token = welcome(former)
+        with Stranger(watched.address) as again:
+            assert welcome(again, token) == token
+            taken = former.answer()
+            assert isinstance(taken, messages.Error)
+            assert taken.code == messages.ERROR_TAKEN
+            assert isinstance(ask(again, messages.Ping()), messages.Pong)
+    bye(watched.address, token)
+    watched.end(limits_bytes(1))
+
+
 def test_no_descriptors_left(watched: Watched) -> None:
     """Another part of the process has them. Who is connected stays so, others wait, and no processor is burnt."""
     front = watched.server.pid

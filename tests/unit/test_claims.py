@@ -186,6 +186,7 @@ def test_when_latencies_differ_most() -> None:
     assert found(26, 50) == ("26-50 s", True)
     assert found(27, 50) == ("27-50 s", False)
     assert found(23, 26) == ("23-26 s", False)
+    assert found(60, 60) == ("never faster", False)
 
 
 def interval(old_ms: list[float], new_ms: list[float]) -> tuple[float, float]:

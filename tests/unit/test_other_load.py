@@ -176,9 +176,4 @@ def test_the_mean_is_over_time() -> None:
 def test_what_ticks_are_counted_too_late_is_made_up_for_over_the_run() -> None:
     assert mean_other(loads(-0.0625, 0.125)) == pytest.approx(0.03125)
     assert mean_other(loads(-0.0625, 0.0)) == 0
-
-
-@pytest.mark.parametrize("end_s", [0.0, 1.0])
-def test_times_that_cannot_be_disturb_nothing(end_s: float) -> None:
-    """A trace may be a stranger's."""
-    assert disturbance([LoadRecord(1.0, end_s, 1.0, 0.0)]) is None
+    assert mean_other(loads(1.125)) == 1

@@ -92,6 +92,15 @@ def test_what_is_found_is_said_with_the_numbers_of_the_rows() -> None:
     )
 
 
+def test_planning_that_was_not_timed_takes_no_time(tmp_path: Path) -> None:
+    """A client that measures plans again and again, and no trace says how long that takes."""
+    (tmp_path / "link.csv").write_text("0,80\n")
+    traces = runner.run_virtual_all("mobilenet", ["original"], mbps=None, link=tmp_path / "link.csv")
+    report = make_report(traces)
+    assert "Planning time in ms (section 4.4)" not in [section.title for section in report.sections]
+    assert "Planning time" not in [finding.title for finding in findings(report)]
+
+
 def test_latency_is_averaged_over_the_same_time() -> None:
     slow = make_trace("original", (1000.0, 1000.0, 1000.0, 100.0))
     fast = make_trace("recursive-efficiency", (1000.0, 500.0, 500.0, 500.0, 500.0, *[100.0] * 10))

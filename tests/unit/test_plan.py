@@ -55,7 +55,9 @@ def test_bandwidth_scales_transfers_and_weights_but_not_loading(tiny: Network) -
 def test_a_plan_of_nothing(tiny: Network, tiny_graph: ExecutionGraph) -> None:
     plan = empty_plan(tiny, tiny_graph, "original", MBPS)
     weights = sum(layer.weight_bytes for layer in tiny.layers)
-    assert plan == Plan("tiny", "original", MBPS, weights, 78.0, 78.0, (), 0.0)
+    assert plan == Plan("tiny", "original", MBPS, weights, 78.0, 78.0, (), math.nan)
+    assert math.isnan(plan.planning_ms)
+    assert "planning_ms" not in plan.to_json()
     with pytest.raises(InputError, match="bandwidth"):
         empty_plan(tiny, tiny_graph, "original", 0.0)
     with pytest.raises(InputError, match="unknown algorithm"):
@@ -104,6 +106,7 @@ def test_json(tiny: Network, tiny_graph: ExecutionGraph) -> None:
     assert list(document) == keys
     scalars = ["tiny", "recursive-efficiency", MBPS, plan.model_bytes, plan.local_ms, plan.best_ms]
     assert [document[key] for key in keys[:6]] == scalars
+    assert document["planning_ms"] == plan.planning_ms
     first, expected = document["partitions"][0], plan.partitions[0]
     assert first == {
         "stages": list(expected.stage_names),

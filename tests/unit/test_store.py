@@ -423,6 +423,19 @@ def test_a_large_piece_makes_others_go_and_one_that_never_fits_makes_none(folder
     store.close()
 
 
+def test_what_somebody_else_removed_is_not_evicted(folder: Path) -> None:
+    """It makes room all the same."""
+    store = Store(StoreSettings(folder, 2 * COST, 2 * COST))
+    for number in range(2):
+        assert store.put(A, *piece(number))
+    at(folder, A, piece(0)[0]).unlink()
+    assert store.put(A, *piece(2))
+    assert stored(folder)[A].keys() == {piece(number)[0].hex() for number in (1, 2)}
+    assert store.counts().evicted == 0
+    assert store.counts().pieces == 2
+    store.close()
+
+
 def test_a_smaller_bound_holds_from_the_start(folder: Path) -> None:
     store = Store(StoreSettings(folder, 10 * COST, 10 * COST))
     for number in range(10):

@@ -41,7 +41,9 @@ def test_the_text_has_the_most_and_where_it_matters() -> None:
     assert lines[0].startswith("client odroid-xu4, server gtx1080ti: ")
     assert lines[2].split() == ["AlexNet", "efficiency", "+50", "%", "50", "5", "to", "50"]
     nothing = [each._replace(queries=0) for each in TABLE]
-    assert gains_text(nothing).splitlines()[2].split() == ["AlexNet", "efficiency", "-", "nan", "-"]
+    assert gains_text(nothing).splitlines()[2].split() == ["AlexNet", "efficiency", "-", "-", "-"]
+    endless = [row("original", 2, 0), row("original", 4, 0), row("efficiency", 2, 7), row("efficiency", 4, 9)]
+    assert gains_text(endless).splitlines()[2].split() == ["AlexNet", "efficiency", "-", "-", "2", "to", "4"]
 
 
 def test_the_text_is_of_the_server_closest_to_its_device() -> None:

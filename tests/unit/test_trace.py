@@ -116,13 +116,15 @@ PLACES = [
     *(("partition", (each.name,)) for each in dataclasses.fields(PartitionRecord)),
     *(("query", (each.name,)) for each in dataclasses.fields(QueryRecord)),
     *(("query", ("segments", 0, each.name)) for each in dataclasses.fields(Segment)),
+    *(("load", (each.name,)) for each in dataclasses.fields(LoadRecord)),
 ]
 
 
 @pytest.fixture(scope="module")
 def records() -> list[dict[str, Any]]:
-    """The lines of a virtual run of AlexNet."""
+    """The lines of a virtual run of AlexNet, and the load lines of a live one."""
     (trace,) = runner.run_virtual_all("alexnet", ["recursive-efficiency"], 1, coding="lossless", window_s=20.0)
+    trace = dataclasses.replace(trace, loads=LOADS)
     records: list[dict[str, Any]] = json.loads(json.dumps(list(trace._records())))
     return records
 
@@ -149,6 +151,19 @@ def test_a_trace_whose_fields_are_not_what_they_should_be_is_refused_or_harmless
             refusals.append(str(error))
     assert len(refusals) >= 5
     assert all(refusal.startswith(str(path)) for refusal in refusals)
+
+
+@pytest.mark.parametrize(
+    "times_s",
+    [[(1.0, 1.0)], [(2.0, 1.0)], [(1.0, 2.0), (0.0, 1.0)], [(0.0, 1.5), (1.0, 2.0)], [(0.0, 2.0), (0.5, 1.5)]],
+    ids=str,
+)
+def test_loads_that_are_not_one_after_the_other_are_refused(times_s: list[tuple[float, float]], tmp_path: Path) -> None:
+    loads = tuple(LoadRecord(start_s, end_s, 0.5, 0.25) for start_s, end_s in times_s)
+    dataclasses.replace(dilated(1.0), loads=loads).save(path := tmp_path / "run.jsonl")
+    refused = r"run\.jsonl: not a trace of ionn \(its loads are not in the order of time\); delete it and run again$"
+    with pytest.raises(InputError, match=refused):
+        Trace.load(path)
 
 
 def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -212,6 +227,7 @@ def test_a_run_with_coding_comes_back_from_disk(tmp_path: Path) -> None:
     )
     (read,) = load_traces(tmp_path)
     assert read == made
+    assert read.info.plan.planning_ms == made.info.plan.planning_ms > 0
     assert read.info.settings == Settings("virtual", coding="lossless", weight_ratio=0.85, window_s=4.0)
     assert run_virtual(read.info) == made
     assert made.queries[-1].end_s >= 4.0
