@@ -49,8 +49,8 @@ def next_packet(end: socket.socket, bytes_max: int) -> bytes | None:
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a process to end, which has been told to. If it takes too long, kill it and wait as long again: a process
-    whose disk does not answer may not end even then, and is left alone."""
+    """Wait for a process to end, which has been told to. If it takes too long, kill it and wait as long again: if its
+    disk does not answer, it may not end even then, and is left alone."""
     for _ in range(2):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)

@@ -22,7 +22,6 @@ from tests.support.nets import DATA, ONE, conv, layer, random_nets, relu
 caffe = pytest.importorskip("caffe")
 
 
-
 ALEXNET_LIKE = (
     DATA
     + conv("conv1", "data", 6, "kernel_size: 3 stride: 2")
