@@ -29,8 +29,8 @@ from ionn.model.slices import Slice
 from ionn.protocol import messages
 from ionn.protocol.curve import client_keys, make_keys
 from ionn.server.store import SHARED, owner_of
+from tests.support import machine
 from tests.support.forward import Weights, boundary_blobs, random_weights
-from tests.support.machine import small_disk
 from tests.support.nets import network_of
 from tests.support.raw import Raw
 from tests.support.stored import addressed, digests_of, held_by, upload, upload_messages, wait_held
@@ -543,7 +543,7 @@ def test_a_folder_that_is_removed(tmp_path: Path, model: Model, tiny: Network) -
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
-    with small_disk(tmp_path / "disk", "1m") as path:
+    with machine.small_disk(tmp_path / "disk", "1m") as path:
         yield path
 
 

@@ -37,8 +37,8 @@ def ionn(*arguments: str | Path, timeout_s: float = 120) -> subprocess.Completed
 
 
 def told_while_it_imports(module: str, number: int, package: str, *arguments: str) -> tuple[int, str, str]:
-    """What `python -m PACKAGE ARGUMENTS` ends with that gets this signal as it begins to import a module: its exit code,
-    and what it said."""
+    """What `python -m PACKAGE ARGUMENTS` ends with that gets this signal as it begins to import a module: its exit
+    code, and what it said."""
     command = [sys.executable, "-c", _TOLD_WHILE_IT_IMPORTS, module, str(int(number)), package, *arguments]
     done = subprocess.run(command, cwd=_TOP, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr.strip()

@@ -59,8 +59,9 @@ def test_words() -> None:
         "COPY ../a b/", "COPY <<EOF b/", "COPY a a b", "COPY a folder", "COPY a", "COPY 'a' b/",
         "RUN --mount=type=cache,target=/x true", "RUN <<EOF", "RUN [ -e x ]", "RUN [1]", "RUN []",
         "HEALTHCHECK NONE", "HEALTHCHECK --interval CMD true", "HEALTHCHECK CMD [1]", "STOPSIGNAL 15", "STOPSIGNAL $A",
-        "HEALTHCHECK --interval=banana CMD true", "HEALTHCHECK --timeout=5 CMD true", "HEALTHCHECK --retries=3s CMD true",
-        "HEALTHCHECK --interval=0s CMD true", "HEALTHCHECK --intervall=5s CMD true", "CMD [1]", "VOLUME '/a'",
+        "HEALTHCHECK --interval=banana CMD true", "HEALTHCHECK --timeout=5 CMD true",
+        "HEALTHCHECK --retries=3s CMD true", "HEALTHCHECK --interval=0s CMD true",
+        "HEALTHCHECK --intervall=5s CMD true", "CMD [1]", "VOLUME '/a'",
         "EXPOSE banana", "EXPOSE 0", "EXPOSE 65536", "EXPOSE 7675/icmp", "EXPOSE 7675 banana", "EXPOSE 7675-7680",
     ],
 )  # fmt: skip
