@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,6 +13,8 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from ionn.server.orphans import end_with
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -41,10 +44,26 @@ def as_they_end(calls: Iterable[Any]) -> Generator[Any, None, None]:
 
 @contextmanager
 def _interrupted_later() -> Iterator[None]:
-    """Block signals, which workers inherit: Ctrl-C in a terminal reaches them too, and one that is just starting would
-    print an error."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Have signals that come meanwhile take effect afterwards: one that interrupts joblib while it starts processes
+    leaves it half-started.
+
+    They are blocked for the workers, which inherit that: Ctrl-C in a terminal reaches them too, and one that is just
+    starting would print an error. But the system may hand a signal to any other thread, such as one of numpy's, and
+    Python then has this thread handle it. So Python's handlers are replaced, too.
+    """
+    came: list[int] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}  # no other thread is interrupted
+    replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in replaced:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number in came[:1]:
+        signal.raise_signal(number)
