@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator
@@ -21,8 +22,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def local_workers(jobs: int | None) -> Iterator[None]:
     """Have `as_they_end` use `jobs` processes of this machine, by default one per core."""
     import joblib
+    from joblib.externals.loky.backend import resource_tracker as of_joblib
 
     resource_tracker.ensure_running()  # workers would start it, and it unblocks signals when it starts
+    # When a command is interrupted, joblib's tracker removes what is left, and would warn that there was something.
+    filters = len(sys.warnoptions)
+    sys.warnoptions.append("ignore")
+    try:
+        of_joblib.ensure_running()
+    finally:
+        del sys.warnoptions[filters:]
     count = jobs or len(os.sched_getaffinity(0))
     with joblib.parallel_config("loky", n_jobs=count, initializer=end_with, initargs=(os.getpid(),)):
         yield
