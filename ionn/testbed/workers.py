@@ -74,5 +74,5 @@ def _interrupted_later() -> Iterator[None]:
         for number, handler in replaced.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    for number in came[:1]:
-        signal.raise_signal(number)
+    if came:
+        signal.raise_signal(came[0])

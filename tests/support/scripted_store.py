@@ -116,7 +116,6 @@ class StoreServer:
         stored = {number: piece for number, piece in enumerate(header.pieces) if piece.stored}
         missing = [number for number, piece in stored.items() if piece.sha256 not in self.store]
         if missing:
-            self.misses += 1
             return Error(ERROR_MISSING, "they are not there", partition=index, pieces=tuple(missing))
         data, spans = bytearray(len(content)), []
         for piece in stored.values():
@@ -125,7 +124,6 @@ class StoreServer:
                 data[offset : offset + size], raw = raw[:size], raw[size:]
                 spans.append((offset, offset + size))
             assert not raw
-        self.taken_bytes += sum(end - begin for begin, end in spans)
         self.partitions[index] = Arriving(header, data, spans)
         self.weight_bytes[index] = 0
         return Ack(index, self.partitions[index].position)

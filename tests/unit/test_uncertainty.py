@@ -246,7 +246,7 @@ def test_a_file_that_is_something_else_is_refused(text: str | bytes, tmp_path: P
         text = json.dumps(document)
     (tmp_path / FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
     papers[0].save(trace_path(tmp_path, papers[0].info.settings, "alexnet", "original", 1))
-    for use in (load_uncertainty, write_report, keep_uncertainty):
+    for use in (load_uncertainty, lambda results: write_report(results, ()), keep_uncertainty):
         with pytest.raises(InputError, match=rf"{FILE}: not draws of claims.*; delete it and draw again"):
             use(tmp_path)
 
