@@ -27,6 +27,8 @@ from tests.support.command import ionn
 
 GRID = ["--model", "mobilenet", "--model", "resnet", "--algorithm", "original", "--algorithm", "sliced-efficiency",
         "--mbps", "2:600:60"]  # fmt: skip
+# Far too large to end before a test ends it.
+LARGE_GRID = [*GRID[:-1], "2:600:20000"]
 CHAIN = "".join(
     f'layer {{ name: "c{i}" type: "Convolution" bottom: "{f"c{i - 1}" if i else "data"}" top: "c{i}" '
     f"convolution_param {{ num_output: 8 kernel_size: 3 pad: 1 }} }}\n"
@@ -112,7 +114,7 @@ def test_it_goes_on_where_it_ended(alone: bytes, tmp_path: Path, end: signal.Sig
 
 def test_a_worker_that_is_killed_loses_no_row(tmp_path: Path) -> None:
     out = tmp_path / "sweep.csv"
-    command = [sys.executable, "-m", "ionn", "sweep", *GRID[:-1], "2:600:2000", "--jobs", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "ionn", "sweep", *LARGE_GRID, "--jobs", "2", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         wait_for_rows(out, process)
         for worker in psutil.Process(process.pid).children(recursive=True):
@@ -175,7 +177,7 @@ def test_what_a_cluster_cannot_load_is_said(cluster: str, tmp_path: Path) -> Non
 
 def test_a_cluster_that_is_lost_loses_no_row(tmp_path: Path) -> None:
     out = tmp_path / "sweep.csv"
-    command = [sys.executable, "-m", "ionn", "sweep", *GRID[:-1], "2:600:2000", "--out", str(out)]
+    command = [sys.executable, "-m", "ionn", "sweep", *LARGE_GRID, "--out", str(out)]
     start: Any = distributed.LocalCluster
     with start(n_workers=2, processes=True, **OPTIONS) as made:
         address = made.scheduler_address
@@ -192,7 +194,7 @@ def test_a_cluster_that_is_lost_loses_no_row(tmp_path: Path) -> None:
 def test_a_cluster_that_loses_its_workers_is_lost(tmp_path: Path) -> None:
     """Its scheduler lives on, and answers."""
     out = tmp_path / "sweep.csv"
-    command = [sys.executable, "-m", "ionn", "sweep", *GRID[:-1], "2:600:2000", "--out", str(out)]
+    command = [sys.executable, "-m", "ionn", "sweep", *LARGE_GRID, "--out", str(out)]
     start: Any = distributed.LocalCluster
     with start(n_workers=2, processes=True, **OPTIONS) as made:
         address = made.scheduler_address
