@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +40,7 @@ def fig_links(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             keys = [axes.get_legend_handles_labels() for axes in (latencies, rates)]
             handles, labels = [each for key in keys for each in key[0]], [each for key in keys for each in key[1]]
             figure.legend(handles, labels, loc="outside lower center", ncols=2, title="thin line: the upload ends")
-            subtitle = textwrap.fill(f"{row.settings.name}, {row.settings.rate}", 85)
+            subtitle = f"{row.settings.name}, {row.settings.rate}"
             title = f"{model_title(row.model)}, {row.algorithm}: queries over a link that changes"
             set_titles(latencies, title, subtitle)
             paths += save_png_and_pdf(figure, out / f"link-{row.settings.slug}-{row.model}-{row.algorithm}")

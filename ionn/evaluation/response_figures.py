@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -54,7 +53,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             count = len(members[0].traces)
             runs = "1 run" if count == 1 else f"{count} runs, mean ± std"
             marked = disturbed_text([trace for row in members for trace in row.traces])
-            subtitle = textwrap.fill(", ".join(filter(None, (settings.name, settings.rate, runs, marked))), 85)
+            subtitle = ", ".join(filter(None, (settings.name, settings.rate, runs, marked)))
             set_titles(plots[0], f"{model_title(model)}: response times", subtitle)
             paths += save_png_and_pdf(figure, out / f"responses-{settings.slug}-{model}")
     return paths

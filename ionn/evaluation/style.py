@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,9 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ionn",
     "text.parse_math": False,  # names of models and devices may contain a $
 }
+
+# Of a subtitle, with room for the axis beside it.
+_CHARACTERS_PER_INCH = 12.5
 
 # These fields are left out of the files. They have times and versions, with which equal data would give other bytes.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -102,9 +106,11 @@ def new_grid(
 
 
 def set_titles(axes: Axes, title: str, subtitle: str) -> None:
-    """Write a bold title above a plot, and below it a subtitle, which may have several lines."""
-    axes.set_title(title + "\n" * len(subtitle.splitlines()), loc="left", fontweight="bold")
-    axes.text(0, 1.03, subtitle, transform=axes.transAxes, color="#444444")
+    """Write a title over a plot, and below it a subtitle in gray, wrapped to the width of the figure."""
+    width_inches = axes.figure.bbox.width / axes.figure.dpi
+    lines = textwrap.wrap(subtitle, round(_CHARACTERS_PER_INCH * width_inches))
+    axes.set_title(title + "\n" * len(lines), loc="left", fontweight="bold")
+    axes.text(0, 1.03, "\n".join(lines), transform=axes.transAxes, color="#444444")
 
 
 def plain_log_axis(axis: YAxis) -> None:

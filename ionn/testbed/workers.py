@@ -62,9 +62,8 @@ def _interrupted_later() -> Iterator[None]:
     """
     came: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # no other thread is interrupted
+    handled_here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS if handled_here}
     replaced = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in replaced:
         signal.signal(number, lambda number, frame: came.append(number))

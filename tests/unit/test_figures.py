@@ -6,6 +6,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -187,6 +189,15 @@ def test_figures_say_how_many_runs_were_disturbed(drawn: list[Axes], tmp_path: P
     for draw in (fig5, fig6, fig7):
         draw(summary([busy, make_trace("efficiency", testbed="live")]), tmp_path)
         assert drawn[-1].texts[-1].get_text().endswith("1 run, 1 of 2 runs disturbed")
+
+
+@pytest.mark.parametrize("draw", [fig5, fig6, fig7])
+def test_a_long_subtitle_is_wrapped(draw: Callable[..., list[Path]], tmp_path: Path) -> None:
+    """One that is wider than the figure would leave no room for the plot, of which matplotlib warns."""
+    trace = make_trace(testbed="live", dilation=7.5, coding="features", window_s=123.4, delay_ms=123.4, jitter_ms=12.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(draw(summary([trace]), tmp_path)) == 2
 
 
 def test_fig7_of_runs_that_never_execute_at_the_same_time_and_of_an_empty_plan(tmp_path: Path) -> None:
