@@ -1,7 +1,8 @@
 """The `ionn` command, and what signals do to it.
 
 Ctrl-C ends it with exit code 130, from its first import until its work is done. SIGTERM ends `serve` and `link`, which
-run until they are told to stop, with exit code 0. `sweep`, which has processes to end, treats SIGTERM like Ctrl-C.
+run until they are told to stop, with exit code 0. `sweep` and live runs, which have processes to end, treat SIGTERM
+like Ctrl-C.
 """
 
 import os
