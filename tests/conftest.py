@@ -27,8 +27,9 @@ settings.register_profile(
 )
 settings.load_profile("ionn")
 
-# Of a job in the background Ctrl-C is ignored, and so it is by all that this process starts.
+# A job in the background ignores Ctrl-C, and under nohup SIGHUP, and so does all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Some tests load Caffe by themselves, and its results are compared bit for bit with those of other processes.
 engine.set_environment()
