@@ -66,7 +66,7 @@ FUZZ_DEPENDENCIES = [
 
 setup(
     name="ionn",
-    version="0.1.0",
+    version="1.0.0",
     description="Uploads a Caffe model from a mobile client to an edge server in parts, and answers queries meanwhile",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -77,7 +77,7 @@ setup(
     project_urls={"Paper": "https://doi.org/10.1145/3325413.3329788"},
     keywords=["deep neural network", "edge computing", "computation offloading", "Caffe"],
     classifiers=[
-        "Development Status :: 4 - Beta",
+        "Development Status :: 5 - Production/Stable",
         "Environment :: Console",
         "Intended Audience :: Science/Research",
         "License :: OSI Approved :: BSD License",

@@ -276,3 +276,12 @@ def test_commands_are_all_in_their_table() -> None:
     context = click.Context(ionn.cli.cli)
     for name in COMMANDS:
         assert COMMANDS[name].get_help(context)
+
+
+def test_one_version_everywhere() -> None:
+    [version] = re.findall(r'^    version="([\d.]+)",$', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    [date] = re.findall(r"^date-released: ([\d-]+)$", citation, re.MULTILINE)
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [version]
+    assert re.findall(r"^## (.*)$", changes, re.MULTILINE)[0] == f"{version}, {date}"
