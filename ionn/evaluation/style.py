@@ -135,8 +135,8 @@ def plain_log_axis(axis: YAxis) -> None:
 
 
 def plain_decades(axis: Axis) -> None:
-    """Label a logarithmic axis 1, 10, 100 and so on, without powers; some numbers in between too if it spans
-    less than a decade."""
+    """Label a logarithmic axis 1, 10, 100 and so on, without powers; some numbers in between too if it spans less
+    than a decade."""
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):
