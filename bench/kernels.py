@@ -1,6 +1,6 @@
 """How far the results of two machines are apart: the five models with every OpenBLAS kernel that this CPU can run.
 
-    python bench/kernels.py                                   all pairs of kernels here, a minute or two
+    python bench/kernels.py                                   all pairs of kernels here, a minute
     python bench/kernels.py --save here.npz                   keep what this machine computes by itself
     python bench/kernels.py --save nehalem.npz --kernels Nehalem
     python bench/kernels.py --compare here.npz there.npz      the same between two machines

@@ -20,6 +20,7 @@ from ionn.cli.options import (
     complete_coding,
     complete_costs,
     complete_model,
+    given_option,
     json_option,
     key_option,
     options,
@@ -32,6 +33,12 @@ from ionn.errors import InputError, ServerUnreachableError, WrongResultError
 if TYPE_CHECKING:
     from ionn.api import Answer, Session
     from ionn.model.network import Network
+
+# Options that change nothing without --connect.
+_FOR_SERVERS = (
+    "key", "server_key", "wait_s", "audit", "audit_tolerance", "algorithm", "planner", "mbps", "coding", "client",
+    "server",
+)  # fmt: skip
 
 
 @click.command()
@@ -74,20 +81,20 @@ if TYPE_CHECKING:
     "--coding",
     metavar="none|features|lossless",
     shell_complete=complete_coding,
-    help="What is compressed without loss on the link, where that is faster: nothing, the queries' inputs and feature "
-    "maps, or weights too; by default lossless, but none for a server on this machine.",
+    help="With --connect: what is compressed without loss on the link, where that is faster: nothing, the queries' "
+    "inputs and feature maps, or weights too; by default lossless, but none for a server on this machine.",
 )
 @click.option(
     "--client",
     metavar="COSTS",
     shell_complete=complete_costs,
-    help=f"The costs of this machine, by default measured in a few passes: {COSTS_HELP}.",
+    help=f"With --connect: the costs of this machine, by default measured in a few passes: {COSTS_HELP}.",
 )
 @click.option(
     "--server",
     metavar="COSTS",
     shell_complete=complete_costs,
-    help=f"The costs of the server, by default those that it sends: {COSTS_HELP}.",
+    help=f"With --connect: the costs of the server, by default those that it sends: {COSTS_HELP}.",
 )
 @json_option
 def classify(
@@ -124,11 +131,10 @@ def classify(
     from ionn.model.network import Network
     from ionn.protocol.curve import client_keys
 
+    if connect is None and (given := given_option(_FOR_SERVERS)) is not None:
+        raise InputError(f"{given} is for a server; give --connect too, or leave it out")
     algorithm = chosen_algorithm(algorithm, planner)
     keys = client_keys(key, server_key)
-    of_servers = (keys, wait_s, server, coding, audit or None, audit_tolerance or None)
-    if connect is None and any(given is not None for given in of_servers):
-        raise InputError("--key, --wait-s, --server, --coding and --audit are for a server; give --connect too")
     network = Network.load(model)
     if coding == LOSSLESS:
         warn_of_raw_weights(model, weights)

@@ -74,7 +74,8 @@ def _coding_json(costs: CostModel | Profile) -> dict[str, float | None]:
 @json_option
 def calibrate(save: Path, as_json: bool) -> None:
     """Fit the cost model of this machine, for use as a server. Prints how well it predicts the latencies of the five
-    models. This takes less than a minute, in which nothing else should run. 'ionn serve --costs' sends it to clients.
+    models. This takes less than a minute, in which nothing else should run, and builds the models' weights, 0.5 GB, if
+    they are missing ('ionn models' says where). 'ionn serve --costs' sends the cost model to clients.
 
     Example: ionn calibrate --save server.json
     """

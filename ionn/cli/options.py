@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,15 @@ def complete_coding(context: click.Context, parameter: click.Parameter, incomple
     return [name for name in CODINGS if name.startswith(incomplete)]
 
 
+def given_option(names: Container[str]) -> str | None:
+    """The first of the current command's options with these parameters' names that was given; None if none was."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if parameter.name in names and context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT:
+            return parameter.opts[0]
+    return None
+
+
 def chosen_algorithm(algorithm: str, planner: str | None) -> str:
     """The name of the planner that --algorithm or --planner gives. Raises InputError if there is no such planner."""
     from ionn.planning.planners import add_planner, get_planner
@@ -91,7 +100,7 @@ def chosen_algorithm(algorithm: str, planner: str | None) -> str:
     if planner is None:
         get_planner(algorithm)
         return algorithm
-    if click.get_current_context().get_parameter_source("algorithm") is not ParameterSource.DEFAULT:
+    if given_option(["algorithm"]) is not None:
         raise InputError("give either --algorithm or --planner, not both")
     return add_planner(planner)
 

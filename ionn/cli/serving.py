@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ionn.arguments import path_of
 from ionn.cli.options import (
@@ -24,6 +23,7 @@ from ionn.cli.options import (
     Choice,
     Number,
     delay_option,
+    given_option,
     jitter_option,
     json_option,
     key_option,
@@ -293,8 +293,7 @@ def link(
     from ionn.testbed.settings import Settings
 
     Settings("live", mbps, dilation, seed=seed, delay_ms=delay_ms, jitter_ms=jitter_ms)  # checks ranges
-    given = click.get_current_context().get_parameter_source("mbps") is not ParameterSource.DEFAULT
-    if trace is not None and given:
+    if trace is not None and given_option(["mbps"]) is not None:
         raise InputError("give either --mbps or --trace, not both")
     rate = Bandwidth.constant(mbps) if trace is None else Bandwidth.load(trace)
     up, down = Delay.both(delay_ms * dilation / 1e3, jitter_ms * dilation / 1e3, seed)

@@ -15,7 +15,7 @@ from ionn.paper import SHOWN
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
-    from matplotlib.axis import YAxis
+    from matplotlib.axis import Axis, YAxis
     from matplotlib.figure import Figure
 
 Look = dict[str, Any]
@@ -48,8 +48,9 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names of models and devices may contain a $
 }
 
-# Of a subtitle, with room for the axis beside it.
+# Of a text in the figures' size, with room for the axis beside it; of a title, which is larger and bold.
 _CHARACTERS_PER_INCH = 12.5
+_CHARACTERS_OF_TITLE_PER_INCH = 9.0
 
 # These fields are left out of the files. They have times and versions, with which equal data would give other bytes.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -106,11 +107,22 @@ def new_grid(
 
 
 def set_titles(axes: Axes, title: str, subtitle: str) -> None:
-    """Write a title over a plot, and below it a subtitle in gray, wrapped to the width of the figure."""
-    width_inches = axes.figure.bbox.width / axes.figure.dpi
-    lines = textwrap.wrap(subtitle, round(_CHARACTERS_PER_INCH * width_inches))
-    axes.set_title(title + "\n" * len(lines), loc="left", fontweight="bold")
-    axes.text(0, 1.03, "\n".join(lines), transform=axes.transAxes, color="#444444")
+    """Write a title over a plot, and below it a subtitle in gray, both wrapped to the width of the figure."""
+    inches = axes.figure.bbox.width / axes.figure.dpi
+    below = wrapped(subtitle, inches)
+    lines = below.count("\n") + 1 if below else 0
+    axes.set_title(wrapped_title(title, inches) + "\n" * lines, loc="left", fontweight="bold")
+    axes.text(0, 1.03, below, transform=axes.transAxes, color="#444444")
+
+
+def wrapped(text: str, inches: float) -> str:
+    """A text in lines of at most so many inches."""
+    return textwrap.fill(text, round(_CHARACTERS_PER_INCH * inches))
+
+
+def wrapped_title(text: str, inches: float) -> str:
+    """A text in bold lines of at most so many inches."""
+    return textwrap.fill(text, round(_CHARACTERS_OF_TITLE_PER_INCH * inches))
 
 
 def plain_log_axis(axis: YAxis) -> None:
@@ -120,6 +132,19 @@ def plain_log_axis(axis: YAxis) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(lambda value, position: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def plain_decades(axis: Axis) -> None:
+    """Label a logarithmic axis 1, 10, 100 and so on, without powers; some numbers in between too if it spans less
+    than a decade."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, value: float, position: Any = None) -> str:
+            return f"{value:g}" if super().__call__(value, position) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain())
 
 
 def figure_kind(path: Path) -> str:

@@ -11,19 +11,23 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ionn.costs.loading import split_times
 from ionn.errors import InputError
-from ionn.evaluation.style import looks, new_grid, new_panels, save_png_and_pdf
+from ionn.evaluation.style import (
+    looks,
+    new_grid,
+    new_panels,
+    plain_decades,
+    save_png_and_pdf,
+    wrapped,
+    wrapped_title,
+)
 from ionn.evaluation.summary import Grid, distinct, rank
 from ionn.paper import CLIENT, MBPS, MODELS, ORIGINAL, SERVER, SHOWN, model_title
 from ionn.testbed.sweep_table import SweepRow
-
-if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
-    from matplotlib.axes import Axes
 
 Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as fast the server is
 
@@ -31,6 +35,9 @@ Key = tuple[str, str, float, float]  # model, algorithm, Mbps, how many times as
 MATTERS_PERCENT = 10.0
 # The largest gain with a colour of its own; larger gains have the same colour.
 _COLOUR_PERCENT = 100.0
+# The width of the lines' figure, and the size of a panel of the map.
+_LINES_INCHES = 6.8
+_MAP_INCHES = (2.5, 1.5)
 _NOTHING = (
     f"the figures of a sweep compare algorithms with {ORIGINAL} at several bandwidths; give --algorithm {ORIGINAL}, "
     "another one, and --mbps 1:1000:40"
@@ -76,17 +83,21 @@ def gains_text(rows: Sequence[SweepRow]) -> str:
 
 def _text(rows: Sequence[SweepRow]) -> str:
     """The block of one setting and server."""
+    by_mbps = _lines(rows)
+    models = max(12, *(len(model_title(model)) for model, _ in by_mbps))
+    algorithms = max(24, *(len(algorithm) for _, algorithm in by_mbps))
     lines = [
         f"{_title(rows[0], rows[0].server)}: queries before the upload ended, against {ORIGINAL}",
-        f"{'model':<12} {'algorithm':<24} {'most':>7} {'at Mbps':>8}  at least {MATTERS_PERCENT:.0f} % at Mbps",
+        f"{'model':<{models}} {'algorithm':<{algorithms}} {'most':>7} {'at Mbps':>8}  "
+        f"at least {MATTERS_PERCENT:.0f} % at Mbps",
     ]
-    for (model, algorithm), gains in _lines(rows).items():
+    for (model, algorithm), gains in by_mbps.items():
         known = {mbps: gain for mbps, gain in gains.items() if math.isfinite(gain)}
         most = max(known, key=lambda mbps: known[mbps], default=None)
         gain, at = ("-", "-") if most is None else (f"{known[most]:+.0f} %", f"{most:.4g}")
         enough = [mbps for mbps, gain in gains.items() if gain >= MATTERS_PERCENT]
         where = f"{min(enough):.4g} to {max(enough):.4g}" if enough else "-"
-        lines.append(f"{model_title(model):<12} {algorithm:<24} {gain:>7} {at:>8}  {where}")
+        lines.append(f"{model_title(model):<{models}} {algorithm:<{algorithms}} {gain:>7} {at:>8}  {where}")
     return "\n".join(lines)
 
 
@@ -174,7 +185,7 @@ def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
     lines = _lines(rows)
     models = distinct(model for model, _ in lines)
     styles = looks([ORIGINAL, *(algorithm for _, algorithm in lines)])
-    with new_panels(6.8, 1.8 + 1.45 * len(models), [1.0] * len(models)) as (figure, panels):
+    with new_panels(_LINES_INCHES, 1.8 + 1.45 * len(models), [1.0] * len(models)) as (figure, panels):
         for axes, model in zip(panels, models, strict=True):
             for algorithm, values in ((name, each) for (of, name), each in lines.items() if of == model):
                 style = styles[algorithm]
@@ -192,16 +203,18 @@ def _draw_lines(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
             axes.axhline(0, color="black", linewidth=0.7)
             if _is_papers(rows[0]):
                 axes.axvline(MBPS, color="#444444", linewidth=0.9, linestyle=":")
-            axes.set_title(model_title(model), loc="left", fontsize=9)
+            axes.set_title(wrapped(model_title(model), _LINES_INCHES), loc="left", fontsize=9)
             axes.set_ylabel("more queries (%)")
-        _mbps_axis(panels[-1])
+        panels[-1].set_xscale("log")
+        plain_decades(panels[-1].xaxis)
         panels[-1].set_xlim(min(row.mbps for row in rows), max(row.mbps for row in rows))
         panels[-1].set_xlabel("bandwidth of the link (Mbps)")
         legend = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
         point = f"dotted: the paper's {MBPS:g} Mbps; " if _is_papers(rows[0]) else ""
-        title = f"{point}triangle: {ORIGINAL} completes no query"
-        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, title=title)
-        figure.suptitle(f"Gain over {ORIGINAL}: {_title(rows[0], rows[0].server)}", weight="bold")
+        of_legend = f"{point}triangle: {ORIGINAL} completes no query"
+        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, title=of_legend)
+        title = f"Gain over {ORIGINAL}: {_title(rows[0], rows[0].server)}"
+        figure.suptitle(wrapped_title(title, _LINES_INCHES), weight="bold")
         return save_png_and_pdf(figure, stem)
 
 
@@ -212,31 +225,27 @@ def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
     mbps, speeds = sorted({key[2] for key in gains}), sorted({key[3] for key in gains})
     device = _server(rows[0])[1]
     papers = _is_papers(rows[0]._replace(server=device))
-    size = 2.5 + 2.5 * len(algorithms), 2.0 + 1.5 * len(models)
-    with new_grid(*size, len(models), len(algorithms), sharey=True) as (figure, grid):
+    width = 2.5 + _MAP_INCHES[0] * len(algorithms)
+    height = 2.0 + _MAP_INCHES[1] * len(models)
+    with new_grid(width, height, len(models), len(algorithms), sharey=True) as (figure, grid):
         for model, line in zip(models, grid, strict=True):
             for algorithm, axes in zip(algorithms, line, strict=True):
                 values = _values(gains, model, algorithm, mbps, speeds)
-                mesh = axes.pcolormesh(
-                    mbps,
-                    speeds,
-                    values,
-                    cmap="PuOr_r",
-                    vmin=-_COLOUR_PERCENT,
-                    vmax=_COLOUR_PERCENT,
-                    shading="nearest",
-                    rasterized=True,
-                )
+                axes.set_xscale("log")
                 axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(lambda value, position: f"{value:g}")
-                _mbps_axis(axes)
+                mesh = axes.pcolormesh(
+                    _edges(mbps), _edges(speeds), values, cmap="PuOr_r", vmin=-_COLOUR_PERCENT, vmax=_COLOUR_PERCENT,
+                    rasterized=True,
+                )  # fmt: skip
+                plain_decades(axes.xaxis)
+                plain_decades(axes.yaxis)
                 axes.grid(visible=False)
                 axes.set_facecolor("#bbbbbb")
                 if papers:
                     axes.plot([MBPS], [1], marker="*", color="black", markersize=9, linestyle="none")
-            line[0].set_ylabel(f"{model_title(model)}\nspeed of server")
+            line[0].set_ylabel(f"{wrapped(model_title(model), _MAP_INCHES[1])}\nspeed of server")
         for algorithm, top, bottom in zip(algorithms, grid[0], grid[-1], strict=True):
-            top.set_title(algorithm, fontsize=9)
+            top.set_title(wrapped(algorithm, _MAP_INCHES[0]), fontsize=9)
             bottom.set_xlabel("Mbps")
         figure.colorbar(
             mesh, ax=[axes for line in grid for axes in line], label="more queries (%); grey: none with either",
@@ -244,7 +253,7 @@ def _draw_map(rows: Sequence[SweepRow], stem: Path) -> list[Path]:
         )  # fmt: skip
         star = f"\nstar: the paper's {MBPS:g} Mbps and server" if papers else ""
         server = f"{device} at {speeds[0]:g} to {speeds[-1]:g} times its speed"
-        figure.suptitle(f"Gain over {ORIGINAL}\n{_title(rows[0], server)}{star}", fontsize=9)
+        figure.suptitle(f"Gain over {ORIGINAL}\n{wrapped(_title(rows[0], server), width)}{star}", fontsize=9)
         return save_png_and_pdf(figure, stem)
 
 
@@ -257,6 +266,10 @@ def _values(
     return np.minimum(values, 2 * _COLOUR_PERCENT)
 
 
-def _mbps_axis(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+def _edges(values: Sequence[float]) -> list[float]:
+    """The edges of cells around ascending values on a logarithmic axis: halfway between neighbours, and as far beyond
+    the first and the last."""
+    logs = np.log(values)
+    between = (logs[1:] + logs[:-1]) / 2
+    edges: list[float] = np.exp([2 * logs[0] - between[0], *between, 2 * logs[-1] - between[-1]]).tolist()
+    return edges

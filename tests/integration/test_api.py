@@ -603,7 +603,7 @@ def test_classify_says_what_is_wrong(tiny_files: Path, labels: Path, tmp_path: P
         (tmp_path / "no.png", "--model", tiny_files): "no.png: no such image",
         ("chelsea", "--model", "alexnett"): "did you mean alexnet?",
         ("chelsea", "--model", tiny_files, "--labels", short): "1 labels for the 10 classes of tiny",
-        ("chelsea", "--model", tiny_files, "--wait-s", "1"): "--connect",
+        ("chelsea", "--model", tiny_files, "--connect", "box:7675", "--audit-tolerance", "0.1"): "audit tolerance 0.1",
         ("chelsea",): "--model",
     }
     for arguments, message in mistakes.items():
@@ -611,6 +611,28 @@ def test_classify_says_what_is_wrong(tiny_files: Path, labels: Path, tmp_path: P
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert done.stderr.count("\n") == 1
         assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    {
+        "--key": "phone.secret",
+        "--server-key": "box.public",
+        "--wait-s": "1",
+        "--audit": "0",
+        "--audit-tolerance": "0.1",
+        "--algorithm": "recursive-efficiency",
+        "--planner": "examples/cheapest_first.py:cheapest_first",
+        "--mbps": "80",
+        "--coding": "none",
+        "--client": "odroid-xu4",
+        "--server": "gtx1080ti",
+    }.items(),
+)
+def test_classify_without_a_server_takes_no_option_for_one(option: str, value: str, tiny_files: Path) -> None:
+    done = command("classify", "chelsea", "--model", tiny_files, option, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"ionn: {option} is for a server; give --connect too, or leave it out\n"
 
 
 def test_classify_without_its_server_answers_and_fails(tiny_files: Path, slow_client: str) -> None:

@@ -171,7 +171,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "evaluation/link_figures": ["unit/test_link_figures.py"],
         "evaluation/walk_figures": ["unit/test_walk_figures.py"],
         "evaluation/response_figures": ["unit/test_response_figures.py"],
-        "evaluation/style": ["unit/test_figures.py", "unit/test_plan_figure.py"],
+        "evaluation/style": ["unit/test_figures.py", "unit/test_plan_figure.py", "unit/test_sweep_figures.py"],
         "evaluation/plan_figure": ["unit/test_plan_figure.py", "integration/test_own_model.py"],
     },
 }

@@ -200,6 +200,14 @@ def test_a_long_subtitle_is_wrapped(draw: Callable[..., list[Path]], tmp_path: P
         assert len(draw(summary([trace]), tmp_path)) == 2
 
 
+def test_a_long_title_is_wrapped(drawn: list[Axes], tmp_path: Path) -> None:
+    fig7(summary([make_trace(model="a-model-whose-name-has-the-parameters-of-its-training-" * 2)]), tmp_path)
+    figure = drawn[0].figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    assert drawn[0]._left_title.get_window_extent().x1 <= figure.bbox.x1  # type: ignore[attr-defined]
+
+
 def test_fig7_of_runs_that_never_execute_at_the_same_time_and_of_an_empty_plan(tmp_path: Path) -> None:
     apart = [make_trace(), make_trace(run=2, ends_s=(60.0, 61.0))]
     empty = make_trace(model="tiny", ends_s=(), sizes=(), latencies_ms=FIVE_FAST)

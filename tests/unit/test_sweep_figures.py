@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+import ionn.evaluation.sweep_figures
 from ionn.errors import InputError
 from ionn.evaluation.sweep_figures import can_compare, draw_sweep, gains_text, more_queries
 from ionn.testbed.sweep_table import SweepRow
@@ -104,3 +111,82 @@ def test_each_setting_and_device_has_a_text_and_what_cannot_be_compared_has_none
         assert [path.name for path in draw_sweep([*TABLE, *incomplete], tmp_path) if path.suffix == ".png"] in (
             ["sweep-lines.png"], ["sweep-lines.png", "sweep-map.png"],
         )  # fmt: skip
+
+
+# --- What is seen -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn, instead of files."""
+    figures: list[Figure] = []
+
+    def keep(figure: Figure, stem: Path) -> list[Path]:
+        figure.draw_without_rendering()
+        figures.append(figure)
+        return []
+
+    monkeypatch.setattr(ionn.evaluation.sweep_figures, "save_png_and_pdf", keep)
+    return figures
+
+
+def at_speeds(*speeds: float) -> list[SweepRow]:
+    return [each._replace(server=f"{speed:g}*gtx1080ti") for each in TABLE for speed in speeds]
+
+
+def test_every_value_is_in_the_middle_of_its_cell_of_the_map(drawn: list[Figure], tmp_path: Path) -> None:
+    """The axes are logarithmic, so that the middle is the geometric mean, and no edge may be 0 or less."""
+    draw_sweep(at_speeds(0.5, 10), tmp_path)
+    axes = drawn[1].axes[0]
+    (cells,) = axes.collections
+    assert isinstance(cells, QuadMesh)
+    edges = np.asarray(cells.get_coordinates())
+    for sides, values in ((edges[0, :, 0], [5, 50, 500]), (edges[:, 0, 1], [0.5, 10])):
+        assert min(sides) > 0
+        assert [math.sqrt(first * last) for first, last in pairwise(sides)] == pytest.approx(values)
+    assert axes.get_xlim()[0] < 5
+    assert axes.get_ylim()[0] < 0.5
+
+
+def ticks(axis: Axis) -> list[str]:
+    """The labels of an axis that are seen."""
+    first, last = sorted(axis.get_view_interval())
+    shown = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [tick.label1.get_text() for tick in shown if first <= tick.get_loc() <= last and tick.label1.get_text()]
+
+
+@pytest.mark.parametrize("speeds", [(0.5, 1), (0.001, 1000), (1, 1.2)])
+@pytest.mark.parametrize("mbps", [(60, 80, 100), (1, 100, 1000), (81, 82, 83)])
+def test_ticks_are_plain_numbers(
+    mbps: tuple[float, float, float], speeds: tuple[float, float], drawn: list[Figure], tmp_path: Path
+) -> None:
+    other = dict(zip((5.0, 50.0, 500.0), mbps, strict=True))
+    draw_sweep([each._replace(mbps=other[each.mbps]) for each in at_speeds(*speeds)], tmp_path)
+    lines, (of_map, *_) = drawn[0].axes, drawn[1].axes
+    for axis in (lines[-1].xaxis, of_map.xaxis, of_map.yaxis):
+        numbers = [float(label) for label in ticks(axis)]
+        assert len(numbers) > 1
+
+
+def test_no_text_is_wider_than_its_figure(drawn: list[Figure], tmp_path: Path) -> None:
+    model = "a-model-whose-name-has-the-parameters-of-its-training-" * 2 + " (12345678)"
+    rows = at_speeds(0.123456, 0.987654)
+    draw_sweep(
+        [
+            each._replace(model=model, client="0.123456*odroid-xu4", coding="lossless", arrivals="burst:1000,12.345678")
+            for each in rows
+        ],
+        tmp_path,
+    )
+    assert len(drawn) == 2
+    for figure in drawn:
+        for text in figure.findobj(lambda each: isinstance(each, Text) and len(each.get_text()) > 20):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
+def test_long_names_move_the_columns_of_the_text() -> None:
+    long = [each._replace(model="a-model-with-a-long-name (12345678)") for each in TABLE]
+    _, header, *lines = gains_text([*TABLE, *long]).splitlines()
+    assert {line.index("efficiency") for line in lines} == {header.index("algorithm")}
