@@ -55,6 +55,8 @@ def main() -> None:
         signal.signal(signal.SIGINT, _end)
     try:
         open_standard_streams()
+        # Figures are only written to files. Matplotlib cannot be imported while this names no backend that it knows.
+        os.environ.pop("MPLBACKEND", None)
         if sys.argv[1:2] in (["serve"], ["link"]):
             signal.signal(signal.SIGTERM, _end)
         if sys.argv[1:2] == ["sweep"]:

@@ -159,8 +159,9 @@ def _chain_text(network: Network, graph: ExecutionGraph) -> str:
 
 def _plan_text(plan: Plan, names: Sequence[str]) -> str:
     """A plan as text. `names` are the names of all stages."""
+    count = len(plan.partitions)
     lines = [
-        f"{plan.model}, {plan.algorithm}, {plan.mbps:g} Mbps: {len(plan.partitions)} partitions, "
+        f"{plan.model}, {plan.algorithm}, {plan.mbps:g} Mbps: {count} partition{'' if count == 1 else 's'}, "
         f"latency {plan.local_ms:.1f} ms at the client alone, {plan.best_ms:.1f} ms at best"
         + ("" if math.isnan(plan.mean_ms) else f", {plan.mean_ms:.1f} ms on average during the upload"),
         f"{'':>3} {'MB':>8} {'upload s':>9} {'since start s':>14} {'latency ms':>11}  stages",

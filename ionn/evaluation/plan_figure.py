@@ -36,7 +36,7 @@ def draw_plans(plans: Sequence[Plan], path: Path) -> Path:
                 [*times_s, end_s * 1.04],
                 [*latencies_ms, latencies_ms[-1]],
                 where="post",
-                label=f"{name}: {count} partitions",
+                label=f"{name}: {count} partition{'' if count == 1 else 's'}",
                 color=look["color"],
                 linestyle=look["line"],
                 linewidth=look["width"],

@@ -61,6 +61,16 @@ def test_plan_shows_the_channels_of_slices() -> None:
     )
 
 
+def test_a_backend_of_matplotlib_that_is_not_there_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for backend in ("nonsense", "module://not_there"):
+        monkeypatch.setenv("MPLBACKEND", backend)
+        plot = tmp_path / f"{len(backend)}.png"
+        done = ionn("plan", "alexnet", "--plot", plot)
+        assert (done.returncode, done.stderr) == (0, f"drawn: {plot}\n")
+
+
 def test_run_json_is_what_people_script_against() -> None:
     done = ionn("run", "alexnet", "--testbed", "virtual", "--algorithm", "original", "--runs", "2", "--json")
     assert done.returncode == 0, done.stderr

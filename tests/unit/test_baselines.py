@@ -128,7 +128,7 @@ def test_no_planner_of_the_users_takes_a_baseline_s_name(name: str) -> None:
     [
         ("local", "nothing is uploaded"),
         ("preinstalled", "the server holds from the beginning: conv1 .. fc8 "),
-        ("neurosurgeon", "1 partitions, latency"),
+        ("neurosurgeon", "1 partition, latency"),
         ("densest", "ms on average during the upload"),
     ],
 )

@@ -60,7 +60,7 @@ def test_each_plan_is_a_line_from_the_start_to_beyond_the_longest_upload(axes: l
     assert list(second.get_xdata()) == [0.0, 2.0, end_s]
     assert list(second.get_ydata()) == [900.0, 300.0, 300.0]
     assert {line.get_drawstyle() for line in plot.lines} == {"steps-post"}
-    assert [line.get_label() for line in plot.lines] == ["original: 2 partitions", "mine: 1 partitions"]
+    assert [line.get_label() for line in plot.lines] == ["original: 2 partitions", "mine: 1 partition"]
     styles = looks(["original", "mine"])
     assert [line.get_linestyle() for line in plot.lines] == ["-", ":"]
     assert [line.get_color() for line in plot.lines] == [look["color"] for look in styles.values()]
