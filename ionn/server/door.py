@@ -18,6 +18,7 @@ import ipaddress
 import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ionn.address import format_address, parse_address
@@ -100,9 +101,6 @@ class Host(Protocol):
 
     def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
         """Take a message that has arrived."""
-
-    def arriving(self, connection: Connection, frames: list[Any], arrived: int) -> None:
-        """Note a message that is arriving, of whose last frame only `arrived` bytes are there yet."""
 
     def too_large(self, connection: Connection, error: TooLargeError) -> None:
         """Dismiss a connection, since a message of it exceeds its bounds."""
@@ -217,11 +215,13 @@ class Door:
 
     # --- What the host does with them ---------------------------------------------------------------------------------
 
-    def attach(self, connection: Connection, session: Any, role: str, bounds: Bounds) -> None:
-        """Give a stranger a session."""
+    def attach(
+        self, connection: Connection, session: Any, role: str, bounds: Bounds, allocate: Callable[[int], memoryview]
+    ) -> None:
+        """Give a stranger a session. Its large frames are received into memory that `allocate` returns."""
         self._count_out(connection)
         connection.session, connection.role = session, role
-        connection.zmtp.bounds = bounds
+        connection.zmtp.bounds, connection.zmtp.allocate = bounds, allocate
         self._loop.move(connection.socket.fileno(), outer=False)
 
     def resume(self, connection: Connection) -> None:
@@ -352,8 +352,6 @@ class Door:
             match event:
                 case None:
                     connection.waiting = zmtp.waits_for_room
-                    if zmtp.arriving is not None:
-                        self._host.arriving(connection, *zmtp.arriving)
                     return
                 case Send():
                     self._send(connection, [event.data])
