@@ -537,6 +537,8 @@ class Server:
                 elif session.sent[0].connection is None:
                     session.untried = bytes(piece.data) == MORE
                 if piece.ends and not piece.more:
+                    if reader is not None and not session.sent[0].light:  # its client waits for the result
+                        self._door.flush(reader)
                     self._answered(session)
             return True
         finally:
