@@ -176,6 +176,11 @@ class ServerConnection:
         return self._curve is not None
 
     @property
+    def arriving(self) -> bool:
+        """Tell whether a frame is arriving that did not arrive in one piece with its head."""
+        return self._body is not None
+
+    @property
     def arriving_cost(self) -> int:
         """Return the cost so far of the message that is arriving, with the whole of the frame that has begun."""
         return self._cost + (0 if self._body is None else len(self._body) + FRAME_COST)

@@ -50,6 +50,8 @@ _STRANGER_UNREAD_BYTES_MAX = 10_000
 # The most messages of one connection in one turn of the loop, so that others have their turn.
 _MESSAGES_AT_ONCE = 16
 _ACCEPTED_AT_ONCE = 16
+# How many times at most a connection is received from in one turn of the loop.
+_RECEIVED_AT_ONCE = 4
 # A peer that is dismissed has so long to close its connection. If it were closed here at once, libzmq would drop what
 # it has not handed out yet, and the system what the peer has not read.
 _FAREWELL_S = 2.0
@@ -318,20 +320,26 @@ class Door:
         self._settle(connection)
 
     def _receive(self, connection: Connection) -> None:
-        if connection.waiting:  # it has begun to wait since the system reported it as readable
-            return
-        try:
-            count = connection.socket.recv_into(connection.zmtp.incoming.buffer())
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        if not count:
-            self.close(connection)
-        else:
+        """Receive and take what has arrived, a few times while a large frame is arriving: to try again takes no longer
+        than to ask the system whether there is more."""
+        zmtp = connection.zmtp
+        for _ in range(_RECEIVED_AT_ONCE):
+            if connection.waiting:  # it has begun to wait since the system reported it as readable
+                return
+            try:
+                count = connection.socket.recv_into(zmtp.incoming.buffer())
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            if not count:
+                self.close(connection)
+                return
             connection.heard = time.monotonic()
-            connection.zmtp.incoming.received(count)
+            zmtp.incoming.received(count)
             self._take(connection)
+            if not zmtp.arriving:
+                return
 
     def _take(self, connection: Connection) -> None:
         """Take some of what has arrived."""
