@@ -120,7 +120,7 @@ class Stages:
     def _result(self, asked: Query | Part | Join, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
         codecs, payload = make_payload(outputs, asked.coded and PLANES in self.codecs)
         shapes = tuple(output.shape for output in outputs)
-        return Result(asked.query, shapes, tuple(round(ms, 4) for ms in stage_ms), payload, codecs)
+        return Result(asked.query, shapes, tuple(stage_ms), payload, codecs)
 
 
 def _floats(message: Query | Part | Join, shape: tuple[int, ...], what: str) -> Floats:
