@@ -178,6 +178,11 @@ class StageNet:
             raise ValueError(f"data of shape {data.shape} for stage {stage}, which takes {view.shape}")
         view[...] = data
 
+    def follow(self, before: StageNet) -> None:
+        """Set the blob before the first stage to the output of `before`, the net of the stages before, as `put` does,
+        but without copying it: both blobs share its memory from then on. They must have the same shape."""
+        self._inputs[self.first].share_data(before._outputs[before.last][0], 0)
+
     def layers(self, first: int, last: int) -> range:
         """The indices of the layers of stages `first`..`last` in this net."""
         return range(self._layers[first].start, self._layers[last].stop)

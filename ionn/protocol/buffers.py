@@ -44,7 +44,7 @@ class Incoming:
         self._buffer = memoryview(bytearray(peek_bytes))
         self._start = self._end = 0
         self._target: memoryview | None = None  # what `fill` fills
-        self.filled = 0  # how many bytes of it have arrived
+        self._filled = 0  # how many bytes of it have arrived
 
     def __len__(self) -> int:
         """Return how many bytes `peek` can show."""
@@ -53,7 +53,7 @@ class Incoming:
     def buffer(self) -> memoryview:
         """Return where to receive the next bytes: never empty."""
         if self._target is not None:
-            return self._target[self.filled : self.filled + _AT_ONCE_BYTES]
+            return self._target[self._filled : self._filled + _AT_ONCE_BYTES]
         if self._start:
             left = bytes(self._buffer[self._start : self._end])
             self._buffer[: len(left)] = left
@@ -62,7 +62,7 @@ class Incoming:
 
     def received(self, count: int) -> None:
         if self._target is not None:
-            self.filled += count
+            self._filled += count
         else:
             self._end += count
 
@@ -79,8 +79,8 @@ class Incoming:
             here = self.peek(len(target))
             target[: len(here)] = here
             self.skip(len(here))
-            self._target, self.filled = target, len(here)
-        full = self.filled == len(target)
+            self._target, self._filled = target, len(here)
+        full = self._filled == len(target)
         if full:
             self._target = None
         return full

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,13 +146,15 @@ class ServerConnection:
 
     `room` is the cost that may be taken now, in bytes: a frame without room is not taken until there is room, even if
     it has begun to arrive. `waits_for_room` tells whether there is such a frame. No message costs more than
-    `bounds.cost`.
+    `bounds.cost`. A frame that does not arrive in one piece with its head is received into the memory that `allocate`
+    returns for its size; that may be replaced at any time, too.
     """
 
     def __init__(self, keys: Keys | None, bounds: Bounds) -> None:
         self.incoming = Incoming()
         self.bounds = bounds
         self.room = bounds.cost
+        self.allocate: Callable[[int], memoryview] = untouched
         self._curve = _Curve(keys) if keys is not None else None
         self._state = "new"
         self._events: deque[Event] = deque()
@@ -173,21 +176,19 @@ class ServerConnection:
         return self._curve is not None
 
     @property
+    def arriving(self) -> bool:
+        """Tell whether a frame is arriving that did not arrive in one piece with its head."""
+        return self._body is not None
+
+    @property
     def arriving_cost(self) -> int:
         """Return the cost so far of the message that is arriving, with the whole of the frame that has begun."""
         return self._cost + (0 if self._body is None else len(self._body) + FRAME_COST)
 
-    @property
-    def arriving(self) -> tuple[list[Any], int] | None:
-        """The frames of a message whose last frame is still arriving, and how many bytes of that one have arrived; None
-        if no message is arriving, if more frames may follow, or if frames are sealed."""
-        if self._body is None or self._flags & (_MORE | _COMMAND) or self._curve is not None:
-            return None
-        return [*self._frames, self._body], self.incoming.filled
-
     def stop(self) -> None:
         """Take nothing more, and forget what has not been taken."""
         self.incoming = _NOTHING
+        self.allocate = untouched
         self._body = None
         self._frames = []
 
@@ -274,7 +275,7 @@ class ServerConnection:
                 body = bytes(self.incoming.peek(size))
                 self.incoming.skip(size)
                 return body
-            self._body = untouched(size)
+            self._body = self.allocate(size)
         if not self.incoming.fill(self._body):
             return None
         filled, self._body = self._body, None

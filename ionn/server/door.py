@@ -18,6 +18,7 @@ import ipaddress
 import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ionn.address import format_address, parse_address
@@ -49,6 +50,8 @@ _STRANGER_UNREAD_BYTES_MAX = 10_000
 # The most messages of one connection in one turn of the loop, so that others have their turn.
 _MESSAGES_AT_ONCE = 16
 _ACCEPTED_AT_ONCE = 16
+# How many times at most a connection is received from in one turn of the loop.
+_RECEIVED_AT_ONCE = 4
 # A peer that is dismissed has so long to close its connection. If it were closed here at once, libzmq would drop what
 # it has not handed out yet, and the system what the peer has not read.
 _FAREWELL_S = 2.0
@@ -100,9 +103,6 @@ class Host(Protocol):
 
     def received(self, connection: Connection, frames: list[Any], cost: int) -> None:
         """Take a message that has arrived."""
-
-    def arriving(self, connection: Connection, frames: list[Any], arrived: int) -> None:
-        """Note a message that is arriving, of whose last frame only `arrived` bytes are there yet."""
 
     def too_large(self, connection: Connection, error: TooLargeError) -> None:
         """Dismiss a connection, since a message of it exceeds its bounds."""
@@ -217,11 +217,13 @@ class Door:
 
     # --- What the host does with them ---------------------------------------------------------------------------------
 
-    def attach(self, connection: Connection, session: Any, role: str, bounds: Bounds) -> None:
-        """Give a stranger a session."""
+    def attach(
+        self, connection: Connection, session: Any, role: str, bounds: Bounds, allocate: Callable[[int], memoryview]
+    ) -> None:
+        """Give a stranger a session. Its large frames are received into memory that `allocate` returns."""
         self._count_out(connection)
         connection.session, connection.role = session, role
-        connection.zmtp.bounds = bounds
+        connection.zmtp.bounds, connection.zmtp.allocate = bounds, allocate
         self._loop.move(connection.socket.fileno(), outer=False)
 
     def resume(self, connection: Connection) -> None:
@@ -318,20 +320,26 @@ class Door:
         self._settle(connection)
 
     def _receive(self, connection: Connection) -> None:
-        if connection.waiting:  # it has begun to wait since the system reported it as readable
-            return
-        try:
-            count = connection.socket.recv_into(connection.zmtp.incoming.buffer())
-        except BlockingIOError:
-            return
-        except OSError:
-            count = 0
-        if not count:
-            self.close(connection)
-        else:
+        """Receive and take what has arrived, a few times while a large frame is arriving: to try again takes no longer
+        than to ask the system whether there is more."""
+        zmtp = connection.zmtp
+        for _ in range(_RECEIVED_AT_ONCE):
+            if connection.waiting:  # it has begun to wait since the system reported it as readable
+                return
+            try:
+                count = connection.socket.recv_into(zmtp.incoming.buffer())
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0
+            if not count:
+                self.close(connection)
+                return
             connection.heard = time.monotonic()
-            connection.zmtp.incoming.received(count)
+            zmtp.incoming.received(count)
             self._take(connection)
+            if not zmtp.arriving:
+                return
 
     def _take(self, connection: Connection) -> None:
         """Take some of what has arrived."""
@@ -352,8 +360,6 @@ class Door:
             match event:
                 case None:
                     connection.waiting = zmtp.waits_for_room
-                    if zmtp.arriving is not None:
-                        self._host.arriving(connection, *zmtp.arriving)
                     return
                 case Send():
                     self._send(connection, [event.data])

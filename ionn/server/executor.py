@@ -84,18 +84,16 @@ class Stages:
         missing = next((at for at in range(query.first, query.last + 1) if at not in self._nets), None)
         if missing is not None:
             raise ProtocolError(f"stage {missing} is not uploaded")
-        outputs = [self._input(query, query.first, self._nets[query.first])]
-        stage_ms: tuple[float, ...] = ()
-        stage = query.first
-        while stage <= query.last:
-            net = self._nets[stage]
-            net.put(stage, outputs[0])
-            last = min(query.last, net.last)
-            stage_ms += net.run(stage, last, self._note_stage)
-            outputs = net.outputs(last)
-            stage = last + 1
+        net = self._nets[query.first]
+        net.put(query.first, self._input(query, query.first, net))
+        stage_ms = net.run(query.first, min(query.last, net.last), self._note_stage)
+        while net.last < query.last:
+            before, net = net, self._nets[net.last + 1]
+            net.follow(before)
+            stage_ms += net.run(net.first, min(query.last, net.last), self._note_stage)
+        outputs = net.outputs(query.last)
         # Only a stage in slices continues from here. A copy, because stages may be tried before the next message.
-        self._left = _Left(query.query, query.last, outputs[0].copy()) if stage in self.assemblies else None
+        self._left = _Left(query.query, query.last, outputs[0].copy()) if query.last + 1 in self.assemblies else None
         return self._result(query, outputs, stage_ms)
 
     def _run_part(self, part: Part) -> Result:
@@ -122,7 +120,7 @@ class Stages:
     def _result(self, asked: Query | Part | Join, outputs: Sequence[Floats], stage_ms: Sequence[float]) -> Result:
         codecs, payload = make_payload(outputs, asked.coded and PLANES in self.codecs)
         shapes = tuple(output.shape for output in outputs)
-        return Result(asked.query, shapes, tuple(round(ms, 4) for ms in stage_ms), payload, codecs)
+        return Result(asked.query, shapes, tuple(stage_ms), payload, codecs)
 
 
 def _floats(message: Query | Part | Join, shape: tuple[int, ...], what: str) -> Floats:

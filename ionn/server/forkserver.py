@@ -23,11 +23,10 @@ from ionn.errors import MissingLibraryError
 from ionn.server.limits import Limits
 from ionn.server.orphans import end_with
 from ionn.server.processes import end_process, next_packet, start_process
-from ionn.server.status import Note
 
 _PACKET_BYTES_MAX = 1024
-# A session's pipe and its note, and its two sockets to the store if there is one.
-_DESCRIPTORS_MAX = 4
+# A session's pipe, its note and its inbox, and its two sockets to the store if there is one.
+_DESCRIPTORS_MAX = 5
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,11 @@ class ForkServer:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def fork(self, name: str, pipe: socket.socket, note: int, store: Sequence[socket.socket] = ()) -> None:
-        """Ask for a process that serves a session over `pipe`, with its sockets to the `store`; `news` will report on
-        it. The descriptors may be closed afterwards. Raises OSError if the request cannot be sent now."""
-        descriptors = [pipe.fileno(), note, *(each.fileno() for each in store)]
+    def fork(self, name: str, pipe: socket.socket, memory: Sequence[int], store: Sequence[socket.socket] = ()) -> None:
+        """Ask for a process that serves a session over `pipe`, with the `memory` of its note and its inbox, and its
+        sockets to the `store`; `news` will report on it. The descriptors may be closed afterwards. Raises OSError if
+        the request cannot be sent now."""
+        descriptors = [pipe.fileno(), *memory, *(each.fileno() for each in store)]
         socket.send_fds(self._socket, [name.encode()], descriptors)
 
     def news(self) -> News | None:
@@ -188,20 +188,21 @@ def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]
         end_with(parent)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        pipe, note, *store = descriptors
+        pipe, note, inbox, *store = descriptors
         for descriptor in map(int, os.listdir("/proc/self/fd")):
             if descriptor > 2 and descriptor not in descriptors:
                 with contextlib.suppress(OSError):  # the one that lists them
                     os.close(descriptor)
 
-        from ionn.server import store_access, worker
+        from ionn.server import ipc, shared_memory, store_access, worker
 
         costs, limits, sandboxed, store_ms_per_mb = given
         access = None
         if store:
             ask, keep = (socket.socket(fileno=each) for each in store)
             access = store_access.StoreAccess(ask, keep, store_ms_per_mb)
-        worker.run(socket.socket(fileno=pipe), name, costs, limits, sandboxed, Note(note), access)
+        stream = ipc.Pipe(socket.socket(fileno=pipe), shared_memory.open_inbox(inbox))
+        worker.run(stream, name, costs, limits, sandboxed, shared_memory.Note(note), access)
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -1,8 +1,8 @@
 """The edge server: a front process that every client talks to, and a worker process for each session.
 
-The front does not decode the messages of sessions, it only passes frames on, so weights are not copied here. It passes
-on the first parts of a query that arrives slowly, so that little is left to do when its last byte arrives. Workers are
-forked from a process that has loaded Caffe already, so a session starts in milliseconds.
+The front does not decode the messages of sessions, it only passes frames on, so weights are not copied here. It
+receives a query's data in memory that the worker can read (`shared_memory`). Workers are forked from a process that has
+loaded Caffe already, so a session starts in milliseconds.
 
 A message that computes waits for a turn: the front hands it over when a place is free and no waiting client has used
 less processor time (`shares`). The front recognises them without decoding them. On `control` all messages compute,
@@ -34,7 +34,7 @@ from typing import Any
 
 from ionn.address import is_loopback
 from ionn.errors import InputError, IonnError, ProtocolError
-from ionn.protocol.buffers import give_back
+from ionn.protocol.buffers import give_back, untouched
 from ionn.protocol.curve import ServerKeys
 from ionn.protocol.messages import (
     ERROR_BUSY,
@@ -61,8 +61,8 @@ from ionn.server.logs import Quoted
 from ionn.server.loop import GONE, IN, OUT, Loop
 from ionn.server.metrics import Counts
 from ionn.server.roster import ROLES, Client, Session, Taken, bounds, client_credit
+from ionn.server.shared_memory import Inbox, Note
 from ionn.server.shares import Shares
-from ionn.server.status import Note
 from ionn.server.store import SHARED, Store, StoreSettings, owner_of
 from ionn.server.store_process import StoreProcess
 
@@ -103,8 +103,8 @@ _STORE_LIVES_S = 1.0
 _STORE_STARTS_S = 10.0
 # When the server stops, its clients have this long to read that and close their connections.
 _FAREWELL_S = 0.5
-# Descriptors of a session: two connections, its pipe and its note, and the other ends of these two while it starts.
-_DESCRIPTORS_PER_SESSION = 6
+# Descriptors of a session: two connections, its pipe, note and inbox, and these three once more while it starts.
+_DESCRIPTORS_PER_SESSION = 8
 # What else the front has open: standard streams, libraries, the loop, the fork server, the metrics and its scrapers,
 # the store process, and two pairs of sockets to the store process while a session starts.
 _DESCRIPTORS = 64
@@ -273,25 +273,8 @@ class Server:
             else:
                 self._take(session, connection, frames, cost)
         except _Refusal as refusal:
-            if session is not None:
-                self._take_back(session, connection.role)
             self.counts.refused[refusal.error.code] += 1
             self._door.say(connection, refusal.error)
-
-    def arriving(self, connection: Connection, frames: list[Any], arrived: int) -> None:
-        """Pass on what has arrived of a query, so that its process has only the last bytes to wait for."""
-        session = connection.session
-        if session is None or connection.role != "control" or session.waiting["control"] or session.pid is None:
-            return
-        with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
-            session.pipe.send_ahead("control", frames, arrived)
-        self._settle(session)
-
-    def _take_back(self, session: Session, role: str) -> None:
-        """Take back what may have been passed on of a message that will not be completed."""
-        with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
-            session.pipe.take_back(role)
-        self._settle(session)
 
     def too_large(self, connection: Connection, error: TooLargeError) -> None:
         session = connection.session
@@ -348,12 +331,12 @@ class Server:
         former = session.connections.get(role)
         if former is not None:
             self._forget(session, former)
-        for taken, _ in session.waiting[role]:  # nobody waits for their answers, and the Hello need not wait for them
+        for taken in session.waiting[role]:  # nobody waits for their answers, and the Hello need not wait for them
             session.under_way[role] -= taken.cost
         session.waiting[role].clear()
-        self._take_back(session, role)
         self._resume_short(session.client)
-        self._door.attach(connection, session, role, self._bounds[role])
+        allocate = session.pipe.inbox.take if role == "control" else untouched
+        self._door.attach(connection, session, role, self._bounds[role], allocate)
         session.connections[role] = connection
         if former is not None:  # only now that the new one is no stranger, who might have to make room for it
             self._door.dismiss(former, Error(ERROR_TAKEN, "the session went on over another connection"))
@@ -374,8 +357,8 @@ class Server:
     def _keep(self, session: Session, connection: Connection, frames: list[Any], cost: int, hello: bool) -> None:
         light = hello or (len(frames) == 1 and len(frames[0]) <= _LIGHT_BYTES)
         session.under_way[connection.role] += cost
-        taken = Taken(connection, connection.role, cost, light, time.monotonic())
-        session.waiting[connection.role].append((taken, frames))
+        taken = Taken(connection, connection.role, cost, light, time.monotonic(), frames)
+        session.waiting[connection.role].append(taken)
         self._go_on(session)
 
     # --- Turns --------------------------------------------------------------------------------------------------------
@@ -385,7 +368,7 @@ class Server:
         share = session.client.share
         for role in ROLES:
             queue = session.waiting[role]
-            while queue and self._is_light(session, queue[0][0]):
+            while queue and self._is_light(session, queue[0]):
                 self._hand_over(session, role, light=True)
         if any(session.waiting.values()) and session.able:
             if not session.computing:
@@ -409,23 +392,23 @@ class Server:
                 self._hand_over(session, session.longest_waiting, light=False)
             elif session.wants_trial:
                 session.turn_at = time.monotonic()
-                self._give(session, Taken(None, TRIAL, 0, light=False, at=session.turn_at), [])
+                self._give(session, Taken(None, TRIAL, 0, light=False, at=session.turn_at))
             else:  # its client has come back and its messages were dropped, or it no longer reads its answers
                 self._end_turn(session)
 
     def _hand_over(self, session: Session, role: str, light: bool) -> None:
-        taken, frames = session.waiting[role].popleft()
+        taken = session.waiting[role].popleft()
         # It may be a partition's header or end, whose stages have not run yet. (A chunk has two frames.)
-        session.untried |= len(frames) == 1 and not taken.light
-        self._give(session, taken._replace(light=light), frames)
+        session.untried |= len(taken.frames) == 1 and not taken.light
+        self._give(session, taken._replace(light=light))
 
-    def _give(self, session: Session, taken: Taken, frames: list[Any]) -> None:
+    def _give(self, session: Session, taken: Taken) -> None:
         if not session.sent:
             session.moved = time.monotonic()
         session.sent.append(taken)
         session.computing += not taken.light
         with contextlib.suppress(OSError):  # the process has ended, which its pipe tells
-            session.pipe.send(taken.role, frames)
+            session.pipe.send(taken.role, taken.frames)
         self._settle(session)
 
     def _charge(self, session: Session) -> None:
@@ -455,8 +438,6 @@ class Server:
         if session.connections.get(connection.role) is connection:
             del session.connections[connection.role]
             session.held.pop(connection.role, None)
-            if not session.waiting[connection.role]:  # else its message is complete, and is handed over
-                self._take_back(session, connection.role)
             self._resume_short(session.client)
             self._loop.later(session.pipe.fileno())
 
@@ -482,7 +463,9 @@ class Server:
             try:
                 ours, theirs = socket.socketpair()
                 passed.enter_context(theirs)
-                pipe = FrontPipe(ours, self._frame_bytes_max())
+                inbox = Inbox()
+                passed.callback(os.close, inbox.descriptor)
+                pipe = FrontPipe(ours, inbox, self._frame_bytes_max())
                 memory = Note.allocate()
                 passed.callback(os.close, memory)
                 note = Note(memory)
@@ -490,7 +473,7 @@ class Server:
                     self._forks.start()
                     self._watch_forks()
                 store = [passed.enter_context(end) for end in self._store_ends(connection.key)]
-                self._forks.fork(token, theirs, memory, store)
+                self._forks.fork(token, theirs, [memory, inbox.descriptor], store)
             except OSError as error:
                 raise _Refusal(ERROR_BUSY, f"the server cannot start a session: {error.strerror or error}") from error
         now = time.monotonic()
@@ -554,6 +537,8 @@ class Server:
                 elif session.sent[0].connection is None:
                     session.untried = bytes(piece.data) == MORE
                 if piece.ends and not piece.more:
+                    if reader is not None and not session.sent[0].light:  # its client waits for the result
+                        self._door.flush(reader)
                     self._answered(session)
             return True
         finally:

@@ -3,48 +3,37 @@
 A message to the front is the number of its frames, the number of bytes that follow, the length of every frame, and the
 frames.
 
-A message to a session's process is the same, but in parts: it may begin before all of it has arrived from its client,
-and messages of other streams may pass between its parts. Each part begins with its stream, whether the message ends
-with it, how many bytes the message has, and how many bytes of it follow. The stream is the role of the connection by
-which the message came, or TRIAL. A message of TRIAL has no frames, and asks to run a stage that has not run yet; the
-answer is MORE if there was one. A part of a message of no bytes takes back the parts before it.
+A message to a session's process is its stream, the number of its frames, the number of bytes that follow, a table, and
+the frames that the table says follow. For every frame the table has its place in the session's inbox, or ELSEWHERE if
+it follows, and its length. The stream is the role of the connection by which the message came, or TRIAL. A message of
+TRIAL has no frames, and asks to run a stage that has not run yet; the answer is MORE if there was one.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ionn.protocol.buffers import PEEK_BYTES_MAX, Incoming, Outgoing, untouched
+from ionn.server.shared_memory import ELSEWHERE, Inbox
 
 TRIAL = "trial"
 STREAMS = ("control", "upload", TRIAL)
 MORE = b"more"
 
 _HEAD = struct.Struct("<IQ")
-_PART = struct.Struct("<B?QQ")
 _LENGTH_BYTES = 8
+# Of a message to a session's process, and of a frame in its table.
+_STREAM_HEAD = struct.Struct("<BIQ")
+_FRAME = struct.Struct("<qQ")
 # The front looks at the lengths of an answer's frames at once.
 _FRAMES_MAX = PEEK_BYTES_MAX // _LENGTH_BYTES
-# Parts are sent ahead only of a message that has been arriving for so long, and have at least so many bytes, because a
-# part costs both ends some time.
-_SLOW_S = 0.002
-_AHEAD_BYTES = 64 * 1024
 # The front passes on answers' frames in pieces of this size, so that it never holds much of an answer.
 _PIECE_BYTES = 256 * 1024
-
-
-def _head(frames: Sequence[Any]) -> bytes:
-    """Return the head of a message, which comes before its frames."""
-    sizes = [memoryview(frame).nbytes for frame in frames]
-    lengths = struct.pack(f"<{len(sizes)}Q", *sizes)
-    return _HEAD.pack(len(sizes), len(lengths) + sum(sizes)) + lengths
 
 
 class _Written:
@@ -58,37 +47,45 @@ class _Written:
 
 
 class Pipe:
-    """The end of a session's process, which blocks. It receives all messages of a stream into one buffer."""
+    """The end of a session's process, which blocks. `inbox` is the memory of its inbox. It receives all messages into
+    one buffer."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, inbox: memoryview) -> None:
         sock.setblocking(True)
         self._socket = sock
+        self._inbox = inbox
         self._outgoing = Outgoing()
-        self._part = bytearray(_PART.size)
-        self._buffers = [untouched(0) for _ in STREAMS]
-        self._filled = [0 for _ in STREAMS]
+        self._head = memoryview(bytearray(_STREAM_HEAD.size))
+        self._buffer = untouched(0)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def send(self, frames: Sequence[Any]) -> None:
         """Send a message, any objects with a contiguous buffer. Raises OSError if the other end is closed."""
-        self._outgoing.add([_head(frames), *frames])
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        lengths = struct.pack(f"<{len(sizes)}Q", *sizes)
+        self._outgoing.add([_HEAD.pack(len(sizes), len(lengths) + sum(sizes)), lengths, *frames])
         self._outgoing.send(_Written(self._socket))
 
     def receive(self) -> tuple[str, list[memoryview]]:
-        """The stream and the frames of the next message that is complete; the frames are valid until the next call.
-        Raises EOFError when the other end has closed."""
-        while True:
-            self._fill(memoryview(self._part))
-            stream, ends, size, part = _PART.unpack(self._part)
-            if len(self._buffers[stream]) < size:
-                self._buffers[stream] = untouched(size)
-            body, filled = self._buffers[stream][:size], self._filled[stream]
-            self._fill(body[filled : filled + part])
-            self._filled[stream] = filled + part if size and not ends else 0
-            if ends:
-                return STREAMS[stream], _frames(body)
+        """The stream and the frames of the next message; the frames are valid until the message is answered. Raises
+        EOFError when the other end has closed."""
+        self._fill(self._head)
+        stream, count, size = _STREAM_HEAD.unpack(self._head)
+        if len(self._buffer) < size:
+            self._buffer = untouched(size)
+        body = self._buffer[:size]
+        self._fill(body)
+        frames = []
+        at = count * _FRAME.size
+        for place, length in _FRAME.iter_unpack(body[:at]):
+            if place == ELSEWHERE:
+                frames.append(body[at : at + length])
+                at += length
+            else:
+                frames.append(self._inbox[place : place + length])
+        return STREAMS[stream], frames
 
     def _fill(self, target: memoryview) -> None:
         while target:
@@ -99,14 +96,6 @@ class Pipe:
             if not got:
                 raise EOFError
             target = target[got:]
-
-
-def _frames(body: memoryview) -> list[memoryview]:
-    """The frames of a message."""
-    count, _ = _HEAD.unpack_from(body)
-    begin = _HEAD.size + count * _LENGTH_BYTES
-    ends = itertools.accumulate(struct.unpack_from(f"<{count}Q", body, _HEAD.size), initial=begin)
-    return [body[start:end] for start, end in itertools.pairwise(ends)]
 
 
 class Piece(NamedTuple):
@@ -122,16 +111,15 @@ class Piece(NamedTuple):
 
 class FrontPipe:
     """The front's end, which never blocks. `send` keeps what the socket does not take yet; as long as something is
-    `pending`, call `flush` when the socket takes more. A frame of more than `frame_bytes_max` is an error."""
+    `pending`, call `flush` when the socket takes more. A frame that is in the `inbox` is not sent, and has to be kept
+    until its message is answered. A frame of more than `frame_bytes_max` is an error."""
 
-    def __init__(self, sock: socket.socket, frame_bytes_max: int) -> None:
+    def __init__(self, sock: socket.socket, inbox: Inbox, frame_bytes_max: int) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self.inbox = inbox
         self._frame_bytes_max = frame_bytes_max
         self._outgoing = Outgoing()
-        # By stream: when the message that is arriving began to arrive, and how many bytes of it were sent ahead.
-        self._began: dict[str, float] = {}
-        self._ahead = dict.fromkeys(STREAMS, 0)
         self._incoming = Incoming()
         self._lengths: deque[int] = deque()  # of the message's frames that have not ended
         self._passed = 0  # of the first of these
@@ -145,49 +133,14 @@ class FrontPipe:
         return self._outgoing.size > 0
 
     def send(self, stream: str, frames: Sequence[Any]) -> None:
-        """Send a message, or what of it was not sent ahead. Frames are any objects with a contiguous buffer, and must
-        not change while something is pending. Raises OSError if the other end is closed."""
-        head = _head(frames)
-        size = len(head) + sum(memoryview(frame).nbytes for frame in frames)
-        self._send_part(stream, [head, *frames], size, size)
-        self._forget(stream)
-
-    def send_ahead(self, stream: str, frames: Sequence[Any], arrived: int) -> None:
-        """Send what has arrived of a message, if it arrives slowly: of its last frame, only the first `arrived` bytes.
-
-        Afterwards, `send` the same frames to complete the message, or `take_back` to have the process forget it. Raises
-        OSError if the other end is closed.
-        """
-        now = time.monotonic()
-        if now - self._began.setdefault(stream, now) < _SLOW_S:
-            return
-        head, last = _head(frames), memoryview(frames[-1]).cast("B")
-        size = len(head) + sum(memoryview(frame).nbytes for frame in frames)
-        come = size - len(last) + arrived
-        if come - self._ahead[stream] >= _AHEAD_BYTES and not self.pending:
-            self._send_part(stream, [head, *frames], size, come)
-            self._ahead[stream] = come
-
-    def take_back(self, stream: str) -> None:
-        """Have the process forget what was sent ahead of a message. Raises OSError if the other end is closed."""
-        if self._ahead[stream]:
-            self._outgoing.add([_PART.pack(STREAMS.index(stream), False, 0, 0)])
-        self._forget(stream)
-        self.flush()
-
-    def _forget(self, stream: str) -> None:
-        self._began.pop(stream, None)
-        self._ahead[stream] = 0
-
-    def _send_part(self, stream: str, buffers: Sequence[Any], size: int, end: int) -> None:
-        """Send the bytes up to `end` of a message of `size` bytes, without those that were sent ahead."""
-        begin = self._ahead[stream]
-        self._outgoing.add([_PART.pack(STREAMS.index(stream), end == size, size, end - begin)])
-        at = 0
-        for buffer in buffers:
-            view = memoryview(buffer).cast("B")
-            self._outgoing.add([view[max(begin - at, 0) : max(end - at, 0)]])
-            at += len(view)
+        """Send a message. Frames are any objects with a contiguous buffer, and must not change while something is
+        pending. Raises OSError if the other end is closed."""
+        views = [memoryview(frame) for frame in frames]
+        places = [self.inbox.place(view) for view in views]
+        table = b"".join(_FRAME.pack(place, view.nbytes) for place, view in zip(places, views, strict=True))
+        following = [view for place, view in zip(places, views, strict=True) if place == ELSEWHERE]
+        size = len(table) + sum(view.nbytes for view in following)
+        self._outgoing.add([_STREAM_HEAD.pack(STREAMS.index(stream), len(frames), size) + table, *following])
         self.flush()
 
     def flush(self) -> None:

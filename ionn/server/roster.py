@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,8 +11,8 @@ from ionn.protocol.zmtp import Bounds
 from ionn.server.door import Connection
 from ionn.server.ipc import FrontPipe
 from ionn.server.limits import Limits
+from ionn.server.shared_memory import Note
 from ionn.server.shares import Share
-from ionn.server.status import Note
 
 ROLES = ("control", "upload")
 
@@ -30,14 +31,16 @@ def bounds(role: str, limits: Limits) -> Bounds:
 
 
 class Taken(NamedTuple):
-    """A message that the front has taken: by which connection, what it costs, and when (`at`). A `light` message
-    computes nothing. A trial is the front's own message, and has no connection."""
+    """A message that the front has taken: by which connection, what it costs, when (`at`), and its frames, which are
+    kept until it is answered. A `light` message computes nothing. A trial is the front's own message, and has no
+    connection and no frames."""
 
     connection: Connection | None
     role: str
     cost: int
     light: bool
     at: float
+    frames: Sequence[Any] = ()
 
 
 @dataclass(eq=False)
@@ -77,9 +80,9 @@ class Session:
     """A session. `client` began it, and `key` is that client's public key, empty without keys. `pid` is None until its
     process runs.
 
-    `waiting` has, by role, the messages with their frames that its process has not been given yet. `sent` has those
-    that the process was given and has not answered, in order. `under_way` is what both cost, by role. `moved` is when
-    the process last did something, or had nothing to do, and `heard` when the client last sent a message.
+    `waiting` has, by role, the messages that its process has not been given yet. `sent` has those that the process was
+    given and has not answered, in order. `under_way` is what both cost, by role. `moved` is when the process last did
+    something, or had nothing to do, and `heard` when the client last sent a message.
     """
 
     token: str
@@ -90,9 +93,7 @@ class Session:
     heard: float
     moved: float
     pid: int | None = None
-    waiting: dict[str, deque[tuple[Taken, list[Any]]]] = field(
-        default_factory=lambda: {role: deque() for role in ROLES}
-    )
+    waiting: dict[str, deque[Taken]] = field(default_factory=lambda: {role: deque() for role in ROLES})
     sent: deque[Taken] = field(default_factory=deque)
     computing: int = 0  # how many messages in `sent` may compute
     untried: bool = False  # there may be stages that have not run yet
@@ -130,7 +131,7 @@ class Session:
     @property
     def longest_waiting(self) -> str:
         """Return the role whose first message has waited longest. Some message must be waiting."""
-        return min((role for role in ROLES if self.waiting[role]), key=lambda role: self.waiting[role][0][0].at)
+        return min((role for role in ROLES if self.waiting[role]), key=lambda role: self.waiting[role][0].at)
 
     def occupies(self, role: str) -> int:
         """Return the cost, in bytes, of what is under way in a role and of what is arriving."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import resource
 import signal
-import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -54,8 +53,8 @@ from ionn.server.admission import Boundary, CheckedNet, Usage, assign_blobs, che
 from ionn.server.executor import Stages
 from ionn.server.ipc import MORE, TRIAL, Pipe
 from ionn.server.limits import Limits
+from ionn.server.shared_memory import Note
 from ionn.server.sliced_stage import Assembly
-from ionn.server.status import Note
 from ionn.server.store_access import ACCESS_BYTES, OPEN_MAX, StoreAccess
 
 # A product large enough for OpenBLAS to use the buffer that it maps once, more than 100 MB.
@@ -74,7 +73,7 @@ _PRODUCT = PartialNet(
 _FILE_PER_HEADER = 32
 # Addresses that allocators reserve and may never use.
 _RESERVED_BYTES = 10**9
-# Standard streams, the pipe and the note; and one net's prototxt, which Caffe opens twice.
+# Standard streams, the pipe, the note and the inbox; and one net's prototxt, which Caffe opens twice.
 _FILES = 16
 # The sockets to the store, and pieces that are open.
 _STORE_FILES = 2 + OPEN_MAX
@@ -382,7 +381,7 @@ def _answer(state: SessionState, role: str, frames: Sequence[Any]) -> Message | 
 
 
 def run(
-    sock: socket.socket,
+    pipe: Pipe,
     token: str,
     costs: dict[str, Any],
     limits: Limits,
@@ -392,11 +391,10 @@ def run(
 ) -> None:
     """Serve one session: the body of a worker process. Ends with the client's Bye or when the server has ended.
 
-    `sock` leads to the server's front process, which reads the `note` if the worker dies. Every message has one answer,
+    `pipe` leads to the server's front process, which reads the `note` if the worker dies. Every message has one answer,
     in order. While there are no messages, the front has stages tried, and the `store` is given the pieces that have
     arrived.
     """
-    pipe = Pipe(sock)
     _restrain(limits, sandboxed, store)
     state = SessionState(token, costs, limits, note.write, store)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the server has ended

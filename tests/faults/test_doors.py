@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
 from click.testing import CliRunner
@@ -22,10 +23,13 @@ from ionn.cli import cli
 from ionn.client.connection import Connection
 from ionn.client.session import Client, Timeouts
 from ionn.errors import InputError, NotAcceptedError, ServerError, ServerUnreachableError
+from ionn.model.network import Network
+from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.curve import ClientKeys, client_keys, make_keys
 from ionn.server.front import Server as Listener
 from ionn.server.limits import Limits, option
+from tests.strangers.test_slow_queries import RELU
 from tests.support.raw import Raw
 from tests.support.world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
@@ -71,6 +75,22 @@ def test_an_allowed_client_is_served_and_reconnects(locked: Server, keys: Path, 
         assert bit_equal(recover(session))
     finally:
         client.close()
+
+
+def test_large_encrypted_queries_are_answered_rightly(locked: Server, keys: Path) -> None:
+    """One of them is decrypted in the session's inbox."""
+    network = Network.from_text(RELU, "relu")
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(network.input_shape).astype("<f4") for _ in range(5)]
+    with Raw(locked.address, keys_of("phone", keys)) as raw:
+        raw.upload(extract(network, [1], {}))
+        for number, data in enumerate(inputs):
+            raw.control.send_multipart(messages.Query(number, 1, 1, (data,)).frames())
+        for data in inputs:
+            result = raw.answer(raw.control)
+            assert isinstance(result, messages.Result)
+            assert bytes(result.payload[0]) == np.maximum(data, 0).tobytes()
+        raw.bye()
 
 
 @pytest.mark.parametrize(

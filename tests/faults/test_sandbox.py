@@ -133,6 +133,11 @@ ATTEMPTS: dict[str, tuple[str, set[str]]] = {
     "abort": ("return os.abort()", {"SIGABRT"}),  # as Caffe does, which shall be told
     "enlarge what it shares with the front": ("return os.pwrite(status, bytes(10**6), 0)", DENIED),
     "add to what it shares with the front": ("return os.write(status, bytes(4096))", DENIED),
+    "write to its inbox": ("return os.write(inbox, b'x')", {"EBADF"}),
+    "open its inbox to write": ("return os.open(f'/proc/self/fd/{inbox}', os.O_RDWR)", DENIED),
+    "map its inbox to write": ("return mmap.mmap(inbox, 4096)", DENIED),
+    "make its inbox writable": ("return protect(mmap.PROT_READ | mmap.PROT_WRITE, inbox_page())", {"EACCES"}),
+    "cut off its inbox": ("return os.ftruncate(inbox, 0)", DENIED),
     # The system.
     "open a door again": ("return prctl(22, 0)", DENIED),  # PR_SET_SECCOMP
     "new rights by a namespace": ("return call_name('unshare', 0x10000000)", KILLED),
@@ -231,9 +236,14 @@ memory = ctypes.create_string_buffer(8192)
 def page():
     return (ctypes.addressof(memory) + 4095) & ~4095
 
-def protect(how):
-    if libc.mprotect(ctypes.c_void_p(page()), 4096, how):
+def protect(how, at=None):
+    if libc.mprotect(ctypes.c_void_p(at or page()), 4096, how):
         raise OSError(ctypes.get_errno(), "")
+
+def inbox_page():
+    import gc, numpy
+    (pipe,) = (each for each in gc.get_objects() if type(each).__name__ == "Pipe")
+    return numpy.frombuffer(pipe._inbox, numpy.uint8).ctypes.data
 
 def read_memory(pid):
     word = ctypes.create_string_buffer(8)
@@ -270,10 +280,13 @@ class Hijacked:
         (forks,) = server.helpers()
         links = {int(link.name): os.readlink(link) for link in Path(f"/proc/{self.process}/fd").iterdir()}
         pipe, *store = sorted(number for number, target in links.items() if number > 2 and target.startswith("socket:"))
-        status = next(number for number, target in links.items() if target.startswith("/memfd:note"))
+        status, inbox = (
+            next(number for number, target in links.items() if target.startswith(f"/memfd:{name}"))
+            for name in ("note", "inbox")
+        )
         self._names = {
             "front": server.pid, "forks": forks, "sibling": sibling, "secret": str(secret),
-            "pipe_descriptor": pipe, "status": status, "numbers": system_calls(),
+            "pipe_descriptor": pipe, "status": status, "inbox": inbox, "numbers": system_calls(),
         }  # fmt: skip
         self._names.update(zip(("ask_descriptor", "keep_descriptor"), store, strict=False))
         self._names.update(known=KNOWN, others=OTHERS, content=bytes(CONTENT[:8]))

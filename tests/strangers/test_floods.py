@@ -317,7 +317,7 @@ def test_limits_that_the_system_does_not_allow() -> None:
     command = ["prlimit", "--nofile=300:300", sys.executable, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 2
-    assert "--pending 512 and --sessions 16 need 672 open files, and the system allows 300" in done.stderr
+    assert "--pending 512 and --sessions 16 need 704 open files, and the system allows 300" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

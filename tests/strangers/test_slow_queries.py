@@ -1,4 +1,4 @@
-"""Queries that come slowly: the session's process has most of them before they end, if they do."""
+"""Queries that come slowly, or never end, or faster than they are computed."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ class Slow:
     def check(self, number: int) -> None:
         pieces, expected = self.query(number)
         self.send(pieces)
+        self.expect(expected)
+
+    def expect(self, expected: np.ndarray) -> None:
         result = self.control.answer()
         assert isinstance(result, messages.Result), result
         assert bytes(result.payload[0]) == expected.tobytes()
@@ -56,6 +59,16 @@ class Slow:
     def come_back(self) -> None:
         self.control = self._stack.enter_context(Stranger(self._server.address))
         assert welcome(self.control, self.token) == self.token
+
+
+def test_queries_that_come_at_once_are_all_answered_rightly() -> None:
+    """The session's inbox has one of them."""
+    with served(*PATIENT) as server, ExitStack() as stack:
+        slow = Slow(server, stack)
+        queries = [slow.query(number) for number in range(1, 8)]
+        slow.control.send(b"".join(piece for pieces, _ in queries for piece in pieces))
+        for _, expected in queries:
+            slow.expect(expected)
 
 
 def test_uploads_do_not_wait_for_a_query_that_comes_slowly() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nacl import bindings as nacl
+from numpy.typing import NDArray
 
 from ionn.protocol.zmtp import (
     FRAME_COST,
@@ -206,6 +210,39 @@ def test_a_frame_waits_for_room_and_costs_nothing_until_then() -> None:
     assert messages([event]) == [[b"h", b"x" * 30_000]]
 
 
+@dataclass
+class Allocated:
+    """The memory that a connection has allocated for frames."""
+
+    frames: list[weakref.ref[NDArray[np.uint8]]] = field(default_factory=list)
+
+    def allocate(self, size: int) -> memoryview:
+        frame = np.zeros(size, np.uint8)
+        self.frames.append(weakref.ref(frame))
+        return frame.data
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the frames that anything refers to."""
+        return [frame.nbytes for each in self.frames if (frame := each()) is not None]
+
+
+def test_a_large_frame_is_received_into_memory_that_is_allocated() -> None:
+    """No other is, and it is freed when nobody needs the frame, or the connection stops in its middle."""
+    connection, allocated = ServerConnection(None, BOUNDS), Allocated()
+    connection.allocate = allocated.allocate
+    data = frame(b"h" * 900, MORE) + frame(b"x" * 40_000)
+    received = list(feed(connection, SHAKEN + data)).pop()
+    assert allocated.sizes == [40_000]
+    assert messages([received]) == [[b"h" * 900, b"x" * 40_000]]
+    del received
+    assert allocated.sizes == []
+    assert list(feed(connection, data[:-1])) == []
+    assert allocated.sizes == [40_000]
+    connection.stop()
+    assert allocated.sizes == []
+
+
 # --- CURVE ------------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +297,16 @@ def test_curve_carries_messages_both_ways() -> None:
     assert both.client.open((head + box)[2:]) == (1, b"answer")
     (pong,) = both.step(both.client.seal(b"\x04PING\0\0now", 2))
     assert both.client.open(body(pong)) == (2, b"\x04PONGnow")
+
+
+def test_a_large_sealed_frame_is_opened_where_it_was_received() -> None:
+    both, allocated = shaken(), Allocated()
+    both.server.allocate = allocated.allocate
+    (received,) = both.step(both.client.seal(b"head", 1) + both.client.seal(b"x" * 40_000))
+    assert isinstance(received, Received)
+    (large,) = allocated.frames
+    owner: Any = received.frames[1].obj
+    assert owner is large()
 
 
 def test_a_key_that_is_not_allowed_is_told_so() -> None:
