@@ -19,8 +19,11 @@ from tests.support.command import serving
 from tests.support.forward import Weights, random_weights
 from tests.support.world import World
 
-# A busy machine is slow at times; that says nothing about the code.
-settings.register_profile("ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is slow at times; that says nothing about the code. A test's own settings would replace this list, so
+# it has what some of them need: to write all their cases into one folder, or to ask one process.
+settings.register_profile(
+    "ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 # For tests/mutants: the same cases for every mutant, and one that fails is not made smaller.
 settings.register_profile(
     "mutants", settings.get_profile("ionn"), derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)

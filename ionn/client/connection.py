@@ -130,7 +130,10 @@ class Connection:
         ready = dict(self._poller.poll(0 if self._broken else max(0, math.ceil(timeout_s * 1e3))))
         if self._monitor in ready:
             self._hear_monitor()
-        if (self._socket in ready or self._broken is not None) and not (self._inflow and self._inflow.flooded):
+        if self._inflow is not None and self._inflow.flooded:
+            # ZeroMQ may not tell: while it holds as many messages as it may, it does not read on to the end.
+            self._broken = self._broken or self._closed()
+        elif self._socket in ready or self._broken is not None:
             message = self._take()  # it may have come before the connection broke
             if message is not None:
                 return message

@@ -514,7 +514,7 @@ def _exists(pid: int) -> bool:
 
 
 def test_sigterm_lets_a_running_query_finish(world: World) -> None:
-    server = Server()
+    server = Server("--stop-s", "60")
     with Raw(server.address) as raw:
         raw.upload(world.partitions[0])
         (process,) = server.session_processes()

@@ -4,7 +4,6 @@ what was said to be stored is there, and sessions go on."""
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import random
 import re
@@ -357,11 +356,9 @@ def has_store(server: Server) -> bool:
         return raw.welcome.stores
 
 
-LIFE_S = 1.0
-
-
 def kill_and_come_back(tiny: Network, folder: Path, kills: int) -> None:
-    """Each upload is cut off at some moment between its first message and when most of it is stored."""
+    """Every other upload is cut off soon after one of its messages, the others when the store has some of their
+    pieces."""
     chosen = random.Random(4)
     server = Server("--store", str(folder), *SHARED_STORE, *MANY)
     told: set[str] = set()
@@ -371,21 +368,17 @@ def kill_and_come_back(tiny: Network, folder: Path, kills: int) -> None:
             socket = raw.upload_connection()
             assert held_by(raw, socket, told) == told
             header, chunks, end = upload_messages(model.partition, model.pieces)
-            killer = threading.Timer(chosen.random() * LIFE_S, os.kill, [server.pid, signal.SIGKILL])
-            killer.start()
-            have = messages.Have((bytes.fromhex("".join(model.digests)),))
-            for message in itertools.chain((header, *chunks, end), itertools.repeat(have)):
-                socket.send_multipart(message.frames())
-                while not socket.poll(10) and killer.is_alive():
-                    pass
-                if not socket.poll(200):  # it is dead
-                    break
-                answer = messages.decode(socket.recv_multipart())
-                if isinstance(answer, messages.Holds):
-                    (found,) = answer.payload
-                    told |= {sha for sha, held in zip(model.digests, found, strict=True) if held}
-            killer.join()
-        server.strike(signal.SIGKILL)
+            sent = [header, *chunks, end]
+            if number % 2:
+                for message in sent[: chosen.randrange(1, len(sent))]:
+                    socket.send_multipart(message.frames())
+            else:
+                model.upload(raw, socket)
+                stored = model.digests[: chosen.randrange(1, len(model.digests))]
+                wait_held(raw, socket, stored)
+                told.update(stored)
+            time.sleep(chosen.random() * 0.05)
+            server.strike(signal.SIGKILL)
         server.start()
     assert told
     with Raw(server.address) as raw:
@@ -584,13 +577,22 @@ def test_a_store_that_is_too_small_for_eight_clients(tmp_path: Path, tiny: Netwo
     stop = threading.Event()
     peaks: list[int] = []
 
+    def look() -> dict[tuple[int, int], int]:
+        """How much of its room each file takes."""
+        found = {}
+        for path in files(store):
+            with contextlib.suppress(FileNotFoundError):
+                seen = path.stat()
+                found[seen.st_ino, seen.st_ctime_ns] = max(seen.st_size, 64 * 1024)
+        return found
+
     def watch() -> None:
+        before: dict[tuple[int, int], int] = {}
         while not stop.is_set():
-            total = 0
-            for path in files(store):
-                with contextlib.suppress(FileNotFoundError):
-                    total += max(path.stat().st_size, 64 * 1024)
-            peaks.append(total)
+            now = look()
+            # Files come and go while it looks. Those that it has seen twice were there together in between.
+            peaks.append(sum(now[file] for file in now.keys() & before.keys()))
+            before = now
 
     failed: list[BaseException] = []
 
@@ -616,11 +618,9 @@ def test_a_store_that_is_too_small_for_eight_clients(tmp_path: Path, tiny: Netwo
     stop.set()
     watcher.join()
     assert not failed
-    # What a look from outside counts changes while it counts: a piece that has come beside one that has gone.
-    assert max(peaks) <= most + 2 * 64 * 1024
-    assert max(peaks) > most / 2
+    assert max(peaks) <= most
     server.end_well()
-    assert sum(max(path.stat().st_size, 64 * 1024) for path in files(store)) <= most
+    assert most / 2 < sum(look().values()) <= most
 
 
 def test_two_servers_with_one_folder(folder: Path, steady: Server, tiny: Network) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
@@ -742,13 +742,13 @@ def window_layers(draw: st.DrawFn) -> Any:
     return layer
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(layer=window_layers(), shape=images)
 def test_windows_are_those_of_caffe(layer: Any, shape: Shape, oracle: Oracle) -> None:
     agree_with_caffe(layer, shape, oracle)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(
     new=st.lists(st.sampled_from([0, -1, 1, 2, 3, 4, 6]), max_size=4),
     axis=st.integers(-5, 4),

@@ -370,7 +370,8 @@ def test_busy_connections_share_a_direction_equally(start: Callable[..., Link]) 
     received = {server: 0 for _, server in pairs}
     while max(received.values()) < size:
         for server in select.select(list(received), (), (), WAIT_S)[0]:
-            received[server] += len(server.recv(1 << 16))
+            # Little, as all may have come to it since then, and to the others too.
+            received[server] += len(server.recv(1 << 12))
     assert min(received.values()) > 0.9 * size
 
 

@@ -74,9 +74,9 @@ def ionn(machine: Machine, *arguments: object) -> subprocess.Popen[str]:
 
 
 def run(board: Machine, server: str, keys: Path, tiny_files: Path) -> subprocess.Popen[str]:
-    """A client on the board on which every layer takes 3 ms, so that offloading pays."""
+    """A client on the board on which every layer takes 20 ms, so that offloading pays on a busy machine too."""
     slow = tiny_files.with_name("slow.txt")
-    slow.write_text("".join(f"{layer.index} {layer.name} 3.0\n" for layer in Network.load(str(tiny_files)).layers))
+    slow.write_text("".join(f"{layer.index} {layer.name} 20.0\n" for layer in Network.load(str(tiny_files)).layers))
     told = ("--key", keys / "board.secret", "--server-key", keys / "box.public")
     return ionn(board, "run", tiny_files, "--client", slow, "--mbps", MBPS, "--connect", server, *told, "--json")
 

@@ -77,7 +77,7 @@ def test_round_mode(round_mode: str, size: int, pool: str, reduce: Callable[[np.
         assert output[0, 0, row, column] == pytest.approx(reduce(window), rel=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     sizes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     kernel=st.integers(0, 5),

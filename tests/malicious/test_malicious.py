@@ -35,6 +35,7 @@ from tests.malicious.hostile import (
     Script,
     change,
     changed,
+    frame,
     multipart,
     often,
     pour,
@@ -308,6 +309,24 @@ def test_a_flood(moment: str, flood: str) -> None:
     assert outcome.faults
     for fault in outcome.faults:
         assert "not answered" not in str(fault) or flood == "a frame that never ends", fault
+
+
+def test_a_flood_that_is_noticed_before_the_client_looks() -> None:
+    """As on a busy machine. ZeroMQ then holds as many messages as it may, and does not read on to the connection's
+    end before some of them are taken; but of a flood, none is."""
+    context = zmq.Context()
+    server = Hostile("pong control", pour(frame(bytes(20_000)) * 100))
+    connection = client_connection.Connection(context, server.address)
+    try:
+        connection.hello("control", "", WAIT_S)
+        connection.send(messages.Ping())
+        wait_for(lambda: connection._inflow and connection._inflow.flooded, "the flood to be noticed")
+        with pytest.raises(ProtocolError, match="sent more than it was asked for"):
+            connection.ask(messages.Ping(), WAIT_S)
+    finally:
+        connection.close()
+        server.close()
+        context.destroy(linger=0)
 
 
 @pytest.mark.parametrize("moment", ["welcome control", "ready", "part", "pong control"])

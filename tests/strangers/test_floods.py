@@ -398,7 +398,7 @@ def test_a_client_that_does_not_read_is_gone_but_its_session_is_not(own: Callabl
 
 def test_a_frozen_fork_server_holds_up_nobody(own: Callable[..., Watched]) -> None:
     """Sessions begin later; those that are ended are not waited for."""
-    watched = own("--sessions", "4")
+    watched = own("--sessions", "4", "--hello-s", "600")
     (forker,) = watched.server.helpers()
     with Stranger(watched.address) as victim, Stranger(watched.address) as newcomer:
         _, process = begin_session(watched.server, victim)

@@ -343,7 +343,7 @@ def announce_slow(peer: Stranger, kernel: int) -> None:
 
 def test_a_stage_that_is_tried_for_long_is_stuck() -> None:
     """It ends as a query would, though its client sends bytes of a message all the while."""
-    with served("--stall-s", "1", "--turn-s", "0.3") as server, Stranger(server.address) as peer:
+    with served("--stall-s", "5", "--turn-s", "0.3") as server, Stranger(server.address) as peer:
         welcome(peer)
         (process,) = server.session_processes()
         announce_slow(peer, 101)

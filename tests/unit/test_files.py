@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.costs.loading import load_costs
@@ -146,7 +146,6 @@ def test_what_is_no_file_is_not_replaced_by_one(name: str, tmp_path: Path, monke
 
 
 @given(name=st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_can_have_any_name_that_is_made_for_it(name: str, tmp_path: Path) -> None:
     made = file_name(name, ".png")
     write_file(tmp_path / made, b"drawn")

@@ -68,7 +68,7 @@ def test_every_message_type_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_anything_else_is_a_protocol_error(message: messages.Message, data: st.DataObject) -> None:
     """A mutated message decodes to a message or raises ProtocolError, never anything else."""

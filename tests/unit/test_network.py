@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from ionn.client.connection import FRAMES_MAX
 from ionn.errors import InputError
@@ -449,7 +449,7 @@ def brute_force_ends(layers: tuple[Layer, ...]) -> list[int]:
     return sorted({*ends, sink - 1})
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120)
 @given(text=random_nets())
 def test_random_nets(text: str, tmp_path: Path) -> None:
     network = Network.from_text(text, "random")

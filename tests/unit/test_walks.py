@@ -340,7 +340,7 @@ def walks(draw: st.DrawFn) -> Walk:
     return dataclasses.replace(made, network=MOBILENET)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(walks(), st.sampled_from([*VARIANTS, AHEAD]))
 def test_no_query_is_lost_and_none_loses_much(tried: Walk, variant: str) -> None:
     walked = run_walk(tried, variant)
