@@ -11,7 +11,8 @@ MUTANTS ?= 300
 SEED ?= 0
 # Half of the tests' time is waiting for processes and timeouts, so twice as many processes as cores keep the cores busy.
 TEST_PROCESSES ?= 4
-PYTEST := .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+# Tests start thousands of Pythons: without bytecode, as many containers' environments have it, each compiles ionn anew.
+PYTEST := env --unset PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-python-dev libboost-thread-dev \
   libgflags-dev libgoogle-glog-dev libhdf5-dev libopenblas-dev libprotobuf-dev libseccomp2 ninja-build protobuf-compiler \

@@ -25,7 +25,7 @@ from urllib.parse import quote
 from ionn.evaluation.charts import Chart, latencies
 from ionn.evaluation.claims import Verdict
 from ionn.evaluation.findings import Finding, findings
-from ionn.evaluation.replay import replay
+from ionn.evaluation.replay import pieces_that_arrived, replay
 from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.summary import SummaryRow, are_drawn, distinct, disturbed
 from ionn.files import read_bytes
@@ -373,8 +373,8 @@ def _replays(rows: Sequence[SummaryRow], choices: _Choices) -> Iterator[dict[str
     chosen, room = rows[:REPLAYS_MAX], PARTS_MAX
     queries_max = min(REPLAY_QUERIES_MAX, QUERIES_MAX // max(len(chosen), 1))
     for row in chosen:
-        run = replay(row.traces[0], queries_max)
-        parts = sum(1 + len(partition["parts"]) for partition in run["partitions"])
+        trace = row.traces[0]
+        parts = sum(1 + len(pieces) for pieces in pieces_that_arrived(trace))
         if parts <= room:
             room -= parts
-            yield {**_keys(row, choices), "run": run}
+            yield {**_keys(row, choices), "run": replay(trace, queries_max)}

@@ -32,8 +32,7 @@ def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
     """
     graph, held = trace.info.graph, trace.info.plan.held
     every = -(-len(trace.queries) // queries_max)
-    planned = {partition.index: partition.pieces for partition in trace.info.plan.partitions}
-    pieces = [_pieces(graph, planned.get(each.index, ()), each.stages) for each in trace.partitions]
+    pieces = pieces_that_arrived(trace)
     ready_s = [each.ready_s for each in trace.partitions]
 
     @cache
@@ -72,6 +71,12 @@ def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
         "every": every,
         "end": _seconds(max(trace.queries[-1].end_s, trace.upload_s)),
     }
+
+
+def pieces_that_arrived(trace: Trace) -> list[list[Piece]]:
+    """Return the pieces of each partition of a run."""
+    planned = {partition.index: partition.pieces for partition in trace.info.plan.partitions}
+    return [_pieces(trace.info.graph, planned.get(each.index, ()), each.stages) for each in trace.partitions]
 
 
 def _route(segments: Sequence[Segment], planned: Sequence[Leg]) -> tuple[Leg, ...]:

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,7 @@ class Trace:
     estimates: tuple[EstimateRecord, ...] = ()
     loads: tuple[LoadRecord, ...] = ()
 
-    @property
+    @cached_property  # asked for query by query
     def upload_s(self) -> float:
         """Return when the last partition became usable; 0 for an empty plan."""
         return max((p.ready_s for p in self.partitions), default=0.0)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -173,11 +175,18 @@ class Sent:
         partition = extract(network, [1, 2, 4], weights)
         self.model = partition.caffemodel
         self.header = PartitionHeader(0, partition.nets, self.model.blobs, self.model.size)
-        self.chunks = [make_chunk(0, offset, parts) for offset, parts in self.model.chunks(chunk_bytes)]
+        self.chunk_bytes = chunk_bytes
         self.end = PartitionEnd(0, hashlib.sha256(self.model.tobytes()).hexdigest())
         self.blobs = [np.zeros_like(weights[span.layer][span.blob]) for span in self.model.blobs]
         self.wanted = [weights[span.layer][span.blob] for span in self.model.blobs]
         self.receiver = PartitionReceiver(self.header, self.targets())
+
+    def each_chunk(self) -> Iterator[Chunk]:
+        return (make_chunk(0, offset, parts) for offset, parts in self.model.chunks(self.chunk_bytes))
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        return list(self.each_chunk())
 
     def targets(self) -> list[memoryview]:
         """The blobs as bytes."""
@@ -252,7 +261,7 @@ def test_a_weight_that_is_not_finite_is_refused_when_it_comes(
     weights[first][0].reshape(-1)[position] = value
     sent = Sent(tiny, weights, chunk_bytes)
     with pytest.raises(PartitionError, match=f"blob 0 of layer '{first}' has weights that are not finite"):  # noqa: PT012
-        for chunk in sent.chunks:
+        for chunk in sent.each_chunk():  # of which only the first are taken
             sent.receiver.take(chunk)
 
 

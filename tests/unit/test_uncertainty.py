@@ -32,6 +32,7 @@ from ionn.evaluation.uncertainty import (
     keep_uncertainty,
     load_uncertainty,
 )
+from ionn.files import locked
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, MODELS, SERVER, SHOWN
 from ionn.planning.graph import ExecutionGraph
@@ -45,9 +46,15 @@ DRAWS = 60
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Uncertainty:
-    """The first of the draws that the documentation tells of."""
-    return draw_claims(DRAWS, jobs=1)
+def drawn(tmp_path_factory: pytest.TempPathFactory, testrun_uid: str) -> Uncertainty:
+    """The first of the draws that the documentation tells of, drawn once for all processes that run these tests."""
+    shared = tmp_path_factory.getbasetemp().parent / f"draws-{testrun_uid}"
+    with locked(shared):
+        if not (shared / FILE).exists():
+            (shared / FILE).write_text(json.dumps(draw_claims(DRAWS, jobs=1).to_json()))
+    kept = load_uncertainty(shared)
+    assert kept
+    return kept
 
 
 @pytest.fixture(scope="module")
