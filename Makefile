@@ -11,7 +11,8 @@ MUTANTS ?= 300
 SEED ?= 0
 # Half of the tests' time is waiting for processes and timeouts, so twice as many processes as cores keep the cores busy.
 TEST_PROCESSES ?= 4
-# Tests start thousands of Pythons: without bytecode, as many containers' environments have it, each compiles ionn anew.
+# Tests start many Pythons. Where the environment says not to write bytecode, as in many containers, each of them would
+# compile ionn again.
 PYTEST := env --unset PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
 
 SYSTEM_PACKAGES := ca-certificates cmake g++ libboost-filesystem-dev libboost-python-dev libboost-thread-dev \
