@@ -415,8 +415,6 @@ def connect(
         coding = text_of(coding, "coding")
         check_coding(coding)
     audit, audit_tolerance = share_of(audit, "audit"), share_of(audit_tolerance, "audit_tolerance")
-    if audit_tolerance and not audit:
-        raise InputError(f"audit tolerance {audit_tolerance:g}: nothing is audited; leave it out, or give an audit")
     if address is not None:
         parse_address(address)
     network = Network.load(model)

@@ -133,6 +133,8 @@ def classify(
 
     if connect is None and (given := given_option(_FOR_SERVERS)) is not None:
         raise InputError(f"{given} is for a server; give --connect too, or leave it out")
+    if audit_tolerance and not audit:
+        raise InputError("--audit-tolerance is for audits; give --audit too, or leave it out")
     algorithm = chosen_algorithm(algorithm, planner)
     keys = client_keys(key, server_key)
     network = Network.load(model)

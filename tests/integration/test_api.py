@@ -603,7 +603,7 @@ def test_classify_says_what_is_wrong(tiny_files: Path, labels: Path, tmp_path: P
         (tmp_path / "no.png", "--model", tiny_files): "no.png: no such image",
         ("chelsea", "--model", "alexnett"): "did you mean alexnet?",
         ("chelsea", "--model", tiny_files, "--labels", short): "1 labels for the 10 classes of tiny",
-        ("chelsea", "--model", tiny_files, "--connect", "box:7675", "--audit-tolerance", "0.1"): "audit tolerance 0.1",
+        ("chelsea", "--model", tiny_files, "--connect", "box:7675", "--audit-tolerance", "0.1"): "--audit-tolerance is",
         ("chelsea",): "--model",
     }
     for arguments, message in mistakes.items():
