@@ -129,7 +129,7 @@ beyond: models ## run what goes beyond the paper, into results/beyond/: 4 minute
 figures: setup ## draw the figures and write the report again, from the traces in results/
 	.venv/bin/ionn figures
 
-bench: models ## run the benchmarks of this project's own claims: 15 minutes
+bench: models ## run the benchmarks of this project's own claims: 17 minutes
 	.venv/bin/python bench/run_all.py
 
 soak: models ## run clients at a server for MINUTES=10, while processes are killed and frozen at random

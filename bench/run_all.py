@@ -1,4 +1,4 @@
-"""All benchmarks of this project's own claims: one table, and the raw results in results/bench/. 15 minutes.
+"""All benchmarks of this project's own claims: one table, and the raw results in results/bench/. 17 minutes.
 
 Each benchmark runs in a process of its own. A row that does not keep its limit is marked "missed"; that is a finding,
 not a failure. Exit code 1: a benchmark could not run.
