@@ -17,7 +17,7 @@ from ionn.errors import InputError
 from ionn.model.caffemodel import serialise
 from ionn.model.layers import LAYER_TYPES
 from ionn.model.network import Network
-from ionn.model.partial_net import ExtractedPartition, PartialNet
+from ionn.model.partial_net import ExtractedPartition, NetStage, PartialNet
 from ionn.model.slices import Piece, Slice
 from ionn.planning.planners import PLANNERS
 from ionn.protocol import messages
@@ -171,6 +171,76 @@ def check_stranger(c: Choices, oracle: Oracle, sessions: Sessions, say: Say, nea
 @pytest.mark.timeout(1200)
 def test_strangers_get_what_caffe_computes_too(oracle: Oracle, sessions: Sessions) -> None:
     for_each_seed(NETS // 2, lambda c, say: check_stranger(c, oracle, sessions, say))
+
+
+# --- Nets in a row ---------------------------------------------------------------------------------------------------
+
+# Layers for blobs with any axes: their type, their parameters, and whether they may work in place. Some of the others
+# only give their input another shape, in the same memory.
+IN_A_ROW = (
+    ("Scale", "", True),
+    ("ReLU", "", True),
+    ("Power", "power_param { shift: 0.5 scale: -1 }", True),
+    ("Softmax", "", True),
+    ("Flatten", "", False),
+    ("Reshape", "reshape_param { shape { dim: 0 dim: -1 dim: 2 dim: 1 } }", False),
+    ("Concat", "", False),
+    ("AbsVal", "", False),
+)
+
+
+def check_row(c: Choices, oracle: Oracle, sessions: Sessions, say: Say) -> None:
+    """Nets in a row, of one or more layers, whose first may work in place: at the server, the output of one is in the
+    same memory as the input of the next."""
+
+    def begin(shape: tuple[int, ...]) -> str:
+        dims = " ".join(f"dim: {size}" for size in shape)
+        return f'layer {{ name: "data" type: "Input" top: "{bottom}" input_param {{ shape {{ {dims} }} }} }}\n'
+
+    bottom = "b0"
+    shape: tuple[int, ...] = (c.integer(1, 2), 4, 6, 6)
+    whole = begin(shape)
+    nets: list[tuple[str, str, list[NetStage]]] = []  # the text, the input and the stages of each
+    for index in range(c.integer(2, 8)):
+        if not nets or chance(c, 70):
+            nets.append((begin(shape), bottom, []))
+        kind, parameters, in_place = IN_A_ROW[0] if index == 0 else pick(c, IN_A_ROW)
+        top = bottom if in_place and chance(c, 70) else f"b{index + 1}"
+        layer = f'layer {{ name: "l{index}" type: "{kind}" bottom: "{bottom}" top: "{top}" {parameters} }}\n'
+        text, first, stages = nets[-1]
+        nets[-1] = text + layer, first, [*stages, NetStage(index, len(stages) + 1, (top,))]
+        whole, bottom = whole + layer, top
+        network = Network.from_text(whole, "row")
+        shape = network.layers[-1].top_shapes[0]
+    say("\n".join(text for text, _, _ in nets))
+    weights, inputs = some_numbers(network, seed=c.integer(0, 9))
+    outputs = [stage.outputs[0] for _, _, stages in nets for stage in stages]
+    truth = oracle.compute(Question(whole, inputs, weights, list(enumerate(outputs, start=1))))
+    assert truth is not None
+    partials = tuple(PartialNet(text, first, tuple(stages)) for text, first, stages in nets)
+    header, chunks, end = upload_messages(ExtractedPartition(partials, serialise("row", network.layers, weights)))
+    steps = [
+        Expected(0, "header", header, messages.Ack),
+        *(Expected(0, "chunk", chunk, messages.Ack) for chunk in chunks),
+        Expected(0, "end", end, messages.Ready),
+    ]
+    for number in range(c.integer(3, 12)):
+        steps.extend(Expected(0, "idle", None) for _ in range(c.integer(0, 2)))
+        first_stage, which = pick(c, [0, c.integer(0, len(outputs) - 1)]), c.integer(0, INPUTS - 1)
+        last_stage = c.integer(first_stage, len(outputs) - 1)
+        values = truth.taps[which]
+        data = values[first_stage - 1] if first_stage else inputs[which]
+        query = messages.Query(number, first_stage, last_stage, (data.tobytes(),))
+        what = f"query {number}: stages {first_stage}..{last_stage} of input {which}"
+        steps.append(Expected(0, what, query, messages.Result, (values[last_stage],)))
+    say("\n".join(describe(steps)))
+    run(steps, sessions.answers)
+
+
+@pytest.mark.nets
+@pytest.mark.timeout(1200)
+def test_nets_in_a_row_hand_on_what_caffe_computes(oracle: Oracle, sessions: Sessions) -> None:
+    for_each_seed(NETS // 4, lambda c, say: check_row(c, oracle, sessions, say))
 
 
 # --- By way of a server ----------------------------------------------------------------------------------------------
