@@ -135,9 +135,10 @@ bench: models ## run the benchmarks of this project's own claims: 17 minutes
 soak: models ## run clients at a server for MINUTES=10, while processes are killed and frozen at random
 	.venv/bin/python bench/soak.py --minutes $(MINUTES)
 
-fuzz: setup ## run fuzz tests with FUZZ_TIMES=10 times the cases, that many thousand nets, atheris FUZZ_S=120 s a decoder
+fuzz: models ## run fuzz tests and properties with FUZZ_TIMES=10 times the cases, more nets, atheris FUZZ_S=120 s a decoder
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	FUZZ_TIMES=$(FUZZ_TIMES) .venv/bin/python -m pytest --timeout 0 tests/fuzz
+	FUZZ_TIMES=$(FUZZ_TIMES) $(PYTEST) -m hypothesis --timeout 0 --ignore tests/fuzz
 	IONN_NETS=$$(($(FUZZ_TIMES) * 1000)) $(PYTEST) -m nets --timeout 0
 	@mkdir -p results/fuzz
 	for target in message caffemodel prototxt coded sidecar; do \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +20,23 @@ from tests.support.command import serving
 from tests.support.forward import Weights, random_weights
 from tests.support.world import World
 
-# A busy machine is slow at times; that says nothing about the code. A test's own settings would replace this list, so
-# it has what some of them need: to write all their cases into one folder, or to ask one process.
+# The test suite has the same cases each time, so that what fails is what was changed. A busy machine is slow at times;
+# that says nothing about the code. A test's own settings would replace the list of checks, so it has what some of them
+# need: to write all their cases into one folder, or to ask one process.
 settings.register_profile(
-    "ionn", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    "ionn",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-# For tests/mutants: the same cases for every mutant, and one that fails is not made smaller.
+# For `make fuzz`, which sets this: so many times as many cases, and others each time.
+_TIMES = int(os.environ.get("FUZZ_TIMES", "0"))
+settings.register_profile("fuzz", settings.get_profile("ionn"), derandomize=False, max_examples=100 * max(_TIMES, 1))
+# For tests/mutants: a case that fails is not made smaller.
 settings.register_profile(
-    "mutants", settings.get_profile("ionn"), derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+    "mutants", settings.get_profile("ionn"), database=None, phases=(Phase.explicit, Phase.generate)
 )
-settings.load_profile("ionn")
+settings.load_profile("fuzz" if _TIMES else "ionn")
 
 # A job in the background ignores Ctrl-C, and under nohup SIGHUP, and so does all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
