@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import ionn
-from ionn.client.session import Client, Timeouts
 from ionn.errors import InputError
 from ionn.model import engine
 from ionn.model.caffemodel import open_weights, read_weights, serialise
@@ -29,7 +28,6 @@ def server() -> Iterator[str]:
     with processes.process(
         "serve", "--bind", "tcp://127.0.0.1:0", "--sessions", "30", "--sessions-per-client", "30"
     ) as address:
-        Client(address, timeouts=Timeouts(connect_s=WAIT_S)).close()  # Caffe is loaded then
         yield address
 
 

@@ -113,7 +113,7 @@ class Server(Process):
         self.arguments = ("serve", "--bind", self.address, "--verbose", *options)  # where it is when it starts again
 
     def start(self) -> None:
-        """Return when Caffe is loaded too, which the first session waits for."""
+        """Return when it has served a session."""
         super().start()
         Client(self.address, timeouts=Timeouts(connect_s=WAIT_S)).close()
 
