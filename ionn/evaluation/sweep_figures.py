@@ -84,11 +84,11 @@ def gains_text(rows: Sequence[SweepRow]) -> str:
 def _text(rows: Sequence[SweepRow]) -> str:
     """The block of one setting and server."""
     by_mbps = _lines(rows)
-    models = max(12, *(len(model_title(model)) for model, _ in by_mbps))
-    algorithms = max(24, *(len(algorithm) for _, algorithm in by_mbps))
+    model_width = max(12, *(len(model_title(model)) for model, _ in by_mbps))
+    algorithm_width = max(24, *(len(algorithm) for _, algorithm in by_mbps))
     lines = [
         f"{_title(rows[0], rows[0].server)}: queries before the upload ended, against {ORIGINAL}",
-        f"{'model':<{models}} {'algorithm':<{algorithms}} {'most':>7} {'at Mbps':>8}  "
+        f"{'model':<{model_width}} {'algorithm':<{algorithm_width}} {'most':>7} {'at Mbps':>8}  "
         f"at least {MATTERS_PERCENT:.0f} % at Mbps",
     ]
     for (model, algorithm), gains in by_mbps.items():
@@ -97,7 +97,7 @@ def _text(rows: Sequence[SweepRow]) -> str:
         gain, at = ("-", "-") if most is None else (f"{known[most]:+.0f} %", f"{most:.4g}")
         enough = [mbps for mbps, gain in gains.items() if gain >= MATTERS_PERCENT]
         where = f"{min(enough):.4g} to {max(enough):.4g}" if enough else "-"
-        lines.append(f"{model_title(model):<{models}} {algorithm:<{algorithms}} {gain:>7} {at:>8}  {where}")
+        lines.append(f"{model_title(model):<{model_width}} {algorithm:<{algorithm_width}} {gain:>7} {at:>8}  {where}")
     return "\n".join(lines)
 
 
