@@ -62,7 +62,7 @@ def run_live(
 
     - `server`: the server's costs to plan with, by default those that the server sends. `keys`: for a server with keys.
     - `bandwidth`: that of the link which the settings name. `begin` is called to have it begin anew: before the client
-      connects, and when the upload begins.
+      connects, and when the run's clock begins.
 
     If the settings have no bandwidth, the client measures. What the server holds by the plan is uploaded before the run
     begins. If the server is lost, queries run at the client, and the trace's `RunInfo.fault` says so.
@@ -81,9 +81,8 @@ def run_live(
             settings, run, offloading.plan, offloading.graph, sent, dict(environment()),
             digests=digests, bandwidth=bandwidth,
         )  # fmt: skip
-        session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress)
+        session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress, begin)
         session.preinstall()
-        begin()
         with recorded_load(session.now_s) as loads:
             trace = run_experiment(session, info)
         trace = dataclasses.replace(trace, loads=tuple(loads))

@@ -22,7 +22,8 @@ class LiveSession:
 
     Queries take the `inputs` in turn, and each output is compared with that of `net` alone: bit for bit if no server
     took part, or one with the same numerics, and otherwise within a tolerance. A query that the server failed is a
-    `fallback`. `give_up_s` is how long the experiment waits for a lost server.
+    `fallback`. `begin` is called when the clock has begun, before the upload. `give_up_s` is how long the experiment
+    waits for a lost server.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class LiveSession:
         net: StageNet,
         inputs: Sequence[Floats],
         on_progress: Callable[[LiveSession], None] = lambda session: None,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.offloading = offloading
         self._inputs = inputs
         self._expected = [engine.forward(net, data) for data in inputs]
         self._on_progress = on_progress
+        self._begin = begin
         self.last_query: QueryRecord | None = None
         self._start_s: float | None = None  # the clock stands at 0 until then
         self._is_preinstalled = False
@@ -55,6 +58,7 @@ class LiveSession:
 
     def start_upload(self) -> None:
         self._start_s = time.monotonic()
+        self._begin()
         if not self._is_preinstalled:
             self.offloading.start_upload(self.now_s)
 

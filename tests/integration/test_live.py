@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,13 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.protocol.messages import Chunk, Message
 from ionn.protocol.sender import Upload
 from ionn.protocol.yielding import BESIDE_QUERY_BYTES
-from ionn.testbed import processes, runner
+from ionn.records import LoadRecord
+from ionn.testbed import live, processes, runner
 from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.experiment import QUERIES_AFTER_UPLOAD
 from ionn.testbed.live_session import LiveSession
+from ionn.testbed.other_load import recorded_load
 from ionn.testbed.trace import Trace, load_traces
 from tests.support.command import ionn
 from tests.support.runs import check_queries_after_upload, run_live
@@ -135,6 +139,31 @@ def test_a_link_with_a_bandwidth_over_time_and_a_delay(
     predicted = validate(trace).predicted
     assert predicted.info.settings.link == settings.link
     assert predicted.upload_s >= Bandwidth.load(ride).arrival_s(0, sent_bytes) + 2 * 0.008
+
+
+def test_the_links_time_begins_with_the_runs_clock(
+    tiny_files: Path, slow_client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before: what arrives would have had more time than the trace says."""
+    clocks: list[Callable[[], float]] = []
+    begun: list[list[float]] = []
+
+    def recorded(now_s: Callable[[], float]) -> AbstractContextManager[list[LoadRecord]]:
+        clocks.append(now_s)
+        return recorded_load(now_s)
+
+    monkeypatch.setattr(live, "recorded_load", recorded)
+    subject = runner.prepare_live(str(tiny_files), client=slow_client)
+    server = load_costs("gtx1080ti")
+    settings = runner.live_settings(subject, server, mbps=80.0)
+    with processes.process("serve", "--bind", "tcp://127.0.0.1:0") as address:
+        live.run_live(
+            subject, "original", settings, address, server=server,
+            begin=lambda: begun.append([now_s() for now_s in clocks]),
+        )  # fmt: skip
+    before, (at_s,) = begun
+    assert before == []
+    assert at_s > 0
 
 
 @pytest.mark.parametrize("busy", ["wait", "drop"])
