@@ -62,11 +62,14 @@ class Pipe:
         return self._socket.fileno()
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Send a message, any objects with a contiguous buffer. Raises OSError if the other end is closed."""
+        """Send a message, any objects with a contiguous buffer. Raises EOFError when the other end has closed."""
         sizes = [memoryview(frame).nbytes for frame in frames]
         lengths = struct.pack(f"<{len(sizes)}Q", *sizes)
         self._outgoing.add([_HEAD.pack(len(sizes), len(lengths) + sum(sizes)), lengths, *frames])
-        self._outgoing.send(_Written(self._socket))
+        try:
+            self._outgoing.send(_Written(self._socket))
+        except ConnectionError:  # broken, or reset if it was closed with messages unread
+            raise EOFError from None
 
     def receive(self) -> tuple[str, list[memoryview]]:
         """The stream and the frames of the next message; the frames are valid until the message is answered. Raises

@@ -397,7 +397,7 @@ def run(
     """
     _restrain(limits, sandboxed, store)
     state = SessionState(token, costs, limits, note.write, store)
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the server has ended
+    with contextlib.suppress(EOFError):  # the server has ended
         while True:
             if store is not None:
                 store.give(pipe.fileno())

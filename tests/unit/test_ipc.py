@@ -8,6 +8,7 @@ import mmap
 import os
 import random
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,22 @@ def filled(inbox: Inbox, data: bytes) -> memoryview:
     frame = inbox.take(len(data))
     frame[:] = data
     return frame
+
+
+def send_for_ever(pipe: Pipe, frame: bytes) -> None:
+    while True:
+        pipe.send([frame])
+
+
+@pytest.mark.parametrize("size", [1, 100, 30_000, 1_000_000])
+def test_a_process_that_waits_for_room_is_told_that_the_front_has_ended(size: int) -> None:
+    """Whether some of its message was taken, or none."""
+    with connected() as (front, pipe):
+        closing = threading.Timer(0.1, front.close)
+        closing.start()
+        with pytest.raises(EOFError):
+            send_for_ever(pipe, bytes(size))
+        closing.join()
 
 
 def test_messages(ends: tuple[FrontPipe, Pipe]) -> None:
