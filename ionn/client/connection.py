@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from ionn.address import parse_address
 from ionn.client.inflow import Inflow
 from ionn.client.mechanism import mechanism_of
 from ionn.coding import CODECS
@@ -173,7 +174,7 @@ class Connection:
             match event["event"]:
                 case zmq.Event.CONNECTED:
                     try:
-                        self._inflow = Inflow(event["value"], self._expected_bytes)
+                        self._inflow = Inflow(event["value"], parse_address(self._address)[1], self._expected_bytes)
                     except OSError as error:
                         if error.errno in (errno.EMFILE, errno.ENFILE):
                             self._broken = self.unreachable(f"no connection can be made: {error.strerror}")

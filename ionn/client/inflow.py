@@ -9,6 +9,7 @@ connection is shut down. Linux only (TCP_INFO, epoll).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -30,21 +31,29 @@ _TCP_INFO_BYTES = 136
 
 
 class Inflow:
-    """The bytes that came by the TCP connection of a `descriptor`, and have not been taken yet.
+    """The bytes that came by the TCP connection of a `descriptor` with a server's `port`, and have not been taken yet.
 
     If they exceed `expected_bytes` + SLACK_BYTES, the connection is shut down, and `flooded` is set. Close it with the
-    connection. Raises OSError if the descriptor is no longer a connection.
+    connection. Raises OSError if the descriptor is no longer that of such a connection.
     """
 
-    def __init__(self, descriptor: int, expected_bytes: int) -> None:
+    def __init__(self, descriptor: int, port: int, expected_bytes: int) -> None:
         self.expected_bytes = expected_bytes
         self.flooded = False
         self._taken_bytes = 0
         self._lock = threading.Lock()
-        # A duplicate, because ZeroMQ may close its own descriptor, whose number may then be another connection's.
-        self._connection = socket.socket(fileno=os.dup(descriptor))
+        # A duplicate, because ZeroMQ may close its own descriptor, whose number may then be another file's. It may be
+        # already.
+        duplicate = os.dup(descriptor)
+        try:
+            self._connection = socket.socket(fileno=duplicate)
+        except OSError:
+            os.close(duplicate)
+            raise
         try:
             self._received_bytes()
+            if self._connection.getpeername()[1] != port:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         except OSError:
             self._connection.close()
             raise

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +36,12 @@ def flood(ours: socket.socket, theirs: socket.socket) -> None:
             left -= len(got)
 
 
+def inflow_of(ours: socket.socket) -> Inflow:
+    return Inflow(ours.fileno(), ours.getpeername()[1], 0)
+
+
 def test_more_than_is_expected_cuts_the_connection() -> None:
-    with connection() as (ours, theirs), contextlib.closing(Inflow(ours.fileno(), 0)) as inflow:
+    with connection() as (ours, theirs), contextlib.closing(inflow_of(ours)) as inflow:
         with contextlib.suppress(OSError):  # it is cut meanwhile
             flood(ours, theirs)
             theirs.sendall(b"more")  # and is not read: there is something to look at
@@ -44,10 +51,51 @@ def test_more_than_is_expected_cuts_the_connection() -> None:
 def test_a_system_that_counts_no_bytes_cuts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """qemu's user mode answers with the first number of the struct."""
     monkeypatch.setattr(socket.socket, "getsockopt", lambda *arguments: b"\1\0\0\0", raising=False)
-    with connection() as (ours, theirs), contextlib.closing(Inflow(ours.fileno(), 0)) as inflow:
+    with connection() as (ours, theirs), contextlib.closing(inflow_of(ours)) as inflow:
         inflow.take(1000, 1)
         flood(ours, theirs)
         inflow.check()
         assert not inflow.flooded
         theirs.sendall(b"more")
         assert ours.recv(4) == b"more"
+
+
+@contextlib.contextmanager
+def other_file(what: str, folder: Path) -> Iterator[int]:
+    """The descriptor of something else than the connection with a server."""
+    with contextlib.ExitStack() as stack:
+        if what == "a file":
+            yield stack.enter_context((folder / "file").open("wb")).fileno()
+        elif what == "a pipe":
+            reading, writing = os.pipe()
+            stack.callback(os.close, writing)
+            stack.callback(os.close, reading)
+            yield reading
+        elif what == "a pair":
+            ends = [stack.enter_context(end) for end in socket.socketpair()]
+            yield ends[0].fileno()
+        elif what == "UDP":
+            yield stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)).fileno()
+        elif what == "a connection that is not made":
+            yield stack.enter_context(socket.socket()).fileno()
+        elif what == "a connection with another server":
+            ours, _ = stack.enter_context(connection())
+            yield ours.fileno()
+        else:
+            yield 10**6
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "nothing", "a file", "a pipe", "a pair", "UDP", "a connection that is not made",
+        "a connection with another server",
+    ],
+)  # fmt: skip
+def test_a_descriptor_that_is_another_files_by_now_is_let_alone(what: str, tmp_path: Path) -> None:
+    with other_file(what, tmp_path) as descriptor:
+        gc.collect()  # what earlier tests left open is not this test's
+        files = os.listdir("/proc/self/fd")
+        with pytest.raises(OSError):  # noqa: PT011 (whatever the system says)
+            Inflow(descriptor, 7675, 0)
+        assert os.listdir("/proc/self/fd") == files
