@@ -144,7 +144,13 @@ def test_a_killed_session_process_is_told_at_once_and_by_name(steady: Server, wo
         wait_for(session.uploaded, "the upload")
         (mine,) = steady.session_processes() - others
         os.kill(mine, signal.SIGSTOP)
-        threading.Timer(0.1, os.kill, [mine, signal.SIGKILL]).start()
+        begun = client._queries
+
+        def kill() -> None:
+            wait_for(lambda: client._queries > begun, "the query")
+            os.kill(mine, signal.SIGKILL)
+
+        threading.Thread(target=kill).start()
         with pytest.raises(FAULTS, match=r"ended by signal 9 \(Killed\)"):
             client.run(4, 5, world.input_of(4), timeout_s=60)
         assert bit_equal(recover(session))

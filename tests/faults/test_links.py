@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from ionn.client.session import FAULTS, Client
-from tests.support.world import PHASES, Server, Wire, World, at_server, begin, bit_equal, recover, wait_for
+from ionn.client.session import FAULTS
+from tests.support.world import (
+    PATIENT,
+    PHASES,
+    SHORT,
+    WAIT_S,
+    Server,
+    Wire,
+    World,
+    at_server,
+    begin,
+    bit_equal,
+    recover,
+    wait_for,
+)
 
 
 @pytest.fixture
@@ -48,27 +62,19 @@ def test_a_way_that_fails(fault: str, phase: str, wire: Wire, any_world: World) 
     assert bit_equal(records)
 
 
-def lose(wire: Wire, client: Client) -> None:
-    """Cut the connections, and let the client have others when it was seen to have lost them."""
-    wire.blocked = True
-    wire.reset()
-    wait_for(lambda: client.fault is not None, "the loss to be noticed")
-    wire.blocked = False
-
-
 def test_a_connection_that_comes_back_goes_on_with_the_same_session(
     wire: Wire, steady: Server, any_world: World
 ) -> None:
     """Nothing that the server has is sent again."""
-    with any_world.client(wire.address) as (client, session):
+    with any_world.client(wire.address, PATIENT) as (client, session):
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         records = [session.query()]
-        processes = steady.session_processes()
+        token = client._session
         (ended_s, ready_s), *_ = [(record.end_s, record.ready_s) for record in session.finish()]
-        lose(wire, client)
+        wire.lose(client)
         records += recover(session)
-        assert steady.session_processes() == processes
+        assert client._session == token
         assert (session.finish()[0].end_s, session.finish()[0].ready_s) == (ended_s, ready_s)
     assert at_server(records[0])
     assert bit_equal(records)
@@ -77,7 +83,7 @@ def test_a_connection_that_comes_back_goes_on_with_the_same_session(
 def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, any_world: World) -> None:
     """Cut again and again in the middle of a partition, an upload ends because each time it goes on."""
     wire.delay_s = 0.02
-    with any_world.client(wire.address) as (client, session):
+    with any_world.client(wire.address, PATIENT) as (client, session):
         session.start_upload()
 
         def has_uploaded(share: float) -> bool:
@@ -85,7 +91,7 @@ def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, any_world: World
 
         for share in (0.3, 0.5, 0.7):
             wait_for(partial(has_uploaded, share), f"{share} of the upload")
-            lose(wire, client)
+            wire.lose(client)
             wait_for(lambda: client.fault is None, "the connection to be back")
             assert has_uploaded(share)
         assert bit_equal(recover(session))
@@ -94,7 +100,8 @@ def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, any_world: World
 
 def test_a_slow_way_is_not_a_fault(wire: Wire, any_world: World) -> None:
     wire.delay_s = 0.05
-    with any_world.client(wire.address) as (client, session):
+    timeouts = dataclasses.replace(SHORT, query_s=5.0, silence_s=5.0, connect_s=WAIT_S)
+    with any_world.client(wire.address, timeouts) as (client, session):
         session.start_upload()
         wait_for(session.uploaded, "the upload")
         assert bit_equal(recover(session))

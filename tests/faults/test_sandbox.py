@@ -16,13 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ionn.client.connection import ping
 from ionn.protocol import messages
 from ionn.server import sandbox
 from ionn.server.store import SHARED, Store, StoreSettings, owner_of
 from tests.strangers.peers import HELLO, Stranger, ask, begin_session, message, welcome
 from tests.support.command import ionn as command
 from tests.support.hostile_sessions.sitecustomize import HIJACK
-from tests.support.world import Server, World, wait_for
+from tests.support.world import WAIT_S, Server, World, wait_for
 
 HOOK = Path(__file__).resolve().parents[1] / "support" / "hostile_sessions"
 
@@ -549,6 +550,7 @@ def test_where_the_kernel_has_no_landlock(world: World, tmp_path: Path) -> None:
     """It says so, and does what it can."""
     server = server_by(f"shift 2\nexec {sys.executable} -c '{WITHOUT_LANDLOCK}' \"$@\"", tmp_path)
     world.check_health(server.address)
+    wait_for(lambda: not ping(server.address, timeout_s=WAIT_S).sessions, "the end of the session before")
     with Stranger(server.address) as peer:
         peer.shake_hands()
         pong = ask(peer, messages.Ping())

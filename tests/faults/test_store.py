@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -500,11 +501,12 @@ def swap(path: Path) -> None:
 
 @pytest.mark.parametrize("poison", [flip, lambda p: os.truncate(p, 1000), link, pipe, folder_there, swap, os.unlink])
 def test_a_poisoned_folder_is_noticed_and_its_pieces_sent_again(
-    poison: object, steady: Server, folder: Path, model: Model
+    poison: object, steady: Server, folder: Path, model: Model, tiny: Network
 ) -> None:
     """Between the question and the upload, which is the worst moment."""
     assert callable(poison)
     model.visit(steady)
+    other_model(tiny, 18).visit(steady)  # for `swap`: another piece of each size
     with Raw(steady.address) as raw:
         socket = raw.upload_connection()
         held = held_by(raw, socket, model.digests)
@@ -549,6 +551,7 @@ def test_a_full_disk_turns_the_store_off_and_nothing_else(small_disk: Path, mode
         model.check(raw)
         wait_for(lambda: len(files(small_disk / "store")) > 10, "some pieces to be stored")
         wait_until_steady(lambda: len(held_by(raw, socket, model.digests)))
+    wait_for(lambda: shutil.disk_usage(small_disk).free < PIECE_BYTES, "the disk to be full")
     first = model.visit(server, keep=False)
     assert model.least_bytes < first < 0.5 * model.partition.caffemodel.size
     # What is stored is used on.

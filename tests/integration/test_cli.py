@@ -450,7 +450,7 @@ def test_what_is_piped_has_no_control_characters(tiny_files: Path, server: str, 
         ["classify", "chelsea", "--model", tiny_files],
         ["profile", tiny_files, "--runs", "2"],
         ["models", "mobilenet"],
-        ["ping", server],
+        ["ping", server, "--timeout-s", "60"],
     ):
         done = ionn(*command)
         assert done.returncode == 0, done.stderr
@@ -467,7 +467,7 @@ def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:
         ["profile", tiny_files, "--runs", "2"],
         ["claims", "--draws", "1", "--jobs", "1"],
         ["models", "mobilenet"],
-        ["ping", server],
+        ["ping", server, "--timeout-s", "60"],
     ):
         done = ionn(*command, "--json")
         assert done.stdout.count("\n") == 1
@@ -500,7 +500,7 @@ def test_ctrl_c_leaves_nothing(case: str, tiny_files: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130
-    assert stderr.strip() == "ionn: interrupted"
+    assert stderr.strip().endswith("ionn: interrupted")  # Python may say that it ignored one while it imported
     assert not psutil.wait_procs(children, timeout=60)[1]
     assert set(tiny_files.parent.iterdir()) == before
 

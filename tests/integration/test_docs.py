@@ -25,6 +25,7 @@ import pytest
 
 import ionn.cli
 from ionn.model.layers import LAYER_TYPES
+from tests.support.machine import vacant
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "models" / "README.md"]
@@ -95,6 +96,19 @@ def environment(tree: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONPATH": str(tree), "OPENBLAS_NUM_THREADS": "1"}
 
 
+@pytest.fixture
+def ports() -> Iterator[dict[str, str]]:
+    """Ports of a test's own, for those that the pages give to servers and links: others may be using these."""
+    with vacant() as (_, one), vacant() as (_, other):
+        yield {"7675": str(one), "7676": str(other)}
+
+
+def at_ports(line: str, ports: dict[str, str]) -> str:
+    if line.startswith("ionn serve") and "--bind" not in line:
+        line = line.replace("ionn serve", "ionn serve --bind tcp://127.0.0.1:7675")
+    return re.sub(r"(?<=:)767[56]\b", lambda port: ports[port[0]], line)
+
+
 def shell(line: str, tree: Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-ec", line], cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=timeout_s,
@@ -117,10 +131,11 @@ def background(line: str, tree: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
-def test_commands_run(page: Path, tree: Path) -> None:
+def test_commands_run(page: Path, tree: Path, ports: dict[str, str]) -> None:
     for block in blocks(page):
         with contextlib.ExitStack() as running:
-            for line in block:
+            for written in block:
+                line = at_ports(written, ports)
                 if is_long(line):
                     check_unrun(line)
                 elif re.match(r"ionn (serve|link) ", line):

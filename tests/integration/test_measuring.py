@@ -39,14 +39,21 @@ from tests.support.world import Process, Server, wait_for
 Weights = dict[str, tuple[np.ndarray, ...]]
 # The client takes 10 ms for each of 13 layers; what the server takes depends on this machine.
 LAYER_MS = 10.0
+# So slow that the server is worth it though a busy machine takes its link for a slow one, or the server is frozen.
+SLOW_LAYER_MS = 50.0
 
 
 @contextlib.contextmanager
 def session_at(
-    address: str, network: Network, weights: Weights, algorithm: str = "recursive-efficiency", **given: Any
+    address: str,
+    network: Network,
+    weights: Weights,
+    algorithm: str = "recursive-efficiency",
+    layer_ms: float = LAYER_MS,
+    **given: Any,
 ) -> Iterator[tuple[LiveSession, Offloading, Client]]:
     net = engine.load_network(network, weights)
-    here = Profile.of(network, np.full(len(network.layers), LAYER_MS))
+    here = Profile.of(network, np.full(len(network.layers), layer_ms))
     there = Profile.of(network, np.full(len(network.layers), 0.1))
     with open_offloading(
         network, net, here, address, None, algorithm, there=there, paced=True, **given
@@ -145,7 +152,7 @@ def test_queries_follow_a_link_that_changes(
 
 
 def test_a_late_answer_does_not_lose_the_server(server: Server, tiny: Network, tiny_weights: Weights) -> None:
-    with session_at(server.address, tiny, tiny_weights) as (session, _, client):
+    with session_at(server.address, tiny, tiny_weights, layer_ms=SLOW_LAYER_MS) as (session, _, client):
         wait_for(session.uploaded, "the upload")
         wait_for(lambda: at_server(session.query()), "a query at the server")
         token, (process,) = client._session, server.session_processes()
@@ -187,7 +194,7 @@ def test_a_query_that_is_broken_off_is_not_waited_for(
 
 
 def test_a_server_that_dies_with_a_late_answer_is_left(server: Server, tiny: Network, tiny_weights: Weights) -> None:
-    with session_at(server.address, tiny, tiny_weights) as (session, _, client):
+    with session_at(server.address, tiny, tiny_weights, layer_ms=SLOW_LAYER_MS) as (session, _, client):
         wait_for(session.uploaded, "the upload")
         wait_for(lambda: at_server(session.query()), "a query at the server")
         (process,) = server.session_processes()
@@ -259,7 +266,7 @@ def test_the_plan_stays_where_a_planner_fails_when_it_plans_again(
         raise ValueError(f"failure {failures[-1]}")
 
     algorithm = planner_that(fail, monkeypatch)
-    with session_at(server.address, tiny, tiny_weights, algorithm) as (session, offloading, client):
+    with session_at(server.address, tiny, tiny_weights, algorithm, SLOW_LAYER_MS) as (session, offloading, client):
         plan = offloading.plan
         wait_for(lambda: session.query().bit_equal and len(failures) > 2, "some failures")
         wait_for(session.uploaded, "the upload")
@@ -298,7 +305,7 @@ def test_a_live_run_that_measures(
 
 def test_what_the_server_holds_is_not_planned_again(server: Server, tiny: Network, tiny_weights: Weights) -> None:
     """Another estimate has nothing uploaded once more, or besides."""
-    with session_at(server.address, tiny, tiny_weights, "preinstalled") as (session, offloading, client):
+    with session_at(server.address, tiny, tiny_weights, "preinstalled", SLOW_LAYER_MS) as (session, offloading, client):
         plan, estimate = offloading.plan, offloading._estimate
         wait_for(session.uploaded, "the upload")
         wait_for(lambda: at_server(session.query()), "a query at the server")
@@ -320,9 +327,8 @@ def test_preinstalled_stages_are_there_before_the_link_begins_anew(
         start(self)
 
     monkeypatch.setattr(LiveSession, "start_upload", watched)
-    # So slow that the server is worth it though a busy machine takes the link for one of 0.1 Mbps.
     slow_client = tmp_path / "slow.txt"
-    slow_client.write_text("".join(f"{layer.index} {layer.name} 100\n" for layer in tiny.layers))
+    slow_client.write_text("".join(f"{layer.index} {layer.name} {SLOW_LAYER_MS}\n" for layer in tiny.layers))
     ride = tmp_path / "ride.csv"
     ride.write_text("0,16\n10,2\n")
     subject = runner.prepare_live(str(tiny_files), client=str(slow_client))

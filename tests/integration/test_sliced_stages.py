@@ -43,7 +43,7 @@ from tests.support.forward import random_weights
 from tests.support.nets import network_of
 from tests.support.raw import Raw, upload_messages
 from tests.support.runs import check_queries_after_upload, run_live
-from tests.support.world import SHORT, WAIT_S, Server, Wire, connected, recover, wait_for
+from tests.support.world import PATIENT, SHORT, WAIT_S, Server, Wire, connected, recover, wait_for
 
 # Stages: 0 the input, 1 a convolution, 2 a pooling, 3 an inner product in slices, 4 another one, 5 the softmax.
 NETWORK = network_of(
@@ -386,11 +386,15 @@ def test_an_upload_in_slices_goes_on_over_a_new_connection(
             session.start_upload()
             for least in (2, 3):
                 wait_for(partial(has_ready, session, least), "some slices")
-                link.reset()
-                wait_for(lambda: session.offloading.fault is not None, "the loss to be noticed")
+                link.lose(session.offloading)
             link.delay_s = 0.0
-            records = [*recover(session), session.query()]
-            assert where(records[-1]) == [("client", 0, 0), ("server", 1, 4), ("client", 5, 5)]
+            records = recover(session)
+
+            def is_whole() -> bool:
+                records.append(session.query())
+                return where(records[-1]) == [("client", 0, 0), ("server", 1, 4), ("client", 5, 5)]
+
+            wait_for(is_whole, "all slices to be used")
     finally:
         link.close()
     assert all(record.bit_equal for record in records)
@@ -401,7 +405,7 @@ def test_a_session_that_crashes_begins_anew(
 ) -> None:
     pieces: list[Sequence[Piece]] = [[CONV, POOL], *([piece] for piece in SLICES)]
     others = steady.session_processes()
-    with session_of(steady.address, net, inputs, sliced, pieces, SHORT) as session:
+    with session_of(steady.address, net, inputs, sliced, pieces, PATIENT) as session:
         session.start_upload()
         wait_for(partial(has_ready, session, 3), "some slices")
         (mine,) = steady.session_processes() - others

@@ -17,11 +17,12 @@ import pytest
 
 from ionn.protocol.messages import PIECE_BYTES_MAX
 from ionn.protocol.receiver import TargetRange
+from ionn.server import store_access
 from ionn.server.store import Store, StoreSettings, owner_of
 from ionn.server.store_access import HAS, HAS_MAX, OPEN, OPEN_MAX, PIECE, StoreAccess, measured_ms_per_mb
 from ionn.server.store_process import StoreProcess
 from tests.support.stored import piece
-from tests.support.world import freeze, wait_for
+from tests.support.world import WAIT_S, freeze, wait_for
 
 A, B = owner_of(b"a"), owner_of(b"b")
 SESSION_BYTES = 50_000_000
@@ -43,6 +44,12 @@ def process(folder: Path) -> Iterator[StoreProcess]:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid_of(process), signal.SIGCONT)
     process.close()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, a store that answers late is none that does not answer."""
+    monkeypatch.setattr(store_access, "_ANSWER_S", WAIT_S)
 
 
 def pid_of(process: StoreProcess) -> int:
@@ -102,7 +109,7 @@ def test_what_is_given_is_stored_and_read_again(process: StoreProcess, access: S
     again = StoreAccess(*process.session(A))
     before = psutil.Process().num_fds()
     assert read(again, *pieces[::2]) == []
-    assert psutil.Process().num_fds() == before  # all are closed
+    assert psutil.Process().num_fds() <= before  # all are closed, perhaps also some that an earlier test left
 
 
 def test_many_are_asked_for_in_several_packets(access: StoreAccess) -> None:
@@ -210,10 +217,13 @@ def test_memory_that_is_let_go_while_it_is_given(how: str, process: StoreProcess
     assert stored(access, waiting[0]) == (how == "release")
 
 
-def test_a_store_that_does_not_answer_is_gone(process: StoreProcess, access: StoreAccess) -> None:
+def test_a_store_that_does_not_answer_is_gone(
+    process: StoreProcess, access: StoreAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some = piece(1)
     keep(access, some)
     wait_for(lambda: stored(access, some[0]), "the piece to be stored")
+    monkeypatch.setattr(store_access, "_ANSWER_S", 0.5)
     freeze(pid_of(process))
     assert access.has([some[0]]) == b"\0"
     assert not access.alive

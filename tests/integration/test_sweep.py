@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -41,6 +42,15 @@ import helper_of_mine_that_nobody_has as helper
 def backwards(graph):
     stages = sorted(graph.shortest_path([0.0] * len(graph.stages)), reverse=True)
     return [[stage] for stage in stages if helper.wanted(stage)]
+"""
+
+WAITING = """
+import os, time
+
+def waiting(graph):
+    while "res2a" in graph.stages and not os.path.exists("go"):
+        time.sleep(0.02)
+    return [[stage] for stage in graph.shortest_path([0.0] * len(graph.stages))]
 """
 
 
@@ -91,10 +101,16 @@ def wait_for_rows(out: Path, process: subprocess.Popen[Any]) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_it_goes_on_where_it_ended(alone: bytes, tmp_path: Path, end: signal.Signals) -> None:
-    out = tmp_path / "sweep.csv"
-    command = [sys.executable, "-m", "ionn", "sweep", *GRID, "--jobs", "2", "--out", str(out)]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+def test_it_goes_on_where_it_ended(tmp_path: Path, end: signal.Signals) -> None:
+    """It is ended when it has the rows of one model, and cannot have the other's, whose planner waits."""
+    out, whole = tmp_path / "sweep.csv", tmp_path / "whole.csv"
+    (tmp_path / "own.py").write_text(WAITING)
+    grid = ["--model", "mobilenet", "--model", "resnet", "--algorithm", "original", "--planner", "own.py:waiting",
+            "--mbps", "2:600:60", "--jobs", "2"]  # fmt: skip
+    command = [sys.executable, "-m", "ionn", "sweep", *grid, "--out"]
+    with subprocess.Popen(
+        [*command, str(out)], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
         wait_for_rows(out, process)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(end)
@@ -103,13 +119,13 @@ def test_it_goes_on_where_it_ended(alone: bytes, tmp_path: Path, end: signal.Sig
     if end != signal.SIGKILL:
         assert said.strip() == "ionn: interrupted"
     assert not psutil.wait_procs(workers, timeout=60)[1]  # nothing goes on
-    kept = read_table(out)
-    assert kept
-    whole = alone.decode().splitlines()
-    assert set(out.read_text().splitlines()) <= set(whole)
-    done = ionn("sweep", *GRID, "--jobs", "2", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert out.read_bytes() == alone
+    kept = set(read_table(out))
+    assert len(kept) == 2 * 60
+    (tmp_path / "go").touch()
+    for table in (out, whole):
+        subprocess.run([*command, str(table)], cwd=tmp_path, check=True, capture_output=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert kept < set(read_table(whole))
 
 
 def test_a_worker_that_is_killed_loses_no_row(tmp_path: Path) -> None:
@@ -117,8 +133,9 @@ def test_a_worker_that_is_killed_loses_no_row(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ionn", "sweep", *LARGE_GRID, "--jobs", "2", "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         wait_for_rows(out, process)
-        for worker in psutil.Process(process.pid).children(recursive=True):
-            if "LokyProcess" in " ".join(worker.cmdline()):
+        children = psutil.Process(process.pid).children(recursive=True)
+        for worker in [child for child in children if "LokyProcess" in " ".join(child.cmdline())]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # when one is killed, the others are ended
                 worker.kill()
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -204,7 +204,7 @@ def test_another_message(moment: str, type_: str) -> None:
     """The session goes on without the server, and the reason is that answer."""
     if type_ == ANSWERS[moment] and type_ not in ("ack", "result", "welcome"):
         return  # the right one
-    outcome = meet(moment, say(EXAMPLES[type_]), losses=1)
+    outcome = meet(moment, say(EXAMPLES[type_]), losses=1, rounds=300 if moment.startswith("pong") else 3)
     if type_ == "error" and moment in ("query", "part", "join"):
         # It is query 4's, says the server, and only once in a session it is.
         assert all(re.search(r"failed query 4, not \d", str(fault)) for fault in outcome.faults)
@@ -244,7 +244,7 @@ def repeat(count: int) -> Script:
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_closed_connection(moment: str) -> None:
     losses = 1 if moment.startswith("pong") else 4  # who has lost a server queries, and asks for no pong meanwhile
-    outcome = meet(moment, lambda connection, answer: False, losses)
+    outcome = meet(moment, lambda connection, answer: False, losses, rounds=300)
     assert len(outcome.faults) >= losses
     for fault in outcome.faults:
         assert re.search("connection was closed", str(fault)), fault
@@ -305,7 +305,8 @@ def test_an_upload_that_gets_nowhere_is_given_up() -> None:
 
 @pytest.mark.parametrize(("moment", "flood"), often(itertools.product(MOMENTS, FLOODS), lambda at, _: at in OFTEN))
 def test_a_flood(moment: str, flood: str) -> None:
-    outcome = meet(moment, pour(*FLOODS[flood]), timeouts=QUICK if flood == "a frame that never ends" else PATIENT)
+    timeouts = QUICK if flood == "a frame that never ends" else PATIENT
+    outcome = meet(moment, pour(*FLOODS[flood]), rounds=300, timeouts=timeouts)
     assert outcome.faults
     for fault in outcome.faults:
         assert "not answered" not in str(fault) or flood == "a frame that never ends", fault

@@ -84,7 +84,7 @@ def test_what_cannot_be_missing(which: str, moment: str) -> None:
 def test_pieces_that_are_missing_where_something_else_is_due(moment: str) -> None:
     """An Error like any other there."""
     error = messages.Error(messages.ERROR_MISSING, "they are gone", partition=0, pieces=(0,))
-    outcome = meet(moment, say(error), losses=1, stored=DIGESTS)
+    outcome = meet(moment, say(error), losses=1, rounds=300, stored=DIGESTS)
     (fault, *_) = outcome.faults
     assert "they are gone" in str(fault) or "failed query -1" in str(fault)
 

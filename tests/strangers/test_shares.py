@@ -93,7 +93,7 @@ def freeze(pid: int) -> None:
 
 
 def test_one_client_cannot_take_all_places() -> None:
-    with served("--sessions", "4", "--sessions-per-client", "2") as server, ExitStack() as stack:
+    with served("--sessions", "4", "--sessions-per-client", "2", "--hello-s", "600") as server, ExitStack() as stack:
 
         def peer(number: int) -> Stranger:
             return stack.enter_context(Stranger(server.address, number))
@@ -236,10 +236,12 @@ def test_a_client_of_many_sessions_computes_no_more_than_one_of_one() -> None:
         greedy = [Computing(server, 2, stack) for _ in range(3)]
         polite = Computing(server, 3, stack)
         # Nobody gets a turn before everybody waits for one.
-        freeze(greedy[0].pid)
+        blocker = Computing(server, 4, stack)
+        freeze(blocker.pid)
+        blocker.query(1)
         for session in (*greedy, polite):
             session.query(count)
-        os.kill(greedy[0].pid, signal.SIGCONT)
+        os.kill(blocker.pid, signal.SIGCONT)
         others = answers_meanwhile(polite.control, count, [session.control for session in greedy])
         assert count / 2 <= others <= 3 * count / 2
 
@@ -271,7 +273,7 @@ def test_a_message_that_computes_for_long_does_not_keep_its_place() -> None:
         for each in (header, *chunks, end, messages.Query(1, 1, 1, (bytes(4 * 8 * 800 * 800),))):
             greedy.send(message(each))  # it may be trying the stage already
         assert isinstance(greedy.answer(), messages.Ack)
-        wait_for(lambda: psutil.Process(pid).nice() > psutil.Process(polite.pid).nice(), "it to have computed")
+        wait_for(lambda: psutil.Process(pid).nice() > psutil.Process(server.pid).nice(), "it to have computed")
         polite.query(1)
         polite.answered()
         assert psutil.Process(pid).status() == psutil.STATUS_RUNNING

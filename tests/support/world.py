@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -59,10 +60,30 @@ def freeze(process: int) -> None:
     os.kill(process, signal.SIGSTOP)
 
     def states() -> set[str]:
-        stats = [(task / "stat").read_text() for task in Path(f"/proc/{process}/task").iterdir()]
-        return {stat.rpartition(")")[2].split()[0] for stat in stats}
+        found = set()
+        for task in Path(f"/proc/{process}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+                found.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+        return found
 
     wait_for(lambda: states() == {"T"}, "the process to stop")
+
+
+def session_processes(server: int) -> set[int]:
+    """The processes of a server's sessions: what the fork server, the parent of them all, has for children."""
+    found = set()
+    for child in _children(server):
+        for process in _children(child.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.add(process.pid)
+    return found
+
+
+def _children(process: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).children()
+    return []
 
 
 class Process:
@@ -107,15 +128,26 @@ class Process:
         return self._process.returncode, said
 
 
+def _port_of(owner: object) -> str:
+    """An address on loopback that nobody else gets while the owner lives, which may end and start again there."""
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("127.0.0.1", 0))
+    weakref.finalize(owner, place.close)
+    return f"tcp://{format_address(place.getsockname())}"
+
+
 class Server(Process):
     def __init__(self, *options: str) -> None:
-        super().__init__("serve", "--bind", "tcp://127.0.0.1:0", "--verbose", *options)
-        self.arguments = ("serve", "--bind", self.address, "--verbose", *options)  # where it is when it starts again
+        super().__init__("serve", "--bind", _port_of(self), "--verbose", *options)
 
     def start(self) -> None:
-        """Return when it has served a session."""
+        """Return when it has served a session, which has ended."""
+        from tests.support.raw import Raw  # which imports this module
+
         super().start()
-        Client(self.address, timeouts=Timeouts(connect_s=WAIT_S)).close()
+        with Raw(self.address) as raw:
+            raw.bye()
 
     def end_well(self) -> None:
         """Stop it: with exit code 0, and without a traceback."""
@@ -124,15 +156,7 @@ class Server(Process):
         assert "Traceback" not in said
 
     def session_processes(self) -> set[int]:
-        """The processes of sessions: what the fork server, the parent of them all, has for children."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return {
-                process.pid
-                for child in psutil.Process(self.pid).children()
-                for process in child.children()
-                if process.status() != psutil.STATUS_ZOMBIE
-            }
-        return set()
+        return session_processes(self.pid)
 
     def store_process(self) -> int:
         """The store process."""
@@ -148,8 +172,7 @@ class Server(Process):
 
 class Link(Process):
     def __init__(self, to: str, mbps: float) -> None:
-        super().__init__("link", "--listen", "tcp://127.0.0.1:0", "--to", to, "--mbps", str(mbps))
-        self.arguments = ("link", "--listen", self.address, "--to", to, "--mbps", str(mbps))
+        super().__init__("link", "--listen", _port_of(self), "--to", to, "--mbps", str(mbps))
 
 
 class Wire:
@@ -179,6 +202,7 @@ class Wire:
         client, _ = self._listener.accept()
         try:
             server = socket.create_connection(self._to, 1.0)
+            server.settimeout(None)
         except OSError:
             client.close()
             return
@@ -204,6 +228,13 @@ class Wire:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 end.shutdown(socket.SHUT_RDWR)
 
+    def lose(self, client: Client | Offloading) -> None:
+        """Cut every connection, and let the client have others when it was seen to have lost them."""
+        self.blocked = True
+        self.reset()
+        wait_for(lambda: client.fault is not None, "the loss to be noticed")
+        self.blocked = False
+
     def close(self) -> None:
         self._stopped = True
         self._thread.join()
@@ -219,7 +250,7 @@ def connected(
     check: Callable[[Numerics | None], None] = lambda numerics: None,
 ) -> Iterator[Client]:
     """A client whose first connection has a time of its own: it is not tried again, as those after a loss are."""
-    timeouts = timeouts or Timeouts()
+    timeouts = timeouts or Timeouts(query_s=WAIT_S, silence_s=WAIT_S, connect_s=WAIT_S)
     client = Client(address, timeouts=dataclasses.replace(timeouts, connect_s=first_connect_s), check=check)
     client.timeouts = timeouts
     try:

@@ -41,10 +41,10 @@ from ionn.model.network import Network
 from ionn.model.slices import TILE, slice_sizes
 from ionn.model.weight_pieces import PIECE_BYTES, weight_pieces
 from tests.support.choices import Choices, Say, for_each_seed
+from tests.support.command import ionn
 from tests.support.forward import random_weights
 from tests.support.generated import some_network
 from tests.support.nets import layer
-from tests.support.world import wait_for
 
 Weights = Mapping[str, tuple[np.ndarray, ...]]
 
@@ -374,20 +374,37 @@ def test_frames_that_were_wrong_from_the_beginning(what: str, small: Path, monke
     assert check(small, SMALL).state == VERIFIED
 
 
+# `ionn` that kills itself when it has coded a hundred frames.
+KILLED = """
+import os, signal, sys
+from ionn import coding
+from ionn.__main__ import main
+
+encode, left = coding.encode, iter(range(100))
+
+def encode_or_die(data):
+    if next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(data)
+
+coding.encode = encode_or_die
+sys.exit(main())
+"""
+
+
 def test_a_process_that_is_killed_while_it_codes_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
     network = one_layer(2000, 4000)
     weights = random_weights(network)
     path = tmp_path / "net.caffemodel"
     path.write_bytes(serialise("net", network.layers, weights).tobytes())
     (tmp_path / "net.prototxt").write_text(str(network.param))
-    command = [sys.executable, "-m", "ionn", "models", "--build", str(tmp_path / "net.prototxt")]
+    build = ["models", "--build", str(tmp_path / "net.prototxt")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *build], stdout=subprocess.DEVNULL, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
     part = tmp_path / "net.coded.part"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(lambda: part.exists() and part.stat().st_size > 0, "the file to be begun")
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert part.stat().st_size > 0
     assert check(path, network, weights).state == MISSING
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert ionn(*build).returncode == 0
     assert check(path, network, weights).state == VERIFIED
     assert not part.exists()
 

@@ -428,6 +428,7 @@ def test_what_somebody_else_removed_is_not_evicted(folder: Path) -> None:
     store = Store(StoreSettings(folder, 2 * COST, 2 * COST))
     for number in range(2):
         assert store.put(A, *piece(number))
+        wait_for_another_time(folder.parent / "time")
     at(folder, A, piece(0)[0]).unlink()
     assert store.put(A, *piece(2))
     assert stored(folder)[A].keys() == {piece(number)[0].hex() for number in (1, 2)}
@@ -544,6 +545,7 @@ def test_a_folder_that_is_removed_is_made_again(folder: Path) -> None:
         numbers = range(round_ * 10, round_ * 10 + 8)
         for number in numbers:
             assert (one, other)[number % 2].put(A, *piece(number))
+            wait_for_another_time(folder.parent / "time")
         for store in (one, other):
             assert store.has(A, [piece(number)[0] for number in numbers]) == b"\0\0" + b"\1" * 6
         assert len(stored(folder)[A]) == 6
