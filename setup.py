@@ -21,7 +21,7 @@ class BuildPy(build_py):
 DEPENDENCIES = [
     "backports.zstd>=1.0,<2",  # what crosses the link is coded with it; the standard library has it from Python 3.14 on
     "click>=8.1,<9",  # the command line
-    "joblib>=1.4,<2",  # sweeps in several processes, and through Dask on several machines
+    "joblib>=1.4,<2",  # sweeps in several processes
     "matplotlib>=3.9,<4",  # figures; 3.9 is the first for numpy 2
     "msgspec>=0.19,<1",  # what is read from outside is checked against the types that declare it
     "numpy>=2,<3",  # the Caffe wheel is built against numpy 2

@@ -1,7 +1,7 @@
 """Sweeps: runs of the virtual testbed for all combinations of models, algorithms, bandwidths, devices and so on, with a
 row in a table (`ionn.testbed.sweep_table`) for each run.
 
-joblib distributes the runs, to processes of this machine or, through Dask, to a cluster. A task consists of runs of one
+joblib distributes the runs to processes of this machine, or Dask to those of a cluster. A task consists of runs of one
 model and pair of devices at neighbouring bandwidths, so many that sending it costs little. It contains everything that
 it needs, also a user's own planner, so a worker reads no files and computes the same bits.
 """
@@ -53,6 +53,8 @@ CELLS_MAX = 1_000_000
 RUNS_PER_TASK = 120
 # How long a cluster may take to answer.
 CLUSTER_S = 10
+# The tasks that a cluster has for each of its threads: none waits for the next one to be sent.
+_TASKS_PER_THREAD = 3
 # FIRST:LAST:COUNT, perhaps *COSTS.
 _RANGE = re.compile(r"([^:*]+):([^:*]+):([0-9]{1,7})(?:\*(.+))?", re.DOTALL)
 
@@ -351,12 +353,13 @@ def _check_sent(planners: Mapping[str, Planner]) -> None:
 
 
 def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Failure]]:
+    from joblib import delayed
     from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     _check_sent(tasks[0].planners)
     try:
-        with local_workers(jobs):
-            yield from _by_joblib(tasks)
+        with local_workers(jobs), closing(as_they_end(delayed(run_task)(task) for task in tasks)) as found:
+            yield from found
     except TerminatedWorkerError as error:
         raise IonnError("a process of the sweep was killed; run it again, and it goes on with what is left") from error
     except BrokenProcessPool as error:
@@ -366,7 +369,6 @@ def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Fai
 
 def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[SweepRow | Failure]]:
     import distributed
-    import joblib
 
     parse_address(address)
     _check_sent(tasks[0].planners)
@@ -384,11 +386,8 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
         except TimeoutError as error:
             raise InputError(f"{address}: this Dask scheduler has no workers; start some") from error
         try:
-            with _closed_without_workers(client):
-                # The first one is not sent by joblib, which would wait for ever for a task that a worker cannot load.
-                yield client.submit(run_task, tasks[0], pure=False).result()
-                with joblib.parallel_config("dask", n_jobs=-1, client=client):
-                    yield from _by_joblib(tasks[1:])
+            with _watched(client) as threads:
+                yield from _by_dask(client, tasks, threads)
         except (ImportError, AttributeError, RuntimeError) as error:
             why = printable(str(error.__cause__ or error))[:200]
             raise InputError(f"{address}: a worker cannot load what it is to run: {why}; install it there") from error
@@ -399,17 +398,48 @@ def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[Sweep
             ) from error
 
 
+def _by_dask(client: Any, tasks: Sequence[Task], threads: Callable[[], int]) -> Iterator[list[SweepRow | Failure]]:
+    """The results of tasks, in the order in which they end. Raises what a worker raises, and CancelledError if the
+    cluster is lost."""
+    import distributed
+
+    left = iter(tasks)
+    as_completed: Any = distributed.as_completed
+    ended = as_completed(loop=client.loop, with_results=True)
+    while True:
+        under_way = ended.count()
+        for task in itertools.islice(left, max(_TASKS_PER_THREAD * threads() - under_way, not under_way)):
+            ended.add(client.submit(run_task, task, pure=False))
+        try:
+            future, found = next(ended)
+        except StopIteration:
+            return
+        if future.cancelled():
+            raise found
+        yield found
+
+
+def _threads(client: Any) -> int:
+    """How many threads the workers have; 0 while the scheduler is lost, as nothing is said of them then."""
+    info = client.scheduler_info()
+    # Older versions of Dask have no total; newer ones do not list all workers.
+    return int(info.get("total_threads", sum(each["nthreads"] for each in info.get("workers", {}).values())))
+
+
 @contextmanager
-def _closed_without_workers(client: Any) -> Iterator[None]:
-    """Close the client if its scheduler has had no workers for CLUSTER_S. Whoever waits for results then gets an
-    OSError instead of waiting for ever."""
+def _watched(client: Any) -> Iterator[Callable[[], int]]:
+    """Look once a second how many threads the cluster has, which the function tells that this gives. Close the client
+    if there have been none for CLUSTER_S: whoever waits for results then gets an OSError instead of waiting for
+    ever."""
     ended, lost = threading.Event(), threading.Event()
+    threads = _threads(client)
 
     def watch() -> None:
+        nonlocal threads
         seen_s = time.monotonic()
         with suppress(OSError):  # a lost scheduler is noticed elsewhere
             while not ended.wait(1):
-                if client.scheduler_info().get("workers"):  # there is no such key while the scheduler is lost
+                if threads := _threads(client):
                     seen_s = time.monotonic()
                 elif time.monotonic() - seen_s > CLUSTER_S:
                     lost.set()
@@ -419,7 +449,7 @@ def _closed_without_workers(client: Any) -> Iterator[None]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        yield lambda: threads
     except CancelledError as error:
         if lost.is_set():
             raise OSError("no workers are left; those that cannot load ionn end") from error
@@ -427,11 +457,3 @@ def _closed_without_workers(client: Any) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join(CLUSTER_S)
-
-
-def _by_joblib(tasks: Sequence[Task]) -> Iterator[list[SweepRow | Failure]]:
-    """The results of tasks, in the order in which they end, by joblib's current backend."""
-    from joblib import delayed
-
-    with closing(as_they_end(delayed(run_task)(task) for task in tasks)) as found:
-        yield from found

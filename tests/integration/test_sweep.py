@@ -53,6 +53,14 @@ def waiting(graph):
     return [[stage] for stage in graph.shortest_path([0.0] * len(graph.stages))]
 """
 
+TELLING = """
+import os
+
+def telling(graph):
+    open(os.path.join({folder!r}, str(os.getpid())), "w").close()
+    return []
+"""
+
 
 # Of a Dask cluster on this machine.
 OPTIONS = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
@@ -157,6 +165,20 @@ def test_a_cluster_makes_the_same_table(alone: bytes, cluster: str, tmp_path: Pa
     done = ionn("sweep", *GRID, "--cluster", cluster, "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     assert out.read_bytes() == alone
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_only_the_workers_of_a_cluster_make_runs(workers: int, tmp_path: Path) -> None:
+    """Also where there is one, with one thread."""
+    (tmp_path / "own.py").write_text(TELLING.format(folder=str(tmp_path)))
+    start: Any = distributed.LocalCluster
+    with start(n_workers=workers, processes=True, **OPTIONS) as made, made.get_client() as client:
+        pids = {str(pid) for pid in client.run(os.getpid).values()}
+        done = ionn("sweep", *GRID, "--planner", f"{tmp_path / 'own.py'}:telling", "--cluster",
+                    made.scheduler_address, "--out", tmp_path / "sweep.csv")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(pids) == workers
+    assert {path.name for path in tmp_path.glob("[0-9]*")} <= pids
 
 
 def test_a_planner_goes_along_to_a_cluster(cluster: str, tmp_path: Path) -> None:

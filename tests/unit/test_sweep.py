@@ -288,7 +288,7 @@ def test_a_scheduler_that_is_lost_counts_as_one_without_workers(monkeypatch: pyt
             closed.set()
 
     def wait_for_results() -> None:
-        with sweep._closed_without_workers(Lost()):
+        with sweep._watched(Lost()):
             assert closed.wait(60)
             raise CancelledError
 
