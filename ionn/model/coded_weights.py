@@ -352,6 +352,11 @@ def own_wire_bytes(model: str | Path, weights: str | Path | None, network: Netwo
         return stage_wire_bytes(network, sidecar.frames)
 
 
+def sizes_digest(stage_bytes: Sequence[int]) -> str:
+    """A hexadecimal digest of the wire bytes of each stage's weights."""
+    return hashlib.sha256(repr(list(stage_bytes)).encode()).hexdigest()[:16]
+
+
 def has_sidecar(weights_file: Path) -> bool:
     """Tell whether there is a sidecar of a caffemodel, valid or not."""
     return any(map(os.path.exists, sidecar_paths(weights_file)))

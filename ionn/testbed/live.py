@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ionn.client.offloading import Offloading, open_offloading
+from ionn.coding import LOSSLESS
 from ionn.costs.models import Costs
 from ionn.model.caffemodel import Floats
+from ionn.model.coded_weights import SidecarError, open_sidecar, sizes_digest, stage_wire_bytes
 from ionn.model.engine import StageNet, environment
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
@@ -39,6 +42,23 @@ class Subject:
     client: Costs
     paced: bool = True
     weights_file: Path | None = None
+
+    def digests(self, algorithm: str, coding: str) -> dict[str, str]:
+        """The `RunInfo.digests` of a run, planned by an algorithm."""
+        digests = run_digests(self.network, algorithm)
+        return digests if coding != LOSSLESS else {**digests, "coded": self._coded_digest}
+
+    @functools.cached_property
+    def _coded_digest(self) -> str:
+        """A digest of the sizes of the coded weights; "" if there are none that can be used."""
+        try:
+            sidecar = self.weights_file and open_sidecar(self.weights_file, self.network, self.weights)
+        except SidecarError:
+            return ""
+        if not sidecar:
+            return ""
+        with sidecar:
+            return sizes_digest(stage_wire_bytes(self.network, sidecar.frames))
 
     @property
     def weights(self) -> Mapping[str, Sequence[Floats]]:
@@ -76,10 +96,9 @@ def run_live(
         assert offloading.plan is not None
         assert offloading.server is not None
         sent = "" if server else offloading.server.name
-        digests = run_digests(subject.network, algorithm)
         info = RunInfo(
             settings, run, offloading.plan, offloading.graph, sent, dict(environment()),
-            digests=digests, bandwidth=bandwidth,
+            digests=subject.digests(algorithm, settings.coding), bandwidth=bandwidth,
         )  # fmt: skip
         session = LiveSession(offloading, subject.net, query_inputs(subject.network, settings.seed), progress, begin)
         session.preinstall()

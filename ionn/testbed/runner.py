@@ -138,7 +138,7 @@ def run_live_all(
     }
     for key, path in paths.items():
         if os.path.exists(path) and _is_finished(trace := Trace.load(path)):
-            _check_same(path, trace, settings, subject.network, key[1], run_digests(subject.network, key[1]))
+            _check_same(path, trace, settings, subject.network, key[1], subject.digests(key[1], settings.coding))
             traces[key] = trace
         else:
             check_writable(path)
@@ -205,8 +205,8 @@ def _check_same(
     )
     if not same:
         raise InputError(
-            f"{path}: a run with other settings, or of another network or planner; choose another results folder, or "
-            "remove it"
+            f"{path}: a run with other settings, or of another network, planner or coded weights; choose another "
+            "results folder, or remove it"
         )
 
 

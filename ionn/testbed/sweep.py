@@ -163,13 +163,28 @@ class Grid:
         return math.prod(map(len, self._axes()))
 
     def cells(self) -> Iterator[Cell]:
-        return (Cell(*values) for values in itertools.product(*self._axes()))
+        cells = (Cell(*values) for values in itertools.product(*self._axes()))
+        return (
+            cell if cell.coding != LOSSLESS else cell._replace(coding=self._lossless.get(cell.model, LOSSLESS))
+            for cell in cells
+        )
+
+    @functools.cached_property
+    def _lossless(self) -> dict[str, str]:
+        """The coding's name, followed by a digest of the coded weights' sizes, for each model that has its own."""
+        from ionn.model.coded_weights import sizes_digest
+
+        return {
+            model: f"{LOSSLESS} ({sizes_digest(sizes)[:8]})"
+            for model, sizes in self.coded_bytes.items()
+            if sizes is not None
+        }
 
     def settings(self, cell: Cell) -> Settings:
         """The settings of a cell's run. Raises InputError as `Settings` does."""
         server = "" if cell.server == SERVER else cell.server
         return Settings(
-            "virtual", cell.mbps, client=cell.client, server=server, seed=cell.seed, coding=cell.coding,
+            "virtual", cell.mbps, client=cell.client, server=server, seed=cell.seed, coding=_coding_of(cell),
             arrivals=self.arrivals[cell.arrivals],
         )  # fmt: skip
 
@@ -177,7 +192,7 @@ class Grid:
         """The task for cells that differ in algorithms, bandwidths, arrivals and seeds only."""
         first, names = cells[0], {cell.algorithm: self.algorithms[cell.algorithm] for cell in cells}
         return Task(
-            self.models[first.model], self.clients[first.client], self.servers[first.server], first.coding,
+            self.models[first.model], self.clients[first.client], self.servers[first.server], _coding_of(first),
             self.coded_bytes.get(first.model), self.planners,
             [_Run(cell, names[cell.algorithm], self.settings(cell)) for cell in cells], own_digest(),
         )  # fmt: skip
@@ -204,6 +219,11 @@ def _model_label(network: Network) -> str:
     if network.name in known and Network.load(network.name).digest == network.digest:
         return network.name
     return f"{printable(network.name)} ({network.digest[:8]})"
+
+
+def _coding_of(cell: Cell) -> str:
+    """The name of a cell's coding, without the digest."""
+    return cell.coding.partition(" ")[0]
 
 
 def _algorithm_label(name: str) -> str:

@@ -52,8 +52,8 @@ class RunInfo:
     - `sent`: the name of the costs that a live run's server sent.
     - `environment`: a description of the machine and its software.
     - `fault`: why the run went on without its server; None if it kept it.
-    - `digests`: those of the "network" and the "planner", which tell them from others of the same names; not in the
-      traces of earlier versions.
+    - `digests`: those of the "network", the "planner", and, if weights are coded, of the sizes of "coded" ones, which
+      tell them from others of the same names; not in the traces of earlier versions.
     - `bandwidth`: that of the link that the settings name, undilated; None if they name none.
     - `output_check`: how outputs were compared, and why so; None if none were.
     """

@@ -19,7 +19,8 @@ from ionn.errors import InputError
 from ionn.evaluation.claims import Evidence
 from ionn.evaluation.figures import draw_figures
 from ionn.evaluation.summary import summary
-from ionn.model import engine
+from ionn.model import coded_weights, engine
+from ionn.model.network import Network
 from ionn.model.zoo import definitions
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.plan import make_plan
@@ -28,7 +29,7 @@ from ionn.testbed import live, processes, runner
 from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import Settings
-from ionn.testbed.trace import RunInfo, Trace, load_traces, run_digests, trace_path
+from ionn.testbed.trace import RunInfo, Trace, load_traces, trace_path
 from ionn.testbed.virtual import run_virtual
 from tests.support.runs import run_live
 
@@ -131,7 +132,7 @@ class StandIn:
         plan = make_plan(subject.network, graph, algorithm, settings.mbps or 80.0)
         info = RunInfo(Settings("virtual"), run, plan, graph)
         trace = run_virtual(info)
-        sent, digests = "" if server else "sent", run_digests(subject.network, algorithm)
+        sent, digests = "" if server else "sent", subject.digests(algorithm, settings.coding)
         info = dataclasses.replace(
             info, settings=settings, sent=sent, fault=self.fault, digests=digests, bandwidth=bandwidth
         )
@@ -355,7 +356,8 @@ def test_a_trace_in_the_place_of_another_is_not_taken_for_it(
     ):
         dataclasses.replace(Trace.load(path), info=changed).save(path)
         with pytest.raises(
-            InputError, match=r"run-01\.jsonl: a run with other settings, or of another network or planner"
+            InputError,
+            match=r"run-01\.jsonl: a run with other settings, or of another network, planner",
         ):
             run_live(subject, results=tmp_path)
         dataclasses.replace(Trace.load(path), info=info).save(path)
@@ -398,8 +400,21 @@ def test_planners_of_the_same_name_are_told_apart(testbed: StandIn, subject: liv
     first = run_live(subject, [mine], results=tmp_path)
     assert run_live(subject, [mine], results=tmp_path) == first
     add_planner(f"{tmp_path}/planner2.py:mine")
-    with pytest.raises(InputError, match="of another network or planner"):
+    with pytest.raises(InputError, match="of another network, planner or coded weights"):
         run_live(subject, [mine], results=tmp_path)
+
+
+def test_runs_with_other_coded_weights_are_told_apart(testbed: StandIn, tiny: Network, tiny_files: Path) -> None:
+    def run(coding: str) -> list[Trace]:
+        subject = runner.prepare_live(str(tiny_files))
+        return run_live(subject, coding=coding, results=tiny_files.parent / "results")
+
+    raw, other = run("lossless"), run("features")
+    assert run("lossless") == raw
+    assert coded_weights.update(tiny_files.with_suffix(".caffemodel"), tiny).state == coded_weights.BUILT
+    with pytest.raises(InputError, match="of another network, planner or coded weights"):
+        run("lossless")
+    assert run("features") == other
 
 
 def test_this_machine_is_calibrated_once_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 import ionn
 from ionn.errors import InputError
 from ionn.evaluation.summary import summary
+from ionn.model import coded_weights
+from ionn.model.network import Network
 from ionn.planning.graph import ExecutionGraph
 from ionn.planning.planners import add_planner
 from ionn.testbed import runner, sweep
@@ -295,3 +297,20 @@ def test_a_scheduler_that_is_lost_counts_as_one_without_workers(monkeypatch: pyt
     monkeypatch.setattr(sweep, "CLUSTER_S", 0)
     with pytest.raises(OSError, match="no workers are left"):
         wait_for_results()
+
+
+def test_rows_of_other_coded_weights_are_told_apart(tiny: Network, tiny_files: Path, tmp_path: Path) -> None:
+    def swept(name: str) -> list[SweepRow]:
+        codings = ["none", "lossless"]
+        return ionn.sweep([tiny_files], ["original"], tmp_path / name, mbps=[80], codings=codings, jobs=1)
+
+    raw = swept("table.csv")
+    assert swept("table.csv") == raw
+    assert [row.coding for row in raw] == ["none", "lossless"]
+    coded_weights.update(tiny_files.with_suffix(".caffemodel"), tiny)
+    none, lossless = swept("table.csv")
+    assert [none, lossless] == swept("new.csv")
+    assert none == raw[0]
+    assert lossless.coding.startswith("lossless (")
+    assert lossless.upload_s < raw[1].upload_s
+    assert len(read_table(tmp_path / "table.csv")) == 3
