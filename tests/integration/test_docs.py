@@ -36,6 +36,7 @@ LONG = {
     "python bench/alexnet.py --dilation 8 --runs": "two hours",
     "ionn calibrate": "up to a minute; make test-long runs it",
     "ionn run googlenet --algorithm original": "a live run, 8 s; make test-long runs it",
+    "ionn run alexnet --link": "three live runs, a minute and a half; make test-long runs it",
 }
 COMMANDS = ionn.cli.cli.commands
 FILE = re.compile(r"(ionn|tests|bench|deploy|docs|examples|prototxt|plots|caffe-build|\.ci)/[\w./-]*")
@@ -83,11 +84,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, arguments in {"ionn": "-m ionn", "python": ""}.items():
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         (programs / name).chmod(0o755)
-    # What the long lines would leave.
-    subprocess.run(
-        ["ionn", "profile", "googlenet", "--runs", "1", "--save", "server.json"],
-        cwd=copy, env=environment(copy), check=True, capture_output=True,
-    )  # fmt: skip
+    # What the long lines would leave, and what they need.
+    for line in (
+        "ionn profile googlenet --runs 1 --save server.json",
+        "ionn bandwidth driving --seconds 120 --seed 1 --out driving.csv",
+    ):
+        subprocess.run(shlex.split(line), cwd=copy, env=environment(copy), check=True, capture_output=True)
     return copy
 
 
@@ -146,7 +148,7 @@ def test_commands_run(page: Path, tree: Path, ports: dict[str, str]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("start", ["ionn calibrate", "ionn run googlenet --algorithm original"])
+@pytest.mark.parametrize("start", [start for start, why in LONG.items() if "make test-long runs it" in why])
 def test_long_commands_run(start: str, tree: Path) -> None:
     lines = {line for page in PAGES for block in blocks(page) for line in block if line.startswith(start)}
     assert lines
