@@ -429,6 +429,26 @@ def test_profile_says_how_fast_this_machine_codes_and_what_is_left(tiny_files: P
     assert ratios["data"] < 0.5
 
 
+def test_profile_has_every_layer_whatever_its_name(tmp_path: Path) -> None:
+    """Caffe's layers may share a name or have none."""
+    model = tmp_path / "names.prototxt"
+    model.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }\n'
+        'layer { name: "same" type: "ReLU" bottom: "data" top: "a" }\n'
+        'layer { name: "same" type: "ReLU" bottom: "a" top: "b" }\n'
+        'layer { type: "ReLU" bottom: "b" top: "c" }\n'
+        'layer { type: "ReLU" bottom: "c" top: "d" }\n'
+    )
+    saved = tmp_path / "here.json"
+    printed = json.loads(ionn("profile", model, "--runs", "1", "--save", saved, "--json").stdout)
+    layers = json.loads(saved.read_text())["layers"]
+    assert list(printed["layers"]) == ["data", "1 same", "2 same", "3 ", "4 "]
+    assert list(printed["layers"].values()) == [layer["ms"] for layer in layers]
+    ratios = [layer["output_ratio"] for layer in layers if "output_ratio" in layer]
+    assert list(printed["output_ratios"].values()) == ratios
+    assert set(printed["output_ratios"]) <= set(printed["layers"])
+
+
 def test_no_command_is_the_help_and_exit_code_2() -> None:
     done = ionn()
     assert (done.returncode, done.stdout) == (2, "")
