@@ -22,9 +22,9 @@ from ionn.evaluation.summary import (
     Stat,
     SummaryRow,
     are_drawn,
+    averaged_text,
     common_times,
     distinct,
-    disturbed_text,
     load_results,
     mean_latency,
     summary,
@@ -186,7 +186,4 @@ def _legend_handles(styles: dict[str, Look], halves: bool) -> list[Any]:
 def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     settings = rows[0].settings
     how = f"{'computed' if settings.testbed == 'virtual' else 'measured'} on the {settings.name}"
-    runs = distinct(sorted(len(row.traces) for row in rows))
-    count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
-    said = [how, settings.rate, count, disturbed_text([trace for row in rows for trace in row.traces])]
-    set_titles(axes, title, ", ".join(filter(None, said)))
+    set_titles(axes, title, f"{how}, {settings.rate}, {averaged_text(rows)}")

@@ -134,6 +134,18 @@ def test_a_figure_has_what_became_of_queries_over_time(drawn: list[Figure], tmp_
     assert "% dropped; " in labels[1]
 
 
+def test_the_subtitle_counts_the_runs_of_all_algorithms(drawn: list[Figure], tmp_path: Path) -> None:
+    two = [arrived(run=1), arrived(run=2)]
+    for traces, said in (
+        ([arrived()], "1 run"),
+        (two, "2 runs, mean ± std"),
+        ([*two, arrived("efficiency")], "1-2 runs, mean ± std"),
+    ):
+        fig_responses(summary(traces), tmp_path)
+        subtitle = drawn.pop().axes[0].texts[0].get_text().replace("\n", " ")
+        assert subtitle.split(", ", 5)[-1] == f"80 Mbps, {said}"
+
+
 def test_runs_of_other_lengths_are_drawn_over_common_spans(drawn: list[Figure], tmp_path: Path) -> None:
     """Of two seconds each, since the longer run takes more than a minute."""
     short = arrived(run=1, arrivals=Arrivals("a (00000000)", (0.0, 1.9, 4.0)))
