@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import os
 import stat
@@ -74,6 +75,18 @@ def read_text(path: Path, what: str) -> str:
         byte = f"the byte 0x{content[error.start]:02x}"
         raise InputError(f"{path}:{line}: cannot read {what}: {byte} is not UTF-8; save the file as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The paths in a folder whose names match a pattern such as "*.csv", sorted; none if there is no such folder.
+    Raises InputError if the folder cannot be read, which `Path.glob` would hide."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
 def _may_be_file(path: Path) -> bool:

@@ -23,7 +23,7 @@ import msgspec
 from ionn.arguments import path_of
 from ionn.coding import NONE
 from ionn.errors import InputError, printable
-from ionn.files import open_regular, write_file
+from ionn.files import matching, open_regular, write_file
 from ionn.model.comparison import OutputCheck
 from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from ionn.model.network import Network
 
 SCHEMA = 1
+# The names of the traces in the folder of an algorithm.
+RUNS = "run-*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -437,5 +439,9 @@ def trace_path(results: Path, settings: Settings, model: str, algorithm: str, ru
 
 
 def load_traces(results: Path) -> list[Trace]:
-    """All traces below results/traces, in the order of their paths. Raises InputError if one is not complete."""
-    return [Trace.load(path) for path in sorted((results / "traces").glob("*/*/*/run-*.jsonl"))]
+    """All traces below results/traces, in the order of their paths. Raises InputError if one is not complete, and for
+    folders that cannot be read."""
+    paths = [results / "traces"]
+    for pattern in ("*", "*", "*", RUNS):
+        paths = [path for folder in paths for path in matching(folder, pattern)]
+    return [Trace.load(path) for path in paths]

@@ -178,6 +178,44 @@ def test_a_trace_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Trace.load(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize("depth", range(4))
+def test_a_folder_that_cannot_be_read_is_named(depth: int, tmp_path: Path) -> None:
+    """Its traces are not left out: at each depth, a link to itself is a folder that nobody can read."""
+    made = make_trace()
+    made.save(trace.trace_path(tmp_path, made.info.settings, made.info.model, made.info.algorithm, 1))
+    way = ["traces", "live", "alexnet", "original"]
+    broken = tmp_path.joinpath(*way[: depth + 1])
+    if depth == 0:
+        (tmp_path / "traces").rename(tmp_path / "others")
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    broken.symlink_to(broken)
+    with pytest.raises(InputError, match=rf"{re.escape(str(broken))}: cannot read the folder: Too many levels"):
+        load_traces(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read any folder")
+def test_a_folder_that_only_others_can_read_is_named(tmp_path: Path) -> None:
+    made = make_trace()
+    path = trace.trace_path(tmp_path, made.info.settings, made.info.model, made.info.algorithm, 1)
+    made.save(path)
+    path.parent.chmod(0)
+    with pytest.raises(InputError, match=rf"{re.escape(str(path.parent))}: cannot read the folder: Permission denied"):
+        load_traces(tmp_path)
+    path.parent.chmod(0o700)
+    assert load_traces(tmp_path) == [made]
+
+
+def test_only_traces_are_read_as_traces(tmp_path: Path) -> None:
+    """Other files, at any depth, do not matter, and nor does a folder that is not there."""
+    assert load_traces(tmp_path) == []
+    made = make_trace()
+    path = trace.trace_path(tmp_path, made.info.settings, made.info.model, made.info.algorithm, 1)
+    made.save(path)
+    for folder in path.relative_to(tmp_path).parents:
+        (tmp_path / folder / "essay.txt").write_text("mine")
+    assert load_traces(tmp_path) == [made]
+
+
 def test_a_trace_of_a_later_version_is_refused(records: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     later = [{**each, "schema": 2} if each["record"] == "run" else each for each in records]
