@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -106,6 +107,25 @@ def test_claims_json_is_what_people_script_against(tmp_path: Path) -> None:
     assert f" {1 - found['claims'][0]['share']:.1%} " in first
     assert "3 draws, sigma 0.05, seed 2" in told.stdout
     assert len(told.stdout.splitlines()) == 2 + len(found["claims"])
+
+
+def test_a_process_of_claims_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ionn", "claims", "--draws", "100000", "--jobs", "2", "--results", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        workers: list[psutil.Process] = []
+        end_s = time.monotonic() + 120
+        while len(workers) < 2 and process.poll() is None and time.monotonic() < end_s:
+            time.sleep(0.05)
+            with contextlib.suppress(psutil.Error):  # for those that have just ended
+                children = psutil.Process(process.pid).children(recursive=True)
+                workers = [child for child in children if "LokyProcess" in " ".join(child.cmdline())]
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):  # when one is killed, the others are ended
+                worker.kill()
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (1, "")
+    assert said == "ionn: a process of the draws was killed; draw again\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_figures_json_is_what_people_script_against(tmp_path: Path) -> None:
