@@ -34,6 +34,9 @@ from ionn.paper import SLICED, model_title
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
 
+# With more models and algorithms, bars are narrower.
+_INCHES_MAX = 100.0
+
 Bar = Callable[["Axes", float, float, SummaryRow, dict[str, Any]], None]
 _Group = tuple[tuple[Any, ...], list[SummaryRow]]
 
@@ -107,7 +110,8 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
         models = distinct(row.model for row in members)
         styles = looks(row.algorithm for row in members)
         width = 0.84 / len(styles)
-        with new_figure(max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles))), 3.4) as (figure, axes):
+        inches = max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles)))
+        with new_figure(min(inches, _INCHES_MAX), 3.4) as (figure, axes):
             for row in members:
                 place = list(styles).index(row.algorithm) - (len(styles) - 1) / 2
                 bar(axes, models.index(row.model) + place * width, width, row, styles[row.algorithm])

@@ -165,6 +165,13 @@ def _check_name(name: str) -> None:
         raise InputError(f"{printable(name[:60])!r} cannot be the name of a model or planner in a trace; rename it")
 
 
+def _check_stages(queries: Sequence[QueryRecord], graph: ExecutionGraph) -> None:
+    """Raise InputError for a query that was executed at stages that are none of the graph's."""
+    for segment in (each for query in queries for each in query.segments):
+        if not segment.first <= segment.last < len(graph.stages):
+            raise InputError(f"a query has stages {segment.first} to {segment.last}, which its graph has not")
+
+
 def _check_order(loads: Sequence[LoadRecord]) -> None:
     """Raise InputError unless each of these ends after it begins, and no later than the next one begins."""
     times_s = [time_s for each in loads for time_s in (each.start_s, each.end_s)]
@@ -369,6 +376,9 @@ class Trace:
                 records = [_LINES.read(line) for line in lines]
             runs = [record for record in records if isinstance(record, _RunDocument)]
             info = runs[-1].info() if runs else None
+            queries = tuple(record for record in records if isinstance(record, QueryRecord))
+            if info is not None:
+                _check_stages(queries, info.graph)
             loads = tuple(record for record in records if isinstance(record, LoadRecord))
             _check_order(loads)
         except OSError as error:
@@ -376,7 +386,6 @@ class Trace:
         except (ValueError, InputError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
         partitions = tuple(record for record in records if isinstance(record, PartitionRecord))
-        queries = tuple(record for record in records if isinstance(record, QueryRecord))
         if info is None or not queries or not isinstance(records[-1], _End):
             raise InputError(f"{path}: an interrupted run; delete it and run again")
         dropped_s = next((record.raised_s for record in records if isinstance(record, _Drops)), ())

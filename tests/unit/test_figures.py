@@ -108,6 +108,15 @@ def test_fig5_stacks_the_halves(drawn: list[Axes], tmp_path: Path) -> None:
     assert all(tick == int(tick) for tick in drawn[0].get_yticks())
 
 
+def test_the_size_of_a_figure_is_limited_however_many_models_there_are(tmp_path: Path) -> None:
+    rows = summary([make_trace(f"a{number % 16}", model=f"m{number}") for number in range(100)])
+    paths = fig5(rows, tmp_path)
+    assert [path.suffix for path in paths] == [".png", ".pdf"]
+    image = cv2.imread(str(paths[0]))
+    assert image is not None
+    assert image.shape[1] < 21_000
+
+
 @pytest.mark.parametrize("models", [1, 5])
 def test_bars_stand_side_by_side_around_the_names_of_their_models(
     models: int, drawn: list[Axes], tmp_path: Path
