@@ -29,13 +29,19 @@ _NAME_BYTES_MAX = 240
 def file_name(name: str, suffix: str) -> str:
     """The name of a file with a suffix. A name that is too long is cut, and a digest is added."""
     most_bytes = _NAME_BYTES_MAX - len(suffix.encode())
-    return (name if len(name.encode()) <= most_bytes else with_digest(name, most_bytes, name)) + suffix
+    return (name if len(_encoded(name)) <= most_bytes else with_digest(name, most_bytes, name)) + suffix
 
 
 def with_digest(name: str, most_bytes: int, of: str) -> str:
     """A name with the digest of the text `of` at its end, cut to at most so many bytes."""
-    end = "-" + hashlib.sha256(of.encode()).hexdigest()[:8]
-    return name.encode()[: most_bytes - len(end)].decode(errors="ignore") + end
+    end = "-" + hashlib.sha256(_encoded(of)).hexdigest()[:8]
+    return _encoded(name)[: most_bytes - len(end)].decode(errors="ignore") + end
+
+
+def _encoded(text: str) -> bytes:
+    """A text with names of files, some of which may not be UTF-8. Unlike those of `os.fsencode`, these bytes are the
+    same in all locales."""
+    return text.encode(errors="surrogateescape")
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -82,8 +81,7 @@ def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algo
     Raises InputError if an image cannot be read, or a report cannot be written.
     """
     images = [figure for figure in figures if figure.suffix == ".png"]
-    links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
-    write_file(folder / "report.md", report.markdown(links).encode())
+    write_file(folder / "report.md", report.markdown(images, folder).encode())
     if page.is_available():
         write_file(folder / "report.html", page.html_page(report, images, folder, algorithms).encode())
     return folder / "report.md"

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -497,6 +498,56 @@ def test_what_is_piped_has_no_control_characters(tiny_files: Path, server: str, 
         assert done.stdout
         assert done.stderr == ""
         assert done.stdout.replace("\n", "").isprintable()
+
+
+ODD = os.fsdecode(b"\xff")
+# What writes where the user says, and what is there then.
+ODD_PATHS = {
+    "plan": (["plan", "tiny.prototxt", "--plot", f"{ODD}.svg"], [f"{ODD}.svg"]),
+    "run": (["run", "tiny.prototxt", "--testbed", "virtual", "--results", ODD], [f"{ODD}/traces"]),
+    "figures": (
+        ["figures", "--results", "results", "--out", f"{ODD}/drawn"],
+        [f"{ODD}/drawn/fig7-virtual-tiny.png", f"{ODD}/drawn/fig7-virtual-tiny.pdf"],
+    ),
+    "figures of results": (
+        ["figures", "--results", f"{ODD}-results"],
+        [f"{ODD}-results/{name}" for name in ("report.md", "report.html", "figures/fig7-virtual-tiny.png")],
+    ),
+    "walk": (
+        ["walk", f"{ODD}.toml", "--out", ODD],
+        [f"{ODD}/walk-{ODD}.png", f"{ODD}/walk-{ODD}.pdf", f"{ODD}/walk-{ODD}-ahead.png"],
+    ),
+    "sweep": (
+        ["sweep", "--model", "tiny.prototxt", "--mbps", "1:100:3", "--jobs", "1", "--out", f"{ODD}.csv",
+         "--figures", ODD],
+        [f"{ODD}.csv", f"{ODD}/sweep-lines.png"],
+    ),
+    "claims": (["claims", "--draws", "1", "--jobs", "1", "--results", ODD], [f"{ODD}/uncertainty.json"]),
+    "profile": (["profile", "tiny.prototxt", "--runs", "1", "--save", f"{ODD}.json"], [f"{ODD}.json"]),
+    "models": (["models", "--build", f"{ODD}-model/tiny.prototxt"], [f"{ODD}-model/tiny.coded"]),
+    "keygen": (["keygen", ODD], [f"{ODD}.secret", f"{ODD}.public"]),
+    "bandwidth": (["bandwidth", "walking", "--out", f"{ODD}.csv"], [f"{ODD}.csv"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_PATHS)
+def test_what_is_written_may_have_a_path_that_is_not_utf_8(case: str, tiny_files: Path) -> None:
+    """What is told of the path on standard output is its own bytes, even if that is to be strict."""
+    folder = tiny_files.parent
+    shutil.copytree(folder, folder / f"{ODD}-model")
+    shutil.copy(ROOT / "examples" / "walk.toml", folder / f"{ODD}.toml")
+    for results in ("results", f"{ODD}-results") if case.startswith("figures") else ():
+        assert ionn("run", tiny_files, "--testbed", "virtual", "--results", folder / results).returncode == 0
+    arguments, written = ODD_PATHS[case]
+    done = subprocess.run(
+        [sys.executable, "-m", "ionn", *arguments], cwd=folder, capture_output=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count(b"Traceback")) == (0, 0), done.stderr.decode()
+    assert all((folder / path).exists() for path in written)
+    if case in ("figures", "figures of results", "sweep", "keygen", "bandwidth"):
+        told = done.stdout.splitlines()[-1]
+        assert (folder / os.fsdecode(told)).exists()
 
 
 def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:
