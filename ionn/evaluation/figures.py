@@ -73,7 +73,7 @@ def fig6(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
 
 def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """Latency of the queries over time, a figure per model: fig7-SETTINGS-MODEL."""
-    paths = []
+    paths: list[Path] = []
     for (settings, model, suffix), members in _groups(rows, lambda row: (row.settings, row.model)):
         styles = looks(row.algorithm for row in members)
         with new_figure(6.8, 4.4) as (figure, axes):
@@ -85,7 +85,8 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             key = "marker: the first query starts; thin line: the upload ends"
             figure.legend(loc="outside lower center", title=key)
             _title(axes, f"{model_title(model)}: query latency during the upload", members)
-            paths += save_png_and_pdf(figure, out / f"fig7-{settings.slug}-{model}{suffix}")
+            stem = out / f"fig7-{settings.slug}-{model}{suffix}"
+            paths += save_png_and_pdf(figure, stem, (settings.slug, model, suffix), paths)
     return paths
 
 
@@ -105,7 +106,7 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
     """Draw one figure per settings, with the models side by side and one bar per algorithm."""
     from matplotlib.ticker import MaxNLocator
 
-    paths = []
+    paths: list[Path] = []
     for (settings, suffix), members in _groups(rows, lambda row: (row.settings,)):
         models = distinct(row.model for row in members)
         styles = looks(row.algorithm for row in members)
@@ -125,7 +126,8 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
             handles = _legend_handles(styles, halves=bar is _halves_bar)
             axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
             _title(axes, title, members)
-            paths += save_png_and_pdf(figure, stem.with_name(f"{stem.name}-{settings.slug}{suffix}"))
+            name = f"{stem.name}-{settings.slug}{suffix}"
+            paths += save_png_and_pdf(figure, stem.with_name(name), (settings.slug, suffix), paths)
     return paths
 
 

@@ -24,7 +24,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """Draw the 90th percentile of response times by when queries were raised, a line per algorithm, a figure per
     settings and model: responses-SETTINGS-MODEL. With a deadline, the share within it is below; with dropping, the
     share that was dropped."""
-    paths = []
+    paths: list[Path] = []
     arrived = [row for row in rows if not row.settings.arrivals.closed]
     for (settings, model), group in groupby(arrived, lambda row: (row.settings, row.model)):
         members = list(group)
@@ -52,7 +52,8 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             figure.legend(handles, labels, loc="outside lower center", title=key)
             subtitle = f"{settings.name}, {settings.rate}, {averaged_text(members)}"
             set_titles(plots[0], f"{model_title(model)}: response times", subtitle)
-            paths += save_png_and_pdf(figure, out / f"responses-{settings.slug}-{model}")
+            stem = out / f"responses-{settings.slug}-{model}"
+            paths += save_png_and_pdf(figure, stem, (settings.slug, model), paths)
     return paths
 
 

@@ -99,7 +99,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn, instead of files."""
     figures: list[Figure] = []
 
-    def keep(figure: Figure, stem: Path) -> list[Path]:
+    def keep(figure: Figure, stem: Path, *_: object) -> list[Path]:
         figures.append(figure)
         return []
 
