@@ -22,10 +22,11 @@ from per_model import at_least_1
 from ionn import paper
 from ionn.errors import IonnError
 from ionn.evaluation.validation import validate
+from ionn.files import matching
 from ionn.testbed import runner
 from ionn.testbed.arrivals import DROP, WAIT, Arrivals
 from ionn.testbed.settings import Settings
-from ionn.testbed.trace import Trace, trace_path
+from ionn.testbed.trace import RUNS, Trace, trace_path
 
 MODELS = ("alexnet", "mobilenet")
 # The arrivals, and whether queries that meet a busy client wait or are dropped.
@@ -61,7 +62,7 @@ def finished(results: Path) -> list[Trace]:
         for model in MODELS
         for given in ARRIVALS
         for algorithm in paper.SHOWN
-        for path in sorted(trace_path(results, live_settings(*given), model, algorithm, 1).parent.glob("run-*.jsonl"))
+        for path in matching(trace_path(results, live_settings(*given), model, algorithm, 1).parent, RUNS)
     ]
 
 

@@ -5,6 +5,7 @@ run until they are told to stop, with exit code 0. `sweep` and live runs, which 
 like Ctrl-C.
 """
 
+import io
 import os
 import signal
 import sys
@@ -41,13 +42,16 @@ def _end_at_last(number: int) -> None:
 
 def open_standard_streams() -> None:
     """Open standard streams that the shell closed (`2>&-`), so that their output is discarded. Otherwise the next file
-    or socket would get the stream's number, and with it the messages for the user."""
+    or socket would get the stream's number, and with it the messages for the user. Paths that are not UTF-8 can be
+    printed, as they are."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def main() -> None:

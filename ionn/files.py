@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import os
 import stat
@@ -28,13 +29,19 @@ _NAME_BYTES_MAX = 240
 def file_name(name: str, suffix: str) -> str:
     """The name of a file with a suffix. A name that is too long is cut, and a digest is added."""
     most_bytes = _NAME_BYTES_MAX - len(suffix.encode())
-    return (name if len(name.encode()) <= most_bytes else with_digest(name, most_bytes, name)) + suffix
+    return (name if len(_encoded(name)) <= most_bytes else with_digest(name, most_bytes, name)) + suffix
 
 
 def with_digest(name: str, most_bytes: int, of: str) -> str:
     """A name with the digest of the text `of` at its end, cut to at most so many bytes."""
-    end = "-" + hashlib.sha256(of.encode()).hexdigest()[:8]
-    return name.encode()[: most_bytes - len(end)].decode(errors="ignore") + end
+    end = "-" + hashlib.sha256(_encoded(of)).hexdigest()[:8]
+    return _encoded(name)[: most_bytes - len(end)].decode(errors="ignore") + end
+
+
+def _encoded(text: str) -> bytes:
+    """A text with names of files, some of which may not be UTF-8. Unlike those of `os.fsencode`, these bytes are the
+    same in all locales."""
+    return text.encode(errors="surrogateescape")
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -74,6 +81,18 @@ def read_text(path: Path, what: str) -> str:
         byte = f"the byte 0x{content[error.start]:02x}"
         raise InputError(f"{path}:{line}: cannot read {what}: {byte} is not UTF-8; save the file as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The paths in a folder whose names match a pattern such as "*.csv", sorted; none if there is no such folder.
+    Raises InputError if the folder cannot be read, which `Path.glob` would hide."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
 def _may_be_file(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,14 +47,15 @@ def profile(model: str, weights: str | None, runs: int, save: Path | None, as_js
         measured.save(save)
     layer_ms = measured.layer_ms(network)
     if as_json:
+        alike = Counter(layer.name for layer in network.layers)
+        keys = [f"{la.index} {la.name}" if alike[la.name] > 1 else la.name for la in network.layers]
+        ratios = [layer.output_ratio for layer in measured.layers]
         click.echo(
             json.dumps(
                 {
                     "model": network.name,
-                    "layers": {la.name: ms for la, ms in zip(network.layers, layer_ms, strict=True)},
-                    "output_ratios": {
-                        la.name: la.output_ratio for la in measured.layers if la.output_ratio is not None
-                    },
+                    "layers": dict(zip(keys, layer_ms, strict=True)),
+                    "output_ratios": {key: ratio for key, ratio in zip(keys, ratios, strict=True) if ratio is not None},
                     **_coding_json(measured),
                 }
             )

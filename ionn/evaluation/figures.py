@@ -22,9 +22,9 @@ from ionn.evaluation.summary import (
     Stat,
     SummaryRow,
     are_drawn,
+    averaged_text,
     common_times,
     distinct,
-    disturbed_text,
     load_results,
     mean_latency,
     summary,
@@ -33,6 +33,9 @@ from ionn.paper import SLICED, model_title
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
     from matplotlib.axes import Axes
+
+# With more models and algorithms, bars are narrower.
+_INCHES_MAX = 100.0
 
 Bar = Callable[["Axes", float, float, SummaryRow, dict[str, Any]], None]
 _Group = tuple[tuple[Any, ...], list[SummaryRow]]
@@ -70,7 +73,7 @@ def fig6(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
 
 def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """Latency of the queries over time, a figure per model: fig7-SETTINGS-MODEL."""
-    paths = []
+    paths: list[Path] = []
     for (settings, model, suffix), members in _groups(rows, lambda row: (row.settings, row.model)):
         styles = looks(row.algorithm for row in members)
         with new_figure(6.8, 4.4) as (figure, axes):
@@ -82,7 +85,8 @@ def fig7(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             key = "marker: the first query starts; thin line: the upload ends"
             figure.legend(loc="outside lower center", title=key)
             _title(axes, f"{model_title(model)}: query latency during the upload", members)
-            paths += save_png_and_pdf(figure, out / f"fig7-{settings.slug}-{model}{suffix}")
+            stem = out / f"fig7-{settings.slug}-{model}{suffix}"
+            paths += save_png_and_pdf(figure, stem, (settings.slug, model, suffix), paths)
     return paths
 
 
@@ -102,12 +106,13 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
     """Draw one figure per settings, with the models side by side and one bar per algorithm."""
     from matplotlib.ticker import MaxNLocator
 
-    paths = []
+    paths: list[Path] = []
     for (settings, suffix), members in _groups(rows, lambda row: (row.settings,)):
         models = distinct(row.model for row in members)
         styles = looks(row.algorithm for row in members)
         width = 0.84 / len(styles)
-        with new_figure(max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles))), 3.4) as (figure, axes):
+        inches = max(5.6, 2.7 + len(models) * (0.3 + 0.24 * len(styles)))
+        with new_figure(min(inches, _INCHES_MAX), 3.4) as (figure, axes):
             for row in members:
                 place = list(styles).index(row.algorithm) - (len(styles) - 1) / 2
                 bar(axes, models.index(row.model) + place * width, width, row, styles[row.algorithm])
@@ -121,7 +126,8 @@ def _bar_figures(rows: Sequence[SummaryRow], stem: Path, title: str, ylabel: str
             handles = _legend_handles(styles, halves=bar is _halves_bar)
             axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
             _title(axes, title, members)
-            paths += save_png_and_pdf(figure, stem.with_name(f"{stem.name}-{settings.slug}{suffix}"))
+            name = f"{stem.name}-{settings.slug}{suffix}"
+            paths += save_png_and_pdf(figure, stem.with_name(name), (settings.slug, suffix), paths)
     return paths
 
 
@@ -186,7 +192,4 @@ def _legend_handles(styles: dict[str, Look], halves: bool) -> list[Any]:
 def _title(axes: Axes, title: str, rows: Sequence[SummaryRow]) -> None:
     settings = rows[0].settings
     how = f"{'computed' if settings.testbed == 'virtual' else 'measured'} on the {settings.name}"
-    runs = distinct(sorted(len(row.traces) for row in rows))
-    count = "1 run" if runs == [1] else f"{'-'.join(map(str, distinct([runs[0], runs[-1]])))} runs, mean ± std"
-    said = [how, settings.rate, count, disturbed_text([trace for row in rows for trace in row.traces])]
-    set_titles(axes, title, ", ".join(filter(None, said)))
+    set_titles(axes, title, f"{how}, {settings.rate}, {averaged_text(rows)}")

@@ -29,7 +29,7 @@ _PARTS = 400
 def fig_links(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """Draw latencies over time and where queries ran, above the link's bandwidth and the client's estimate of it. For
     each settings, model and algorithm with a link that changes, the first run is in link-SETTINGS-MODEL-ALGORITHM."""
-    paths = []
+    paths: list[Path] = []
     for row in rows:
         trace = row.traces[0]
         if trace.info.bandwidth is None:
@@ -43,7 +43,8 @@ def fig_links(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             subtitle = f"{row.settings.name}, {row.settings.rate}"
             title = f"{model_title(row.model)}, {row.algorithm}: queries over a link that changes"
             set_titles(latencies, title, subtitle)
-            paths += save_png_and_pdf(figure, out / f"link-{row.settings.slug}-{row.model}-{row.algorithm}")
+            about = row.settings.slug, row.model, row.algorithm
+            paths += save_png_and_pdf(figure, out / f"link-{'-'.join(about)}", about, paths)
     return paths
 
 

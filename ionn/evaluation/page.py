@@ -13,20 +13,19 @@ import gzip
 import hashlib
 import html
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from ionn.errors import printable
 from ionn.evaluation.charts import Chart, latencies
 from ionn.evaluation.claims import Verdict
 from ionn.evaluation.findings import Finding, findings
 from ionn.evaluation.replay import pieces_that_arrived, replay
-from ionn.evaluation.sections import Judged, Report, Section
+from ionn.evaluation.sections import Judged, Report, Section, address
 from ionn.evaluation.summary import SummaryRow, are_drawn, distinct, disturbed
 from ionn.files import read_bytes
 from ionn.records import Outputs
@@ -324,14 +323,13 @@ def _images(paths: Sequence[Path], folder: Path, room: int) -> str:
     """The images in at most `room` bytes, and links to those that do not fit."""
     shown, links = [], []
     for path in paths:
-        name, content = html.escape(path.stem), base64.b64encode(read_bytes(path, "the figure")).decode()
+        name, content = html.escape(printable(path.stem)), base64.b64encode(read_bytes(path, "the figure")).decode()
         if len(content) <= room:
             room -= len(content)
             image = f'<img alt="{name}" src="data:image/png;base64,{content}">'
             shown.append(f"<details><summary><h3>{name}</h3></summary>{image}</details>")
         else:
-            address = quote(Path(os.path.relpath(path, folder)).as_posix())
-            links.append(f'<li><a href="{html.escape(address)}">{name}</a></li>')
+            links.append(f'<li><a href="{html.escape(address(path, folder))}">{name}</a></li>')
     if links:
         note = f"{len(links)} of {len(paths)} figures would make this page too large. They are in files beside it:"
         shown.append(f"<p>{note}</p><ul>{''.join(links)}</ul>")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ionn.model.slices import Piece, Slice, stage_of
 from ionn.planning.graph import ExecutionGraph, Leg
-from ionn.records import QueryRecord, Segment
+from ionn.records import Segment
 from ionn.testbed.trace import Trace
 
 _PLACES = ("client", "server", "both")
@@ -43,10 +43,9 @@ def replay(trace: Trace, queries_max: int) -> dict[str, Any]:
     queries = []
     for query in trace.queries[::every]:
         usable = tuple(index for index, time_s in enumerate(ready_s) if time_s <= query.start_s)
-        segments = _within(query, len(graph.stages))
-        route = _route(segments, legs(usable))
+        route = _route(query.segments, legs(usable))
         number = routes.setdefault(route, len(routes))
-        durations = [_durations(*each, graph) for each in zip(segments, route, strict=True)]
+        durations = [_durations(*each, graph) for each in zip(query.segments, route, strict=True)]
         queries.append([_seconds(query.start_s), _seconds(query.end_s), number, durations])
     partitions = [
         {
@@ -86,11 +85,6 @@ def _route(segments: Sequence[Segment], planned: Sequence[Leg]) -> tuple[Leg, ..
     if recorded == [leg[:3] for leg in planned]:
         return tuple(planned)
     return tuple(Leg(*each, from_server=False, to_server=False) for each in recorded)
-
-
-def _within(query: QueryRecord, stages: int) -> list[Segment]:
-    """The segments whose stages this chain has: a stranger's trace may have others, which cannot be drawn."""
-    return [each for each in query.segments if each.first <= each.last < stages]
 
 
 def _pieces(graph: ExecutionGraph, planned: Sequence[Piece], names: Sequence[str]) -> list[Piece]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ import msgspec
 from ionn.coding import CODINGS
 from ionn.errors import InputError
 from ionn.evaluation import page
-from ionn.evaluation.beliefs import SPAN_S, rate_error_percentile
+from ionn.evaluation.beliefs import SPAN_S, rate_error_percentiles
 from ionn.evaluation.claims import CLAIMS, Claim, Evidence, Verdict, judge
 from ionn.evaluation.sections import Judged, Report, Section
 from ionn.evaluation.slice_claims import SLICE_CLAIMS
@@ -82,8 +81,7 @@ def save_report(report: Report, folder: Path, figures: Iterable[Path] = (), algo
     Raises InputError if an image cannot be read, or a report cannot be written.
     """
     images = [figure for figure in figures if figure.suffix == ".png"]
-    links = [Path(os.path.relpath(image, folder)).as_posix() for image in images]
-    write_file(folder / "report.md", report.markdown(links).encode())
+    write_file(folder / "report.md", report.markdown(images, folder).encode())
     if page.is_available():
         write_file(folder / "report.html", page.html_page(report, images, folder, algorithms).encode())
     return folder / "report.md"
@@ -309,8 +307,8 @@ def estimates(rows: Sequence[SummaryRow]) -> Section:
     return Section(
         "Clients' estimates of their links",
         "Runs whose clients measured. Off: by how much the estimated rate is off the link's, over time, in spans of "
-        f"{SPAN_S:g} s; when a rate changes, the estimate is off until the client observes it. Late: queries that were "
-        "completed at the client because the server's answer was late.",
+        f"{SPAN_S:g} s of the first day; when a rate changes, the estimate is off until the client observes it. Late: "
+        "queries that were completed at the client because the server's answer was late.",
         (
             "model", "algorithm", "testbed", "run", "estimates", "off, median", "off, 90 % of the time", "late",
             "queries",
@@ -319,7 +317,7 @@ def estimates(rows: Sequence[SummaryRow]) -> Section:
             (
                 model_title(row.model), row.algorithm, row.settings.name, str(trace.info.run),
                 str(len(trace.estimates)),
-                *(_percent(rate_error_percentile(trace, share) * 100, "") for share in (50, 90)),
+                *(_percent(error * 100, "") for error in rate_error_percentiles(trace, 50, 90)),
                 str(sum(query.fallback for query in trace.queries)), str(len(trace.queries)),
             )
             for row, trace in measured

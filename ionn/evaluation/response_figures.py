@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ionn.evaluation.style import Look, looks, new_panels, plain_log_axis, save_png_and_pdf, set_titles
-from ionn.evaluation.summary import Stat, SummaryRow, disturbed_text
+from ionn.evaluation.summary import Stat, SummaryRow, averaged_text
 from ionn.paper import model_title
 from ionn.testbed.arrivals import DROP
 from ionn.testbed.responses import Responses, spans
@@ -24,7 +24,7 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
     """Draw the 90th percentile of response times by when queries were raised, a line per algorithm, a figure per
     settings and model: responses-SETTINGS-MODEL. With a deadline, the share within it is below; with dropping, the
     share that was dropped."""
-    paths = []
+    paths: list[Path] = []
     arrived = [row for row in rows if not row.settings.arrivals.closed]
     for (settings, model), group in groupby(arrived, lambda row: (row.settings, row.model)):
         members = list(group)
@@ -50,12 +50,10 @@ def fig_responses(rows: Sequence[SummaryRow], out: Path) -> list[Path]:
             handles, labels = plots[0].get_legend_handles_labels()
             key = "response times of the whole run: 50th, 90th, 99th percentile; thin line: the upload ends"
             figure.legend(handles, labels, loc="outside lower center", title=key)
-            count = len(members[0].traces)
-            runs = "1 run" if count == 1 else f"{count} runs, mean ± std"
-            marked = disturbed_text([trace for row in members for trace in row.traces])
-            subtitle = ", ".join(filter(None, (settings.name, settings.rate, runs, marked)))
+            subtitle = f"{settings.name}, {settings.rate}, {averaged_text(members)}"
             set_titles(plots[0], f"{model_title(model)}: response times", subtitle)
-            paths += save_png_and_pdf(figure, out / f"responses-{settings.slug}-{model}")
+            stem = out / f"responses-{settings.slug}-{model}"
+            paths += save_png_and_pdf(figure, stem, (settings.slug, model), paths)
     return paths
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
+from ionn.errors import printable
 from ionn.evaluation.claims import Verdict
 from ionn.evaluation.summary import SummaryRow, distinct
 from ionn.evaluation.validation import Validation
@@ -73,15 +76,21 @@ class Report:
         ]
         return "\n".join(parts)
 
-    def markdown(self, figures: Sequence[str] = ()) -> str:
-        """Return the report as Markdown. `figures` are paths of images, relative to the report."""
+    def markdown(self, figures: Sequence[Path] = (), folder: Path = Path()) -> str:
+        """Return the report as Markdown, with links to the images `figures`; `folder` is where the report will be."""
         parts = ["# Report\n"]
         for section in self.sections:
             lines = [section.header, ("---",) * len(section.header), *section.rows]
             table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
             parts.append(f"## {section.title}\n\n{section.text}\n\n{table}\n")
-        parts += ["## Figures\n", *(f"![{Path(figure).stem}]({figure})\n" for figure in figures)] if figures else []
+        links = [f"![{printable(figure.stem)}]({address(figure, folder)})\n" for figure in figures]
+        parts += ["## Figures\n", *links] if links else []
         return "\n".join(parts)
+
+
+def address(path: Path, folder: Path) -> str:
+    """The address of a file in a report that is in this folder."""
+    return quote(os.fsencode(os.path.relpath(path, folder)))
 
 
 def _text_table(section: Section) -> str:

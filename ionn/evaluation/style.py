@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ionn.errors import InputError
-from ionn.files import file_name, write_file
+from ionn.files import file_name, with_digest, write_file
 from ionn.paper import SHOWN
 
 if TYPE_CHECKING:  # matplotlib is slow to import, and the command line must start fast
@@ -51,6 +51,9 @@ STYLE: dict[Any, Any] = {
 # Of a text in the figures' size, with room for the axis beside it; of a title, which is larger and bold.
 _CHARACTERS_PER_INCH = 12.5
 _CHARACTERS_OF_TITLE_PER_INCH = 9.0
+
+# Of a stem that ends in a digest; short enough not to be cut again.
+_STEM_BYTES_MAX = 230
 
 # These fields are left out of the files. They have times and versions, with which equal data would give other bytes.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -164,7 +167,12 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def save_png_and_pdf(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure into stem.png and stem.pdf; a stem that is too long for a file's name is cut. Raises InputError if
-    a file cannot be written."""
+def save_png_and_pdf(
+    figure: Figure, stem: Path, about: Sequence[str] = (), others: Collection[Path] = ()
+) -> list[Path]:
+    """Write a figure into stem.png and stem.pdf; a stem that is too long for a file's name is cut. If one of the
+    `others` has this name, the stem gets a digest of what the figure is `about`. Raises InputError if a file cannot be
+    written."""
+    if stem.with_name(file_name(stem.name, ".png")) in others:
+        stem = stem.with_name(with_digest(stem.name, _STEM_BYTES_MAX, repr(tuple(about))))
     return [save_figure(figure, stem.with_name(file_name(stem.name, f".{kind}"))) for kind in ("png", "pdf")]

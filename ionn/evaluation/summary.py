@@ -204,6 +204,13 @@ def disturbed_text(traces: Sequence[Trace]) -> str:
     return f"{count} of {len(traces)} runs disturbed" if count else ""
 
 
+def averaged_text(rows: Sequence[SummaryRow]) -> str:
+    """How many runs the means of these rows are of, and how many of all their runs were disturbed."""
+    counts = distinct(sorted(len(row.traces) for row in rows))
+    runs = "1 run" if counts == [1] else f"{'-'.join(map(str, distinct([counts[0], counts[-1]])))} runs, mean ± std"
+    return ", ".join(filter(None, (runs, disturbed_text([trace for row in rows for trace in row.traces]))))
+
+
 def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
     """A key by which names are sorted: the known ones first, in their order."""
     return (known.index(name) if name in known else len(known)), name

@@ -122,7 +122,7 @@ def draw_claims(
     """Check the claims in so many draws, in `jobs` processes, by default one per core. `progress` is called with the
     number of draws that were made since the last call. The result depends on the first three arguments alone.
 
-    Raises InputError for numbers out of their ranges.
+    Raises InputError for numbers out of their ranges, and IonnError if a process is killed.
     """
     return _drawn(_undrawn(draws, sigma, seed), jobs, progress)
 
@@ -208,7 +208,7 @@ def _drawn(undrawn: Uncertainty, jobs: int | None, progress: Progress) -> Uncert
     batches = [range(begin, min(begin + _BATCH, draws)) for begin in range(0, draws, _BATCH)]
     held = np.zeros(len(texts), dtype=np.int64)
     calls = (delayed(_count_held)(batch, sigma, seed, texts) for batch in batches)
-    with local_workers(jobs), closing(as_they_end(calls)) as found:
+    with local_workers(jobs), closing(as_they_end(calls, "the draws", "draw again")) as found:
         for count, counts in found:
             held += counts
             progress(count)

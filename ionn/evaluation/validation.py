@@ -80,7 +80,7 @@ def predict(trace: Trace) -> Trace:
         )
     try:
         return run_virtual(dataclasses.replace(trace.info, settings=virtual), exchange_ms(trace))
-    except InputError as error:
+    except (InputError, ArithmeticError, ValueError) as error:  # numbers that no link has may overflow
         run = f"run {trace.info.run} of {trace.info.model}, {trace.info.algorithm}, {settings.name}"
         raise InputError(f"{run}: the costs in its trace do not predict it: {error}") from error
 

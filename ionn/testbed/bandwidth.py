@@ -23,6 +23,8 @@ from ionn.files import read_text
 MBPS_MIN, MBPS_MAX = 0.001, 1e6
 # The latest time in a file, a day: nobody runs an experiment for longer.
 SECONDS_MAX = 86_400.0
+# The shortest period: Mahimahi's timestamps are in ms.
+PERIOD_MIN_S = 0.001
 LINES_MAX = 1_000_000
 CSV_HEADER = "seconds,mbps"
 # A timestamp in a Mahimahi trace stands for a full Ethernet packet.
@@ -95,8 +97,8 @@ class Bandwidth:
     """A bandwidth over time: `mbps[i]` from the second `begins_s[i]` until `begins_s[i + 1]`; 0 Mbps is an outage. The
     last value stays, or, with a `period_s`, everything repeats after so many seconds.
 
-    Raises InputError for times that do not ascend from 0, for rates that are negative or not finite, and for a
-    bandwidth that ends in an outage.
+    Raises InputError for times that do not ascend from 0, for a period below PERIOD_MIN_S, for rates that are negative
+    or not finite, and for a bandwidth that ends in an outage.
     """
 
     begins_s: tuple[float, ...]
@@ -109,6 +111,8 @@ class Bandwidth:
         ends_s = self.begins_s[1:] if self.period_s is None else (*self.begins_s[1:], self.period_s)
         if not all(begin_s < end_s < math.inf for begin_s, end_s in zip(self.begins_s, ends_s, strict=False)):
             raise InputError("bandwidth: its times do not ascend")
+        if self.period_s is not None and self.period_s < PERIOD_MIN_S:
+            raise InputError(f"bandwidth: a period of {self.period_s:g} s is below {PERIOD_MIN_S:g} s")
         if not all(0 <= mbps < math.inf for mbps in self.mbps):
             raise InputError("bandwidth: give rates that are not negative, and finite")
         if (self.mbps[-1] if self.period_s is None else max(self.mbps)) == 0:

@@ -33,7 +33,7 @@ class Delay:
         """The time at which a byte arrives that left the other end at the time `left`, which is at least 0."""
         if not self._jitter:
             return left + self._mean
-        position = left / (2 * self._jitter)
+        position = min(left / (2 * self._jitter), 1e300)  # finite for any jitter
         if (number := int(position)) != self._leg[0]:
             self._leg = number, self._drawn(number), self._drawn(number + 1)
         _, begin, end = self._leg

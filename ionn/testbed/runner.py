@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import functools
 import gc
 import os
@@ -17,7 +16,7 @@ from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, costs_of, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, WrongResultError, printable
-from ionn.files import check_writable
+from ionn.files import check_writable, matching
 from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
@@ -26,7 +25,7 @@ from ionn.planning.plan import empty_plan, make_plan
 from ionn.testbed.arrivals import CLOSED_LOOP, WAIT, Arrivals
 from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.settings import SHARE, Settings
-from ionn.testbed.trace import RunInfo, Trace, run_digests, trace_path
+from ionn.testbed.trace import RUNS, RunInfo, Trace, run_digests, trace_path
 
 if TYPE_CHECKING:
     from ionn.protocol.curve import ClientKeys
@@ -181,16 +180,6 @@ def check_outputs(traces: Sequence[Trace]) -> None:
             )
 
 
-def _former_runs(folder: Path) -> set[Path]:
-    try:  # from Python 3.13 on, glob would hide errors
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):  # writing there will make the folder, or raise an error
-        return set()
-    except OSError as error:
-        raise InputError(f"{folder}: cannot read the folder: {error.strerror}") from error
-    return {folder / name for name in fnmatch.filter(names, "run-*.jsonl")}
-
-
 def _check_same(
     path: Path, trace: Trace, settings: Settings, network: Network, algorithm: str, digests: Mapping[str, str]
 ) -> None:
@@ -294,7 +283,7 @@ def run_virtual_all(
             made = [run_adaptive(info, network, client_costs, server_costs, coded_bytes=coded_bytes) for info in infos]
         if results is not None:
             paths = [trace_path(results, settings, network.name, algorithm, trace.info.run) for trace in made]
-            for path in (former := _former_runs(paths[0].parent)):
+            for path in (former := set(matching(paths[0].parent, RUNS))):
                 _check_same(path, Trace.load(path), settings, network, algorithm, {"network": network.digest})
             for path, trace in zip(paths, made, strict=True):
                 trace.save(path)

@@ -374,17 +374,12 @@ def _check_sent(planners: Mapping[str, Planner]) -> None:
 
 def _made_here(tasks: Sequence[Task], jobs: int) -> Iterator[list[SweepRow | Failure]]:
     from joblib import delayed
-    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     _check_sent(tasks[0].planners)
-    try:
-        with local_workers(jobs), closing(as_they_end(delayed(run_task)(task) for task in tasks)) as found:
-            yield from found
-    except TerminatedWorkerError as error:
-        raise IonnError("a process of the sweep was killed; run it again, and it goes on with what is left") from error
-    except BrokenProcessPool as error:
-        *_, why = (line for line in str(error.__cause__ or error).splitlines() if line.strip("\"'"))
-        raise InputError(f"a process of the sweep cannot load what it is to run: {why[:200]}; use --jobs 1") from error
+    calls = (delayed(run_task)(task) for task in tasks)
+    again = "run it again, and it goes on with what is left"
+    with local_workers(jobs), closing(as_they_end(calls, "the sweep", again)) as found:
+        yield from found
 
 
 def _made_on_cluster(tasks: Sequence[Task], address: str) -> Iterator[list[SweepRow | Failure]]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ionn.arguments import decimal_of, path_of
 from ionn.errors import InputError
-from ionn.files import check_writable, open_regular, write_file
+from ionn.files import check_writable, read_bytes, write_file
 
 
 class Cell(NamedTuple):
@@ -102,7 +102,7 @@ HEADER = csv_lines([COLUMNS])
 def read_table(table: str | Path) -> list[SweepRow]:
     """Read the rows of a sweep's table, as `sweep` returned them. While the sweep runs, these are the rows so far.
 
-    Raises InputError if there is no such file, or if it is not the table of a sweep.
+    Raises InputError if there is no such file, or if it is not the table of a sweep, or too large for one.
     """
     path = path_of(table, "table")
     return _rows(_read(path), path)
@@ -139,7 +139,8 @@ class Table:
 def open_table(path: Path) -> Iterator[Table]:
     """Open the table in a file for this process alone. The file is created if there is none.
 
-    Raises InputError if the file cannot be written, is not the table of a sweep, or is in use by another process.
+    Raises InputError if the file cannot be written, is not the table of a sweep, is too large for one, or is in use by
+    another process.
     """
     check_writable(path)
     path = Path(os.path.realpath(path))  # a symbolic link must stay one when the file behind it is replaced
@@ -174,11 +175,7 @@ def _open_locked(path: Path) -> io.FileIO:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            return file.read(_BYTES_MAX)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the table: {error.strerror}") from error
+    return read_bytes(path, "the table", _BYTES_MAX)
 
 
 def _rows(content: bytes, path: Path) -> list[SweepRow]:

@@ -23,7 +23,7 @@ import msgspec
 from ionn.arguments import path_of
 from ionn.coding import NONE
 from ionn.errors import InputError, printable
-from ionn.files import open_regular, write_file
+from ionn.files import matching, open_regular, write_file
 from ionn.model.comparison import OutputCheck
 from ionn.paper import SERVER
 from ionn.planning.graph import ExecutionGraph, GraphDocument
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from ionn.model.network import Network
 
 SCHEMA = 1
+# The names of the traces in the folder of an algorithm.
+RUNS = "run-*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,13 @@ def _check_name(name: str) -> None:
     """Raise InputError for a name that cannot be that of a folder, or cannot be shown."""
     if not name or name in (".", "..") or "/" in name or len(name.encode()) > 200 or printable(name) != name:
         raise InputError(f"{printable(name[:60])!r} cannot be the name of a model or planner in a trace; rename it")
+
+
+def _check_stages(queries: Sequence[QueryRecord], graph: ExecutionGraph) -> None:
+    """Raise InputError for a query that was executed at stages that are none of the graph's."""
+    for segment in (each for query in queries for each in query.segments):
+        if not segment.first <= segment.last < len(graph.stages):
+            raise InputError(f"a query has stages {segment.first} to {segment.last}, which its graph has not")
 
 
 def _check_order(loads: Sequence[LoadRecord]) -> None:
@@ -367,6 +376,9 @@ class Trace:
                 records = [_LINES.read(line) for line in lines]
             runs = [record for record in records if isinstance(record, _RunDocument)]
             info = runs[-1].info() if runs else None
+            queries = tuple(record for record in records if isinstance(record, QueryRecord))
+            if info is not None:
+                _check_stages(queries, info.graph)
             loads = tuple(record for record in records if isinstance(record, LoadRecord))
             _check_order(loads)
         except OSError as error:
@@ -374,7 +386,6 @@ class Trace:
         except (ValueError, InputError) as error:
             raise InputError(f"{path}: not a trace of ionn ({error}); delete it and run again") from error
         partitions = tuple(record for record in records if isinstance(record, PartitionRecord))
-        queries = tuple(record for record in records if isinstance(record, QueryRecord))
         if info is None or not queries or not isinstance(records[-1], _End):
             raise InputError(f"{path}: an interrupted run; delete it and run again")
         dropped_s = next((record.raised_s for record in records if isinstance(record, _Drops)), ())
@@ -437,5 +448,9 @@ def trace_path(results: Path, settings: Settings, model: str, algorithm: str, ru
 
 
 def load_traces(results: Path) -> list[Trace]:
-    """All traces below results/traces, in the order of their paths. Raises InputError if one is not complete."""
-    return [Trace.load(path) for path in sorted((results / "traces").glob("*/*/*/run-*.jsonl"))]
+    """All traces below results/traces, in the order of their paths. Raises InputError if one is not complete, and for
+    folders that cannot be read."""
+    paths = [results / "traces"]
+    for pattern in ("*", "*", "*", RUNS):
+        paths = [path for folder in paths for path in matching(folder, pattern)]
+    return [Trace.load(path) for path in paths]

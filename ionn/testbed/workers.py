@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import resource_tracker
 from typing import Any
 
+from ionn.errors import InputError, IonnError
 from ionn.server.orphans import end_with
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,18 +38,29 @@ def local_workers(jobs: int | None) -> Iterator[None]:
         yield
 
 
-def as_they_end(calls: Iterable[Any]) -> Generator[Any, None, None]:
+def as_they_end(calls: Iterable[Any], work: str, again: str) -> Generator[Any, None, None]:
     """The results of calls made by `joblib.delayed`, in the order in which the calls end. Close the generator: calls
-    that have not ended are then given up."""
-    import joblib
+    that have not ended are then given up.
 
-    with warnings.catch_warnings(), ExitStack() as stack:
-        warnings.filterwarnings("ignore", "[0-9]+ tasks", UserWarning)  # joblib's warning about calls given up
-        with _interrupted_later():
-            results = stack.enter_context(
-                closing(joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls))
-            )
-        yield from results
+    Raises IonnError if a process is killed, and InputError if one cannot load what it is to run. The messages say that
+    it was a process of this `work`, and, of one that was killed, how to do it `again`.
+    """
+    import joblib
+    from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
+
+    try:
+        with warnings.catch_warnings(), ExitStack() as stack:
+            warnings.filterwarnings("ignore", "[0-9]+ tasks", UserWarning)  # joblib's warning about calls given up
+            with _interrupted_later():
+                results = stack.enter_context(
+                    closing(joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls))
+                )
+            yield from results
+    except TerminatedWorkerError as error:
+        raise IonnError(f"a process of {work} was killed; {again}") from error
+    except BrokenProcessPool as error:
+        *_, why = (line for line in str(error.__cause__ or error).splitlines() if line.strip("\"'"))
+        raise InputError(f"a process of {work} cannot load what it is to run: {why[:200]}; use --jobs 1") from error
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,6 +108,25 @@ def test_claims_json_is_what_people_script_against(tmp_path: Path) -> None:
     assert f" {1 - found['claims'][0]['share']:.1%} " in first
     assert "3 draws, sigma 0.05, seed 2" in told.stdout
     assert len(told.stdout.splitlines()) == 2 + len(found["claims"])
+
+
+def test_a_process_of_claims_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ionn", "claims", "--draws", "100000", "--jobs", "2", "--results", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        workers: list[psutil.Process] = []
+        end_s = time.monotonic() + 120
+        while len(workers) < 2 and process.poll() is None and time.monotonic() < end_s:
+            time.sleep(0.05)
+            with contextlib.suppress(psutil.Error):  # for those that have just ended
+                children = psutil.Process(process.pid).children(recursive=True)
+                workers = [child for child in children if "LokyProcess" in " ".join(child.cmdline())]
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):  # when one is killed, the others are ended
+                worker.kill()
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (1, "")
+    assert said == "ionn: a process of the draws was killed; draw again\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_figures_json_is_what_people_script_against(tmp_path: Path) -> None:
@@ -429,6 +450,26 @@ def test_profile_says_how_fast_this_machine_codes_and_what_is_left(tiny_files: P
     assert ratios["data"] < 0.5
 
 
+def test_profile_has_every_layer_whatever_its_name(tmp_path: Path) -> None:
+    """Caffe's layers may share a name or have none."""
+    model = tmp_path / "names.prototxt"
+    model.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }\n'
+        'layer { name: "same" type: "ReLU" bottom: "data" top: "a" }\n'
+        'layer { name: "same" type: "ReLU" bottom: "a" top: "b" }\n'
+        'layer { type: "ReLU" bottom: "b" top: "c" }\n'
+        'layer { type: "ReLU" bottom: "c" top: "d" }\n'
+    )
+    saved = tmp_path / "here.json"
+    printed = json.loads(ionn("profile", model, "--runs", "1", "--save", saved, "--json").stdout)
+    layers = json.loads(saved.read_text())["layers"]
+    assert list(printed["layers"]) == ["data", "1 same", "2 same", "3 ", "4 "]
+    assert list(printed["layers"].values()) == [layer["ms"] for layer in layers]
+    ratios = [layer["output_ratio"] for layer in layers if "output_ratio" in layer]
+    assert list(printed["output_ratios"].values()) == ratios
+    assert set(printed["output_ratios"]) <= set(printed["layers"])
+
+
 def test_no_command_is_the_help_and_exit_code_2() -> None:
     done = ionn()
     assert (done.returncode, done.stdout) == (2, "")
@@ -457,6 +498,56 @@ def test_what_is_piped_has_no_control_characters(tiny_files: Path, server: str, 
         assert done.stdout
         assert done.stderr == ""
         assert done.stdout.replace("\n", "").isprintable()
+
+
+ODD = os.fsdecode(b"\xff")
+# What writes where the user says, and what is there then.
+ODD_PATHS = {
+    "plan": (["plan", "tiny.prototxt", "--plot", f"{ODD}.svg"], [f"{ODD}.svg"]),
+    "run": (["run", "tiny.prototxt", "--testbed", "virtual", "--results", ODD], [f"{ODD}/traces"]),
+    "figures": (
+        ["figures", "--results", "results", "--out", f"{ODD}/drawn"],
+        [f"{ODD}/drawn/fig7-virtual-tiny.png", f"{ODD}/drawn/fig7-virtual-tiny.pdf"],
+    ),
+    "figures of results": (
+        ["figures", "--results", f"{ODD}-results"],
+        [f"{ODD}-results/{name}" for name in ("report.md", "report.html", "figures/fig7-virtual-tiny.png")],
+    ),
+    "walk": (
+        ["walk", f"{ODD}.toml", "--out", ODD],
+        [f"{ODD}/walk-{ODD}.png", f"{ODD}/walk-{ODD}.pdf", f"{ODD}/walk-{ODD}-ahead.png"],
+    ),
+    "sweep": (
+        ["sweep", "--model", "tiny.prototxt", "--mbps", "1:100:3", "--jobs", "1", "--out", f"{ODD}.csv",
+         "--figures", ODD],
+        [f"{ODD}.csv", f"{ODD}/sweep-lines.png"],
+    ),
+    "claims": (["claims", "--draws", "1", "--jobs", "1", "--results", ODD], [f"{ODD}/uncertainty.json"]),
+    "profile": (["profile", "tiny.prototxt", "--runs", "1", "--save", f"{ODD}.json"], [f"{ODD}.json"]),
+    "models": (["models", "--build", f"{ODD}-model/tiny.prototxt"], [f"{ODD}-model/tiny.coded"]),
+    "keygen": (["keygen", ODD], [f"{ODD}.secret", f"{ODD}.public"]),
+    "bandwidth": (["bandwidth", "walking", "--out", f"{ODD}.csv"], [f"{ODD}.csv"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_PATHS)
+def test_what_is_written_may_have_a_path_that_is_not_utf_8(case: str, tiny_files: Path) -> None:
+    """What is told of the path on standard output is its own bytes, even if that is to be strict."""
+    folder = tiny_files.parent
+    shutil.copytree(folder, folder / f"{ODD}-model")
+    shutil.copy(ROOT / "examples" / "walk.toml", folder / f"{ODD}.toml")
+    for results in ("results", f"{ODD}-results") if case.startswith("figures") else ():
+        assert ionn("run", tiny_files, "--testbed", "virtual", "--results", folder / results).returncode == 0
+    arguments, written = ODD_PATHS[case]
+    done = subprocess.run(
+        [sys.executable, "-m", "ionn", *arguments], cwd=folder, capture_output=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count(b"Traceback")) == (0, 0), done.stderr.decode()
+    assert all((folder / path).exists() for path in written)
+    if case in ("figures", "figures of results", "sweep", "keygen", "bandwidth"):
+        told = done.stdout.splitlines()[-1]
+        assert (folder / os.fsdecode(told)).exists()
 
 
 def test_json_is_one_object_on_one_line(tiny_files: Path, server: str) -> None:

@@ -73,7 +73,7 @@ def make_trace(
                 raised_s=now_s if index else 0.0,
                 start_s=now_s,
                 end_s=now_s + ms / 1e3,
-                segments=(Segment("client", 0, 1, ms, ms),),
+                segments=(Segment("client", 0, len(graph.stages) - 1, ms, ms),),
                 overruns=1,
                 bit_equal=bit_equal,
                 difference=difference,

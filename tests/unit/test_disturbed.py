@@ -13,7 +13,9 @@ from ionn.cli.experiments import _run_json, _runs_text
 from ionn.evaluation.claims import CLAIMS, Evidence, judge
 from ionn.evaluation.page import html_page
 from ionn.evaluation.report import make_report
+from ionn.evaluation.slice_claims import SLICE_CLAIMS
 from ionn.evaluation.summary import Stat, gain_percent, ratio, summary
+from ionn.paper import SLICED
 from ionn.records import LoadRecord
 from ionn.testbed.trace import Trace, trace_path
 from tests.support.runs import make_trace
@@ -64,6 +66,18 @@ def test_claims_say_how_many_of_their_runs_are(dilation: float, note: str) -> No
     assert judge(gain, evidence).live == f"+38 ± 49% ({note}3 of 4 runs disturbed)"
     quiet = [beside(0.0, trace) for trace in made]
     assert "disturbed" not in judge(gain, Evidence.of(summary(quiet), {})).live
+
+
+def test_a_claim_about_one_algorithm_does_not_count_the_runs_of_others() -> None:
+    made = [
+        beside(other, make_trace(name, testbed="live", run=run, bit_equal=True))
+        for name, other in (("original", 0.4), (SLICED, 0.0))
+        for run in (1, 2)
+    ]
+    (exact,) = (each for each in SLICE_CLAIMS if "bit for bit" in each.text)
+    assert judge(exact, Evidence.of(summary(made), {})).live == "all"
+    made[-1] = beside(0.4, made[-1])
+    assert judge(exact, Evidence.of(summary(made), {})).live == "all (1 of 2 runs disturbed)"
 
 
 def test_the_command_line_says_it(runs: list[Trace]) -> None:

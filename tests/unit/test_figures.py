@@ -24,11 +24,13 @@ from matplotlib.patches import Rectangle
 import ionn.evaluation.figures
 from ionn.errors import InputError
 from ionn.evaluation.figures import draw_figures, fig5, fig6, fig7
+from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.style import WIDTHS, looks
-from ionn.evaluation.summary import summary
-from ionn.paper import SHOWN
+from ionn.evaluation.summary import SummaryRow, summary
+from ionn.paper import SHOWN, SLICED
 from ionn.records import LoadRecord
-from ionn.testbed.trace import trace_path
+from ionn.testbed.bandwidth import Bandwidth
+from ionn.testbed.trace import Trace, trace_path
 from tests.support.runs import FIVE_FAST, make_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +50,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
     """The plots that are drawn, instead of files."""
     plots: list[Axes] = []
 
-    def keep(figure: Figure, stem: Path) -> list[Path]:
+    def keep(figure: Figure, stem: Path, *_: object) -> list[Path]:
         plots.append(figure.axes[0])
         return []
 
@@ -87,6 +89,42 @@ def test_each_testbed_has_its_figures_as_png_and_pdf(results: Path) -> None:
             assert path.read_bytes().startswith(b"%PDF")
 
 
+def _link_runs(*names: tuple[str, str]) -> list[Trace]:
+    """Runs of these models and algorithms over a link that changes."""
+    runs = [make_trace(algorithm, model=model, link="ride.csv (0a)") for model, algorithm in names]
+    bandwidth = Bandwidth((0.0, 1.0), (8.0, 80.0))
+    return [dataclasses.replace(run, info=dataclasses.replace(run.info, bandwidth=bandwidth)) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("draw", "runs", "name"),
+    [
+        (fig7, [make_trace(model="net-sliced"), make_trace(SLICED, model="net")], "fig7-virtual-net-sliced"),
+        (fig7, [make_trace(model="40mbps-net"), make_trace(model="net", mbps=40.0)], "fig7-virtual-40mbps-net"),
+        (fig_links, _link_runs(("net", "a-b"), ("net-a", "b")), "link-virtual-link-ride.csv-0a-net-a-b"),
+        (
+            fig_links,
+            _link_runs(("n" * 190, "a-" + "b" * 30), ("n" * 190 + "-a", "b" * 30)),
+            "link-virtual-link-ride.csv-0a-" + "n" * 150,
+        ),
+    ],
+)
+def test_no_figure_takes_the_name_of_another(
+    draw: Callable[[list[SummaryRow], Path], list[Path]], runs: list[Trace], name: str, tmp_path: Path
+) -> None:
+    rows = summary(runs)
+    paths = draw(rows, tmp_path)
+    assert len(paths) == len(set(paths)) == 4
+    assert set(tmp_path.iterdir()) == set(paths)
+    assert all(path.name.startswith(name) for path in paths)
+    assert draw(rows, tmp_path) == paths
+    # One by one, they have the same name, which is not a matter of length.
+    alone = [draw(summary([run]), tmp_path / "alone") for run in runs]
+    if len(name) < 100:
+        assert [path.name for path in alone[0]] == [f"{name}.png", f"{name}.pdf"]
+        assert alone[0] == alone[1]
+
+
 def test_equal_traces_give_equal_bytes(tmp_path: Path) -> None:
     one, two = ([path.read_bytes() for path in fig5(summary([make_trace()]), tmp_path / name)] for name in "ab")
     assert one == two
@@ -106,6 +144,15 @@ def test_fig5_stacks_the_halves(drawn: list[Axes], tmp_path: Path) -> None:
         "Partitions per model",
     )
     assert all(tick == int(tick) for tick in drawn[0].get_yticks())
+
+
+def test_the_size_of_a_figure_is_limited_however_many_models_there_are(tmp_path: Path) -> None:
+    rows = summary([make_trace(f"a{number % 16}", model=f"m{number}") for number in range(100)])
+    paths = fig5(rows, tmp_path)
+    assert [path.suffix for path in paths] == [".png", ".pdf"]
+    image = cv2.imread(str(paths[0]))
+    assert image is not None
+    assert image.shape[1] < 21_000
 
 
 @pytest.mark.parametrize("models", [1, 5])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ionn.evaluation import beliefs
 from ionn.evaluation.beliefs import rate_errors, true_mbps
 from ionn.evaluation.link_figures import fig_links
 from ionn.evaluation.report import estimates
@@ -66,6 +67,23 @@ def test_nothing_is_said_of_a_run_without_a_span_in_which_something_could_cross(
     (row,) = estimates(summary([without])).rows
     assert row[5:7] == ("-", "-")
     assert len(fig_links(summary([without]), tmp_path)) == 2
+
+
+@pytest.mark.parametrize("end_s", [1e12, 1e40])
+@pytest.mark.parametrize("late_s", [0.0, 1e40])
+def test_a_run_of_any_length_is_looked_at_for_a_day(
+    trace: Trace, late_s: float, end_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace may come from a stranger, and tell of any time. Here a day is short, so that the test is."""
+    assert beliefs.DAY_S == 86_400
+    monkeypatch.setattr(beliefs, "DAY_S", 10.0)
+    last = dataclasses.replace(trace.queries[-1], end_s=end_s)
+    long = dataclasses.replace(believing(trace, (late_s, 40.0)), queries=(*trace.queries[:-1], last))
+    errors = rate_errors(long)
+    assert errors.size == (0 if late_s else 99)
+    assert np.median(errors) == pytest.approx(0.5) if errors.size else True
+    assert len(estimates(summary([long])).rows) == 1
+    assert len(fig_links(summary([long]), tmp_path)) == 2
 
 
 def test_links_that_change_are_drawn(trace: Trace, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are drawn, instead of files."""
     figures: list[Figure] = []
 
-    def keep(figure: Figure, stem: Path) -> list[Path]:
+    def keep(figure: Figure, stem: Path, *_: object) -> list[Path]:
         figures.append(figure)
         return []
 
@@ -132,6 +132,18 @@ def test_a_figure_has_what_became_of_queries_over_time(drawn: list[Figure], tmp_
     assert [label.split(":")[0] for label in labels] == ["original", "efficiency"]
     assert labels[1].startswith("efficiency: 90, ")
     assert "% dropped; " in labels[1]
+
+
+def test_the_subtitle_counts_the_runs_of_all_algorithms(drawn: list[Figure], tmp_path: Path) -> None:
+    two = [arrived(run=1), arrived(run=2)]
+    for traces, said in (
+        ([arrived()], "1 run"),
+        (two, "2 runs, mean ± std"),
+        ([*two, arrived("efficiency")], "1-2 runs, mean ± std"),
+    ):
+        fig_responses(summary(traces), tmp_path)
+        subtitle = drawn.pop().axes[0].texts[0].get_text().replace("\n", " ")
+        assert subtitle.split(", ", 5)[-1] == f"80 Mbps, {said}"
 
 
 def test_runs_of_other_lengths_are_drawn_over_common_spans(drawn: list[Figure], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn.errors import InputError
+from ionn.testbed import sweep_table
 from ionn.testbed.sweep_table import COLUMNS, HEADER, Cell, SweepRow, csv_lines, open_table, read_table
 
 NAN = math.nan
@@ -144,6 +145,17 @@ def test_a_folder_and_what_has_no_end_are_refused(tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match="cannot write there"), open_table(path):
             pass
+
+
+def test_a_table_that_is_too_large_is_refused_and_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sweep.csv"
+    content = write(path, *map(row, range(9)))
+    monkeypatch.setattr(sweep_table, "_BYTES_MAX", len(content))
+    assert len(read_table(path)) == 9
+    monkeypatch.setattr(sweep_table, "_BYTES_MAX", 500)
+    assert "cannot read the table: the file has more than 0.0005 MB" in refusal(path)
+    with pytest.raises(InputError, match="has more than"):
+        read_table(path)
 
 
 def test_two_processes_do_not_write_into_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gzip
@@ -31,7 +32,7 @@ from ionn.testbed.virtual import run_virtual
 from tests.support.runs import make_trace
 
 PARTITIONS = (PartitionRecord(0, ("fc",), 1000, 0.3, 0.9, 1.7), PartitionRecord(1, ("conv",), 10, 1.1, 2.3, 2.9))
-SEGMENTS = (Segment("client", 0, 1, 0.7, 1.3, (0.3, 0.4)), Segment("both", 2, 2, 2.1, 3.3))
+SEGMENTS = (Segment("client", 0, 0, 0.7, 1.3, (0.7,)), Segment("both", 1, 1, 2.1, 3.3))
 QUERIES = (QueryRecord(0, 0.1, 0.7, 1.9, SEGMENTS, 2, 0.7, True, False, 0.125),)
 LOADS = (LoadRecord(0.0, 1.1, 0.9, 0.3), LoadRecord(1.1, 2.3, 0.5, 0.5))
 
@@ -58,7 +59,12 @@ def test_a_link_is_kept_with_its_bandwidth(tmp_path: Path) -> None:
     loaded = Trace.load(path)
     assert loaded == made
     assert loaded.info.bandwidth == bandwidth
-    for change in ({"bandwidth": None}, {"link": ""}, {"bandwidth": {"begins_s": [1.0], "mbps": [1.0]}}):
+    for change in (
+        {"bandwidth": None},
+        {"link": ""},
+        {"bandwidth": {"begins_s": [1.0], "mbps": [1.0]}},
+        {"bandwidth": {"begins_s": [0.0], "mbps": [1.0], "period_s": 5e-324}},
+    ):
         run, *rest = path.read_text().splitlines()
         (tmp_path / "other.jsonl").write_text("\n".join([json.dumps(json.loads(run) | change), *rest]))
         with pytest.raises(InputError, match="not a trace of ionn"):
@@ -166,6 +172,32 @@ def test_loads_that_are_not_one_after_the_other_are_refused(times_s: list[tuple[
         Trace.load(path)
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 99), (1, 0), (2, 2), (2**63 - 1, 2**63 - 1)])
+@pytest.mark.parametrize("where", ["client", "server", "both"])
+def test_a_query_at_stages_that_there_are_not_is_refused(where: str, first: int, last: int, tmp_path: Path) -> None:
+    made = make_trace(testbed="live")
+    *queries, after = made.queries  # of whose time at the server the overhead of an exchange is computed
+    wrong = dataclasses.replace(after, segments=(Segment(where, first, last, 1.0, 2.0),))
+    dataclasses.replace(made, queries=(*queries, wrong)).save(path := tmp_path / "run.jsonl")
+    refused = (
+        rf"run\.jsonl: not a trace of ionn \(a query has stages {first} to {last}, which its graph has not\); delete"
+    )
+    with pytest.raises(InputError, match=refused):
+        Trace.load(path)
+
+
+@pytest.mark.parametrize("link", ["", "ride.csv (0a)"])
+@pytest.mark.parametrize(
+    "change", [{"mbps": 1e-300}, {"mbps": 1.7e308}, {"delay_ms": 5.0, "jitter_ms": 5e-324}], ids=str
+)
+def test_numbers_that_no_link_has_are_refused_or_harmless(change: dict[str, Any], link: str) -> None:
+    made = make_trace(testbed="live", link=link, **change)
+    bandwidth = Bandwidth((0.0, 1e-9, 1.0), (1e6, 0.0, 0.001), 2.0) if link else None
+    made = dataclasses.replace(made, info=dataclasses.replace(made.info, bandwidth=bandwidth))
+    with contextlib.suppress(InputError):
+        assert make_report([made]).text()
+
+
 def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in records if each["record"] != "query"))
@@ -176,6 +208,44 @@ def test_a_trace_without_a_query_is_interrupted(records: list[dict[str, Any]], t
 def test_a_trace_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl: cannot read the trace: No such file or directory$"):
         Trace.load(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("depth", range(4))
+def test_a_folder_that_cannot_be_read_is_named(depth: int, tmp_path: Path) -> None:
+    """Its traces are not left out: at each depth, a link to itself is a folder that nobody can read."""
+    made = make_trace()
+    made.save(trace.trace_path(tmp_path, made.info.settings, made.info.model, made.info.algorithm, 1))
+    way = ["traces", "live", "alexnet", "original"]
+    broken = tmp_path.joinpath(*way[: depth + 1])
+    if depth == 0:
+        (tmp_path / "traces").rename(tmp_path / "others")
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    broken.symlink_to(broken)
+    with pytest.raises(InputError, match=rf"{re.escape(str(broken))}: cannot read the folder: Too many levels"):
+        load_traces(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read any folder")
+def test_a_folder_that_only_others_can_read_is_named(tmp_path: Path) -> None:
+    made = make_trace()
+    path = trace.trace_path(tmp_path, made.info.settings, made.info.model, made.info.algorithm, 1)
+    made.save(path)
+    path.parent.chmod(0)
+    with pytest.raises(InputError, match=rf"{re.escape(str(path.parent))}: cannot read the folder: Permission denied"):
+        load_traces(tmp_path)
+    path.parent.chmod(0o700)
+    assert load_traces(tmp_path) == [made]
+
+
+def test_only_traces_are_read_as_traces(tmp_path: Path) -> None:
+    """Other files, at any depth, do not matter, and nor does a folder that is not there."""
+    assert load_traces(tmp_path) == []
+    made = make_trace()
+    path = trace.trace_path(tmp_path, made.info.settings, made.info.model, made.info.algorithm, 1)
+    made.save(path)
+    for folder in path.relative_to(tmp_path).parents:
+        (tmp_path / folder / "essay.txt").write_text("mine")
+    assert load_traces(tmp_path) == [made]
 
 
 def test_a_trace_of_a_later_version_is_refused(records: list[dict[str, Any]], tmp_path: Path) -> None:

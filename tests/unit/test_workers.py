@@ -34,7 +34,7 @@ def calls():
 
 try:
     with local_workers(2):
-        list(as_they_end(calls()))
+        list(as_they_end(calls(), "the test", "run it again"))
 except KeyboardInterrupt as error:
     print("interrupted", *error.args, signal.getsignal(number) is end, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 """
