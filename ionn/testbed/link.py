@@ -63,9 +63,10 @@ def serve_link(
     """Forward every connection made to `listen` to the address `to`, until a signal's handler raises an exception. Each
     direction has the `bandwidth`, and its own delay: `up` to the server, `down` from it.
 
-    Bandwidth and delays begin when the link is ready, and again at each SIGUSR1. `ready` is called once with the
-    address at which the link listens, with the chosen port if `listen` has port 0. If `to` cannot be reached, the
-    connection is reset and a warning is logged. Raises InputError if a host is unknown, or if the port is taken.
+    Bandwidth and delays begin when the link is ready, and again at each SIGUSR1; afterwards the signal is ignored.
+    `ready` is called once with the address at which the link listens, with the chosen port if `listen` has port 0. If
+    `to` cannot be reached, the connection is reset and a warning is logged. Raises InputError if a host is unknown, or
+    if the port is taken.
     """
     with _listen(listen) as listener:
         address: Address = listener.getsockname()[:2]
@@ -77,8 +78,14 @@ def serve_link(
         directions = _Direction(bandwidth, up or Delay()), _Direction(bandwidth, down or Delay())
         link = _Link(listener, target, format_address(to), *directions)
         signal.signal(signal.SIGUSR1, lambda number, frame: link.begin_anew())
-        ready(address)
-        link.run()
+        try:
+            ready(address)
+            link.run()
+        finally:
+            # Blocked first, because Python reports a signal that comes just when it is told to ignore it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            link.close()
 
 
 def _listen(address: Address) -> socket.socket:
@@ -213,26 +220,27 @@ class _Link:
 
     def run(self) -> None:
         self._begin()
-        try:
-            while True:
-                for fd, events in self._wait():
-                    if fd in self._flows:
-                        self._update(self._flows[fd], events)
-                    elif fd == self._listener.fileno():
-                        self._accepting = True
-                    elif fd == self._anew:
-                        os.eventfd_read(self._anew)
-                        self._begin()
-                now_s = time.monotonic()
-                self._serve(self._up, now_s)
-                self._serve(self._down, now_s)
-                if self._accepting:  # last: a new socket may get the number of one that was closed above
-                    self._accept()
-        finally:
-            for flow in self._flows.values():
-                flow.source.close()
-            self._epoll.close()
-            os.close(self._anew)
+        while True:
+            for fd, events in self._wait():
+                if fd in self._flows:
+                    self._update(self._flows[fd], events)
+                elif fd == self._listener.fileno():
+                    self._accepting = True
+                elif fd == self._anew:
+                    os.eventfd_read(self._anew)
+                    self._begin()
+            now_s = time.monotonic()
+            self._serve(self._up, now_s)
+            self._serve(self._down, now_s)
+            if self._accepting:  # last: a new socket may get the number of one that was closed above
+                self._accept()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for flow in self._flows.values():
+            flow.source.close()
+        self._epoll.close()
+        os.close(self._anew)
 
     def _wait(self) -> list[tuple[int, int]]:
         """Wait for events or the next arrival, whichever is first. For the last of a message, for which somebody may be

@@ -451,8 +451,9 @@ class PlayedLink:
         with pytest.MonkeyPatch.context() as patch, suppress(Ended):
             patch.setattr("ionn.testbed.link.time", SimpleNamespace(monotonic=monotonic))
             patch.setattr("ionn.testbed.link.select", SimpleNamespace(**{**vars(select), "select": wait}))
-            patch.setattr(self._link, "_epoll", SimpleNamespace(poll=poll, close=epoll.close))
+            patch.setattr(self._link, "_epoll", SimpleNamespace(poll=poll))
             self._link.run()
+        self._link.close()
         self._listener.close()
         for end in itertools.chain(*self.pairs):
             end.close()
@@ -637,6 +638,15 @@ def test_both_ends_of_localhost_are_ipv4_as_for_clients(monkeypatch: pytest.Monk
     for listen, to in itertools.permutations(["localhost", "127.0.0.1"]):
         with pytest.raises(InputError, match="itself"):
             serve_link((listen, port), (to, port), Bandwidth.constant(80), must_not_listen)
+
+
+def test_it_ends_as_well_while_it_is_told_to_begin_anew(start: Callable[..., Link]) -> None:
+    link = start(FAST_MBPS)
+    link.process.terminate()
+    deadline = time.monotonic() + WAIT_S
+    while link.process.poll() is None:
+        assert link.begin() < deadline
+    assert link.stop() == (0, "")
 
 
 @needs_ipv6
