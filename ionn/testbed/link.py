@@ -294,7 +294,8 @@ class _Link:
         """Something happened at the source of `flow`, which is the sink of its reverse."""
         if events & select.EPOLLERR:
             error = flow.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if flow.direction is self._down and error != errno.ECONNRESET:
+            # The server is there if it resets the connection, before it has closed it or, EPIPE, afterwards.
+            if flow.direction is self._down and error not in (errno.ECONNRESET, errno.EPIPE):
                 self._report(error)
             self._end(flow, broken=True)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import math
@@ -298,6 +299,17 @@ def test_reset_is_passed_on(fast: Link, by: str) -> None:
     (other,) = ends.values()
     with pytest.raises(ConnectionResetError):
         other.recv(1)
+
+
+def test_bytes_for_a_server_that_has_closed_in_order_reset_the_connection(start: Callable[..., Link]) -> None:
+    """The server is there, and the link does not say otherwise."""
+    link = start(FAST_MBPS)
+    client, server = link.connect()
+    server.close()
+    assert client.recv(1) == b""
+    client.sendall(b"late")
+    wait_for(lambda: client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE, "the reset")
+    assert link.stop() == (0, "")
 
 
 def test_slow_receiver_makes_its_sender_wait_and_nobody_else(fast: Link) -> None:
