@@ -29,6 +29,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ionn.address import Address, format_address, resolve
@@ -71,7 +72,7 @@ def serve_link(
     with _listen(listen) as listener:
         address: Address = listener.getsockname()[:2]
         target = resolve(to)
-        if target[1][:2] == address:
+        if _leads_to(target, address):
             raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
         # Otherwise the system adds 0.05 ms to every wait for an arrival.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
@@ -86,6 +87,18 @@ def serve_link(
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             link.close()
+
+
+def _leads_to(target: tuple[int, tuple[Any, ...]], address: Address) -> bool:
+    """Tell whether connections to a target may come to a listener of this machine. One at the unspecified address
+    (0.0.0.0) gets those to all addresses of the machine; as a target, that address is the machine itself."""
+    family, (host, port, *_) = target
+    if port != address[1] or not {host, address[0]} & {"0.0.0.0", "::"}:
+        return (host, port) == address
+    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.bind((host, 0))  # possible only at an address of this machine
+        return True
+    return False
 
 
 def _listen(address: Address) -> socket.socket:

@@ -652,6 +652,30 @@ def test_both_ends_of_localhost_are_ipv4_as_for_clients(monkeypatch: pytest.Monk
             serve_link((listen, port), (to, port), Bandwidth.constant(80), must_not_listen)
 
 
+@pytest.mark.parametrize(
+    ("listen", "to"),
+    [
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        pytest.param("::", "::1", marks=needs_ipv6),
+        pytest.param("::", "127.0.0.1", marks=needs_ipv6),
+    ],
+)
+def test_cannot_forward_to_itself_by_another_address(listen: str, to: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with pytest.raises(InputError, match="itself"):
+        serve_link((listen, port), (to, port), Bandwidth.constant(80), must_not_listen)
+
+
+def test_may_forward_to_its_own_port_of_another_machine(start: Callable[..., Link]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    link = start(FAST_MBPS, listen=("0.0.0.0", port), to=("192.0.2.1", port))
+    assert link.address == ("0.0.0.0", port)
+    assert link.stop() == (0, "")
+
+
 def test_it_ends_as_well_while_it_is_told_to_begin_anew(start: Callable[..., Link]) -> None:
     link = start(FAST_MBPS)
     link.process.terminate()
