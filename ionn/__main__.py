@@ -1,8 +1,8 @@
 """The `ionn` command, and what signals do to it.
 
 Ctrl-C ends it with exit code 130, from its first import until its work is done. SIGTERM ends `serve` and `link`, which
-run until they are told to stop, with exit code 0. `sweep` and live runs, which have processes to end, treat SIGTERM
-like Ctrl-C.
+run until they are told to stop, with exit code 0. `run` and `sweep`, which have processes to end, treat SIGTERM like
+Ctrl-C.
 """
 
 import io
@@ -63,7 +63,7 @@ def main() -> None:
         os.environ.pop("MPLBACKEND", None)
         if sys.argv[1:2] in (["serve"], ["link"]):
             signal.signal(signal.SIGTERM, _end)
-        if sys.argv[1:2] == ["sweep"]:
+        if sys.argv[1:2] in (["run"], ["sweep"]):
             signal.signal(signal.SIGTERM, lambda number, frame: _end(signal.SIGINT, frame))
         from ionn.cli import main as command_line
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +171,6 @@ def run(
         from ionn.protocol.curve import client_keys  # imports pyzmq, which the virtual testbed does not need
 
         keys = client_keys(key, server_key)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # server and link must not outlive this process
         planned = None if server is None else load_costs(server)
         subject = runner.prepare_live(model, weights, client, not unpaced)
         if coding == LOSSLESS:

@@ -441,7 +441,7 @@ class Client:
 
     def _keep_once(self) -> None:
         """Connect if there is no connection, and serve the connections until they are lost."""
-        connections = self._connections
+        connections, upload = self._connections, None
         if connections is None:
             # A random part, so that not all clients of a server that was lost connect to it at the same time.
             wait_s = min(self.timeouts.retry_s * 2 ** min(self._losses, 16), self.timeouts.retry_max_s)
@@ -453,8 +453,10 @@ class Client:
                 connections = self._connect()
                 with self._querying:
                     if not self._left:
-                        self._connections, self.fault = connections, None
-            self._tend(connections)
+                        self._connections = connections
+                        upload = self._begin_upload(connections)
+                        self.fault = None  # not earlier: until then nothing is ready, because the server was lost
+            self._tend(connections, upload)
         except FAULTS as error:
             if not self._stopped.is_set():  # else the client ended the connections itself
                 with self._querying:
@@ -552,13 +554,14 @@ class Client:
     def _hello(self, connection: Connection, role: str) -> Welcome:
         return connection.hello(role, self._session, self.timeouts.connect_s, self._stopped)
 
-    def _tend(self, connections: _Connections) -> None:
-        """Upload, and send heartbeats on both connections, until told to stop or a connection is lost."""
+    def _tend(self, connections: _Connections, upload: Upload | None) -> None:
+        """Upload, and send heartbeats on both connections, until told to stop or a connection is lost. The `upload` has
+        begun on these connections, if it is given."""
         control, connection = _Heartbeat(self.timeouts), _Heartbeat(self.timeouts)
-        upload: Upload | None = None
         looked_s, queries = 0.0, self._queries
         while self._connections is connections and not self._stopped.is_set():
             if upload is None:
+                self._make_upload()
                 upload = self._begin_upload(connections)
             # If the lock is held, there is a query: this thread itself holds it only below.
             query = self._queries if self._querying.locked() else None
@@ -601,8 +604,8 @@ class Client:
                 control.heard()
                 connection.heard()
 
-    def _begin_upload(self, connections: _Connections) -> Upload | None:
-        """Return the upload, begun on these connections, if its partitions are known by now."""
+    def _make_upload(self) -> None:
+        """Make the upload, if its partitions have become known."""
         if self.upload is None and self._make is not None:
             make, now_s = self._make
             try:
@@ -610,6 +613,9 @@ class Client:
             except IonnError as error:
                 raise ProtocolError(str(error)) from error
             self.upload, self._make = Upload(partitions, now_s, self._yields, self._store), None
+
+    def _begin_upload(self, connections: _Connections) -> Upload | None:
+        """Return the upload, begun on these connections, if there is one by now."""
         if self.upload is not None:
             with self._named():
                 self.upload.begin(connections.welcome)

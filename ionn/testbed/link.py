@@ -29,9 +29,10 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ionn.address import Address, format_address
+from ionn.address import Address, format_address, resolve
 from ionn.client.pacing import SPIN_S
 from ionn.errors import InputError
 from ionn.testbed.bandwidth import Bandwidth
@@ -63,35 +64,45 @@ def serve_link(
     """Forward every connection made to `listen` to the address `to`, until a signal's handler raises an exception. Each
     direction has the `bandwidth`, and its own delay: `up` to the server, `down` from it.
 
-    Bandwidth and delays begin when the link is ready, and again at each SIGUSR1. `ready` is called once with the
-    address at which the link listens, with the chosen port if `listen` has port 0. If `to` cannot be reached, the
-    connection is reset and a warning is logged. Raises InputError if a host is unknown, or if the port is taken.
+    Bandwidth and delays begin when the link is ready, and again at each SIGUSR1; afterwards the signal is ignored.
+    `ready` is called once with the address at which the link listens, with the chosen port if `listen` has port 0. If
+    `to` cannot be reached, the connection is reset and a warning is logged. Raises InputError if a host is unknown, or
+    if the port is taken.
     """
     with _listen(listen) as listener:
         address: Address = listener.getsockname()[:2]
-        target = _resolve(to)
-        if target[1][:2] == address:
+        target = resolve(to)
+        if _leads_to(target, address):
             raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
         # Otherwise the system adds 0.05 ms to every wait for an arrival.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
         directions = _Direction(bandwidth, up or Delay()), _Direction(bandwidth, down or Delay())
         link = _Link(listener, target, format_address(to), *directions)
         signal.signal(signal.SIGUSR1, lambda number, frame: link.begin_anew())
-        ready(address)
-        link.run()
+        try:
+            ready(address)
+            link.run()
+        finally:
+            # Blocked first, because Python reports a signal that comes just when it is told to ignore it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            link.close()
 
 
-def _resolve(address: Address) -> tuple[int, tuple[Any, ...]]:
-    """The family and the socket address of an address."""
-    try:
-        family, _, _, _, sockaddr = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{format_address(address)}: unknown host; check its name") from error
-    return family, sockaddr
+def _leads_to(target: tuple[int, tuple[Any, ...]], address: Address) -> bool:
+    """Tell whether connections to a target may come to a listener of this machine. One at the unspecified address
+    (0.0.0.0) gets those to all addresses of the machine; as a target, that address is the machine itself."""
+    family, (host, port, *_) = target
+    if port != address[1] or not {host, address[0]} & {"0.0.0.0", "::"}:
+        return (host, port) == address
+    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.bind((host, 0))  # possible only at an address of this machine
+        return True
+    return False
 
 
 def _listen(address: Address) -> socket.socket:
-    family, sockaddr = _resolve(address)
+    family, sockaddr = resolve(address)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -222,26 +233,27 @@ class _Link:
 
     def run(self) -> None:
         self._begin()
-        try:
-            while True:
-                for fd, events in self._wait():
-                    if fd in self._flows:
-                        self._update(self._flows[fd], events)
-                    elif fd == self._listener.fileno():
-                        self._accepting = True
-                    elif fd == self._anew:
-                        os.eventfd_read(self._anew)
-                        self._begin()
-                now_s = time.monotonic()
-                self._serve(self._up, now_s)
-                self._serve(self._down, now_s)
-                if self._accepting:  # last: a new socket may get the number of one that was closed above
-                    self._accept()
-        finally:
-            for flow in self._flows.values():
-                flow.source.close()
-            self._epoll.close()
-            os.close(self._anew)
+        while True:
+            for fd, events in self._wait():
+                if fd in self._flows:
+                    self._update(self._flows[fd], events)
+                elif fd == self._listener.fileno():
+                    self._accepting = True
+                elif fd == self._anew:
+                    os.eventfd_read(self._anew)
+                    self._begin()
+            now_s = time.monotonic()
+            self._serve(self._up, now_s)
+            self._serve(self._down, now_s)
+            if self._accepting:  # last: a new socket may get the number of one that was closed above
+                self._accept()
+
+    def close(self) -> None:
+        """Close all connections."""
+        for flow in self._flows.values():
+            flow.source.close()
+        self._epoll.close()
+        os.close(self._anew)
 
     def _wait(self) -> list[tuple[int, int]]:
         """Wait for events or the next arrival, whichever is first. For the last of a message, for which somebody may be
@@ -295,7 +307,8 @@ class _Link:
         """Something happened at the source of `flow`, which is the sink of its reverse."""
         if events & select.EPOLLERR:
             error = flow.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if flow.direction is self._down and error != errno.ECONNRESET:
+            # The server is there if it resets the connection, before it has closed it or, EPIPE, afterwards.
+            if flow.direction is self._down and error not in (errno.ECONNRESET, errno.EPIPE):
                 self._report(error)
             self._end(flow, broken=True)
             return

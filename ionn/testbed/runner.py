@@ -16,7 +16,7 @@ from ionn.coding import LOSSLESS, NONE
 from ionn.costs.loading import costs_label, costs_of, load_costs
 from ionn.costs.models import Costs
 from ionn.errors import InputError, WrongResultError, printable
-from ionn.files import check_writable, matching
+from ionn.files import check_writable, matching, read_bytes
 from ionn.model import zoo
 from ionn.model.network import Network
 from ionn.paper import CLIENT, MBPS, SERVER
@@ -97,7 +97,22 @@ def live_settings(
 def link_name(link: Path | None) -> str:
     """The name in the settings of a link whose bandwidth is in a file: the file's name and a digest of the bandwidth,
     or "" without a file. Raises InputError as `Bandwidth.load` does."""
-    return "" if link is None else f"{printable(link.name)[:60]} ({Bandwidth.load(link).digest})"
+    return _read_link(link)[0]
+
+
+def _read_link(link: Path | None) -> tuple[str, Bandwidth | None]:
+    """The `link_name` of a file, and the bandwidth in it."""
+    if link is None:
+        return "", None
+    bandwidth = Bandwidth.load(link)
+    return f"{printable(link.name)[:60]} ({bandwidth.digest})", bandwidth
+
+
+def _copied(link: Path, stack: contextlib.ExitStack) -> Path:
+    """A copy of a link's file, which may itself change during the runs."""
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / link.name
+    copy.write_bytes(read_bytes(link, "the bandwidth"))
+    return copy
 
 
 def _another_of_its_name(network: Network) -> str:
@@ -126,7 +141,6 @@ def run_live_all(
     """
     from ionn.testbed import live, processes
 
-    bandwidth = None if link is None else Bandwidth.load(link)
     name = subject.network.name
     traces: dict[tuple[int, str], Trace] = {}
     wanted = [(run, algorithm) for run in range(1, runs + 1) for algorithm in algorithms]
@@ -143,10 +157,14 @@ def run_live_all(
             check_writable(path)
     if len(traces) < len(wanted):
         with contextlib.ExitStack() as stack:
+            copy = None if link is None else _copied(link, stack)
+            named, bandwidth = _read_link(copy)
+            if named != settings.link:
+                raise InputError(f"{link}: was changed just now; run again")
             testbed = processes.Testbed(settings.connect, lambda: None)
             if not settings.connect:
                 sent = None if server is not None else _server_costs(subject, results, stack)
-                testbed = stack.enter_context(processes.start_testbed(settings, sent, link))
+                testbed = stack.enter_context(processes.start_testbed(settings, sent, copy))
             for run, algorithm in wanted:
                 if (run, algorithm) in traces:
                     continue
@@ -253,14 +271,14 @@ def run_virtual_all(
     network = Network.load(model)
     client_costs, server_costs = costs_of(client, "client"), costs_of(server, "server")
     planned = costs_label(server_costs)
+    named, bandwidth = _read_link(link)
     settings = Settings(
         "virtual", mbps, client=costs_label(client_costs), server="" if planned == SERVER else planned, seed=seed,
         noise=noise, network="" if model in zoo.definitions() else _another_of_its_name(network),
         coding=coding, weight_ratio=weight_ratio, window_s=window_s,
-        link=link_name(link), delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
+        link=named, delay_ms=delay_ms, jitter_ms=jitter_ms, upload=upload,
         arrivals=arrivals, busy=busy, deadline_ms=deadline_ms,
     )  # fmt: skip
-    bandwidth = None if link is None else Bandwidth.load(link)
     coded_bytes = None
     if coding == LOSSLESS and weight_ratio is None:
         from ionn.model.coded_weights import own_wire_bytes

@@ -10,6 +10,8 @@ from functools import partial
 import pytest
 
 from ionn.client.session import FAULTS
+from ionn.protocol.messages import Welcome
+from ionn.protocol.sender import Upload
 from tests.support.world import (
     PATIENT,
     PHASES,
@@ -78,6 +80,30 @@ def test_a_connection_that_comes_back_goes_on_with_the_same_session(
         assert (session.finish()[0].end_s, session.finish()[0].ready_s) == (ended_s, ready_s)
     assert at_server(records[0])
     assert bit_equal(records)
+
+
+def test_a_query_before_the_upload_goes_on_is_a_fallback(
+    wire: Wire, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is connected again by then, but no partition is ready."""
+    connected, may_go_on = threading.Event(), threading.Event()
+    go_on = Upload.begin
+
+    def wait_and_go_on(upload: Upload, welcome: Welcome) -> None:
+        connected.set()
+        assert may_go_on.wait(WAIT_S)
+        go_on(upload, welcome)
+
+    with world.client(wire.address, PATIENT) as (client, session):
+        session.start_upload()
+        wait_for(session.uploaded, "the upload")
+        monkeypatch.setattr(Upload, "begin", wait_and_go_on)
+        wire.lose(client)
+        assert connected.wait(WAIT_S)
+        record = session.query()
+        may_go_on.set()
+        assert record.fallback
+        assert bit_equal([record, *recover(session)])
 
 
 def test_an_upload_goes_on_from_the_last_good_chunk(wire: Wire, any_world: World) -> None:

@@ -673,12 +673,19 @@ ionn.__main__.main()
 
 
 @pytest.mark.parametrize(
-    ("command", "number"),
-    [("drops_it", signal.SIGINT), ("waits_for_ever", signal.SIGINT), ("waits_for_ever", signal.SIGTERM)],
+    ("name", "command", "number", "told"),
+    [
+        ("serve", "drops_it", signal.SIGINT, TOLD[signal.SIGINT]),
+        ("serve", "waits_for_ever", signal.SIGINT, TOLD[signal.SIGINT]),
+        ("serve", "waits_for_ever", signal.SIGTERM, TOLD[signal.SIGTERM]),
+        *((name, "waits_for_ever", signal.SIGTERM, TOLD[signal.SIGINT]) for name in ("run", "sweep")),
+    ],
 )
-def test_a_command_that_cannot_be_interrupted_ends_all_the_same(command: str, number: signal.Signals) -> None:
+def test_a_command_that_cannot_be_interrupted_ends_all_the_same(
+    name: str, command: str, number: signal.Signals, told: tuple[int, str]
+) -> None:
     code = NEVER_ENDING.format(command=command)
-    arguments = [sys.executable, "-c", code, "serve"]
+    arguments = [sys.executable, "-c", code, name]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -687,7 +694,7 @@ def test_a_command_that_cannot_be_interrupted_ends_all_the_same(command: str, nu
             _, said = process.communicate(timeout=60)
         finally:
             process.kill()
-    wanted_code, wanted = TOLD[number]
+    wanted_code, wanted = told
     assert process.returncode == wanted_code
     assert said.strip().endswith(wanted)
 

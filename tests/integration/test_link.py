@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import math
@@ -31,7 +32,7 @@ from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.delay import Delay
 from ionn.testbed.link import _EDGES, IN_FLIGHT_BYTES_MAX, SOCKET_BUFFER_BYTES, _Direction, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
-from tests.support.machine import vacant
+from tests.support.machine import put_ipv6_first, vacant
 from tests.support.world import WAIT_S, wait_for
 
 FAST_MBPS = 2_000.0
@@ -300,6 +301,17 @@ def test_reset_is_passed_on(fast: Link, by: str) -> None:
         other.recv(1)
 
 
+def test_bytes_for_a_server_that_has_closed_in_order_reset_the_connection(start: Callable[..., Link]) -> None:
+    """The server is there, and the link does not say otherwise."""
+    link = start(FAST_MBPS)
+    client, server = link.connect()
+    server.close()
+    assert client.recv(1) == b""
+    client.sendall(b"late")
+    wait_for(lambda: client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE, "the reset")
+    assert link.stop() == (0, "")
+
+
 def test_slow_receiver_makes_its_sender_wait_and_nobody_else(fast: Link) -> None:
     stuck, unread = fast.connect()
     stuck.settimeout(0.3)
@@ -451,8 +463,9 @@ class PlayedLink:
         with pytest.MonkeyPatch.context() as patch, suppress(Ended):
             patch.setattr("ionn.testbed.link.time", SimpleNamespace(monotonic=monotonic))
             patch.setattr("ionn.testbed.link.select", SimpleNamespace(**{**vars(select), "select": wait}))
-            patch.setattr(self._link, "_epoll", SimpleNamespace(poll=poll, close=epoll.close))
+            patch.setattr(self._link, "_epoll", SimpleNamespace(poll=poll))
             self._link.run()
+        self._link.close()
         self._listener.close()
         for end in itertools.chain(*self.pairs):
             end.close()
@@ -627,6 +640,49 @@ def test_cannot_forward_to_itself(host: str, family: socket.AddressFamily) -> No
         address: Address = unused.getsockname()[:2]
     with pytest.raises(InputError, match="itself"):
         serve_link(address, (host, address[1]), Bandwidth.constant(80), must_not_listen)
+
+
+def test_both_ends_of_localhost_are_ipv4_as_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by whether it would forward to itself."""
+    put_ipv6_first(monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    for listen, to in itertools.permutations(["localhost", "127.0.0.1"]):
+        with pytest.raises(InputError, match="itself"):
+            serve_link((listen, port), (to, port), Bandwidth.constant(80), must_not_listen)
+
+
+@pytest.mark.parametrize(
+    ("listen", "to"),
+    [
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        pytest.param("::", "::1", marks=needs_ipv6),
+        pytest.param("::", "127.0.0.1", marks=needs_ipv6),
+    ],
+)
+def test_cannot_forward_to_itself_by_another_address(listen: str, to: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with pytest.raises(InputError, match="itself"):
+        serve_link((listen, port), (to, port), Bandwidth.constant(80), must_not_listen)
+
+
+def test_may_forward_to_its_own_port_of_another_machine(start: Callable[..., Link]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    link = start(FAST_MBPS, listen=("0.0.0.0", port), to=("192.0.2.1", port))
+    assert link.address == ("0.0.0.0", port)
+    assert link.stop() == (0, "")
+
+
+def test_it_ends_as_well_while_it_is_told_to_begin_anew(start: Callable[..., Link]) -> None:
+    link = start(FAST_MBPS)
+    link.process.terminate()
+    deadline = time.monotonic() + WAIT_S
+    while link.process.poll() is None:
+        assert link.begin() < deadline
+    assert link.stop() == (0, "")
 
 
 @needs_ipv6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,14 +109,14 @@ class StandIn:
         self.log: list[Any] = []
         self.fault: str | None = None
         self.running = self.started = 0
-        self.link: Path | None = None
+        self.link: Bandwidth | None = None
 
     @contextlib.contextmanager
     def start(self, settings: Settings, costs: Path | None, link: Path | None) -> Iterator[processes.Testbed]:
         self.started += 1
         self.log.append(("testbed", (settings.mbps or 0.0) / settings.dilation, costs and load_costs(str(costs)).name))
         self.running += 1
-        self.link = link
+        self.link = None if link is None else Bandwidth.load(link)
         yield processes.Testbed("tcp://127.0.0.1:1", lambda: self.log.append("begin"))
         self.running -= 1
 
@@ -212,13 +213,40 @@ def test_a_dilated_run_has_its_own_folder_and_is_returned_undilated(
 def test_a_link_begins_anew_with_each_run(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
     (ride := tmp_path / "ride.csv").write_text("0,8\n1,4\n")
     traces = run_live(subject, ["original"], 2, link=ride, delay_ms=5.0)
-    assert testbed.link == ride
+    assert testbed.link == Bandwidth((0.0, 1.0), (8.0, 4.0))
     assert [entry if entry == "begin" else entry[0] for entry in testbed.log] == [
         "testbed", "begin", "original", "begin", "original",
     ]  # fmt: skip
     for trace in traces:
-        assert trace.info.bandwidth == Bandwidth((0.0, 1.0), (8.0, 4.0))
-        assert trace.info.settings.link == f"ride.csv ({trace.info.bandwidth.digest})"
+        assert trace.info.bandwidth == testbed.link
+        assert trace.info.settings.link == f"ride.csv ({testbed.link.digest})"
+
+
+def test_a_link_is_what_its_file_was_when_the_run_began(
+    testbed: StandIn, subject: live.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ride := tmp_path / "ride.csv").write_text("0,8\n1,4\n")
+    time_machine = runner._server_costs
+
+    def change_meanwhile(*given: Any) -> Path:
+        ride.write_text("0,9\n")
+        return time_machine(*given)
+
+    monkeypatch.setattr(runner, "_server_costs", change_meanwhile)
+    (trace,) = run_live(subject, link=ride)
+    assert testbed.link == trace.info.bandwidth == Bandwidth((0.0, 1.0), (8.0, 4.0))
+    assert trace.info.settings.link == f"ride.csv ({testbed.link.digest})"
+
+
+def test_a_link_that_is_not_what_the_settings_say_is_refused(
+    testbed: StandIn, subject: live.Subject, tmp_path: Path
+) -> None:
+    (ride := tmp_path / "ride.csv").write_text("0,8\n1,4\n")
+    settings = runner.live_settings(subject, link=ride)
+    ride.write_text("0,9\n")
+    with pytest.raises(InputError, match=f"^{re.escape(str(ride))}: was changed"):
+        runner.run_live_all(subject, ["original"], 1, settings, link=ride)
+    assert testbed.started == 0
 
 
 def test_a_link_of_other_contents_is_another(testbed: StandIn, subject: live.Subject, tmp_path: Path) -> None:
@@ -253,6 +281,14 @@ def test_links_of_the_same_content_are_told_apart_by_their_names(
     assert len(list((tmp_path / "results").rglob("run-01.jsonl"))) == 2
     figures = draw_figures(tmp_path / "results", tmp_path / "figures")
     assert all(path.exists() for path in figures)
+
+
+def test_a_virtual_link_is_read_once(tiny_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = iter(["0,8\n", "0,9\n"])
+    monkeypatch.setattr("ionn.testbed.bandwidth.read_text", lambda path, what: next(contents))
+    (trace,) = runner.run_virtual_all(str(tiny_files), ["original"], link=tmp_path / "ride.csv")
+    assert trace.info.bandwidth is not None
+    assert trace.info.settings.link == f"ride.csv ({trace.info.bandwidth.digest})"
 
 
 def test_virtual_runs_have_a_link(tiny_files: Path, tmp_path: Path) -> None:
