@@ -151,6 +151,35 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
         load_function(f"{tmp_path}/none.py:zero")
 
 
+WITH_A_DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Chosen:
+    stages: list[int]
+
+def chosen(graph):
+    return [[stage] for stage in Chosen(sorted(graph.shortest_path([0.0] * len(graph.stages)))).stages]
+"""
+
+
+def test_a_file_may_have_what_looks_for_its_module(tmp_path: Path) -> None:
+    """A dataclass finds its annotations' names there. Afterwards there is no such module: others would import it."""
+    path = tmp_path / "json.py"  # a name that a module of Python has, too
+    path.write_text(WITH_A_DATACLASS)
+    before = dict(sys.modules)
+    _, function, _ = load_function(f"{path}:chosen")
+    assert function(GRAPH) == [[0], [1], [2]]
+    assert sys.modules == before
+    assert function.__module__ not in sys.modules
+
+    path.write_text("import sys\nsys.modules.pop(__name__)\n1 / 0")
+    with pytest.raises(InputError, match=r"ZeroDivisionError: division by zero \(json\.py:3\)"):
+        load_function(f"{path}:chosen")
+    assert sys.modules == before
+
+
 def test_a_planner_is_added_and_replaced_but_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ionn.planning.planners.PLANNERS", dict(PLANNERS))
     monkeypatch.setattr("ionn.planning.planners._ADDED", {})

@@ -56,12 +56,19 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
 
 def _import_file(path: Path, content: bytes) -> Any:
     """The module of a file with this content. Bytecode is neither kept nor used: Python would mistake that of an
-    earlier content of the same size and second for this one's, and would leave a folder beside the user's file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    earlier content of the same size and second for this one's, and would leave a folder beside the user's file.
+
+    While it is imported, it can be found under a name that no other module has, as dataclasses need it. Afterwards it
+    cannot: what is in a module that can be found is sent to other processes by its name, and they have no such module.
+    """
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{secrets.token_hex(8)}", path)
     assert spec is not None
     assert isinstance(spec.loader, SourceLoader)
-    module = importlib.util.module_from_spec(spec)
-    exec(spec.loader.source_to_code(content, str(path)), module.__dict__)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        exec(spec.loader.source_to_code(content, str(path)), module.__dict__)
+    finally:
+        sys.modules.pop(spec.name, None)
     return module
 
 
