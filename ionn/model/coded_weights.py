@@ -309,8 +309,10 @@ def _is_possible(frame: Frame) -> bool:
 
 def sidecar_paths(weights: Path) -> tuple[Path, Path]:
     """The two places where the sidecar of a caffemodel may be: in the user's data folder, if the user cannot write to
-    the folder of the caffemodel, and beside the caffemodel."""
-    place = hashlib.sha256(os.fsencode(weights.resolve())).hexdigest()[:16]
+    the folder of the caffemodel, and beside the caffemodel. Raises InputError for a path that cannot be a file's."""
+    if not weights.name:
+        raise InputError(f"{weights}: this is a folder; give the path of a caffemodel")
+    place = hashlib.sha256(os.fsencode(os.path.realpath(weights))).hexdigest()[:16]
     of_user = platformdirs.user_data_path("ionn") / "coded" / f"{weights.stem[:40]}-{place}.coded"
     return of_user, weights.with_suffix(".coded")
 
