@@ -273,7 +273,10 @@ def _read_index(file: BinaryIO) -> Index:
     tail_at = size - _TAIL.size
     if tail_at < len(MAGIC):
         raise _Damaged("it is cut off")
-    index_bytes, wanted = _TAIL.unpack(os.pread(file.fileno(), _TAIL.size, tail_at))
+    tail = os.pread(file.fileno(), _TAIL.size, tail_at)
+    if len(tail) < _TAIL.size:  # since its size was asked for
+        raise _Damaged("it is cut off")
+    index_bytes, wanted = _TAIL.unpack(tail)
     if index_bytes > min(tail_at - len(MAGIC), FILE_BYTES_MAX):
         raise _Damaged("it is cut off")
     content = os.pread(file.fileno(), index_bytes, tail_at - index_bytes)
