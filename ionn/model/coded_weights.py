@@ -391,11 +391,14 @@ def update(weights_file: Path, network: Network) -> Found:
     """Code the weights of a caffemodel into its sidecar, which is then BUILT, unless there is one that is VERIFIED.
 
     The sidecar is written beside the caffemodel, or, if that folder is not writable, into the user's data folder.
-    Raises InputError if the caffemodel cannot be read, or if the sidecar cannot be written.
+    Raises InputError if the caffemodel cannot be read, or if the sidecar cannot be written or would replace the
+    caffemodel.
     """
     weights = read_weights(weights_file, network)
     of_user, beside = sidecar_paths(weights_file)
     path = beside if os.access(beside.parent, os.W_OK) else of_user
+    if all(map(os.path.exists, (path, weights_file))) and os.path.samefile(path, weights_file):
+        raise InputError(f"{weights_file}: its coded weights would be {path}, the same file; rename it")
     with locked(path.parent):
         found = check(weights_file, network, weights)
         if found.state == VERIFIED:

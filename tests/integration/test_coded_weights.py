@@ -202,6 +202,21 @@ def test_a_caffemodel_elsewhere_has_a_sidecar_of_its_own(tiny_files: Path, tmp_p
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("named", ["given", "symbolic link", "hard link"])
+def test_a_caffemodel_is_not_replaced_by_its_sidecar(named: str, tiny_files: Path, tmp_path: Path) -> None:
+    weights = tiny_files.with_suffix(".caffemodel").rename(tmp_path / "trained.coded")
+    before = weights.read_bytes()
+    given = weights if named == "given" else tmp_path / "trained.caffemodel"
+    if named == "symbolic link":
+        given.symlink_to(weights)
+    if named == "hard link":
+        given.hardlink_to(weights)
+    done = ionn("models", "--build", tiny_files, "--weights", given)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"ionn: {given}: its coded weights would be {weights}, the same file")
+    assert weights.read_bytes() == before
+
+
 @pytest.mark.parametrize("weights", ["", ".", "/", "..", "missing", "symbolic link to itself"])
 def test_weights_that_are_no_file_are_refused(weights: str, tmp_path: Path) -> None:
     if weights.startswith("symbolic"):
