@@ -19,7 +19,8 @@ class BuildPy(build_py):
 # Caffe is not in this list: PyPI has no Caffe (its project `caffe` is an empty placeholder), so `make setup` builds
 # the wheel with caffe-build/ and installs it beside ionn.
 DEPENDENCIES = [
-    "backports.zstd>=1.0,<2",  # what crosses the link is coded with it; the standard library has it from Python 3.14 on
+    # What crosses the link is coded with it. The standard library has it from Python 3.14 on.
+    'backports.zstd>=1.0,<2; python_version < "3.14"',
     "click>=8.1,<9",  # the command line
     "joblib>=1.4,<2",  # sweeps in several processes
     "matplotlib>=3.9,<4",  # figures; 3.9 is the first for numpy 2

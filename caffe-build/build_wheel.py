@@ -112,6 +112,8 @@ def cached_wheel() -> Path:
         fcntl.flock(log, fcntl.LOCK_EX)  # another checkout may be building the same wheel
         if wheel := find_wheel(folder):
             return wheel
+        for left in folder.glob("build-*"):  # by a build that was killed
+            shutil.rmtree(left)
         log.truncate(0)
         say(f"building Caffe, some 2 minutes on two cores; log: {log.name}")
         start = time.monotonic()

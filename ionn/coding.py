@@ -11,11 +11,17 @@ why zstd was chosen, and what is coded where.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
-from backports import zstd
 from numpy.typing import NDArray
 
 from ionn.errors import InputError, did_you_mean
+
+if sys.version_info >= (3, 14):
+    from compression import zstd as zstd
+else:
+    from backports import zstd as zstd  # the same module
 
 NONE = "none"
 FEATURES = "features"

@@ -33,7 +33,13 @@ CAFFE_PACKAGES = {
 }
 
 # Python packages whose modules have another name.
-_PACKAGES = {"google": "protobuf", "nacl": "pynacl", "skimage": "scikit-image", "zmq": "pyzmq"}
+_PACKAGES = {
+    "backports": "backports.zstd",
+    "google": "protobuf",
+    "nacl": "pynacl",
+    "skimage": "scikit-image",
+    "zmq": "pyzmq",
+}
 
 
 def caffe_packages() -> tuple[str, ...]:

@@ -67,7 +67,7 @@ layer { name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }
 @pytest.fixture(autouse=True)
 def own_planners() -> Iterator[None]:
     """What a test adds to the registry of planners ends with it."""
-    registry: list[dict[str, Any]] = [planners.PLANNERS, planners._ADDED, planners._SOURCES]
+    registry: list[dict[str, Any]] = [planners.PLANNERS, planners._ADDED, planners._DIGESTS]
     before = [dict(part) for part in registry]
     yield
     for part, entries in zip(registry, before, strict=True):

@@ -39,8 +39,8 @@ class ModelRatios(msgspec.Struct, frozen=True):
 @functools.cache
 def model_ratios(name: str) -> ModelRatios | None:
     """The ratios of a bundled model; None for any other model."""
-    path = RATIOS / f"{name}.json"
-    return msgspec.json.decode(path.read_bytes(), type=ModelRatios) if path.exists() else None
+    known = {path.stem: path for path in RATIOS.glob("*.json")}
+    return msgspec.json.decode(known[name].read_bytes(), type=ModelRatios) if name in known else None
 
 
 def _ratios_of(network: Network) -> ModelRatios | None:

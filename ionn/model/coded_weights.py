@@ -273,7 +273,10 @@ def _read_index(file: BinaryIO) -> Index:
     tail_at = size - _TAIL.size
     if tail_at < len(MAGIC):
         raise _Damaged("it is cut off")
-    index_bytes, wanted = _TAIL.unpack(os.pread(file.fileno(), _TAIL.size, tail_at))
+    tail = os.pread(file.fileno(), _TAIL.size, tail_at)
+    if len(tail) < _TAIL.size:  # since its size was asked for
+        raise _Damaged("it is cut off")
+    index_bytes, wanted = _TAIL.unpack(tail)
     if index_bytes > min(tail_at - len(MAGIC), FILE_BYTES_MAX):
         raise _Damaged("it is cut off")
     content = os.pread(file.fileno(), index_bytes, tail_at - index_bytes)
@@ -309,8 +312,10 @@ def _is_possible(frame: Frame) -> bool:
 
 def sidecar_paths(weights: Path) -> tuple[Path, Path]:
     """The two places where the sidecar of a caffemodel may be: in the user's data folder, if the user cannot write to
-    the folder of the caffemodel, and beside the caffemodel."""
-    place = hashlib.sha256(os.fsencode(weights.resolve())).hexdigest()[:16]
+    the folder of the caffemodel, and beside the caffemodel. Raises InputError for a path that cannot be a file's."""
+    if not weights.name:
+        raise InputError(f"{weights}: this is a folder; give the path of a caffemodel")
+    place = hashlib.sha256(os.fsencode(os.path.realpath(weights))).hexdigest()[:16]
     of_user = platformdirs.user_data_path("ionn") / "coded" / f"{weights.stem[:40]}-{place}.coded"
     return of_user, weights.with_suffix(".coded")
 
@@ -391,11 +396,14 @@ def update(weights_file: Path, network: Network) -> Found:
     """Code the weights of a caffemodel into its sidecar, which is then BUILT, unless there is one that is VERIFIED.
 
     The sidecar is written beside the caffemodel, or, if that folder is not writable, into the user's data folder.
-    Raises InputError if the caffemodel cannot be read, or if the sidecar cannot be written.
+    Raises InputError if the caffemodel cannot be read, or if the sidecar cannot be written or would replace the
+    caffemodel.
     """
     weights = read_weights(weights_file, network)
     of_user, beside = sidecar_paths(weights_file)
     path = beside if os.access(beside.parent, os.W_OK) else of_user
+    if all(map(os.path.exists, (path, weights_file))) and os.path.samefile(path, weights_file):
+        raise InputError(f"{weights_file}: its coded weights would be {path}, the same file; rename it")
     with locked(path.parent):
         found = check(weights_file, network, weights)
         if found.state == VERIFIED:

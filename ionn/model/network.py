@@ -198,7 +198,7 @@ def _foreign_layer(text: bytes) -> Any:
     net = NetParameter()
     try:
         text_format.Parse(text, net, allow_unknown_field=True)
-    except text_format.ParseError:
+    except (text_format.ParseError, RecursionError):  # it calls itself for each level of an unknown field
         return None
     return next((layer for layer in net.layer if layer.type and layer.type not in LAYER_TYPES | REASONS), None)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ionn.model import engine, inputs, zoo
 from ionn.model.caffemodel import Serialised, serialise, weights_path
 from ionn.model.engine import StageNet
 from ionn.model.network import Network
+from ionn.schema import read_json
 
 CALIBRATION_IMAGES = 8
 LOGIT_DEVIATION = 4.0  # the softmax then favours a few of a thousand classes, without being one-hot
@@ -45,7 +47,7 @@ def load_net(model: str | Path, weights: str | Path | None, network: Network) ->
     """
     path = weights_path(model, weights)
     prototxt = None if weights is not None else zoo.definitions().get(str(model))
-    if prototxt is not None and not path.exists():
+    if prototxt is not None and not os.path.exists(path):
         update(prototxt, path)
     return engine.read_network(network, path)
 
@@ -72,10 +74,10 @@ def update(prototxt: Path, weights: Path) -> str:
 def check(prototxt: Path, weights: Path) -> str:
     """The state of a file: VERIFIED, MISSING, DAMAGED, OUTDATED (built by another recipe) or FOREIGN (without a
     record)."""
-    if not weights.exists():
+    if not os.path.exists(weights):  # unlike Path.exists, this returns False where access is denied
         return MISSING
     try:
-        recorded = json.loads(_record(weights).read_bytes())
+        recorded = read_json(_record(weights).read_bytes())
         key, digest = recorded["key"], recorded["sha256"]
     except FileNotFoundError:
         return FOREIGN

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from backports import zstd
 
 from ionn import coding
+from ionn.coding import zstd
 from ionn.errors import InputError, PartitionError, ProtocolError
 from ionn.model.coded_weights import Sidecar, SidecarError, write
 from ionn.model.network import Network

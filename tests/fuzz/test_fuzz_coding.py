@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn import coding
 from ionn.client.query import Coding, Exchange, Wanted
+from ionn.coding import zstd
 from ionn.errors import ProtocolError
 from ionn.model.network import Network
 from ionn.model.partial_net import extract

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backports import zstd
 
+from ionn.coding import zstd
 from ionn.costs import calibration, fitting
 from ionn.costs.loading import load_costs
 from ionn.costs.profiling import profile_network

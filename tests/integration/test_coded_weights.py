@@ -202,6 +202,52 @@ def test_a_caffemodel_elsewhere_has_a_sidecar_of_its_own(tiny_files: Path, tmp_p
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("named", ["given", "symbolic link", "hard link"])
+def test_a_caffemodel_is_not_replaced_by_its_sidecar(named: str, tiny_files: Path, tmp_path: Path) -> None:
+    weights = tiny_files.with_suffix(".caffemodel").rename(tmp_path / "trained.coded")
+    before = weights.read_bytes()
+    given = weights if named == "given" else tmp_path / "trained.caffemodel"
+    if named == "symbolic link":
+        given.symlink_to(weights)
+    if named == "hard link":
+        given.hardlink_to(weights)
+    done = ionn("models", "--build", tiny_files, "--weights", given)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"ionn: {given}: its coded weights would be {weights}, the same file")
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("weights", ["", ".", "/", "..", "missing", "symbolic link to itself"])
+def test_weights_that_are_no_file_are_refused(weights: str, tmp_path: Path) -> None:
+    if weights.startswith("symbolic"):
+        path = tmp_path / "loop.caffemodel"
+        path.symlink_to(path)
+        weights = str(path)
+    done = ionn(
+        "classify", "chelsea", "--model", "mobilenet", "--weights", weights, "--coding", "lossless",
+        "--connect", "127.0.0.1:1",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    last = done.stderr.splitlines()[-1]  # the line before it may say that there is no sidecar
+    assert last.startswith(f"ionn: {Path(weights)}: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_caffemodel_that_is_a_symbolic_link_to_itself_is_refused(tiny_files: Path) -> None:
+    path = tiny_files.with_suffix(".caffemodel")
+    path.unlink()
+    path.symlink_to(path)
+    path.with_suffix(".coded").touch()
+    commands: list[list[str | Path]] = [
+        ["plan", tiny_files], ["run", tiny_files, "--testbed", "virtual"], ["run", tiny_files],
+        ["sweep", "--model", tiny_files, "--out", tiny_files.with_suffix(".csv")],
+    ]  # fmt: skip
+    for command in commands:
+        done = ionn(*command, "--coding", "lossless")
+        said = f"ionn: {path}: cannot read the caffemodel: Too many levels of symbolic links\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", said), command
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_plans_and_virtual_runs_count_with_a_sidecar(
     elsewhere: bool, tiny: Network, tiny_files: Path, slow_client: str

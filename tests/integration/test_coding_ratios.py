@@ -44,6 +44,11 @@ def test_every_boundary_and_every_weight_of_the_models_has_a_ratio(model: str) -
     assert np.flatnonzero(weights <= 1).tolist() == [la.index for la in network.layers if la.weight_bytes]
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "../devices/odroid-xu4", "\0", ""])
+def test_a_network_of_any_name_that_is_not_of_the_models_has_no_ratios(name: str, tiny: Network) -> None:
+    assert np.isnan(output_ratios(Network.from_text(str(tiny.param), name))).all()
+
+
 def test_a_profile_knows_better_and_another_network_of_that_name_is_not_known(tiny: Network) -> None:
     alexnet = Network.load("alexnet")
     measured: list[float | None] = [0.125, *[None] * (len(alexnet.layers) - 1)]

@@ -12,13 +12,16 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 import caffe
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from ionn.files import locked
-from ionn.libraries import CAFFE_PACKAGES, caffe_packages
+from ionn.libraries import CAFFE_PACKAGES, caffe_packages, missing_library
 
 ROOT = Path(__file__).resolve().parents[2]
 # What computes.
@@ -150,6 +153,23 @@ def test_without_pyzmq_what_needs_no_connection_works(copied: Installed) -> None
     for arguments in CONNECTING:
         line = lonely.refusal(*arguments)
         assert line == "ionn: pyzmq cannot be loaded: No module named 'zmq'; install it: pip install pyzmq\n"
+
+
+def test_a_library_is_installed_by_the_name_of_its_project() -> None:
+    for module, project in {"backports": "backports.zstd", "nacl.bindings": "pynacl", "numpy": "numpy"}.items():
+        assert str(missing_library(ImportError(name=module))).endswith(f"install it: pip install {project}")
+
+
+def test_what_ionn_requires_is_there_for_python_3_14() -> None:
+    marked = {"python_version": "3.14", "python_full_version": "3.14.0"}
+    found = []
+    for requirement in map(Requirement, requires("ionn") or ()):
+        wanted = [requirement.marker is None or requirement.marker.evaluate({**marked, "extra": extra})
+                  for extra in ("", "cluster", "metrics", "report")]  # fmt: skip
+        if any(wanted):
+            assert "3.14" in SpecifierSet(metadata(requirement.name)["Requires-Python"] or ""), requirement
+            found.append(requirement.name)
+    assert {"numpy", "distributed", "prometheus-client", "plotly"} <= set(found)
 
 
 def check_without_caffe(installed: Installed) -> None:

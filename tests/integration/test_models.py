@@ -218,6 +218,20 @@ def test_a_full_disk_is_the_users_error_and_leaves_nothing(small: Path, tmp_path
     assert [path.name for path in weights.parent.iterdir()] == ["small.json"]
 
 
+def test_a_folder_of_weights_that_cannot_be_looked_at_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is too long stands in for a folder that this user may not read, as root may read any."""
+    monkeypatch.setattr("ionn.model.zoo.weights_folder", lambda: Path("n" * 300))
+    with pytest.raises(InputError, match="cannot make this folder: File name too long"):
+        synthetic.load_net("mobilenet", None, Network.load("mobilenet"))
+    assert synthetic.check(Path("mobilenet.prototxt"), Path("n" * 300, "mobilenet.caffemodel")) == "missing"
+
+
+def test_a_record_that_is_nested_deeply_is_damaged(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.caffemodel").touch()
+    (tmp_path / "small.json").write_text("[" * 100_000)
+    assert synthetic.check(small, tmp_path / "small.caffemodel") == "damaged"
+
+
 def test_processes_that_want_the_same_weights_build_them_once(small: Path, tmp_path: Path) -> None:
     code = "from ionn.model.synthetic import update; print(update(*map(pathlib.Path, sys.argv[1:])))"
     command = [sys.executable, "-c", f"import pathlib, sys; {code}", str(small), str(tmp_path / "small.caffemodel")]

@@ -273,6 +273,7 @@ def test_a_net_that_caffe_would_abort_on_is_refused(raw: Raw, tiny: Network, tin
         ("kernel_size: 3", "kernel_size: 300", "its kernel of 300 is larger"),
         ('"Convolution"', '"Python"', "it runs code"),
         ("layer {", "layer {{", "Expected identifier"),
+        ("layer {", "layer { " + "own { " * 5000 + "} " * 5000, 'has no field named "own"'),
     ):
         nets = (type(net)(net.prototxt.replace(old, new), net.input, net.stages),)
         wrong = PartitionHeader(0, nets, header.blobs, header.size)

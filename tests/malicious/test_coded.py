@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from backports import zstd
 
+from ionn.coding import zstd
 from ionn.errors import ProtocolError
 from ionn.protocol import messages
 from ionn.protocol.blobs import read_payload

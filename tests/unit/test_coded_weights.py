@@ -234,6 +234,26 @@ def test_a_file_that_is_cut_off_or_goes_on(small: Path) -> None:
         Sidecar(path, SMALL, SMALL_WEIGHTS)
 
 
+@pytest.mark.parametrize("reads", [1, 2, 3])
+def test_a_file_that_is_cut_off_while_it_is_read(reads: int, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After so many reads. The first two are of its beginning."""
+    _, path = sidecar_paths(small)
+    done = []
+
+    def pread(descriptor: int, count: int, offset: int) -> bytes:
+        done.append(offset)
+        if len(done) == reads + 1:
+            os.truncate(path, len(MAGIC))
+        return read(descriptor, count, offset)
+
+    read = os.pread
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(SidecarError) as caught:
+        Sidecar(path, SMALL, SMALL_WEIGHTS)
+    assert caught.value.state == DAMAGED
+    assert len(done) > reads
+
+
 def test_the_sidecar_of_other_weights(small: Path) -> None:
     """Of one number that is another, of another network, and of the same numbers in another order."""
     _, path = sidecar_paths(small)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ionn import coding
+from ionn.coding import zstd
 from ionn.errors import InputError
 from ionn.model.inputs import natural_images
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +151,35 @@ def test_functions_of_files_and_modules(tmp_path: Path, monkeypatch: pytest.Monk
         load_function(f"{tmp_path}/none.py:zero")
 
 
+WITH_A_DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Chosen:
+    stages: list[int]
+
+def chosen(graph):
+    return [[stage] for stage in Chosen(sorted(graph.shortest_path([0.0] * len(graph.stages)))).stages]
+"""
+
+
+def test_a_file_may_have_what_looks_for_its_module(tmp_path: Path) -> None:
+    """A dataclass finds its annotations' names there. Afterwards there is no such module: others would import it."""
+    path = tmp_path / "json.py"  # a name that a module of Python has, too
+    path.write_text(WITH_A_DATACLASS)
+    before = dict(sys.modules)
+    _, function, _ = load_function(f"{path}:chosen")
+    assert function(GRAPH) == [[0], [1], [2]]
+    assert sys.modules == before
+    assert function.__module__ not in sys.modules
+
+    path.write_text("import sys\nsys.modules.pop(__name__)\n1 / 0")
+    with pytest.raises(InputError, match=r"ZeroDivisionError: division by zero \(json\.py:3\)"):
+        load_function(f"{path}:chosen")
+    assert sys.modules == before
+
+
 def test_a_planner_is_added_and_replaced_but_none_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ionn.planning.planners.PLANNERS", dict(PLANNERS))
     monkeypatch.setattr("ionn.planning.planners._ADDED", {})
@@ -191,3 +225,144 @@ def test_whatever_changes_in_its_file_makes_it_another_planner(tmp_path: Path, m
         path.write_text(f"{constant}\n{function}")
         digests.append(planner_digest(add_planner(f"{path}:counted")))
     assert digests[0] == digests[2] != digests[1]
+
+
+LIMIT = 0
+
+
+def of_closure(value: Any) -> Callable[[Any], Any]:
+    def planner(graph: Any) -> Any:
+        return [[value]]
+
+    return planner
+
+
+def of_default(value: Any) -> Callable[[Any], Any]:
+    def planner(graph: Any, stage: Any = value) -> Any:
+        return [[stage]]
+
+    return planner
+
+
+def of_keyword(value: Any) -> Callable[[Any], Any]:
+    def planner(graph: Any, *, stage: Any = value) -> Any:
+        return [[stage]]
+
+    return planner
+
+
+def of_global(value: Any) -> Callable[[Any], Any]:
+    def planner(graph: Any) -> Any:
+        return [[LIMIT]]
+
+    global LIMIT
+    LIMIT = value
+    return planner
+
+
+def of_global_within(value: Any) -> Callable[[Any], Any]:
+    def planner(graph: Any) -> Any:
+        return [sorted(range(3), key=lambda stage: abs(LIMIT - stage))]
+
+    global LIMIT
+    LIMIT = value
+    return planner
+
+
+def of_array(value: Any) -> Callable[[Any], Any]:
+    array = np.zeros(5000)
+    array[2500] = value * 1e-15
+    return of_closure(array)
+
+
+def of_function(value: Any) -> Callable[[Any], Any]:
+    return of_closure(lambda: value)
+
+
+@dataclass
+class Planning:
+    value: Any
+
+    def planner(self, graph: Any) -> Any:
+        return [[self.value]]
+
+
+def of_object(value: Any) -> Callable[[Any], Any]:
+    return Planning(value).planner
+
+
+def of_decorator(value: Any) -> Callable[[Any], Any]:
+    def instead(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @functools.wraps(function)
+        def wrapper(graph: Any) -> Any:
+            return [*function(graph), [value]]
+
+        return wrapper
+
+    @instead
+    def planner(graph: Any) -> Any:
+        return [[0]]
+
+    return planner
+
+
+def of_unknown_source(value: Any) -> Callable[[Any], Any]:
+    names: dict[str, Any] = {}
+    exec(f"def planner(graph): return [[stage + {value} for stage in (0,)]]", names)
+    made: Callable[[Any], Any] = names["planner"]
+    return made
+
+
+MAKERS = (
+    of_closure, of_default, of_keyword, of_global, of_global_within, of_array, of_function, of_object, of_decorator,
+    of_unknown_source,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_functions_that_differ_in_a_value_are_different_planners(make: Callable[[Any], Callable[[Any], Any]]) -> None:
+    digests = [planner_digest(add_planner(make(value))) for value in (1, 2, 1)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_functions_with_equal_values_are_the_same_planner() -> None:
+    first, second = "".join("conv1"), "".join("conv1")
+    assert first is not second
+    digests = {planner_digest(add_planner(of_closure(value))) for value in ([first, first], [first, second])}
+    assert len(digests) == 1
+
+
+def test_a_function_whose_values_cannot_be_compared_is_always_another_planner() -> None:
+    def unset(graph: Any) -> Any:
+        return [[later]]
+
+    digests = {planner_digest(add_planner(planner)) for planner in (of_closure(threading.Lock()), unset) * 2}
+    assert len(digests) == 4
+    later = 0
+
+
+def test_a_function_is_the_same_planner_in_another_process(tmp_path: Path) -> None:
+    """Sets have another order there, and its module was compiled in the first one."""
+    (tmp_path / "own.py").write_text("""
+KEPT = {"fc6", "fc7", "fc8"}
+
+def make(names):
+    def planner(graph):
+        return [[0] for name in names if name in KEPT or name in {"conv1", "conv2", "conv3"} if "fc6" != "of names"]
+    return planner
+""")
+    program = """
+import own
+from ionn.planning.planners import add_planner, planner_digest
+print(planner_digest(add_planner(own.make(["fc6", "of names", "of names"]))))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    digests = set()
+    for seed in ("1", "2", "3"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env={**environment, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        digests.add(done.stdout)
+    assert len(digests) == 1
+    assert (tmp_path / "__pycache__").is_dir()

@@ -341,6 +341,14 @@ def test_bad_networks_are_refused(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("depth", [300, 330, 5000])
+@pytest.mark.parametrize(("begin", "end"), [("own {", "}"), ("own <", ">"), ("own: [{", "}]"), ("layer {", "}")])
+def test_text_that_is_nested_deeply_is_refused_as_other_text_is(begin: str, end: str, depth: int) -> None:
+    with pytest.raises(InputError, match=r"^bad:") as caught:
+        Network.from_text(begin * depth + end * depth, "bad")
+    assert "\n" not in str(caught.value)
+
+
 def test_layers_for_training_are_left_out_with_all_that_only_caffe_reads() -> None:
     training = """
         layer { name: "d" type: "Data" top: "data" include { phase: TRAIN } data_param { source: "x" backend: LMDB }

@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ionn.testbed import runner, sweep
 from ionn.testbed.arrivals import Arrivals
 from ionn.testbed.sweep import Failure, Grid, expand, run_sweep, run_task
 from ionn.testbed.sweep_table import SweepRow, read_table
+from tests.unit.test_custom import WITH_A_DATACLASS
 
 OWN = """
 def one_by_one(graph):
@@ -212,6 +214,29 @@ def test_what_is_a_users_own_is_told_from_others_and_taken_along(tmp_path: Path)
     assert isinstance(here, SweepRow)
     assert isinstance(other, SweepRow)
     assert here.partitions > other.partitions  # the second planner uploads less
+
+
+def test_planners_of_one_factory_have_rows_of_their_own(tmp_path: Path) -> None:
+    def first_stages(count: int) -> Callable[[ExecutionGraph], list[list[int]]]:
+        def planner(graph: ExecutionGraph) -> list[list[int]]:
+            return [[stage] for stage in sorted(graph.shortest_path([0.0] * len(graph.stages)))][:count]
+
+        return planner
+
+    found = []
+    for count in (1, 4, 1):
+        (row,) = ionn.sweep(["mobilenet"], [add_planner(first_stages(count))], tmp_path / "sweep.csv", jobs=1)
+        found.append(row.partitions)
+    assert found == [1, 4, 1]
+    assert len(read_table(tmp_path / "sweep.csv")) == 2
+
+
+def test_a_planner_with_a_dataclass_is_sent_to_other_processes(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(WITH_A_DATACLASS)
+    planner = add_planner(f"{tmp_path}/own.py:chosen")
+    models = ["alexnet", "mobilenet"]  # a task each
+    here = ionn.sweep(models, [planner], tmp_path / "here.csv", jobs=1)
+    assert ionn.sweep(models, [planner], tmp_path / "there.csv", jobs=2) == here
 
 
 def test_tasks_in_threads_of_a_worker_do_not_mix_planners_of_one_name() -> None:

@@ -15,7 +15,6 @@ any. Users' own planners may do otherwise, and so may `BASELINES`, with which pl
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -38,7 +37,7 @@ from ionn.planning.planners.baselines import (
     neurosurgeon,
     preinstalled,
 )
-from ionn.planning.planners.custom import checked, load_function
+from ionn.planning.planners.custom import checked, content_of, load_function
 from ionn.planning.planners.efficiency import densest, efficiency, recursive_efficiency
 from ionn.planning.planners.optimal import optimal
 from ionn.planning.planners.original import original, original_fine
@@ -73,7 +72,7 @@ BASELINES: dict[str, Planner] = {
     PREINSTALLED: preinstalled,
 }
 _ADDED: dict[str, Planner] = {}
-_SOURCES: dict[str, str] = {}
+_DIGESTS: dict[str, str] = {}
 
 
 def known_planners() -> dict[str, Planner]:
@@ -99,15 +98,15 @@ def add_planner(planner: str | Path | Callable[[ExecutionGraph], Any]) -> str:
     Raises InputError if there is no such function, or if one of ionn's own planners has its name.
     """
     if callable(planner):
-        name, function, source = getattr(planner, "__name__", ""), planner, _source(planner)
+        name, function, content = getattr(planner, "__name__", ""), planner, b""
         if not (isinstance(name, str) and name.isidentifier()):  # a lambda, or an object
             raise InputError(f"planner {shown(planner)}: it has no name; give a function made by def")
     else:
-        name, function, source = load_function(name_of(planner, "planner"))
+        name, function, content = load_function(name_of(planner, "planner"))
     if name in known_planners() and name not in _ADDED:
         raise InputError(f"{name} is one of ionn's own planners; rename the function")
     PLANNERS[name] = _ADDED[name] = checked(name, function)
-    _SOURCES[name] = hashlib.sha256(source).hexdigest()[:16] if source else ""
+    _DIGESTS[name] = hashlib.sha256(content or content_of(function)).hexdigest()[:16]
     return name
 
 
@@ -117,14 +116,11 @@ def added_planners(names: Iterable[str]) -> dict[str, Planner]:
 
 
 def planner_digest(name: str) -> str:
-    """A hexadecimal digest that tells a user's planner from another one of the same name: of the whole file that it was
-    loaded from, or of the source of a function that was given as such. Code that it imports or calls does not count.
-    It is "" for ionn's own planners, and if the source is not known."""
-    return _SOURCES.get(name, "")
+    """A hexadecimal digest that tells a user's planner from another one of the same name; "" for ionn's own planners.
 
-
-def _source(function: Callable[[ExecutionGraph], Any]) -> bytes:
-    try:
-        return inspect.getsource(function).encode()
-    except (OSError, TypeError):
-        return b""
+    It is the digest of the whole file that the planner was loaded from. For a function that was given as such, it is
+    that of its code and of the values that it uses, as they were then: its defaults, what it has from the functions
+    around it, and global constants. If these cannot be pickled, it is a new digest each time, so that no results are
+    taken for the planner's that may be another one's. Code that a planner imports or calls does not count.
+    """
+    return _DIGESTS.get(name, "")

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import operator
 import os
+import pickle
+import secrets
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib.abc import SourceLoader
 from itertools import groupby
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from ionn.errors import InputError, IonnError
@@ -52,12 +56,19 @@ def load_function(spec: str) -> tuple[str, Callable[[ExecutionGraph], Any], byte
 
 def _import_file(path: Path, content: bytes) -> Any:
     """The module of a file with this content. Bytecode is neither kept nor used: Python would mistake that of an
-    earlier content of the same size and second for this one's, and would leave a folder beside the user's file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    earlier content of the same size and second for this one's, and would leave a folder beside the user's file.
+
+    While it is imported, it can be found under a name that no other module has, as dataclasses need it. Afterwards it
+    cannot: what is in a module that can be found is sent to other processes by its name, and they have no such module.
+    """
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{secrets.token_hex(8)}", path)
     assert spec is not None
     assert isinstance(spec.loader, SourceLoader)
-    module = importlib.util.module_from_spec(spec)
-    exec(spec.loader.source_to_code(content, str(path)), module.__dict__)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        exec(spec.loader.source_to_code(content, str(path)), module.__dict__)
+    finally:
+        sys.modules.pop(spec.name, None)
     return module
 
 
@@ -66,6 +77,50 @@ def _place(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(str(error).split())
     return f"{type(error).__name__}: {reason} ({Path(last.filename).name}:{last.lineno})"
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles functions as what they compute, where pickle would write only their names. What it writes does not depend
+    on the process, as the order of sets does."""
+
+    def persistent_id(self, value: Any) -> Any:
+        match value:
+            case CodeType():
+                return value.co_code, value.co_exceptiontable, value.co_consts, value.co_names
+            case FunctionType():
+                nonlocals = [cell.cell_contents for cell in value.__closure__ or ()]
+                return value.__code__, value.__defaults__, value.__kwdefaults__, nonlocals, _global_values(value)
+            case MethodType():
+                return value.__func__, value.__self__
+            case set() | frozenset():
+                return sorted(value, key=repr)
+        return None
+
+
+def _global_values(function: FunctionType) -> dict[str, Any]:
+    """The values of the globals that a function uses, without modules and functions."""
+    names: set[str] = set()
+    codes = [function.__code__]
+    for code in codes:  # among them those of the functions in it
+        names.update(code.co_names)
+        codes += (const for const in code.co_consts if isinstance(const, CodeType))
+    found = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    return {name: value for name, value in found.items() if not (callable(value) or isinstance(value, ModuleType))}
+
+
+def content_of(function: Callable[..., Any]) -> bytes:
+    """What decides what a function computes, except for the functions that it calls by their names, as bytes that are
+    different for another function. If that cannot be pickled, such as a lock, they are different each time."""
+    content = io.BytesIO()
+    try:
+        if not isinstance(function, FunctionType | MethodType):
+            raise TypeError(f"{function!r} has no code")
+        pickler = _Pickler(content)
+        pickler.fast = True  # an object that was pickled before is pickled again, as an equal one would be
+        pickler.dump(function)
+    except Exception:  # which error depends on the values
+        return secrets.token_bytes()
+    return content.getvalue()
 
 
 def checked(name: str, function: Callable[[ExecutionGraph], Any]) -> Callable[[ExecutionGraph], list[list[Piece]]]:
