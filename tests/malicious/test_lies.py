@@ -600,7 +600,8 @@ def classify(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_classify(liar: Liar, tiny_files: Path, slow_client: str, tmp_path: Path, evidence_folder: Path) -> None:
     alone: dict[str, Any] = json.loads(classify("--model", tiny_files, "--json").stdout)
-    options = ("--model", tiny_files, "--connect", liar.address, "--client", slow_client, "--audit", "1")
+    connected = ("--connect", liar.address, "--client", slow_client, "--mbps", "80")
+    options = ("--model", tiny_files, *connected, "--audit", "1")
     good = classify(*options)
     assert good.returncode == 0, good.stderr
     assert ", 100% of the plan uploaded, audited\n" in good.stdout
