@@ -151,13 +151,13 @@ class Upload:
 
     @property
     def under_way(self) -> bool:
-        """Tell whether an answer is due."""
-        return bool(self._awaited)
+        """Tell whether an answer is due that matters."""
+        return bool(self._awaited) and not self._stopped
 
     @property
     def weights_under_way(self) -> bool:
         """Tell whether chunks are on their way to the server, not only headers and ends."""
-        return self._under_way_bytes > 0
+        return self._under_way_bytes > 0 and not self._stopped
 
     @property
     def is_stored(self) -> bool:

@@ -328,6 +328,8 @@ def test_an_upload_that_was_stopped_takes_anything(partitions: list[ExtractedPar
     assert upload.ended
     assert upload.error is error
     assert upload.next_message() is None
+    assert not upload.under_way
+    assert not upload.weights_under_way
     upload.take(Ready(1))
     upload.begin(welcome())
     assert drain(upload) == []
