@@ -498,7 +498,6 @@ class Client:
             self._check(welcome.numerics)
             upload = Connection(self._context, self.address, self._keys)
             opened.callback(upload.close)
-            upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
             self._check(welcome.numerics)
             if (question := self._store.begin(welcome)) is not None:
@@ -508,6 +507,8 @@ class Client:
                     self._store.take(holds, time.monotonic())
             if self._measuring is not None:
                 self._measure(self._measuring, upload, welcome)
+            # Not earlier: only `_tend` takes the wake-ups, so until then waiting would end at once.
+            upload.wake_by(self._wake)
             opened.pop_all()
         self.welcome = welcome
         if welcome.numerics not in self.numerics and len(self.numerics) <= _NUMERICS_MAX:
