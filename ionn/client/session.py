@@ -224,9 +224,11 @@ class Client:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._querying = threading.Lock()  # whoever holds it may use the control connection
         self._closing = threading.Lock()
+        # Those that are used, and those that are to be closed: by the thread after a loss, or at last by `close`.
         self._connections: _Connections | None = None
+        self._open: _Connections | None = None
         try:
-            self._connections = self._first_connections((host, port))
+            self._connections = self._open = self._first_connections((host, port))
         except BaseException as error:
             if not (may_be_lost and isinstance(error, FAULTS)) or isinstance(error, NotAcceptedError):
                 self._context.destroy(linger=0)
@@ -387,12 +389,12 @@ class Client:
             if self.upload is not None:
                 self.upload.stop(self.upload.error)
             with self._querying:
-                connections, self._connections = self._connections, None
-                if connections is not None:
+                self._connections = None
+                if self._open is not None:
                     with contextlib.suppress(*FAULTS):
-                        connections.control.send(Bye())
-                    connections.upload.close()
-                    connections.control.close(linger_ms=_GOODBYE_MS)
+                        self._open.control.send(Bye())
+                    self._open.upload.close()
+                    self._open.control.close(linger_ms=_GOODBYE_MS)
                 self._context.destroy(linger=_GOODBYE_MS)
                 os.close(self._wake)
                 self._wake = -1
@@ -441,7 +443,7 @@ class Client:
 
     def _keep_once(self) -> None:
         """Connect if there is no connection, and serve the connections until they are lost."""
-        connections = self._connections
+        connections = self._open
         if connections is None:
             # A random part, so that not all clients of a server that was lost connect to it at the same time.
             wait_s = min(self.timeouts.retry_s * 2 ** min(self._losses, 16), self.timeouts.retry_max_s)
@@ -450,7 +452,7 @@ class Client:
                 return
         try:
             if connections is None:
-                connections = self._connect()
+                connections = self._open = self._connect()
                 with self._querying:
                     if not self._left:
                         self._connections, self.fault = connections, None
@@ -461,6 +463,7 @@ class Client:
                     self._lose(connections, error)
         if connections is not None and self._connections is not connections:
             connections.close()
+            self._open = None
 
     def _first_connections(self, address: tuple[str, int]) -> _Connections:
         try:

@@ -1,16 +1,21 @@
-"""What a client's connections cost: while it waits for a server it sleeps."""
+"""What a client's connections cost: while it waits for a server it sleeps, and none is left open."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import threading
 import time
 
 import pytest
 
 from ionn.client import connection as module
-from ionn.client.session import Client
+from ionn.client.inflow import _WATCH
+from ionn.client.session import FAULTS, Client
+from ionn.errors import ServerUnreachableError
 from ionn.protocol import messages
-from tests.malicious.hostile import PATIENT, Connection, Hostile
+from tests.malicious.hostile import INPUTS, PATIENT, QUICK, Connection, Hostile
 from tests.support.world import wait_for
 
 
@@ -41,3 +46,37 @@ def test_a_client_that_waits_for_a_welcome_sleeps(monkeypatch: pytest.MonkeyPatc
         client.close()
         server.close()
     assert waited[0] < 200  # ten are made in a second
+
+
+def test_a_query_that_fails_while_the_client_is_closed_leaves_nothing_open() -> None:
+    with contextlib.closing(Hostile()) as server:  # what is opened only once
+        Client(server.address, timeouts=PATIENT).close()
+    files, inflows = len(os.listdir("/proc/self/fd")), len(_WATCH._inflows)
+    server = Hostile("query", lambda connection, answer: True)
+    client = Client(server.address, timeouts=QUICK)
+
+    def query() -> None:
+        with contextlib.suppress(*FAULTS):
+            client.run(1, 1, INPUTS[0])
+
+    thread = threading.Thread(target=query)
+    thread.start()
+    assert server.struck.wait(60)
+    client.close()
+    thread.join()
+    server.close()
+    assert (len(os.listdir("/proc/self/fd")), len(_WATCH._inflows)) == (files, inflows)
+
+
+def test_a_server_that_is_left_during_a_query_leaves_nothing_open() -> None:
+    inflows = len(_WATCH._inflows)
+    server = Hostile()
+    client = Client(server.address, timeouts=PATIENT)
+    leaving = threading.Thread(target=client.leave, args=(ServerUnreachableError("enough"),))
+    with client._querying:  # as a query of another thread
+        leaving.start()
+        client._keeper.join(60)
+    leaving.join()
+    client.close()
+    server.close()
+    assert len(_WATCH._inflows) == inflows
