@@ -5,6 +5,7 @@ run until they are told to stop, with exit code 0. `sweep` and live runs, which 
 like Ctrl-C.
 """
 
+import io
 import os
 import signal
 import sys
@@ -55,6 +56,9 @@ def main() -> None:
         signal.signal(signal.SIGINT, _end)
     try:
         open_standard_streams()
+        for stream in (sys.stdout, sys.stderr):  # a label or a file's name may have any characters
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         # Figures are only written to files. Matplotlib cannot be imported while this names no backend that it knows.
         os.environ.pop("MPLBACKEND", None)
         if sys.argv[1:2] in (["serve"], ["link"]):
