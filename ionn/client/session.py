@@ -222,6 +222,7 @@ class Client:
         self._stopped = threading.Event()
         self._left = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._waking = threading.Lock()
         self._querying = threading.Lock()  # whoever holds it may use the control connection
         self._closing = threading.Lock()
         # Those that are used, and those that are to be closed: by the thread after a loss, or at last by `close`.
@@ -243,7 +244,7 @@ class Client:
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
         self.upload = upload = Upload(partitions, now_s, self._yields, self._store)
-        os.eventfd_write(self._wake, 1)
+        self.wake()
         return upload
 
     def start_upload_when_known(self, make: MakePartitions, now_s: Callable[[], float]) -> None:
@@ -255,7 +256,7 @@ class Client:
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
         self._make = make, now_s
-        os.eventfd_write(self._wake, 1)
+        self.wake()
 
     @property
     def stored_pieces(self) -> frozenset[str]:
@@ -342,8 +343,9 @@ class Client:
 
     def wake(self) -> None:
         """Have the thread look at once whether there is something to do."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        with self._waking:
+            if self._wake >= 0:  # the client was not closed meanwhile
+                os.eventfd_write(self._wake, 1)
 
     def _drain(self, connections: _Connections) -> bool:
         """Take what has come of a late answer; whether no query is late any more. Called with the lock."""
@@ -384,7 +386,7 @@ class Client:
         with self._closing:
             if self._context.closed:
                 return
-            os.eventfd_write(self._wake, 1)
+            self.wake()
             self._keeper.join()
             if self.upload is not None:
                 self.upload.stop(self.upload.error)
@@ -396,8 +398,9 @@ class Client:
                     self._open.upload.close()
                     self._open.control.close(linger_ms=_GOODBYE_MS)
                 self._context.destroy(linger=_GOODBYE_MS)
-                os.close(self._wake)
-                self._wake = -1
+                with self._waking:
+                    wake, self._wake = self._wake, -1
+                os.close(wake)
 
     def _lose(self, connections: _Connections | None, error: Exception) -> None:
         """Give up connections because of an error, and have the thread make others. Called with the lock."""
@@ -424,8 +427,7 @@ class Client:
             self.lost_s = time.monotonic()
         self.fault = error
         self._connections = None
-        if self._wake >= 0:  # the client was not closed meanwhile
-            os.eventfd_write(self._wake, 1)
+        self.wake()
 
     # --- What the thread does -----------------------------------------------------------------------------------------
 

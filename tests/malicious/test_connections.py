@@ -80,3 +80,22 @@ def test_a_server_that_is_left_during_a_query_leaves_nothing_open() -> None:
     client.close()
     server.close()
     assert len(_WATCH._inflows) == inflows
+
+
+def test_a_client_is_woken_while_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of what was closed may be another file's at once."""
+    server = Hostile()
+    client = Client(server.address, timeouts=PATIENT)
+    wake, close = client._wake, os.close
+    closed: list[int] = []
+
+    def closing(descriptor: int) -> None:
+        close(descriptor)
+        if descriptor == wake and not closed:
+            closed.append(descriptor)
+            client.wake()
+
+    monkeypatch.setattr(os, "close", closing)
+    client.close()
+    server.close()
+    assert closed == [wake]
