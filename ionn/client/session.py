@@ -22,7 +22,7 @@ from typing import Any
 import zmq
 
 from ionn.address import format_address, parse_address
-from ionn.client.connection import FRAME_BYTES_MAX, Connection
+from ionn.client.connection import FRAME_BYTES_MAX, Connection, opening
 from ionn.client.estimates import ANSWER_S
 from ionn.client.measuring import Measuring
 from ionn.client.query import Exchange
@@ -218,10 +218,11 @@ class Client:
         self._losses = self._breaks = self._setbacks = 0
         self._most_ready = self._most_bytes = 0
         self._make: tuple[MakePartitions, Callable[[], float]] | None = None
-        self._context: zmq.Context[Any] = zmq.Context()
+        with opening(self.address):
+            self._context: zmq.Context[Any] = zmq.Context()
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._stopped = threading.Event()
         self._left = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._waking = threading.Lock()
         self._querying = threading.Lock()  # whoever holds it may use the control connection
         self._closing = threading.Lock()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -99,3 +101,40 @@ def test_a_client_is_woken_while_it_is_closed(monkeypatch: pytest.MonkeyPatch) -
     client.close()
     server.close()
     assert closed == [wake]
+
+
+FEW_FILES = """
+import os, resource, sys
+from ionn.client.connection import ping
+from ionn.client.session import Client, Timeouts
+from ionn.errors import ServerUnreachableError
+
+for call in (
+    lambda address: ping(address, timeout_s=60.0),
+    lambda address: Client(address, timeouts=Timeouts(connect_s=60.0)).close(),
+):
+    for free in range(25):
+        child = os.fork()
+        if child == 0:
+            while os.dup(0) < 50:
+                pass
+            resource.setrlimit(resource.RLIMIT_NOFILE, (51 + free, 51 + free))
+            try:
+                call(sys.argv[1])
+            except ServerUnreachableError:
+                os._exit(1)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_that_can_open_few_files_goes_on() -> None:
+    """ZeroMQ would end it."""
+    server = Hostile()
+    arguments = [sys.executable, "-c", FEW_FILES, server.address]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=250, check=False)
+    server.close()
+    assert done.stderr == ""
+    ended = done.stdout.split()
+    assert [ended[0], ended[24], ended[25], ended[49]] == ["1", "0", "1", "0"]
+    assert set(ended) == {"0", "1"}
