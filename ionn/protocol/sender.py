@@ -413,9 +413,10 @@ class Upload:
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s
-                if index + 1 < len(self._partitions) and index + 1 not in self._whole:
-                    # Its first chunks may have been sent long before, but the link carries them only now.
-                    self._started_s[index + 1] = now_s
+                with self._changed:
+                    if index + 1 < len(self._partitions) and index + 1 not in self._whole:
+                        # Its first chunks may have been sent long before, but the link carries them only now.
+                        self._started_s[index + 1] = now_s
         elif isinstance(message, Ready):
             self._ready_s[message.partition] = now_s
             self._whole.add(message.partition)
