@@ -72,6 +72,9 @@ _LATE_S = 60.0
 # The slowest link for which time is allowed to ask a server what it has stored, and the most time. Nothing can be
 # planned meanwhile.
 _ASKING_MBPS, _ASKING_MAX_S = 0.01, 60.0
+# How many times as long the upload connection may be silent while weights are under way: at 17 kbps a chunk takes a
+# minute, and what is sent behind it waits. The control connection's Pings find a dead server as soon as ever.
+_WEIGHTS_SILENCES = 12
 # How often the thread looks for a late answer, and calls `look`.
 _LATE_POLL_S, _LOOK_S = 0.01, 0.1
 # How long sending a Bye may take: enough for a live server, and short if it is lost.
@@ -89,9 +92,10 @@ class Timeouts:
     """How long a client waits.
 
     A query at the server may take `query_s` and ten times the expected latency. A server that is silent for
-    `heartbeat_s` is sent a Ping, and is lost if it does not answer within `silence_s`. It has `connect_s` to answer a
-    Hello; the same, and the time to send the question, to say what it has stored. After a loss, the client connects
-    again after `retry_s` at first, then less often, at last every `retry_max_s`.
+    `heartbeat_s` is sent a Ping, and is lost if it does not answer within `silence_s`, or twelve times that where
+    weights are under way. It has `connect_s` to answer a Hello; the same, and the time to send the question, to say
+    what it has stored. After a loss, the client connects again after `retry_s` at first, then less often, at last every
+    `retry_max_s`.
     """
 
     query_s: float = 5.0
@@ -114,12 +118,12 @@ class _Heartbeat:
     asked_s: float | None = None
     sent_s: float = 0.0
 
-    def beat(self, connection: Connection) -> bool:
-        """Send a Ping if one is due; whether it was. Raises ServerUnreachableError if there was no answer for too
-        long."""
+    def beat(self, connection: Connection, silence_s: float) -> bool:
+        """Send a Ping if one is due; whether it was. Raises ServerUnreachableError if there was no answer for longer
+        than `silence_s`."""
         now_s = time.monotonic()
-        if self.asked_s is not None and now_s - self.asked_s > self.timeouts.silence_s:
-            raise connection.unreachable(f"the server gave no sign of life for {self.timeouts.silence_s:g} s")
+        if self.asked_s is not None and now_s - self.asked_s > silence_s:
+            raise connection.unreachable(f"the server gave no sign of life for {silence_s:g} s")
         due = now_s - max(self.heard_s, self.sent_s) >= self.timeouts.heartbeat_s
         if due:
             connection.send(Ping())
@@ -599,10 +603,11 @@ class Client:
                     # Pongs: there are no more than Pings were sent.
                     while connections.control.receive(0) is not None:
                         control.heard()
-                    control.beat(connections.control)
+                    control.beat(connections.control, self.timeouts.silence_s)
                 finally:
                     self._querying.release()
-                if connection.beat(connections.upload):
+                silences = _WEIGHTS_SILENCES if upload is not None and upload.weights_under_way else 1
+                if connection.beat(connections.upload, silences * self.timeouts.silence_s):
                     self._pings.append((connection.sent_s, 0))
             else:  # the server works on a query, which has a deadline
                 control.heard()

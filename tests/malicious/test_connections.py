@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -17,7 +18,7 @@ from ionn.client.inflow import _WATCH
 from ionn.client.session import FAULTS, Client
 from ionn.errors import ServerUnreachableError
 from ionn.protocol import messages
-from tests.malicious.hostile import INPUTS, PATIENT, QUICK, Connection, Hostile
+from tests.malicious.hostile import INPUTS, PATIENT, QUICK, Connection, Hostile, session_at
 from tests.support.world import wait_for
 
 
@@ -138,3 +139,36 @@ def test_a_process_that_can_open_few_files_goes_on() -> None:
     ended = done.stdout.split()
     assert [ended[0], ended[24], ended[25], ended[49]] == ["1", "0", "1", "0"]
     assert set(ended) == {"0", "1"}
+
+
+class Counting(Hostile):
+    """It counts the control connection's Pings."""
+
+    pings = 0
+
+    def _answer(self, message: messages.Message, role: str) -> tuple[str, messages.Message]:
+        self.pings += isinstance(message, messages.Ping) and role == "control"
+        return super()._answer(message, role)
+
+
+def test_a_chunk_may_take_longer_than_a_server_may_be_silent() -> None:
+    """The control connection tells that the server is alive."""
+    timeouts = dataclasses.replace(PATIENT, heartbeat_s=0.1, silence_s=3.0)
+    acknowledged: list[int] = []
+
+    def delay_the_first(connection: Connection, answer: messages.Message) -> bool:
+        if not acknowledged:
+            before = server.pings
+            wait_for(lambda: server.pings > before + 40, "forty Pings, one each tenth of a second")
+        acknowledged.append(1)
+        connection.send(answer)
+        return True
+
+    server = Counting("chunk ack", delay_the_first)
+    try:
+        with session_at(server.address, timeouts) as (client, session):
+            session.start_upload()
+            wait_for(session.uploaded, "the upload")
+            assert client.faults == []
+    finally:
+        server.close()
