@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket as sockets
+from typing import Any
 
 from ionn.arguments import text_of
 from ionn.errors import InputError
@@ -36,20 +37,30 @@ def format_address(address: Address) -> str:
 
 def is_loopback(address: str) -> bool:
     """Tell whether only this machine can reach tcp://HOST:PORT. Raises InputError for an unknown host."""
-    return all(ip.is_loopback for ip in _resolve(address))
+    return all(ip.is_loopback for ip in _ips(address))
 
 
 def is_this_machine(address: str) -> bool:
     """Tell whether a connection to tcp://HOST:PORT stays within this machine by its address: a loopback address, or the
     unspecified one (0.0.0.0). Raises InputError for an unknown host."""
-    return all(ip.is_loopback or ip.is_unspecified for ip in _resolve(address))
+    return all(ip.is_loopback or ip.is_unspecified for ip in _ips(address))
 
 
-def _resolve(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    host, port = parse_address(address, listen=True)
+def resolve(address: Address) -> tuple[int, tuple[Any, ...]]:
+    """The family and the socket address of an address. Of a name's addresses, the first of IPv4 is preferred, since
+    libzmq's clients use only these. Raises InputError for an unknown host."""
+    return min(_look_up(address), key=lambda found: found[0] != sockets.AF_INET)
+
+
+def _look_up(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
     try:
-        found = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)
+        found = sockets.getaddrinfo(*address, type=sockets.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"{address}: unknown host; check its name") from error
-    ips = [ipaddress.ip_address(str(where[0]).partition("%")[0]) for *_, where in found]
+        raise InputError(f"{format_address(address)}: unknown host; check its name") from error
+    return [(family, where) for family, *_, where in found]
+
+
+def _ips(address: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    found = _look_up(parse_address(address, listen=True))
+    ips = [ipaddress.ip_address(str(where[0]).partition("%")[0]) for _, where in found]
     return [(ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip for ip in ips]

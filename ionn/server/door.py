@@ -16,12 +16,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ionn.address import format_address, parse_address
+from ionn.address import format_address, parse_address, resolve
 from ionn.errors import InputError
 from ionn.protocol.buffers import Outgoing, give_back
 from ionn.protocol.curve import ServerKeys, printed
@@ -113,23 +114,13 @@ class Host(Protocol):
 
 def listener_at(bind: str) -> socket.socket:
     """A socket that listens at tcp://HOST:PORT. Raises InputError if that is impossible."""
-    host, port = parse_address(bind, listen=True)
+    family, where = resolve(parse_address(bind, listen=True))
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{bind}: unknown host; check its name") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(where)
-        listener.listen(_BACKLOG)
+        listener = socket.create_server(where, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        listener.close()
-        raise InputError(f"{bind}: cannot listen there: {error.strerror}; choose another address") from error
+        reason = os.strerror(error.errno or 0)
+        raise InputError(f"{bind}: cannot listen there: {reason}; choose another address") from error
     listener.setblocking(False)
     return listener
 

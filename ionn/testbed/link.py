@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ionn.address import Address, format_address
+from ionn.address import Address, format_address, resolve
 from ionn.client.pacing import SPIN_S
 from ionn.errors import InputError
 from ionn.testbed.bandwidth import Bandwidth
@@ -69,7 +69,7 @@ def serve_link(
     """
     with _listen(listen) as listener:
         address: Address = listener.getsockname()[:2]
-        target = _resolve(to)
+        target = resolve(to)
         if target[1][:2] == address:
             raise InputError(f"{format_address(to)}: the link cannot forward to itself; give the server's address")
         # Otherwise the system adds 0.05 ms to every wait for an arrival.
@@ -81,17 +81,8 @@ def serve_link(
         link.run()
 
 
-def _resolve(address: Address) -> tuple[int, tuple[Any, ...]]:
-    """The family and the socket address of an address."""
-    try:
-        family, _, _, _, sockaddr = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{format_address(address)}: unknown host; check its name") from error
-    return family, sockaddr
-
-
 def _listen(address: Address) -> socket.socket:
-    family, sockaddr = _resolve(address)
+    family, sockaddr = resolve(address)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -30,6 +30,7 @@ from ionn.protocol.curve import ClientKeys, client_keys, make_keys
 from ionn.server.front import Server as Listener
 from ionn.server.limits import Limits, option
 from tests.strangers.test_slow_queries import RELU
+from tests.support.machine import put_ipv6_first
 from tests.support.raw import Raw
 from tests.support.world import WAIT_S, Server, World, bit_equal, recover, wait_for
 
@@ -159,6 +160,13 @@ def test_what_only_this_machine_reaches() -> None:
         assert is_this_machine(here)
     assert not any(map(is_this_machine, ("tcp://192.0.2.1:1", "tcp://[::ffff:192.0.2.1]:1", "tcp://[2001:db8::1]:1")))
     assert not any(map(is_loopback, ("tcp://0.0.0.0:0", "tcp://[::]:0", "tcp://192.0.2.1:1")))
+
+
+def test_localhost_is_ipv4_as_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_ipv6_first(monkeypatch)
+    server = Listener("tcp://localhost:0")
+    server.close()
+    assert server.address.startswith("tcp://127.0.0.1:")
 
 
 def test_a_public_address_without_keys_must_be_wanted(

@@ -31,7 +31,7 @@ from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.delay import Delay
 from ionn.testbed.link import _EDGES, IN_FLIGHT_BYTES_MAX, SOCKET_BUFFER_BYTES, _Direction, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
-from tests.support.machine import vacant
+from tests.support.machine import put_ipv6_first, vacant
 from tests.support.world import WAIT_S, wait_for
 
 FAST_MBPS = 2_000.0
@@ -627,6 +627,16 @@ def test_cannot_forward_to_itself(host: str, family: socket.AddressFamily) -> No
         address: Address = unused.getsockname()[:2]
     with pytest.raises(InputError, match="itself"):
         serve_link(address, (host, address[1]), Bandwidth.constant(80), must_not_listen)
+
+
+def test_both_ends_of_localhost_are_ipv4_as_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by whether it would forward to itself."""
+    put_ipv6_first(monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    for listen, to in itertools.permutations(["localhost", "127.0.0.1"]):
+        with pytest.raises(InputError, match="itself"):
+            serve_link((listen, port), (to, port), Bandwidth.constant(80), must_not_listen)
 
 
 @needs_ipv6

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,21 @@ def vacant() -> Iterator[tuple[str, int]]:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(("127.0.0.1", 0))
         yield place.getsockname()
+
+
+def put_ipv6_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `localhost` be ::1, then 127.0.0.1, as with the /etc/hosts that Debian's installer and Docker write."""
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *arguments: Any, **options: Any) -> list[Any]:
+        if host != "localhost":
+            return look_up(host, port, *arguments, **options)
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 @contextlib.contextmanager
