@@ -7,6 +7,7 @@ import errno
 import itertools
 import math
 import os
+import socket as sockets
 import threading
 import time
 from collections import deque
@@ -16,11 +17,11 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from ionn.address import parse_address
+from ionn.address import format_address, parse_address, resolve
 from ionn.client.inflow import Inflow
 from ionn.client.mechanism import mechanism_of
 from ionn.coding import CODECS
-from ionn.errors import NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
+from ionn.errors import InputError, NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import (
     ERROR_MISSING,
@@ -98,8 +99,14 @@ class Connection:
         self._inflow: Inflow | None = None
         self._expected_bytes = HEADER_BYTES_MAX
         self._broken: Exception | None = None
+        place = parse_address(address)
         with opening(address):
             _check_files()
+            try:
+                # Here, since libzmq is to be told which of the two families a name has.
+                family, where = resolve(place)
+            except InputError as error:
+                raise self.unreachable("unknown host; check its name") from error
             self._socket = context.socket(zmq.DEALER)
             try:
                 self._socket.linger = 0
@@ -107,14 +114,14 @@ class Connection:
                 self._socket.rcvhwm = _WAITING_MAX
                 self._socket.maxmsgsize = FRAME_BYTES_MAX
                 self._socket.reconnect_ivl = _NEVER_MS
-                self._socket.ipv6 = "[" in address
+                self._socket.ipv6 = family == sockets.AF_INET6
                 if keys is not None:
                     keys.apply(self._socket)
                 self._monitor = self._socket.get_monitor_socket(_EVENTS, f"inproc://monitor-{next(_monitors)}")
                 self._poller = zmq.Poller()
                 self._poller.register(self._socket, zmq.POLLIN)
                 self._poller.register(self._monitor, zmq.POLLIN)
-                self._socket.connect(address)
+                self._socket.connect(f"tcp://{format_address(where[:2])}")
             except zmq.ZMQError:
                 self._socket.close()
                 raise

@@ -6,19 +6,24 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from ionn.client import connection as module
+from ionn.client.connection import ping
 from ionn.client.inflow import _WATCH
 from ionn.client.session import FAULTS, Client
 from ionn.errors import ServerUnreachableError
 from ionn.protocol import messages
 from tests.malicious.hostile import INPUTS, PATIENT, QUICK, Connection, Hostile, session_at
+from tests.support.command import serving
+from tests.support.machine import needs_ipv6
 from tests.support.world import wait_for
 
 
@@ -172,3 +177,23 @@ def test_a_chunk_may_take_longer_than_a_server_may_be_silent() -> None:
             assert client.faults == []
     finally:
         server.close()
+
+
+@needs_ipv6
+def test_a_name_that_has_only_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> list[Any]:
+        return look_up("::1" if host == "box" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with serving("--bind", "tcp://[::1]:0") as server:
+        port = server.address.rpartition(":")[2]
+        assert ping(f"tcp://box:{port}", timeout_s=60.0).room
+        Client(f"tcp://box:{port}", timeouts=PATIENT).close()
+
+
+@pytest.mark.parametrize("host", ["box.invalid", "a..b"])
+def test_an_unknown_host_is_said_to_be_unknown(host: str) -> None:
+    with pytest.raises(ServerUnreachableError, match=rf"{host}:7675: unknown host; check its name$"):
+        ping(f"tcp://{host}:7675")
