@@ -5,6 +5,7 @@ run until they are told to stop, with exit code 0. `run` and `sweep`, which have
 Ctrl-C.
 """
 
+import codecs
 import io
 import os
 import signal
@@ -42,8 +43,7 @@ def _end_at_last(number: int) -> None:
 
 def open_standard_streams() -> None:
     """Open standard streams that the shell closed (`2>&-`), so that their output is discarded. Otherwise the next file
-    or socket would get the stream's number, and with it the messages for the user. Paths that are not UTF-8 can be
-    printed, as they are."""
+    or socket would get the stream's number, and with it the messages for the user. Then have any text be printed."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -51,7 +51,16 @@ def open_standard_streams() -> None:
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        codecs.register_error("ionn", _escaped)
+        sys.stdout.reconfigure(errors="ionn")
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Give a path's bytes that are no text as they are, and what the terminal's encoding lacks in ASCII."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def main() -> None:

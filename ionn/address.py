@@ -47,8 +47,8 @@ def is_this_machine(address: str) -> bool:
 
 
 def resolve(address: Address) -> tuple[int, tuple[Any, ...]]:
-    """The family and the socket address of an address. Of a name's addresses, the first of IPv4 is preferred, since
-    libzmq's clients use only these. Raises InputError for an unknown host."""
+    """The family and the socket address of an address. Of a name's addresses, the first of IPv4 is preferred, so that
+    client, link and server take the same one. Raises InputError for an unknown host."""
     return min(_look_up(address), key=lambda found: found[0] != sockets.AF_INET)
 
 

@@ -293,7 +293,7 @@ class Session:
 
     @property
     def fault(self) -> Exception | None:
-        """Why this session runs without the server, or None while it has one."""
+        """Why the server is lost, or why the upload ended early; None if neither is the case."""
         return self._offloading.fault
 
     @property

@@ -139,17 +139,20 @@ def locked(folder: Path, private: bool = False) -> Iterator[None]:
     """Lock a folder against other processes that lock it; create it if there is none. From now on, only the user may
     read a `private` folder.
 
-    Raises InputError if the folder cannot be created.
+    Raises InputError if the folder cannot be created or locked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        if private:
-            os.fchmod(descriptor, 0o700)
     except OSError as error:
         raise InputError(f"{folder}: cannot make this folder: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if private:
+                os.fchmod(descriptor, 0o700)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot lock this folder: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)

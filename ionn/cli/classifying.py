@@ -159,7 +159,8 @@ def classify(
     if isinstance(fault, WrongResultError):
         raise fault
     if fault is not None:
-        raise ServerUnreachableError(f"{fault}; the query ran at the client")
+        alone = all(segment.where == "client" for segment in answer.segments)
+        raise ServerUnreachableError(f"{fault}; the query {'ran at the client' if alone else 'used what was uploaded'}")
 
 
 def _labels(labels: list[str], network: Network) -> list[str]:

@@ -193,9 +193,12 @@ def run(
         )  # fmt: skip
     click.echo(json.dumps(_runs_json(traces)) if as_json else _runs_text(traces))
     runner.check_outputs(traces)
-    faults = [trace.info.fault for trace in traces if trace.info.fault is not None]
-    if faults:
-        raise ServerUnreachableError(f"{faults[0]}; the queries ran at the client")
+    for trace in traces:
+        if trace.info.fault is not None:
+            alone = sum(all(segment.where == "client" for segment in query.segments) for query in trace.queries)
+            raise ServerUnreachableError(
+                f"{trace.info.fault}; {alone} of {len(trace.queries)} queries ran at the client alone"
+            )
 
 
 def _runs_json(traces: list[Trace]) -> dict[str, Any]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import math
+import os
+import socket as sockets
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from ionn.address import parse_address
+from ionn.address import format_address, parse_address, resolve
 from ionn.client.inflow import Inflow
 from ionn.client.mechanism import mechanism_of
 from ionn.coding import CODECS
-from ionn.errors import NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
+from ionn.errors import InputError, NotAcceptedError, ProtocolError, ServerError, ServerUnreachableError, VersionError
 from ionn.protocol.curve import ClientKeys
 from ionn.protocol.messages import (
     ERROR_MISSING,
@@ -53,6 +57,28 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 _monitors = itertools.count()
+# More than the files that a connection opens, the first one of a context included.
+_FILES = 10
+
+
+@contextlib.contextmanager
+def opening(address: str) -> Iterator[None]:
+    """Raise ServerUnreachableError where the system or ZeroMQ opens no more files."""
+    try:
+        yield
+    except (OSError, zmq.ZMQError) as error:
+        raise ServerUnreachableError(f"{address}: no connection can be made: {error.strerror}") from error
+
+
+def _check_files() -> None:
+    """Raise OSError unless _FILES more can be opened. With fewer, ZeroMQ may end the whole process."""
+    opened: list[int] = []
+    try:
+        for _ in range(_FILES):
+            opened.append(os.eventfd(0))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 class Connection:
@@ -73,27 +99,32 @@ class Connection:
         self._inflow: Inflow | None = None
         self._expected_bytes = HEADER_BYTES_MAX
         self._broken: Exception | None = None
-        try:
+        place = parse_address(address)
+        with opening(address):
+            _check_files()
+            try:
+                # Here, since libzmq is to be told which of the two families a name has.
+                family, where = resolve(place)
+            except InputError as error:
+                raise self.unreachable("unknown host; check its name") from error
             self._socket = context.socket(zmq.DEALER)
-        except zmq.ZMQError as error:
-            raise self.unreachable(f"no connection can be made: {error.strerror}") from error
-        try:
-            self._socket.linger = 0
-            self._socket.sndhwm = 0  # no limit: credit bounds what is under way
-            self._socket.rcvhwm = _WAITING_MAX
-            self._socket.maxmsgsize = FRAME_BYTES_MAX
-            self._socket.reconnect_ivl = _NEVER_MS
-            self._socket.ipv6 = "[" in address
-            if keys is not None:
-                keys.apply(self._socket)
-            self._monitor = self._socket.get_monitor_socket(_EVENTS, f"inproc://monitor-{next(_monitors)}")
-            self._poller = zmq.Poller()
-            self._poller.register(self._socket, zmq.POLLIN)
-            self._poller.register(self._monitor, zmq.POLLIN)
-            self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise self.unreachable(f"no connection can be made: {error.strerror}") from error
+            try:
+                self._socket.linger = 0
+                self._socket.sndhwm = 0  # no limit: credit bounds what is under way
+                self._socket.rcvhwm = _WAITING_MAX
+                self._socket.maxmsgsize = FRAME_BYTES_MAX
+                self._socket.reconnect_ivl = _NEVER_MS
+                self._socket.ipv6 = family == sockets.AF_INET6
+                if keys is not None:
+                    keys.apply(self._socket)
+                self._monitor = self._socket.get_monitor_socket(_EVENTS, f"inproc://monitor-{next(_monitors)}")
+                self._poller = zmq.Poller()
+                self._poller.register(self._socket, zmq.POLLIN)
+                self._poller.register(self._monitor, zmq.POLLIN)
+                self._socket.connect(f"tcp://{format_address(where[:2])}")
+            except zmq.ZMQError:
+                self._socket.close()
+                raise
 
     def wake_by(self, descriptor: int) -> None:
         """Have `receive` also return, with nothing, when a file descriptor becomes readable."""
@@ -258,7 +289,8 @@ class Connection:
 def ping(address: str, keys: ClientKeys | None = None, timeout_s: float = 2.0) -> Pong:
     """Ask a server at tcp://HOST:PORT whether it is alive and accepts another session. Raises as `Connection.ask`
     does."""
-    context: zmq.Context[Any] = zmq.Context()
+    with opening(address):
+        context: zmq.Context[Any] = zmq.Context()
     try:
         connection = Connection(context, address, keys)
         try:

@@ -89,9 +89,16 @@ class Inflow:
 
 
 class _Watch:
-    """A thread that waits until bytes come by some of the connections, and then checks these."""
+    """A thread that waits until bytes come by some of the connections, and then checks these.
+
+    A forked process has none of its parent's threads, and begins anew with connections of its own.
+    """
 
     def __init__(self) -> None:
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
         self._epoll = select.epoll()
         self._runs = False
         self._inflows: dict[int, Inflow] = {}
@@ -107,8 +114,8 @@ class _Watch:
 
     def remove(self, inflow: Inflow) -> None:
         with self._lock:
-            del self._inflows[inflow.fileno()]
-            self._epoll.unregister(inflow.fileno())
+            if self._inflows.pop(inflow.fileno(), None) is not None:  # else it is a parent's
+                self._epoll.unregister(inflow.fileno())
 
     def _run(self) -> None:
         while True:

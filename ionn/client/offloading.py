@@ -214,6 +214,8 @@ class Offloading:
         upload = self.upload
         if self._prepare_rest is None or self.measuring is None or upload is None or self._closed.is_set():
             return
+        if upload.error is not None:  # nothing more will be uploaded
+            return
         estimate, begun = self.measuring.current(), upload.begun
         try:
             rest = None

@@ -22,7 +22,7 @@ from typing import Any
 import zmq
 
 from ionn.address import format_address, parse_address
-from ionn.client.connection import FRAME_BYTES_MAX, Connection
+from ionn.client.connection import FRAME_BYTES_MAX, Connection, opening
 from ionn.client.estimates import ANSWER_S
 from ionn.client.measuring import Measuring
 from ionn.client.query import Exchange
@@ -72,6 +72,9 @@ _LATE_S = 60.0
 # The slowest link for which time is allowed to ask a server what it has stored, and the most time. Nothing can be
 # planned meanwhile.
 _ASKING_MBPS, _ASKING_MAX_S = 0.01, 60.0
+# How many times as long the upload connection may be silent while weights are under way: at 17 kbps a chunk takes a
+# minute, and what is sent behind it waits. The control connection's Pings find a dead server as soon as ever.
+_WEIGHTS_SILENCES = 12
 # How often the thread looks for a late answer, and calls `look`.
 _LATE_POLL_S, _LOOK_S = 0.01, 0.1
 # How long sending a Bye may take: enough for a live server, and short if it is lost.
@@ -89,9 +92,10 @@ class Timeouts:
     """How long a client waits.
 
     A query at the server may take `query_s` and ten times the expected latency. A server that is silent for
-    `heartbeat_s` is sent a Ping, and is lost if it does not answer within `silence_s`. It has `connect_s` to answer a
-    Hello; the same, and the time to send the question, to say what it has stored. After a loss, the client connects
-    again after `retry_s` at first, then less often, at last every `retry_max_s`.
+    `heartbeat_s` is sent a Ping, and is lost if it does not answer within `silence_s`, or twelve times that where
+    weights are under way. It has `connect_s` to answer a Hello; the same, and the time to send the question, to say
+    what it has stored. After a loss, the client connects again after `retry_s` at first, then less often, at last every
+    `retry_max_s`.
     """
 
     query_s: float = 5.0
@@ -114,12 +118,12 @@ class _Heartbeat:
     asked_s: float | None = None
     sent_s: float = 0.0
 
-    def beat(self, connection: Connection) -> bool:
-        """Send a Ping if one is due; whether it was. Raises ServerUnreachableError if there was no answer for too
-        long."""
+    def beat(self, connection: Connection, silence_s: float) -> bool:
+        """Send a Ping if one is due; whether it was. Raises ServerUnreachableError if there was no answer for longer
+        than `silence_s`."""
         now_s = time.monotonic()
-        if self.asked_s is not None and now_s - self.asked_s > self.timeouts.silence_s:
-            raise connection.unreachable(f"the server gave no sign of life for {self.timeouts.silence_s:g} s")
+        if self.asked_s is not None and now_s - self.asked_s > silence_s:
+            raise connection.unreachable(f"the server gave no sign of life for {silence_s:g} s")
         due = now_s - max(self.heard_s, self.sent_s) >= self.timeouts.heartbeat_s
         if due:
             connection.send(Ping())
@@ -218,15 +222,19 @@ class Client:
         self._losses = self._breaks = self._setbacks = 0
         self._most_ready = self._most_bytes = 0
         self._make: tuple[MakePartitions, Callable[[], float]] | None = None
-        self._context: zmq.Context[Any] = zmq.Context()
+        with opening(self.address):
+            self._context: zmq.Context[Any] = zmq.Context()
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._stopped = threading.Event()
         self._left = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._waking = threading.Lock()
         self._querying = threading.Lock()  # whoever holds it may use the control connection
         self._closing = threading.Lock()
+        # Those that are used, and those that are to be closed: by the thread after a loss, or at last by `close`.
         self._connections: _Connections | None = None
+        self._open: _Connections | None = None
         try:
-            self._connections = self._first_connections((host, port))
+            self._connections = self._open = self._first_connections((host, port))
         except BaseException as error:
             if not (may_be_lost and isinstance(error, FAULTS)) or isinstance(error, NotAcceptedError):
                 self._context.destroy(linger=0)
@@ -241,7 +249,7 @@ class Client:
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
         self.upload = upload = Upload(partitions, now_s, self._yields, self._store)
-        os.eventfd_write(self._wake, 1)
+        self.wake()
         return upload
 
     def start_upload_when_known(self, make: MakePartitions, now_s: Callable[[], float]) -> None:
@@ -253,7 +261,7 @@ class Client:
         if self.upload is not None or self._make is not None:
             raise ValueError("this client uploads already")
         self._make = make, now_s
-        os.eventfd_write(self._wake, 1)
+        self.wake()
 
     @property
     def stored_pieces(self) -> frozenset[str]:
@@ -340,8 +348,9 @@ class Client:
 
     def wake(self) -> None:
         """Have the thread look at once whether there is something to do."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        with self._waking:
+            if self._wake >= 0:  # the client was not closed meanwhile
+                os.eventfd_write(self._wake, 1)
 
     def _drain(self, connections: _Connections) -> bool:
         """Take what has come of a late answer; whether no query is late any more. Called with the lock."""
@@ -382,20 +391,21 @@ class Client:
         with self._closing:
             if self._context.closed:
                 return
-            os.eventfd_write(self._wake, 1)
+            self.wake()
             self._keeper.join()
             if self.upload is not None:
                 self.upload.stop(self.upload.error)
             with self._querying:
-                connections, self._connections = self._connections, None
-                if connections is not None:
+                self._connections = None
+                if self._open is not None:
                     with contextlib.suppress(*FAULTS):
-                        connections.control.send(Bye())
-                    connections.upload.close()
-                    connections.control.close(linger_ms=_GOODBYE_MS)
+                        self._open.control.send(Bye())
+                    self._open.upload.close()
+                    self._open.control.close(linger_ms=_GOODBYE_MS)
                 self._context.destroy(linger=_GOODBYE_MS)
-                os.close(self._wake)
-                self._wake = -1
+                with self._waking:
+                    wake, self._wake = self._wake, -1
+                os.close(wake)
 
     def _lose(self, connections: _Connections | None, error: Exception) -> None:
         """Give up connections because of an error, and have the thread make others. Called with the lock."""
@@ -422,8 +432,7 @@ class Client:
             self.lost_s = time.monotonic()
         self.fault = error
         self._connections = None
-        if self._wake >= 0:  # the client was not closed meanwhile
-            os.eventfd_write(self._wake, 1)
+        self.wake()
 
     # --- What the thread does -----------------------------------------------------------------------------------------
 
@@ -441,7 +450,7 @@ class Client:
 
     def _keep_once(self) -> None:
         """Connect if there is no connection, and serve the connections until they are lost."""
-        connections, upload = self._connections, None
+        connections, upload = self._open, None
         if connections is None:
             # A random part, so that not all clients of a server that was lost connect to it at the same time.
             wait_s = min(self.timeouts.retry_s * 2 ** min(self._losses, 16), self.timeouts.retry_max_s)
@@ -450,7 +459,7 @@ class Client:
                 return
         try:
             if connections is None:
-                connections = self._connect()
+                connections = self._open = self._connect()
                 with self._querying:
                     if not self._left:
                         self._connections = connections
@@ -463,6 +472,7 @@ class Client:
                     self._lose(connections, error)
         if connections is not None and self._connections is not connections:
             connections.close()
+            self._open = None
 
     def _first_connections(self, address: tuple[str, int]) -> _Connections:
         try:
@@ -500,7 +510,6 @@ class Client:
             self._check(welcome.numerics)
             upload = Connection(self._context, self.address, self._keys)
             opened.callback(upload.close)
-            upload.wake_by(self._wake)
             welcome = self._hello(upload, "upload")
             self._check(welcome.numerics)
             if (question := self._store.begin(welcome)) is not None:
@@ -510,6 +519,8 @@ class Client:
                     self._store.take(holds, time.monotonic())
             if self._measuring is not None:
                 self._measure(self._measuring, upload, welcome)
+            # Not earlier: only `_tend` takes the wake-ups, so until then waiting would end at once.
+            upload.wake_by(self._wake)
             opened.pop_all()
         self.welcome = welcome
         if welcome.numerics not in self.numerics and len(self.numerics) <= _NUMERICS_MAX:
@@ -595,10 +606,11 @@ class Client:
                     # Pongs: there are no more than Pings were sent.
                     while connections.control.receive(0) is not None:
                         control.heard()
-                    control.beat(connections.control)
+                    control.beat(connections.control, self.timeouts.silence_s)
                 finally:
                     self._querying.release()
-                if connection.beat(connections.upload):
+                silences = _WEIGHTS_SILENCES if upload is not None and upload.weights_under_way else 1
+                if connection.beat(connections.upload, silences * self.timeouts.silence_s):
                     self._pings.append((connection.sent_s, 0))
             else:  # the server works on a query, which has a deadline
                 control.heard()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class ServerKeys:
 def _is_key(key: object) -> bool:
     try:
         return isinstance(key, str) and len(key) == 40 and len(z85.decode(key.encode())) == 32
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, struct.error):  # the last for five characters that stand for more than 32 bits
         return False
 
 

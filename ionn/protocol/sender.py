@@ -151,13 +151,13 @@ class Upload:
 
     @property
     def under_way(self) -> bool:
-        """Tell whether an answer is due."""
-        return bool(self._awaited)
+        """Tell whether an answer is due that matters."""
+        return bool(self._awaited) and not self._stopped
 
     @property
     def weights_under_way(self) -> bool:
         """Tell whether chunks are on their way to the server, not only headers and ends."""
-        return self._under_way_bytes > 0
+        return self._under_way_bytes > 0 and not self._stopped
 
     @property
     def is_stored(self) -> bool:
@@ -413,9 +413,10 @@ class Upload:
             self._received[index] = message.received
             if message.received == self._partitions[index].caffemodel.size:
                 self._ended_s[index] = now_s
-                if index + 1 < len(self._partitions) and index + 1 not in self._whole:
-                    # Its first chunks may have been sent long before, but the link carries them only now.
-                    self._started_s[index + 1] = now_s
+                with self._changed:
+                    if index + 1 < len(self._partitions) and index + 1 not in self._whole:
+                        # Its first chunks may have been sent long before, but the link carries them only now.
+                        self._started_s[index + 1] = now_s
         elif isinstance(message, Ready):
             self._ready_s[message.partition] = now_s
             self._whole.add(message.partition)

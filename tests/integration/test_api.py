@@ -33,6 +33,7 @@ from ionn.model.network import Network
 from ionn.testbed import processes
 from tests.support import machine
 from tests.support.command import ionn as command
+from tests.support.command import serving
 from tests.support.forward import Weights, random_weights
 from tests.support.world import wait_for
 
@@ -643,6 +644,22 @@ def test_classify_without_its_server_answers_and_fails(tiny_files: Path, slow_cl
     assert done.stderr == (
         "ionn: tcp://127.0.0.1:1: no server there (Connection refused); the query ran at the client\n"
     )
+
+
+def test_classify_with_a_part_of_the_plan_answers_and_fails(tiny_files: Path, slow_client: str, tmp_path: Path) -> None:
+    """The server refuses the last partition; the others are used."""
+    options = ("--client", slow_client, "--server", "gtx1080ti", "--mbps", "80")
+    with serving("--weights-mb", "1") as server:
+        arguments = ("--model", tiny_files, "--connect", server.address, *options)
+        done = command("classify", "coffee", *arguments, "--json")
+        run = command(
+            "run", tiny_files, "--connect", server.address, "--client", slow_client, "--server", "gtx1080ti",
+            "--results", tmp_path / "results",
+        )  # fmt: skip
+    assert "server" in {part["where"] for part in json.loads(done.stdout)["segments"]}
+    assert done.returncode == run.returncode == 2
+    assert re.search(r"--weights-mb is 1.*; the query used what was uploaded\n$", done.stderr), done.stderr
+    assert re.search(r"--weights-mb is 1.*; \d+ of \d+ queries ran at the client alone\n$", run.stderr), run.stderr
 
 
 # --- Examples -------------------------------------------------------------------------------------------------------

@@ -52,6 +52,24 @@ def test_plan_json_is_what_people_script_against() -> None:
     assert plan["partitions"][0]["layers"][:3] == ["conv1", "relu1", "norm1"]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name", "shown"),
+    [
+        ("latin-1", "\u94a5", b"\\u94a5"),
+        ("utf-8", b"\xff", b"\\udcff"),  # a file's name may be any bytes
+    ],
+)
+def test_text_that_the_terminal_cannot_show_is_written_in_ascii(
+    encoding: str, name: str | bytes, shown: bytes, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ionn", "keygen", name], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == shown + b".secret\n" + shown + b".public\n"
+
+
 def test_plan_shows_the_channels_of_slices() -> None:
     done = ionn("plan", "alexnet", "--algorithm", "sliced-efficiency", "--json")
     plan = json.loads(done.stdout)

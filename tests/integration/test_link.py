@@ -32,7 +32,7 @@ from ionn.testbed.bandwidth import Bandwidth
 from ionn.testbed.delay import Delay
 from ionn.testbed.link import _EDGES, IN_FLIGHT_BYTES_MAX, SOCKET_BUFFER_BYTES, _Direction, _Flow, _Link, serve_link
 from ionn.testbed.link_pacer import LinkPacer
-from tests.support.machine import put_ipv6_first, vacant
+from tests.support.machine import needs_ipv6, put_ipv6_first, vacant
 from tests.support.world import WAIT_S, wait_for
 
 FAST_MBPS = 2_000.0
@@ -49,17 +49,6 @@ serve_link(parse_address(listen, listen=True), parse_address(to), bandwidth,
            lambda address: print(format_address(address), flush=True),
            up=Delay(float(delay_s), float(jitter_s), "up"), down=Delay(float(delay_s), float(jitter_s), "down"))
 """
-
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no address ::1")
 
 
 class Link:

@@ -18,7 +18,7 @@ from ionn.model import engine
 from ionn.model.comparison import bit_equal
 from ionn.protocol import messages
 from ionn.schema import TIME_MAX_MS
-from tests.malicious.hostile import INPUTS, NETWORK, QUICK, WEIGHTS, Connection, Hostile, Script
+from tests.malicious.hostile import INPUTS, NETWORK, QUICK, WEIGHTS, Connection, Hostile, Script, say
 from tests.support.world import wait_for
 
 # The client takes 180 ms for a query.
@@ -96,5 +96,34 @@ def test_a_server_that_answers_no_ping_holds_up_nobody() -> None:
         client = Client(server.address, timeouts=timeouts, measuring=Measuring())
         wait_for(lambda: client.fault is not None, "the silence to be noticed")
         client.close()
+    finally:
+        server.close()
+
+
+def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = messages.Error(messages.ERROR_PARTITION, "too many weights")
+    server = Hostile("chunk ack", say(refused))
+    try:
+        net = engine.load_network(NETWORK, WEIGHTS)
+        with open_offloading(
+            NETWORK, net, HERE, server.address, None, "recursive-efficiency", there=THERE, paced=True
+        ) as offloading:
+            client, measuring = offloading._client, offloading.measuring
+            assert client is not None
+            assert measuring is not None
+            offloading.start_upload()
+            wait_for(lambda: offloading.upload is not None and offloading.upload.error, "the partition to be refused")
+            observed: list[str] = []
+            monkeypatch.setattr(measuring, "round_trip", lambda seconds: observed.append("round trip"))
+            monkeypatch.setattr(measuring, "probed", lambda size_bytes, seconds: observed.append("probe"))
+            client.probe()
+            wait_for(lambda: set(observed) == {"round trip", "probe"}, "a round trip and a probe")
+            assert not measuring.uploading
+            # Nothing is planned that could not be uploaded.
+            planned: list[object] = []
+            monkeypatch.setattr(offloading, "_prepare_rest", lambda *pieces: planned.append(pieces))
+            offloading._plan_again()
+            assert planned == []
+            assert client.fault is None
     finally:
         server.close()

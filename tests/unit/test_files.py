@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from ionn.costs.loading import load_costs
 from ionn.errors import InputError, printable
-from ionn.files import FILE_BYTES_MAX, check_writable, file_name, read_text, write_file
+from ionn.files import FILE_BYTES_MAX, check_writable, file_name, locked, read_text, write_file
 from ionn.model.caffemodel import read_weights
 from ionn.model.inputs import image_input
 from ionn.model.network import Network
@@ -160,3 +161,17 @@ def test_a_name_that_is_too_long_is_found_out_before_the_work(tmp_path: Path) ->
     for path in (tmp_path / ("a" * 256), tmp_path / ("a" * 256) / "b"):
         with pytest.raises(InputError, match="cannot write there: File name too long"):
             check_writable(path)
+
+
+@pytest.mark.parametrize("module", ["os.fchmod", "fcntl.flock"])
+def test_a_folder_that_cannot_be_locked_is_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(module, fail)
+    files = os.listdir("/proc/self/fd")
+    with pytest.raises(InputError, match=r"cannot lock this folder: No locks available$"), locked(tmp_path, True):
+        pass
+    assert os.listdir("/proc/self/fd") == files

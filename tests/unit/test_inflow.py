@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ionn.client.inflow import SLACK_BYTES, Inflow
+from ionn.client.inflow import _WATCH, SLACK_BYTES, Inflow
 from tests.support.world import wait_for
 
 
@@ -99,3 +101,16 @@ def test_a_descriptor_that_is_another_files_by_now_is_let_alone(what: str, tmp_p
         with pytest.raises(OSError):  # noqa: PT011 (whatever the system says)
             Inflow(descriptor, 7675, 0)
         assert os.listdir("/proc/self/fd") == files
+
+
+def test_a_child_process_watches_its_own_connections() -> None:
+    """Of fork, which takes no threads along, and a lock as it is held at that moment."""
+    with connection() as (ours, _), contextlib.closing(inflow_of(ours)), _WATCH._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(100)
+            try:
+                test_more_than_is_expected_cuts_the_connection()
+            finally:
+                os._exit(0 if sys.exc_info()[0] is None else 1)
+    assert os.waitpid(child, 0)[1] == 0

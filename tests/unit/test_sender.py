@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -328,6 +329,8 @@ def test_an_upload_that_was_stopped_takes_anything(partitions: list[ExtractedPar
     assert upload.ended
     assert upload.error is error
     assert upload.next_message() is None
+    assert not upload.under_way
+    assert not upload.weights_under_way
     upload.take(Ready(1))
     upload.begin(welcome())
     assert drain(upload) == []
@@ -390,3 +393,25 @@ def test_what_the_server_does_not_have_yet(partitions: list[ExtractedPartition])
     assert upload.unsent() == (0, [pytest.approx(1 - 2 * CHUNK / size), 1.0])
     run(upload)
     assert upload.unsent() == (2, [])
+
+
+def test_what_follows_is_replaced_while_the_last_byte_of_a_partition_is_taken(three: list[ExtractedPartition]) -> None:
+    upload = begun(three, window=CHUNK)
+    replaced: list[bool] = []
+    other = threading.Thread(target=lambda: replaced.append(upload.replace_rest(1, [])))
+
+    class Counted(list[ExtractedPartition]):
+        def __len__(self) -> int:
+            """When the first one has begun, another thread drops the rest, or waits until it may."""
+            count = super().__len__()
+            if upload.begun == 1 and other.ident is None:
+                other.start()
+                other.join(0.2)
+            return count
+
+    upload._partitions = Counted(three)
+    while (message := upload.next_message()) is not None:
+        upload.take(answer(message))
+    other.join()
+    assert replaced == [True]
+    assert upload.ready == 1
