@@ -428,9 +428,10 @@ class Server:
 
     def drained(self, connection: Connection) -> None:
         session = connection.session
+        if connection is session.reader:
+            session.moved = time.monotonic()  # its process may have waited for this
         if connection.closed:
             self._forget(session, connection)
-        session.moved = time.monotonic()  # its process may have waited for this
         self._loop.later(session.pipe.fileno())
 
     def _forget(self, session: Session, connection: Connection) -> None:
