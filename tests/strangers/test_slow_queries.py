@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
+from ionn.client.connection import ping
 from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.protocol import messages
-from tests.strangers.peers import Stranger, ask, begin_session, message, send_partition, welcome
-from tests.strangers.test_shares import PATIENT, served
-from tests.support.world import Server
+from tests.strangers.peers import COMMAND, Stranger, ask, begin_session, frame, message, send_partition, welcome
+from tests.strangers.test_shares import PATIENT, WIDE, served
+from tests.support.world import WAIT_S, Server, freeze, wait_for
 
 RELU = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 224 dim: 224 } } }
@@ -92,3 +96,69 @@ def test_a_query_that_never_ends_is_forgotten(how: str) -> None:
                 slow.control.reset()
             slow.come_back()
             slow.check(number + 1)
+
+
+# --- In the middle of an answer ---------------------------------------------------------------------------------------
+
+
+class Reader(Stranger):
+    """A peer that reads what there is, and then takes its answers from that first."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self._read = bytearray()
+
+    def read_all(self) -> None:
+        """Read until nothing has come for a second."""
+        while select.select([self.socket], [], [], 1.0)[0]:
+            self._read += self.socket.recv(1_000_000)
+
+    def receive(self, count: int) -> bytes:
+        data = bytes(self._read[:count])
+        del self._read[:count]
+        return data + super().receive(count - len(data))
+
+
+def begin_answer(server: Server, peer: Stranger) -> int:
+    """Have a session's process stop in the middle of an answer that no buffers hold; its number."""
+    _, process = begin_session(server, peer)
+    send_partition(peer, extract(Network.from_text(WIDE, "wide"), [1], {}))
+    peer.send(message(messages.Query(1, 1, 1, (np.ones(25, "<f4"),))))
+    select.select([peer.socket], [], [])
+    freeze(process)
+    return process
+
+
+def check_answer(peer: Stranger) -> None:
+    result = peer.answer()
+    assert isinstance(result, messages.Result), result
+    assert bytes(result.payload[0]) == np.ones(25 * 240_000, "<f4").tobytes()
+
+
+def test_an_answer_ends_though_more_is_refused_since_the_server_stops() -> None:
+    server = Server(*PATIENT, "--stop-s", "600")
+    with Reader(server.address) as peer:
+        process = begin_answer(server, peer)
+        server.strike(signal.SIGTERM)
+        wait_for(lambda: not ping(server.address, timeout_s=WAIT_S).room, "the server to be told")
+        peer.send(message(messages.Ping()))
+        peer.read_all()
+        os.kill(process, signal.SIGCONT)
+        check_answer(peer)
+        refused = peer.answer()
+        assert isinstance(refused, messages.Error)
+        assert refused.code == messages.ERROR_STOPPING
+    wait_for(lambda: not server.alive(), "the server to end")
+    assert server.stop()[0] == 0
+
+
+def test_a_heartbeat_is_not_answered_within_an_answer() -> None:
+    """libzmq sends them where a client asks for that."""
+    with served(*PATIENT) as server, Reader(server.address) as peer:
+        process = begin_answer(server, peer)
+        peer.send(frame(b"\x04PING\0\0", COMMAND))
+        peer.read_all()
+        os.kill(process, signal.SIGCONT)
+        check_answer(peer)
+        assert peer.frame() == (COMMAND, b"\x04PONG")
+        assert isinstance(ask(peer, messages.Ping()), messages.Pong)
