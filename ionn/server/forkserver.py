@@ -133,13 +133,16 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     names: dict[int, str] = {}
+    poll = select.poll()
+    for end in (front, wake_read):
+        poll.register(end, select.POLLIN)
     _tell(front, _LOADED)
     while True:
-        ready, _, _ = select.select([front, wake_read], [], [])
-        if wake_read in ready:
+        ready = dict(poll.poll())
+        if wake_read.fileno() in ready:
             wake_read.recv(4096)
             _reap(front, names)
-        if front in ready:
+        if descriptor in ready:
             try:
                 packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, _DESCRIPTORS_MAX)
             except ConnectionResetError:  # it was closed with news unread
