@@ -375,7 +375,7 @@ class Server:
                 self._shares.wait(share, session)
             elif session.turn_at is not None and session.computing < _AT_ONCE and self._shares.again(share):
                 self._hand_over(session, session.longest_waiting, light=False)
-        elif session.wants_trial:
+        elif session.wants_trial and self._stop_at is None:
             self._shares.wait(share, session)
         self._give_turns()
 
@@ -390,7 +390,7 @@ class Server:
             if any(session.waiting.values()) and session.able:
                 session.turn_at = time.monotonic()
                 self._hand_over(session, session.longest_waiting, light=False)
-            elif session.wants_trial:
+            elif session.wants_trial and self._stop_at is None:
                 session.turn_at = time.monotonic()
                 self._give(session, Taken(None, TRIAL, 0, light=False, at=session.turn_at))
             else:  # its client has come back and its messages were dropped, or it no longer reads its answers

@@ -374,6 +374,20 @@ def test_a_session_is_stuck_though_connections_of_it_come_and_go() -> None:
         assert not psutil.pid_exists(process)
 
 
+def test_a_server_that_stops_waits_for_no_trial() -> None:
+    server = Server(*PATIENT, "--stop-s", "600")
+    with Stranger(server.address) as peer:
+        _, pid = begin_session(server, peer)
+        process = psutil.Process(pid)
+        busy_s = sum(process.cpu_times()[:2])
+        announce_slow(peer, 101)
+        wait_for(lambda: sum(process.cpu_times()[:2]) > busy_s + 0.3, "a trial")
+        freeze(pid)
+        server.strike(signal.SIGTERM)
+        wait_for(lambda: not server.alive(), "the server to end")
+    server.end_well()
+
+
 def test_stages_are_tried_in_turn() -> None:
     """Beside eight sessions of one client that have only stages to try, another's query waits for few of them."""
     with served(*PATIENT, "--computing", "1") as server, ExitStack() as stack:
