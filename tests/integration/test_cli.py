@@ -257,6 +257,7 @@ BAD_INPUT = {
     "bandwidth negative": (["run", "{}/tiny.prototxt", "--mbps", "-1"], ["-1"]),
     "bandwidth not a number": (["plan", "alexnet", "--mbps", "nan"], ["nan"]),
     "link bandwidth": (["link", "--mbps", "0", "--listen", "127.0.0.1:0"], ["0"]),
+    "metrics at no host": (["serve", "--bind", "127.0.0.1:0", "--metrics", "a..b:9000"], ["a..b:9000: unknown host"]),
     "both a rate and a bandwidth": (["link", "--mbps", "8", "--trace", "{}/ride.csv"], ["--mbps or --trace"]),
     "bandwidth of a link, malformed": (["link", "--trace", "{}/ride.csv"], ["ride.csv:2", "'fast'", "two numbers"]),
     "bandwidth of a run, malformed": (["run", "alexnet", "--link", "{}/ride.csv"], ["ride.csv:2", "'fast'"]),
