@@ -184,6 +184,8 @@ class Server:
         because Caffe cannot be loaded: MissingLibraryError if the reason is known.
         """
         wake = os.eventfd(0, os.EFD_NONBLOCK)
+        # A shell has its background jobs ignore Ctrl-C.
+        heard = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
         interrupted = False
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -195,9 +197,9 @@ class Server:
             os.eventfd_write(wake, 1)
 
         def listen() -> None:
-            for number in _STOPPING:
+            for number in heard:
                 signal.signal(number, stop)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
         listen()
         self._forks = ForkServer(self._costs, self._limits, self._sandboxed, self._store_settings is not None)

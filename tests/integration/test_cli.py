@@ -554,6 +554,23 @@ def test_what_serves_ends_when_it_is_told_to(name: str, over_and_over: bool, num
     assert said.strip().startswith(wanted)
 
 
+@pytest.mark.parametrize("name", UNTIL_TOLD)
+def test_what_serves_in_the_background_does_not_hear_ctrl_c(name: str) -> None:
+    """A shell has its background jobs ignore it."""
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    command = [*ignoring, sys.executable, "-m", "ionn", *UNTIL_TOLD[name]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(process.pid, number)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
+
+
 NEVER_ENDING = """
 import threading, time
 import ionn.__main__, ionn.cli
