@@ -212,9 +212,10 @@ class Server:
                 if not self._forks.alive:
                     said = "the process that loads Caffe for all sessions ended; it has said why"
                     raise self._forks.missing or IonnError(said)
-            self._door.open()
-            ready(self.address)
-            log.info("ready", extra={"fields": {"address": self.address}})
+            if self._stop_at is None:
+                self._door.open()
+                ready(self.address)
+                log.info("ready", extra={"fields": {"address": self.address}})
             while self._stop_at is None:
                 self._loop.turn(_TICK_S)
                 self._tick()

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support.command import ionn, told_while_it_imports
+from tests.support.world import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -566,6 +567,20 @@ def test_what_serves_in_the_background_does_not_hear_ctrl_c(name: str) -> None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 os.kill(process.pid, number)
             _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
+
+
+def test_a_server_that_is_told_to_stop_while_it_loads_says_no_address() -> None:
+    command = [sys.executable, "-m", "ionn", *UNTIL_TOLD["serve"]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(psutil.Process(process.pid).children, "the fork server")
+            for forks in psutil.Process(process.pid).children():
+                forks.suspend()
+            process.terminate()
+            said, _ = process.communicate(timeout=60)
         finally:
             process.kill()
     assert (process.returncode, said) == (0, "")
