@@ -328,7 +328,7 @@ BAD_INPUT = {
         ["serve", "--store", "{}/store", "--store-gb", "2", "--store-gb-per-client", "1", "--store-shared"],
         ["--store-gb-per-client", "not shared"],
     ),
-    "a store for no piece": (["serve", "--store", "{}/store", "--store-gb", "0"], ["--store-gb", "0.005"]),
+    "a store for no piece": (["serve", "--store", "{}/store", "--store-gb", "0.009"], ["--store-gb", "0.01"]),
     "a store of no number": (["serve", "--store", "{}/store", "--store-gb", "nan"], ["--store-gb", "nan"]),
     "a store that is a file": (
         ["serve", "--store", "{}/words.txt", "--store-gb", "1", "--store-shared"],
