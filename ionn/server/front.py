@@ -701,7 +701,7 @@ class Server:
 
     def _look_after(self, session: Session, now: float) -> None:
         """End a session whose client is silent, or whose process is stuck or has ended; end a turn that is too long."""
-        limits, reader = self._limits, session.reader
+        limits, reader, used_s = self._limits, session.reader, session.used_s
         self._charge(session)
         if session.turn_at is not None and now - session.turn_at > limits.turn_s and session.pid is not None:
             session.turn_at = None
@@ -716,7 +716,7 @@ class Server:
         elif session.pid is None:
             if now - session.moved > _START_S:
                 self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server does not answer")
-        elif reader is not None and reader.full:  # it waits for its client
+        elif reader is not None and reader.full and session.used_s == used_s:  # it waits for its client
             session.moved = now
         elif now - session.moved > limits.stall_s:
             reason = f"the session's process was stuck for {limits.stall_s:g} s"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import select
 import signal
+import socket
+import time
 from contextlib import ExitStack
+from typing import Self
 
 import numpy as np
+import psutil
 import pytest
 
 from ionn.client.connection import ping
@@ -16,6 +22,7 @@ from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from tests.strangers.peers import COMMAND, Stranger, ask, begin_session, frame, message, send_partition, welcome
 from tests.strangers.test_shares import PATIENT, WIDE, served
+from tests.support.raw import upload_messages
 from tests.support.world import WAIT_S, Server, freeze, wait_for
 
 RELU = """
@@ -150,6 +157,71 @@ def test_an_answer_ends_though_more_is_refused_since_the_server_stops() -> None:
         assert refused.code == messages.ERROR_STOPPING
     wait_for(lambda: not server.alive(), "the server to end")
     assert server.stop()[0] == 0
+
+
+# As long as LONG_QUERY of test_floods, and its input is small.
+LONG = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 8 dim: 20 dim: 20 } } }
+layer { name: "high" type: "Tile" bottom: "data" top: "high" tile_param { axis: 2 tiles: 40 } }
+layer { name: "wide" type: "Tile" bottom: "high" top: "wide" tile_param { axis: 3 tiles: 40 } }
+layer { name: "pool" type: "Pooling" bottom: "wide" top: "pool" pooling_param { kernel_size: 200 stride: 1 } }
+layer { name: "out" type: "ReLU" bottom: "pool" top: "out" }
+"""
+
+
+def computing(processes: set[int]) -> set[int]:
+    """Those of the processes that use a processor."""
+
+    def used_s() -> dict[int, float]:
+        used = {}
+        for pid in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used[pid] = sum(psutil.Process(pid).cpu_times()[:2])
+        return used
+
+    before = used_s()
+    time.sleep(0.5)
+    return {pid for pid, used in used_s().items() if used > before[pid]}
+
+
+class Narrow(Stranger):
+    """A peer whose system holds little of what it has not read."""
+
+    def __enter__(self) -> Self:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(WAIT_S)
+        self.socket.bind((self._source, 0))
+        self.socket.connect(self._address)
+        return self
+
+
+def test_what_is_computed_after_an_answer_that_nobody_reads_is_stuck() -> None:
+    """Of answers of many sizes, some fill what the front may hold, and no process waits to pass them on."""
+    network = Network.from_text(LONG, "long")
+    stages = range(1, len(network.stages))
+    header, chunks, end = upload_messages(extract(network, stages, {}), 1)
+    (net,) = header.nets
+    net = dataclasses.replace(
+        net, stages=tuple(dataclasses.replace(each, index=10 + each.index) for each in net.stages)
+    )
+    header = dataclasses.replace(header, nets=(net,))
+    long = messages.Query(2, 10 + stages[0], 10 + stages[-1], (bytes(4 * 8 * 20 * 20),))
+    wide = messages.Query(1, 1, 1, (np.ones(25, "<f4"),))
+    with (
+        served("--computing", "20", "--turn-s", "600", "--stall-s", "4", "--unread-s", "600") as server,
+        ExitStack() as stack,
+    ):
+        for number, tiles in enumerate(range(36_000, 48_000, 2000), 2):  # of 100 bytes each
+            peer = stack.enter_context(Narrow(server.address, number))
+            welcome(peer)
+            text = WIDE.replace("240000", str(tiles))
+            send_partition(peer, extract(Network.from_text(text, "wide"), [1], {}))
+            # At once, so that no stage is tried before.
+            peer.send(b"".join(map(message, (header, *chunks, end, wide, long))))
+        begun = len(server.session_processes())
+        wait_for(lambda: len(server.session_processes()) < begun, "the first of them to be ended")
+        wait_for(lambda: not computing(server.session_processes()), "the end of all that compute")
 
 
 def test_a_heartbeat_is_not_answered_within_an_answer() -> None:
