@@ -45,8 +45,8 @@ LINK_AT = "tcp://127.0.0.1:7676"
 # delay the link.
 LINK_NICENESS = -10
 
-# From the size of the largest piece to more than a disk has.
-STORE_GB = Number(0.005, 1e6)
+# From twice the size of the largest piece, since a client has half of a store by default, to more than a disk has.
+STORE_GB = Number(0.01, 1e6)
 # Ten models of a gigabyte, or forty of AlexNet's size.
 STORE_DEFAULT_GB = 10.0
 

@@ -70,6 +70,8 @@ def runs_of(stages: Iterable[int]) -> list[tuple[int, int]]:
 
 def output_channels(layers: Sequence[Layer]) -> int | None:
     """Return how many output channels the layers of a stage make; None if it cannot be cut."""
+    if not layers:
+        return None
     layer, *rest = layers
     in_place = all(other.bottoms == other.tops == layer.tops and other.type in ELEMENT_WISE for other in rest)
     if len(layer.tops) != 1 or not in_place:

@@ -82,6 +82,8 @@ def make_keys(name: Path) -> tuple[Path, Path]:
                 undo.callback(path.unlink)
                 with os.fdopen(descriptor, "w") as file:
                     file.write(f"{key}\n")
+                    file.flush()
+                    os.fsync(descriptor)
             except FileExistsError:
                 raise InputError(f"{path}: exists already, and is not overwritten; choose another name") from None
             except OSError as error:

@@ -82,8 +82,7 @@ class Connection:
         self.outgoing = Outgoing()
         self.heard = 0.0  # when something last arrived
         self.sent_at = 0.0  # when the peer last took some of `outgoing`, or when that began to wait
-        self.answering = False  # an answer is being sent in pieces
-        self.after: list[Any] = []  # the host's own messages, which wait until that answer has ended
+        self.answering = False  # an answer is being sent in pieces: nothing else may be sent between them
         self.waiting = False  # more may have arrived, but cannot be taken now
         self.paused = False  # the host has not taken the last message yet
         self.leaving = False  # it was dismissed, and nothing more is taken
@@ -93,7 +92,7 @@ class Connection:
     def full(self) -> bool:
         """Tell whether so much waits for its peer to read that nothing more may be added."""
         most_bytes = _STRANGER_UNREAD_BYTES_MAX if self.session is None else _UNREAD_BYTES_MAX
-        return self.outgoing.cost >= most_bytes or bool(self.after)
+        return self.outgoing.cost >= most_bytes
 
 
 class Host(Protocol):
@@ -224,13 +223,9 @@ class Door:
             self._loop.later(connection.socket.fileno())
 
     def say(self, connection: Connection, message: Message) -> None:
-        """Send a message of the host's own."""
-        if connection.closed or connection.leaving:
-            return
-        if connection.answering:
-            connection.after += message.frames()
-            return
-        self._send(connection, connection.zmtp.message(message.frames()))
+        """Send a message of the host's own, unless an answer is being sent in pieces."""
+        if not (connection.closed or connection.leaving or connection.answering):
+            self._send(connection, connection.zmtp.message(message.frames()))
 
     def dismiss(self, connection: Connection, message: Message) -> None:
         """Send a last message; the peer has two seconds to read it and to close the connection."""
@@ -248,10 +243,8 @@ class Door:
             self._queue(connection, zmtp.frame(data, more))
         else:
             self._queue(connection, [zmtp.frame_head(frame_bytes, more), data] if begins else [data])
-        if not connection.answering and connection.after:
-            frames, connection.after = connection.after, []
-            # Each of them is a message of one frame.
-            self._queue(connection, [buffer for frame in frames for buffer in zmtp.message([frame])])
+        if not connection.answering:
+            self.resume_if_waiting(connection)
 
     def flush(self, connection: Connection) -> None:
         """Send as much of the answers as the peer takes."""
@@ -333,11 +326,12 @@ class Door:
                 return
 
     def _take(self, connection: Connection) -> None:
-        """Take some of what has arrived."""
+        """Take some of what has arrived; nothing while an answer is being sent in pieces, as it may have to be answered
+        at once."""
         zmtp = connection.zmtp
         connection.waiting = True
         for _ in range(_MESSAGES_AT_ONCE):
-            if connection.closed or connection.leaving or connection.paused or connection.full:
+            if connection.closed or connection.leaving or connection.paused or connection.full or connection.answering:
                 return
             zmtp.room = self._host.room(connection)
             try:

@@ -22,9 +22,8 @@ from typing import Any
 from ionn.errors import MissingLibraryError
 from ionn.server.limits import Limits
 from ionn.server.orphans import end_with
-from ionn.server.processes import end_process, next_packet, start_process
+from ionn.server.processes import PACKET_BYTES_MAX, TEXT_MAX, end_process, next_packet, start_process
 
-_PACKET_BYTES_MAX = 1024
 # A session's pipe, its note and its inbox, and its two sockets to the store if there is one.
 _DESCRIPTORS_MAX = 5
 
@@ -81,7 +80,7 @@ class ForkServer:
 
     def news(self) -> News | None:
         """The next news; None if there is none. Raises EOFError when the fork server has died, and so its processes."""
-        packet = next_packet(self._socket, _PACKET_BYTES_MAX)
+        packet = next_packet(self._socket)
         if packet is None:
             return None
         told = json.loads(packet)
@@ -133,15 +132,18 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     names: dict[int, str] = {}
+    poll = select.poll()
+    for end in (front, wake_read):
+        poll.register(end, select.POLLIN)
     _tell(front, _LOADED)
     while True:
-        ready, _, _ = select.select([front, wake_read], [], [])
-        if wake_read in ready:
+        ready = dict(poll.poll())
+        if wake_read.fileno() in ready:
             wake_read.recv(4096)
             _reap(front, names)
-        if front in ready:
+        if descriptor in ready:
             try:
-                packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, _DESCRIPTORS_MAX)
+                packet, descriptors, _, _ = socket.recv_fds(front, PACKET_BYTES_MAX, _DESCRIPTORS_MAX)
             except ConnectionResetError:  # it was closed with news unread
                 break
             if not packet:
@@ -178,7 +180,7 @@ def _reap(front: socket.socket, names: dict[int, str]) -> None:
 def _tell(front: socket.socket, told: News | str) -> None:
     """Send the front news, or the reason why no process can be forked."""
     with contextlib.suppress(OSError):  # the front has ended, which will be noticed soon
-        front.send(json.dumps(told if isinstance(told, str) else astuple(told)).encode())
+        front.send(json.dumps(told[:TEXT_MAX] if isinstance(told, str) else astuple(told)).encode())
 
 
 def _be_session(parent: int, name: str, descriptors: list[int], given: list[Any]) -> None:

@@ -184,6 +184,8 @@ class Server:
         because Caffe cannot be loaded: MissingLibraryError if the reason is known.
         """
         wake = os.eventfd(0, os.EFD_NONBLOCK)
+        # A shell has its background jobs ignore Ctrl-C.
+        heard = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
         interrupted = False
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -195,9 +197,9 @@ class Server:
             os.eventfd_write(wake, 1)
 
         def listen() -> None:
-            for number in _STOPPING:
+            for number in heard:
                 signal.signal(number, stop)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
         listen()
         self._forks = ForkServer(self._costs, self._limits, self._sandboxed, self._store_settings is not None)
@@ -210,9 +212,10 @@ class Server:
                 if not self._forks.alive:
                     said = "the process that loads Caffe for all sessions ended; it has said why"
                     raise self._forks.missing or IonnError(said)
-            self._door.open()
-            ready(self.address)
-            log.info("ready", extra={"fields": {"address": self.address}})
+            if self._stop_at is None:
+                self._door.open()
+                ready(self.address)
+                log.info("ready", extra={"fields": {"address": self.address}})
             while self._stop_at is None:
                 self._loop.turn(_TICK_S)
                 self._tick()
@@ -375,7 +378,7 @@ class Server:
                 self._shares.wait(share, session)
             elif session.turn_at is not None and session.computing < _AT_ONCE and self._shares.again(share):
                 self._hand_over(session, session.longest_waiting, light=False)
-        elif session.wants_trial:
+        elif session.wants_trial and self._stop_at is None:
             self._shares.wait(share, session)
         self._give_turns()
 
@@ -390,7 +393,7 @@ class Server:
             if any(session.waiting.values()) and session.able:
                 session.turn_at = time.monotonic()
                 self._hand_over(session, session.longest_waiting, light=False)
-            elif session.wants_trial:
+            elif session.wants_trial and self._stop_at is None:
                 session.turn_at = time.monotonic()
                 self._give(session, Taken(None, TRIAL, 0, light=False, at=session.turn_at))
             else:  # its client has come back and its messages were dropped, or it no longer reads its answers
@@ -428,9 +431,10 @@ class Server:
 
     def drained(self, connection: Connection) -> None:
         session = connection.session
+        if connection is session.reader:
+            session.moved = time.monotonic()  # its process may have waited for this
         if connection.closed:
             self._forget(session, connection)
-        session.moved = time.monotonic()  # its process may have waited for this
         self._loop.later(session.pipe.fileno())
 
     def _forget(self, session: Session, connection: Connection) -> None:
@@ -697,7 +701,7 @@ class Server:
 
     def _look_after(self, session: Session, now: float) -> None:
         """End a session whose client is silent, or whose process is stuck or has ended; end a turn that is too long."""
-        limits, reader = self._limits, session.reader
+        limits, reader, used_s = self._limits, session.reader, session.used_s
         self._charge(session)
         if session.turn_at is not None and now - session.turn_at > limits.turn_s and session.pid is not None:
             session.turn_at = None
@@ -712,7 +716,7 @@ class Server:
         elif session.pid is None:
             if now - session.moved > _START_S:
                 self._end(session, ERROR_BUSY, "the server cannot start a session: the fork server does not answer")
-        elif reader is not None and reader.full:  # it waits for its client
+        elif reader is not None and reader.full and session.used_s == used_s:  # it waits for its client
             session.moved = now
         elif now - session.moved > limits.stall_s:
             reason = f"the session's process was stuck for {limits.stall_s:g} s"

@@ -78,6 +78,8 @@ def serve_metrics(address: Address, counts: Counts) -> Address:
     registry.register(_Collector(counts))
     try:
         server, _ = start_http_server(address[1], address[0], registry)
+    except UnicodeError as error:
+        raise InputError(f"{format_address(address)}: unknown host; check its name") from error
     except OSError as error:
         raise InputError(f"{format_address(address)}: cannot serve metrics there ({error.strerror})") from error
     return address[0], server.server_port

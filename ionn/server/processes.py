@@ -15,6 +15,10 @@ from typing import Any
 # secret.
 _ENVIRONMENT = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "GLOG_", "OPENBLAS_", "OMP_")
 _STOP_S = 2.0
+# The most bytes of a packet between the front and such a process; and the most characters of a text that is sent in
+# one, of which JSON makes twelve bytes each at most.
+PACKET_BYTES_MAX = 65536
+TEXT_MAX = 4000
 
 
 def start_process(
@@ -34,11 +38,11 @@ def start_process(
         )  # fmt: skip
 
 
-def next_packet(end: socket.socket, bytes_max: int) -> bytes | None:
+def next_packet(end: socket.socket) -> bytes | None:
     """The next packet from such a process, by an end that does not block; None if there is none. Raises EOFError if the
     process has died."""
     try:
-        packet = end.recv(bytes_max)
+        packet = end.recv(PACKET_BYTES_MAX)
     except BlockingIOError:
         return None
     except ConnectionResetError:

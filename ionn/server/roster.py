@@ -115,13 +115,13 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Tell whether no message waits for an answer."""
-        return not self.sent and not any(self.waiting.values())
+        """Tell whether no message of its client waits for an answer; a stage may be tried."""
+        return not any(self.waiting.values()) and all(taken.connection is None for taken in self.sent)
 
     @property
     def wants_trial(self) -> bool:
         """Tell whether a stage that has not run yet may be tried now."""
-        return self.untried and self.idle and self.able
+        return self.untried and self.idle and not self.sent and self.able
 
     @property
     def able(self) -> bool:

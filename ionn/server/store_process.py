@@ -33,13 +33,10 @@ from ionn.errors import InputError
 from ionn.protocol.buffers import untouched
 from ionn.protocol.messages import DIGEST_BYTES, PIECE_BYTES_MAX
 from ionn.server.orphans import end_with
-from ionn.server.processes import end_process, next_packet, start_process
+from ionn.server.processes import PACKET_BYTES_MAX, TEXT_MAX, end_process, next_packet, start_process
 from ionn.server.store import Store, StoreCounts, StoreSettings
 from ionn.server.store_access import HAS, HAS_MAX, OPEN, OPEN_MAX, PIECE, SIZE
 
-_PACKET_BYTES_MAX = 4096
-# Characters of a warning, of which JSON makes six bytes each at most.
-_WARNING_MAX = 600
 _ASKED_BYTES_MAX = 1 + HAS_MAX * DIGEST_BYTES
 # How often the front is told the counts.
 _COUNT_S = 0.5
@@ -93,7 +90,7 @@ class StoreProcess:
 
     def news(self) -> StoreNews | None:
         """The next news; None if there is none. Raises EOFError when the process has died."""
-        packet = next_packet(self._socket, _PACKET_BYTES_MAX)
+        packet = next_packet(self._socket)
         if packet is None:
             return None
         told = json.loads(packet)
@@ -126,7 +123,7 @@ def main(descriptor: int) -> None:
 
     def tell(told: str | StoreCounts) -> None:
         with contextlib.suppress(OSError):  # the front has ended, or is too busy for this
-            content = told[:_WARNING_MAX] if isinstance(told, str) else dataclasses.asdict(told)
+            content = told[:TEXT_MAX] if isinstance(told, str) else dataclasses.asdict(told)
             front.send(json.dumps(content).encode(), socket.MSG_DONTWAIT)
 
     try:
@@ -138,7 +135,7 @@ def main(descriptor: int) -> None:
     threading.Thread(target=_count, args=(store, tell), daemon=True).start()
     while True:
         try:
-            packet, descriptors, _, _ = socket.recv_fds(front, _PACKET_BYTES_MAX, 2)
+            packet, descriptors, _, _ = socket.recv_fds(front, PACKET_BYTES_MAX, 2)
         except ConnectionResetError:  # it was closed with news unread
             break
         if not packet:

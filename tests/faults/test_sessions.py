@@ -20,7 +20,7 @@ from ionn.client.connection import ping
 from ionn.client.session import FAULTS, Client
 from ionn.errors import InputError, ServerError, ServerUnreachableError
 from ionn.model.network import Network
-from ionn.model.partial_net import extract
+from ionn.model.partial_net import Channels, NetStage, PartialNet, extract
 from ionn.protocol import messages
 from ionn.protocol.messages import PROTOCOL, PartitionHeader
 from ionn.server.limits import Limits
@@ -199,6 +199,14 @@ def test_what_a_net_may_be_is_limited(limit: str, raw: Raw, world: World) -> Non
     assert "\n" not in refused.message
     assert alive(raw)
     assert raw.ask(raw.control, good) == messages.Ack(0, 0)
+
+
+def test_a_slice_of_a_net_without_layers_is_refused(raw: Raw) -> None:
+    net = PartialNet(input_layer(1, 9), "data", (NetStage(1, 0, ("data",)),), Channels(0, 1, 2))
+    refused = error(raw, PartitionHeader(0, (net,), (), 1))
+    assert refused.code == messages.ERROR_PARTITION
+    assert "stage 1: channels 0 to 1 are not what its net makes" in refused.message
+    assert alive(raw)
 
 
 def test_the_limits_are_the_sessions_not_the_partitions(raw: Raw) -> None:

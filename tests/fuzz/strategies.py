@@ -88,12 +88,20 @@ _NET = PartialNet(
     (NetStage(0, 0, ("data",)), NetStage(1, 1, ("fc",))),
 )
 _SLICE = dataclasses.replace(_NET, stages=(NetStage(1, 1, ("fc",)),), channels=Channels(1, 3, 4))
+# A slice of a net that has only an input.
+_NOTHING = PartialNet(
+    'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 } } }',
+    "data",
+    (NetStage(1, 0, ("data",)),),
+    Channels(0, 1, 2),
+)
 MESSAGES = [
     messages.Hello(messages.PROTOCOL, "control"),
     messages.Hello(messages.PROTOCOL, "upload", "0" * 32),
     messages.Welcome(messages.PROTOCOL, "0" * 32, 1, 1),
     messages.PartitionHeader(0, (_NET,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
     messages.PartitionHeader(0, (_SLICE,), (BlobSpan("fc", 0, 10, 16), BlobSpan("fc", 1, 30, 8)), 40),
+    messages.PartitionHeader(0, (_NOTHING,), (), 1),
     messages.PartitionHeader(
         0,
         (_NET,),

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.support.command import ionn, told_while_it_imports
+from tests.support.world import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -296,6 +297,7 @@ BAD_INPUT = {
     "bandwidth negative": (["run", "{}/tiny.prototxt", "--mbps", "-1"], ["-1"]),
     "bandwidth not a number": (["plan", "alexnet", "--mbps", "nan"], ["nan"]),
     "link bandwidth": (["link", "--mbps", "0", "--listen", "127.0.0.1:0"], ["0"]),
+    "metrics at no host": (["serve", "--bind", "127.0.0.1:0", "--metrics", "a..b:9000"], ["a..b:9000: unknown host"]),
     "both a rate and a bandwidth": (["link", "--mbps", "8", "--trace", "{}/ride.csv"], ["--mbps or --trace"]),
     "bandwidth of a link, malformed": (["link", "--trace", "{}/ride.csv"], ["ride.csv:2", "'fast'", "two numbers"]),
     "bandwidth of a run, malformed": (["run", "alexnet", "--link", "{}/ride.csv"], ["ride.csv:2", "'fast'"]),
@@ -365,7 +367,7 @@ BAD_INPUT = {
         ["serve", "--store", "{}/store", "--store-gb", "2", "--store-gb-per-client", "1", "--store-shared"],
         ["--store-gb-per-client", "not shared"],
     ),
-    "a store for no piece": (["serve", "--store", "{}/store", "--store-gb", "0"], ["--store-gb", "0.005"]),
+    "a store for no piece": (["serve", "--store", "{}/store", "--store-gb", "0.009"], ["--store-gb", "0.01"]),
     "a store of no number": (["serve", "--store", "{}/store", "--store-gb", "nan"], ["--store-gb", "nan"]),
     "a store that is a file": (
         ["serve", "--store", "{}/words.txt", "--store-gb", "1", "--store-shared"],
@@ -660,6 +662,37 @@ def test_what_serves_ends_when_it_is_told_to(name: str, over_and_over: bool, num
     assert process.returncode == code
     assert said.strip() == wanted or over_and_over  # Python itself may report one that a thread of OpenBLAS took
     assert said.strip().startswith(wanted)
+
+
+@pytest.mark.parametrize("name", UNTIL_TOLD)
+def test_what_serves_in_the_background_does_not_hear_ctrl_c(name: str) -> None:
+    """A shell has its background jobs ignore it."""
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    command = [*ignoring, sys.executable, "-m", "ionn", *UNTIL_TOLD[name]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(process.pid, number)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
+
+
+def test_a_server_that_is_told_to_stop_while_it_loads_says_no_address() -> None:
+    command = [sys.executable, "-m", "ionn", *UNTIL_TOLD["serve"]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(psutil.Process(process.pid).children, "the fork server")
+            for forks in psutil.Process(process.pid).children():
+                forks.suspend()
+            process.terminate()
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
 
 
 NEVER_ENDING = """

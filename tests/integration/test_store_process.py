@@ -469,7 +469,9 @@ def test_the_process_ends_with_its_front(process: StoreProcess) -> None:
     assert process._process.wait(60) == 0
 
 
-def test_a_folder_that_is_none_any_more_is_said(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["store", "/".join(["\U0001f600" * 60] * 12)], ids=["short", "long"])
+def test_a_folder_that_is_none_any_more_is_said(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
     Store(StoreSettings(folder, 10**9, 10**9)).close()
     folder.chmod(0o777)
     process = StoreProcess(StoreSettings(folder, 10**9, 10**9), SESSION_BYTES)

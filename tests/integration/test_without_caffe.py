@@ -56,6 +56,14 @@ def test_a_server_says_it_and_ends(tmp_path: Path) -> None:
     assert done.stderr == MISSING + "\n"
 
 
+@pytest.mark.parametrize("length", [2_000, 100_000])
+def test_a_server_says_why_even_if_that_is_long(length: int, tmp_path: Path) -> None:
+    caffe = f"raise ImportError(chr(0x1F600) * {length}, name='smiles')\n"
+    done = run(tmp_path, "-m", "ionn", "serve", "--bind", "tcp://127.0.0.1:0", caffe=caffe)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("ionn: smiles cannot be loaded: ")
+
+
 def test_a_caffe_that_lacks_something_else_is_not_called_missing(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "ionn", "calibrate", caffe="import what_nobody_has\n")
     assert done.returncode == 2

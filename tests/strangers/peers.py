@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Any
+from typing import Any, Self
 
 from nacl import bindings as nacl
 
@@ -101,7 +101,7 @@ class Stranger:
         self._address = parse_address(address)
         self._shaken = False
 
-    def __enter__(self) -> Stranger:
+    def __enter__(self) -> Self:
         self.socket = socket.create_connection(self._address, WAIT_S, source_address=(self._source, 0))
         return self
 

@@ -463,3 +463,19 @@ def test_nothing_outlives_a_fork_server_that_is_killed(own: Callable[..., Watche
     _, alive = psutil.wait_procs(sessions, WAIT_S)
     assert alive == []
     watched.honest = Honest(watched.address, watched.world)
+
+
+def test_the_fork_server_is_replaced_beside_many_connections(
+    own: Callable[..., Watched], many_descriptors: None
+) -> None:
+    """Its socket has a descriptor of more than ten bits then."""
+    watched = own("--pending", "1200", "--pending-per-address", "1200", "--hello-s", "600")
+    (forker,) = watched.server.helpers()
+    opened = connect_many(watched.address, 1100, 1)
+    wait_for(lambda: watched.connections() > 1100, "the connections")
+    os.kill(forker, signal.SIGKILL)
+    wait_for(lambda: ping(watched.address, timeout_s=WAIT_S).sessions == 0, "the sessions to end")
+    watched.honest = Honest(watched.address, watched.world)
+    watched.honest.check()
+    for peer in opened:
+        peer.close()

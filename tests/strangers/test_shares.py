@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from ionn.model.network import Network
 from ionn.model.partial_net import extract
 from ionn.protocol import messages
 from ionn.protocol.curve import client_keys, make_keys
+from ionn.protocol.messages import PROTOCOL
 from tests.strangers.peers import HELLO, Stranger, ask, begin_session, bye, message, send_partition, welcome
 from tests.strangers.test_floods import LONG_QUERY
 from tests.support.raw import upload_messages
@@ -353,6 +355,37 @@ def test_a_stage_that_is_tried_for_long_is_stuck() -> None:
         unending = message([bytes(100_000)])
         peer.send(unending[:9])
         wait_for(lambda: not (peer.send(b"x") and psutil.pid_exists(process)), "the end of the session's process")
+
+
+def test_a_session_is_stuck_though_connections_of_it_come_and_go() -> None:
+    """Another connection's end says nothing about the process."""
+    with served("--stall-s", "4") as server, Stranger(server.address) as peer:
+        token = welcome(peer)
+        (process,) = server.session_processes()
+        announce_slow(peer, 101)
+        assert isinstance(peer.answer(), messages.Ack)
+        for _ in range(20):
+            with Stranger(server.address) as visitor:
+                visitor.shake_hands()
+                visitor.send(message(messages.Hello(PROTOCOL, "upload", token)))
+                time.sleep(1)
+            if not psutil.pid_exists(process):
+                break
+        assert not psutil.pid_exists(process)
+
+
+def test_a_server_that_stops_waits_for_no_trial() -> None:
+    server = Server(*PATIENT, "--stop-s", "600")
+    with Stranger(server.address) as peer:
+        _, pid = begin_session(server, peer)
+        process = psutil.Process(pid)
+        busy_s = sum(process.cpu_times()[:2])
+        announce_slow(peer, 101)
+        wait_for(lambda: sum(process.cpu_times()[:2]) > busy_s + 0.3, "a trial")
+        freeze(pid)
+        server.strike(signal.SIGTERM)
+        wait_for(lambda: not server.alive(), "the server to end")
+    server.end_well()
 
 
 def test_stages_are_tried_in_turn() -> None:

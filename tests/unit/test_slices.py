@@ -22,7 +22,7 @@ from ionn.errors import InputError
 from ionn.model import engine
 from ionn.model.inputs import natural_images
 from ionn.model.network import Network
-from ionn.model.slices import MOST_ROWS, SMALL_PRODUCT, TILE, Slice
+from ionn.model.slices import MOST_ROWS, SMALL_PRODUCT, TILE, Slice, output_channels
 from ionn.paper import MODELS
 from ionn.planning.coding_costs import Transfer
 from ionn.planning.graph import ExecutionGraph
@@ -69,6 +69,10 @@ def test_inner_products_and_convolutions_can_be_cut() -> None:
 )
 def test_other_stages_cannot_be_cut(layers: tuple[str, ...]) -> None:
     assert cuts_of(network_of(*layers)) == {}
+
+
+def test_no_layers_cannot_be_cut() -> None:
+    assert output_channels([]) is None
 
 
 @pytest.mark.parametrize(
