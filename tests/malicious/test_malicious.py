@@ -337,7 +337,7 @@ def test_a_byte_now_and_then(moment: str) -> None:
 
     def drip(connection: Connection, answer: messages.Message) -> bool:
         for byte in multipart([bytes(each) for each in answer.frames()]):
-            if stopped.wait(0.1):
+            if stopped.wait(0.5):
                 return False
             connection.raw(bytes((byte,)))
         return True
