@@ -96,7 +96,7 @@ wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsew
 test: models ## run the tests: 10 minutes on two cores
 	$(PYTEST)
 
-test-long: models ## run the tests that take too long for that, and 1,000 generated nets: 4 minutes
+test-long: models ## run the tests that take too long for that, and 1,000 generated nets: 6 minutes
 	IONN_NETS=1000 $(PYTEST) -m 'long or nets' --timeout 1200
 
 test-container: setup ## execute deploy/Dockerfile without a container engine, and run the image; as root: 10 minutes
