@@ -346,9 +346,14 @@ def own_wire_bytes(model: str | Path, weights: str | Path | None, network: Netwo
     path = weights_path(model, weights)
     if (weights is None and str(model) in zoo.definitions()) or not has_sidecar(path):
         return None
-    read = read_weights(path, network)
+    return wire_bytes(path, network, read_weights(path, network))
+
+
+def wire_bytes(weights_file: Path, network: Network, weights: Weights) -> list[int] | None:
+    """The wire bytes of each stage's weights by the sidecar of a caffemodel; None if there is no usable sidecar.
+    `weights` were loaded from the caffemodel."""
     try:
-        sidecar = open_sidecar(path, network, read)
+        sidecar = open_sidecar(weights_file, network, weights)
     except SidecarError:
         return None
     if sidecar is None:

@@ -12,7 +12,7 @@ from ionn.client.offloading import Offloading, open_offloading
 from ionn.coding import LOSSLESS
 from ionn.costs.models import Costs
 from ionn.model.caffemodel import Floats
-from ionn.model.coded_weights import SidecarError, open_sidecar, sizes_digest, stage_wire_bytes
+from ionn.model.coded_weights import sizes_digest, wire_bytes
 from ionn.model.engine import StageNet, environment
 from ionn.model.inputs import query_inputs
 from ionn.model.network import Network
@@ -51,14 +51,8 @@ class Subject:
     @functools.cached_property
     def _coded_digest(self) -> str:
         """A digest of the sizes of the coded weights; "" if there are none that can be used."""
-        try:
-            sidecar = self.weights_file and open_sidecar(self.weights_file, self.network, self.weights)
-        except SidecarError:
-            return ""
-        if not sidecar:
-            return ""
-        with sidecar:
-            return sizes_digest(stage_wire_bytes(self.network, sidecar.frames))
+        sizes = self.weights_file and wire_bytes(self.weights_file, self.network, self.weights)
+        return sizes_digest(sizes) if sizes else ""
 
     @property
     def weights(self) -> Mapping[str, Sequence[Floats]]:

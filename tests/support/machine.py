@@ -30,10 +30,17 @@ def weights_of(model: str) -> Path:
 @contextlib.contextmanager
 def vacant() -> Iterator[tuple[str, int]]:
     """An address where nobody listens, and nobody will who does not mean to."""
-    with socket.socket() as place:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(("127.0.0.1", 0))
+    with reserved() as place:
         yield place.getsockname()
+
+
+def reserved() -> socket.socket:
+    """A socket that has a port on loopback, and does not listen: until it is closed, who asks for any port does not get
+    this one, and who asks for this one does."""
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("127.0.0.1", 0))
+    return place
 
 
 def put_ipv6_first(monkeypatch: pytest.MonkeyPatch) -> None:

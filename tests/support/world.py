@@ -33,6 +33,7 @@ from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.planning.graph import ExecutionGraph
 from ionn.records import QueryRecord
 from ionn.testbed.live_session import LiveSession
+from tests.support.machine import reserved
 
 Weights = dict[str, tuple[np.ndarray, ...]]
 # Long enough for a busy machine; nothing waits that long where all is well.
@@ -130,9 +131,7 @@ class Process:
 
 def _port_of(owner: object) -> str:
     """An address on loopback that nobody else gets while the owner lives, which may end and start again there."""
-    place = socket.socket()
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    place.bind(("127.0.0.1", 0))
+    place = reserved()
     weakref.finalize(owner, place.close)
     return f"tcp://{format_address(place.getsockname())}"
 
