@@ -1,5 +1,4 @@
-"""Dividing work between processes by joblib: those of this machine, which end with the process that they work for, or
-those of another backend of joblib."""
+"""Dividing work by joblib between processes of this machine, which end with the process that they work for."""
 
 from __future__ import annotations
 
