@@ -227,7 +227,7 @@ def _coding_of(cell: Cell) -> str:
 
 
 def _algorithm_label(name: str) -> str:
-    """A planner's name, followed by a digest of its source if it is a user's own."""
+    """A planner's name, followed by its `planner_digest` if it is a user's own."""
     digest = planner_digest(name)
     return f"{name} ({digest[:8]})" if digest else name
 

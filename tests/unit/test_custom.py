@@ -344,10 +344,15 @@ def test_a_function_whose_values_cannot_be_compared_is_always_another_planner() 
 def test_a_function_is_the_same_planner_in_another_process(tmp_path: Path) -> None:
     """Sets have another order there, and its module was compiled in the first one."""
     (tmp_path / "own.py").write_text("""
+import logging, re
+
 KEPT = {"fc6", "fc7", "fc8"}
+PAIRS = {frozenset({"conv1", name}) for name in ("conv2", "conv3", "conv4", "conv5")}
+LAYER, LOG = re.compile("conv[0-9]"), logging.getLogger("own")
 
 def make(names):
     def planner(graph):
+        LOG.info("%s %s", PAIRS, LAYER)
         return [[0] for name in names if name in KEPT or name in {"conv1", "conv2", "conv3"} if "fc6" != "of names"]
     return planner
 """)

@@ -6,9 +6,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import logging
 import operator
 import os
 import pickle
+import re
 import secrets
 import sys
 import traceback
@@ -93,7 +95,11 @@ class _Pickler(pickle.Pickler):
             case MethodType():
                 return value.__func__, value.__self__
             case set() | frozenset():
-                return sorted(value, key=repr)
+                return sorted(map(_pickled, value))
+            case re.Pattern():
+                return value.pattern, value.flags
+            case logging.Logger():
+                return value.name
         return None
 
 
@@ -111,15 +117,19 @@ def _global_values(function: FunctionType) -> dict[str, Any]:
 def content_of(function: Callable[..., Any]) -> bytes:
     """What decides what a function computes, except for the functions that it calls by their names, as bytes that are
     different for another function. If that cannot be pickled, such as a lock, they are different each time."""
-    content = io.BytesIO()
     try:
         if not isinstance(function, FunctionType | MethodType):
             raise TypeError(f"{function!r} has no code")
-        pickler = _Pickler(content)
-        pickler.fast = True  # an object that was pickled before is pickled again, as an equal one would be
-        pickler.dump(function)
+        return _pickled(function)
     except Exception:  # which error depends on the values
         return secrets.token_bytes()
+
+
+def _pickled(value: Any) -> bytes:
+    content = io.BytesIO()
+    pickler = _Pickler(content)
+    pickler.fast = True  # an object that was pickled before is pickled again, as an equal one would be
+    pickler.dump(value)
     return content.getvalue()
 
 
