@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -49,6 +49,7 @@ from ionn.protocol.messages import (
     ERROR_TAKEN,
     PROBE_BYTES,
     Bye,
+    Error,
     Holds,
     Message,
     Ping,
@@ -135,6 +136,14 @@ class _Heartbeat:
         self.heard_s, self.asked_s = time.monotonic(), None
 
 
+class _Ping(NamedTuple):
+    """A Ping: when it was sent, the bytes of its payload, and whether it has to wait behind other messages."""
+
+    sent_s: float
+    size_bytes: int = 0
+    waits: bool = False
+
+
 @dataclass(frozen=True)
 class _Late:
     """A query that is late: its answers are taken as they come, until `until_s` at most. `done` is called with the
@@ -202,8 +211,7 @@ class Client:
         self._measuring = measuring
         self._store = Stored(digests)
         self._probe_due = False
-        # Pings on the upload connection without an answer yet: when each was sent, and the bytes of its payload.
-        self._pings: deque[tuple[float, int]] = deque()
+        self._pings: deque[_Ping] = deque()  # those on the upload connection without an answer yet
         self._late: _Late | None = None
         # Called by the thread from time to time if the client measures.
         self.look: Callable[[], None] = lambda: None
@@ -535,7 +543,7 @@ class Client:
             upload.send(Ping((bytes(size_bytes),) if size_bytes else ()))
             while upload.receive(_LATE_POLL_S) is None:
                 if time.monotonic() - began_s > self.timeouts.connect_s or self._stopped.is_set():
-                    self._pings.append((began_s, size_bytes))
+                    self._pings.append(_Ping(began_s, size_bytes))
                     return
             if size_bytes:
                 measuring.probed(size_bytes, time.monotonic() - began_s)
@@ -549,13 +557,13 @@ class Client:
         if self._probe_due and not self._pings and (upload is None or not upload.under_way):
             size_bytes = _probe_bytes(connections.welcome)
             connections.upload.send(Ping((bytes(size_bytes),)))
-            self._pings.append((time.monotonic(), size_bytes))
+            self._pings.append(_Ping(time.monotonic(), size_bytes))
         self._probe_due = False
 
     def _ponged(self, upload: Upload | None) -> None:
-        sent_s, size_bytes = self._pings.popleft()
-        if self._measuring is None or self.is_late or (upload is not None and upload.under_way):
-            return  # it had to wait behind other messages
+        sent_s, size_bytes, waited = self._pings.popleft()
+        if self._measuring is None or waited or self.is_late or (upload is not None and upload.under_way):
+            return
         took_s = time.monotonic() - sent_s
         if size_bytes:
             self._measuring.probed(size_bytes, took_s)
@@ -611,7 +619,7 @@ class Client:
                     self._querying.release()
                 silences = _WEIGHTS_SILENCES if upload is not None and upload.weights_under_way else 1
                 if connection.beat(connections.upload, silences * self.timeouts.silence_s):
-                    self._pings.append((connection.sent_s, 0))
+                    self._pings.append(_Ping(connection.sent_s, waits=upload is not None and upload.under_way))
             else:  # the server works on a query, which has a deadline
                 control.heard()
                 connection.heard()
@@ -628,10 +636,11 @@ class Client:
 
     def _begin_upload(self, connections: _Connections) -> Upload | None:
         """Return the upload, begun on these connections, if there is one by now."""
-        if self.upload is not None:
+        upload = self.upload  # the user's thread may start one meanwhile
+        if upload is not None:
             with self._named():
-                self.upload.begin(connections.welcome)
-        return self.upload
+                upload.begin(connections.welcome)
+        return upload
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -656,7 +665,9 @@ class Client:
                 raise
             # The server refuses this partition, and then what was sent of it meanwhile.
             upload.stop(upload.error or error)
-            return None
+            refusal = Error(error.code, str(error))
+            upload.take(refusal)
+            return refusal
         if message is None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)

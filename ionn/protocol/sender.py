@@ -151,13 +151,13 @@ class Upload:
 
     @property
     def under_way(self) -> bool:
-        """Tell whether an answer is due that matters."""
-        return bool(self._awaited) and not self._stopped
+        """Tell whether an answer is due."""
+        return bool(self._awaited)
 
     @property
     def weights_under_way(self) -> bool:
         """Tell whether chunks are on their way to the server, not only headers and ends."""
-        return self._under_way_bytes > 0 and not self._stopped
+        return self._under_way_bytes > 0
 
     @property
     def is_stored(self) -> bool:
@@ -390,11 +390,16 @@ class Upload:
         """Take an answer of the server, which may be a Pong; how many bytes on the wire it acknowledges. An Error says
         that the server's store lacks pieces that it should have.
 
-        Raises ProtocolError for any answer but the one that is due.
+        Raises ProtocolError for any answer but the one that is due. An upload that was stopped takes any answer, as the
+        server may refuse all that was under way.
         """
-        if self._stopped or isinstance(message, Pong):
+        if isinstance(message, Pong):
             return 0
         awaited = self._awaited.popleft() if self._awaited else None
+        if awaited is not None:
+            self._under_way_bytes -= awaited.size
+        if self._stopped:
+            return 0
         if awaited is not None and isinstance(message, Error):
             self._miss(awaited.answer, message)
             return 0
@@ -405,7 +410,6 @@ class Upload:
             index = message.partition
             if index in self._announced:
                 self._announced[index].waiting = False
-            self._under_way_bytes -= awaited.size
             self._wire_bytes[index] += awaited.size
             # Beside a query a round trip takes longer, whatever the link is.
             if self._yielding is not None and awaited.size and self._query is None:

@@ -156,24 +156,30 @@ class Counting(Hostile):
         return super()._answer(message, role)
 
 
-def test_a_chunk_may_take_longer_than_a_server_may_be_silent() -> None:
-    """The control connection tells that the server is alive."""
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_chunk_may_take_longer_than_a_server_may_be_silent(refused: bool) -> None:
+    """The control connection tells that the server is alive. The chunks may be of a partition that it has refused."""
     timeouts = dataclasses.replace(PATIENT, heartbeat_s=0.1, silence_s=3.0)
-    acknowledged: list[int] = []
+    refusal = messages.Error(messages.ERROR_PARTITION, "too many weights")
+    answered: list[messages.Message] = []
 
-    def delay_the_first(connection: Connection, answer: messages.Message) -> bool:
-        if not acknowledged:
+    def delay_the_second(connection: Connection, answer: messages.Message) -> bool:
+        if len(answered) == 1:
             before = server.pings
             wait_for(lambda: server.pings > before + 40, "forty Pings, one each tenth of a second")
-        acknowledged.append(1)
-        connection.send(answer)
+        answered.append(answer)
+        connection.send(refusal if refused else answer)
         return True
 
-    server = Counting("chunk ack", delay_the_first)
+    server = Counting("chunk ack", delay_the_second)
     try:
         with session_at(server.address, timeouts) as (client, session):
             session.start_upload()
             wait_for(session.uploaded, "the upload")
+            upload = client.upload
+            assert upload is not None
+            wait_for(lambda: len(answered) > 1 and not upload.under_way, "all answers")
+            assert (upload.error is not None) == refused
             assert client.faults == []
     finally:
         server.close()

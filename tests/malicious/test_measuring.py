@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +20,7 @@ from ionn.model import engine
 from ionn.model.comparison import bit_equal
 from ionn.protocol import messages
 from ionn.schema import TIME_MAX_MS
-from tests.malicious.hostile import INPUTS, NETWORK, QUICK, WEIGHTS, Connection, Hostile, Script, say
+from tests.malicious.hostile import INPUTS, NETWORK, QUICK, WAIT_S, WEIGHTS, Connection, Hostile, Script
 from tests.support.world import wait_for
 
 # The client takes 180 ms for a query.
@@ -101,8 +103,17 @@ def test_a_server_that_answers_no_ping_holds_up_nobody() -> None:
 
 
 def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not what has to wait behind the chunks that still cross."""
     refused = messages.Error(messages.ERROR_PARTITION, "too many weights")
-    server = Hostile("chunk ack", say(refused))
+    chunks, crossed = itertools.count(), threading.Event()
+
+    def refuse(connection: Connection, answer: messages.Message) -> bool:
+        if next(chunks) > 0:
+            crossed.wait(WAIT_S)
+        connection.send(refused)
+        return True
+
+    server = Hostile("chunk ack", refuse)
     try:
         net = engine.load_network(NETWORK, WEIGHTS)
         with open_offloading(
@@ -112,12 +123,25 @@ def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.
             assert client is not None
             assert measuring is not None
             offloading.start_upload()
-            wait_for(lambda: offloading.upload is not None and offloading.upload.error, "the partition to be refused")
-            observed: list[str] = []
-            monkeypatch.setattr(measuring, "round_trip", lambda seconds: observed.append("round trip"))
-            monkeypatch.setattr(measuring, "probed", lambda size_bytes, seconds: observed.append("probe"))
+            upload = offloading.upload
+            assert upload is not None
+            wait_for(lambda: upload.error, "the partition to be refused")
+            sent_s: dict[str, list[float]] = {"round trip": [], "probe": []}
+
+            def observe(what: str, took_s: float) -> None:
+                sent_s[what].append(time.monotonic() - took_s)
+
+            monkeypatch.setattr(measuring, "round_trip", lambda seconds: observe("round trip", seconds))
+            monkeypatch.setattr(measuring, "probed", lambda size_bytes, seconds: observe("probe", seconds))
             client.probe()
-            wait_for(lambda: set(observed) == {"round trip", "probe"}, "a round trip and a probe")
+            wait_for(lambda: client._pings, "a Ping behind the chunks")
+            crossed_s = time.monotonic()
+            crossed.set()
+            wait_for(lambda: sent_s["round trip"], "a round trip")
+            wait_for(lambda: not client._pings, "no Ping to be under way: only then a probe is sent")
+            client.probe()
+            wait_for(lambda: sent_s["probe"], "a probe")
+            assert all(each > crossed_s for times in sent_s.values() for each in times)
             assert not measuring.uploading
             # Nothing is planned that could not be uploaded.
             planned: list[object] = []

@@ -17,9 +17,11 @@ from ionn.model.partial_net import ExtractedPartition, extract
 from ionn.protocol import sender as module
 from ionn.protocol.messages import (
     CHUNK_BYTES,
+    ERROR_DAMAGED,
     PROTOCOL,
     Ack,
     Chunk,
+    Error,
     Held,
     Message,
     PartitionEnd,
@@ -329,12 +331,37 @@ def test_an_upload_that_was_stopped_takes_anything(partitions: list[ExtractedPar
     assert upload.ended
     assert upload.error is error
     assert upload.next_message() is None
-    assert not upload.under_way
-    assert not upload.weights_under_way
     upload.take(Ready(1))
     upload.begin(welcome())
+    assert not upload.under_way
     assert drain(upload) == []
     assert upload.ready == 0
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_was_under_way_when_an_upload_stopped_is_until_it_is_answered(
+    partitions: list[ExtractedPartition], refused: bool
+) -> None:
+    """Wherever it stops: each message has one answer, which may be an Error by then."""
+    messages = len(run(begun(partitions)))
+    for answered in range(messages):
+        upload = begun(partitions)
+        sent = drain(upload)
+        for _ in range(answered):
+            upload.take(answer(sent.pop(0)))
+            sent += drain(upload)
+        upload.stop()
+        ready, sent_bytes = upload.ready, upload.sent_bytes
+        assert sent
+        while sent:
+            assert upload.under_way
+            assert upload.weights_under_way == any(isinstance(message, Chunk) for message in sent)
+            message = sent.pop(0)
+            upload.take(Pong())
+            assert upload.take(Error(ERROR_DAMAGED, "not arriving") if refused else answer(message)) == 0
+        assert not upload.under_way
+        assert not upload.weights_under_way
+        assert (upload.ready, upload.sent_bytes) == (ready, sent_bytes)
 
 
 # --- What has not begun is replaced -----------------------------------------------------------------------------------
