@@ -336,15 +336,16 @@ class QueryExecutor:
                 promised_ms += float(promised.server_ms[leg.first : leg.last + 1].sum())
                 coding_ms += graph.transfer(leg.first, UP).decode_ms + graph.transfer(leg.last + 1, DOWN).encode_ms
         # Beside a stage at both sides the client computes, so its time is not that of transfers only.
-        alone = measuring.asked() and all(leg.where == "server" for leg in legs)
+        transfers_only = all(leg.where == "server" for leg in legs)
+        measuring.asked()
 
         def done(exchange: Exchange | None) -> None:
             if exchange is None:
                 measuring.failed()
                 return
             elsewhere_s = exchange.coding_s + (exchange.stage_ms + coding_ms * self._dilation) / 1e3
-            link_s = time.monotonic() - began - elsewhere_s
-            measuring.answered(alone, exchange.up_bytes, exchange.down_bytes, link_s)
+            link_s = time.monotonic() - began - elsewhere_s if transfers_only else None
+            measuring.answered(exchange.up_bytes, exchange.down_bytes, link_s)
             measuring.computed("server", exchange.stage_ms, promised_ms)
 
         return done

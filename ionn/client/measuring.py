@@ -40,6 +40,7 @@ class Measuring:
         self._since_s: float | None = None  # when the period began in which crossing bytes are counted
         self._crossed_bytes = 0
         self._queries = 0  # how many queries have features on their way
+        self._beside_weights = False  # weights were under way beside these features
         self._answered_s = 0.0  # when the last query ended
 
     def begin(self, now_s: Callable[[], float]) -> None:
@@ -70,7 +71,6 @@ class Measuring:
         """Observe that weights of so many bytes on the wire have crossed, while more are under way."""
         now_s = time.monotonic()
         with self._lock:
-            self.uploading = True
             if self._since_s is None:
                 # Not yet after a query: its features, and weights beside it, may have crossed before.
                 if not self._queries and now_s - self._answered_s >= _SETTLED_S:
@@ -82,25 +82,30 @@ class Measuring:
                 self._estimates.observe_bytes(now_s, self._crossed_bytes, took_s / self._dilation)
                 self._since_s, self._crossed_bytes = now_s, 0
 
-    def idle(self) -> None:
-        """Note that no weights are under way."""
+    def under_way(self, weights: bool) -> None:
+        """Note whether weights are under way."""
         with self._lock:
-            self.uploading, self._since_s = False, None
+            self.uploading = weights
+            if weights:
+                self._beside_weights = True
+            else:
+                self._since_s = None
 
-    def asked(self) -> bool:
-        """Note that features are about to go up; whether they have the link for themselves."""
+    def asked(self) -> None:
+        """Note that features are about to go up."""
         with self._lock:
             self._queries += 1
-            return not self.uploading
+            if self._queries == 1:
+                self._beside_weights = self.uploading
 
-    def answered(self, alone: bool, up_bytes: int, down_bytes: int, seconds: float) -> None:
-        """Observe that features have crossed and their answer has come, for which the link took so many seconds.
-        `alone` is what `asked` returned."""
+    def answered(self, up_bytes: int, down_bytes: int, seconds: float | None) -> None:
+        """Observe that features have crossed and their answer has come, for which the link took so many seconds; None
+        if that is unknown."""
         with self._lock:
             self._queries, self._answered_s = self._queries - 1, time.monotonic()
             if self._since_s is not None:
                 self._crossed_bytes += up_bytes
-            elif alone and not self.uploading and seconds > 0:
+            elif not self._beside_weights and seconds is not None and seconds > 0:
                 size_bytes = up_bytes + down_bytes
                 self._estimates.observe_transfers(time.monotonic(), size_bytes, seconds / self._dilation)
 

@@ -500,6 +500,8 @@ class Client:
     def _connect(self) -> _Connections:
         """Make both connections, in the present session if the server still has it, else in a new one."""
         self._pings.clear()
+        if self._measuring is not None:
+            self._measuring.under_way(False)
         with contextlib.ExitStack() as opened:
             control = Connection(self._context, self.address, self._keys)
             opened.callback(control.close)
@@ -551,14 +553,18 @@ class Client:
                 measuring.round_trip(time.monotonic() - began_s)
 
     def _observe(self, measuring: Measuring, connections: _Connections, upload: Upload | None) -> None:
-        """Tell `measuring` if no weights are under way; then send a probe if one is due."""
-        if upload is None or not upload.weights_under_way:
-            measuring.idle()
-        if self._probe_due and not self._pings and (upload is None or not upload.under_way):
+        """Tell `measuring` whether weights are under way; send a probe if one is due and has the link for itself."""
+        measuring.under_way(upload is not None and upload.weights_under_way)
+        if self._probe_due and not self._pings and not self._must_wait(upload):
             size_bytes = _probe_bytes(connections.welcome)
             connections.upload.send(Ping((bytes(size_bytes),)))
             self._pings.append(_Ping(time.monotonic(), size_bytes))
         self._probe_due = False
+
+    def _must_wait(self, upload: Upload | None) -> bool:
+        """Tell whether a message on the upload connection has to wait behind others: all but Pings without payload."""
+        asking = self._store.is_asking or any(ping.size_bytes for ping in self._pings)
+        return asking or (upload is not None and upload.under_way)
 
     def _ponged(self, upload: Upload | None) -> None:
         sent_s, size_bytes, waited = self._pings.popleft()
@@ -619,7 +625,7 @@ class Client:
                     self._querying.release()
                 silences = _WEIGHTS_SILENCES if upload is not None and upload.weights_under_way else 1
                 if connection.beat(connections.upload, silences * self.timeouts.silence_s):
-                    self._pings.append(_Ping(connection.sent_s, waits=upload is not None and upload.under_way))
+                    self._pings.append(_Ping(connection.sent_s, waits=self._must_wait(upload)))
             else:  # the server works on a query, which has a deadline
                 control.heard()
                 connection.heard()

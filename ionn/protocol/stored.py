@@ -59,6 +59,11 @@ class Stored:
         return Have((bytes.fromhex("".join(digests)),))
 
     @property
+    def is_asking(self) -> bool:
+        """Tell whether the server has not answered a question yet."""
+        return bool(self._asked)
+
+    @property
     def is_quiet(self) -> bool:
         """Tell whether the client asks no more: there is no store, all is stored, or nothing more was stored for long
         after the upload."""

@@ -30,6 +30,7 @@ from ionn.planning.graph import ExecutionGraph
 from ionn.planning.slice_costs import SlicePlan
 from ionn.protocol import messages
 from ionn.protocol.blobs import make_payload, read_payload
+from ionn.protocol.sender import Upload
 from ionn.testbed.live_session import LiveSession
 from tests.support.chains import coded_everywhere
 from tests.support.forward import random_weights
@@ -390,6 +391,11 @@ def session_at(
         yield client, LiveSession(Offloading(NETWORK, net, graph, client, partitions, PIECES, sliced), net, INPUTS)
     finally:
         client.close()
+
+
+def chunks_under_way(upload: Upload | None) -> int:
+    """How many chunks the client has sent that have no answer yet."""
+    return sum(each.size > 0 for each in list(upload._awaited)) if upload is not None else 0
 
 
 # --- Floods ----------------------------------------------------------------------------------------------------------

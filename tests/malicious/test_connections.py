@@ -20,8 +20,21 @@ from ionn.client.connection import ping
 from ionn.client.inflow import _WATCH
 from ionn.client.session import FAULTS, Client
 from ionn.errors import ServerUnreachableError
+from ionn.model.partial_net import extract
 from ionn.protocol import messages
-from tests.malicious.hostile import INPUTS, PATIENT, QUICK, Connection, Hostile, session_at
+from ionn.protocol.sender import Upload
+from tests.malicious.hostile import (
+    INPUTS,
+    NETWORK,
+    PATIENT,
+    QUICK,
+    WAIT_S,
+    WEIGHTS,
+    Connection,
+    Hostile,
+    chunks_under_way,
+    session_at,
+)
 from tests.support.command import serving
 from tests.support.machine import needs_ipv6
 from tests.support.world import wait_for
@@ -162,8 +175,10 @@ def test_a_chunk_may_take_longer_than_a_server_may_be_silent(refused: bool) -> N
     timeouts = dataclasses.replace(PATIENT, heartbeat_s=0.1, silence_s=3.0)
     refusal = messages.Error(messages.ERROR_PARTITION, "too many weights")
     answered: list[messages.Message] = []
+    uploading = threading.Event()
 
     def delay_the_second(connection: Connection, answer: messages.Message) -> bool:
+        uploading.wait(WAIT_S)
         if len(answered) == 1:
             before = server.pings
             wait_for(lambda: server.pings > before + 40, "forty Pings, one each tenth of a second")
@@ -175,10 +190,11 @@ def test_a_chunk_may_take_longer_than_a_server_may_be_silent(refused: bool) -> N
     try:
         with session_at(server.address, timeouts) as (client, session):
             session.start_upload()
-            wait_for(session.uploaded, "the upload")
             upload = client.upload
             assert upload is not None
-            wait_for(lambda: len(answered) > 1 and not upload.under_way, "all answers")
+            wait_for(lambda: chunks_under_way(upload) > 1, "a second chunk, which nothing is sent after a refusal")
+            uploading.set()
+            wait_for(lambda: len(answered) > 1 and upload.ended and not upload.under_way, "all answers")
             assert (upload.error is not None) == refused
             assert client.faults == []
     finally:
@@ -203,3 +219,37 @@ def test_a_name_that_has_only_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_host_is_said_to_be_unknown(host: str) -> None:
     with pytest.raises(ServerUnreachableError, match=rf"{host}:7675: unknown host; check its name$"):
         ping(f"tcp://{host}:7675")
+
+
+class Racing(Client):
+    """A client whose thread does not see yet, so many times, that the user's thread has started the upload."""
+
+    unseen = 0
+    _started: Upload | None = None
+
+    @property
+    def upload(self) -> Upload | None:
+        if self._started is None or self.unseen == 0:
+            return self._started
+        self.unseen -= 1
+        return None
+
+    @upload.setter
+    def upload(self, started: Upload | None) -> None:
+        self._started = started
+
+
+@pytest.mark.parametrize("unseen", range(6))
+def test_an_upload_begins_whenever_it_is_started(unseen: int) -> None:
+    server = Hostile()
+    try:
+        client = Racing(server.address, timeouts=PATIENT)
+        try:
+            client.unseen = unseen
+            upload = client.start_upload([extract(NETWORK, [1], WEIGHTS)], time.monotonic)
+            wait_for(lambda: upload.ready == 1, "the upload")
+            assert client.unseen == 0
+        finally:
+            client.close()
+    finally:
+        server.close()

@@ -20,7 +20,18 @@ from ionn.model import engine
 from ionn.model.comparison import bit_equal
 from ionn.protocol import messages
 from ionn.schema import TIME_MAX_MS
-from tests.malicious.hostile import INPUTS, NETWORK, QUICK, WAIT_S, WEIGHTS, Connection, Hostile, Script
+from tests.malicious.hostile import (
+    INPUTS,
+    NETWORK,
+    PATIENT,
+    QUICK,
+    WAIT_S,
+    WEIGHTS,
+    Connection,
+    Hostile,
+    Script,
+    chunks_under_way,
+)
 from tests.support.world import wait_for
 
 # The client takes 180 ms for a query.
@@ -105,9 +116,10 @@ def test_a_server_that_answers_no_ping_holds_up_nobody() -> None:
 def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """But not what has to wait behind the chunks that still cross."""
     refused = messages.Error(messages.ERROR_PARTITION, "too many weights")
-    chunks, crossed = itertools.count(), threading.Event()
+    chunks, uploading, crossed = itertools.count(), threading.Event(), threading.Event()
 
     def refuse(connection: Connection, answer: messages.Message) -> bool:
+        uploading.wait(WAIT_S)
         if next(chunks) > 0:
             crossed.wait(WAIT_S)
         connection.send(refused)
@@ -125,6 +137,8 @@ def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.
             offloading.start_upload()
             upload = offloading.upload
             assert upload is not None
+            wait_for(lambda: chunks_under_way(upload) > 1, "a second chunk, as none is sent after a refusal")
+            uploading.set()
             wait_for(lambda: upload.error, "the partition to be refused")
             sent_s: dict[str, list[float]] = {"round trip": [], "probe": []}
 
@@ -135,12 +149,16 @@ def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.
             monkeypatch.setattr(measuring, "probed", lambda size_bytes, seconds: observe("probe", seconds))
             client.probe()
             wait_for(lambda: client._pings, "a Ping behind the chunks")
+            assert measuring.uploading
             crossed_s = time.monotonic()
             crossed.set()
             wait_for(lambda: sent_s["round trip"], "a round trip")
-            wait_for(lambda: not client._pings, "no Ping to be under way: only then a probe is sent")
-            client.probe()
-            wait_for(lambda: sent_s["probe"], "a probe")
+
+            def has_probed() -> bool:
+                client.probe()  # again, because none is sent while a Ping is under way
+                return bool(sent_s["probe"])
+
+            wait_for(has_probed, "a probe")
             assert all(each > crossed_s for times in sent_s.values() for each in times)
             assert not measuring.uploading
             # Nothing is planned that could not be uploaded.
@@ -149,5 +167,87 @@ def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.
             offloading._plan_again()
             assert planned == []
             assert client.fault is None
+    finally:
+        server.close()
+
+
+def test_an_outage_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that cross are counted from the first answer of a connection on."""
+    chunks = itertools.count()
+
+    def lose_the_second(connection: Connection, answer: messages.Message) -> bool:
+        number = next(chunks)
+        if number == 1:
+            return False
+        if number < 3:  # the first of a connection: with others under way, so that counting goes on
+            wait_for(lambda: chunks_under_way(offloading.upload) > 1, "another chunk")
+        connection.send(answer)
+        return True
+
+    server = Hostile("chunk ack", lose_the_second)
+    try:
+        net = engine.load_network(NETWORK, WEIGHTS)
+        with open_offloading(
+            NETWORK, net, HERE, server.address, None, "recursive-efficiency", there=THERE, paced=True
+        ) as offloading:
+            client, measuring = offloading._client, offloading.measuring
+            assert client is not None
+            assert measuring is not None
+            client.timeouts = PATIENT
+            counted: list[bool] = []
+            acknowledged = measuring.acknowledged
+
+            def acknowledge(size_bytes: int) -> None:
+                counted.append(measuring._since_s is not None)
+                acknowledged(size_bytes)
+
+            monkeypatch.setattr(measuring, "acknowledged", acknowledge)
+            offloading.start_upload()
+            wait_for(lambda: offloading.upload is not None and offloading.upload.ended, "the upload")
+            assert counted[:3] == [False, False, True]
+    finally:
+        server.close()
+
+
+class HoldingProbes(Hostile):
+    """It answers a probe only while `answering` is set."""
+
+    def __init__(self) -> None:
+        self.answering = threading.Event()
+        self.answering.set()
+        super().__init__()
+
+    def _answer(self, message: messages.Message, role: str) -> tuple[str, messages.Message]:
+        if isinstance(message, messages.Ping) and message.payload:
+            self.answering.wait(WAIT_S)
+        return super()._answer(message, role)
+
+
+def test_a_ping_behind_a_probe_is_no_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer comes when that of the probe has come."""
+    server = HoldingProbes()
+    try:
+        measuring = Measuring()
+        client = Client(server.address, timeouts=dataclasses.replace(PATIENT, heartbeat_s=1.0), measuring=measuring)
+        try:
+            sent_s: list[float] = []
+            monkeypatch.setattr(measuring, "round_trip", lambda took_s: sent_s.append(time.monotonic() - took_s))
+            monkeypatch.setattr(measuring, "probed", lambda size_bytes, took_s: None)
+            server.answering.clear()
+
+            def probes() -> bool:
+                client.probe()  # again, because none is sent while a Ping is under way
+                return any(ping.size_bytes for ping in list(client._pings))
+
+            wait_for(probes, "a probe")
+            sent_s.clear()
+            wait_for(lambda: len(client._pings) > 1, "a Ping behind the probe")
+            answered_s = time.monotonic()
+            server.answering.set()
+            wait_for(lambda: sent_s, "a round trip")
+            assert sent_s[0] > answered_s
+            assert client.fault is None
+        finally:
+            client.close()
     finally:
         server.close()
