@@ -73,9 +73,9 @@ _LATE_S = 60.0
 # The slowest link for which time is allowed to ask a server what it has stored, and the most time. Nothing can be
 # planned meanwhile.
 _ASKING_MBPS, _ASKING_MAX_S = 0.01, 60.0
-# How many times as long the upload connection may be silent while weights are under way: at 17 kbps a chunk takes a
-# minute, and what is sent behind it waits. The control connection's Pings find a dead server as soon as ever.
-_WEIGHTS_SILENCES = 12
+# How many times as long the upload connection may be silent while a Ping has to wait there behind other messages: at 17
+# kbps a chunk takes a minute. The control connection's Pings find a dead server as soon as ever.
+_WAITING_SILENCES = 12
 # How often the thread looks for a late answer, and calls `look`.
 _LATE_POLL_S, _LOOK_S = 0.01, 0.1
 # How long sending a Bye may take: enough for a live server, and short if it is lost.
@@ -94,9 +94,9 @@ class Timeouts:
 
     A query at the server may take `query_s` and ten times the expected latency. A server that is silent for
     `heartbeat_s` is sent a Ping, and is lost if it does not answer within `silence_s`, or twelve times that where
-    weights are under way. It has `connect_s` to answer a Hello; the same, and the time to send the question, to say
-    what it has stored. After a loss, the client connects again after `retry_s` at first, then less often, at last every
-    `retry_max_s`.
+    the Ping waits behind weights or other long messages. It has `connect_s` to answer a Hello; the same, and the time
+    to send the question, to say what it has stored. After a loss, the client connects again after `retry_s` at first,
+    then less often, at last every `retry_max_s`.
     """
 
     query_s: float = 5.0
@@ -592,6 +592,8 @@ class Client:
             query = self._queries if self._querying.locked() else None
             outgoing = upload.next_message(query) if upload else None
             if outgoing is not None:
+                if self._measuring is not None and upload is not None and upload.weights_under_way:
+                    self._measuring.under_way(True)  # before features can cross beside them
                 connections.upload.send(outgoing)
             if upload is not None and not (upload.ended and upload.is_stored):
                 question = self._store.ask_again(time.monotonic(), upload.wire_bytes, upload.ended)
@@ -623,9 +625,10 @@ class Client:
                     control.beat(connections.control, self.timeouts.silence_s)
                 finally:
                     self._querying.release()
-                silences = _WEIGHTS_SILENCES if upload is not None and upload.weights_under_way else 1
+                waits = self._must_wait(upload)
+                silences = _WAITING_SILENCES if waits else 1
                 if connection.beat(connections.upload, silences * self.timeouts.silence_s):
-                    self._pings.append(_Ping(connection.sent_s, waits=self._must_wait(upload)))
+                    self._pings.append(_Ping(connection.sent_s, waits=waits))
             else:  # the server works on a query, which has a deadline
                 control.heard()
                 connection.heard()

@@ -18,6 +18,7 @@ import pytest
 from ionn.client import connection as module
 from ionn.client.connection import ping
 from ionn.client.inflow import _WATCH
+from ionn.client.measuring import Measuring
 from ionn.client.session import FAULTS, Client
 from ionn.errors import ServerUnreachableError
 from ionn.model.partial_net import extract
@@ -160,13 +161,20 @@ def test_a_process_that_can_open_few_files_goes_on() -> None:
 
 
 class Counting(Hostile):
-    """It counts the control connection's Pings."""
+    """It counts the control connection's Pings, and probes."""
 
-    pings = 0
+    pings = probes = 0
 
     def _answer(self, message: messages.Message, role: str) -> tuple[str, messages.Message]:
-        self.pings += isinstance(message, messages.Ping) and role == "control"
+        if isinstance(message, messages.Ping):
+            self.pings += role == "control"
+            self.probes += bool(message.payload)
         return super()._answer(message, role)
+
+    def wait(self) -> None:
+        """Wait for longer than a client is to be silent that heartbeats each tenth of a second."""
+        before = self.pings
+        wait_for(lambda: self.pings > before + 40, "forty Pings")
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -180,8 +188,7 @@ def test_a_chunk_may_take_longer_than_a_server_may_be_silent(refused: bool) -> N
     def delay_the_second(connection: Connection, answer: messages.Message) -> bool:
         uploading.wait(WAIT_S)
         if len(answered) == 1:
-            before = server.pings
-            wait_for(lambda: server.pings > before + 40, "forty Pings, one each tenth of a second")
+            server.wait()
         answered.append(answer)
         connection.send(refusal if refused else answer)
         return True
@@ -219,6 +226,36 @@ def test_a_name_that_has_only_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_host_is_said_to_be_unknown(host: str) -> None:
     with pytest.raises(ServerUnreachableError, match=rf"{host}:7675: unknown host; check its name$"):
         ping(f"tcp://{host}:7675")
+
+
+def test_a_probe_may_take_longer_than_a_server_may_be_silent() -> None:
+    answered: list[int] = []
+
+    def delay_the_second(connection: Connection, answer: messages.Message) -> bool:
+        if server.probes == 2 and 2 not in answered:
+            server.wait()
+        answered.append(server.probes)
+        connection.send(answer)
+        return True
+
+    server = Counting("pong upload", delay_the_second)
+    try:
+        timeouts = dataclasses.replace(PATIENT, heartbeat_s=0.1, silence_s=3.0)
+        client = Client(server.address, timeouts=timeouts, measuring=Measuring())
+        try:
+
+            def probes() -> bool:
+                client.probe()  # again, because none is sent while a Ping is under way
+                return server.probes == 2
+
+            wait_for(probes, "a probe")
+            wait_for(lambda: 2 in answered, "its answer")
+            assert client.fault is None
+            assert client._breaks == 0
+        finally:
+            client.close()
+    finally:
+        server.close()
 
 
 class Racing(Client):

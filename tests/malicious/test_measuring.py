@@ -140,6 +140,7 @@ def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.
             wait_for(lambda: chunks_under_way(upload) > 1, "a second chunk, as none is sent after a refusal")
             uploading.set()
             wait_for(lambda: upload.error, "the partition to be refused")
+            client.timeouts = dataclasses.replace(PATIENT, heartbeat_s=1.0)
             sent_s: dict[str, list[float]] = {"round trip": [], "probe": []}
 
             def observe(what: str, took_s: float) -> None:
@@ -174,10 +175,12 @@ def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.
 def test_an_outage_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that cross are counted from the first answer of a connection on."""
     chunks = itertools.count()
+    counted: list[bool] = []
 
     def lose_the_second(connection: Connection, answer: messages.Message) -> bool:
         number = next(chunks)
         if number == 1:
+            wait_for(lambda: counted, "the first answer, which may get lost with the connection")
             return False
         if number < 3:  # the first of a connection: with others under way, so that counting goes on
             wait_for(lambda: chunks_under_way(offloading.upload) > 1, "another chunk")
@@ -194,7 +197,6 @@ def test_an_outage_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) 
             assert client is not None
             assert measuring is not None
             client.timeouts = PATIENT
-            counted: list[bool] = []
             acknowledged = measuring.acknowledged
 
             def acknowledge(size_bytes: int) -> None:
