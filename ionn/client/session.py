@@ -94,7 +94,7 @@ class Timeouts:
 
     A query at the server may take `query_s` and ten times the expected latency. A server that is silent for
     `heartbeat_s` is sent a Ping, and is lost if it does not answer within `silence_s`, or twelve times that where
-    the Ping waits behind weights or other long messages. It has `connect_s` to answer a Hello; the same, and the time
+    the Ping waits behind weights or other messages. It has `connect_s` to answer a Hello; the same, and the time
     to send the question, to say what it has stored. After a loss, the client connects again after `retry_s` at first,
     then less often, at last every `retry_max_s`.
     """
@@ -350,7 +350,7 @@ class Client:
         return self._late is not None
 
     def probe(self) -> None:
-        """Have the link probed, unless weights are under way, which tell its rate too."""
+        """Have the link probed, unless weights are under way, which tell its rate too, or other messages."""
         self._probe_due = True
         self.wake()
 
