@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ionn.client.measuring import Measuring
-from ionn.client.offloading import open_offloading
+from ionn.client.offloading import Offloading, open_offloading
 from ionn.client.session import Client
 from ionn.costs.models import Profile
 from ionn.model import engine
@@ -113,6 +114,22 @@ def test_a_server_that_answers_no_ping_holds_up_nobody() -> None:
         server.close()
 
 
+@contextlib.contextmanager
+def measured_at(server: Hostile) -> Iterator[tuple[Offloading, Client, Measuring]]:
+    """Offloading to a server that the client measures. The server is closed at the end."""
+    net = engine.load_network(NETWORK, WEIGHTS)
+    try:
+        with open_offloading(
+            NETWORK, net, HERE, server.address, None, "recursive-efficiency", there=THERE, paced=True
+        ) as offloading:
+            client, measuring = offloading._client, offloading.measuring
+            assert client is not None
+            assert measuring is not None
+            yield offloading, client, measuring
+    finally:
+        server.close()
+
+
 def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """But not what has to wait behind the chunks that still cross."""
     refused = messages.Error(messages.ERROR_PARTITION, "too many weights")
@@ -126,50 +143,41 @@ def test_a_client_measures_on_after_a_partition_was_refused(monkeypatch: pytest.
         return True
 
     server = Hostile("chunk ack", refuse)
-    try:
-        net = engine.load_network(NETWORK, WEIGHTS)
-        with open_offloading(
-            NETWORK, net, HERE, server.address, None, "recursive-efficiency", there=THERE, paced=True
-        ) as offloading:
-            client, measuring = offloading._client, offloading.measuring
-            assert client is not None
-            assert measuring is not None
-            offloading.start_upload()
-            upload = offloading.upload
-            assert upload is not None
-            wait_for(lambda: chunks_under_way(upload) > 1, "a second chunk, as none is sent after a refusal")
-            uploading.set()
-            wait_for(lambda: upload.error, "the partition to be refused")
-            client.timeouts = dataclasses.replace(PATIENT, heartbeat_s=1.0)
-            sent_s: dict[str, list[float]] = {"round trip": [], "probe": []}
+    with measured_at(server) as (offloading, client, measuring):
+        offloading.start_upload()
+        upload = offloading.upload
+        assert upload is not None
+        wait_for(lambda: chunks_under_way(upload) > 1, "a second chunk, as none is sent after a refusal")
+        uploading.set()
+        wait_for(lambda: upload.error, "the partition to be refused")
+        client.timeouts = dataclasses.replace(PATIENT, heartbeat_s=1.0)
+        sent_s: dict[str, list[float]] = {"round trip": [], "probe": []}
 
-            def observe(what: str, took_s: float) -> None:
-                sent_s[what].append(time.monotonic() - took_s)
+        def observe(what: str, took_s: float) -> None:
+            sent_s[what].append(time.monotonic() - took_s)
 
-            monkeypatch.setattr(measuring, "round_trip", lambda seconds: observe("round trip", seconds))
-            monkeypatch.setattr(measuring, "probed", lambda size_bytes, seconds: observe("probe", seconds))
-            client.probe()
-            wait_for(lambda: client._pings, "a Ping behind the chunks")
-            assert measuring.uploading
-            crossed_s = time.monotonic()
-            crossed.set()
-            wait_for(lambda: sent_s["round trip"], "a round trip")
+        monkeypatch.setattr(measuring, "round_trip", lambda seconds: observe("round trip", seconds))
+        monkeypatch.setattr(measuring, "probed", lambda size_bytes, seconds: observe("probe", seconds))
+        client.probe()
+        wait_for(lambda: client._pings, "a Ping behind the chunks")
+        assert measuring.uploading
+        crossed_s = time.monotonic()
+        crossed.set()
+        wait_for(lambda: sent_s["round trip"], "a round trip")
 
-            def has_probed() -> bool:
-                client.probe()  # again, because none is sent while a Ping is under way
-                return bool(sent_s["probe"])
+        def has_probed() -> bool:
+            client.probe()  # again, because none is sent while a Ping is under way
+            return bool(sent_s["probe"])
 
-            wait_for(has_probed, "a probe")
-            assert all(each > crossed_s for times in sent_s.values() for each in times)
-            assert not measuring.uploading
-            # Nothing is planned that could not be uploaded.
-            planned: list[object] = []
-            monkeypatch.setattr(offloading, "_prepare_rest", lambda *pieces: planned.append(pieces))
-            offloading._plan_again()
-            assert planned == []
-            assert client.fault is None
-    finally:
-        server.close()
+        wait_for(has_probed, "a probe")
+        assert all(each > crossed_s for times in sent_s.values() for each in times)
+        assert not measuring.uploading
+        # Nothing is planned that could not be uploaded.
+        planned: list[object] = []
+        monkeypatch.setattr(offloading, "_prepare_rest", lambda *pieces: planned.append(pieces))
+        offloading._plan_again()
+        assert planned == []
+        assert client.fault is None
 
 
 def test_an_outage_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,28 +196,19 @@ def test_an_outage_does_not_count_for_the_rate(monkeypatch: pytest.MonkeyPatch) 
         return True
 
     server = Hostile("chunk ack", lose_the_second)
-    try:
-        net = engine.load_network(NETWORK, WEIGHTS)
-        with open_offloading(
-            NETWORK, net, HERE, server.address, None, "recursive-efficiency", there=THERE, paced=True
-        ) as offloading:
-            client, measuring = offloading._client, offloading.measuring
-            assert client is not None
-            assert measuring is not None
-            client.timeouts = PATIENT
-            acknowledged = measuring.acknowledged
+    with measured_at(server) as (offloading, client, measuring):
+        client.timeouts = PATIENT
+        acknowledged = measuring.acknowledged
 
-            def acknowledge(size_bytes: int) -> None:
-                counted.append(measuring._since_s is not None)
-                acknowledged(size_bytes)
+        def acknowledge(size_bytes: int) -> None:
+            counted.append(measuring._since_s is not None)
+            acknowledged(size_bytes)
 
-            monkeypatch.setattr(measuring, "acknowledged", acknowledge)
-            offloading.start_upload()
-            # If the first round trip seems slow, nothing is uploaded until another one was measured.
-            wait_for(lambda: len(counted) > 2, "three answers")
-            assert counted[:3] == [False, False, True]
-    finally:
-        server.close()
+        monkeypatch.setattr(measuring, "acknowledged", acknowledge)
+        offloading.start_upload()
+        # If the first round trip seems slow, nothing is uploaded until another one was measured.
+        wait_for(lambda: len(counted) > 2, "three answers")
+        assert counted[:3] == [False, False, True]
 
 
 class HoldingProbes(Hostile):
