@@ -93,7 +93,7 @@ wheels: setup ## build the wheels of ionn and Caffe into dist/, to install elsew
 	  cp "$$wheel" dist/
 	@ls dist/*.whl
 
-test: models ## run the tests: 11 minutes on two cores
+test: models ## run the tests: 12 minutes on two cores
 	$(PYTEST)
 
 test-long: models ## run the tests that take too long for that, and 1,000 generated nets: 6 minutes
